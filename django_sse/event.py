@@ -1,0 +1,226 @@
+"""One Server-Sent Event and its wire format, exact to the WHATWG specification.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+import json
+import re
+from codecs import BOM_UTF8
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+from django.core.serializers.json import DjangoJSONEncoder
+from django.utils.functional import Promise
+
+from django_sse.exceptions import InvalidEvent
+
+# The specification knows these three line ends and no other; str.splitlines() has more.
+_LINE_END = re.compile(r"\r\n|\n|\r")
+_FORBIDDEN_IN_FIELD = re.compile(r"[\r\n\0]")
+
+# `error` and `open` are EventSource's own, `close` and `reset` are the library's.
+RESERVED_NAMES: Final = frozenset({"error", "open", "close", "reset"})
+
+
+class _NoData(Enum):
+    NO_DATA = "no data"
+
+    def __repr__(self) -> str:
+        return "NO_DATA"
+
+
+NO_DATA: Final = _NoData.NO_DATA
+"""The default of ``Event.data``: no ``data`` line at all, unlike ``None``, which is JSON's null."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a stream.
+
+    Args:
+        data: Text is sent as it is; anything else as JSON by ``DjangoJSONEncoder``
+            (``None`` is ``null``). Without it a browser fires no event.
+        event: The event's type, ``message`` in the browser when it is not given.
+        id: What the browser sends back as ``Last-Event-ID``.
+        retry: The browser's reconnection time, in milliseconds.
+        comment: Text that clients ignore.
+
+    Raises:
+        InvalidEvent: A field that would break the stream, or data that is not JSON.
+    """
+
+    data: Any = NO_DATA
+    event: str | None = None
+    id: str | None = None
+    retry: int | None = None
+    comment: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("event", "id"):
+            value = getattr(self, field)
+            if value is None:
+                continue
+            if not isinstance(value, str):
+                raise InvalidEvent(f"Event.{field} must be text, not {type(value).__name__}.")
+            if _FORBIDDEN_IN_FIELD.search(value):
+                raise InvalidEvent(
+                    f"Event.{field} must not contain CR, LF or NUL, and {value!r} does: "
+                    "it would end the line and start a field of its own."
+                )
+        if self.event is not None and self.data is NO_DATA:
+            raise InvalidEvent(
+                f"An event of type {self.event!r} without data fires nothing in a browser. "
+                'Give it data, at least the empty text "".'
+            )
+        if self.retry is not None and (
+            isinstance(self.retry, bool) or not isinstance(self.retry, int) or self.retry < 0
+        ):
+            raise InvalidEvent(
+                f"Event.retry must be a whole number of milliseconds from 0, not {self.retry!r}."
+            )
+        if self.comment is not None and not isinstance(self.comment, str):
+            raise InvalidEvent(f"Event.comment must be text, not {type(self.comment).__name__}.")
+
+    def encode(self) -> bytes:
+        """Return the event's block of lines, with the blank line that ends it.
+
+        Raises:
+            InvalidEvent: The data is neither text nor something that JSON can express.
+        """
+        lines = list(self._lines())
+        return _utf8("".join(f"{line}\n" for line in lines) + "\n") if lines else b""
+
+    def json(self) -> Any:
+        """Return the data of a received event, read as JSON.
+
+        Raises:
+            ValueError: The data is not JSON.
+        """
+        return json.loads(self.text)
+
+    @property
+    def text(self) -> str:
+        """The data as it goes over the wire; the empty text when there is none."""
+        return "" if self.data is NO_DATA else _as_text(self.data)
+
+    def _lines(self) -> Iterator[str]:
+        if self.comment is not None:
+            yield from (f": {line}" for line in _LINE_END.split(self.comment))
+        if self.retry is not None:
+            yield f"retry: {self.retry}"
+        if self.id is not None:
+            yield f"id: {self.id}"
+        if self.event is not None:
+            yield f"event: {self.event}"
+        if self.data is not NO_DATA:
+            yield from (f"data: {line}" for line in _LINE_END.split(_as_text(self.data)))
+
+
+def refuse_reserved_name(event: Event) -> None:
+    """Refuse the event names that mean something of their own to a client.
+
+    Raises:
+        InvalidEvent: The name is one of ``error``, ``open``, ``close`` and ``reset``.
+    """
+    if event.event in RESERVED_NAMES:
+        raise InvalidEvent(
+            f"{event.event!r} is not a name for an event: {', '.join(sorted(RESERVED_NAMES))} "
+            "belong to EventSource and to django_sse."
+        )
+
+
+def with_id(id: str, block: bytes) -> bytes:
+    """Return an encoded block (none makes a checkpoint) with an ``id`` line in front."""
+    return b"id: %s\n%s" % (id.encode("ascii"), block or b"\n")
+
+
+def _as_text(data: Any) -> str:
+    if isinstance(data, str | Promise):
+        return str(data)
+    try:
+        return json.dumps(
+            data,
+            cls=DjangoJSONEncoder,
+            ensure_ascii=False,
+            allow_nan=False,
+            separators=(",", ":"),
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidEvent(
+            f"Event.data must be text or something that JSON can express: {error}"
+        ) from error
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        # Pairs of surrogates are one character, lone ones are none: U+FFFD, as browsers show it.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+class Decoder:
+    """A strict event stream parser (WHATWG 9.2.6), fed bytes in any split.
+
+    ``last_event_id`` and ``reconnection_time`` (milliseconds, or None) are what a browser would
+    hold: an id without data moves the first and yields no event.
+    """
+
+    def __init__(self) -> None:
+        self.last_event_id = ""
+        self.reconnection_time: int | None = None
+        self._rest = b""
+        self._at_start = True
+        self._skip_newline = False
+        self._data: list[str] = []
+        self._name = ""
+        self._id = ""
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """Return the events that this chunk completes."""
+        if self._at_start:
+            chunk, self._rest = self._rest + chunk, b""
+            if len(chunk) < len(BOM_UTF8) and BOM_UTF8.startswith(chunk):
+                self._rest = chunk
+                return []
+            chunk = chunk.removeprefix(BOM_UTF8)
+            self._at_start = False
+        return [event for line in self._lines_ended_by(chunk) if (event := self._take(line))]
+
+    def _lines_ended_by(self, chunk: bytes) -> list[str]:
+        # A CR ends its line at once; whether an LF belongs to it may show only in the next chunk.
+        if self._skip_newline and chunk:
+            chunk = chunk.removeprefix(b"\n")
+            self._skip_newline = False
+        if chunk.endswith(b"\r"):
+            self._skip_newline = True
+        first, *others = re.split(rb"\r\n|\n|\r", chunk)
+        *lines, self._rest = [self._rest + first, *others]
+        return [line.decode("utf-8", "replace") for line in lines]
+
+    def _take(self, line: str) -> Event | None:
+        if not line:
+            return self._dispatch()
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        match field:
+            case "data":
+                self._data.append(value)
+            case "event":
+                # Event refuses NUL, and a decoder must not fail on what it is sent.
+                self._name = value.replace("\0", "\ufffd")
+            case "id" if "\0" not in value:
+                self._id = value
+            case "retry" if value.isascii() and value.isdigit():
+                self.reconnection_time = int(value[-18:])
+        return None
+
+    def _dispatch(self) -> Event | None:
+        self.last_event_id = self._id
+        data, name = self._data, self._name
+        self._data, self._name = [], ""
+        if not data:
+            return None
+        return Event("\n".join(data), event=name or None, id=self.last_event_id or None)

@@ -1,0 +1,54 @@
+"""The tables of the database store."""
+
+from django.db import models
+
+from django_sse.stores.base import Kind
+
+
+class EventGroup(models.Model):
+    """A group's last number, and whether it is cancelled; its row is the group's lock."""
+
+    name = models.CharField(max_length=99, primary_key=True)
+    first = models.BigIntegerField(default=0)
+    head = models.BigIntegerField(default=0)
+    cancelled = models.BooleanField(default=False)
+    changed = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class StoredEvent(models.Model):
+    """A numbered event, as it goes over the wire, without its id."""
+
+    id = models.BigAutoField(primary_key=True)
+    group = models.CharField(max_length=99)
+    number = models.BigIntegerField()
+    wire = models.BinaryField()
+    closes = models.BooleanField(default=False)
+    created = models.DateTimeField(db_index=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["group", "number"], name="django_sse_one_event_a_number"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.group} {self.number}"
+
+
+class OutboxEvent(models.Model):
+    """What was published in a transaction, waiting for its number.
+
+    A transaction only inserts here and so never waits for another one's group.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    group = models.CharField(max_length=99, db_index=True)
+    kind = models.SmallIntegerField(choices=[(kind.value, kind.name.lower()) for kind in Kind])
+    wire = models.BinaryField()
+
+    def __str__(self) -> str:
+        return f"{self.group} {self.id}"

@@ -1,0 +1,58 @@
+"""The event store that ``DJANGO_SSE["STORE"]`` chooses."""
+
+from functools import cache
+from threading import Lock
+from typing import Any, Final
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
+
+from django_sse.conf import SETTING, conf
+from django_sse.stores.base import EventStore
+
+STORES: Final = {
+    "database": "django_sse.stores.database.DatabaseStore",
+    "memory": "django_sse.stores.memory.MemoryStore",
+}
+
+
+_making = Lock()
+
+
+def get_store() -> EventStore:
+    """Return the project's event store, one in a process.
+
+    Raises:
+        ImproperlyConfigured: There is no such store, or it does not take the options given.
+    """
+    with _making:
+        return _make_store()
+
+
+@cache
+def _make_store() -> EventStore:
+    chosen = conf().STORE
+    backend, options = (
+        (chosen, {}) if isinstance(chosen, str) else (chosen["BACKEND"], chosen.get("OPTIONS", {}))
+    )
+    try:
+        store = import_string(STORES.get(backend, backend))(**options)
+    except (ImportError, TypeError) as error:
+        raise ImproperlyConfigured(
+            f"{SETTING}['STORE'] names no usable store: {error}. Choose one of "
+            f"{', '.join(STORES)}, or the dotted path of an EventStore."
+        ) from error
+    if not isinstance(store, EventStore):
+        raise ImproperlyConfigured(
+            f"{SETTING}['STORE'] names {backend}, which is not an EventStore."
+        )
+    return store
+
+
+def _forget(*, setting: str, **kwargs: Any) -> None:
+    if setting == SETTING:
+        _make_store.cache_clear()
+
+
+setting_changed.connect(_forget)

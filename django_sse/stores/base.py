@@ -1,0 +1,229 @@
+"""The contract of an event store: each group's recent events, and whether it is cancelled."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from time import time_ns
+from typing import Any, ClassVar, Final
+
+from asgiref.sync import sync_to_async
+from django.core import checks
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
+
+from django_sse.event import Event
+from django_sse.exceptions import GroupCancelled, InvalidGroup
+
+_GROUP_NAME: Final = re.compile(r"[A-Za-z0-9\-_.]{1,99}", re.ASCII)
+
+
+def validate_group(group: str) -> str:
+    """Return the group's name, as Channels allows it.
+
+    Raises:
+        InvalidGroup: Not 1 to 99 ASCII letters, digits, hyphens, underscores and full stops.
+    """
+    if not isinstance(group, str) or not _GROUP_NAME.fullmatch(group):
+        raise InvalidGroup(
+            f"{group!r} is not a group name: it takes 1 to 99 ASCII letters, digits, "
+            "hyphens, underscores and full stops."
+        )
+    return group
+
+
+class Kind(IntEnum):
+    """What an appended entry does."""
+
+    EVENT = 0
+    CLOSE = 1  # cancels the group
+    REOPEN = 2  # brings it back; takes no number
+
+
+@dataclass(frozen=True, slots=True)
+class NewEntry:
+    """What is to be appended to a group: an encoded event without an id."""
+
+    group: str
+    wire: bytes
+    kind: Kind = Kind.EVENT
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A numbered event of a group; ``closes`` marks the ``close`` of a cancel."""
+
+    number: int
+    wire: bytes
+    closes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GroupState:
+    """Where a group stands.
+
+    ``first`` is its first number ever, ``head`` its last, ``oldest`` the oldest one kept (head + 1
+    when none is). A group never published to has first and head 0.
+    """
+
+    first: int = 0
+    head: int = 0
+    oldest: int = 1
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What a doorbell says: how far a group has got, and perhaps the new entries themselves."""
+
+    group: str
+    head: int
+    cancelled: bool
+    entries: tuple[Entry, ...] = ()
+
+
+@dataclass(slots=True)
+class Numbering:
+    """Gives the entries of one group their numbers; what every store does under its lock.
+
+    ``closing`` is the wire of the ``close`` that a cancelled group ended with.
+    """
+
+    group: str
+    head: int
+    cancelled: bool
+    closing: bytes = b""
+    numbered: list[Entry] = field(default_factory=list)
+
+    def take(self, entry: NewEntry, *, staged: bool = False) -> int | None:
+        """Number one entry; None for what takes no number.
+
+        A staged entry comes out of a transaction that has committed, so it is too late to refuse
+        it: in a group cancelled meanwhile it goes before a ``close`` of its own.
+
+        Raises:
+            GroupCancelled: An event, not staged, for a cancelled group.
+        """
+        if entry.kind is Kind.REOPEN:
+            self.cancelled = False
+            return None
+        if entry.kind is Kind.CLOSE:
+            if self.cancelled:
+                return None
+            self.cancelled = True
+            self.closing = entry.wire
+        elif self.cancelled and not staged:
+            raise GroupCancelled(self.group)
+        return self._add(entry.wire, closes=entry.kind is Kind.CLOSE)
+
+    def finish(self) -> Hint:
+        """Return the hint that tells of the group as it is now."""
+        if self.cancelled and self.numbered and not self.numbered[-1].closes:
+            self._add(self.closing or closing_wire(None), closes=True)
+        return Hint(self.group, self.head, self.cancelled, tuple(self.numbered))
+
+    def _add(self, wire: bytes, *, closes: bool) -> int:
+        self.head = self.head + 1 if self.head else first_number()
+        self.numbered.append(Entry(self.head, wire, closes))
+        return self.head
+
+
+Ring = Callable[[Sequence[Hint]], None]
+Cursor = Any
+
+
+class EventStore(ABC):
+    """Keeps each group's recent events in order.
+
+    Numbers: a group's first number is the time in microseconds, every later one is one more. They
+    never go back, neither after trimming nor after ``reopen``.
+
+    Appending: all entries of one call are appended, or none; groups may be mixed. A ``CLOSE``
+    takes a number like an event, once: a second one for a cancelled group is dropped. Appending an
+    event to a cancelled group raises ``GroupCancelled``.
+
+    Transactions: where a transaction is open on ``using``, entries come into being with its commit.
+
+    Reading is async and never changes what is stored, with the exception of ``achanged``, which
+    also finishes what a publisher that died after its commit has left behind.
+    """
+
+    crosses_processes: ClassVar[bool]
+    """Whether another process sees what this one appends."""
+
+    def __init__(self, *, using: str = DEFAULT_DB_ALIAS) -> None:
+        self.using = using
+
+    def append(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
+        """Append entries and ring; return their numbers (None for ``REOPEN`` and dropped ones).
+
+        Inside a transaction on ``using`` the numbers are None, and the ringing is done after the
+        commit. Blocking: for synchronous code.
+
+        Raises:
+            GroupCancelled: An event for a cancelled group; nothing was appended.
+        """
+        if not connections[self.using].in_atomic_block:
+            numbers, hints = self._append(entries)
+            ring(hints)
+            return numbers
+        commit = self._stage(entries)
+        # A failing hook must not keep the project's own hooks from running; Django logs it.
+        transaction.on_commit(lambda: ring(commit()), using=self.using, robust=True)
+        return [None] * len(entries)
+
+    async def aappend(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
+        """Append from async code; otherwise as ``append``."""
+        # In the thread that async_to_sync or the request keeps, where its transaction is open.
+        return await sync_to_async(self.append)(entries, ring)
+
+    @abstractmethod
+    def _append(self, entries: Sequence[NewEntry]) -> tuple[list[int | None], list[Hint]]:
+        """Append entries now; return a number (or None) each, and a hint for each changed group."""
+
+    @abstractmethod
+    def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Sequence[Hint]]:
+        """Take entries within an open transaction; return what appends them after its commit.
+
+        Raises:
+            GroupCancelled: An event for a cancelled group; nothing was taken.
+        """
+
+    @abstractmethod
+    def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
+        """Return the state of each of the groups. Blocking: for synchronous code."""
+
+    @abstractmethod
+    async def astates(self, groups: Sequence[str]) -> dict[str, GroupState]:
+        """Return the state of each of the groups."""
+
+    @abstractmethod
+    async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
+        """Return at most ``limit`` kept entries numbered above ``after``, in order."""
+
+    @abstractmethod
+    async def achanged(self, cursor: Cursor) -> tuple[Iterable[Hint], Cursor]:
+        """Return hints of the groups that changed since the cursor was made, and the next cursor.
+
+        The first cursor is None. A change may be told more than once, and is never left out.
+        """
+
+    async def atrim(self) -> None:
+        """Drop what is older than ``HISTORY_AGE`` and groups idle for ``GROUP_TTL``."""
+
+    async def aclose(self) -> None:
+        """Let go of what async reading holds open; the store can be used again afterwards."""
+
+    def check(self) -> list[checks.CheckMessage]:
+        """Return what is wrong with the store's configuration."""
+        return []
+
+
+def closing_wire(reason: str | None) -> bytes:
+    """Return the wire of the ``close`` that tells clients that a group is cancelled, and why."""
+    return Event({"reason": reason}, event="close").encode()
+
+
+def first_number() -> int:
+    """Return the first number of a group: the time in microseconds."""
+    return time_ns() // 1000

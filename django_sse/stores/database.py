@@ -1,0 +1,333 @@
+"""Keeps events in the project's database, SQLite or PostgreSQL, with a transactional outbox."""
+
+import asyncio
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
+from datetime import datetime, timedelta
+from threading import Lock
+from typing import Any, Final, NamedTuple, TypeVar
+
+from django.core import checks
+from django.db import (
+    DEFAULT_DB_ALIAS,
+    InterfaceError,
+    OperationalError,
+    connections,
+    router,
+    transaction,
+)
+from django.db.models import F, Max, OuterRef, QuerySet, Subquery
+from django.utils import timezone
+
+from django_sse.conf import conf
+from django_sse.exceptions import GroupCancelled
+from django_sse.models import EventGroup, OutboxEvent, StoredEvent
+from django_sse.stores.base import (
+    Cursor,
+    Entry,
+    EventStore,
+    GroupState,
+    Hint,
+    Kind,
+    NewEntry,
+    Numbering,
+)
+
+Result = TypeVar("Result")
+
+# A change becomes visible a little after the time that it bears: by the length of a commit, and by
+# what the clocks of several hosts differ. Changes this old are therefore told again.
+_SLACK: Final = timedelta(seconds=10)
+
+# Groups that one trim looks at, so that it never holds up the hub's reads for long.
+_TRIM_GROUPS: Final = 500
+
+
+class _Cursor(NamedTuple):
+    time: datetime
+    version: tuple[Any, int] | None
+
+
+class DatabaseStore(EventStore):
+    """Events in tables of the alias ``using``.
+
+    Inside a transaction an event is only inserted into the outbox, without a number and without a
+    lock. After the commit a short transaction of its own numbers what waits in the group, in order,
+    under the group's lock; if the publisher has died by then, the next one to look does it.
+    """
+
+    crosses_processes = True
+
+    def __init__(self, *, using: str = DEFAULT_DB_ALIAS) -> None:
+        super().__init__(using=using)
+        self._reader: ThreadPoolExecutor | None = None
+        self._reader_lock = Lock()
+
+    # Reading
+
+    def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
+        oldest = self._stored.filter(group=OuterRef("name")).order_by("number").values("number")
+        rows = (
+            self._groups.filter(name__in=groups)
+            .annotate(oldest=Subquery(oldest[:1]))
+            .values_list("name", "first", "head", "oldest", "cancelled")
+        )
+        found = {
+            name: GroupState(first, head, oldest or head + 1, cancelled)
+            for name, first, head, oldest, cancelled in rows
+        }
+        return {group: found.get(group) or GroupState() for group in groups}
+
+    async def astates(self, groups: Sequence[str]) -> dict[str, GroupState]:
+        return await self._in_reader(lambda: self.states(groups))
+
+    async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
+        rows = self._stored.filter(group=group, number__gt=after).order_by("number")
+        columns = rows.values_list("number", "wire", "closes")[:limit]
+        return await self._in_reader(
+            lambda: [Entry(number, bytes(wire), closes) for number, wire, closes in columns]
+        )
+
+    async def achanged(self, cursor: Cursor) -> tuple[Iterable[Hint], Cursor]:
+        return await self._in_reader(lambda: self._changed(cursor))
+
+    async def atrim(self) -> None:
+        await self._in_reader(self._trim)
+
+    async def aclose(self) -> None:
+        with self._reader_lock:
+            reader, self._reader = self._reader, None
+        if reader:
+            closing = reader.submit(lambda: connections[self.using].close())
+            reader.shutdown(wait=False)
+            await asyncio.wrap_future(closing)
+
+    def _changed(self, cursor: _Cursor | None) -> tuple[list[Hint], _Cursor]:
+        version = self._data_version()
+        if cursor and version and version == cursor.version:
+            return [], cursor
+        now = timezone.now()
+        hints = []
+        if waiting := list(self._outbox.values_list("group", flat=True).distinct()):
+            hints += self._number({key: [] for key in waiting})[1]
+        if cursor:
+            rows = self._groups.filter(changed__gte=cursor.time - _SLACK)
+            hints += [Hint(*row) for row in rows.values_list("name", "head", "cancelled")]
+        return hints, _Cursor(now, version)
+
+    def _data_version(self) -> tuple[Any, int] | None:
+        """Return a value that stays the same while no other connection has changed the database."""
+        connection = connections[self.using]
+        if connection.vendor != "sqlite":
+            return None
+        with connection.cursor() as cursor:
+            # 2 microseconds, comparable for one connection only: sqlite.org/pragma.html.
+            cursor.execute("PRAGMA data_version")
+            return connection.connection, cursor.fetchone()[0]
+
+    async def _in_reader(self, read: Callable[[], Result]) -> Result:
+        """Run a read in the store's one thread, on the one connection that it keeps."""
+        with self._reader_lock:
+            if self._reader is None:
+                self._reader = ThreadPoolExecutor(1, thread_name_prefix="django-sse-store")
+            job = self._reader.submit(Context().run, self._with_connection, read)
+        return await asyncio.wrap_future(job)
+
+    def _with_connection(self, read: Callable[[], Result]) -> Result:
+        try:
+            return read()
+        except (OperationalError, InterfaceError):
+            # The connection may have been lost while it was idle; what runs here can run twice.
+            connections[self.using].close()
+            return read()
+
+    # Appending
+
+    def _append(self, entries: Sequence[NewEntry]) -> tuple[list[int | None], list[Hint]]:
+        new: dict[str, list[NewEntry]] = {}
+        for entry in entries:
+            new.setdefault(entry.group, []).append(entry)
+        numbers, hints = self._number(new)
+        in_order = {group: iter(of_group) for group, of_group in numbers.items()}
+        return [next(in_order[entry.group]) for entry in entries], hints
+
+    def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Sequence[Hint]]:
+        with transaction.atomic(using=self.using):
+            # Insert before reading: SQLite refuses the first write of a transaction that has read
+            # what another one has changed since.
+            self._outbox.bulk_create(
+                OutboxEvent(group=entry.group, kind=entry.kind, wire=entry.wire)
+                for entry in entries
+            )
+            self._refuse_cancelled({entry.group for entry in entries if entry.kind is Kind.EVENT})
+        groups: dict[str, list[NewEntry]] = {entry.group: [] for entry in entries}
+        return lambda: self._number(groups)[1]
+
+    def _refuse_cancelled(self, groups: Collection[str]) -> None:
+        cancelled = set(
+            self._groups.filter(name__in=groups, cancelled=True).values_list("name", flat=True)
+        )
+        waiting = self._outbox.filter(group__in=groups).exclude(kind=Kind.EVENT).order_by("id")
+        for group, kind in waiting.values_list("group", "kind"):
+            (cancelled.add if kind == Kind.CLOSE else cancelled.discard)(group)
+        for group in cancelled:
+            raise GroupCancelled(group)
+
+    def _number(
+        self, new: Mapping[str, Sequence[NewEntry]]
+    ) -> tuple[dict[str, list[int | None]], list[Hint]]:
+        """Number what waits in these groups, then the new entries, in one short transaction."""
+        # Every such transaction locks its groups in the same order, so none waits in a circle.
+        names = sorted(new)
+        while True:
+            with transaction.atomic(using=self.using):
+                rows = self._lock(names)
+                if len(rows) == len(names):
+                    return self._number_locked(rows, new)
+            # In a statement of its own: an insert inside would be a lock out of order.
+            self._groups.bulk_create(
+                [EventGroup(name=name, changed=timezone.now()) for name in names],
+                ignore_conflicts=True,
+            )
+
+    def _lock(self, names: Sequence[str]) -> list[EventGroup]:
+        groups = self._groups.filter(name__in=names).order_by("name")
+        if connections[self.using].features.has_select_for_update:
+            return list(groups.select_for_update())
+        # The first statement being a write takes SQLite's lock, whatever the transaction mode.
+        groups.order_by().update(head=F("head"))
+        return list(groups)
+
+    def _number_locked(
+        self, rows: Sequence[EventGroup], new: Mapping[str, Sequence[NewEntry]]
+    ) -> tuple[dict[str, list[int | None]], list[Hint]]:
+        waiting: dict[str, list[OutboxEvent]] = {}
+        for event in self._outbox.filter(group__in=new).order_by("id"):
+            waiting.setdefault(event.group, []).append(event)
+        numbers, hints = {}, []
+        for row in rows:
+            staged = [
+                NewEntry(event.group, bytes(event.wire), Kind(event.kind))
+                for event in waiting.get(row.name, [])
+            ]
+            turn = Numbering(row.name, row.head, row.cancelled, self._closing(row, staged))
+            for entry in staged:
+                turn.take(entry, staged=True)
+            numbers[row.name] = [turn.take(entry) for entry in new[row.name]]
+            hints.append(turn.finish())
+            self._keep(row, turn)
+        if waiting:
+            numbered = [event.id for events in waiting.values() for event in events]
+            self._outbox.filter(id__in=numbered).delete()
+        return numbers, hints
+
+    def _closing(self, row: EventGroup, staged: Sequence[NewEntry]) -> bytes:
+        if not (row.cancelled and staged):
+            return b""
+        close = self._stored.filter(group=row.name, number=row.head).first()
+        return bytes(close.wire) if close else b""
+
+    def _keep(self, row: EventGroup, turn: Numbering) -> None:
+        if not turn.numbered and turn.cancelled == row.cancelled:
+            return
+        now = timezone.now()
+        self._stored.bulk_create(
+            StoredEvent(
+                group=row.name,
+                number=entry.number,
+                wire=entry.wire,
+                closes=entry.closes,
+                created=now,
+            )
+            for entry in turn.numbered
+        )
+        self._groups.filter(name=row.name).update(
+            first=row.first or (turn.numbered[0].number if turn.numbered else 0),
+            head=turn.head,
+            cancelled=turn.cancelled,
+            changed=now,
+        )
+        size = conf().HISTORY_SIZE
+        in_bulk = max(size // 10, 1)
+        if turn.head // in_bulk != row.head // in_bulk:
+            self._stored.filter(group=row.name, number__lte=turn.head - size).delete()
+
+    # Trimming
+
+    def _trim(self) -> None:
+        now = timezone.now()
+        if (age := conf().HISTORY_AGE) is not None:
+            old = self._stored.filter(created__lt=now - timedelta(seconds=age)).values("group")
+            for row in old.annotate(last=Max("number")).order_by()[:_TRIM_GROUPS]:
+                self._stored.filter(group=row["group"], number__lte=row["last"]).delete()
+        if (ttl := conf().GROUP_TTL) is not None:
+            since = now - timedelta(seconds=ttl)
+            idle = self._groups.filter(changed__lt=since).values_list("name", flat=True)
+            for name in idle[:_TRIM_GROUPS]:
+                self._forget(name, since)
+
+    def _forget(self, name: str, since: datetime) -> None:
+        with transaction.atomic(using=self.using):
+            for row in self._lock([name]):
+                if row.changed < since and not self._outbox.filter(group=name).exists():
+                    self._stored.filter(group=name).delete()
+                    row.delete(using=self.using)
+
+    # Configuration
+
+    def check(self) -> list[checks.CheckMessage]:
+        if self.using not in connections:
+            return [
+                checks.Error(
+                    f"The database store uses the alias {self.using!r}, which DATABASES lacks.",
+                    hint=f"Choose one of {', '.join(connections)} as the option `using`.",
+                    id="django_sse.E003",
+                )
+            ]
+        if not router.allow_migrate_model(self.using, EventGroup):
+            return [
+                checks.Error(
+                    f"The database store uses the alias {self.using!r}, but a database router "
+                    "keeps the tables of django_sse away from it.",
+                    hint="Let the router migrate django_sse there, or name another alias: "
+                    'DJANGO_SSE = {"STORE": {"BACKEND": "database", "OPTIONS": {"using": ...}}}.',
+                    id="django_sse.E004",
+                )
+            ]
+        return self._check_sqlite()
+
+    def _check_sqlite(self) -> list[checks.CheckMessage]:
+        connection = connections[self.using]
+        if connection.vendor != "sqlite" or "memory" in str(connection.settings_dict["NAME"]):
+            return []
+        options = connection.settings_dict.get("OPTIONS", {})
+        wal = re.search(r"journal_mode\s*=\s*wal", options.get("init_command", ""), re.IGNORECASE)
+        immediate = str(options.get("transaction_mode")).upper() in ("IMMEDIATE", "EXCLUSIVE")
+        if wal and immediate:
+            return []
+        return [
+            checks.Warning(
+                f"SQLite on the alias {self.using!r} is not set to "
+                f"{'WAL' if not wal else 'IMMEDIATE transactions'}: publishing from several "
+                'threads or processes will fail with "database is locked".',
+                hint='Set "OPTIONS": {"transaction_mode": "IMMEDIATE", '
+                '"init_command": "PRAGMA journal_mode=WAL"} for it in DATABASES.',
+                id="django_sse.W005",
+            )
+        ]
+
+    # The tables, on the store's alias
+
+    @property
+    def _groups(self) -> QuerySet[EventGroup]:
+        return EventGroup.objects.using(self.using)
+
+    @property
+    def _stored(self) -> QuerySet[StoredEvent]:
+        return StoredEvent.objects.using(self.using)
+
+    @property
+    def _outbox(self) -> QuerySet[OutboxEvent]:
+        return OutboxEvent.objects.using(self.using)

@@ -1,0 +1,184 @@
+"""Tells hubs that groups have something new: this process's directly, others by the channel layer.
+
+A doorbell that is lost costs time, not events: every hub compares itself with the store.
+"""
+
+import asyncio
+import atexit
+import os
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from threading import Lock, Thread
+from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary, WeakSet
+
+from channels.layers import BaseChannelLayer, InMemoryChannelLayer, get_channel_layer
+
+from django_sse.stores.base import Entry, Hint
+from django_sse.tasks import logger, spawn
+
+MESSAGE_TYPE: Final = "sse.doorbell"
+
+# Larger entries are read from the store instead; channel layers are made for small messages.
+_MAX_CARRIED_BYTES: Final = 64 * 1024
+# How long a process that ends waits for its last doorbells to go out.
+_FLUSH_SECONDS: Final = 2.0
+
+
+class Listener(Protocol):
+    """A hub, as far as the doorbell knows it."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def hear_soon(self, hints: Sequence[Hint]) -> None:
+        """Take hints, from any thread."""
+
+
+_lock: Final = Lock()
+_listeners: Final[WeakSet[Listener]] = WeakSet()
+
+
+def listen(listener: Listener) -> None:
+    """Let this process's doorbells reach a hub."""
+    with _lock:
+        _listeners.add(listener)
+
+
+def stop_listening(listener: Listener) -> None:
+    """Undo ``listen``."""
+    with _lock:
+        _listeners.discard(listener)
+
+
+def ring(hints: Sequence[Hint]) -> None:
+    """Tell every hub, in this process and in others. From any thread; never raises."""
+    ring_here(hints)
+    try:
+        if layer := crossing_layer():
+            loop = _loop_to_ring_on()
+            loop.call_soon_threadsafe(_relay(loop).add, layer, hints)
+    except Exception:
+        logger.exception("Ringing over the channel layer failed; hubs will find out by themselves.")
+
+
+def ring_here(hints: Sequence[Hint]) -> None:
+    """Tell the hubs of this process. From any thread."""
+    for listener in _hearing():
+        listener.hear_soon(hints)
+
+
+def crossing_layer() -> BaseChannelLayer | None:
+    """Return the default channel layer if it reaches other processes."""
+    layer = get_channel_layer()
+    return None if type(layer) is InMemoryChannelLayer else layer
+
+
+def doorbell_group(group: str) -> str:
+    """Return the Channels group that a group's doorbells are sent to.
+
+    It is one of their own, so that consumers in the group itself need no handler for them.
+    """
+    return f"sse.{blake2b(group.encode(), digest_size=16).hexdigest()}"
+
+
+def to_message(hint: Hint) -> dict[str, Any]:
+    """Return the channel layer message that carries a hint."""
+    return {
+        "type": MESSAGE_TYPE,
+        "group": hint.group,
+        "head": hint.head,
+        "cancelled": hint.cancelled,
+        # As text: not every layer's serializer takes bytes.
+        "entries": [
+            [entry.number, entry.wire.decode(), entry.closes] for entry in _carried(hint.entries)
+        ],
+    }
+
+
+def from_message(message: Mapping[str, Any]) -> Hint:
+    """Return the hint that a channel layer message carries."""
+    entries = (Entry(number, wire.encode(), closes) for number, wire, closes in message["entries"])
+    return Hint(message["group"], message["head"], message["cancelled"], tuple(entries))
+
+
+def _carried(entries: Sequence[Entry]) -> Sequence[Entry]:
+    return entries if sum(len(entry.wire) for entry in entries) <= _MAX_CARRIED_BYTES else ()
+
+
+def _hearing() -> list[Listener]:
+    with _lock:
+        return [listener for listener in _listeners if not listener.loop.is_closed()]
+
+
+class _Relay:
+    """Sends doorbells over the layer, on one loop, one at a time.
+
+    What piles up for a group meanwhile goes out as one message.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, Hint] = {}
+        self._sending: asyncio.Task[None] | None = None
+
+    async def idle(self) -> None:
+        while self._sending and not self._sending.done():
+            await asyncio.wait([self._sending])
+
+    def add(self, layer: BaseChannelLayer, hints: Sequence[Hint]) -> None:
+        for hint in hints:
+            earlier = self._waiting.get(hint.group)
+            self._waiting[hint.group] = _merged(earlier, hint) if earlier else hint
+        if self._sending is None or self._sending.done():
+            self._sending = spawn(self._send(layer))
+
+    async def _send(self, layer: BaseChannelLayer) -> None:
+        while self._waiting:
+            group = next(iter(self._waiting))
+            message = to_message(self._waiting.pop(group))
+            try:
+                await layer.group_send(doorbell_group(group), message)
+            except Exception:
+                logger.exception("The doorbell of group %r was lost.", group)
+
+
+def _merged(earlier: Hint, later: Hint) -> Hint:
+    entries = earlier.entries + later.entries if earlier.entries and later.entries else ()
+    newest = max(earlier, later, key=lambda hint: hint.head)
+    return Hint(later.group, newest.head, newest.cancelled, tuple(_carried(entries)))
+
+
+_relays: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Relay]] = WeakKeyDictionary()
+_own_loop: tuple[int, asyncio.AbstractEventLoop] | None = None
+
+
+def _relay(loop: asyncio.AbstractEventLoop) -> _Relay:
+    with _lock:
+        return _relays.setdefault(loop, _Relay())
+
+
+def _loop_to_ring_on() -> asyncio.AbstractEventLoop:
+    # A hub's where there is one: layers keep their connections by loop.
+    hearing = _hearing()
+    return hearing[0].loop if hearing else _loop_of_own()
+
+
+def _loop_of_own() -> asyncio.AbstractEventLoop:
+    """Return the loop of a thread that rings for a process without a hub."""
+    global _own_loop
+    with _lock:
+        if _own_loop is None or _own_loop[0] != os.getpid():
+            loop = asyncio.new_event_loop()
+            Thread(target=loop.run_forever, name="django-sse-doorbell", daemon=True).start()
+            _own_loop = os.getpid(), loop
+            atexit.register(_flush, os.getpid(), loop)
+        return _own_loop[1]
+
+
+def _flush(pid: int, loop: asyncio.AbstractEventLoop) -> None:
+    relay = _relays.get(loop)
+    if relay is None or pid != os.getpid():
+        return
+    try:
+        asyncio.run_coroutine_threadsafe(relay.idle(), loop).result(_FLUSH_SECONDS)
+    except TimeoutError:
+        logger.warning("The process ended before its last doorbells went out.")

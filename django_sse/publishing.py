@@ -1,0 +1,191 @@
+"""Publish to groups, cancel and reopen them: from sync and async code, threads and commands."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from asgiref.sync import sync_to_async
+from django.utils.asyncio import async_unsafe
+
+from django_sse import doorbell
+from django_sse.conf import conf
+from django_sse.event import Event, refuse_reserved_name
+from django_sse.exceptions import InvalidEvent
+from django_sse.position import format_position
+from django_sse.stores import get_store
+from django_sse.stores.base import Hint, Kind, NewEntry, closing_wire, validate_group
+
+_ON_A_LOOP: Final = "{0}() would block the running event loop: use `await a{0}()` there."
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A published event. ``id`` is what streams of its group alone show, and None while the
+    transaction that it was published in is open."""
+
+    id: str | None
+
+
+@async_unsafe(_ON_A_LOOP.format("publish"))
+def publish(group: str, data: Any, *, event: str | None = None) -> Published:
+    """Publish one event to a group.
+
+    Inside a transaction the event comes into being with its commit.
+
+    Args:
+        group: A Channels group name.
+        data: Text as it is, anything else as JSON; or an ``Event``, without an id.
+        event: The event's type.
+
+    Raises:
+        InvalidGroup, InvalidEvent: What was given cannot be published.
+        GroupCancelled: The group is cancelled.
+        SynchronousOnlyOperation: Called on a running event loop.
+    """
+    return _published(_append([_entry(group, _event(data, event))]), [group])[0]
+
+
+async def apublish(group: str, data: Any, *, event: str | None = None) -> Published:
+    """Publish one event to a group from async code; otherwise as ``publish``."""
+    return _published(await _aappend([_entry(group, _event(data, event))]), [group])[0]
+
+
+@async_unsafe(_ON_A_LOOP.format("publish_many"))
+def publish_many(events: Iterable[tuple[str, Event | Any]]) -> list[Published]:
+    """Publish several events, of one or more groups: all of them or, when it raises, none.
+
+    Args:
+        events: Pairs of a group and an ``Event`` or its data.
+
+    Raises:
+        As ``publish``.
+    """
+    entries = [_entry(group, _event(data)) for group, data in events]
+    return _published(_append(entries), [entry.group for entry in entries])
+
+
+async def apublish_many(events: Iterable[tuple[str, Event | Any]]) -> list[Published]:
+    """Publish several events from async code; otherwise as ``publish_many``."""
+    entries = [_entry(group, _event(data)) for group, data in events]
+    return _published(await _aappend(entries), [entry.group for entry in entries])
+
+
+@async_unsafe(_ON_A_LOOP.format("cancel"))
+def cancel(group: str, *, reason: str | None = None) -> None:
+    """Cancel a group: its streams get ``event: close`` and end, and reconnects are answered 204.
+
+    Cancelling a cancelled group changes nothing. Inside a transaction it happens with its commit.
+
+    Args:
+        group: A Channels group name.
+        reason: Sent to the clients as ``{"reason": reason}``.
+
+    Raises:
+        InvalidGroup, InvalidEvent: The name is none, or the reason is not text or too long.
+        SynchronousOnlyOperation: Called on a running event loop.
+    """
+    _append([_closing_entry(group, reason)])
+
+
+async def acancel(group: str, *, reason: str | None = None) -> None:
+    """Cancel a group from async code; otherwise as ``cancel``."""
+    await _aappend([_closing_entry(group, reason)])
+
+
+@async_unsafe(_ON_A_LOOP.format("reopen"))
+def reopen(group: str) -> None:
+    """Bring a cancelled group back, with its numbers and its history.
+
+    Reopening a group that is not cancelled changes nothing. Inside a transaction it happens with
+    its commit.
+
+    Raises:
+        InvalidGroup: The name is none.
+        SynchronousOnlyOperation: Called on a running event loop.
+    """
+    _append([NewEntry(validate_group(group), b"", Kind.REOPEN)])
+
+
+async def areopen(group: str) -> None:
+    """Bring a cancelled group back from async code; otherwise as ``reopen``."""
+    await _aappend([NewEntry(validate_group(group), b"", Kind.REOPEN)])
+
+
+@async_unsafe(_ON_A_LOOP.format("position"))
+def position(*groups: str) -> str:
+    """Return where the groups stand now, as the id to start a stream from (``?lastEventId=``).
+
+    Raises:
+        InvalidGroup: A name is none.
+        SynchronousOnlyOperation: Called on a running event loop.
+    """
+    states = get_store().states([validate_group(group) for group in groups])
+    return format_position({group: state.head for group, state in states.items()})
+
+
+async def aposition(*groups: str) -> str:
+    """Return where the groups stand now, from async code; otherwise as ``position``."""
+    return await sync_to_async(position)(*groups)
+
+
+def encode(event: Event) -> bytes:
+    """Return the wire of an event that was given to the library to send.
+
+    Raises:
+        InvalidEvent: It is empty or too large, or has an id or a reserved name.
+    """
+    if event.id is not None:
+        raise InvalidEvent(
+            f"An event for a group must not bring an id ({event.id!r}): the store gives it one."
+        )
+    refuse_reserved_name(event)
+    wire = event.encode()
+    if not wire:
+        raise InvalidEvent("An event without data, retry or comment is nothing to send.")
+    if len(wire) > conf().MAX_EVENT_BYTES:
+        raise InvalidEvent(
+            f"The event has {len(wire)} bytes and DJANGO_SSE['MAX_EVENT_BYTES'] allows "
+            f"{conf().MAX_EVENT_BYTES}. Publish a reference to the content instead of the content."
+        )
+    return wire
+
+
+def _event(data: Any, event: str | None = None) -> Event:
+    if not isinstance(data, Event):
+        return Event(data, event=event)
+    if event is not None:
+        raise InvalidEvent("Give the event's type in the Event or in `event`, not in both.")
+    return data
+
+
+def _entry(group: str, event: Event) -> NewEntry:
+    return NewEntry(validate_group(group), encode(event))
+
+
+def _closing_entry(group: str, reason: str | None) -> NewEntry:
+    if reason is not None and not isinstance(reason, str):
+        raise InvalidEvent(f"The reason must be text, not {type(reason).__name__}.")
+    wire = closing_wire(reason)
+    if len(wire) > conf().MAX_EVENT_BYTES:
+        raise InvalidEvent("The reason is longer than DJANGO_SSE['MAX_EVENT_BYTES'] allows.")
+    return NewEntry(validate_group(group), wire, Kind.CLOSE)
+
+
+def _append(entries: Sequence[NewEntry]) -> list[int | None]:
+    return get_store().append(entries, _ring()) if entries else []
+
+
+async def _aappend(entries: Sequence[NewEntry]) -> list[int | None]:
+    return await get_store().aappend(entries, _ring()) if entries else []
+
+
+def _ring() -> Callable[[Sequence[Hint]], None]:
+    # Other processes could not read what a store keeps in this one.
+    return doorbell.ring if get_store().crosses_processes else doorbell.ring_here
+
+
+def _published(numbers: Sequence[int | None], groups: Sequence[str]) -> list[Published]:
+    return [
+        Published(None if number is None else format_position({group: number}))
+        for number, group in zip(numbers, groups, strict=True)
+    ]

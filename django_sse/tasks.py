@@ -1,0 +1,39 @@
+"""Tasks of the library's own, that outlive the request in which they start."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Coroutine
+from contextvars import Context
+from typing import Any, Final
+
+logger = logging.getLogger("django_sse")
+
+_running: Final[set[asyncio.Task[Any]]] = set()
+
+
+def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """Run a coroutine on the running loop, held strongly, its exception logged."""
+    task = start(coroutine)
+    if not task.done():
+        _running.add(task)
+    task.add_done_callback(_finished)
+    return task
+
+
+def start(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """Run a coroutine on the running loop, at once up to its first wait where Python can.
+
+    The caller holds the task and reads its exception.
+    """
+    loop = asyncio.get_running_loop()
+    # In an empty context: a task that inherits a request's one keeps the request's thread.
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(coroutine, loop=loop, context=Context(), eager_start=True)
+    return loop.create_task(coroutine, context=Context())
+
+
+def _finished(task: asyncio.Task[Any]) -> None:
+    _running.discard(task)
+    if not task.cancelled() and (error := task.exception()):
+        logger.error("A task of django_sse failed.", exc_info=error)

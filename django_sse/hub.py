@@ -1,0 +1,268 @@
+"""The hub of an event loop: hears once what is new, and serves all streams of the loop."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from channels.layers import get_channel_layer
+
+from django_sse import doorbell
+from django_sse.conf import conf
+from django_sse.event import Event
+from django_sse.exceptions import EventStreamError
+from django_sse.mailbox import Mailbox, Message
+from django_sse.publishing import encode
+from django_sse.stores import get_store
+from django_sse.stores.base import Cursor, Hint
+from django_sse.subscription import Subscription
+from django_sse.tasks import logger, spawn
+
+if TYPE_CHECKING:
+    from django_sse.stream import Stream
+
+# Heartbeats and send timeouts are looked at this often.
+_TICK_SECONDS: Final = 1.0
+# The store is asked for everything, not only for what changed, and is trimmed, this often.
+_SWEEP_SECONDS: Final = 60.0
+_SWEEP_GROUPS: Final = 500
+
+_hubs: Final[dict[asyncio.AbstractEventLoop, "Hub"]] = {}
+
+
+def current_hub() -> "Hub":
+    """Return the running loop's hub, a new one where there is none.
+
+    A hub begins with its first stream and is discarded after its last.
+    """
+    loop = asyncio.get_running_loop()
+    if loop not in _hubs:
+        for closed in [other for other in list(_hubs) if other.is_closed()]:
+            _hubs.pop(closed, None)
+        _hubs[loop] = Hub(loop)
+    return _hubs[loop]
+
+
+def open_streams() -> int:
+    """Return how many streams are open in this process."""
+    return sum(len(hub.streams) for hub in list(_hubs.values()))
+
+
+class Hub:
+    """Everything that runs once for all streams of an event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.streams: set[Stream] = set()
+        self.now = loop.time()
+        self._subscriptions: dict[str, Subscription] = {}
+        self._store = get_store()
+        self._layer = get_channel_layer()
+        self._doorbell = self._doorbell_mailbox()
+        self._inbox: deque[Sequence[Hint]] = deque()
+        self._inbox_is_read = True
+        self._synced = True
+        self._swept = self.now
+        self._syncing: asyncio.Task[None] | None = None
+        self._ticking: asyncio.TimerHandle | None = None
+
+    # Streams
+
+    async def join(self, stream: "Stream", groups: Sequence[str]) -> None:
+        """Let a stream follow its groups; from now on it is told of all that is new.
+
+        Raises:
+            Exception: The event store could not be read.
+        """
+        if not self.streams:
+            self._start()
+        self.streams.add(stream)
+        followed = [self._subscriptions.get(group) or self._subscribe(group) for group in groups]
+        for subscription in followed:
+            subscription.streams.add(stream)
+            stream.follow(subscription)
+            if stream.wants_messages:
+                self._hear_messages(subscription)
+        for subscription in followed:
+            # Shielded: a waiter that goes away must not take the subscription with it.
+            await asyncio.shield(subscription.joined)
+            if subscription.entering:
+                await asyncio.shield(subscription.entering)
+
+    def leave(self, stream: "Stream") -> None:
+        """Forget a stream; the last one out closes what was open for it."""
+        if stream not in self.streams:
+            return
+        self.streams.discard(stream)
+        for subscription in stream.subscriptions:
+            subscription.streams.discard(stream)
+            if not subscription.streams:
+                self._unsubscribe(subscription)
+        if not self.streams:
+            self._stop()
+
+    def _subscribe(self, group: str) -> Subscription:
+        subscription = self._subscriptions[group] = Subscription(group, self._store)
+        spawn(self._open(subscription))
+        return subscription
+
+    async def _open(self, subscription: Subscription) -> None:
+        try:
+            # First listen, then read: what comes between is heard.
+            if self._doorbell:
+                await self._doorbell.enter(doorbell.doorbell_group(subscription.group))
+            states = await self._store.astates([subscription.group])
+        except Exception as error:
+            if self._subscriptions.get(subscription.group) is subscription:
+                del self._subscriptions[subscription.group]
+            subscription.joined.set_exception(error)
+        else:
+            subscription.start(states[subscription.group])
+
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        if self._subscriptions.get(subscription.group) is subscription:
+            del self._subscriptions[subscription.group]
+            if self._doorbell:
+                spawn(self._doorbell.leave(doorbell.doorbell_group(subscription.group)))
+        if subscription.mailbox:
+            spawn(subscription.mailbox.close())
+
+    # What is new
+
+    def hear_soon(self, hints: Sequence[Hint]) -> None:
+        """Take hints from any thread; those of groups that no stream follows are dropped."""
+        followed = [hint for hint in hints if hint.group in self._subscriptions]
+        if not followed:
+            return
+        self._inbox.append(followed)
+        if self._inbox_is_read:
+            self._inbox_is_read = False
+            try:
+                self.loop.call_soon_threadsafe(self._read_inbox, context=Context())
+            except RuntimeError:
+                # The loop was closed under its streams; nobody is left to be told.
+                self._inbox.clear()
+
+    def _read_inbox(self) -> None:
+        # Before reading: what is put in from here on calls again.
+        self._inbox_is_read = True
+        while self._inbox:
+            for hint in self._inbox.popleft():
+                self._hear(hint)
+
+    def _hear(self, hint: Hint) -> None:
+        self.now = self.loop.time()
+        if subscription := self._subscriptions.get(hint.group):
+            subscription.hear(hint)
+
+    def _doorbell_mailbox(self) -> Mailbox | None:
+        layer = doorbell.crossing_layer()
+        if layer is None or not self._store.crosses_processes:
+            return None
+        return Mailbox(layer, self._take_doorbell)
+
+    def _take_doorbell(self, message: Message) -> None:
+        if message.get("type") == doorbell.MESSAGE_TYPE:
+            self._hear(doorbell.from_message(message))
+
+    def _hear_messages(self, subscription: Subscription) -> None:
+        """Listen to a group for plain Channels messages: they do not name their group, so each
+        group has a channel of its own."""
+        if self._layer is None or subscription.mailbox:
+            return
+        subscription.mailbox = Mailbox(self._layer, _message_taker(subscription))
+        subscription.entering = spawn(subscription.mailbox.enter(subscription.group))
+
+    # Timers
+
+    def _start(self) -> None:
+        doorbell.listen(self)
+        self._syncing = spawn(self._sync())
+        self._tick()
+
+    def _stop(self) -> None:
+        doorbell.stop_listening(self)
+        _hubs.pop(self.loop, None)
+        if self._syncing:
+            self._syncing.cancel()
+        if self._ticking:
+            self._ticking.cancel()
+        spawn(self._close())
+
+    async def _close(self) -> None:
+        if self._doorbell:
+            await self._doorbell.close()
+        if self.loop not in _hubs:
+            # No other has begun on this loop since.
+            await self._store.aclose()
+
+    def _tick(self) -> None:
+        self.now = self.loop.time()
+        self._ticking = self.loop.call_later(_TICK_SECONDS, self._tick, context=Context())
+        send_timeout = conf().SEND_TIMEOUT
+        for stream in list(self.streams):
+            stream.tick(self.now, send_timeout)
+
+    async def _sync(self) -> None:
+        cursor: Cursor = None
+        while True:
+            try:
+                cursor = await self._compare_with_store(cursor)
+                if not self._synced:
+                    logger.info("The event store can be read again.")
+                self._synced = True
+            except Exception:
+                if self._synced:
+                    logger.exception("The event store cannot be read; trying again.")
+                self._synced = False
+            await asyncio.sleep(self._sync_interval())
+
+    async def _compare_with_store(self, cursor: Cursor) -> Cursor:
+        hints, cursor = await self._store.achanged(cursor)
+        for hint in hints:
+            self._hear(hint)
+        if self.loop.time() - self._swept > _SWEEP_SECONDS:
+            self._swept = self.loop.time()
+            await self._sweep()
+        return cursor
+
+    async def _sweep(self) -> None:
+        groups = iter(list(self._subscriptions))
+        while some := list(islice(groups, _SWEEP_GROUPS)):
+            for group, state in (await self._store.astates(some)).items():
+                if subscription := self._subscriptions.get(group):
+                    subscription.compare(state)
+        for mailbox in self._mailboxes():
+            await mailbox.renew()
+        await self._store.atrim()
+
+    def _sync_interval(self) -> float:
+        chosen = conf().SYNC_INTERVAL
+        if chosen is not None:
+            return chosen
+        return 5.0 if doorbell.crossing_layer() else 0.1
+
+    def _mailboxes(self) -> list[Mailbox]:
+        of_groups = [subscription.mailbox for subscription in self._subscriptions.values()]
+        return [mailbox for mailbox in [self._doorbell, *of_groups] if mailbox]
+
+
+def _message_taker(subscription: Subscription) -> Callable[[Message], None]:
+    def take(message: Message) -> None:
+        if message.get("type") == "sse.event":
+            fields = {key: value for key, value in message.items() if key != "type"}
+            try:
+                subscription.hear_plain(encode(Event(**fields)))
+            except (EventStreamError, TypeError) as error:
+                logger.error(
+                    "A message of type sse.event to group %r was refused: %s",
+                    subscription.group,
+                    error,
+                )
+        else:
+            for stream in list(subscription.streams):
+                stream.take_message(message)
+
+    return take

@@ -1,0 +1,316 @@
+"""One open connection: what it has taken, what waits for its client, and how it ends."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from random import uniform
+from typing import Final
+
+from django_sse.conf import conf
+from django_sse.event import Event, with_id
+from django_sse.hub import Hub, current_hub
+from django_sse.mailbox import Message
+from django_sse.position import format_position
+from django_sse.publishing import encode
+from django_sse.stores.base import closing_wire
+from django_sse.subscription import Batch, Block, HistoryLostError, Subscription
+from django_sse.tasks import logger, spawn, start
+
+HEARTBEAT: Final = b":\n\n"
+
+Send = Callable[[bytes], Awaitable[None]]
+MessageHandler = Callable[[Message], Event | None]
+
+
+def jittered_retry() -> bytes:
+    """Return a ``retry`` of one to two times RETRY: clients shall not come back all at once."""
+    return Event(retry=round(uniform(1, 2) * max(conf().RETRY, 0.5) * 1000)).encode()
+
+
+class Stream:
+    """A client's stream of one or more groups.
+
+    It follows its groups from ``open`` on, is handed its connection by ``serve``, catches up with
+    its groups and then takes what the hub hands out. ``ended`` is set, with the reason, once.
+
+    Args:
+        position: The number in each group that the client has got to.
+        heartbeat: Seconds of silence before a comment is sent; None for never.
+        filter_event: Returns the event to send instead of one, or None to hide it.
+        message_handler: Returns the handler of a type of Channels message, if there is one.
+        wants_messages: Whether plain Channels messages are streamed.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_backlog",
+        "_backlog_bytes",
+        "_busy_since",
+        "_catching_up",
+        "_closing",
+        "_filter_event",
+        "_finishing",
+        "_heartbeat",
+        "_hub",
+        "_last_sent",
+        "_live",
+        "_message_handler",
+        "_moved_unseen",
+        "_parked",
+        "_send",
+        "_sending",
+        "_taken",
+        "ended",
+        "subscriptions",
+        "wants_messages",
+    )
+
+    def __init__(
+        self,
+        position: Mapping[str, int],
+        *,
+        heartbeat: float | None = None,
+        filter_event: Callable[[Event], Event | None] | None = None,
+        message_handler: Callable[[str], MessageHandler | None] | None = None,
+        wants_messages: bool = True,
+    ) -> None:
+        self._hub: Hub = current_hub()
+        self.subscriptions: list[Subscription] = []
+        self.wants_messages = wants_messages
+        self.ended: asyncio.Future[str] = self._hub.loop.create_future()
+        self._taken = dict(position)
+        self._heartbeat = heartbeat
+        self._filter_event = filter_event
+        self._message_handler = message_handler
+        self._send: Send | None = None
+        # Live: caught up, so that what the hub hands out is sent. Plain messages wait for that.
+        self._live = False
+        self._parked: list[bytes] = []
+        self._catching_up: asyncio.Task[None] | None = None
+        self._sending: asyncio.Task[None] | None = None
+        self._busy_since: float | None = None
+        self._last_sent = self._hub.now
+        self._backlog: list[bytes] = []
+        self._backlog_bytes = 0
+        self._moved_unseen = False
+        self._closing: bytes | None = None
+        self._finishing: str | None = None
+
+    # Opening and serving
+
+    async def open(self) -> None:
+        """Follow the groups, so that nothing new is missed from here on."""
+        await self._hub.join(self, list(self._taken))
+
+    def follow(self, subscription: Subscription) -> None:
+        """Note a subscription that the hub has entered this stream in."""
+        self.subscriptions.append(subscription)
+
+    def serve(self, send: Send) -> None:
+        """Send what was missed, then what comes."""
+        self._send = send
+        self._catching_up = spawn(self._catch_up())
+
+    async def _catch_up(self) -> None:
+        while not self.ended.done():
+            try:
+                behind = next((sub for sub in self.subscriptions if self._is_behind(sub)), None)
+                if behind is None:
+                    break
+                blocks = await behind.read(self._taken[behind.group])
+                if chunk := self._render(behind.group, blocks):
+                    await self._send_now(chunk)
+            except HistoryLostError:
+                self._go_live()
+                self.dismiss("reset")
+            except Exception:
+                logger.exception("A stream could not be replayed; trying again.")
+                await asyncio.sleep(1.0)
+        if not self.ended.done():
+            self._go_live()
+            self.end_if_cancelled()
+
+    def _is_behind(self, subscription: Subscription) -> bool:
+        return self._taken[subscription.group] < subscription.head
+
+    def _go_live(self) -> None:
+        self._live = True
+        parked, self._parked = self._parked, []
+        self._backlog_bytes = 0
+        self._push(b"".join(parked))
+
+    # Taking what the hub hands out
+
+    def take(self, subscription: Subscription, batch: Batch) -> None:
+        """Take what is new in a group; what was taken already is skipped."""
+        if self._finishing:
+            return
+        if not self._live:
+            for block in batch.blocks:
+                if not block.number:
+                    self._park(block.wire)
+            return
+        group = subscription.group
+        taken = self._taken[group]
+        if taken < batch.first and self._shares_chunks():
+            self._taken[group] = batch.last or taken
+            if batch.closing:
+                self._closing = batch.closing.wire
+            self._moved_unseen = not batch.chunk
+            self._push(batch.chunk)
+        elif blocks := batch.after(taken):
+            self._push(self._render(group, blocks))
+        if subscription.cancelled:
+            self.end_if_cancelled()
+
+    def take_message(self, message: Message) -> None:
+        """Take a plain Channels message of a type that the view may have a handler for."""
+        handler = self._message_handler and self._message_handler(str(message.get("type")))
+        if not handler or self._finishing:
+            return
+        try:
+            event = handler(message)
+            wire = encode(event) if event else b""
+        except Exception:
+            logger.exception("A view's message handler failed; its stream is ended.")
+            self.end("handler failed")
+            return
+        if self._live:
+            self._push(wire)
+        else:
+            self._park(wire)
+
+    def _shares_chunks(self) -> bool:
+        return self._filter_event is None and len(self.subscriptions) == 1
+
+    def _render(self, group: str, blocks: Sequence[Block]) -> bytes:
+        """Return what this stream sends of some blocks, and count them as taken."""
+        chunks = []
+        for block in blocks:
+            if block.number:
+                self._taken[group] = block.number
+            if block.closes:
+                # Sent when all groups are cancelled; one of before a reopen is not sent at all.
+                self._closing = block.wire
+                self._moved_unseen = True
+                continue
+            chunk = self._chunk(block)
+            self._moved_unseen = not chunk
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def _chunk(self, block: Block) -> bytes:
+        if self._shares_chunks():
+            return block.chunk
+        wire = block.wire if self._filter_event is None else self._filtered(block)
+        return with_id(self._position(), wire) if wire and block.number else wire
+
+    def _filtered(self, block: Block) -> bytes:
+        assert self._filter_event is not None
+        try:
+            event = block.event()
+            shown = self._filter_event(event)
+            if shown is event:
+                return block.wire
+            return encode(shown) if shown else b""
+        except Exception:
+            logger.exception("A view's filter_event failed; its stream is ended.")
+            self.end("filter failed")
+            return b""
+
+    def _position(self) -> str:
+        return format_position(self._taken)
+
+    def _park(self, wire: bytes) -> None:
+        self._parked.append(wire)
+        self._bound_backlog(wire)
+
+    # Sending
+
+    def _push(self, chunk: bytes) -> None:
+        if not chunk or self.ended.done():
+            return
+        if self._busy_since is not None:
+            self._backlog.append(chunk)
+            self._bound_backlog(chunk)
+            return
+        self._busy_since = self._hub.now
+        task = start(self._send_backlog(chunk))
+        if not task.done():
+            self._sending = task
+
+    def _bound_backlog(self, chunk: bytes) -> None:
+        # A client that is too slow resumes from its last id: nothing is lost, and nothing piles up.
+        self._backlog_bytes += len(chunk)
+        if self._backlog_bytes > conf().BACKLOG_BYTES:
+            self.end("backlog full")
+
+    async def _send_backlog(self, chunk: bytes) -> None:
+        await self._send_now(chunk)
+        while self._backlog and not self.ended.done():
+            chunk = b"".join(self._backlog)
+            self._backlog.clear()
+            self._backlog_bytes = 0
+            await self._send_now(chunk)
+        self._sending = None
+        if self._finishing:
+            self.end(self._finishing)
+
+    async def _send_now(self, chunk: bytes) -> None:
+        assert self._send is not None
+        self._busy_since = self._last_sent = self._hub.now
+        try:
+            await self._send(chunk)
+        except Exception:
+            logger.exception("Sending to a stream failed; it is ended.")
+            self.end("send failed")
+        self._busy_since = None
+
+    def tick(self, now: float, send_timeout: float | None) -> None:
+        """Send a heartbeat where one is due; end the stream if a send takes too long (seconds)."""
+        if self._busy_since is not None:
+            if send_timeout is not None and now - self._busy_since > send_timeout:
+                self.end("send timeout")
+        elif (
+            self._live and self._heartbeat is not None and now - self._last_sent >= self._heartbeat
+        ):
+            # Where the position has moved unseen, the heartbeat takes it to the client.
+            self._push(with_id(self._position(), b"") if self._moved_unseen else HEARTBEAT)
+            self._moved_unseen = False
+
+    # Ending
+
+    def end_if_cancelled(self) -> None:
+        """Send ``close`` and end, if all groups are cancelled and the client has got the rest."""
+        if not self._live or self._finishing or not self.subscriptions:
+            return
+        for subscription in self.subscriptions:
+            if not subscription.cancelled or self._is_behind(subscription):
+                return
+        self._push(with_id(self._position(), self._closing or closing_wire(None)))
+        self._finish("cancelled")
+
+    def dismiss(self, reason: str) -> None:
+        """End the stream so that its client comes back, at a time of its own."""
+        if not self._live:
+            self.end(reason)
+        elif not self._finishing:
+            self._push(jittered_retry())
+            self._finish(reason)
+
+    def end(self, reason: str) -> None:
+        """End the stream now. Ending it again changes nothing."""
+        if self.ended.done():
+            return
+        self.ended.set_result(reason)
+        self._hub.leave(self)
+        self._backlog.clear()
+        self._parked.clear()
+        for task in (self._catching_up, self._sending):
+            if task and task is not asyncio.current_task():
+                task.cancel()
+
+    def _finish(self, reason: str) -> None:
+        """End the stream as soon as its backlog has gone out."""
+        self._finishing = reason
+        if self._busy_since is None:
+            self.end(reason)

@@ -1,0 +1,240 @@
+"""What a hub knows of one group: its newest events, encoded, and the streams that follow it."""
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from django_sse.event import Decoder, Event, with_id
+from django_sse.mailbox import Mailbox
+from django_sse.position import format_position
+from django_sse.replay import join
+from django_sse.stores.base import Entry, EventStore, GroupState, Hint
+from django_sse.tasks import logger, spawn
+
+if TYPE_CHECKING:
+    from django_sse.stream import Stream
+
+# Bytes of a group's newest events kept in memory for streams that come back.
+TAIL_BYTES: Final = 512 * 1024
+# Events read from the store at a time.
+PAGE: Final = 50
+# Streams served in one turn of the event loop, so that a large group never holds it for long.
+STREAMS_A_TURN: Final = 256
+# After an error of the store.
+_PAUSE_SECONDS: Final = 1.0
+
+
+class HistoryLostError(Exception):
+    """What a stream needs to go on is not kept any more."""
+
+
+class Block:
+    """One event as it goes over the wire. ``number`` 0 is a plain message: no id, no replay."""
+
+    __slots__ = ("chunk", "closes", "number", "wire")
+
+    def __init__(self, group: str, entry: Entry) -> None:
+        self.number = entry.number
+        self.wire = entry.wire
+        self.closes = entry.closes
+        # What every stream of this group alone is sent: the very same bytes object.
+        self.chunk = (
+            with_id(format_position({group: entry.number}), entry.wire)
+            if entry.number
+            else entry.wire
+        )
+
+    def event(self) -> Event:
+        """Return the event again, for a view's ``filter_event``."""
+        for event in Decoder().feed(self.wire):
+            return event
+        return Event()
+
+
+class Batch:
+    """The blocks that have piled up in a group, joined once for all its streams."""
+
+    __slots__ = ("blocks", "chunk", "closing", "first", "last")
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        numbers = [block.number for block in blocks if block.number]
+        self.blocks = blocks
+        # Without numbers every stream takes all of it, and its position stays.
+        self.first, self.last = (numbers[0], numbers[-1]) if numbers else (sys.maxsize, 0)
+        self.closing = next((block for block in reversed(blocks) if block.closes), None)
+        self.chunk = b"".join(block.chunk for block in blocks if not block.closes)
+
+    def after(self, number: int) -> Sequence[Block]:
+        """Return the blocks that a stream has not taken yet."""
+        return [block for block in self.blocks if not block.number or block.number > number]
+
+
+class Subscription:
+    """A group that streams of this hub follow.
+
+    ``head`` is the last number known; what is delivered is always contiguous up to it.
+    """
+
+    def __init__(self, group: str, store: EventStore) -> None:
+        self.group = group
+        self.streams: set[Stream] = set()
+        self.first = 0
+        self.head = 0
+        self.cancelled = False
+        # For plain Channels messages, where a stream wants them; `entering` opens the mailbox.
+        self.mailbox: Mailbox | None = None
+        self.entering: asyncio.Task[None] | None = None
+        self.joined = asyncio.get_running_loop().create_future()
+        self._store = store
+        self._tail: deque[Block] = deque()
+        self._tail_bytes = 0
+        self._pending: list[Block] = []
+        self._fanning_out = False
+        self._early: list[Hint] = []
+        self._stale = False
+        self._healing = False
+
+    # What is new
+
+    def start(self, state: GroupState) -> None:
+        """Take the state to begin with, then what was heard while it was read."""
+        self._adopt(state)
+        self.joined.set_result(None)
+        early, self._early = self._early, []
+        for hint in early:
+            self.hear(hint)
+
+    def hear(self, hint: Hint) -> None:
+        """Take a hint: deliver what it brings, fetch what it leaves out, skip what is known."""
+        if not self.joined.done():
+            self._early.append(hint)
+        elif hint.head > self.head:
+            entries, gap = join(self.head, hint.entries)
+            # A group's very first number is known to the store alone.
+            if self.head and not gap and entries and entries[-1].number == hint.head:
+                self.cancelled = hint.cancelled
+                self._add(entries)
+            else:
+                self.heal()
+        elif hint.head == self.head and hint.cancelled != self.cancelled:
+            # Hints may overtake each other, so only the store can say which one is true.
+            self.heal()
+
+    def hear_plain(self, event: bytes) -> None:
+        """Deliver a plain message: live, without a number."""
+        self._deliver([Block(self.group, Entry(0, event))])
+
+    def heal(self) -> None:
+        """Fetch from the store what is missing, now or after the fetch that is under way."""
+        self._stale = True
+        if not self._healing:
+            self._healing = True
+            spawn(self._heal())
+
+    async def _heal(self) -> None:
+        try:
+            while self._stale and self.streams:
+                self._stale = False
+                await self._fetch()
+        except Exception:
+            logger.exception("Reading group %r from the event store failed.", self.group)
+            asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self.heal)
+        finally:
+            self._healing = False
+
+    async def _fetch(self) -> None:
+        while True:
+            # The head may move while the store is asked; only behind this one it has gone back.
+            known = self.head
+            state = (await self._store.astates([self.group]))[self.group]
+            if state.head < known:
+                self._reset(state)
+                return
+            if state.head == self.head:
+                break
+            page = await self._store.aread(self.group, self.head or state.first - 1, PAGE)
+            # Hints were heard meanwhile: what they brought is skipped.
+            entries, gap = join(self.head or state.first - 1, page)
+            if not entries and (gap or not page):
+                self._reset(state)
+                return
+            self.first = state.first
+            self._add(entries)
+        self.cancelled = state.cancelled
+        self._end_cancelled()
+
+    def compare(self, state: GroupState) -> None:
+        """Go to the store if the state that it told is not the one known here."""
+        if self.joined.done() and (state.head, state.cancelled) != (self.head, self.cancelled):
+            self.heal()
+
+    async def read(self, after: int) -> list[Block]:
+        """Return the blocks that follow a number, some of them, at least one.
+
+        Raises:
+            HistoryLostError: They are not kept any more.
+        """
+        after = after or self.first - 1
+        if self._tail and self._tail[0].number <= after + 1:
+            return list(islice(self._tail, after + 1 - self._tail[0].number, None))
+        entries, _ = join(after, await self._store.aread(self.group, after, PAGE))
+        if not entries:
+            raise HistoryLostError
+        return [Block(self.group, entry) for entry in entries]
+
+    def _reset(self, state: GroupState) -> None:
+        """Go on from the store's state where the numbers between are lost, without the streams."""
+        self._adopt(state)
+        self._tail.clear()
+        self._tail_bytes = 0
+        self._pending.clear()
+        for stream in list(self.streams):
+            stream.dismiss("reset")
+
+    def _adopt(self, state: GroupState) -> None:
+        self.first, self.head, self.cancelled = state.first, state.head, state.cancelled
+
+    def _add(self, entries: Iterable[Entry]) -> None:
+        blocks = [Block(self.group, entry) for entry in entries]
+        if not blocks:
+            return
+        self.head = blocks[-1].number
+        self._tail.extend(blocks)
+        self._tail_bytes += sum(len(block.wire) for block in blocks)
+        while self._tail_bytes > TAIL_BYTES:
+            self._tail_bytes -= len(self._tail.popleft().wire)
+        self._deliver(blocks)
+
+    # Fan-out
+
+    def _deliver(self, blocks: Sequence[Block]) -> None:
+        self._pending.extend(blocks)
+        if not self._fanning_out:
+            self._fanning_out = True
+            asyncio.get_running_loop().call_soon(self._next_batch)
+
+    def _next_batch(self) -> None:
+        if self._pending:
+            batch, self._pending = Batch(self._pending), []
+            self._fan_out(batch, iter(list(self.streams)))
+        else:
+            self._fanning_out = False
+
+    def _fan_out(self, batch: Batch, streams: Iterator["Stream"]) -> None:
+        served = 0
+        for stream in islice(streams, STREAMS_A_TURN):
+            stream.take(self, batch)
+            served += 1
+        loop = asyncio.get_running_loop()
+        if served == STREAMS_A_TURN:
+            loop.call_soon(self._fan_out, batch, streams)
+        else:
+            loop.call_soon(self._next_batch)
+
+    def _end_cancelled(self) -> None:
+        if self.cancelled:
+            for stream in list(self.streams):
+                stream.end_if_cancelled()

@@ -1,0 +1,153 @@
+"""The ASGI wrapper that serves group streams after Django has finished their requests.
+
+Django runs the view and every middleware, sends the status, the headers and the stream's first
+bytes, and finishes: the request's thread and database connection are released. The wrapper holds
+back the end of the body and goes on with the stream on the server's own ``send``.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+from django.core.asgi import get_asgi_application as get_django_application
+
+from django_sse.stream import Stream
+from django_sse.tasks import logger, spawn
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+SCOPE_KEY: Final = "django_sse.hand_off"
+
+# How long the end of a stream may take to go out to a client that does not read.
+_FAREWELL_SECONDS: Final = 1.0
+
+
+def get_asgi_application() -> "EventStreamApplication":
+    """Return Django's ASGI application, with event streams handed off."""
+    return EventStreamApplication(get_django_application())
+
+
+class EventStreamApplication:
+    """Wraps an ASGI application: Django's own, or a Channels ``ProtocolTypeRouter`` round it."""
+
+    def __init__(self, application: Any) -> None:
+        self.application: Application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or SCOPE_KEY in scope:
+            await self.application(scope, receive, send)
+            return
+        hand_off = HandOff(receive, send)
+        try:
+            await self.application({**scope, SCOPE_KEY: hand_off}, hand_off.receive, hand_off.send)
+            await hand_off.serve()
+        finally:
+            hand_off.close()
+
+
+class HandOff:
+    """Stands between Django and the server for one request, and takes its stream over."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._stream: Stream | None = None
+        self._is_stream = False
+        self._last_body = b""
+        self._ended = False
+        self._disconnected = False
+        self._on_close: list[Callable[[], object]] = []
+
+    async def receive(self) -> Message:
+        """Pass on what the server receives; a disconnect is remembered."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._disconnected = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass on what Django sends, but not the end of a body that is to go on."""
+        if message["type"] == "http.response.start":
+            message = self._seen_start(message)
+        elif message["type"] == "http.response.body":
+            self._last_body = message.get("body", b"")
+            if self._stream and not message.get("more_body", False):
+                self._ended = True
+                if not self._last_body:
+                    return
+                message = {**message, "more_body": True}
+        await self._send(message)
+
+    def take(self, stream: Stream, last_chunk: bytes) -> bool:
+        """Take a stream over, if what it yielded last has gone out as the body of an event stream.
+
+        A middleware may have set an encoding, or have put a response of its own in its place.
+        """
+        if self._is_stream and self._last_body == last_chunk:
+            self._stream = stream
+        return self._stream is not None
+
+    def call_on_close(self, callback: Callable[[], object]) -> None:
+        """Call back when the request is over, however it ends."""
+        self._on_close.append(callback)
+
+    async def serve(self) -> None:
+        """Serve the stream that was taken over until it ends."""
+        stream = self._stream
+        if stream is None or not self._ended:
+            return
+        if self._disconnected:
+            stream.end("disconnected")
+            return
+        watching = spawn(self._watch(stream))
+        try:
+            stream.serve(self._send_chunk)
+            # Shielded: a cancelled server task must not cancel the future that others set.
+            await asyncio.shield(stream.ended)
+            if not self._disconnected:
+                await self._send_end()
+        finally:
+            watching.cancel()
+
+    def close(self) -> None:
+        """Release what the request still holds.
+
+        Django before 6.1 does not run the ``finally`` of a response whose ASGI task is cancelled.
+        """
+        for callback in self._on_close:
+            callback()
+
+    def _seen_start(self, message: Message) -> Message:
+        headers = [(name.lower(), value) for name, value in message.get("headers", ())]
+        types = [value for name, value in headers if name == b"content-type"]
+        if not any(value.startswith(b"text/event-stream") for value in types):
+            return message
+        identity = (b"content-encoding", b"identity")
+        kept = [header for header in headers if header != identity]
+        encoded = any(name == b"content-encoding" for name, _ in kept)
+        self._is_stream = message["status"] == 200 and not encoded
+        # It has kept compressing middleware away; RFC 9110, 8.4.1 wants it not to be sent.
+        return {**message, "headers": kept}
+
+    def _send_chunk(self, chunk: bytes) -> Awaitable[None]:
+        return self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def _send_end(self) -> None:
+        try:
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        except TimeoutError:
+            # Returning without it makes the server drop the connection.
+            logger.info("A client did not take the end of its stream.")
+
+    async def _watch(self, stream: Stream) -> None:
+        try:
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+        finally:
+            self._disconnected = True
+            stream.end("disconnected")

@@ -1,0 +1,168 @@
+"""Decorators for function views: a group's stream, a generator's stream, headers, and the 204."""
+
+import functools
+import inspect
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from typing import Any, TypeVar, cast, overload
+
+from asgiref.sync import iscoroutinefunction
+from django.http import Http404, HttpRequest, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+
+from django_sse.exceptions import InvalidGroup
+from django_sse.groups import expand_group
+from django_sse.position import TERMINAL_MARK
+from django_sse.response import (
+    CONTENT_TYPE,
+    GeneratorResponse,
+    HeadersResponse,
+    last_event_id,
+    no_content,
+)
+from django_sse.response import event_stream_headers as headers_of
+from django_sse.stores import get_store
+from django_sse.stores.base import GroupState
+from django_sse.views import EventStreamView, exempt_from_atomic_requests
+
+View = Callable[..., Any]
+ViewT = TypeVar("ViewT", bound=View)
+Guard = Callable[..., Awaitable[HttpResponseBase | Iterable[str] | None]]
+GeneratorView = Callable[..., AsyncIterator[Any]]
+
+
+@overload
+def event_stream(pattern: GeneratorView, /) -> View: ...
+@overload
+def event_stream(pattern: str, /, *patterns: str, **options: Any) -> Callable[[Guard], View]: ...
+
+
+def event_stream(pattern: str | GeneratorView, /, *patterns: str, **options: Any) -> Any:
+    """Make an event stream of a view: of its groups, or of what it yields.
+
+    ``@event_stream("job-{pk}")`` goes on an ``async def`` that guards the groups named, with the
+    URL's keyword arguments in braces: it returns None to let the stream begin, the groups allowed,
+    or a response, or raises ``PermissionDenied``. Options are the attributes of
+    ``EventStreamView``: ``history``, ``retry``, ``heartbeat``, ``channel_messages``.
+
+    ``@event_stream`` alone goes on an async generator: each ``Event``, or data of one, that it
+    yields is sent. When it returns, the client is stopped; if it raises, the client comes back.
+    ``request.last_event_id`` is the id of the last event that the client has got, or "".
+
+    Raises:
+        TypeError: The view is not of the kind asked for.
+    """
+    if isinstance(pattern, str):
+        return functools.partial(_group_view, (pattern, *patterns), options)
+    if not inspect.isasyncgenfunction(pattern):
+        raise TypeError(
+            "@event_stream without a group goes on an async generator (async def with yield). "
+            'For the stream of a group name it: @event_stream("job-{pk}").'
+        )
+    return _generator_view(pattern)
+
+
+def _group_view(patterns: Sequence[str], options: dict[str, Any], guard: Guard) -> View:
+    if not iscoroutinefunction(guard):
+        raise TypeError(
+            f"@event_stream({', '.join(map(repr, patterns))}) goes on an `async def` without "
+            f"`yield`, which guards the groups; {guard!r} is not one."
+        )
+
+    class GuardedView(EventStreamView):
+        groups = patterns
+
+        async def authorize(self, groups: Sequence[str]) -> HttpResponseBase | Iterable[str] | None:
+            return await guard(self.request, *self.args, **self.kwargs)
+
+    return functools.wraps(guard)(GuardedView.as_view(**options))
+
+
+def _generator_view(generate: GeneratorView) -> View:
+    @functools.wraps(generate)
+    async def view(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        if request.method == "HEAD":
+            return HeadersResponse(request)
+        sent = last_event_id(request)
+        if sent == TERMINAL_MARK:
+            return no_content()
+        setattr(request, "last_event_id", sent)  # noqa: B010  (HttpRequest does not declare it)
+        events = cast("AsyncGenerator[Any, None]", generate(request, *args, **kwargs))
+        return GeneratorResponse(request, events)
+
+    return exempt_from_atomic_requests(view)
+
+
+def event_stream_headers(view: ViewT) -> ViewT:
+    """Give a streaming view of one's own, sync or async, the headers of an event stream.
+
+    Responses that do not stream are left alone.
+    """
+    if iscoroutinefunction(view):
+
+        @functools.wraps(view)
+        async def awrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            return _with_headers(request, await view(request, *args, **kwargs))
+
+        return cast("ViewT", awrapper)
+
+    @functools.wraps(view)
+    def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        return _with_headers(request, view(request, *args, **kwargs))
+
+    return cast("ViewT", wrapper)
+
+
+def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
+    """Answer 204, which stops EventSource, once all of these groups are cancelled.
+
+    For a streaming view of one's own, sync or async. The groups may have the URL's keyword
+    arguments in braces.
+    """
+
+    def decorator(view: ViewT) -> ViewT:
+        if iscoroutinefunction(view):
+
+            @functools.wraps(view)
+            async def awrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+                if _all_cancelled(await get_store().astates(_expand(patterns, kwargs))):
+                    return no_content()
+                return cast("HttpResponseBase", await view(request, *args, **kwargs))
+
+            return cast("ViewT", awrapper)
+
+        @functools.wraps(view)
+        def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            if _all_cancelled(get_store().states(_expand(patterns, kwargs))):
+                return no_content()
+            return cast("HttpResponseBase", view(request, *args, **kwargs))
+
+        return cast("ViewT", wrapper)
+
+    return decorator
+
+
+def _with_headers(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+    if isinstance(response, StreamingHttpResponse):
+        response["Content-Type"] = CONTENT_TYPE
+        for name, value in headers_of(request).items():
+            response[name] = value
+    return response
+
+
+def _expand(patterns: Sequence[str], kwargs: Mapping[str, Any]) -> list[str]:
+    try:
+        return [expand_group(pattern, kwargs) for pattern in patterns]
+    except InvalidGroup as error:
+        raise Http404(str(error)) from error
+
+
+def _all_cancelled(states: Mapping[str, GroupState]) -> bool:
+    return all(state.cancelled for state in states.values())

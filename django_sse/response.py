@@ -1,0 +1,273 @@
+"""Responses that are event streams, their headers, and the 204 that ends them for good."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from functools import cache
+from typing import Any, Final
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.asgi import ASGIRequest
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+
+from django_sse.asgi import SCOPE_KEY, HandOff
+from django_sse.conf import conf
+from django_sse.event import Event, refuse_reserved_name, with_id
+from django_sse.position import TERMINAL_MARK, format_position
+from django_sse.publishing import encode
+from django_sse.stores.base import closing_wire
+from django_sse.stream import HEARTBEAT, Stream, jittered_retry
+from django_sse.tasks import logger
+
+CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
+
+
+def event_stream_headers(request: HttpRequest) -> dict[str, str]:
+    """Return the headers of an event stream, beside its content type.
+
+    They keep caches from storing it, proxies and middleware from buffering or compressing it.
+    """
+    headers = {
+        "Cache-Control": "no-cache, no-store, private, no-transform",
+        # nginx buffers otherwise.
+        "X-Accel-Buffering": "no",
+        # Keeps GZipMiddleware and its like away.
+        "Content-Encoding": "identity",
+    }
+    # HTTP/2 forbids it: RFC 9113, 8.2.2. WSGI servers set it themselves: PEP 3333.
+    if isinstance(request, ASGIRequest) and request.scope.get("http_version") == "1.1":
+        headers["Connection"] = "keep-alive"
+    return headers
+
+
+def no_store(response: HttpResponseBase) -> HttpResponseBase:
+    """Keep caches from storing an answer that may be another one at the next attempt."""
+    response["Cache-Control"] = "no-store"
+    return response
+
+
+def no_content() -> HttpResponseBase:
+    """Return the 204 that tells EventSource to stop: WHATWG HTML, 9.2.3."""
+    return no_store(HttpResponse(status=204))
+
+
+def last_event_id(request: HttpRequest) -> str:
+    """Return the last event id that a client sends: the header, or else the query."""
+    query = request.GET
+    return request.headers.get("Last-Event-ID") or (
+        query.get("lastEventId") or query.get("last_event_id") or ""
+    )
+
+
+class EventStreamResponse(StreamingHttpResponse):
+    """A response that is an event stream.
+
+    Raises:
+        ImproperlyConfigured: The request came over WSGI, which would hold a worker for each stream.
+    """
+
+    def __init__(self, request: HttpRequest, chunks: AsyncIterator[bytes]) -> None:
+        if not isinstance(request, ASGIRequest):
+            raise ImproperlyConfigured(
+                "An event stream was requested over WSGI. Serve the project over ASGI: "
+                "django_sse.asgi.get_asgi_application in asgi.py and daphne, uvicorn, hypercorn "
+                "or granian; for runserver, `daphne` first in INSTALLED_APPS and ASGI_APPLICATION."
+            )
+        super().__init__(chunks, content_type=CONTENT_TYPE, headers=event_stream_headers(request))
+
+
+class HeadersResponse(HttpResponse):
+    """The answer to HEAD: an event stream's headers, without the stream."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        super().__init__(content_type=CONTENT_TYPE, headers=event_stream_headers(request))
+
+
+class UnavailableResponse(EventStreamResponse):
+    """What cannot be served now: a browser never comes back after a 5xx, but after this it does."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        super().__init__(request, _chunks(jittered_retry()))
+
+
+async def _chunks(*chunks: bytes) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+class GroupStreamResponse(EventStreamResponse):
+    """A stream of Channels groups: its first bytes, then the hand-off to the ASGI wrapper.
+
+    Args:
+        request: The request.
+        position: The number in each group that the stream starts after.
+        retry: The browser's reconnection time, in seconds.
+        reset: Whether the client is told that it has lost events.
+        initial_events: The state as of now, for a client that does not know it.
+        stream_options: The keyword arguments of ``Stream``.
+    """
+
+    def __init__(
+        self,
+        request: HttpRequest,
+        position: Mapping[str, int],
+        *,
+        retry: float,
+        reset: bool,
+        initial_events: AsyncGenerator[Event, None] | None,
+        stream_options: Mapping[str, Any],
+    ) -> None:
+        self._position = position
+        self._retry = retry
+        self._reset = reset
+        self._initial_events = initial_events
+        self._stream_options = stream_options
+        self._hand_off = hand_off_of(request)
+        self._contents_set = 0
+        self._iterated_whole = False
+        super().__init__(request, self._content())
+
+    # A middleware that sets other content, or iterates it itself, wants to see every chunk.
+
+    @property
+    def streaming_content(self) -> Any:
+        return super().streaming_content
+
+    @streaming_content.setter
+    def streaming_content(self, value: Any) -> None:
+        self._contents_set += 1
+        StreamingHttpResponse.streaming_content.fset(self, value)  # type: ignore[union-attr]
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self._iterated_whole = self._contents_set == 1
+        return super().__aiter__()
+
+    async def _content(self) -> AsyncGenerator[bytes, None]:
+        stream = Stream(self._position, **self._stream_options)
+        if self._hand_off:
+            self._hand_off.call_on_close(lambda: stream.end("request ended"))
+        handed_off = False
+        try:
+            try:
+                await stream.open()
+            except Exception:
+                logger.exception("The event store could not be read; the client is sent back.")
+                yield jittered_retry()
+                return
+            first = Event(retry=round(self._retry * 1000)).encode()
+            if self._reset:
+                # Without an id: a client that leaves before the new state is told again.
+                first += Event({}, event="reset").encode()
+            # A client that leaves before its first event has a position, too.
+            checkpoint = with_id(format_position(self._position), b"")
+            if self._initial_events is None:
+                yield (checkpoint := first + checkpoint)
+            else:
+                yield first
+                async with aclosing(self._initial_events) as events:
+                    async for event in events:
+                        yield encode(event)
+                yield checkpoint
+            if self._hand_off and self._iterated_whole:
+                handed_off = self._hand_off.take(stream, checkpoint)
+            if not handed_off:
+                self._log_staying()
+                async for chunk in _in_request(stream):
+                    yield chunk
+        finally:
+            if not handed_off:
+                stream.end("request ended")
+
+    def _log_staying(self) -> None:
+        if self._hand_off is None:
+            _warn_once(
+                "A stream stays in its request and keeps a thread and a database connection: "
+                "wrap the project's ASGI application in django_sse.asgi.EventStreamApplication."
+            )
+        else:
+            _warn_once(
+                "A stream stays in its request and keeps a thread and a database connection: a "
+                "middleware has replaced its response or content, or set an encoding."
+            )
+
+
+class GeneratorResponse(EventStreamResponse):
+    """The stream of a view that is an async generator.
+
+    It stays in its request, which the generator may need. When the generator returns, the client is
+    left a terminal mark in its ``Last-Event-ID``, so that reconnecting is answered 204.
+    """
+
+    def __init__(self, request: HttpRequest, events: AsyncGenerator[Any, None]) -> None:
+        self._hand_off = hand_off_of(request)
+        self._events = events
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        super().__init__(request, self._content())
+
+    async def _content(self) -> AsyncGenerator[bytes, None]:
+        # One task from the generator's start to its end: what it opens, it can close.
+        driving = asyncio.create_task(self._drive())
+        driving.add_done_callback(lambda _: self._queue.put_nowait(None))
+        if self._hand_off:
+            self._hand_off.call_on_close(driving.cancel)
+        try:
+            yield Event(retry=round(conf().RETRY * 1000)).encode()
+            while True:
+                try:
+                    async with asyncio.timeout(conf().HEARTBEAT):
+                        chunk = await self._queue.get()
+                except TimeoutError:
+                    yield HEARTBEAT
+                    continue
+                if chunk is None:
+                    return
+                yield chunk
+                self._queue.task_done()
+        finally:
+            driving.cancel()
+            await asyncio.wait([driving])
+
+    async def _drive(self) -> None:
+        try:
+            async with aclosing(self._events) as events:
+                async for item in events:
+                    event = item if isinstance(item, Event) else Event(item)
+                    refuse_reserved_name(event)
+                    await self._put(event.encode())
+        except Exception:
+            # Nothing of it reaches the client, which comes back as after a lost connection.
+            logger.exception("A generator view failed; its stream is ended.")
+        else:
+            await self._put(with_id(TERMINAL_MARK, closing_wire("complete")))
+
+    async def _put(self, chunk: bytes) -> None:
+        """Hand on a chunk, and wait until it has gone out."""
+        if chunk:
+            self._queue.put_nowait(chunk)
+            await self._queue.join()
+
+
+async def _in_request(stream: Stream) -> AsyncGenerator[bytes, None]:
+    queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def send(chunk: bytes) -> None:
+        queue.put_nowait(chunk)
+        await queue.join()
+
+    stream.ended.add_done_callback(lambda _: queue.put_nowait(None))
+    stream.serve(send)
+    while (chunk := await queue.get()) is not None:
+        yield chunk
+        # Resumed: the chunk has gone out.
+        queue.task_done()
+
+
+def hand_off_of(request: HttpRequest) -> HandOff | None:
+    """Return the hand-off that the ASGI wrapper has put into a request's scope."""
+    return request.scope.get(SCOPE_KEY) if isinstance(request, ASGIRequest) else None
+
+
+@cache
+def _warn_once(warning: str) -> None:
+    logger.warning(warning)

@@ -1,0 +1,200 @@
+"""The class-based view that streams Channels groups."""
+
+import inspect
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.db import connections, transaction
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponseBadRequest,
+    HttpResponseForbidden,
+    HttpResponseNotFound,
+)
+from django.http.response import HttpResponseBase
+from django.views import View
+
+from django_sse.conf import conf
+from django_sse.event import Event
+from django_sse.exceptions import InvalidGroup
+from django_sse.groups import expand_group
+from django_sse.position import parse_position
+from django_sse.replay import start
+from django_sse.response import (
+    GroupStreamResponse,
+    HeadersResponse,
+    UnavailableResponse,
+    last_event_id,
+    no_content,
+    no_store,
+)
+from django_sse.stores import get_store
+from django_sse.stores.base import validate_group
+from django_sse.stream import MessageHandler
+from django_sse.tasks import logger
+
+
+class EventStreamView(View):
+    """Streams the events of Channels groups.
+
+    A view may also handle plain Channels messages of its groups, as a consumer does: a message of
+    type ``news.update`` is given to ``def news_update(self, message)``, which returns an ``Event``,
+    or None for nothing. Messages of type ``sse.event`` need no handler.
+    """
+
+    groups: ClassVar[Sequence[str]] = ()
+    """The groups, with the URL's keyword arguments in braces: ``["news", "job-{pk}"]``."""
+
+    history: int = 0
+    """How many past events of each group a client without a position gets."""
+
+    retry: float | None = None
+    """Seconds that the browser waits before it reconnects. None: ``DJANGO_SSE["RETRY"]``."""
+
+    heartbeat: float | None = None
+    """Seconds of silence before a comment is sent. None: ``DJANGO_SSE["HEARTBEAT"]``; 0: never."""
+
+    channel_messages: bool = True
+    """Whether plain Channels messages are streamed. Each group takes a channel of its own for that
+    in every process with a stream of it: turn it off where there is a group for each user."""
+
+    _handler_names: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # The public methods that a project's view adds are its handlers of Channels messages.
+        cls._handler_names = frozenset(
+            name
+            for name, _ in inspect.getmembers_static(cls, inspect.isfunction)
+            if not name.startswith("_") and not hasattr(EventStreamView, name)
+        )
+
+    @classmethod
+    def as_view(cls, **initkwargs: Any) -> Callable[..., Any]:
+        """Return the view, exempt from ATOMIC_REQUESTS: a stream is no transaction.
+
+        Raises:
+            ImproperlyConfigured: ``history`` beside ``initial_events``, which both are the past.
+        """
+        if initkwargs.get("history", cls.history) and cls._overrides("initial_events"):
+            raise ImproperlyConfigured(
+                f"{cls.__name__} has both `history` and `initial_events`. Choose one: they both "
+                "tell a new client what happened before."
+            )
+        return exempt_from_atomic_requests(super().as_view(**initkwargs))
+
+    # What a project's view says
+
+    async def get_groups(self) -> Iterable[str]:
+        """Return the names of the groups to stream."""
+        if not self.groups:
+            raise ImproperlyConfigured(
+                f"{type(self).__name__} needs `groups`, or `async def get_groups(self)`."
+            )
+        return [expand_group(pattern, self.kwargs) for pattern in self.groups]
+
+    async def authorize(self, groups: Sequence[str]) -> HttpResponseBase | Iterable[str] | None:
+        """Decide who may stream the groups: None allows all of them.
+
+        Returns:
+            None, the groups that are allowed, or a response to send instead of a stream.
+
+        Raises:
+            PermissionDenied: None of them is allowed.
+        """
+        return None
+
+    async def initial_events(self) -> AsyncGenerator[Event, None]:
+        """Yield the state as of now, for a client that does not know it or has lost events."""
+        return
+        yield
+
+    def filter_event(self, event: Event) -> Event | None:
+        """Return the event to send instead of this one, or None to hide it from this stream.
+
+        Called on the event loop for every event: it must not wait for anything.
+        """
+        return event
+
+    # HTTP
+
+    async def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """Answer with the stream, with 204 where it is over, or with why it is refused."""
+        groups = await self._allowed_groups()
+        if isinstance(groups, HttpResponseBase):
+            return groups
+        sent = parse_position(last_event_id(request), groups)
+        try:
+            states = await get_store().astates(groups)
+        except Exception:
+            logger.exception("The event store could not be read; the client is sent back.")
+            return UnavailableResponse(request)
+        begin = start(sent, states, self.history)
+        if begin.over:
+            return no_content()
+        with_state = begin.fresh and self._overrides("initial_events")
+        return GroupStreamResponse(
+            request,
+            begin.position,
+            retry=conf().RETRY if self.retry is None else self.retry,
+            reset=begin.reset,
+            initial_events=self.initial_events() if with_state else None,
+            stream_options={
+                "heartbeat": (conf().HEARTBEAT if self.heartbeat is None else self.heartbeat)
+                or None,
+                "filter_event": self.filter_event if self._overrides("filter_event") else None,
+                "message_handler": self._message_handler if self._handler_names else None,
+                "wants_messages": self.channel_messages,
+            },
+        )
+
+    async def head(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """Answer with the headers alone: a stream without an end would never complete it."""
+        groups = await self._allowed_groups()
+        return groups if isinstance(groups, HttpResponseBase) else HeadersResponse(request)
+
+    async def _allowed_groups(self) -> list[str] | HttpResponseBase:
+        try:
+            groups = _unique(await self.get_groups())
+            if len(groups) > conf().MAX_GROUPS:
+                return no_store(
+                    HttpResponseBadRequest(
+                        f"A stream has at most {conf().MAX_GROUPS} groups, not {len(groups)}."
+                    )
+                )
+            allowed = await self.authorize(groups)
+            if isinstance(allowed, HttpResponseBase):
+                return allowed
+            if allowed is not None:
+                groups = _unique(allowed)
+        except InvalidGroup as error:
+            logger.info("Not Found: %s", error)
+            return no_store(HttpResponseNotFound())
+        except Http404:
+            return no_store(HttpResponseNotFound())
+        except PermissionDenied:
+            return no_store(HttpResponseForbidden())
+        return groups or no_store(HttpResponseForbidden())
+
+    # Handlers of plain Channels messages
+
+    def _message_handler(self, message_type: str) -> MessageHandler | None:
+        name = message_type.replace(".", "_")
+        return getattr(self, name) if name in self._handler_names else None
+
+    @classmethod
+    def _overrides(cls, name: str) -> bool:
+        return getattr(cls, name) is not getattr(EventStreamView, name)
+
+
+def _unique(groups: Iterable[str]) -> list[str]:
+    return [validate_group(group) for group in dict.fromkeys(groups)]
+
+
+def exempt_from_atomic_requests(view: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the view without a transaction round it, which Django refuses for async views."""
+    for alias in connections:
+        view = transaction.non_atomic_requests(using=alias)(view)
+    return view

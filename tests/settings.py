@@ -1,14 +1,16 @@
-"""Settings of the tests: the demo's, on a database of their own."""
+"""Settings of the tests: the demo's, on databases of their own."""
 
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from demo_project.settings import *  # noqa: F403
+from tests import postgresql
 
 _directory = Path(tempfile.gettempdir())
 
-DATABASES = {
+DATABASES: dict[str, dict[str, Any]] = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": _directory / f"django-sse-{os.getpid()}.sqlite3",
@@ -20,6 +22,14 @@ DATABASES = {
         "TEST": {"NAME": _directory / f"django-sse-test-{os.getpid()}.sqlite3"},
     },
 }
+if postgresql.binaries():
+    # The server, and its port, are there once a test asks for it.
+    DATABASES[postgresql.ALIAS] = {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": "postgres",
+        "USER": "postgres",
+        "HOST": "127.0.0.1",
+    }
 
 ROOT_URLCONF = "tests.urls"
 ASGI_APPLICATION = "tests.asgi.application"

@@ -1,0 +1,41 @@
+# A virtual environment for each Python, so that one checkout can be tested on several.
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+
+# The newest Django needs a newer Python than the oldest one supported: the tests run on both.
+NEWER_PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-9]*/bin/python 2>/dev/null | sort -rV); do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { command -v $$p; break; }; done)
+VENV_NEWER := .venv-newer
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## Show what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(VENV)/demo  ## Set everything up and serve the demo (PORT=8000)
+	$(VENV)/bin/python manage.py migrate --verbosity 0
+	@# The sampler ends with its parent, which is the server.
+	$(VENV)/bin/python manage.py sample_metrics & exec $(VENV)/bin/python manage.py runserver $(PORT)
+
+.PHONY: test
+test: $(VENV)/test  ## Set everything up and run the tests (ARGS= for pytest), on a newer Python too where there is one
+	$(VENV)/bin/python -m pytest $(ARGS)
+ifneq ($(NEWER_PYTHON),)
+	$(MAKE) VENV=$(VENV_NEWER) PYTHON=$(NEWER_PYTHON) NEWER_PYTHON= test
+endif
+
+.PHONY: lint
+lint: $(VENV)/lint  ## Check style, types and migrations
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python manage.py makemigrations --check --dry-run
+
+# A file per group of dependencies says that they are installed.
+$(VENV)/%: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)/bin/python -m pip install --quiet --editable . --group $*
+	touch $@

@@ -1,0 +1,242 @@
+"""What is special to the database store: the outbox, locks, trimming, its one connection."""
+
+import asyncio
+import random
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import OperationalError, connections, transaction
+from django.test import override_settings
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from django_sse.models import EventGroup, OutboxEvent, StoredEvent
+from django_sse.stores.base import GroupState, Hint
+from django_sse.stores.database import DatabaseStore
+from tests.stores.test_contract import append, close, event, reopening, state, texts
+from tests.threads import in_thread
+
+
+def silent(hints: Sequence[Hint]) -> None:
+    """Ring nobody."""
+
+
+async def test_in_a_transaction_nothing_but_the_outbox_is_written(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+
+    def queries_of_publish() -> list[str]:
+        connection = connections[store.using]
+        with transaction.atomic(using=store.using), CaptureQueriesContext(connection) as captured:
+            store.append([event("news", "a"), event("sport", "b")], silent)
+        return [query["sql"] for query in captured.captured_queries]
+
+    queries = await sync_to_async(queries_of_publish)()
+    written = [sql for sql in queries if sql.startswith(("INSERT", "UPDATE", "DELETE"))]
+    assert len(written) == 1
+    assert "django_sse_outboxevent" in written[0]
+    assert not any("FOR UPDATE" in sql for sql in queries)
+
+
+async def test_what_a_publisher_left_behind_is_numbered_by_the_next_to_look(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+    _, cursor = await store.achanged(None)
+
+    def commit_and_die() -> None:
+        with transaction.atomic(using=store.using):
+            # As publish does, but the commit hook never runs.
+            store._stage([event("news", "a"), event("news", "b")])
+
+    await sync_to_async(commit_and_die)()
+    assert await store.aread("news", 0, 10) == []
+    hints, _ = await store.achanged(cursor)
+    assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
+    [hint] = {hint for hint in hints if hint.group == "news" and hint.entries}
+    assert texts(hint.entries) == ["a", "b"]
+    assert not await OutboxEvent.objects.using(store.using).aexists()
+
+
+async def test_what_waits_is_numbered_before_what_is_published_later(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+
+    def commit_and_die() -> None:
+        with transaction.atomic(using=store.using):
+            store._stage([event("news", "first")])
+
+    await sync_to_async(commit_and_die)()
+    await append(store, event("news", "second"))
+    assert texts(await store.aread("news", 0, 10)) == ["first", "second"]
+
+
+async def test_cancel_and_reopen_in_a_transaction_count_for_what_follows_in_it(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+    await append(store, close("news"))
+
+    def reopen_and_publish() -> None:
+        with transaction.atomic(using=store.using):
+            store.append([reopening("news")], silent)
+            store.append([event("news", "a")], silent)
+
+    await sync_to_async(reopen_and_publish)()
+    assert texts(await store.aread("news", 0, 10))[1:] == ["a"]
+    assert not (await state(store, "news")).cancelled
+
+
+@pytest.mark.parametrize("groups", [["news"], ["a", "b", "c"]])
+async def test_four_threads_publish_in_transactions_after_a_read(
+    database_store: DatabaseStore, groups: list[str]
+) -> None:
+    store = database_store
+    everyone_ready = threading.Barrier(4)
+
+    def publish_eighty_times(name: int) -> None:
+        shuffled = random.Random(name)
+        everyone_ready.wait(10)
+        for n in range(80):
+            with transaction.atomic(using=store.using):
+                EventGroup.objects.using(store.using).count()
+                # Each thread in an order of its own: locking the groups here would deadlock.
+                for group in shuffled.sample(groups, len(groups)):
+                    store.append([event(group, f"{name} {n}")], silent)
+
+    await asyncio.gather(
+        *(in_thread(lambda name=name: publish_eighty_times(name)) for name in range(4))
+    )
+    for group in groups:
+        read = texts(await store.aread(group, 0, 1000))
+        assert len(read) == 320
+        for name in range(4):
+            in_order = [text for text in read if text.startswith(f"{name} ")]
+            assert in_order == [f"{name} {n}" for n in range(80)]
+
+
+async def test_a_long_transaction_stalls_no_other_publisher(database_store: DatabaseStore) -> None:
+    store = database_store
+    if connections[store.using].vendor == "sqlite":
+        pytest.skip("SQLite lets one transaction write at a time.")
+    staged, finish = threading.Event(), threading.Event()
+
+    def publish_slowly() -> None:
+        with transaction.atomic(using=store.using):
+            store.append([event("news", "slow")], silent)
+            staged.set()
+            assert finish.wait(30)
+
+    slow = asyncio.create_task(in_thread(publish_slowly))
+    assert await asyncio.to_thread(staged.wait, 10)
+    await asyncio.wait_for(append(store, event("news", "fast")), 10)
+    assert not slow.done()
+    finish.set()
+    await slow
+    assert texts(await store.aread("news", 0, 10)) == ["fast", "slow"]
+
+
+async def test_history_is_bounded_by_count_and_trimmed_in_bulk(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+    with override_settings(DJANGO_SSE={"HISTORY_SIZE": 20}):
+        for n in range(50):
+            await append(store, event("news", str(n)))
+            assert await StoredEvent.objects.using(store.using).acount() < 20 + 2 + 1
+    kept = texts(await store.aread("news", 0, 100))
+    assert kept == [str(n) for n in range(50 - len(kept), 50)]
+    assert len(kept) >= 20
+    now = await state(store, "news")
+    assert now.oldest == now.head - len(kept) + 1
+
+
+async def test_history_is_bounded_by_age(database_store: DatabaseStore) -> None:
+    store = database_store
+    await append(store, *(event("news", str(n)) for n in range(3)))
+    await append(store, event("sport", "new"))
+    stored = StoredEvent.objects.using(store.using)
+    old = timezone.now() - timedelta(hours=25)
+    last = (await state(store, "news")).head
+    await stored.filter(group="news", number__lt=last).aupdate(created=old)
+    await store.atrim()
+    assert texts(await store.aread("news", 0, 10)) == ["2"]
+    assert texts(await store.aread("sport", 0, 10)) == ["new"]
+
+
+async def test_idle_groups_are_forgotten_and_begin_again_beyond_their_numbers(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+    [before] = await append(store, event("news", "a"))
+    await append(store, event("sport", "b"))
+    idle = timezone.now() - timedelta(days=8)
+    await EventGroup.objects.using(store.using).filter(name="news").aupdate(changed=idle)
+    await store.atrim()
+    assert await state(store, "news") == GroupState()
+    assert texts(await store.aread("sport", 0, 10)) == ["b"]
+    [after] = await append(store, event("news", "c"))
+    assert before is not None
+    assert after is not None
+    assert after > before
+
+
+async def test_an_unchanged_sqlite_file_is_not_queried(database_store: DatabaseStore) -> None:
+    store = database_store
+    if connections[store.using].vendor != "sqlite":
+        pytest.skip("PRAGMA data_version is SQLite's.")
+    _, cursor = await store.achanged(None)
+
+    def queries(captured: list[str]) -> None:
+        connections[store.using].execute_wrappers.append(
+            lambda execute, sql, *rest: captured.append(sql) or execute(sql, *rest)  # type: ignore[func-returns-value]
+        )
+
+    captured: list[str] = []
+    await store._in_reader(lambda: queries(captured))
+    hints, cursor = await store.achanged(cursor)
+    assert list(hints) == []
+    assert captured == ["PRAGMA data_version"]
+    [number] = await append(store, event("news", "a"))
+    hints, _ = await store.achanged(cursor)
+    assert Hint("news", number or 0, cancelled=False) in list(hints)
+
+
+async def test_reading_goes_on_after_the_connection_was_lost(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+    await append(store, event("news", "a"))
+    assert texts(await store.aread("news", 0, 10)) == ["a"]
+
+    if connections[store.using].vendor == "sqlite":
+        pytest.skip("A file has no connection to lose.")
+
+    def lose_connection() -> None:
+        with pytest.raises(OperationalError), connections[store.using].cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    await store._in_reader(lose_connection)
+    assert texts(await store.aread("news", 0, 10)) == ["a"]
+
+
+async def test_closing_lets_go_of_the_thread_and_reading_takes_a_new_one(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+
+    def readers() -> list[str]:
+        return [t.name for t in threading.enumerate() if t.name.startswith("django-sse-store")]
+
+    await append(store, event("news", "a"))
+    await asyncio.gather(*(store.aread("news", 0, 10) for _ in range(20)))
+    assert len(readers()) == 1
+    await store.aclose()
+    while readers():
+        await asyncio.sleep(0.01)
+    assert texts(await store.aread("news", 0, 10)) == ["a"]

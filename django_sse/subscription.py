@@ -147,24 +147,27 @@ class Subscription:
 
     async def _fetch(self) -> None:
         while True:
-            # The head may move while the store is asked; only behind this one it has gone back.
+            # The head may move on while the store is asked: a state below what was known before
+            # is of a store that has gone back, one below what is known now is merely late.
             known = self.head
             state = (await self._store.astates([self.group]))[self.group]
             if state.head < known:
                 self._reset(state)
                 return
+            if state.head < self.head:
+                return
             if state.head == self.head:
-                break
+                self.cancelled = state.cancelled
+                self._end_cancelled()
+                return
+            self.first = state.first
             page = await self._store.aread(self.group, self.head or state.first - 1, PAGE)
             # Hints were heard meanwhile: what they brought is skipped.
             entries, gap = join(self.head or state.first - 1, page)
             if not entries and (gap or not page):
                 self._reset(state)
                 return
-            self.first = state.first
             self._add(entries)
-        self.cancelled = state.cancelled
-        self._end_cancelled()
 
     def compare(self, state: GroupState) -> None:
         """Go to the store if the state that it told is not the one known here."""

@@ -5,19 +5,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from demo_project import settings as demo
 from demo_project.settings import *  # noqa: F403
 from tests import postgresql
 
 _directory = Path(tempfile.gettempdir())
 
-DATABASES: dict[str, dict[str, Any]] = {
+DATABASES: dict[str, dict[str, Any]] = {  # type: ignore[no-redef]
     "default": {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": _directory / f"django-sse-{os.getpid()}.sqlite3",
-        "OPTIONS": {
-            "transaction_mode": "IMMEDIATE",
-            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
-        },
+        **demo.DATABASES["default"],
         # A file, not memory: threads and processes publish to it at once.
         "TEST": {"NAME": _directory / f"django-sse-test-{os.getpid()}.sqlite3"},
     },

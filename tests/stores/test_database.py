@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -109,9 +110,7 @@ async def test_four_threads_publish_in_transactions_after_a_read(
                 for group in shuffled.sample(groups, len(groups)):
                     store.append([event(group, f"{name} {n}")], silent)
 
-    await asyncio.gather(
-        *(in_thread(lambda name=name: publish_eighty_times(name)) for name in range(4))
-    )
+    await asyncio.gather(*(in_thread(partial(publish_eighty_times, name)) for name in range(4)))
     for group in groups:
         read = texts(await store.aread(group, 0, 1000))
         assert len(read) == 320

@@ -1,0 +1,413 @@
+"""Streams in one process: what is published reaches each of them, once and in order."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from channels.layers import InMemoryChannelLayer, get_channel_layer
+from django.db import connections
+from django.test import override_settings
+
+from django_sse import (
+    Event,
+    acancel,
+    aposition,
+    apublish,
+    apublish_many,
+    areopen,
+    cancel,
+    doorbell,
+    publish,
+)
+from django_sse.event import Decoder
+from django_sse.hub import current_hub, open_streams
+from django_sse.models import EventGroup, StoredEvent
+from django_sse.position import parse_position
+from django_sse.stores import get_store
+from django_sse.stream import Stream
+from tests.threads import in_thread
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+BURST = 1000
+STREAMS = 100
+
+
+class Client:
+    """What a browser makes of the bytes that one stream sends."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.events: list[Event] = []
+        self.chunks: list[bytes] = []
+        self.decoder = Decoder()
+        self.changed = asyncio.Event()
+
+    async def send(self, chunk: bytes) -> None:
+        self.chunks.append(chunk)
+        self.events += self.decoder.feed(chunk)
+        self.changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def until_events(self, count: int) -> list[Any]:
+        await self.until(lambda: len(self.events) >= count)
+        return self.data
+
+    @property
+    def data(self) -> list[Any]:
+        return [event.text for event in self.events]
+
+
+@asynccontextmanager
+async def connected(
+    *groups: str, after: str | None = None, **options: Any
+) -> AsyncIterator[Client]:
+    """A client that is connected from where the groups stand, or after an id."""
+    start = parse_position(await aposition(*groups) if after is None else after, groups)
+    stream = Stream(start, **options)
+    client = Client(stream)
+    stream.ended.add_done_callback(lambda _: client.changed.set())
+    await stream.open()
+    stream.serve(client.send)
+    try:
+        yield client
+    finally:
+        stream.end("test is over")
+
+
+class AsyncClients:
+    """Many clients of the same groups."""
+
+    def __init__(self, count: int, *groups: str) -> None:
+        self._contexts = [connected(*groups) for _ in range(count)]
+
+    async def __aenter__(self) -> list[Client]:
+        return [await context.__aenter__() for context in self._contexts]
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        for context in self._contexts:
+            await context.__aexit__(*exc_info)
+
+
+@pytest.fixture(autouse=True)
+async def _everything_ends() -> AsyncIterator[None]:
+    """Nothing is left: no stream, and no connection of a reader."""
+    yield
+    assert open_streams() == 0
+    await get_store().aclose()
+    await sync_to_async(connections.close_all)()
+
+
+class FlakyLayer(InMemoryChannelLayer):  # type: ignore[misc]
+    """Drops every second message. Being a subclass, it is taken for one that crosses processes."""
+
+    sent = itertools.count()
+
+    async def group_send(self, group: str, message: dict[str, Any]) -> None:
+        if next(self.sent) % 2:
+            await super().group_send(group, message)
+
+
+class SmallLayer(InMemoryChannelLayer):  # type: ignore[misc]
+    """Holds one message a channel, and silently drops what comes on top."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "capacity": 1})
+
+
+def layer(path: str) -> dict[str, Any]:
+    return {"default": {"BACKEND": path}}
+
+
+@pytest.mark.parametrize(
+    ("channel_layers", "directly"),
+    [
+        pytest.param(layer("channels.layers.InMemoryChannelLayer"), True, id="directly"),
+        pytest.param(layer("tests.test_hub.SmallLayer"), False, id="layer of capacity 1"),
+        pytest.param(
+            layer("tests.test_hub.FlakyLayer"), False, id="layer that drops every second message"
+        ),
+        pytest.param({}, False, id="store alone"),
+    ],
+)
+async def test_a_burst_arrives_complete_and_in_order_at_every_stream(
+    channel_layers: dict[str, Any], directly: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not directly:
+        monkeypatch.setattr(doorbell, "ring_here", lambda hints: None)
+
+    def burst() -> None:
+        for n in range(BURST):
+            publish("news", str(n))
+
+    conf = {"SYNC_INTERVAL": 0.1}
+    with override_settings(CHANNEL_LAYERS=channel_layers, DJANGO_SSE=conf):
+        async with AsyncClients(STREAMS, "news") as clients:
+            await in_thread(burst)
+            for client in clients:
+                assert await client.until_events(BURST) == [str(n) for n in range(BURST)]
+            assert len({client.decoder.last_event_id for client in clients}) == 1
+
+
+async def test_streams_of_one_group_are_sent_the_very_same_bytes() -> None:
+    async with AsyncClients(3, "news") as clients:
+        await apublish("news", "x")
+        for client in clients:
+            await client.until_events(1)
+        assert clients[0].chunks[-1] is clients[1].chunks[-1] is clients[2].chunks[-1]
+
+
+async def test_clients_that_join_and_leave_during_a_burst_miss_nothing() -> None:
+    """A client that is cut off again and again, resuming by its last id."""
+    seen: list[str] = []
+
+    def burst() -> None:
+        for n in range(300):
+            publish("news", str(n))
+
+    start = await aposition("news")
+    async with connected("news") as steady:
+        publishing = asyncio.create_task(in_thread(burst))
+        last_id = start
+        while len(seen) < 300:
+            async with connected("news", after=last_id) as client:
+                await client.until_events(1)
+            seen += client.data
+            last_id = client.decoder.last_event_id
+        await publishing
+        assert seen == [str(n) for n in range(300)]
+        assert await steady.until_events(300) == seen
+
+
+async def test_a_client_behind_the_tail_is_replayed_from_the_store_in_pages() -> None:
+    start = await aposition("news")
+    await apublish_many(("news", f"{n} {'x' * 4000}") for n in range(400))
+    async with connected("news") as other, connected("news", after=start) as client:
+        await apublish("news", "live")
+        data = await client.until_events(401)
+        assert [text.split()[0] for text in data] == [*(str(n) for n in range(400)), "live"]
+        assert await other.until_events(1) == ["live"]
+
+
+async def test_a_group_never_published_to_is_followed_from_its_first_event() -> None:
+    async with connected("news") as client:
+        await apublish("news", "first")
+        assert await client.until_events(1) == ["first"]
+
+
+async def test_several_groups_share_an_id_that_goes_on_in_each_of_them() -> None:
+    async with connected("a", "b") as client:
+        await apublish("a", "a1")
+        await apublish("b", "b1")
+        await client.until_events(2)
+        first_id = client.events[0].id
+        assert first_id is not None
+    await apublish("a", "a2")
+    async with connected("a", "b", after=first_id) as client:
+        assert sorted(await client.until_events(2)) == ["a2", "b1"]
+    last_id = client.decoder.last_event_id
+    async with connected("a", "b", after=last_id) as client:
+        await apublish("b", "b2")
+        assert await client.until_events(1) == ["b2"]
+
+
+async def test_what_another_process_wrote_is_found_in_the_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with connected("news") as client:
+        await apublish("news", "known")
+        await client.until_events(1)
+        monkeypatch.setattr(doorbell, "ring_here", lambda hints: None)
+        await apublish("news", "found")
+        assert await client.until_events(2) == ["known", "found"]
+
+
+async def test_cancelling_sends_what_is_left_then_close_and_ends() -> None:
+    async with connected("news") as client:
+        await apublish("news", "last")
+        await acancel("news", reason="done")
+        assert await client.stream.ended == "cancelled"
+        assert client.data == ["last", '{"reason":"done"}']
+        assert client.events[-1].event == "close"
+        position = parse_position(client.decoder.last_event_id, ["news"])
+        assert position["news"] == (await get_store().astates(["news"]))["news"].head
+
+
+async def test_a_stream_of_several_groups_ends_when_all_are_cancelled() -> None:
+    async with connected("a", "b") as client:
+        await acancel("a", reason="a")
+        await apublish("b", "goes on")
+        assert await client.until_events(1) == ["goes on"]
+        await acancel("b", reason="b")
+        assert await client.stream.ended == "cancelled"
+        assert [event.event for event in client.events] == [None, "close"]
+
+
+async def test_an_old_close_is_skipped_after_reopening() -> None:
+    start = await aposition("news")
+    await apublish("news", "before")
+    await acancel("news")
+    await areopen("news")
+    await apublish("news", "after")
+    async with connected("news", after=start) as client:
+        assert await client.until_events(2) == ["before", "after"]
+
+
+async def test_a_stream_whose_history_is_lost_ends_so_that_its_client_starts_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with connected("news") as client:
+        await apublish("news", "known")
+        await client.until_events(1)
+        monkeypatch.setattr(doorbell, "ring_here", lambda hints: None)
+        # As a store that was rolled back: its numbers are below those known.
+        await StoredEvent.objects.all().adelete()
+        await EventGroup.objects.aupdate(first=1, head=1)
+        monkeypatch.undo()
+        hub = current_hub()
+        await hub._sweep()
+        assert await client.stream.ended == "reset"
+        assert client.decoder.reconnection_time is not None
+        assert client.decoder.reconnection_time >= 3000
+
+
+async def test_a_client_that_does_not_read_is_ended_and_resumes_without_loss() -> None:
+    stuck = asyncio.Event()
+
+    async def never(chunk: bytes) -> None:
+        await stuck.wait()
+
+    start = await aposition("news")
+    with override_settings(DJANGO_SSE={"BACKLOG_BYTES": 2000}):
+        stream = Stream(parse_position(start, ["news"]))
+        await stream.open()
+        stream.serve(never)
+        async with connected("news") as fast:
+            for n in range(100):
+                await apublish("news", f"{n} {'x' * 50}")
+            assert await asyncio.wait_for(stream.ended, 30) == "backlog full"
+            assert len(await fast.until_events(100)) == 100
+    async with connected("news", after=start) as resumed:
+        assert len(await resumed.until_events(100)) == 100
+
+
+async def test_a_send_that_takes_too_long_ends_its_stream() -> None:
+    async def never(chunk: bytes) -> None:
+        await asyncio.Event().wait()
+
+    start = await aposition("news")
+    with override_settings(DJANGO_SSE={"SEND_TIMEOUT": 0.5}):
+        stream = Stream(parse_position(start, ["news"]))
+        await stream.open()
+        stream.serve(never)
+        await apublish("news", "x")
+        assert await asyncio.wait_for(stream.ended, 30) == "send timeout"
+
+
+async def test_a_silent_stream_sends_heartbeats_and_none_when_they_are_off() -> None:
+    async with (
+        connected("news", heartbeat=0.1) as client,
+        connected("news", heartbeat=None) as silent,
+    ):
+        await client.until(lambda: client.chunks.count(b":\n\n") >= 2)
+        assert silent.chunks == []
+
+
+async def test_a_heartbeat_carries_a_position_that_has_moved_unseen() -> None:
+    def hide(event: Event) -> None:
+        return None
+
+    async with connected("news", heartbeat=0.1, filter_event=hide) as client:
+        published = await apublish("news", "hidden")
+        await client.until(lambda: client.decoder.last_event_id == published.id)
+        assert client.events == []
+
+
+async def test_plain_channels_messages_are_streamed_without_an_id() -> None:
+    channel_layer = get_channel_layer()
+    assert channel_layer is not None
+    async with AsyncClients(2, "news") as clients:
+        before = clients[0].decoder.last_event_id
+        await channel_layer.group_send(
+            "news", {"type": "sse.event", "data": {"n": 1}, "event": "n"}
+        )
+        for client in clients:
+            await client.until_events(1)
+            assert client.events[0].json() == {"n": 1}
+            assert client.events[0].event == "n"
+            assert client.decoder.last_event_id == before
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "sse.event"},
+        {"type": "sse.event", "data": "x", "id": "1"},
+        {"type": "sse.event", "data": "x", "event": "close"},
+        {"type": "sse.event", "data": "x", "event": "a\nb"},
+        {"type": "sse.event", "data": "x", "colour": "red"},
+        {"type": "sse.event", "data": b"x"},
+        {"type": "unknown"},
+        {},
+    ],
+)
+async def test_a_plain_message_that_cannot_be_streamed_is_refused_and_the_next_one_is_not(
+    message: dict[str, Any],
+) -> None:
+    channel_layer = get_channel_layer()
+    assert channel_layer is not None
+    async with connected("news") as client:
+        await channel_layer.group_send("news", message)
+        await channel_layer.group_send("news", {"type": "sse.event", "data": "good"})
+        assert await client.until_events(1) == ["good"]
+
+
+async def test_a_stream_may_do_without_plain_messages() -> None:
+    channel_layer = get_channel_layer()
+    assert channel_layer is not None
+    async with connected("news", wants_messages=False) as client:
+        await channel_layer.group_send("news", {"type": "sse.event", "data": "plain"})
+        await apublish("news", "published")
+        assert await client.until_events(1) == ["published"]
+
+
+async def test_memberships_are_renewed() -> None:
+    """The in-memory layer evicts a channel for one expired message; the sweep enters it again."""
+    channel_layer = get_channel_layer()
+    assert channel_layer is not None
+    async with connected("news") as client:
+        hub = current_hub()
+        [mailbox] = hub._mailboxes()
+        channel_layer.groups.clear()
+        mailbox._groups["news"] = float("-inf")
+        await hub._sweep()
+        await channel_layer.group_send("news", {"type": "sse.event", "data": "heard"})
+        assert await client.until_events(1) == ["heard"]
+
+
+async def test_the_last_stream_out_leaves_nothing_behind() -> None:
+    channel_layer = get_channel_layer()
+    assert channel_layer is not None
+    tasks = asyncio.all_tasks()
+    async with AsyncClients(3, "a", "b"):
+        await apublish("a", "x")
+    async with asyncio.timeout(10):
+        while asyncio.all_tasks() - tasks or channel_layer.groups:
+            await asyncio.sleep(0.01)
+
+
+async def test_publishing_from_a_thread_wakes_the_loop_of_the_stream() -> None:
+    async with connected("news") as client:
+        await in_thread(lambda: publish("news", "from a thread"))
+        assert await client.until_events(1) == ["from a thread"]
+        await in_thread(lambda: cancel("news"))
+        assert await client.stream.ended == "cancelled"

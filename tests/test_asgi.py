@@ -1,0 +1,310 @@
+"""The hand-off, seen from the server's side of the ASGI interface."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from asgiref.sync import markcoroutinefunction, sync_to_async
+from asgiref.testing import ApplicationCommunicator
+from django.core.asgi import get_asgi_application as get_django_application
+from django.core.signals import request_finished
+from django.db import connections
+from django.http import HttpRequest, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from django.test import override_settings
+from django.urls import path
+
+from django_sse import Event, acancel, apublish
+from django_sse.asgi import EventStreamApplication, get_asgi_application
+from django_sse.decorators import event_stream
+from django_sse.event import Decoder
+from django_sse.hub import open_streams
+from django_sse.response import _warn_once
+from django_sse.stores import get_store
+from django_sse.views import EventStreamView
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.urls(__name__)]
+
+
+class News(EventStreamView):
+    groups = ["news"]
+
+
+@event_stream
+async def forever(request: HttpRequest) -> AsyncIterator[Event]:
+    try:
+        while True:
+            yield Event("tick")
+            await asyncio.sleep(0.01)
+    finally:
+        forever_ended.set()
+
+
+forever_ended = asyncio.Event()
+urlpatterns = [path("news/", News.as_view()), path("forever/", forever)]
+
+
+class Request:
+    """A client of an ASGI application, as a server presents it."""
+
+    def __init__(self, application: Any, path: str = "/news/", **scope: Any) -> None:
+        communicator: type[Any] = ApplicationCommunicator
+        self.communicator = communicator(
+            application,
+            {
+                "type": "http",
+                "http_version": "1.1",
+                "method": "GET",
+                "path": path,
+                "query_string": b"",
+                "headers": [],
+                **scope,
+            },
+        )
+        self.decoder = Decoder()
+        self.headers: dict[str, str] = {}
+        self.status = 0
+        self.ended = False
+
+    async def start(self) -> None:
+        await self.communicator.send_input({"type": "http.request"})
+        message = await self.communicator.receive_output(10)
+        self.status = message["status"]
+        self.headers = {name.decode().lower(): value.decode() for name, value in message["headers"]}
+
+    async def read(self) -> list[Event]:
+        message = await self.communicator.receive_output(10)
+        self.ended = not message.get("more_body", False)
+        return self.decoder.feed(message.get("body", b""))
+
+    async def next_events(self) -> list[Event]:
+        while not (events := await self.read()):
+            assert not self.ended
+        return events
+
+    async def disconnect(self) -> None:
+        await self.communicator.send_input({"type": "http.disconnect"})
+        await self.communicator.wait(10)
+
+
+@asynccontextmanager
+async def streaming(application: Any, path: str = "/news/", **scope: Any) -> AsyncIterator[Request]:
+    """A stream whose first bytes have arrived."""
+    request = Request(application, path, **scope)
+    await request.start()
+    assert request.status == 200
+    while not request.decoder.reconnection_time:
+        await request.read()
+    try:
+        yield request
+    finally:
+        if not request.ended:
+            await request.disconnect()
+
+
+@pytest.fixture(autouse=True)
+async def _nothing_is_left() -> AsyncIterator[None]:
+    yield
+    assert open_streams() == 0
+    await get_store().aclose()
+    await sync_to_async(connections.close_all)()
+
+
+async def test_django_has_finished_the_request_while_the_stream_goes_on() -> None:
+    finished = threading.Event()
+
+    def note(**kwargs: Any) -> None:
+        finished.set()
+
+    request_finished.connect(note)
+    try:
+        async with streaming(get_asgi_application()) as request:
+            assert await asyncio.to_thread(finished.wait, 10)
+            await apublish("news", "after the request")
+            assert [event.text for event in await request.next_events()] == ["after the request"]
+    finally:
+        request_finished.disconnect(note)
+
+
+async def test_the_headers_are_those_of_a_stream_and_identity_does_not_go_out() -> None:
+    async with streaming(get_asgi_application()) as request:
+        assert request.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert request.headers["cache-control"] == "no-cache, no-store, private, no-transform"
+        assert request.headers["x-accel-buffering"] == "no"
+        assert request.headers["connection"] == "keep-alive"
+        assert "content-encoding" not in request.headers
+
+
+async def test_http_2_has_no_connection_header() -> None:
+    async with streaming(get_asgi_application(), http_version="2") as request:
+        assert "connection" not in request.headers
+
+
+async def test_the_body_ends_after_a_cancel() -> None:
+    async with streaming(get_asgi_application()) as request:
+        await acancel("news", reason="over")
+        [close] = await request.next_events()
+        assert close.event == "close"
+        await request.read()
+        assert request.ended
+        await request.communicator.wait(10)
+
+
+async def test_a_client_that_leaves_is_forgotten() -> None:
+    async with streaming(get_asgi_application()):
+        assert open_streams() == 1
+    assert open_streams() == 0
+
+
+async def test_a_server_that_cancels_its_task_leaves_no_stream_behind() -> None:
+    request = Request(get_asgi_application())
+    await request.start()
+    await request.read()
+    while not open_streams():
+        await asyncio.sleep(0.01)
+    request.communicator.stop(exceptions=False)
+    while open_streams():
+        await asyncio.sleep(0.01)
+
+
+async def test_a_disconnect_that_django_has_consumed_is_remembered() -> None:
+    """It comes between the status and the hand-off, so Django's own listener takes it."""
+    request = Request(get_asgi_application())
+    await request.communicator.send_input({"type": "http.request"})
+    await request.communicator.send_input({"type": "http.disconnect"})
+    await request.communicator.wait(10)
+
+
+@pytest.mark.parametrize("scope_type", ["lifespan", "websocket"])
+async def test_other_protocols_pass_through_untouched(scope_type: str) -> None:
+    seen: list[Any] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend([scope, receive, send])
+
+    arguments: list[Any] = [{"type": scope_type}, object(), object()]
+    await EventStreamApplication(application)(*arguments)
+    assert all(given is passed for given, passed in zip(arguments, seen, strict=True))
+
+
+async def test_wrapping_twice_hands_off_once() -> None:
+    async with streaming(EventStreamApplication(get_asgi_application())) as request:
+        await apublish("news", "x")
+        assert [event.text for event in await request.next_events()] == ["x"]
+
+
+async def test_other_responses_go_out_as_django_made_them() -> None:
+    request = Request(get_asgi_application(), "/nowhere/")
+    await request.start()
+    assert request.status == 404
+    while not request.ended:
+        await request.read()
+
+
+GetResponse = Callable[[HttpRequest], Awaitable[HttpResponseBase]]
+
+
+def upper_middleware(get_response: GetResponse) -> GetResponse:
+    """Replaces a response's content with content of its own."""
+
+    async def middleware(request: HttpRequest) -> HttpResponseBase:
+        response = await get_response(request)
+        assert isinstance(response, StreamingHttpResponse)
+        content = response.streaming_content
+
+        async def changed() -> AsyncIterator[bytes]:
+            async for chunk in content:  # type: ignore[union-attr]
+                yield chunk.replace(b"quiet", b"LOUD")
+
+        response.streaming_content = changed()
+        return response
+
+    markcoroutinefunction(middleware)
+    return middleware
+
+
+def rewrapping_middleware(get_response: GetResponse) -> GetResponse:
+    """Puts a response of its own in the view's place."""
+
+    async def middleware(request: HttpRequest) -> HttpResponseBase:
+        response = await get_response(request)
+        assert isinstance(response, StreamingHttpResponse)
+        wrapped = StreamingHttpResponse(response.streaming_content, headers=response.headers)
+        wrapped["X-Wrapped"] = "yes"
+        return wrapped
+
+    markcoroutinefunction(middleware)
+    return middleware
+
+
+def encoding_middleware(get_response: GetResponse) -> GetResponse:
+    """Sets an encoding."""
+
+    async def middleware(request: HttpRequest) -> HttpResponseBase:
+        response = await get_response(request)
+        response["Content-Encoding"] = "x-own"
+        return response
+
+    markcoroutinefunction(middleware)
+    return middleware
+
+
+for _middleware in (upper_middleware, rewrapping_middleware, encoding_middleware):
+    _middleware.async_capable = True  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("middleware", "expected"),
+    [
+        ("upper_middleware", "LOUD"),
+        ("rewrapping_middleware", "quiet"),
+        ("encoding_middleware", "quiet"),
+    ],
+)
+async def test_a_stream_that_a_middleware_changes_stays_in_its_request(
+    middleware: str, expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _warn_once.cache_clear()
+    with override_settings(MIDDLEWARE=[f"{__name__}.{middleware}"]):
+        async with streaming(get_asgi_application()) as request:
+            await apublish("news", "quiet")
+            assert [event.text for event in await request.next_events()] == [expected]
+    assert "a middleware has replaced its response" in caplog.text
+
+
+async def test_without_the_wrapper_the_stream_works_and_says_what_it_costs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _warn_once.cache_clear()
+    async with streaming(get_django_application()) as request:
+        await apublish("news", "x")
+        assert [event.text for event in await request.next_events()] == ["x"]
+    assert "wrap the project's ASGI application" in caplog.text
+
+
+async def test_gzip_middleware_leaves_streams_alone() -> None:
+    accepts = [(b"accept-encoding", b"gzip")]
+    with override_settings(MIDDLEWARE=["django.middleware.gzip.GZipMiddleware"]):
+        async with streaming(get_asgi_application(), headers=accepts) as request:
+            assert "content-encoding" not in request.headers
+            await apublish("news", "x" * 500)
+            assert [event.text for event in await request.next_events()] == ["x" * 500]
+
+
+async def test_a_generator_view_is_closed_when_its_client_leaves() -> None:
+    forever_ended.clear()
+    async with streaming(get_asgi_application(), "/forever/") as request:
+        assert (await request.next_events())[0].text == "tick"
+    await asyncio.wait_for(forever_ended.wait(), 10)
+
+
+async def test_a_generator_view_is_closed_when_the_server_cancels_its_task() -> None:
+    forever_ended.clear()
+    request = Request(get_asgi_application(), "/forever/")
+    await request.start()
+    await request.next_events()
+    request.communicator.stop(exceptions=False)
+    await asyncio.wait_for(forever_ended.wait(), 10)

@@ -6,6 +6,7 @@ from typing import Any
 from channels import DEFAULT_CHANNEL_LAYER
 from channels.exceptions import InvalidChannelLayerError
 from channels.layers import InMemoryChannelLayer, channel_layers
+from channels.routing import ProtocolTypeRouter
 from django.conf import settings
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
@@ -46,6 +47,8 @@ def check_asgi(**kwargs: Any) -> Iterable[checks.CheckMessage]:
     except Exception as error:
         yield checks.Warning(f"ASGI_APPLICATION cannot be imported: {error}", id="django_sse.W001")
         return
+    if isinstance(application, ProtocolTypeRouter):
+        application = application.application_mapping.get("http")
     if not isinstance(application, EventStreamApplication):
         yield checks.Warning(
             f"{path} is not wrapped in EventStreamApplication: each stream will keep a thread and "

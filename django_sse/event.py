@@ -131,6 +131,28 @@ def refuse_reserved_name(event: Event) -> None:
         )
 
 
+def encode_published(event: Event, max_bytes: int) -> bytes:
+    """Return the wire of an event for a group, which gets its id, if any, from the store.
+
+    Raises:
+        InvalidEvent: It is empty or larger than ``max_bytes``, or has an id or a reserved name.
+    """
+    if event.id is not None:
+        raise InvalidEvent(
+            f"An event for a group must not bring an id ({event.id!r}): the store gives it one."
+        )
+    refuse_reserved_name(event)
+    wire = event.encode()
+    if not wire:
+        raise InvalidEvent("An event without data, retry or comment is nothing to send.")
+    if len(wire) > max_bytes:
+        raise InvalidEvent(
+            f"The event has {len(wire)} bytes and DJANGO_SSE['MAX_EVENT_BYTES'] allows "
+            f"{max_bytes}. Publish a reference to the content instead of the content."
+        )
+    return wire
+
+
 def with_id(id: str, block: bytes) -> bytes:
     """Return an encoded block (none makes a checkpoint) with an ``id`` line in front."""
     return b"id: %s\n%s" % (id.encode("ascii"), block or b"\n")

@@ -2,26 +2,21 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import Context
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from channels.layers import get_channel_layer
 
 from django_sse import doorbell
 from django_sse.conf import conf
-from django_sse.event import Event
-from django_sse.exceptions import EventStreamError
 from django_sse.mailbox import Mailbox, Message
-from django_sse.publishing import encode
 from django_sse.stores import get_store
 from django_sse.stores.base import Cursor, Hint
+from django_sse.stream import Stream
 from django_sse.subscription import Subscription
 from django_sse.tasks import logger, spawn
-
-if TYPE_CHECKING:
-    from django_sse.stream import Stream
 
 # Heartbeats and send timeouts are looked at this often.
 _TICK_SECONDS: Final = 1.0
@@ -70,7 +65,7 @@ class Hub:
 
     # Streams
 
-    async def join(self, stream: "Stream", groups: Sequence[str]) -> None:
+    async def join(self, stream: Stream, groups: Sequence[str]) -> None:
         """Let a stream follow its groups; from now on it is told of all that is new.
 
         Raises:
@@ -91,7 +86,7 @@ class Hub:
             if subscription.entering:
                 await asyncio.shield(subscription.entering)
 
-    def leave(self, stream: "Stream") -> None:
+    def leave(self, stream: Stream) -> None:
         """Forget a stream; the last one out closes what was open for it."""
         if stream not in self.streams:
             return
@@ -172,7 +167,7 @@ class Hub:
         group has a channel of its own."""
         if self._layer is None or subscription.mailbox:
             return
-        subscription.mailbox = Mailbox(self._layer, _message_taker(subscription))
+        subscription.mailbox = Mailbox(self._layer, subscription.hear_message)
         subscription.entering = spawn(subscription.mailbox.enter(subscription.group))
 
     # Timers
@@ -247,22 +242,3 @@ class Hub:
     def _mailboxes(self) -> list[Mailbox]:
         of_groups = [subscription.mailbox for subscription in self._subscriptions.values()]
         return [mailbox for mailbox in [self._doorbell, *of_groups] if mailbox]
-
-
-def _message_taker(subscription: Subscription) -> Callable[[Message], None]:
-    def take(message: Message) -> None:
-        if message.get("type") == "sse.event":
-            fields = {key: value for key, value in message.items() if key != "type"}
-            try:
-                subscription.hear_plain(encode(Event(**fields)))
-            except (EventStreamError, TypeError) as error:
-                logger.error(
-                    "A message of type sse.event to group %r was refused: %s",
-                    subscription.group,
-                    error,
-                )
-        else:
-            for stream in list(subscription.streams):
-                stream.take_message(message)
-
-    return take

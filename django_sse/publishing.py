@@ -9,7 +9,7 @@ from django.utils.asyncio import async_unsafe
 
 from django_sse import doorbell
 from django_sse.conf import conf
-from django_sse.event import Event, refuse_reserved_name
+from django_sse.event import Event, encode_published
 from django_sse.exceptions import InvalidEvent
 from django_sse.position import format_position
 from django_sse.stores import get_store
@@ -51,7 +51,7 @@ async def apublish(group: str, data: Any, *, event: str | None = None) -> Publis
 
 
 @async_unsafe(_ON_A_LOOP.format("publish_many"))
-def publish_many(events: Iterable[tuple[str, Event | Any]]) -> list[Published]:
+def publish_many(events: Iterable[tuple[str, Any]]) -> list[Published]:
     """Publish several events, of one or more groups: all of them or, when it raises, none.
 
     Args:
@@ -64,7 +64,7 @@ def publish_many(events: Iterable[tuple[str, Event | Any]]) -> list[Published]:
     return _published(_append(entries), [entry.group for entry in entries])
 
 
-async def apublish_many(events: Iterable[tuple[str, Event | Any]]) -> list[Published]:
+async def apublish_many(events: Iterable[tuple[str, Any]]) -> list[Published]:
     """Publish several events from async code; otherwise as ``publish_many``."""
     entries = [_entry(group, _event(data)) for group, data in events]
     return _published(await _aappend(entries), [entry.group for entry in entries])
@@ -128,28 +128,6 @@ async def aposition(*groups: str) -> str:
     return await sync_to_async(position)(*groups)
 
 
-def encode(event: Event) -> bytes:
-    """Return the wire of an event that was given to the library to send.
-
-    Raises:
-        InvalidEvent: It is empty or too large, or has an id or a reserved name.
-    """
-    if event.id is not None:
-        raise InvalidEvent(
-            f"An event for a group must not bring an id ({event.id!r}): the store gives it one."
-        )
-    refuse_reserved_name(event)
-    wire = event.encode()
-    if not wire:
-        raise InvalidEvent("An event without data, retry or comment is nothing to send.")
-    if len(wire) > conf().MAX_EVENT_BYTES:
-        raise InvalidEvent(
-            f"The event has {len(wire)} bytes and DJANGO_SSE['MAX_EVENT_BYTES'] allows "
-            f"{conf().MAX_EVENT_BYTES}. Publish a reference to the content instead of the content."
-        )
-    return wire
-
-
 def _event(data: Any, event: str | None = None) -> Event:
     if not isinstance(data, Event):
         return Event(data, event=event)
@@ -159,7 +137,7 @@ def _event(data: Any, event: str | None = None) -> Event:
 
 
 def _entry(group: str, event: Event) -> NewEntry:
-    return NewEntry(validate_group(group), encode(event))
+    return NewEntry(validate_group(group), encode_published(event, conf().MAX_EVENT_BYTES))
 
 
 def _closing_entry(group: str, reason: str | None) -> NewEntry:

@@ -13,9 +13,9 @@ from django.http.response import HttpResponseBase
 
 from django_sse.asgi import SCOPE_KEY, HandOff
 from django_sse.conf import conf
-from django_sse.event import Event, refuse_reserved_name, with_id
+from django_sse.event import Event, encode_published, refuse_reserved_name, with_id
+from django_sse.hub import current_hub
 from django_sse.position import TERMINAL_MARK, format_position
-from django_sse.publishing import encode
 from django_sse.stores.base import closing_wire
 from django_sse.stream import HEARTBEAT, Stream, jittered_retry
 from django_sse.tasks import logger
@@ -144,7 +144,7 @@ class GroupStreamResponse(EventStreamResponse):
         return super().__aiter__()
 
     async def _content(self) -> AsyncGenerator[bytes, None]:
-        stream = Stream(self._position, **self._stream_options)
+        stream = Stream(current_hub(), self._position, **self._stream_options)
         if self._hand_off:
             self._hand_off.call_on_close(lambda: stream.end("request ended"))
         handed_off = False
@@ -167,7 +167,7 @@ class GroupStreamResponse(EventStreamResponse):
                 yield first
                 async with aclosing(self._initial_events) as events:
                     async for event in events:
-                        yield encode(event)
+                        yield encode_published(event, conf().MAX_EVENT_BYTES)
                 yield checkpoint
             if self._hand_off and self._iterated_whole:
                 handed_off = self._hand_off.take(stream, checkpoint)

@@ -3,14 +3,12 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import uniform
-from typing import Final
+from typing import Final, Protocol
 
 from django_sse.conf import conf
-from django_sse.event import Event, with_id
-from django_sse.hub import Hub, current_hub
+from django_sse.event import Event, encode_published, with_id
 from django_sse.mailbox import Message
 from django_sse.position import format_position
-from django_sse.publishing import encode
 from django_sse.stores.base import closing_wire
 from django_sse.subscription import Batch, Block, HistoryLostError, Subscription
 from django_sse.tasks import logger, spawn, start
@@ -19,6 +17,19 @@ HEARTBEAT: Final = b":\n\n"
 
 Send = Callable[[bytes], Awaitable[None]]
 MessageHandler = Callable[[Message], Event | None]
+
+
+class Registry(Protocol):
+    """The hub, as far as a stream knows it."""
+
+    loop: asyncio.AbstractEventLoop
+    now: float
+
+    async def join(self, stream: "Stream", groups: Sequence[str]) -> None:
+        """Let a stream follow its groups."""
+
+    def leave(self, stream: "Stream") -> None:
+        """Forget a stream."""
 
 
 def jittered_retry() -> bytes:
@@ -33,6 +44,7 @@ class Stream:
     its groups and then takes what the hub hands out. ``ended`` is set, with the reason, once.
 
     Args:
+        hub: The hub of the running loop.
         position: The number in each group that the client has got to.
         heartbeat: Seconds of silence before a comment is sent; None for never.
         filter_event: Returns the event to send instead of one, or None to hide it.
@@ -66,6 +78,7 @@ class Stream:
 
     def __init__(
         self,
+        hub: Registry,
         position: Mapping[str, int],
         *,
         heartbeat: float | None = None,
@@ -73,7 +86,7 @@ class Stream:
         message_handler: Callable[[str], MessageHandler | None] | None = None,
         wants_messages: bool = True,
     ) -> None:
-        self._hub: Hub = current_hub()
+        self._hub = hub
         self.subscriptions: list[Subscription] = []
         self.wants_messages = wants_messages
         self.ended: asyncio.Future[str] = self._hub.loop.create_future()
@@ -169,7 +182,7 @@ class Stream:
             return
         try:
             event = handler(message)
-            wire = encode(event) if event else b""
+            wire = encode_published(event, conf().MAX_EVENT_BYTES) if event else b""
         except Exception:
             logger.exception("A view's message handler failed; its stream is ended.")
             self.end("handler failed")
@@ -211,7 +224,7 @@ class Stream:
             shown = self._filter_event(event)
             if shown is event:
                 return block.wire
-            return encode(shown) if shown else b""
+            return encode_published(shown, conf().MAX_EVENT_BYTES) if shown else b""
         except Exception:
             logger.exception("A view's filter_event failed; its stream is ended.")
             self.end("filter failed")

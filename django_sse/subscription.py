@@ -5,18 +5,19 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
-from django_sse.event import Decoder, Event, with_id
-from django_sse.mailbox import Mailbox
+from django_sse.conf import conf
+from django_sse.event import Decoder, Event, encode_published, with_id
+from django_sse.exceptions import InvalidEvent
+from django_sse.mailbox import Mailbox, Message
 from django_sse.position import format_position
 from django_sse.replay import join
 from django_sse.stores.base import Entry, EventStore, GroupState, Hint
 from django_sse.tasks import logger, spawn
 
-if TYPE_CHECKING:
-    from django_sse.stream import Stream
-
+# The type of a plain Channels message that needs no handler.
+PLAIN_EVENT: Final = "sse.event"
 # Bytes of a group's newest events kept in memory for streams that come back.
 TAIL_BYTES: Final = 512 * 1024
 # Events read from the store at a time.
@@ -29,6 +30,22 @@ _PAUSE_SECONDS: Final = 1.0
 
 class HistoryLostError(Exception):
     """What a stream needs to go on is not kept any more."""
+
+
+class Follower(Protocol):
+    """A stream, as far as a subscription knows it."""
+
+    def take(self, subscription: "Subscription", batch: "Batch") -> None:
+        """Take what is new in the group."""
+
+    def take_message(self, message: Message) -> None:
+        """Take a Channels message of a type that the view may have a handler for."""
+
+    def end_if_cancelled(self) -> None:
+        """End, if nothing more can come."""
+
+    def dismiss(self, reason: str) -> None:
+        """End so that the client comes back."""
 
 
 class Block:
@@ -80,7 +97,7 @@ class Subscription:
 
     def __init__(self, group: str, store: EventStore) -> None:
         self.group = group
-        self.streams: set[Stream] = set()
+        self.streams: set[Follower] = set()
         self.first = 0
         self.head = 0
         self.cancelled = False
@@ -123,9 +140,19 @@ class Subscription:
             # Hints may overtake each other, so only the store can say which one is true.
             self.heal()
 
-    def hear_plain(self, event: bytes) -> None:
-        """Deliver a plain message: live, without a number."""
-        self._deliver([Block(self.group, Entry(0, event))])
+    def hear_message(self, message: Message) -> None:
+        """Deliver a plain Channels message: live, without a number."""
+        if message.get("type") != PLAIN_EVENT:
+            for stream in list(self.streams):
+                stream.take_message(message)
+            return
+        fields = {key: value for key, value in message.items() if key != "type"}
+        try:
+            wire = encode_published(Event(**fields), conf().MAX_EVENT_BYTES)
+        except (InvalidEvent, TypeError) as error:
+            logger.error("A %s message to %r was refused: %s", PLAIN_EVENT, self.group, error)
+        else:
+            self._deliver([Block(self.group, Entry(0, wire))])
 
     def heal(self) -> None:
         """Fetch from the store what is missing, now or after the fetch that is under way."""
@@ -226,7 +253,7 @@ class Subscription:
         else:
             self._fanning_out = False
 
-    def _fan_out(self, batch: Batch, streams: Iterator["Stream"]) -> None:
+    def _fan_out(self, batch: Batch, streams: Iterator[Follower]) -> None:
         served = 0
         for stream in islice(streams, STREAMS_A_TURN):
             stream.take(self, batch)

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -73,7 +73,7 @@ async def connected(
 ) -> AsyncIterator[Client]:
     """A client that is connected from where the groups stand, or after an id."""
     start = parse_position(await aposition(*groups) if after is None else after, groups)
-    stream = Stream(start, **options)
+    stream = Stream(current_hub(), start, **options)
     client = Client(stream)
     stream.ended.add_done_callback(lambda _: client.changed.set())
     await stream.open()
@@ -288,7 +288,7 @@ async def test_a_client_that_does_not_read_is_ended_and_resumes_without_loss() -
 
     start = await aposition("news")
     with override_settings(DJANGO_SSE={"BACKLOG_BYTES": 2000}):
-        stream = Stream(parse_position(start, ["news"]))
+        stream = Stream(current_hub(), parse_position(start, ["news"]))
         await stream.open()
         stream.serve(never)
         async with connected("news") as fast:
@@ -306,7 +306,7 @@ async def test_a_send_that_takes_too_long_ends_its_stream() -> None:
 
     start = await aposition("news")
     with override_settings(DJANGO_SSE={"SEND_TIMEOUT": 0.5}):
-        stream = Stream(parse_position(start, ["news"]))
+        stream = Stream(current_hub(), parse_position(start, ["news"]))
         await stream.open()
         stream.serve(never)
         await apublish("news", "x")

@@ -1,11 +1,15 @@
 """Fixtures for all tests."""
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.db import connections
 
+from django_sse.hub import open_streams
+from django_sse.stores import get_store
 from tests import postgresql
 
 
@@ -20,6 +24,18 @@ def django_db_modify_db_settings(request: pytest.FixtureRequest) -> Iterator[Non
     else:
         assert directory or not os.environ.get("CI"), "CI has to have PostgreSQL."
         yield
+
+
+@pytest.fixture
+async def everything_ends() -> AsyncIterator[None]:
+    """A test leaves nothing behind: no stream, no task of a hub, no connection of a reader."""
+    before = asyncio.all_tasks()
+    yield
+    async with asyncio.timeout(10):
+        while open_streams() or asyncio.all_tasks() - before - {asyncio.current_task()}:
+            await asyncio.sleep(0.01)
+    await get_store().aclose()
+    await sync_to_async(connections.close_all)()
 
 
 def _uses_postgresql(item: pytest.Item) -> bool:

@@ -39,7 +39,7 @@ def serve(directory: Path) -> Iterator[int]:
             cwd=data,
         )
         options = f"-p {port} -k {data} -c listen_addresses=127.0.0.1 -c fsync=off"
-        control = [directory / "pg_ctl", "-D", data, "-w"]
+        control = [str(directory / "pg_ctl"), "-D", data, "-w"]
         with open(os.path.join(tempfile.gettempdir(), f"postgresql-{port}.log"), "wb") as log:
             subprocess.run(
                 [*control, "-o", options, "start"],

@@ -7,11 +7,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from asgiref.sync import markcoroutinefunction, sync_to_async
+from asgiref.sync import markcoroutinefunction
 from asgiref.testing import ApplicationCommunicator
 from django.core.asgi import get_asgi_application as get_django_application
 from django.core.signals import request_finished
-from django.db import connections
 from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.test import override_settings
@@ -23,10 +22,13 @@ from django_sse.decorators import event_stream
 from django_sse.event import Decoder
 from django_sse.hub import open_streams
 from django_sse.response import _warn_once
-from django_sse.stores import get_store
 from django_sse.views import EventStreamView
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.urls(__name__)]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.urls(__name__),
+    pytest.mark.usefixtures("everything_ends"),
+]
 
 
 class News(EventStreamView):
@@ -103,14 +105,6 @@ async def streaming(application: Any, path: str = "/news/", **scope: Any) -> Asy
     finally:
         if not request.ended:
             await request.disconnect()
-
-
-@pytest.fixture(autouse=True)
-async def _nothing_is_left() -> AsyncIterator[None]:
-    yield
-    assert open_streams() == 0
-    await get_store().aclose()
-    await sync_to_async(connections.close_all)()
 
 
 async def test_django_has_finished_the_request_while_the_stream_goes_on() -> None:

@@ -7,9 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from asgiref.sync import sync_to_async
 from channels.layers import InMemoryChannelLayer, get_channel_layer
-from django.db import connections
 from django.test import override_settings
 
 from django_sse import (
@@ -24,14 +22,14 @@ from django_sse import (
     publish,
 )
 from django_sse.event import Decoder
-from django_sse.hub import current_hub, open_streams
+from django_sse.hub import current_hub
 from django_sse.models import EventGroup, StoredEvent
 from django_sse.position import parse_position
 from django_sse.stores import get_store
 from django_sse.stream import Stream
 from tests.threads import in_thread
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
 
 BURST = 1000
 STREAMS = 100
@@ -96,15 +94,6 @@ class AsyncClients:
     async def __aexit__(self, *exc_info: Any) -> None:
         for context in self._contexts:
             await context.__aexit__(*exc_info)
-
-
-@pytest.fixture(autouse=True)
-async def _everything_ends() -> AsyncIterator[None]:
-    """Nothing is left: no stream, and no connection of a reader."""
-    yield
-    assert open_streams() == 0
-    await get_store().aclose()
-    await sync_to_async(connections.close_all)()
 
 
 class FlakyLayer(InMemoryChannelLayer):  # type: ignore[misc]

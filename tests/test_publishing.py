@@ -1,14 +1,14 @@
 """Publishing, cancelling and reopening, as a project's code does it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import async_to_sync
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import connections, transaction
+from django.db import transaction
 from django.test import override_settings
 
 import django_sse
@@ -32,14 +32,7 @@ from django_sse.event import Decoder
 from django_sse.stores import get_store
 from tests.threads import in_thread
 
-pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture(autouse=True)
-async def _connections_are_closed() -> AsyncIterator[None]:
-    yield
-    await get_store().aclose()
-    await sync_to_async(connections.close_all)()
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
 
 
 async def published(group: str) -> list[Event]:

@@ -1,0 +1,149 @@
+"""Streams of views, read in this process: as a client sees them, without a server."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Self, cast
+
+from django.http import HttpRequest, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from django.test import AsyncRequestFactory
+
+from django_sse.event import Decoder, Event
+from django_sse.hub import open_streams
+
+View = Callable[..., Any]
+
+# Generous: nothing takes nearly as long, unless it never comes.
+TIMEOUT = 20.0
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until something has become true."""
+    async with asyncio.timeout(TIMEOUT):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def nothing_left_open() -> None:
+    """Assert that no stream is open, and wait until its hub has closed what it held open."""
+    assert open_streams() == 0
+    if others := asyncio.all_tasks() - {cast("asyncio.Task[Any]", asyncio.current_task())}:
+        _, pending = await asyncio.wait(others, timeout=TIMEOUT)
+        assert not pending
+
+
+def get(
+    path: str = "/",
+    *,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    http_version: str = "1.1",
+) -> HttpRequest:
+    """Return a request as a server makes it."""
+    # Also a header to the factory of Django, so it is set afterwards.
+    request = AsyncRequestFactory().generic(method, path, headers=headers)
+    request.scope["http_version"] = http_version
+    return request
+
+
+class EventReader:
+    """Reads a response as an EventSource does."""
+
+    def __init__(self, response: HttpResponseBase) -> None:
+        assert isinstance(response, StreamingHttpResponse), response
+        self.response = response
+        self.received = b""
+        self.ended = False
+        self._decoder = Decoder()
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        try:
+            async for chunk in cast("AsyncIterator[bytes]", self.response):
+                self.received += chunk
+                for event in self._decoder.feed(chunk):
+                    self._events.put_nowait(event)
+        finally:
+            self.ended = True
+            self._events.put_nowait(None)
+
+    @property
+    def text(self) -> str:
+        """All that was received."""
+        return self.received.decode()
+
+    @property
+    def last_event_id(self) -> str:
+        """What this client would send as ``Last-Event-ID``."""
+        return self._decoder.last_event_id
+
+    @property
+    def reconnection_time(self) -> int | None:
+        """The milliseconds that this client would wait before it reconnects."""
+        return self._decoder.reconnection_time
+
+    async def opened(self) -> Self:
+        """Wait for the first bytes: from then on nothing new is missed."""
+        await until(lambda: self.received or self.ended)
+        return self
+
+    async def next_event(self) -> Event:
+        """Return the next event, which has to come."""
+        async with asyncio.timeout(TIMEOUT):
+            event = await self._events.get()
+        assert event is not None, "The stream has ended."
+        return event
+
+    async def until(self, data: str) -> list[Event]:
+        """Return the events up to the one with these data, which has to come."""
+        events = [await self.next_event()]
+        while events[-1].data != data:
+            events.append(await self.next_event())
+        return events
+
+    async def rest(self) -> list[Event]:
+        """Return the events up to the end of the stream, which has to come.
+
+        Raises what the response has raised.
+        """
+        async with asyncio.timeout(TIMEOUT):
+            await asyncio.wait([self._reading])
+        await self._reading
+        events = []
+        while event := self._events.get_nowait():
+            events.append(event)
+        return events
+
+    async def close(self) -> None:
+        """Leave, as a client that disconnects."""
+        self._reading.cancel()
+        await asyncio.wait([self._reading])
+
+
+@asynccontextmanager
+async def reading(response: HttpResponseBase) -> AsyncIterator[EventReader]:
+    """Read a response, and leave it at the end of the block."""
+    reader = EventReader(response)
+    try:
+        yield await reader.opened()
+    finally:
+        await reader.close()
+
+
+@asynccontextmanager
+async def open_stream(
+    view: View,
+    path: str = "/",
+    *,
+    headers: Mapping[str, str] | None = None,
+    last_event_id: str | None = None,
+    **kwargs: Any,
+) -> AsyncIterator[EventReader]:
+    """Read a view's stream, given the URL's keyword arguments."""
+    headers = dict(headers or {})
+    if last_event_id is not None:
+        headers["Last-Event-ID"] = last_event_id
+    async with reading(await view(get(path, headers=headers), **kwargs)) as reader:
+        yield reader

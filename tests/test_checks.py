@@ -1,0 +1,316 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.checks import CheckMessage, run_checks
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.models import Model
+from pytest_django import Settings
+
+from django_sse.asgi import EventStreamApplication
+from django_sse.checks import check_asgi, check_channel_layer, check_setting
+from django_sse.stores.memory import MemoryStore
+
+WRAPPED = "demo_project.asgi.application"
+UNWRAPPED = f"{__name__}.bare_application"
+BROKEN = f"{__name__}.no_such_application"
+
+IN_MEMORY_LAYER = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+
+
+async def bare_application(scope: Any, receive: Any, send: Any) -> None: ...
+
+
+class OwnApplication(EventStreamApplication):
+    """What a project may make of the wrapper."""
+
+
+own_application = OwnApplication(bare_application)
+
+
+class KeepAway:
+    """A database router that keeps the tables of django_sse away from the default alias."""
+
+    def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
+        return False if app_label == "django_sse" else None
+
+    def db_for_read(self, model: type[Model], **hints: Any) -> None: ...
+
+
+class ProblemStore(MemoryStore):
+    """A store that finds something wrong with itself."""
+
+    def check(self) -> list[CheckMessage]:
+        return [CheckMessage(30, "Something is wrong.", id="other.W001")]
+
+
+@pytest.fixture(autouse=True)
+def fine_settings(settings: Settings) -> None:
+    """Settings that nothing is wrong with."""
+    settings.DJANGO_SSE = {}
+    settings.ASGI_APPLICATION = WRAPPED
+    settings.CHANNEL_LAYERS = IN_MEMORY_LAYER
+
+
+@pytest.fixture
+def sqlite(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The settings of an SQLite database in a file, for a test to change."""
+    # Not the proxy that django.db offers: monkeypatch could not undo a change of that.
+    connection = connections[DEFAULT_DB_ALIAS]
+    changed = {
+        **connection.settings_dict,
+        "NAME": "db.sqlite3",
+        "OPTIONS": {
+            "transaction_mode": "IMMEDIATE",
+            "init_command": "PRAGMA journal_mode=WAL",
+        },
+    }
+    monkeypatch.setattr(connection, "settings_dict", changed)
+    return changed
+
+
+def found() -> dict[str | None, CheckMessage]:
+    return {message.id: message for message in run_checks(tags=["django_sse"])}
+
+
+def test_nothing_is_wrong_with_settings_that_are_fine() -> None:
+    assert found() == {}
+
+
+def test_manage_py_check_shows_what_is_wrong(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"HISTORY": 5}
+    with pytest.raises(SystemCheckError, match=r"django_sse\.E001.*no key 'HISTORY'"):
+        call_command("check")
+
+
+@pytest.mark.parametrize("check", [check_setting, check_asgi, check_channel_layer])
+def test_a_check_says_which_messages_it_gives(check: Any) -> None:
+    assert check.__doc__.startswith(("E0", "W0"))
+
+
+# E001 and E002: the setting
+
+
+def test_e001_lists_what_is_accepted_for_each_problem(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"HISTORY": 5, "RETRY": "3"}
+    unknown, wrong = run_checks(tags=["django_sse"])
+    assert unknown.id == wrong.id == "django_sse.E001"
+    assert unknown.is_serious()
+    assert "DJANGO_SSE has no key 'HISTORY'. It accepts: STORE, HISTORY_SIZE, " in unknown.msg
+    assert wrong.msg == "DJANGO_SSE['RETRY'] must be a finite number of seconds from 0, not '3'."
+
+
+def test_e001_is_not_given_without_the_setting(settings: Settings) -> None:
+    del settings.DJANGO_SSE
+    assert found() == {}
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        "redis",
+        "no.such.Store",
+        "django_sse.stores.memory.NoSuchStore",
+        # No store, and one that takes no such option.
+        "collections.OrderedDict",
+        {"BACKEND": "memory", "OPTIONS": {"size": 5}},
+    ],
+)
+def test_e002_is_a_store_that_cannot_be_used(settings: Settings, store: Any) -> None:
+    settings.DJANGO_SSE = {"STORE": store}
+    messages = found()
+    assert list(messages) == ["django_sse.E002"]
+    assert messages["django_sse.E002"].is_serious()
+    assert messages["django_sse.E002"].msg.startswith("DJANGO_SSE['STORE'] names ")
+
+
+def test_e002_lists_the_stores_that_there_are(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "redis"}
+    assert "Choose one of database, memory, or the dotted path" in found()["django_sse.E002"].msg
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        "database",
+        "django_sse.stores.database.DatabaseStore",
+        {"BACKEND": "database", "OPTIONS": {"using": "default"}},
+    ],
+)
+def test_e002_is_not_given_for_a_store_that_can(settings: Settings, store: Any) -> None:
+    settings.DJANGO_SSE = {"STORE": store}
+    assert found() == {}
+
+
+def test_a_store_of_a_projects_own_has_its_own_checks(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": f"{__name__}.ProblemStore"}
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": "tests.layers.GatedLayer"}}
+    assert list(found()) == ["other.W001"]
+
+
+# E003 and E004: the database store
+
+
+def test_e003_is_an_alias_that_there_is_none_of(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": {"BACKEND": "database", "OPTIONS": {"using": "nowhere"}}}
+    messages = found()
+    assert list(messages) == ["django_sse.E003"]
+    assert "'nowhere', which DATABASES lacks" in messages["django_sse.E003"].msg
+    assert "Choose one of default" in str(messages["django_sse.E003"].hint)
+
+
+def test_e004_is_a_router_that_keeps_the_tables_away(settings: Settings) -> None:
+    settings.DATABASE_ROUTERS = [f"{__name__}.KeepAway"]
+    messages = found()
+    assert list(messages) == ["django_sse.E004"]
+    assert "'default', but a database router" in messages["django_sse.E004"].msg
+    assert '"OPTIONS": {"using": ...}' in str(messages["django_sse.E004"].hint)
+
+
+def test_e003_and_e004_are_not_given_for_the_memory_store(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": {"BACKEND": "memory"}}
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": "tests.layers.GatedLayer"}}
+    settings.DATABASE_ROUTERS = [f"{__name__}.KeepAway"]
+    assert found() == {}
+
+
+# W001 and W002: ASGI
+
+
+def test_w001_is_a_project_without_an_asgi_application(settings: Settings) -> None:
+    del settings.ASGI_APPLICATION
+    messages = found()
+    assert list(messages) == ["django_sse.W001"]
+    assert "refused over WSGI" in messages["django_sse.W001"].msg
+    assert "django_sse.asgi.get_asgi_application" in str(messages["django_sse.W001"].hint)
+
+
+@pytest.mark.parametrize("path", [BROKEN, "no.such.application"])
+def test_w001_is_an_asgi_application_that_cannot_be_imported(
+    settings: Settings, path: str
+) -> None:
+    settings.ASGI_APPLICATION = path
+    messages = found()
+    assert list(messages) == ["django_sse.W001"]
+    assert "cannot be imported" in messages["django_sse.W001"].msg
+
+
+def test_w002_is_an_application_that_is_not_wrapped(settings: Settings) -> None:
+    settings.ASGI_APPLICATION = UNWRAPPED
+    messages = found()
+    assert list(messages) == ["django_sse.W002"]
+    assert f"{UNWRAPPED} is not wrapped" in messages["django_sse.W002"].msg
+    assert "EventStreamApplication round it" in str(messages["django_sse.W002"].hint)
+
+
+@pytest.mark.parametrize("path", [WRAPPED, f"{__name__}.own_application"])
+def test_w001_and_w002_are_not_given_for_a_wrapped_application(
+    settings: Settings, path: str
+) -> None:
+    settings.ASGI_APPLICATION = path
+    assert found() == {}
+
+
+# W003 and W004: the channel layer
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        {},
+        {"other": {"BACKEND": "channels.layers.InMemoryChannelLayer"}},
+        {"default": {"BACKEND": "no.such.Layer"}},
+        {"default": {}},
+    ],
+)
+def test_w003_is_no_channel_layer(settings: Settings, layers: dict[str, Any]) -> None:
+    settings.CHANNEL_LAYERS = layers
+    messages = found()
+    assert list(messages) == ["django_sse.W003"]
+    assert "CHANNEL_LAYERS = " in str(messages["django_sse.W003"].hint)
+
+
+def test_w004_is_memory_beside_memory(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory"}
+    messages = found()
+    assert list(messages) == ["django_sse.W004"]
+    assert 'DJANGO_SSE = {"STORE": "database"}' in str(messages["django_sse.W004"].hint)
+
+
+@pytest.mark.parametrize("name", ["GatedLayer", "OwnInMemoryLayer"])
+def test_w003_and_w004_are_not_given_for_a_layer_that_crosses_processes(
+    settings: Settings, name: str
+) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory"}
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": f"tests.layers.{name}"}}
+    assert found() == {}
+
+
+# W005: SQLite
+
+
+@pytest.mark.parametrize("mode", ["IMMEDIATE", "immediate", "EXCLUSIVE"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "PRAGMA journal_mode=WAL",
+        "PRAGMA journal_mode = wal;",
+        "PRAGMA synchronous=NORMAL; PRAGMA journal_mode=WAL; PRAGMA cache_size=2000",
+    ],
+)
+def test_w005_is_not_given_for_wal_with_immediate_transactions(
+    sqlite: dict[str, Any], mode: str, command: str
+) -> None:
+    sqlite["OPTIONS"] = {"transaction_mode": mode, "init_command": command}
+    assert found() == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({}, "WAL"),
+        ({"transaction_mode": "IMMEDIATE"}, "WAL"),
+        (
+            {"transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode=DELETE"},
+            "WAL",
+        ),
+        ({"init_command": "PRAGMA journal_mode=WAL"}, "IMMEDIATE transactions"),
+        (
+            {"transaction_mode": "DEFERRED", "init_command": "PRAGMA journal_mode=WAL"},
+            "IMMEDIATE transactions",
+        ),
+    ],
+)
+def test_w005_is_sqlite_that_locks_publishers_out(
+    sqlite: dict[str, Any], options: dict[str, Any], missing: str
+) -> None:
+    sqlite["OPTIONS"] = options
+    messages = found()
+    assert list(messages) == ["django_sse.W005"]
+    assert f"'default' is not set to {missing}: " in messages["django_sse.W005"].msg
+    assert '"transaction_mode": "IMMEDIATE"' in str(messages["django_sse.W005"].hint)
+    assert "PRAGMA journal_mode=WAL" in str(messages["django_sse.W005"].hint)
+
+
+@pytest.mark.parametrize("name", [":memory:", "file:shared?mode=memory&cache=shared"])
+def test_w005_is_not_given_for_a_database_in_memory(sqlite: dict[str, Any], name: str) -> None:
+    sqlite.update(NAME=name, OPTIONS={})
+    assert found() == {}
+
+
+@pytest.mark.parametrize("name", ["/srv/memory-game/db.sqlite3", Path("memory.sqlite3")])
+def test_w005_is_given_for_a_file_whose_name_speaks_of_memory(
+    sqlite: dict[str, Any], name: str | Path
+) -> None:
+    sqlite.update(NAME=name, OPTIONS={})
+    assert list(found()) == ["django_sse.W005"]
+
+
+def test_w005_is_not_given_for_other_databases(
+    sqlite: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sqlite["OPTIONS"] = {}
+    monkeypatch.setattr(connections[DEFAULT_DB_ALIAS], "vendor", "postgresql")
+    assert found() == {}

@@ -1,0 +1,342 @@
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from threading import Thread
+from typing import Any, cast
+
+import pytest
+from channels.layers import get_channel_layer
+from django.conf import settings as django_settings
+from django.db import connection
+from pytest_django import Settings
+
+from django_sse import doorbell
+from django_sse.doorbell import crossing_layer, doorbell_group, from_message, to_message
+from django_sse.stores.base import Entry, Hint, validate_group
+from tests.layers import GatedLayer
+from tests.streams import until
+
+NO_ENTRIES = Hint("news", 7, cancelled=False)
+
+
+def hint(*numbers: int, group: str = "news", cancelled: bool = False) -> Hint:
+    """A hint that brings its entries; the last one closes a cancelled group."""
+    entries = [Entry(number, b"data: %d\n\n" % number) for number in numbers[:-1]]
+    entries.append(Entry(numbers[-1], b"data: %d\n\n" % numbers[-1], closes=cancelled))
+    return Hint(group, numbers[-1], cancelled, tuple(entries))
+
+
+class Ear:
+    """A hub, as far as the doorbell knows it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.heard: list[Hint] = []
+
+    def hear_soon(self, hints: Sequence[Hint]) -> None:
+        self.heard += hints
+
+
+@pytest.fixture
+async def ear() -> AsyncIterator[Ear]:
+    ear = Ear(asyncio.get_running_loop())
+    doorbell.listen(ear)
+    yield ear
+    doorbell.stop_listening(ear)
+
+
+@pytest.fixture
+def layer(settings: Settings) -> GatedLayer:
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": "tests.layers.GatedLayer"}}
+    return cast("GatedLayer", get_channel_layer())
+
+
+def hints_sent(layer: GatedLayer) -> list[Hint]:
+    return [from_message(message) for _, message in layer.sent]
+
+
+# Messages
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [
+        NO_ENTRIES,
+        hint(1_800_000_000_000_000, 1_800_000_000_000_001),
+        hint(7, 8, cancelled=True),
+        Hint("news", 8, cancelled=True),
+        Hint("news", 7, False, (Entry(7, "event: grüße\ndata: 😀\u2028\0\n\n".encode()),)),
+    ],
+)
+def test_a_message_carries_a_hint_through_any_serializer(hint: Hint) -> None:
+    message = to_message(hint)
+    assert message["type"] == "sse.doorbell"
+    assert from_message(json.loads(json.dumps(message))) == hint
+
+
+def test_entries_too_large_for_a_message_are_left_to_the_store() -> None:
+    fitting = Entry(7, b"x" * 64 * 1024)
+    assert from_message(to_message(Hint("news", 7, False, (fitting,)))).entries == (fitting,)
+    large = (Entry(7, b"x"), Entry(8, b"x" * 64 * 1024))
+    assert from_message(to_message(Hint("news", 8, False, large))) == Hint("news", 8, False)
+
+
+def test_doorbells_have_groups_of_their_own() -> None:
+    longest = "x" * 99
+    groups = {doorbell_group(group) for group in ("news", "News", "jobs", longest)}
+    assert len(groups) == 4
+    assert all(validate_group(group).startswith("sse.") for group in groups)
+    assert doorbell_group("news") == doorbell_group("news")
+    assert "news" not in groups
+
+
+# Which layer
+
+
+def test_the_in_memory_layer_reaches_no_other_process(settings: Settings) -> None:
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+    assert crossing_layer() is None
+
+
+@pytest.mark.parametrize("layers", [{}, {"other": {"BACKEND": "tests.layers.GatedLayer"}}])
+def test_there_need_not_be_a_default_layer(settings: Settings, layers: dict[str, Any]) -> None:
+    settings.CHANNEL_LAYERS = layers
+    assert crossing_layer() is None
+
+
+@pytest.mark.parametrize("name", ["GatedLayer", "OwnInMemoryLayer"])
+def test_every_other_layer_is_taken_to_reach_other_processes(settings: Settings, name: str) -> None:
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": f"tests.layers.{name}"}}
+    assert type(crossing_layer()).__name__ == name
+
+
+# This process
+
+
+async def test_hubs_of_this_process_are_told_directly(ear: Ear) -> None:
+    doorbell.ring([hint(7), hint(8, group="jobs")])
+    assert ear.heard == [hint(7), hint(8, group="jobs")]
+
+
+async def test_hubs_of_this_process_can_be_told_alone(ear: Ear, layer: GatedLayer) -> None:
+    doorbell.ring_here([hint(7)])
+    doorbell.ring([hint(8)])
+    await until(lambda: layer.sent)
+    assert ear.heard == [hint(7), hint(8)]
+    assert hints_sent(layer) == [hint(8)]
+
+
+async def test_a_hub_that_does_not_listen_any_more_is_not_told(ear: Ear) -> None:
+    doorbell.stop_listening(ear)
+    doorbell.ring([hint(7)])
+    assert ear.heard == []
+
+
+def test_a_hub_whose_loop_is_closed_is_not_told() -> None:
+    ear = Ear(asyncio.new_event_loop())
+    doorbell.listen(ear)
+    ear.loop.close()
+    doorbell.ring([hint(7)])
+    assert ear.heard == []
+
+
+# Other processes
+
+
+async def test_other_processes_are_told_in_the_group_of_doorbells(
+    ear: Ear, layer: GatedLayer
+) -> None:
+    doorbell.ring([hint(7), hint(8, group="jobs")])
+    await until(lambda: len(layer.sent) == 2)
+    assert [group for group, _ in layer.sent] == [doorbell_group("news"), doorbell_group("jobs")]
+    assert hints_sent(layer) == [hint(7), hint(8, group="jobs")]
+
+
+async def test_any_thread_may_ring(ear: Ear, layer: GatedLayer) -> None:
+    thread = Thread(target=doorbell.ring, args=[[hint(7)]])
+    thread.start()
+    await asyncio.to_thread(thread.join)
+    await until(lambda: layer.sent)
+    assert ear.heard == hints_sent(layer) == [hint(7)]
+
+
+async def pile_up(layer: GatedLayer, *hints: Hint) -> list[Hint]:
+    """Ring while the layer is busy, and return what it is given when it is free again."""
+    layer.gate.clear()
+    doorbell.ring([hint(1, group="busy")])
+    await until(lambda: layer.sending)
+    for one in hints:
+        doorbell.ring([one])
+    doorbell.ring([hint(1, group="last")])
+    layer.gate.set()
+    await until(lambda: doorbell_group("last") in dict(layer.sent))
+    return hints_sent(layer)[1:-1]
+
+
+@pytest.mark.usefixtures("ear")
+async def test_what_piles_up_for_a_group_is_one_message(layer: GatedLayer) -> None:
+    assert await pile_up(layer, hint(7), hint(8, 9), hint(3, group="jobs"), hint(10)) == [
+        hint(7, 8, 9, 10),
+        hint(3, group="jobs"),
+    ]
+
+
+@pytest.mark.usefixtures("ear")
+async def test_one_message_without_its_entries_leaves_the_store_to_be_read(
+    layer: GatedLayer,
+) -> None:
+    assert await pile_up(layer, hint(6), NO_ENTRIES, hint(8)) == [Hint("news", 8, False)]
+
+
+@pytest.mark.usefixtures("ear")
+async def test_entries_that_become_too_many_are_left_to_the_store(layer: GatedLayer) -> None:
+    half = b"x" * 40 * 1024
+    hints = [Hint("news", number, False, (Entry(number, half),)) for number in (7, 8)]
+    assert await pile_up(layer, *hints) == [Hint("news", 8, False)]
+
+
+@pytest.mark.usefixtures("ear")
+async def test_a_doorbell_that_overtook_another_does_not_take_the_head_back(
+    layer: GatedLayer,
+) -> None:
+    [merged] = await pile_up(layer, hint(9, cancelled=True), hint(8))
+    assert (merged.head, merged.cancelled) == (9, True)
+
+
+@pytest.mark.usefixtures("ear")
+async def test_a_cancel_and_what_came_before_it_are_one_message(layer: GatedLayer) -> None:
+    assert await pile_up(layer, hint(7), hint(8, cancelled=True)) == [hint(7, 8, cancelled=True)]
+
+
+@pytest.mark.usefixtures("ear")
+async def test_a_cancel_and_the_reopening_after_it_are_a_reopening(layer: GatedLayer) -> None:
+    # A reopening takes no number, so both have the same head.
+    reopened = Hint("news", 8, cancelled=False)
+    assert await pile_up(layer, hint(8, cancelled=True), reopened) == [reopened]
+
+
+@pytest.mark.usefixtures("ear")
+async def test_a_doorbell_that_is_lost_is_logged_and_the_next_one_rings(
+    layer: GatedLayer, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer.failures.append(ConnectionError("The layer is down."))
+    doorbell.ring([hint(7), hint(8, group="jobs")])
+    await until(lambda: layer.sent)
+    assert hints_sent(layer) == [hint(8, group="jobs")]
+    assert "The doorbell of group 'news' was lost." in caplog.text
+    assert "The layer is down." in caplog.text
+
+
+async def test_a_layer_that_cannot_be_made_does_not_fail_the_publisher(
+    ear: Ear, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": "tests.layers.NoSuchLayer"}}
+    doorbell.ring([hint(7)])
+    assert ear.heard == [hint(7)]
+    assert "Ringing over the channel layer failed" in caplog.text
+
+
+# A process without a hub
+
+PUBLISHER = """
+import os
+import sys
+
+import django
+from django.conf import settings
+
+database, messages, delay = sys.argv[1:]
+settings.configure(
+    INSTALLED_APPS=["django_sse"],
+    USE_TZ=True,
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": database}},
+    CHANNEL_LAYERS={
+        "default": {
+            "BACKEND": "tests.layers.FileLayer",
+            "CONFIG": {"path": messages, "delay": float(delay)},
+        }
+    },
+)
+django.setup()
+
+from django.db import connection
+from django_sse import apublish, publish
+"""
+
+
+def run_publisher(
+    messages: Path, code: str, *, delay: float = 0.0
+) -> subprocess.CompletedProcess[str]:
+    database = str(connection.settings_dict["NAME"])
+    return subprocess.run(
+        [sys.executable, "-c", f"{PUBLISHER}\n{code}", database, str(messages), str(delay)],
+        cwd=django_settings.BASE_DIR,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def lines(messages: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in messages.read_text().splitlines()]
+
+
+def data(lines: list[dict[str, Any]]) -> list[bytes]:
+    hints = [from_message(line["message"]) for line in lines]
+    return [entry.wire for one in hints for entry in one.entries]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_process_without_a_hub_rings_on_a_thread_of_its_own_before_it_ends(
+    tmp_path: Path,
+) -> None:
+    run_publisher(tmp_path / "messages", "publish('news', 'hi')", delay=0.3)
+    [line] = lines(tmp_path / "messages")
+    assert line["thread"] == "django-sse-doorbell"
+    assert line["group"] == doorbell_group("news")
+    assert data([line]) == [b"data: hi\n\n"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_all_that_a_process_published_is_rung_before_it_ends(tmp_path: Path) -> None:
+    code = "for number in range(50): publish('news', str(number))"
+    run_publisher(tmp_path / "messages", code, delay=0.05)
+    sent = lines(tmp_path / "messages")
+    assert data(sent) == [b"data: %d\n\n" % number for number in range(50)]
+    # What piled up while the first one was on its way went out together.
+    assert len(sent) < 50
+
+
+@pytest.mark.django_db(transaction=True)
+def test_async_code_without_a_hub_is_rung_before_its_process_ends(tmp_path: Path) -> None:
+    code = "import asyncio; asyncio.run(apublish('news', 'hi'))"
+    run_publisher(tmp_path / "messages", code, delay=0.3)
+    assert data(lines(tmp_path / "messages")) == [b"data: hi\n\n"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_forked_process_rings_for_itself(tmp_path: Path) -> None:
+    code = """
+publish("news", "parent")
+connection.close()
+child = os.fork()
+if child:
+    os.waitpid(child, 0)
+else:
+    publish("news", "child")
+"""
+    run_publisher(tmp_path / "messages", code)
+    sent = lines(tmp_path / "messages")
+    assert sorted(data(sent)) == [b"data: child\n\n", b"data: parent\n\n"]
+    assert len({line["process"] for line in sent}) == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_layer_that_hangs_does_not_keep_a_process_from_ending(tmp_path: Path) -> None:
+    finished = run_publisher(tmp_path / "messages", "publish('news', 'hi')", delay=3600)
+    assert "The process ended before its last doorbells went out." in finished.stderr
+    assert not (tmp_path / "messages").exists()

@@ -88,11 +88,11 @@ def _group_view(patterns: Sequence[str], options: dict[str, Any], guard: Guard) 
 def _generator_view(generate: GeneratorView) -> View:
     @functools.wraps(generate)
     async def view(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        if request.method == "HEAD":
-            return HeadersResponse(request)
         sent = last_event_id(request)
         if sent == TERMINAL_MARK:
             return no_content()
+        if request.method == "HEAD":
+            return HeadersResponse(request)
         setattr(request, "last_event_id", sent)  # noqa: B010  (HttpRequest does not declare it)
         events = cast("AsyncGenerator[Any, None]", generate(request, *args, **kwargs))
         return GeneratorResponse(request, events)
@@ -125,7 +125,12 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
 
     For a streaming view of one's own, sync or async. The groups may have the URL's keyword
     arguments in braces.
+
+    Raises:
+        TypeError: No group is named.
     """
+    if not patterns:
+        raise TypeError('Name a group: @no_content_when_cancelled("job-{pk}").')
 
     def decorator(view: ViewT) -> ViewT:
         if iscoroutinefunction(view):

@@ -147,6 +147,7 @@ class Stream:
 
     def _go_live(self) -> None:
         self._live = True
+        self._catching_up = None
         parked, self._parked = self._parked, []
         self._backlog_bytes = 0
         self._push(b"".join(parked))
@@ -158,19 +159,21 @@ class Stream:
         if self._finishing:
             return
         if not self._live:
-            for block in batch.blocks:
-                if not block.number:
-                    self._park(block.wire)
+            if self.wants_messages and batch.has_messages:
+                for block in batch.blocks:
+                    if not block.number:
+                        self._park(block.wire)
             return
         group = subscription.group
         taken = self._taken[group]
-        if taken < batch.first and self._shares_chunks():
+        with_messages = self.wants_messages or not batch.has_messages
+        if taken < batch.first and with_messages and self._shares_chunks():
             self._taken[group] = batch.last or taken
             if batch.closing:
                 self._closing = batch.closing.wire
             self._moved_unseen = not batch.chunk
             self._push(batch.chunk)
-        elif blocks := batch.after(taken):
+        elif blocks := batch.after(taken, with_messages=self.wants_messages):
             self._push(self._render(group, blocks))
         if subscription.cancelled:
             self.end_if_cancelled()
@@ -178,7 +181,7 @@ class Stream:
     def take_message(self, message: Message) -> None:
         """Take a plain Channels message of a type that the view may have a handler for."""
         handler = self._message_handler and self._message_handler(str(message.get("type")))
-        if not handler or self._finishing:
+        if not handler or not self.wants_messages or self._finishing:
             return
         try:
             event = handler(message)

@@ -74,19 +74,24 @@ class Block:
 class Batch:
     """The blocks that have piled up in a group, joined once for all its streams."""
 
-    __slots__ = ("blocks", "chunk", "closing", "first", "last")
+    __slots__ = ("blocks", "chunk", "closing", "first", "has_messages", "last")
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         numbers = [block.number for block in blocks if block.number]
         self.blocks = blocks
         # Without numbers every stream takes all of it, and its position stays.
         self.first, self.last = (numbers[0], numbers[-1]) if numbers else (sys.maxsize, 0)
+        self.has_messages = len(numbers) < len(blocks)
         self.closing = next((block for block in reversed(blocks) if block.closes), None)
         self.chunk = b"".join(block.chunk for block in blocks if not block.closes)
 
-    def after(self, number: int) -> Sequence[Block]:
+    def after(self, number: int, *, with_messages: bool) -> Sequence[Block]:
         """Return the blocks that a stream has not taken yet."""
-        return [block for block in self.blocks if not block.number or block.number > number]
+        return [
+            block
+            for block in self.blocks
+            if (block.number > number if block.number else with_messages)
+        ]
 
 
 class Subscription:

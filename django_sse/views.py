@@ -23,6 +23,7 @@ from django_sse.groups import expand_group
 from django_sse.position import parse_position
 from django_sse.replay import start
 from django_sse.response import (
+    EventStreamResponse,
     GroupStreamResponse,
     HeadersResponse,
     UnavailableResponse,
@@ -76,8 +77,10 @@ class EventStreamView(View):
         """Return the view, exempt from ATOMIC_REQUESTS: a stream is no transaction.
 
         Raises:
-            ImproperlyConfigured: ``history`` beside ``initial_events``, which both are the past.
+            ImproperlyConfigured: ``groups`` is text instead of a list, or there is ``history``
+                beside ``initial_events``, which both are the past.
         """
+        _refuse_text(initkwargs.get("groups", cls.groups))
         if initkwargs.get("history", cls.history) and cls._overrides("initial_events"):
             raise ImproperlyConfigured(
                 f"{cls.__name__} has both `history` and `initial_events`. Choose one: they both "
@@ -152,8 +155,8 @@ class EventStreamView(View):
 
     async def head(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         """Answer with the headers alone: a stream without an end would never complete it."""
-        groups = await self._allowed_groups()
-        return groups if isinstance(groups, HttpResponseBase) else HeadersResponse(request)
+        response = await self.get(request, *args, **kwargs)
+        return HeadersResponse(request) if isinstance(response, EventStreamResponse) else response
 
     async def _allowed_groups(self) -> list[str] | HttpResponseBase:
         try:
@@ -190,7 +193,15 @@ class EventStreamView(View):
 
 
 def _unique(groups: Iterable[str]) -> list[str]:
+    _refuse_text(groups)
     return [validate_group(group) for group in dict.fromkeys(groups)]
+
+
+def _refuse_text(groups: Iterable[str]) -> None:
+    if isinstance(groups, str):
+        raise ImproperlyConfigured(
+            f"Groups are a list of names, and {groups!r} is one name: give [{groups!r}]."
+        )
 
 
 def exempt_from_atomic_requests(view: Callable[..., Any]) -> Callable[..., Any]:

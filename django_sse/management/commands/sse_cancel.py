@@ -1,21 +1,17 @@
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django_sse import cancel
+from django_sse.management.group_command import GroupCommand
 
-from django_sse import EventStreamError, cancel
 
-
-class Command(BaseCommand):
+class Command(GroupCommand):
     help = "Cancels a group: its streams end, and their clients are stopped."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("group", help="a Channels group name")
+        super().add_arguments(parser)
         parser.add_argument("--reason", help="told to the clients with the event `close`")
 
-    def handle(self, *args: Any, **options: Any) -> None:
-        try:
-            cancel(options["group"], reason=options["reason"])
-        except EventStreamError as error:
-            raise CommandError(str(error)) from error
+    def act(self, **options: Any) -> None:
+        cancel(options["group"], reason=options["reason"])
         self.stdout.write(f"Cancelled {options['group']}.")

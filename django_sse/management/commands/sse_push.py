@@ -4,17 +4,17 @@ from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from django_sse import EventStreamError, Published, publish
-from django_sse.stores import get_store
+from django_sse.management.group_command import GroupCommand
 
 
-class Command(BaseCommand):
+class Command(GroupCommand):
     help = "Publishes an event to a group, or one for each line of standard input."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("group", help="a Channels group name")
+        super().add_arguments(parser)
         parser.add_argument(
             "data", nargs="?", default="", help="the event's text; - reads a line an event"
         )
@@ -22,12 +22,7 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="refuse what is not JSON")
         parser.add_argument("--id-only", action="store_true", help="print the ids, a line each")
 
-    def handle(self, *args: Any, **options: Any) -> None:
-        if not get_store().crosses_processes:
-            raise CommandError(
-                "The event store keeps events in its own process, so nobody would ever see this "
-                'one. Set DJANGO_SSE = {"STORE": "database"}.'
-            )
+    def act(self, **options: Any) -> None:
         from_input = options["data"] == "-"
         lines = (line.rstrip("\r\n") for line in sys.stdin) if from_input else [options["data"]]
         published = self._publish(lines, options)
@@ -41,14 +36,18 @@ class Command(BaseCommand):
                 self.stdout.write(f"Published to {options['group']} as {event.id}.")
 
     def _publish(self, lines: Iterable[str], options: dict[str, Any]) -> Iterator[Published]:
-        for number, line in enumerate(lines, start=1):
-            try:
-                data = json.loads(line) if options["json"] else line
+        number = 0
+        try:
+            for line in lines:
+                number += 1
+                data = _json(line) if options["json"] else line
                 yield publish(options["group"], data, event=options["event"])
-            except json.JSONDecodeError as error:
-                raise CommandError(f"Event {number} is not JSON: {error}") from error
-            except EventStreamError as error:
-                raise CommandError(f"Event {number} was not published: {error}") from error
+        except EventStreamError as error:
+            raise CommandError(f"Event {number} was not published: {error}") from error
+        except UnicodeDecodeError as error:
+            raise CommandError(f"What follows event {number} is not text: {error}") from error
+        except ValueError as error:
+            raise CommandError(f"Event {number} is not JSON: {error}") from error
 
     def _count(self, published: Iterable[Published]) -> None:
         count = 0
@@ -59,3 +58,8 @@ class Command(BaseCommand):
         self.stdout.write(
             f"\r{count} published." if self.stdout.isatty() else f"{count} published."
         )
+
+
+def _json(text: str) -> str:
+    # Written anew: Python reads NaN and the like, which are not JSON.
+    return json.dumps(json.loads(text), ensure_ascii=False, allow_nan=False, separators=(",", ":"))

@@ -1,0 +1,193 @@
+"""What the README says is what the code does."""
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import aclosing
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import BaseCommand, get_commands, load_command_class
+from django.test import AsyncRequestFactory, override_settings
+
+import django_sse
+from django_sse import position, publish
+from django_sse.conf import Conf
+from django_sse.event import RESERVED_NAMES
+from django_sse.stores import STORES
+from django_sse.views import EventStreamView
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(django_sse.__file__).parent
+README = (ROOT / "README.md").read_text()
+
+# What Django's View and the HTTP methods are to a class-based view, not to a stream.
+_OF_DJANGO = {"as_view", "get", "head"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def section(title: str) -> str:
+    _, _, rest = README.partition(f"\n## {title}\n")
+    assert rest, f"The README has no section {title!r}."
+    return rest.partition("\n## ")[0]
+
+
+def rows(title: str) -> list[list[str]]:
+    """Return the rows of the section's tables whose first cell is code, as lists of cells."""
+    lines = (line for line in section(title).splitlines() if line.startswith("| `"))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def code(cell: str) -> str:
+    match = re.match(r"`([^`]+)`", cell)
+    assert match, f"{cell!r} does not begin with code."
+    return match[1]
+
+
+@pytest.fixture
+def examples() -> Iterator[dict[str, Any]]:
+    """The names that all python blocks define, run one after the other."""
+    namespace: dict[str, Any] = {"BASE_DIR": Path()}
+    with override_settings(DJANGO_SSE={"STORE": "memory"}):
+        for block in blocks("python"):
+            exec(compile(block, "README.md", "exec"), namespace)
+        yield namespace
+
+
+def test_every_python_block_runs(examples: dict[str, Any]) -> None:
+    assert issubclass(examples["Board"], EventStreamView)
+
+
+def test_every_import_is_of_a_name_that_exists() -> None:
+    for block in blocks("python"):
+        for node in ast.walk(ast.parse(block)):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
+                "django_sse"
+            ):
+                continue
+            module = import_module(node.module or "")
+            names = {alias.name for alias in node.names}
+            assert names <= set(getattr(module, "__all__", vars(module)))
+
+
+def test_every_public_name_is_mentioned() -> None:
+    words = set(re.findall(r"\w+", README))
+    assert set(django_sse.__all__) <= words
+
+
+async def test_the_first_example_streams_what_it_publishes(examples: dict[str, Any]) -> None:
+    request = AsyncRequestFactory().get("/events/")
+    response = await examples["Headlines"].as_view()(request)
+    assert response["Content-Type"] == "text/event-stream; charset=utf-8"
+    async with aclosing(aiter(response.streaming_content)) as chunks:
+        await anext(chunks)
+        await examples["apublish"]("news", {"title": "hi"}, event="headline")
+        assert b'event: headline\ndata: {"title":"hi"}\n\n' in await anext(chunks)
+
+
+def test_the_publishing_examples_publish(examples: dict[str, Any]) -> None:
+    before = publish("news", "before").id
+    examples["tick"]()
+    assert position("news") != before
+
+
+def test_the_settings_table_lists_every_key_with_its_default() -> None:
+    table = {code(key): ast.literal_eval(code(default)) for key, default, *_ in rows("Settings")}
+    assert table == {key.name: key.default for key in fields(Conf)}
+
+
+def test_the_settings_table_says_how_each_key_is_switched_off() -> None:
+    for name, default, _, off in rows("Settings"):
+        admits = Conf.__dataclass_fields__[code(name)].metadata["rule"].admits
+        # None switches a key off, where it is accepted and does not mean "choose for me".
+        can_be_off = admits(None) and code(default) != "None"
+        assert off.startswith("`None`" if can_be_off else "no"), name
+
+
+def test_the_view_table_lists_every_attribute_with_its_default() -> None:
+    table = {
+        re.sub(r"^async |\(.*\)$", "", code(name)): default for name, default, *_ in rows("Views")
+    }
+    public = {name for name in vars(EventStreamView) if not name.startswith("_")} - _OF_DJANGO
+    assert table.keys() == public
+    for name in public:
+        value = getattr(EventStreamView, name)
+        if not callable(value):
+            assert ast.literal_eval(code(table[name])) == value
+
+
+def test_the_check_table_lists_every_id_that_the_code_gives() -> None:
+    sources = [PACKAGE / "checks.py", *(PACKAGE / "stores").glob("*.py")]
+    text = "".join(path.read_text() for path in sources)
+    given = set(re.findall(r'"(django_sse\.[EW]\d+)"', text))
+    assert [code(first) for first, *_ in rows("System checks")] == sorted(given)
+
+
+def test_the_error_table_lists_every_error() -> None:
+    errors = {
+        name
+        for name in django_sse.__all__
+        if name.endswith("Cancelled") or name.startswith("Invalid")
+    }
+    assert {code(name) for name, _ in rows("Publish")} == errors
+
+
+def test_every_reserved_name_is_mentioned() -> None:
+    for name in RESERVED_NAMES:
+        assert f"`{name}`" in section("Publish")
+
+
+def test_the_store_table_lists_every_store() -> None:
+    stores = {code(store).strip('"') for store, *_ in rows("Stores")}
+    assert stores == STORES.keys()
+
+
+def commands() -> Iterator[list[str]]:
+    for block in blocks("sh"):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:2] == ["python", "manage.py"]:
+                yield words[2:]
+
+
+def options(command: BaseCommand) -> set[str]:
+    return set(re.findall(r"--[a-z-]+", command.create_parser("manage.py", "").format_usage()))
+
+
+def test_every_command_of_ours_is_shown_with_all_its_options() -> None:
+    ours = [name for name, app in get_commands().items() if app == "django_sse"]
+    assert ours
+    for name in ours:
+        shown = {word for command in commands() if command[0] == name for word in command}
+        own_options = options(load_command_class("django_sse", name)) - options(BaseCommand())
+        assert {name, *own_options} <= shown
+
+
+@pytest.mark.parametrize("command", list(commands()), ids=" ".join)
+def test_a_command_line_is_one_that_the_command_takes(command: list[str]) -> None:
+    name, *arguments = command
+    app = get_commands()[name]
+    assert isinstance(app, str)
+    load_command_class(app, name).create_parser("manage.py", name).parse_args(arguments)
+
+
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in ("README.md", "CONTRIBUTING.md"):
+        named = re.findall(r"^make ([a-z-]+)", (ROOT / page).read_text(), re.MULTILINE)
+        assert named
+        assert set(named) <= targets
+
+
+def test_every_link_leads_somewhere() -> None:
+    headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    anchors = {re.sub(r"[^a-z -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.removeprefix("#") in anchors or (ROOT / target).is_file(), target

@@ -49,7 +49,8 @@ class EventStreamView(View):
     """The groups, with the URL's keyword arguments in braces: ``["news", "job-{pk}"]``."""
 
     history: int = 0
-    """How many past events of each group a client without a position gets."""
+    """How many past events of each group a client without a position gets. Where a group was
+    cancelled and reopened, that counts among them."""
 
     retry: float | None = None
     """Seconds that the browser waits before it reconnects. None: ``DJANGO_SSE["RETRY"]``."""

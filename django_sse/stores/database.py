@@ -102,7 +102,8 @@ class DatabaseStore(EventStore):
         if reader:
             closing = reader.submit(lambda: connections[self.using].close())
             reader.shutdown(wait=False)
-            await asyncio.wrap_future(closing)
+            # Shielded: a loop that ends meanwhile must not keep the connection from being closed.
+            await asyncio.shield(asyncio.wrap_future(closing))
 
     def _changed(self, cursor: _Cursor | None) -> tuple[list[Hint], _Cursor]:
         version = self._data_version()

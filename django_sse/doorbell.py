@@ -143,7 +143,8 @@ class _Relay:
 
 def _merged(earlier: Hint, later: Hint) -> Hint:
     entries = earlier.entries + later.entries if earlier.entries and later.entries else ()
-    newest = max(earlier, later, key=lambda hint: hint.head)
+    # The later one at the same head: a group was reopened.
+    newest = max(later, earlier, key=lambda hint: hint.head)
     return Hint(later.group, newest.head, newest.cancelled, tuple(_carried(entries)))
 
 

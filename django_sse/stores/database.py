@@ -301,7 +301,7 @@ class DatabaseStore(EventStore):
 
     def _check_sqlite(self) -> list[checks.CheckMessage]:
         connection = connections[self.using]
-        if connection.vendor != "sqlite" or "memory" in str(connection.settings_dict["NAME"]):
+        if connection.vendor != "sqlite" or _is_in_memory(connection.settings_dict["NAME"]):
             return []
         options = connection.settings_dict.get("OPTIONS", {})
         wal = re.search(r"journal_mode\s*=\s*wal", options.get("init_command", ""), re.IGNORECASE)
@@ -332,3 +332,7 @@ class DatabaseStore(EventStore):
     @property
     def _outbox(self) -> QuerySet[OutboxEvent]:
         return OutboxEvent.objects.using(self.using)
+
+
+def _is_in_memory(name: object) -> bool:
+    return name == ":memory:" or (isinstance(name, str) and "mode=memory" in name)

@@ -140,7 +140,8 @@ class HandOff:
         try:
             async with asyncio.timeout(_FAREWELL_SECONDS):
                 await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-        except TimeoutError:
+        except OSError:
+            # Also a timeout, and what ASGI lets a server raise for a client that has gone.
             # Returning without it makes the server drop the connection.
             logger.info("A client did not take the end of its stream.")
 

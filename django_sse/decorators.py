@@ -11,7 +11,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, TypeVar, cast, overload
+from typing import Any, Final, TypeVar, cast, overload
 
 from asgiref.sync import iscoroutinefunction
 from django.http import Http404, HttpRequest, StreamingHttpResponse
@@ -26,16 +26,20 @@ from django_sse.response import (
     HeadersResponse,
     last_event_id,
     no_content,
+    stream_headers,
 )
-from django_sse.response import event_stream_headers as headers_of
 from django_sse.stores import get_store
 from django_sse.stores.base import GroupState
+from django_sse.tasks import logger
 from django_sse.views import EventStreamView, exempt_from_atomic_requests
 
 View = Callable[..., Any]
 ViewT = TypeVar("ViewT", bound=View)
 Guard = Callable[..., Awaitable[HttpResponseBase | Iterable[str] | None]]
 GeneratorView = Callable[..., AsyncIterator[Any]]
+
+# A browser never comes back after a 500, so the view runs.
+_NOT_READ: Final = "The event store could not be read; the group is taken for not cancelled."
 
 
 @overload
@@ -137,16 +141,28 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
 
             @functools.wraps(view)
             async def awrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-                if _all_cancelled(await get_store().astates(_expand(patterns, kwargs))):
-                    return no_content()
+                groups = _expand(patterns, kwargs)
+                try:
+                    states = await get_store().astates(groups)
+                except Exception:
+                    logger.exception(_NOT_READ)
+                else:
+                    if _all_cancelled(states):
+                        return no_content()
                 return cast("HttpResponseBase", await view(request, *args, **kwargs))
 
             return cast("ViewT", awrapper)
 
         @functools.wraps(view)
         def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-            if _all_cancelled(get_store().states(_expand(patterns, kwargs))):
-                return no_content()
+            groups = _expand(patterns, kwargs)
+            try:
+                states = get_store().states(groups)
+            except Exception:
+                logger.exception(_NOT_READ)
+            else:
+                if _all_cancelled(states):
+                    return no_content()
             return cast("HttpResponseBase", view(request, *args, **kwargs))
 
         return cast("ViewT", wrapper)
@@ -157,7 +173,7 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
 def _with_headers(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
     if isinstance(response, StreamingHttpResponse):
         response["Content-Type"] = CONTENT_TYPE
-        for name, value in headers_of(request).items():
+        for name, value in stream_headers(request).items():
             response[name] = value
     return response
 

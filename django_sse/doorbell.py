@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from channels.layers import BaseChannelLayer, InMemoryChannelLayer, get_channel_layer
 
+from django_sse.mailbox import LAYER_SECONDS
 from django_sse.stores.base import Entry, Hint
 from django_sse.tasks import logger, spawn
 
@@ -136,7 +137,8 @@ class _Relay:
             group = next(iter(self._waiting))
             message = to_message(self._waiting.pop(group))
             try:
-                await layer.group_send(doorbell_group(group), message)
+                async with asyncio.timeout(LAYER_SECONDS):
+                    await layer.group_send(doorbell_group(group), message)
             except Exception:
                 logger.exception("The doorbell of group %r was lost.", group)
 

@@ -19,7 +19,7 @@ from django_sse.exceptions import InvalidEvent
 # The specification knows these three line ends and no other; str.splitlines() has more.
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _FORBIDDEN_IN_FIELD = re.compile(r"[\r\n\0]")
-# More digits than these Python does not read as a number.
+# More digits than these Python does not read as a number, and no browser waits that long.
 _MAX_DIGITS: Final = 4300
 
 # `error` and `open` are EventSource's own, `close` and `reset` are the library's.
@@ -237,8 +237,8 @@ class Decoder:
                 self._name = value.replace("\0", "\ufffd")
             case "id" if "\0" not in value:
                 self._id = value
-            case "retry" if value.isascii() and value.isdigit() and len(value) < _MAX_DIGITS:
-                self.reconnection_time = int(value)
+            case "retry" if value.isascii() and value.isdigit():
+                self.reconnection_time = int(value.lstrip("0")[:_MAX_DIGITS] or "0")
         return None
 
     def _dispatch(self) -> Event | None:

@@ -42,7 +42,7 @@ def current_hub() -> "Hub":
 
 def open_streams() -> int:
     """Return how many streams are open in this process."""
-    return sum(len(hub.streams) for hub in list(_hubs.values()))
+    return sum(len(hub.streams) for hub in list(_hubs.values()) if not hub.loop.is_closed())
 
 
 class Hub:
@@ -60,7 +60,7 @@ class Hub:
         self._inbox_is_read = True
         self._synced = True
         self._swept = self.now
-        self._syncing: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._ticking: asyncio.TimerHandle | None = None
 
     # Streams
@@ -77,6 +77,7 @@ class Hub:
         followed = [self._subscriptions.get(group) or self._subscribe(group) for group in groups]
         for subscription in followed:
             subscription.streams.add(stream)
+            subscription.recheck_cancelled()
             stream.follow(subscription)
             if stream.wants_messages:
                 self._hear_messages(subscription)
@@ -110,9 +111,9 @@ class Hub:
                 await self._doorbell.enter(doorbell.doorbell_group(subscription.group))
             states = await self._store.astates([subscription.group])
         except Exception as error:
-            if self._subscriptions.get(subscription.group) is subscription:
-                del self._subscriptions[subscription.group]
+            # The streams that wait for it end, and with the last one the subscription does.
             subscription.joined.set_exception(error)
+            subscription.joined.exception()
         else:
             subscription.start(states[subscription.group])
 
@@ -174,14 +175,14 @@ class Hub:
 
     def _start(self) -> None:
         doorbell.listen(self)
-        self._syncing = spawn(self._sync())
+        self._tasks = [spawn(self._sync()), spawn(self._renew_memberships())]
         self._tick()
 
     def _stop(self) -> None:
         doorbell.stop_listening(self)
         _hubs.pop(self.loop, None)
-        if self._syncing:
-            self._syncing.cancel()
+        for task in self._tasks:
+            task.cancel()
         if self._ticking:
             self._ticking.cancel()
         spawn(self._close())
@@ -206,11 +207,11 @@ class Hub:
             try:
                 cursor = await self._compare_with_store(cursor)
                 if not self._synced:
-                    logger.info("The event store can be read again.")
+                    logger.info("The hub can compare itself with the event store again.")
                 self._synced = True
             except Exception:
                 if self._synced:
-                    logger.exception("The event store cannot be read; trying again.")
+                    logger.exception("The hub cannot compare itself with the event store.")
                 self._synced = False
             await asyncio.sleep(self._sync_interval())
 
@@ -229,9 +230,18 @@ class Hub:
             for group, state in (await self._store.astates(some)).items():
                 if subscription := self._subscriptions.get(group):
                     subscription.compare(state)
+        await self._store.atrim()
+
+    async def _renew_memberships(self) -> None:
+        # Apart from the sync, which must go on when the layer does not.
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            await self.renew_memberships()
+
+    async def renew_memberships(self) -> None:
+        """Enter again the groups whose membership of the channel layer may have lapsed."""
         for mailbox in self._mailboxes():
             await mailbox.renew()
-        await self._store.atrim()
 
     def _sync_interval(self) -> float:
         chosen = conf().SYNC_INTERVAL

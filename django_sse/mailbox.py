@@ -10,6 +10,8 @@ from django_sse.tasks import logger, spawn
 
 # Memberships lapse (after 24 hours by default, and in-memory ones by mishap): renewed this often.
 _RENEW_SECONDS: Final = 600.0
+# A layer that hangs must not hold up what would go on without it.
+LAYER_SECONDS: Final = 5.0
 # After an error of the layer.
 _PAUSE_SECONDS: Final = 1.0
 _NEVER: Final = float("-inf")
@@ -46,7 +48,8 @@ class Mailbox:
             if self._channel is None or group in self._groups:
                 return
             try:
-                await self._layer.group_discard(group, self._channel)
+                async with asyncio.timeout(LAYER_SECONDS):
+                    await self._layer.group_discard(group, self._channel)
             except Exception:
                 logger.exception("Leaving group %r of the channel layer failed.", group)
 
@@ -61,21 +64,25 @@ class Mailbox:
         """Leave all groups and stop listening."""
         for group in list(self._groups):
             await self.leave(group)
-        if self._receiving:
-            self._receiving.cancel()
+        async with self._lock:
+            if self._receiving:
+                self._receiving.cancel()
 
     async def _add(self, group: str) -> None:
         if group not in self._groups:
             return
         try:
-            if self._channel is None:
-                self._channel = await self._layer.new_channel()
-                self._receiving = spawn(self._receive(self._channel))
-            await self._layer.group_add(group, self._channel)
+            async with asyncio.timeout(LAYER_SECONDS):
+                if self._channel is None:
+                    self._channel = await self._layer.new_channel()
+                    self._receiving = spawn(self._receive(self._channel))
+                await self._layer.group_add(group, self._channel)
         except Exception:
             logger.exception("Entering group %r of the channel layer failed.", group)
         else:
-            self._groups[group] = asyncio.get_running_loop().time()
+            # Unless it was left meanwhile: then what waits for the lock takes it back.
+            if group in self._groups:
+                self._groups[group] = asyncio.get_running_loop().time()
 
     async def _receive(self, channel: str) -> None:
         while True:

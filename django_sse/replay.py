@@ -35,7 +35,7 @@ def is_lost(number: int, state: GroupState) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class StartingPoint:
     """Where a stream starts.
 
     ``position`` is the last number of each group that the client has, or need not have; ``reset``
@@ -49,7 +49,9 @@ class Start:
     over: bool
 
 
-def start(sent: Mapping[str, int], states: Mapping[str, GroupState], history: int) -> Start:
+def starting_point(
+    sent: Mapping[str, int], states: Mapping[str, GroupState], history: int
+) -> StartingPoint:
     """Decide where a stream starts, given the position its client sent.
 
     Args:
@@ -68,7 +70,7 @@ def start(sent: Mapping[str, int], states: Mapping[str, GroupState], history: in
         # The client does not know yet that it is over: it is shown the `close`, if that is kept.
         position = {group: max(state.head, state.oldest) - 1 for group, state in states.items()}
     over = all_cancelled and all(position[group] >= state.head for group, state in states.items())
-    return Start(position, reset, fresh=len(known) < len(states), over=over)
+    return StartingPoint(position, reset, fresh=len(known) < len(states), over=over)
 
 
 def _for_new_client(state: GroupState, history: int) -> int:

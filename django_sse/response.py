@@ -23,7 +23,7 @@ from django_sse.tasks import logger
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 
 
-def event_stream_headers(request: HttpRequest) -> dict[str, str]:
+def stream_headers(request: HttpRequest) -> dict[str, str]:
     """Return the headers of an event stream, beside its content type.
 
     They keep caches from storing it, proxies and middleware from buffering or compressing it.
@@ -54,9 +54,14 @@ def no_content() -> HttpResponseBase:
 
 def last_event_id(request: HttpRequest) -> str:
     """Return the last event id that a client sends: the header, or else the query."""
+    # Browsers send it as UTF-8 (WHATWG HTML, 9.2.3); Django decodes headers as latin-1.
+    header = request.headers.get("Last-Event-ID", "").encode("latin-1", "replace")
     query = request.GET
-    return request.headers.get("Last-Event-ID") or (
-        query.get("lastEventId") or query.get("last_event_id") or ""
+    return (
+        header.decode("utf-8", "replace")
+        or query.get("lastEventId")
+        or query.get("last_event_id")
+        or ""
     )
 
 
@@ -74,14 +79,14 @@ class EventStreamResponse(StreamingHttpResponse):
                 "django_sse.asgi.get_asgi_application in asgi.py and daphne, uvicorn, hypercorn "
                 "or granian; for runserver, `daphne` first in INSTALLED_APPS and ASGI_APPLICATION."
             )
-        super().__init__(chunks, content_type=CONTENT_TYPE, headers=event_stream_headers(request))
+        super().__init__(chunks, content_type=CONTENT_TYPE, headers=stream_headers(request))
 
 
 class HeadersResponse(HttpResponse):
     """The answer to HEAD: an event stream's headers, without the stream."""
 
     def __init__(self, request: HttpRequest) -> None:
-        super().__init__(content_type=CONTENT_TYPE, headers=event_stream_headers(request))
+        super().__init__(content_type=CONTENT_TYPE, headers=stream_headers(request))
 
 
 class UnavailableResponse(EventStreamResponse):

@@ -11,7 +11,7 @@ from django_sse.mailbox import Message
 from django_sse.position import format_position
 from django_sse.stores.base import closing_wire
 from django_sse.subscription import Batch, Block, HistoryLostError, Subscription
-from django_sse.tasks import logger, spawn, start
+from django_sse.tasks import logger, spawn, start_eagerly
 
 HEARTBEAT: Final = b":\n\n"
 
@@ -135,6 +135,7 @@ class Stream:
             except HistoryLostError:
                 self._go_live()
                 self.dismiss("reset")
+                return
             except Exception:
                 logger.exception("A stream could not be replayed; trying again.")
                 await asyncio.sleep(1.0)
@@ -159,41 +160,25 @@ class Stream:
         if self._finishing:
             return
         if not self._live:
-            if self.wants_messages and batch.has_messages:
-                for block in batch.blocks:
-                    if not block.number:
-                        self._park(block.wire)
+            for block in batch.messages if self.wants_messages else ():
+                self._park(self._chunk(block))
             return
         group = subscription.group
         taken = self._taken[group]
-        with_messages = self.wants_messages or not batch.has_messages
-        if taken < batch.first and with_messages and self._shares_chunks():
-            self._taken[group] = batch.last or taken
+        if taken < batch.first and self._shares_chunks() and not self._differs_in(batch.messages):
+            if batch.last:
+                self._taken[group] = batch.last
+                self._moved_unseen = batch.closing is not None
             if batch.closing:
                 self._closing = batch.closing.wire
-            self._moved_unseen = not batch.chunk
             self._push(batch.chunk)
         elif blocks := batch.after(taken, with_messages=self.wants_messages):
             self._push(self._render(group, blocks))
         if subscription.cancelled:
             self.end_if_cancelled()
 
-    def take_message(self, message: Message) -> None:
-        """Take a plain Channels message of a type that the view may have a handler for."""
-        handler = self._message_handler and self._message_handler(str(message.get("type")))
-        if not handler or not self.wants_messages or self._finishing:
-            return
-        try:
-            event = handler(message)
-            wire = encode_published(event, conf().MAX_EVENT_BYTES) if event else b""
-        except Exception:
-            logger.exception("A view's message handler failed; its stream is ended.")
-            self.end("handler failed")
-            return
-        if self._live:
-            self._push(wire)
-        else:
-            self._park(wire)
+    def _differs_in(self, messages: Sequence[Block]) -> bool:
+        return bool(messages) and (not self.wants_messages or self._message_handler is not None)
 
     def _shares_chunks(self) -> bool:
         return self._filter_event is None and len(self.subscriptions) == 1
@@ -210,11 +195,17 @@ class Stream:
                 self._moved_unseen = True
                 continue
             chunk = self._chunk(block)
-            self._moved_unseen = not chunk
+            if self.ended.done():
+                # By the view's own failure: what follows must not go out without this one.
+                return b""
+            if block.number:
+                self._moved_unseen = not chunk
             chunks.append(chunk)
         return b"".join(chunks)
 
     def _chunk(self, block: Block) -> bytes:
+        if block.message is not None:
+            return self._handled(block.message)
         if self._shares_chunks():
             return block.chunk
         wire = block.wire if self._filter_event is None else self._filtered(block)
@@ -233,12 +224,25 @@ class Stream:
             self.end("filter failed")
             return b""
 
+    def _handled(self, message: Message) -> bytes:
+        handler = self._message_handler and self._message_handler(str(message.get("type")))
+        if not handler:
+            return b""
+        try:
+            # A copy: it is every stream's message.
+            event = handler(dict(message))
+            return encode_published(event, conf().MAX_EVENT_BYTES) if event else b""
+        except Exception:
+            logger.exception("A view's message handler failed; its stream is ended.")
+            self.end("handler failed")
+            return b""
+
     def _position(self) -> str:
         return format_position(self._taken)
 
-    def _park(self, wire: bytes) -> None:
-        self._parked.append(wire)
-        self._bound_backlog(wire)
+    def _park(self, chunk: bytes) -> None:
+        self._parked.append(chunk)
+        self._bound_backlog(chunk)
 
     # Sending
 
@@ -249,8 +253,9 @@ class Stream:
             self._backlog.append(chunk)
             self._bound_backlog(chunk)
             return
+        # From here on, and not only once the task has begun, which without eager start is later.
         self._busy_since = self._hub.now
-        task = start(self._send_backlog(chunk))
+        task = start_eagerly(self._send_backlog(chunk))
         if not task.done():
             self._sending = task
 
@@ -276,6 +281,9 @@ class Stream:
         self._busy_since = self._last_sent = self._hub.now
         try:
             await self._send(chunk)
+        except OSError:
+            # What ASGI lets a server raise for a client that has gone.
+            self.end("disconnected")
         except Exception:
             logger.exception("Sending to a stream failed; it is ended.")
             self.end("send failed")

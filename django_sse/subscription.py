@@ -38,9 +38,6 @@ class Follower(Protocol):
     def take(self, subscription: "Subscription", batch: "Batch") -> None:
         """Take what is new in the group."""
 
-    def take_message(self, message: Message) -> None:
-        """Take a Channels message of a type that the view may have a handler for."""
-
     def end_if_cancelled(self) -> None:
         """End, if nothing more can come."""
 
@@ -51,12 +48,15 @@ class Follower(Protocol):
 class Block:
     """One event as it goes over the wire. ``number`` 0 is a plain message: no id, no replay."""
 
-    __slots__ = ("chunk", "closes", "number", "wire")
+    __slots__ = ("_event", "chunk", "closes", "message", "number", "wire")
 
-    def __init__(self, group: str, entry: Entry) -> None:
+    def __init__(self, group: str, entry: Entry, message: Message | None = None) -> None:
         self.number = entry.number
         self.wire = entry.wire
         self.closes = entry.closes
+        # A Channels message that each view's own handler makes an event of.
+        self.message = message
+        self._event: Event | None = None
         # What every stream of this group alone is sent: the very same bytes object.
         self.chunk = (
             with_id(format_position({group: entry.number}), entry.wire)
@@ -66,22 +66,22 @@ class Block:
 
     def event(self) -> Event:
         """Return the event again, for a view's ``filter_event``."""
-        for event in Decoder().feed(self.wire):
-            return event
-        return Event()
+        if self._event is None:
+            self._event = next(iter(Decoder().feed(self.wire)), Event())
+        return self._event
 
 
 class Batch:
     """The blocks that have piled up in a group, joined once for all its streams."""
 
-    __slots__ = ("blocks", "chunk", "closing", "first", "has_messages", "last")
+    __slots__ = ("blocks", "chunk", "closing", "first", "last", "messages")
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         numbers = [block.number for block in blocks if block.number]
         self.blocks = blocks
         # Without numbers every stream takes all of it, and its position stays.
         self.first, self.last = (numbers[0], numbers[-1]) if numbers else (sys.maxsize, 0)
-        self.has_messages = len(numbers) < len(blocks)
+        self.messages = [block for block in blocks if not block.number]
         self.closing = next((block for block in reversed(blocks) if block.closes), None)
         self.chunk = b"".join(block.chunk for block in blocks if not block.closes)
 
@@ -148,8 +148,7 @@ class Subscription:
     def hear_message(self, message: Message) -> None:
         """Deliver a plain Channels message: live, without a number."""
         if message.get("type") != PLAIN_EVENT:
-            for stream in list(self.streams):
-                stream.take_message(message)
+            self._deliver([Block(self.group, Entry(0, b""), message)])
             return
         fields = {key: value for key, value in message.items() if key != "type"}
         try:
@@ -193,6 +192,8 @@ class Subscription:
                 self._end_cancelled()
                 return
             self.first = state.first
+            # What it was cancelled by, if anything, is not before the end of what is missing.
+            self.cancelled = False
             page = await self._store.aread(self.group, self.head or state.first - 1, PAGE)
             # Hints were heard meanwhile: what they brought is skipped.
             entries, gap = join(self.head or state.first - 1, page)
@@ -200,6 +201,13 @@ class Subscription:
                 self._reset(state)
                 return
             self._add(entries)
+
+    def recheck_cancelled(self) -> None:
+        """Ask again whether the group is cancelled: it may have been reopened unheard, and a stream
+        that begins now would be ended for good."""
+        if self.joined.done() and self.cancelled:
+            self.cancelled = False
+            self.heal()
 
     def compare(self, state: GroupState) -> None:
         """Go to the store if the state that it told is not the one known here."""

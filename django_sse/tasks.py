@@ -14,17 +14,17 @@ _running: Final[set[asyncio.Task[Any]]] = set()
 
 def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     """Run a coroutine on the running loop, held strongly, its exception logged."""
-    task = start(coroutine)
+    task = start_eagerly(coroutine)
     if not task.done():
         _running.add(task)
     task.add_done_callback(_finished)
     return task
 
 
-def start(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+def start_eagerly(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     """Run a coroutine on the running loop, at once up to its first wait where Python can.
 
-    The caller holds the task and reads its exception.
+    The caller holds the task; the coroutine handles its own exceptions.
     """
     loop = asyncio.get_running_loop()
     # In an empty context: a task that inherits a request's one keeps the request's thread.

@@ -21,7 +21,7 @@ from django_sse.event import Event
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
 from django_sse.position import parse_position
-from django_sse.replay import start
+from django_sse.replay import starting_point
 from django_sse.response import (
     EventStreamResponse,
     GroupStreamResponse,
@@ -66,11 +66,20 @@ class EventStreamView(View):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # The public methods that a project's view adds are its handlers of Channels messages.
+        # The public methods that a project adds are its handlers of Channels messages.
+        own = [
+            base
+            for base in cls.__mro__
+            if base.__module__.partition(".")[0] not in ("django", "django_sse")
+        ]
         cls._handler_names = frozenset(
             name
-            for name, _ in inspect.getmembers_static(cls, inspect.isfunction)
-            if not name.startswith("_") and not hasattr(EventStreamView, name)
+            for base in own
+            for name, value in vars(base).items()
+            if inspect.isfunction(value)
+            and not name.startswith("_")
+            and not hasattr(EventStreamView, name)
+            and name not in cls.http_method_names
         )
 
     @classmethod
@@ -135,7 +144,7 @@ class EventStreamView(View):
         except Exception:
             logger.exception("The event store could not be read; the client is sent back.")
             return UnavailableResponse(request)
-        begin = start(sent, states, self.history)
+        begin = starting_point(sent, states, self.history)
         if begin.over:
             return no_content()
         with_state = begin.fresh and self._overrides("initial_events")

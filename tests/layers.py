@@ -10,7 +10,7 @@ from typing import Any
 from channels.layers import BaseChannelLayer, InMemoryChannelLayer
 
 
-class GatedLayer(BaseChannelLayer):
+class GatedLayer(BaseChannelLayer):  # type: ignore[misc]
     """Keeps what is sent to groups, and holds it back while the gate is closed."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -29,7 +29,7 @@ class GatedLayer(BaseChannelLayer):
         self.sent.append((group, message))
 
 
-class FileLayer(BaseChannelLayer):
+class FileLayer(BaseChannelLayer):  # type: ignore[misc]
     """Writes what is sent to groups to a file, a line each, after some seconds."""
 
     def __init__(self, path: str, delay: float = 0.0, **kwargs: Any) -> None:
@@ -49,5 +49,5 @@ class FileLayer(BaseChannelLayer):
             file.write(json.dumps(line) + "\n")
 
 
-class OwnInMemoryLayer(InMemoryChannelLayer):
+class OwnInMemoryLayer(InMemoryChannelLayer):  # type: ignore[misc]
     """What a project may make of the in-memory layer, perhaps to let it reach further."""

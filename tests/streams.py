@@ -10,12 +10,11 @@ from django.http.response import HttpResponseBase
 from django.test import AsyncRequestFactory
 
 from django_sse.event import Decoder, Event
-from django_sse.hub import open_streams
 
 View = Callable[..., Any]
 
 # Generous: nothing takes nearly as long, unless it never comes.
-TIMEOUT = 20.0
+TIMEOUT = 10.0
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -23,14 +22,6 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(TIMEOUT):
         while not condition():
             await asyncio.sleep(0.002)
-
-
-async def nothing_left_open() -> None:
-    """Assert that no stream is open, and wait until its hub has closed what it held open."""
-    assert open_streams() == 0
-    if others := asyncio.all_tasks() - {cast("asyncio.Task[Any]", asyncio.current_task())}:
-        _, pending = await asyncio.wait(others, timeout=TIMEOUT)
-        assert not pending
 
 
 def get(
@@ -41,9 +32,9 @@ def get(
     http_version: str = "1.1",
 ) -> HttpRequest:
     """Return a request as a server makes it."""
-    # Also a header to the factory of Django, so it is set afterwards.
+    # The factory would take it for a header.
     request = AsyncRequestFactory().generic(method, path, headers=headers)
-    request.scope["http_version"] = http_version
+    request.scope = {**request.scope, "http_version": http_version}
     return request
 
 

@@ -329,10 +329,12 @@ if child:
 else:
     publish("news", "child")
 """
-    run_publisher(tmp_path / "messages", code)
+    finished = run_publisher(tmp_path / "messages", code)
     sent = lines(tmp_path / "messages")
     assert sorted(data(sent)) == [b"data: child\n\n", b"data: parent\n\n"]
     assert len({line["process"] for line in sent}) == 2
+    # Neither has waited in vain for the other's.
+    assert "doorbells" not in finished.stderr
 
 
 @pytest.mark.django_db(transaction=True)

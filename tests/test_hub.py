@@ -378,7 +378,7 @@ async def test_memberships_are_renewed() -> None:
         [mailbox] = hub._mailboxes()
         channel_layer.groups.clear()
         mailbox._groups["news"] = float("-inf")
-        await hub._sweep()
+        await hub.renew_memberships()
         await channel_layer.group_send("news", {"type": "sse.event", "data": "heard"})
         assert await client.until_events(1) == ["heard"]
 

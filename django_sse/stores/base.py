@@ -162,8 +162,17 @@ class EventStore(ABC):
 
         Raises:
             GroupCancelled: An event for a cancelled group; nothing was appended.
+            TransactionManagementError: Autocommit is off.
         """
-        if not connections[self.using].in_atomic_block:
+        connection = connections[self.using]
+        if not connection.in_atomic_block:
+            # Not get_autocommit(), which connects: a store may have nothing to do with a database.
+            connected = connection.connection is not None
+            if not (connection.autocommit if connected else connection.settings_dict["AUTOCOMMIT"]):
+                raise transaction.TransactionManagementError(
+                    "Publishing needs autocommit, or a transaction opened by atomic(): otherwise "
+                    "nobody could tell when an event comes into being."
+                )
             numbers, hints = self._append(entries)
             ring(hints)
             return numbers
@@ -179,7 +188,11 @@ class EventStore(ABC):
 
     @abstractmethod
     def _append(self, entries: Sequence[NewEntry]) -> tuple[list[int | None], list[Hint]]:
-        """Append entries now; return a number (or None) each, and a hint for each changed group."""
+        """Append entries now; return a number (or None) each, and a hint for each changed group.
+
+        Raises:
+            GroupCancelled: An event for a cancelled group; nothing was appended.
+        """
 
     @abstractmethod
     def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Sequence[Hint]]:

@@ -2,8 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import Context
 from datetime import datetime, timedelta
 from threading import Lock
@@ -36,10 +37,17 @@ from django_sse.stores.base import (
 )
 
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 # A change becomes visible a little after the time that it bears: by the length of a commit, and by
 # what the clocks of several hosts differ. Changes this old are therefore told again.
 _SLACK: Final = timedelta(seconds=10)
+
+# Names or ids in one statement.
+_BATCH: Final = 500
+
+# PostgreSQL's SQLSTATE.
+_SERIALIZATION_FAILURE: Final = "40001"
 
 # Groups that one trim looks at, so that it never holds up the hub's reads for long.
 _TRIM_GROUPS: Final = 500
@@ -111,12 +119,34 @@ class DatabaseStore(EventStore):
             return [], cursor
         now = timezone.now()
         hints = []
-        if waiting := list(self._outbox.values_list("group", flat=True).distinct()):
-            hints += self._number({key: [] for key in waiting})[1]
+        try:
+            with self._without_waiting():
+                hints += self._number_waiting(self._outbox)
+        except OperationalError:
+            if version is None:
+                raise
+            # Another one writes to the SQLite file: looked at again next time, changed or not.
+            version = None
         if cursor:
             rows = self._groups.filter(changed__gte=cursor.time - _SLACK)
             hints += [Hint(*row) for row in rows.values_list("name", "head", "cancelled")]
         return hints, _Cursor(now, version)
+
+    @contextmanager
+    def _without_waiting(self) -> Iterator[None]:
+        """Fail at once where SQLite is locked: every read of the hub would wait with it."""
+        connection = connections[self.using]
+        if connection.vendor != "sqlite":
+            yield
+            return
+        with connection.cursor() as cursor:
+            cursor.execute("PRAGMA busy_timeout")
+            [busy_timeout] = cursor.fetchone()
+            cursor.execute("PRAGMA busy_timeout = 0")
+            try:
+                yield
+            finally:
+                cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout)}")
 
     def _data_version(self) -> tuple[Any, int] | None:
         """Return a value that stays the same while no other connection has changed the database."""
@@ -163,8 +193,8 @@ class DatabaseStore(EventStore):
                 for entry in entries
             )
             self._refuse_cancelled({entry.group for entry in entries if entry.kind is Kind.EVENT})
-        groups: dict[str, list[NewEntry]] = {entry.group: [] for entry in entries}
-        return lambda: self._number(groups)[1]
+        groups = {entry.group for entry in entries}
+        return lambda: self._number_waiting(self._outbox.filter(group__in=groups))
 
     def _refuse_cancelled(self, groups: Collection[str]) -> None:
         cancelled = set(
@@ -176,6 +206,11 @@ class DatabaseStore(EventStore):
         for group in cancelled:
             raise GroupCancelled(group)
 
+    def _number_waiting(self, waiting: QuerySet[OutboxEvent]) -> list[Hint]:
+        """Number what waits in some groups, in a short transaction for each of them."""
+        groups = list(waiting.order_by().values_list("group", flat=True).distinct())
+        return [hint for group in groups for hint in self._number({group: []})[1]]
+
     def _number(
         self, new: Mapping[str, Sequence[NewEntry]]
     ) -> tuple[dict[str, list[int | None]], list[Hint]]:
@@ -183,10 +218,16 @@ class DatabaseStore(EventStore):
         # Every such transaction locks its groups in the same order, so none waits in a circle.
         names = sorted(new)
         while True:
-            with transaction.atomic(using=self.using):
-                rows = self._lock(names)
-                if len(rows) == len(names):
-                    return self._number_locked(rows, new)
+            try:
+                with transaction.atomic(using=self.using):
+                    rows = self._lock(names)
+                    if len(rows) == len(names):
+                        return self._number_locked(rows, new)
+            except OperationalError as error:
+                # At REPEATABLE READ and above a transaction that waited has to begin again.
+                if getattr(error.__cause__, "sqlstate", None) != _SERIALIZATION_FAILURE:
+                    raise
+                continue
             # In a statement of its own: an insert inside would be a lock out of order.
             self._groups.bulk_create(
                 [EventGroup(name=name, changed=timezone.now()) for name in names],
@@ -194,19 +235,24 @@ class DatabaseStore(EventStore):
             )
 
     def _lock(self, names: Sequence[str]) -> list[EventGroup]:
-        groups = self._groups.filter(name__in=names).order_by("name")
-        if connections[self.using].features.has_select_for_update:
-            return list(groups.select_for_update())
-        # The first statement being a write takes SQLite's lock, whatever the transaction mode.
-        groups.order_by().update(head=F("head"))
-        return list(groups)
+        locked: list[EventGroup] = []
+        for some in _batches(names):
+            groups = self._groups.filter(name__in=some).order_by("name")
+            if connections[self.using].features.has_select_for_update:
+                groups = groups.select_for_update()
+            else:
+                # The first statement being a write takes SQLite's lock, in any transaction mode.
+                groups.order_by().update(head=F("head"))
+            locked += groups
+        return locked
 
     def _number_locked(
         self, rows: Sequence[EventGroup], new: Mapping[str, Sequence[NewEntry]]
     ) -> tuple[dict[str, list[int | None]], list[Hint]]:
         waiting: dict[str, list[OutboxEvent]] = {}
-        for event in self._outbox.filter(group__in=new).order_by("id"):
-            waiting.setdefault(event.group, []).append(event)
+        for some in _batches(list(new)):
+            for event in self._outbox.filter(group__in=some).order_by("id"):
+                waiting.setdefault(event.group, []).append(event)
         numbers, hints = {}, []
         for row in rows:
             staged = [
@@ -217,11 +263,12 @@ class DatabaseStore(EventStore):
             for entry in staged:
                 turn.take(entry, staged=True)
             numbers[row.name] = [turn.take(entry) for entry in new[row.name]]
-            hints.append(turn.finish())
-            self._keep(row, turn)
-        if waiting:
-            numbered = [event.id for events in waiting.values() for event in events]
-            self._outbox.filter(id__in=numbered).delete()
+            hint = turn.finish()
+            if hint.entries or hint.cancelled != row.cancelled:
+                hints.append(hint)
+                self._keep(row, turn)
+        for ids in _batches([event.id for events in waiting.values() for event in events]):
+            self._outbox.filter(id__in=ids).delete()
         return numbers, hints
 
     def _closing(self, row: EventGroup, staged: Sequence[NewEntry]) -> bytes:
@@ -231,8 +278,6 @@ class DatabaseStore(EventStore):
         return bytes(close.wire) if close else b""
 
     def _keep(self, row: EventGroup, turn: Numbering) -> None:
-        if not turn.numbered and turn.cancelled == row.cancelled:
-            return
         now = timezone.now()
         self._stored.bulk_create(
             StoredEvent(
@@ -258,6 +303,15 @@ class DatabaseStore(EventStore):
     # Trimming
 
     def _trim(self) -> None:
+        try:
+            with self._without_waiting():
+                self._trim_old()
+        except OperationalError:
+            if connections[self.using].vendor != "sqlite":
+                raise
+            # Another one writes to the file: the next trim does it.
+
+    def _trim_old(self) -> None:
         now = timezone.now()
         if (age := conf().HISTORY_AGE) is not None:
             old = self._stored.filter(created__lt=now - timedelta(seconds=age)).values("group")
@@ -332,6 +386,12 @@ class DatabaseStore(EventStore):
     @property
     def _outbox(self) -> QuerySet[OutboxEvent]:
         return OutboxEvent.objects.using(self.using)
+
+
+def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """Yield the items in parts that a statement can name: SQLite bounds its variables."""
+    for begin in range(0, len(items), _BATCH):
+        yield items[begin : begin + _BATCH]
 
 
 def _is_in_memory(name: object) -> bool:

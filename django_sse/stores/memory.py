@@ -49,7 +49,10 @@ class _Group:
 
 
 class MemoryStore(EventStore):
-    """Events of this process, lost with it. No other process can publish to its streams."""
+    """Events of this process, lost with it. No other process can publish to its streams.
+
+    Within a transaction, a cancel or a reopen counts from the commit on.
+    """
 
     crosses_processes = False
 

@@ -1,0 +1,149 @@
+import string
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from django_sse.position import (
+    MAX_BYTES,
+    TERMINAL_MARK,
+    format_position,
+    group_mark,
+    parse_position,
+)
+
+NAME_CHARACTERS = string.ascii_letters + string.digits + "-_."
+NOW = 1_800_000_000_000_000  # microseconds: where numbers start in 2027
+
+names = st.text(NAME_CHARACTERS, min_size=1, max_size=99)
+# Up to the year 5000, with a number for every microsecond until then.
+numbers = st.integers(0, 10**17)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(names, numbers, max_size=50))
+def test_a_position_that_was_formatted_is_parsed_again(position: dict[str, int]) -> None:
+    assert parse_position(format_position(position), position) == position
+
+
+@settings(deadline=None)
+@given(st.dictionaries(names, numbers, min_size=1, max_size=50))
+def test_it_is_printable_ascii_of_at_most_24_bytes_a_group(position: dict[str, int]) -> None:
+    sent = format_position(position)
+    assert sent.isascii()
+    assert sent.isprintable()
+    assert " " not in sent
+    # With a joining character for every group.
+    assert len(sent) + 1 <= 24 * len(position)
+
+
+def test_the_position_of_fifty_groups_is_short_enough_to_be_read() -> None:
+    position = {f"group-{number}": NOW + number for number in range(50)}
+    assert parse_position(format_position(position), position) == position
+
+
+def test_the_position_of_no_groups_is_empty() -> None:
+    assert format_position({}) == ""
+    assert parse_position("", ["news"]) == {}
+
+
+def test_it_does_not_show_the_name_of_the_group() -> None:
+    assert "news" not in format_position({"news": NOW})
+
+
+def test_it_is_the_same_in_every_process() -> None:
+    # Clients hold it across deploys, so that a change here would reset all of them.
+    assert format_position({"news": NOW, "jobs": 0}) == ("rWYu09ySc9E.hq1ol1dkw0~-9g82CShDtM.0")
+
+
+def test_the_mark_of_a_group_is_eleven_characters_and_tells_groups_apart() -> None:
+    marks = {group_mark(f"group-{number}") for number in range(1000)}
+    assert len(marks) == 1000
+    assert {len(mark) for mark in marks} == {11}
+
+
+def test_names_that_differ_only_in_case_are_different_groups() -> None:
+    assert parse_position(format_position({"News": 7}), ["news", "News"]) == {"News": 7}
+
+
+def test_entries_of_other_groups_are_ignored() -> None:
+    sent = format_position({"news": 7, "jobs": 8, "chat": 9})
+    assert parse_position(sent, ["jobs", "more"]) == {"jobs": 8}
+
+
+def test_the_first_of_several_entries_for_a_group_counts() -> None:
+    sent = f"{format_position({'news': 7})}~{format_position({'news': 8})}"
+    assert parse_position(sent, ["news"]) == {"news": 7}
+
+
+def test_the_order_of_entries_does_not_matter() -> None:
+    sent = format_position({"b": 2, "a": 1})
+    assert parse_position(sent, ["a", "b"]) == {"a": 1, "b": 2}
+
+
+MARK = group_mark("news")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "",
+        "~",
+        "news",
+        MARK,
+        f"{MARK}.",
+        f"{MARK}.-1",
+        f"{MARK}.+1",
+        f"{MARK}.A",
+        f"{MARK}. 1",
+        f"{MARK}.1 ",
+        f"{MARK}.1\n",
+        f"{MARK}.1_0",
+        f"{MARK}.1.1",
+        f"{MARK}.٣",
+        f"{MARK}.{'z' * 12}",
+        f" {MARK}.1",
+        f"x{MARK}.1",
+        f"{MARK[1:]}.1",
+        MARK + "\0.1",
+        "\ud800",
+    ],
+)
+def test_a_malformed_entry_is_ignored_and_the_others_count(entry: str) -> None:
+    good = format_position({"jobs": 8})
+    for sent in (f"{entry}~{good}", f"{good}~{entry}"):
+        assert parse_position(sent, ["news", "jobs"]) == {"jobs": 8}
+
+
+def test_the_terminal_mark_is_no_position() -> None:
+    assert parse_position(TERMINAL_MARK, ["news", "end", "~end"]) == {}
+
+
+def test_what_is_too_long_is_not_read() -> None:
+    good = format_position({"news": 7})
+    fitting = good + "~" * (MAX_BYTES - len(good))
+    assert parse_position(fitting, ["news"]) == {"news": 7}
+    assert parse_position(fitting + "~", ["news"]) == {}
+
+
+def test_the_largest_number_that_is_read_fits_a_database() -> None:
+    [number] = parse_position(f"{MARK}.{'z' * 11}", ["news"]).values()
+    assert number < 2**63
+
+
+@settings(deadline=None)
+@given(
+    st.text(st.characters(exclude_categories=()))
+    | st.lists(
+        st.sampled_from([MARK, group_mark("jobs"), ".", "~", "1", "zz", TERMINAL_MARK, "é"])
+        | st.text(max_size=3)
+    ).map("".join),
+    st.lists(names),
+)
+@example("~" * 20_000, ["news"])
+@example(f"{MARK}.{'9' * 10_000}", ["news"])
+def test_whatever_a_client_sends_is_parsed_without_an_error(sent: str, groups: list[str]) -> None:
+    groups = [*groups, "news", "jobs"]
+    position = parse_position(sent, groups)
+    assert position.keys() <= set(groups)
+    assert all(0 <= number < 2**63 for number in position.values())

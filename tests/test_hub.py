@@ -23,6 +23,7 @@ from django_sse import (
 )
 from django_sse.event import Decoder
 from django_sse.hub import current_hub
+from django_sse.mailbox import Mailbox
 from django_sse.models import EventGroup, StoredEvent
 from django_sse.position import parse_position
 from django_sse.stores import get_store
@@ -400,3 +401,125 @@ async def test_publishing_from_a_thread_wakes_the_loop_of_the_stream() -> None:
         assert await client.until_events(1) == ["from a thread"]
         await in_thread(lambda: cancel("news"))
         assert await client.stream.ended == "cancelled"
+
+
+async def test_a_slow_client_whose_history_is_lost_while_it_catches_up_is_sent_back() -> None:
+    start = await aposition("news")
+    await apublish_many(("news", f"{n} {'x' * 5000}") for n in range(200))
+    taking, taken = asyncio.Event(), asyncio.Event()
+
+    async def slow(chunk: bytes) -> None:
+        taking.set()
+        await taken.wait()
+
+    stream = Stream(current_hub(), parse_position(start, ["news"]))
+    await stream.open()
+    stream.serve(slow)
+    await asyncio.wait_for(taking.wait(), 10)
+    await StoredEvent.objects.all().adelete()
+    await asyncio.sleep(0)
+    taken.set()
+    assert await asyncio.wait_for(stream.ended, 10) == "reset"
+
+
+async def test_plain_messages_are_filtered_also_while_a_stream_catches_up() -> None:
+    channel_layer = get_channel_layer()
+    assert channel_layer is not None
+
+    def hide_secrets(event: Event) -> Event | None:
+        return None if "secret" in event.text else event
+
+    stream = Stream(
+        current_hub(), parse_position(await aposition("news"), ["news"]), filter_event=hide_secrets
+    )
+    client = Client(stream)
+    await stream.open()
+    await channel_layer.group_send("news", {"type": "sse.event", "data": "a secret"})
+    await channel_layer.group_send("news", {"type": "sse.event", "data": "for all"})
+    async with connected("news") as other:
+        await other.until_events(0)
+        stream.serve(client.send)
+        await channel_layer.group_send("news", {"type": "sse.event", "data": "later"})
+        assert await client.until_events(2) == ["for all", "later"]
+    stream.end("test is over")
+
+
+async def test_a_filter_that_fails_in_the_replay_loses_nothing() -> None:
+    def fail_at_two(event: Event) -> Event:
+        assert event.text != "2"
+        return event
+
+    start = await aposition("news")
+    await apublish_many(("news", str(n)) for n in range(1, 4))
+    async with connected("news", after=start, filter_event=fail_at_two) as client:
+        assert await client.stream.ended == "filter failed"
+        last_id = client.decoder.last_event_id or start
+        assert "3" not in client.data
+    async with connected("news", after=last_id) as client:
+        await client.until(lambda: "3" in client.data)
+        assert client.data[-2:] == ["2", "3"]
+
+
+class HangingLayer(InMemoryChannelLayer):  # type: ignore[misc]
+    """Never answers, as a half-open connection would not."""
+
+    async def group_add(self, group: str, channel: str) -> None:
+        await asyncio.Event().wait()
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        await asyncio.Event().wait()
+
+    async def group_send(self, group: str, message: dict[str, Any]) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_layer_that_hangs_holds_nothing_up_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("django_sse.mailbox.LAYER_SECONDS", 0.2)
+    monkeypatch.setattr("django_sse.doorbell.LAYER_SECONDS", 0.2)
+    monkeypatch.setattr(doorbell, "ring_here", lambda hints: None)
+    with override_settings(
+        CHANNEL_LAYERS=layer("tests.test_hub.HangingLayer"), DJANGO_SSE={"SYNC_INTERVAL": 0.1}
+    ):
+        async with connected("news") as client:
+            await apublish("news", "by the store")
+            assert await client.until_events(1) == ["by the store"]
+
+
+async def test_a_group_reopened_elsewhere_does_not_close_a_new_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with override_settings(DJANGO_SSE={"SYNC_INTERVAL": 3600}):
+        async with connected("a", "b"):
+            await acancel("a")
+            [subscription] = [s for s in current_hub()._subscriptions.values() if s.group == "a"]
+            async with asyncio.timeout(10):
+                while not subscription.cancelled:
+                    await asyncio.sleep(0.01)
+            monkeypatch.setattr(doorbell, "ring_here", lambda hints: None)
+            await areopen("a")
+            monkeypatch.undo()
+            async with connected("a") as client:
+                await apublish("a", "open again")
+                assert await client.until_events(1) == ["open again"]
+
+
+async def test_a_group_left_while_it_is_entered_keeps_no_membership() -> None:
+    entering, entered = asyncio.Event(), asyncio.Event()
+
+    class SlowLayer(InMemoryChannelLayer):  # type: ignore[misc]
+        async def group_add(self, group: str, channel: str) -> None:
+            entering.set()
+            await entered.wait()
+            await super().group_add(group, channel)
+
+    slow = SlowLayer()
+    mailbox = Mailbox(slow, lambda message: None)
+    enter = asyncio.create_task(mailbox.enter("news"))
+    await entering.wait()
+    leave = asyncio.create_task(mailbox.close())
+    await asyncio.sleep(0)
+    entered.set()
+    await asyncio.gather(enter, leave)
+    assert not slow.groups.get("news")

@@ -223,16 +223,15 @@ class DatabaseStore(EventStore):
                     rows = self._lock(names)
                     if len(rows) == len(names):
                         return self._number_locked(rows, new)
+                # In a transaction of its own: an insert inside would be a lock out of order.
+                self._groups.bulk_create(
+                    [EventGroup(name=name, changed=timezone.now()) for name in names],
+                    ignore_conflicts=True,
+                )
             except OperationalError as error:
                 # At REPEATABLE READ and above a transaction that waited has to begin again.
                 if getattr(error.__cause__, "sqlstate", None) != _SERIALIZATION_FAILURE:
                     raise
-                continue
-            # In a statement of its own: an insert inside would be a lock out of order.
-            self._groups.bulk_create(
-                [EventGroup(name=name, changed=timezone.now()) for name in names],
-                ignore_conflicts=True,
-            )
 
     def _lock(self, names: Sequence[str]) -> list[EventGroup]:
         locked: list[EventGroup] = []

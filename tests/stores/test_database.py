@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import sqlite3
 import threading
 from collections.abc import Sequence
 from datetime import timedelta
@@ -239,3 +240,90 @@ async def test_closing_lets_go_of_the_thread_and_reading_takes_a_new_one(
     while readers():
         await asyncio.sleep(0.01)
     assert texts(await store.aread("news", 0, 10)) == ["a"]
+
+
+async def test_a_transaction_of_more_events_than_a_statement_can_name_is_numbered(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+
+    def publish_many() -> None:
+        with transaction.atomic(using=store.using):
+            store.append([event("news", str(n)) for n in range(2000)], silent)
+            store.append([event(f"group-{n}", str(n)) for n in range(600)], silent)
+
+    def bound_variables() -> None:
+        # SQLite's bound was 999 for long; where it is higher, the batches are as small.
+        connection = connections[store.using]
+        connection.ensure_connection()
+        if connection.vendor == "sqlite":
+            connection.connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)
+
+    await sync_to_async(bound_variables)()
+    with override_settings(DJANGO_SSE={"HISTORY_SIZE": 5000}):
+        await sync_to_async(publish_many)()
+        assert len(await store.aread("news", 0, 5000)) == 2000
+    assert not await OutboxEvent.objects.using(store.using).aexists()
+    assert texts(await store.aread("group-599", 0, 5)) == ["599"]
+
+
+async def test_publishing_without_autocommit_is_refused(database_store: DatabaseStore) -> None:
+    store = database_store
+
+    def publish() -> None:
+        transaction.set_autocommit(False, using=store.using)
+        try:
+            store.append([event("news", "phantom")], silent)
+        finally:
+            transaction.rollback(using=store.using)
+            transaction.set_autocommit(True, using=store.using)
+
+    with pytest.raises(transaction.TransactionManagementError, match="autocommit"):
+        await sync_to_async(publish)()
+    assert await store.aread("news", 0, 10) == []
+
+
+async def test_a_long_write_on_sqlite_holds_up_no_read(database_store: DatabaseStore) -> None:
+    store = database_store
+    if connections[store.using].vendor != "sqlite":
+        pytest.skip("PostgreSQL lets several transactions write at a time.")
+    _, cursor = await store.achanged(None)
+
+    def commit_and_die() -> None:
+        with transaction.atomic(using=store.using):
+            store._stage([event("news", "waiting")])
+
+    await sync_to_async(commit_and_die)()
+    writing, done = threading.Event(), threading.Event()
+
+    def write_slowly() -> None:
+        with transaction.atomic(using=store.using):
+            EventGroup.objects.using(store.using).update(cancelled=False)
+            writing.set()
+            assert done.wait(30)
+
+    writer = asyncio.create_task(in_thread(write_slowly))
+    assert await asyncio.to_thread(writing.wait, 10)
+    _, cursor = await asyncio.wait_for(store.achanged(cursor), 3)
+    await asyncio.wait_for(store.atrim(), 3)
+    done.set()
+    await writer
+    await store.achanged(cursor)
+    assert texts(await store.aread("news", 0, 10)) == ["waiting"]
+
+
+async def test_publishing_at_repeatable_read_begins_again_where_it_must(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+    if connections[store.using].vendor != "postgresql":
+        pytest.skip("SQLite has no isolation levels.")
+
+    def publish_twenty(name: int) -> None:
+        with connections[store.using].cursor() as cursor:
+            cursor.execute("SET default_transaction_isolation = 'repeatable read'")
+        for n in range(20):
+            store.append([event("news", f"{name} {n}")], silent)
+
+    await asyncio.gather(*(in_thread(partial(publish_twenty, name)) for name in range(4)))
+    assert len(await store.aread("news", 0, 100)) == 80

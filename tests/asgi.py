@@ -6,7 +6,14 @@ from typing import Any
 
 from django.core.asgi import get_asgi_application as get_django_application
 
-from django_sse.asgi import Message, Receive, Scope, Send, get_asgi_application
+from django_sse.asgi import (
+    EventStreamApplication,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    get_asgi_application,
+)
 
 
 class RequestLog:
@@ -31,8 +38,11 @@ class RequestLog:
             file.write(f"{line}\n")
 
 
-application: Any = get_asgi_application()
-if "LIVE_REQUEST_LOG" in os.environ:
-    application = RequestLog(application, Path(os.environ["LIVE_REQUEST_LOG"]))
-
 unwrapped = get_django_application()
+
+if "LIVE_REQUEST_LOG" in os.environ:
+    application = EventStreamApplication(
+        RequestLog(unwrapped, Path(os.environ["LIVE_REQUEST_LOG"]))
+    )
+else:
+    application = get_asgi_application()

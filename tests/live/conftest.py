@@ -1,0 +1,30 @@
+"""Fixtures of the tests on real servers."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.live.servers import SERVERS, Server, require, serve
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def running_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    require(request.param)
+    with serve(request.param, tmp_path_factory.mktemp(request.param)) as server:
+        yield server
+
+
+@pytest.fixture
+def server(running_server: Server) -> Iterator[Server]:
+    """Each of the servers, started once for all tests of a module."""
+    yield running_server
+    # Shown by pytest where the test has failed.
+    print(running_server.log())  # noqa: T201
+
+
+@pytest.fixture
+def group(request: pytest.FixtureRequest) -> str:
+    """A group of the test's own, so that tests can share a server."""
+    return str(request.node.originalname)

@@ -1,0 +1,25 @@
+"""Settings of the servers under test; what differs between them is in their environment."""
+
+import json
+import os
+
+from demo_project import settings as demo
+from demo_project.settings import *  # noqa: F403
+
+DEBUG = False
+
+DATABASES = {"default": {**demo.DATABASES["default"], "NAME": os.environ["LIVE_DATABASE"]}}
+DJANGO_SSE = json.loads(os.environ.get("LIVE_DJANGO_SSE", "{}"))
+ROOT_URLCONF = os.environ.get("LIVE_URLCONF", "tests.urls")
+ASGI_APPLICATION = "tests.asgi.application"
+
+# Everything live is behind compression, too, so that it never gets hold of a stream unnoticed.
+MIDDLEWARE = ["django.middleware.gzip.GZipMiddleware", *demo.MIDDLEWARE]
+
+# What goes wrong in a server is in its output, which the tests show and look through.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "root": {"handlers": ["console"], "level": "WARNING"},
+}

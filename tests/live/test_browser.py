@@ -1,0 +1,125 @@
+"""The demo page in a real browser: what its EventSources ask the server for, and when they stop."""
+
+import asyncio
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.live.client import SECONDS
+from tests.live.servers import Server, manage, serve, unavailable
+
+NEWS = "/events/news/latest/"
+PROGRESS = "/progress/"
+
+# How long a browser that was stopped has to stay silent.
+SILENCE_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The demo served to a browser, with a log of all requests that reach the server."""
+
+    server: Server
+    browser: webdriver.Chrome
+    requests: Path
+
+    def open(self) -> None:
+        self.browser.get(f"http://127.0.0.1:{self.server.port}/")
+        self.wait_for("#news[data-state=open]")
+
+    def click(self, selector: str) -> None:
+        self.browser.find_element(By.CSS_SELECTOR, selector).click()
+
+    def wait_for(self, selector: str) -> None:
+        WebDriverWait(self.browser, SECONDS).until(
+            lambda browser: browser.find_elements(By.CSS_SELECTOR, selector), selector
+        )
+
+    def wait_for_headline(self, title: str) -> None:
+        WebDriverWait(self.browser, SECONDS).until(
+            lambda browser: title in browser.find_element(By.ID, "headlines").text, title
+        )
+
+    def manage(self, *arguments: str) -> None:
+        asyncio.run(manage(self.server.directory, *arguments))
+
+    def seen(self, path: str) -> list[str]:
+        """Return what the server has seen of a path: each request, then its status."""
+        lines = (line.split() for line in self.requests.read_text().splitlines())
+        return [what for what, of in lines if of == path]
+
+
+@contextmanager
+def chromium(directory: Path) -> Iterator[webdriver.Chrome]:
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not binary or not driver:
+        unavailable("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for switch in (
+        *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "disable-dev-shm-usage"),
+        *("no-first-run", "disable-background-networking", "disable-component-update"),
+        *("disable-sync", f"user-data-dir={directory}"),
+    ):
+        options.add_argument(f"--{switch}")
+    service = webdriver.ChromeService(driver, log_output=subprocess.DEVNULL)
+    browser = webdriver.Chrome(options, service)
+    try:
+        yield browser
+    finally:
+        browser.quit()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    directory = tmp_path_factory.mktemp("demo")
+    requests = directory / "requests"
+    with (
+        chromium(directory / "chromium") as browser,
+        serve(
+            "runserver",
+            directory,
+            LIVE_URLCONF="demo_project.urls",
+            LIVE_REQUEST_LOG=str(requests),
+        ) as server,
+    ):
+        yield Demo(server, browser, requests)
+
+
+@pytest.fixture(scope="module")
+def visit(demo: Demo) -> Demo:
+    """The demo after a visit: a headline came, a job was done, the news was cancelled; silence."""
+    demo.open()
+    demo.manage("sse_push", "news", '{"title": "hi"}', "--event", "headline")
+    demo.wait_for_headline("hi")
+    demo.click("#start")
+    demo.manage("sse_cancel", "news")
+    demo.wait_for("#news[data-state=closed]")
+    demo.wait_for("#job-connection[data-state=closed]")
+    time.sleep(SILENCE_SECONDS)
+    return demo
+
+
+def test_after_a_cancel_the_browser_asks_once_more_and_then_never_again(visit: Demo) -> None:
+    assert visit.seen(NEWS) == ["request", "200", "request", "204"]
+
+
+def test_a_job_runs_once(visit: Demo) -> None:
+    assert visit.seen(PROGRESS) == ["request", "200", "request", "204"]
+    visit.wait_for("#progress[value='20']")
+
+
+def test_after_a_reopen_a_new_page_streams_again(visit: Demo) -> None:
+    visit.manage("sse_reopen", "news")
+    visit.open()
+    visit.manage("sse_push", "news", '{"title": "back again"}', "--event", "headline")
+    visit.wait_for_headline("back again")

@@ -399,6 +399,10 @@ async def test_a_client_that_leaves_before_the_first_event_closes_the_generator(
         ("/?last_event_id=9", None, "9"),
         ("/?lastEventId=8&last_event_id=9", None, "8"),
         ("/?lastEventId=8&last_event_id=9", "7", "7"),
+        # Browsers send UTF-8, and Django reads headers as latin-1.
+        ("/", "grün".encode().decode("latin-1"), "grün"),
+        ("/?lastEventId=gr%C3%BCn", None, "grün"),
+        ("/", "gr\xfcn", "gr\ufffdn"),
     ],
 )
 async def test_a_generator_knows_the_last_event_that_its_client_has_got(

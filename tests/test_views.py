@@ -747,6 +747,28 @@ async def test_a_view_handles_messages_as_a_consumer_does() -> None:
         assert (await without_handler.next_event()).data == "next"
 
 
+async def test_plain_messages_and_handled_ones_keep_their_order() -> None:
+    async with open_stream(handling) as stream:
+        for number in range(0, 10, 2):
+            await group_send("sse.event", data=str(number))
+            await group_send("news.update", text=str(number + 1))
+        assert data(await stream.until("9")) == [str(number) for number in range(10)]
+
+
+async def test_a_handler_may_take_its_message_apart() -> None:
+    class Popping(EventStreamView):
+        groups = ["news"]
+
+        def news_update(self, message: dict[str, Any]) -> Event | None:
+            return Event(message.pop("text"))
+
+    view = Popping.as_view()
+    async with open_stream(view) as one, open_stream(view) as two:
+        await group_send("news.update", text="for both")
+        assert (await one.next_event()).data == "for both"
+        assert (await two.next_event()).data == "for both"
+
+
 @pytest.mark.parametrize("message_type", ["get", "as_view", "authorize", "filter.event", "_secret"])
 async def test_a_message_reaches_only_what_the_view_has_added_as_a_handler(
     message_type: str, caplog: pytest.LogCaptureFixture

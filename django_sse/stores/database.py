@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import Context
 from datetime import datetime, timedelta
 from threading import Lock
+from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 
 from django.core import checks
@@ -49,6 +50,9 @@ _BATCH: Final = 500
 # PostgreSQL's SQLSTATE.
 _SERIALIZATION_FAILURE: Final = "40001"
 
+# SQLite: how long the files of connections that were closed may stay open.
+_REOPEN_SECONDS: Final = 1.0
+
 # Groups that one trim looks at, so that it never holds up the hub's reads for long.
 _TRIM_GROUPS: Final = 500
 
@@ -72,6 +76,7 @@ class DatabaseStore(EventStore):
         super().__init__(using=using)
         self._reader: ThreadPoolExecutor | None = None
         self._reader_lock = Lock()
+        self._reopened = 0.0
 
     # Reading
 
@@ -114,6 +119,7 @@ class DatabaseStore(EventStore):
             await asyncio.shield(asyncio.wrap_future(closing))
 
     def _changed(self, cursor: _Cursor | None) -> tuple[list[Hint], _Cursor]:
+        self._release_files()
         version = self._data_version()
         if cursor and version and version == cursor.version:
             return [], cursor
@@ -131,6 +137,17 @@ class DatabaseStore(EventStore):
             rows = self._groups.filter(changed__gte=cursor.time - _SLACK)
             hints += [Hint(*row) for row in rows.values_list("name", "head", "cancelled")]
         return hints, _Cursor(now, version)
+
+    def _release_files(self) -> None:
+        """Close the connection now and then: the next query opens it again.
+
+        SQLite keeps the files of closed connections open as long as another one of the process
+        holds a lock, as in WAL mode an idle one does: sqlite.org/src, os_unix.c.
+        """
+        connection = connections[self.using]
+        if connection.vendor == "sqlite" and monotonic() - self._reopened > _REOPEN_SECONDS:
+            self._reopened = monotonic()
+            connection.close()
 
     @contextmanager
     def _without_waiting(self) -> Iterator[None]:

@@ -275,6 +275,8 @@ def test_ctrl_c_ends_the_sampler_quietly(demo_environment: dict[str, str]) -> No
         env=demo_environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        # A test run in the background ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as sampler:
         assert sampler.stdout
         assert b"not published" in sampler.stdout.readline()

@@ -147,6 +147,7 @@ def _merged(earlier: Hint, later: Hint) -> Hint:
     entries = earlier.entries + later.entries if earlier.entries and later.entries else ()
     # The later one at the same head: a group was reopened.
     newest = max(later, earlier, key=lambda hint: hint.head)
+    # Cut here, too: what piles up while a layer is slow must stay small.
     return Hint(later.group, newest.head, newest.cancelled, tuple(_carried(entries)))
 
 

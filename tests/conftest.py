@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import connections
+from pytest_django import Settings
 
 from django_sse.hub import open_streams
 from django_sse.stores import get_store
@@ -36,6 +37,15 @@ async def everything_ends() -> AsyncIterator[None]:
             await asyncio.sleep(0.01)
     await get_store().aclose()
     await sync_to_async(connections.close_all)()
+
+
+@pytest.fixture
+async def memory_store(settings: Settings, everything_ends: None) -> AsyncIterator[None]:
+    """Views alone, on a store that is empty before a test; after it no stream is open."""
+    settings.MIDDLEWARE = []
+    settings.DJANGO_SSE = {"STORE": "memory"}
+    yield
+    assert open_streams() == 0
 
 
 def _uses_postgresql(item: pytest.Item) -> bool:

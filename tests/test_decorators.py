@@ -18,7 +18,6 @@ from pytest_django import Settings
 
 from django_sse import Event, acancel, aposition, apublish, areopen
 from django_sse.decorators import event_stream, event_stream_headers, no_content_when_cancelled
-from django_sse.hub import open_streams
 from django_sse.position import TERMINAL_MARK
 from tests.streams import get, open_stream, reading, until
 
@@ -75,22 +74,14 @@ def own_job_sync(request: HttpRequest, pk: int) -> HttpResponseBase:
     return StreamingHttpResponse([Event("mine").encode()])
 
 
+pytestmark = [pytest.mark.urls(__name__), pytest.mark.usefixtures("memory_store")]
+
 urlpatterns = [
     path("jobs/<int:pk>/", job),
     path("progress/<int:steps>/", progress),
     path("own/<str:pk>/", own_job),
     path("own-sync/<str:pk>/", own_job_sync),
 ]
-
-
-@pytest.fixture(autouse=True)
-async def memory_store(settings: Settings, everything_ends: None) -> AsyncIterator[None]:
-    """A store that is empty before a test; after it no stream is open."""
-    settings.ROOT_URLCONF = __name__
-    settings.MIDDLEWARE = []
-    settings.DJANGO_SSE = {"STORE": "memory"}
-    yield
-    assert open_streams() == 0
 
 
 class Tap:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -45,22 +45,14 @@ async def plain(request: HttpRequest) -> HttpResponse:
 news = News.as_view()
 requested = Requested.as_view()
 
+pytestmark = [pytest.mark.urls(__name__), pytest.mark.usefixtures("memory_store")]
+
 urlpatterns = [
     path("news/", news),
     path("jobs/<int:pk>/", Job.as_view()),
     path("rooms/<str:room>/<str:user>/", EventStreamView.as_view(groups=["{room}-{user}"])),
     path("plain/", plain),
 ]
-
-
-@pytest.fixture(autouse=True)
-async def memory_store(settings: Settings, everything_ends: None) -> AsyncIterator[None]:
-    """A store that is empty before a test; after it no stream is open."""
-    settings.ROOT_URLCONF = __name__
-    settings.MIDDLEWARE = []
-    settings.DJANGO_SSE = {"STORE": "memory"}
-    yield
-    assert open_streams() == 0
 
 
 async def publish_numbers(group: str, *numbers: int) -> list[str]:

@@ -11,7 +11,7 @@ from channels.layers import get_channel_layer
 
 from django_sse import doorbell
 from django_sse.conf import conf
-from django_sse.mailbox import Mailbox, Message
+from django_sse.mailbox import LAYER_SECONDS, Mailbox, Message
 from django_sse.stores import get_store
 from django_sse.stores.base import Cursor, Hint
 from django_sse.stream import Stream
@@ -85,7 +85,7 @@ class Hub:
             # Shielded: a waiter that goes away must not take the subscription with it.
             await asyncio.shield(subscription.joined)
             if subscription.entering:
-                await asyncio.shield(subscription.entering)
+                await asyncio.wait([subscription.entering], timeout=LAYER_SECONDS)
 
     def leave(self, stream: Stream) -> None:
         """Forget a stream; the last one out closes what was open for it."""
@@ -106,24 +106,30 @@ class Hub:
 
     async def _open(self, subscription: Subscription) -> None:
         try:
-            # First listen, then read: what comes between is heard.
+            # First listen, then read: what comes between is heard. A layer that hangs is not waited
+            # for: the sync finds what it does not tell.
             if self._doorbell:
-                await self._doorbell.enter(doorbell.doorbell_group(subscription.group))
+                group = doorbell.doorbell_group(subscription.group)
+                await asyncio.wait([spawn(self._doorbell.enter(group))], timeout=LAYER_SECONDS)
             states = await self._store.astates([subscription.group])
         except Exception as error:
-            # The streams that wait for it end, and with the last one the subscription does.
+            # The streams that wait for it end; those that come meanwhile try anew.
+            self._forget(subscription)
             subscription.joined.set_exception(error)
             subscription.joined.exception()
         else:
             subscription.start(states[subscription.group])
 
     def _unsubscribe(self, subscription: Subscription) -> None:
+        self._forget(subscription)
+        if subscription.mailbox:
+            spawn(subscription.mailbox.close())
+
+    def _forget(self, subscription: Subscription) -> None:
         if self._subscriptions.get(subscription.group) is subscription:
             del self._subscriptions[subscription.group]
             if self._doorbell:
                 spawn(self._doorbell.leave(doorbell.doorbell_group(subscription.group)))
-        if subscription.mailbox:
-            spawn(subscription.mailbox.close())
 
     # What is new
 
@@ -189,7 +195,7 @@ class Hub:
 
     async def _close(self) -> None:
         if self._doorbell:
-            await self._doorbell.close()
+            await asyncio.wait([spawn(self._doorbell.close())], timeout=LAYER_SECONDS)
         if self.loop not in _hubs:
             # No other has begun on this loop since.
             await self._store.aclose()

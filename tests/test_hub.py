@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,6 +27,8 @@ from django_sse.mailbox import Mailbox
 from django_sse.models import EventGroup, StoredEvent
 from django_sse.position import parse_position
 from django_sse.stores import get_store
+from django_sse.stores.base import GroupState
+from django_sse.stores.database import DatabaseStore
 from django_sse.stream import Stream
 from tests.threads import in_thread
 
@@ -523,3 +525,23 @@ async def test_a_group_left_while_it_is_entered_keeps_no_membership() -> None:
     entered.set()
     await asyncio.gather(enter, leave)
     assert not slow.groups.get("news")
+
+
+async def test_a_store_that_failed_once_serves_those_who_come_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    position = parse_position(await aposition("news"), ["news"])
+
+    async def fail(store: DatabaseStore, groups: Sequence[str]) -> dict[str, GroupState]:
+        raise OSError("The store is down.")
+
+    monkeypatch.setattr(DatabaseStore, "astates", fail)
+    unlucky = Stream(current_hub(), position)
+    with pytest.raises(OSError, match="down"):
+        await unlucky.open()
+    monkeypatch.undo()
+    # The first one has not gone yet: its client still takes the `retry` that sends it back.
+    async with connected("news") as client:
+        await apublish("news", "served")
+        assert await client.until_events(1) == ["served"]
+    unlucky.end("sent back")

@@ -188,7 +188,7 @@ class EventStore(ABC):
 
     @abstractmethod
     def _append(self, entries: Sequence[NewEntry]) -> tuple[list[int | None], list[Hint]]:
-        """Append entries now; return a number (or None) each, and a hint for each changed group.
+        """Append entries now; return a number (or None) each, and a hint for each group.
 
         Raises:
             GroupCancelled: An event for a cancelled group; nothing was appended.

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -127,9 +128,10 @@ class DatabaseStore(EventStore):
         hints = []
         try:
             with self._without_waiting():
-                hints += self._number_waiting(self._outbox)
-        except OperationalError:
-            if version is None:
+                waiting = self._outbox.order_by().values_list("group", flat=True).distinct()
+                hints += self._number_each(list(waiting))
+        except OperationalError as error:
+            if not _is_locked(error):
                 raise
             # Another one writes to the SQLite file: looked at again next time, changed or not.
             version = None
@@ -211,7 +213,7 @@ class DatabaseStore(EventStore):
             )
             self._refuse_cancelled({entry.group for entry in entries if entry.kind is Kind.EVENT})
         groups = {entry.group for entry in entries}
-        return lambda: self._number_waiting(self._outbox.filter(group__in=groups))
+        return lambda: self._number_each(sorted(groups))
 
     def _refuse_cancelled(self, groups: Collection[str]) -> None:
         cancelled = set(
@@ -223,9 +225,8 @@ class DatabaseStore(EventStore):
         for group in cancelled:
             raise GroupCancelled(group)
 
-    def _number_waiting(self, waiting: QuerySet[OutboxEvent]) -> list[Hint]:
+    def _number_each(self, groups: Iterable[str]) -> list[Hint]:
         """Number what waits in some groups, in a short transaction for each of them."""
-        groups = list(waiting.order_by().values_list("group", flat=True).distinct())
         return [hint for group in groups for hint in self._number({group: []})[1]]
 
     def _number(
@@ -247,18 +248,19 @@ class DatabaseStore(EventStore):
                 )
             except OperationalError as error:
                 # At REPEATABLE READ and above a transaction that waited has to begin again.
-                if getattr(error.__cause__, "sqlstate", None) != _SERIALIZATION_FAILURE:
+                state = getattr(error.__cause__, "sqlstate", None)
+                if state != _SERIALIZATION_FAILURE or connections[self.using].in_atomic_block:
                     raise
 
     def _lock(self, names: Sequence[str]) -> list[EventGroup]:
         locked: list[EventGroup] = []
+        if connections[self.using].features.has_select_for_update:
+            # In one statement: the order is the database's.
+            return list(self._groups.filter(name__in=names).order_by("name").select_for_update())
         for some in _batches(names):
-            groups = self._groups.filter(name__in=some).order_by("name")
-            if connections[self.using].features.has_select_for_update:
-                groups = groups.select_for_update()
-            else:
-                # The first statement being a write takes SQLite's lock, in any transaction mode.
-                groups.order_by().update(head=F("head"))
+            groups = self._groups.filter(name__in=some)
+            # The first statement being a write takes SQLite's lock, in any transaction mode.
+            groups.update(head=F("head"))
             locked += groups
         return locked
 
@@ -280,8 +282,9 @@ class DatabaseStore(EventStore):
                 turn.take(entry, staged=True)
             numbers[row.name] = [turn.take(entry) for entry in new[row.name]]
             hint = turn.finish()
+            # Also without news: another one may have numbered what this process has to tell.
+            hints.append(hint)
             if hint.entries or hint.cancelled != row.cancelled:
-                hints.append(hint)
                 self._keep(row, turn)
         for ids in _batches([event.id for events in waiting.values() for event in events]):
             self._outbox.filter(id__in=ids).delete()
@@ -322,8 +325,8 @@ class DatabaseStore(EventStore):
         try:
             with self._without_waiting():
                 self._trim_old()
-        except OperationalError:
-            if connections[self.using].vendor != "sqlite":
+        except OperationalError as error:
+            if not _is_locked(error):
                 raise
             # Another one writes to the file: the next trim does it.
 
@@ -408,6 +411,11 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
     """Yield the items in parts that a statement can name: SQLite bounds its variables."""
     for begin in range(0, len(items), _BATCH):
         yield items[begin : begin + _BATCH]
+
+
+def _is_locked(error: OperationalError) -> bool:
+    code = getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _is_in_memory(name: object) -> bool:

@@ -4,7 +4,7 @@ import asyncio
 import random
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 
@@ -331,3 +331,20 @@ async def test_publishing_at_repeatable_read_begins_again_where_it_must(
 
     await asyncio.gather(*(in_thread(partial(publish_twenty, name)) for name in range(4)))
     assert len(await store.aread("news", 0, 100)) == 80
+
+
+async def test_a_publisher_rings_also_for_what_another_process_has_numbered(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+
+    def stage() -> Callable[[], Sequence[Hint]]:
+        with transaction.atomic(using=store.using):
+            return store._stage([event("news", "a")])
+
+    commit_hook = await sync_to_async(stage)()
+    # Another hub's sync comes between the commit and its hook.
+    await store.achanged(None)
+    [hint] = await sync_to_async(commit_hook)()
+    assert (hint.group, hint.head) == ("news", (await state(store, "news")).head)
+    assert hint.head > 0

@@ -419,7 +419,6 @@ async def test_a_slow_client_whose_history_is_lost_while_it_catches_up_is_sent_b
     stream.serve(slow)
     await asyncio.wait_for(taking.wait(), 10)
     await StoredEvent.objects.all().adelete()
-    await asyncio.sleep(0)
     taken.set()
     assert await asyncio.wait_for(stream.ended, 10) == "reset"
 

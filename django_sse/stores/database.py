@@ -253,10 +253,10 @@ class DatabaseStore(EventStore):
                     raise
 
     def _lock(self, names: Sequence[str]) -> list[EventGroup]:
-        locked: list[EventGroup] = []
         if connections[self.using].features.has_select_for_update:
             # In one statement: the order is the database's.
             return list(self._groups.filter(name__in=names).order_by("name").select_for_update())
+        locked: list[EventGroup] = []
         for some in _batches(names):
             groups = self._groups.filter(name__in=some)
             # The first statement being a write takes SQLite's lock, in any transaction mode.

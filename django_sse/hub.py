@@ -222,10 +222,10 @@ class Hub:
             await asyncio.sleep(self._sync_interval())
 
     async def _compare_with_store(self, cursor: Cursor) -> Cursor:
-        hints, cursor = await self._store.achanged(cursor)
-        for hint in hints:
+        hints, cursor = await self._store.achanged(cursor, self._subscriptions)
+        for hint in hints or ():
             self._hear(hint)
-        if self.loop.time() - self._swept > _SWEEP_SECONDS:
+        if hints is None or self.loop.time() - self._swept > _SWEEP_SECONDS:
             self._swept = self.loop.time()
             await self._sweep()
         return cursor

@@ -23,15 +23,10 @@ def join(after: int, entries: Iterable[Entry]) -> tuple[list[Entry], bool]:
 
 
 def is_lost(number: int, state: GroupState) -> bool:
-    """Whether what follows a number cannot be replayed from a group any more.
-
-    0 is the position before a group's first event.
-    """
-    if number > state.head:
-        return True
-    if number == 0:
-        return state.head > 0 and state.oldest != state.first
-    return number + 1 < state.oldest
+    """Whether what follows a number cannot be replayed from a group any more."""
+    if number == state.origin:
+        return state.head != state.origin and state.oldest != state.first
+    return number > state.head or number + 1 < state.oldest
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,7 @@ class Subscription:
         self.streams: set[Follower] = set()
         self.first = 0
         self.head = 0
+        self.origin = 0
         self.cancelled = False
         # For plain Channels messages, where a stream wants them; `entering` opens the mailbox.
         self.mailbox: Mailbox | None = None
@@ -136,7 +137,7 @@ class Subscription:
         elif hint.head > self.head:
             entries, gap = join(self.head, hint.entries)
             # A group's very first number is known to the store alone.
-            if self.head and not gap and entries and entries[-1].number == hint.head:
+            if self.head != self.origin and not gap and entries and entries[-1].number == hint.head:
                 self.cancelled = hint.cancelled
                 self._add(entries)
             else:
@@ -183,6 +184,9 @@ class Subscription:
             known = self.head
             state = (await self._store.astates([self.group]))[self.group]
             if state.head < known:
+                if state.head != state.origin:
+                    # What comes must not get numbers that clients have seen.
+                    state = await self._store.anew_run(self.group, known)
                 self._reset(state)
                 return
             if state.head < self.head:
@@ -191,12 +195,13 @@ class Subscription:
                 self.cancelled = state.cancelled
                 self._end_cancelled()
                 return
-            self.first = state.first
             # What it was cancelled by, if anything, is not before the end of what is missing.
             self.cancelled = False
-            page = await self._store.aread(self.group, self.head or state.first - 1, PAGE)
+            if self.head == state.origin:
+                self.first, self.origin = state.first, state.origin
+            page = await self._store.aread(self.group, self._from(self.head), PAGE)
             # Hints were heard meanwhile: what they brought is skipped.
-            entries, gap = join(self.head or state.first - 1, page)
+            entries, gap = join(self._from(self.head), page)
             if not entries and (gap or not page):
                 self._reset(state)
                 return
@@ -220,13 +225,17 @@ class Subscription:
         Raises:
             HistoryLostError: They are not kept any more.
         """
-        after = after or self.first - 1
+        after = self._from(after)
         if self._tail and self._tail[0].number <= after + 1:
             return list(islice(self._tail, after + 1 - self._tail[0].number, None))
         entries, _ = join(after, await self._store.aread(self.group, after, PAGE))
         if not entries:
             raise HistoryLostError
         return [Block(self.group, entry) for entry in entries]
+
+    def _from(self, number: int) -> int:
+        """Return the number before the one that follows a position."""
+        return self.first - 1 if number == self.origin else number
 
     def _reset(self, state: GroupState) -> None:
         """Go on from the store's state where the numbers between are lost, without the streams."""
@@ -238,7 +247,8 @@ class Subscription:
             stream.dismiss("reset")
 
     def _adopt(self, state: GroupState) -> None:
-        self.first, self.head, self.cancelled = state.first, state.head, state.cancelled
+        self.first, self.head = state.first, state.head
+        self.origin, self.cancelled = state.origin, state.cancelled
 
     def _add(self, entries: Iterable[Entry]) -> None:
         blocks = [Block(self.group, entry) for entry in entries]

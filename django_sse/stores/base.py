@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from time import time_ns
@@ -63,13 +63,15 @@ class GroupState:
     """Where a group stands.
 
     ``first`` is its first number ever, ``head`` its last, ``oldest`` the oldest one kept (head + 1
-    when none is). A group never published to has first and head 0.
+    when none is). ``origin`` is the position before its first event, and the head of a group never
+    published to: 0, or what a store that may forget all has it stand for.
     """
 
     first: int = 0
     head: int = 0
     oldest: int = 1
     cancelled: bool = False
+    origin: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,9 @@ class EventStore(ABC):
     """Keeps each group's recent events in order.
 
     Numbers: a group's first number is the time in microseconds, every later one is one more. They
-    never go back, neither after trimming nor after ``reopen``.
+    never go back, neither after trimming nor after ``reopen``. Where a store has lost what it had
+    acknowledged, a new run of numbers begins at the time, and nothing older is kept: so every
+    position of before is seen to be of a lost history.
 
     Appending: all entries of one call are appended, or none; groups may be mixed. A ``CLOSE``
     takes a number like an event, once: a second one for a cancelled group is dropped. Appending an
@@ -215,10 +219,22 @@ class EventStore(ABC):
         """Return at most ``limit`` kept entries numbered above ``after``, in order."""
 
     @abstractmethod
-    async def achanged(self, cursor: Cursor) -> tuple[Iterable[Hint], Cursor]:
-        """Return hints of the groups that changed since the cursor was made, and the next cursor.
+    async def achanged(
+        self, cursor: Cursor, groups: Container[str]
+    ) -> tuple[Iterable[Hint] | None, Cursor]:
+        """Return hints of those of the groups that changed since the cursor was made, and the next
+        cursor; None instead of the hints where any of them may have changed.
 
-        The first cursor is None. A change may be told more than once, and is never left out.
+        The first cursor is None. A change may be told more than once, and is never left out. What
+        this costs follows what changed, not how many groups there are.
+        """
+
+    @abstractmethod
+    async def anew_run(self, group: str, above: int) -> GroupState:
+        """Begin a new run of numbers, if the group's head is below ``above``, which was seen.
+
+        Returns:
+            The state of the group afterwards.
         """
 
     async def atrim(self) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import Context
@@ -36,6 +36,7 @@ from django_sse.stores.base import (
     Kind,
     NewEntry,
     Numbering,
+    first_number,
 )
 
 Result = TypeVar("Result")
@@ -104,8 +105,13 @@ class DatabaseStore(EventStore):
             lambda: [Entry(number, bytes(wire), closes) for number, wire, closes in columns]
         )
 
-    async def achanged(self, cursor: Cursor) -> tuple[Iterable[Hint], Cursor]:
-        return await self._in_reader(lambda: self._changed(cursor))
+    async def achanged(
+        self, cursor: Cursor, groups: Container[str]
+    ) -> tuple[Iterable[Hint], Cursor]:
+        return await self._in_reader(lambda: self._changed(cursor, groups))
+
+    async def anew_run(self, group: str, above: int) -> GroupState:
+        return await self._in_reader(lambda: self._begin_run(group, above))
 
     async def atrim(self) -> None:
         await self._in_reader(self._trim)
@@ -119,7 +125,9 @@ class DatabaseStore(EventStore):
             # Shielded: a loop that ends meanwhile must not keep the connection from being closed.
             await asyncio.shield(asyncio.wrap_future(closing))
 
-    def _changed(self, cursor: _Cursor | None) -> tuple[list[Hint], _Cursor]:
+    def _changed(
+        self, cursor: _Cursor | None, groups: Container[str]
+    ) -> tuple[list[Hint], _Cursor]:
         self._release_files()
         version = self._data_version()
         if cursor and version and version == cursor.version:
@@ -137,8 +145,19 @@ class DatabaseStore(EventStore):
             version = None
         if cursor:
             rows = self._groups.filter(changed__gte=cursor.time - _SLACK)
-            hints += [Hint(*row) for row in rows.values_list("name", "head", "cancelled")]
+            changed = rows.values_list("name", "head", "cancelled")
+            hints += [Hint(*row) for row in changed if row[0] in groups]
         return hints, _Cursor(now, version)
+
+    def _begin_run(self, name: str, above: int) -> GroupState:
+        with transaction.atomic(using=self.using):
+            for row in self._lock([name]):
+                if row.head < above:
+                    self._stored.filter(group=name).delete()
+                    self._groups.filter(name=name).update(
+                        head=max(first_number(), above + 1), changed=timezone.now()
+                    )
+        return self.states([name])[name]
 
     def _release_files(self) -> None:
         """Close the connection now and then: the next query opens it again.

@@ -1,7 +1,7 @@
 """Keeps events in this process: for one process, for tests, and for development."""
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from threading import Lock
@@ -20,6 +20,7 @@ from django_sse.stores.base import (
     Kind,
     NewEntry,
     Numbering,
+    first_number,
 )
 
 
@@ -76,14 +77,28 @@ class MemoryStore(EventStore):
             skipped = max(after + 1 - entries[0].number, 0) if entries else 0
             return list(islice(entries, skipped, skipped + limit))
 
-    async def achanged(self, cursor: Cursor) -> tuple[Iterable[Hint], Cursor]:
+    async def achanged(
+        self, cursor: Cursor, groups: Container[str]
+    ) -> tuple[Iterable[Hint], Cursor]:
         with self._lock:
             hints = []
             for name, group in reversed(self._groups.items()):
                 if cursor is None or group.change <= cursor:
                     break
-                hints.append(Hint(name, group.head, group.cancelled))
+                if name in groups:
+                    hints.append(Hint(name, group.head, group.cancelled))
             return hints, self._change
+
+    async def anew_run(self, group: str, above: int) -> GroupState:
+        with self._lock:
+            kept = self._groups.setdefault(group, _Group())
+            if kept.head < above:
+                kept.head = max(first_number(), above + 1)
+                kept.first = kept.first or kept.head
+                kept.entries.clear()
+                kept.times.clear()
+                self._touch(group)
+            return kept.state
 
     def _append(
         self, entries: Sequence[NewEntry], *, staged: bool = False
@@ -120,15 +135,19 @@ class MemoryStore(EventStore):
         if not turn.numbered and turn.group not in self._groups:
             return
         group = self._groups.setdefault(turn.group, _Group())
-        self._groups.move_to_end(turn.group)
-        self._change += 1
-        group.change, group.changed = self._change, monotonic()
+        self._touch(turn.group)
         group.head, group.cancelled, group.closing = turn.head, turn.cancelled, turn.closing
         if turn.numbered and not group.first:
             group.first = turn.numbered[0].number
         group.entries.extend(turn.numbered)
         group.times.extend([group.changed] * len(turn.numbered))
         group.trim()
+
+    def _touch(self, name: str) -> None:
+        self._groups.move_to_end(name)
+        self._change += 1
+        group = self._groups[name]
+        group.change, group.changed = self._change, monotonic()
 
     def _forget_idle_groups(self) -> None:
         if (ttl := conf().GROUP_TTL) is None:

@@ -9,6 +9,10 @@ from demo_project.settings import *  # noqa: F403
 DEBUG = False
 
 DATABASES = {"default": {**demo.DATABASES["default"], "NAME": os.environ["LIVE_DATABASE"]}}
+if "LIVE_DATABASES" in os.environ:
+    DATABASES = json.loads(os.environ["LIVE_DATABASES"])
+if "LIVE_CHANNEL_LAYERS" in os.environ:
+    CHANNEL_LAYERS = json.loads(os.environ["LIVE_CHANNEL_LAYERS"])
 DJANGO_SSE = json.loads(os.environ.get("LIVE_DJANGO_SSE", "{}"))
 ROOT_URLCONF = os.environ.get("LIVE_URLCONF", "tests.urls")
 ASGI_APPLICATION = "tests.asgi.application"

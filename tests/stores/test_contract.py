@@ -10,7 +10,9 @@ from asgiref.sync import sync_to_async
 from django.db import connections, transaction
 
 from django_sse.exceptions import GroupCancelled
+from django_sse.replay import is_lost
 from django_sse.stores.base import (
+    Cursor,
     Entry,
     EventStore,
     GroupState,
@@ -53,6 +55,11 @@ async def append(store: EventStore, *entries: NewEntry) -> list[int | None]:
     return await store.aappend(entries, Bell())
 
 
+async def changes(store: EventStore, cursor: Cursor, group: str) -> list[Hint]:
+    hints, _ = await store.achanged(cursor, {group})
+    return list(hints or ())
+
+
 async def state(store: EventStore, group: str) -> GroupState:
     return (await store.astates([group]))[group]
 
@@ -62,8 +69,8 @@ async def test_a_group_never_published_to_is_empty_and_reading_creates_nothing(
 ) -> None:
     assert await store.aread("news", 0, 10) == []
     assert await state(store, "news") == GroupState(first=0, head=0, oldest=1, cancelled=False)
-    hints, _ = await store.achanged((await store.achanged(None))[1])
-    assert list(hints) == []
+    _, cursor = await store.achanged(None, {"news"})
+    assert await changes(store, cursor, "news") == []
 
 
 async def test_numbers_begin_at_the_clock_and_are_contiguous(store: EventStore) -> None:
@@ -137,15 +144,52 @@ async def test_reopening_goes_on_with_numbers_and_history(store: EventStore) -> 
 
 
 async def test_changes_are_told_once_the_cursor_was_made(store: EventStore) -> None:
-    await append(store, event("old", "x"))
-    _, cursor = await store.achanged(None)
+    _, cursor = await store.achanged(None, {"news"})
     numbers = await append(store, event("news", "a"), event("news", "b"))
-    hints, cursor = await store.achanged(cursor)
-    heads = {hint.group: (hint.head, hint.cancelled) for hint in hints}
-    assert heads["news"] == (numbers[1], False)
+    hints, cursor = await store.achanged(cursor, {"news"})
+    heads = {hint.group: (hint.head, hint.cancelled) for hint in hints or ()}
+    assert heads == {"news": (numbers[1], False)}
     await append(store, close("news"))
-    hints, _ = await store.achanged(cursor)
-    assert {hint.group: hint.cancelled for hint in hints}["news"] is True
+    assert [hint.cancelled for hint in await changes(store, cursor, "news")] == [True]
+
+
+async def test_changes_are_told_of_the_groups_that_were_asked_for(store: EventStore) -> None:
+    _, cursor = await store.achanged(None, {"news"})
+    await append(store, event("news", "a"), event("sport", "b"))
+    assert [hint.group for hint in await changes(store, cursor, "news")] == ["news"]
+
+
+async def test_a_new_run_of_numbers_leaves_every_earlier_position_behind(
+    store: EventStore,
+) -> None:
+    """As a hub asks for that has seen numbers which the store has forgotten since."""
+    [first] = await append(store, event("news", "a"))
+    assert first is not None
+    seen = first + 1000
+    begun = await store.anew_run("news", seen)
+    assert begun == await state(store, "news")
+    assert begun.head > seen
+    assert all(is_lost(number, begun) for number in (begun.origin, first - 1, first, seen))
+    assert not is_lost(begun.head, begun)
+    assert await append(store, event("news", "b")) == [begun.head + 1]
+    assert texts(await store.aread("news", 0, 10)) == ["b"]
+    now = await state(store, "news")
+    assert all(is_lost(number, now) for number in (begun.origin, first - 1, first, seen))
+
+
+async def test_of_several_hubs_that_ask_for_a_new_run_one_is_enough(store: EventStore) -> None:
+    [first] = await append(store, event("news", "a"))
+    assert first is not None
+    begun = await store.anew_run("news", first + 1000)
+    assert await store.anew_run("news", first + 1000) == begun
+
+
+async def test_a_group_that_is_not_behind_keeps_its_numbers(store: EventStore) -> None:
+    [first] = await append(store, event("news", "a"))
+    assert first is not None
+    before = await state(store, "news")
+    assert await store.anew_run("news", first) == before
+    assert texts(await store.aread("news", 0, 10)) == ["a"]
 
 
 async def test_a_transaction_publishes_with_its_commit(store: EventStore) -> None:
@@ -172,8 +216,8 @@ async def test_a_transaction_that_is_rolled_back_leaves_nothing(store: EventStor
 
     with pytest.raises(ZeroDivisionError):
         await sync_to_async(publish_and_fail)()
-    _, cursor = await store.achanged(None)
-    await store.achanged(cursor)
+    _, cursor = await store.achanged(None, {"news"})
+    await store.achanged(cursor, {"news"})
     assert await store.aread("news", 0, 10) == []
     assert bell.hints == []
 

@@ -48,7 +48,7 @@ async def test_what_a_publisher_left_behind_is_numbered_by_the_next_to_look(
     database_store: DatabaseStore,
 ) -> None:
     store = database_store
-    _, cursor = await store.achanged(None)
+    _, cursor = await store.achanged(None, {"news"})
 
     def commit_and_die() -> None:
         with transaction.atomic(using=store.using):
@@ -57,7 +57,7 @@ async def test_what_a_publisher_left_behind_is_numbered_by_the_next_to_look(
 
     await sync_to_async(commit_and_die)()
     assert await store.aread("news", 0, 10) == []
-    hints, _ = await store.achanged(cursor)
+    hints, _ = await store.achanged(cursor, {"news"})
     assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
     [hint] = {hint for hint in hints if hint.group == "news" and hint.entries}
     assert texts(hint.entries) == ["a", "b"]
@@ -194,7 +194,7 @@ async def test_an_unchanged_sqlite_file_is_not_queried(
     store = database_store
     if connections[store.using].vendor != "sqlite":
         pytest.skip("PRAGMA data_version is SQLite's.")
-    _, cursor = await store.achanged(None)
+    _, cursor = await store.achanged(None, {"news"})
 
     def queries(captured: list[str]) -> None:
         connections[store.using].execute_wrappers.append(
@@ -203,12 +203,12 @@ async def test_an_unchanged_sqlite_file_is_not_queried(
 
     captured: list[str] = []
     await store._in_reader(lambda: queries(captured))
-    hints, cursor = await store.achanged(cursor)
-    assert list(hints) == []
+    hints, cursor = await store.achanged(cursor, {"news"})
+    assert hints == []
     assert captured == ["PRAGMA data_version"]
     [number] = await append(store, event("news", "a"))
-    hints, _ = await store.achanged(cursor)
-    assert Hint("news", number or 0, cancelled=False) in list(hints)
+    hints, _ = await store.achanged(cursor, {"news"})
+    assert Hint("news", number or 0, cancelled=False) in hints
 
 
 async def test_reading_goes_on_after_the_connection_was_lost(
@@ -291,7 +291,7 @@ async def test_a_long_write_on_sqlite_holds_up_no_read(database_store: DatabaseS
     store = database_store
     if connections[store.using].vendor != "sqlite":
         pytest.skip("PostgreSQL lets several transactions write at a time.")
-    _, cursor = await store.achanged(None)
+    _, cursor = await store.achanged(None, {"news"})
 
     def commit_and_die() -> None:
         with transaction.atomic(using=store.using):
@@ -308,11 +308,11 @@ async def test_a_long_write_on_sqlite_holds_up_no_read(database_store: DatabaseS
 
     writer = asyncio.create_task(in_thread(write_slowly))
     assert await asyncio.to_thread(writing.wait, 10)
-    _, cursor = await asyncio.wait_for(store.achanged(cursor), 3)
+    _, cursor = await asyncio.wait_for(store.achanged(cursor, {"news"}), 3)
     await asyncio.wait_for(store.atrim(), 3)
     done.set()
     await writer
-    await store.achanged(cursor)
+    await store.achanged(cursor, {"news"})
     assert texts(await store.aread("news", 0, 10)) == ["waiting"]
 
 
@@ -344,7 +344,7 @@ async def test_a_publisher_rings_also_for_what_another_process_has_numbered(
 
     commit_hook = await sync_to_async(stage)()
     # Another hub's sync comes between the commit and its hook.
-    await store.achanged(None)
+    await store.achanged(None, {"news"})
     [hint] = await sync_to_async(commit_hook)()
     assert (hint.group, hint.head) == ("news", (await state(store, "news")).head)
     assert hint.head > 0

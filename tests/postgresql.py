@@ -3,12 +3,13 @@
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.ports import free_port
 
 ALIAS = "postgresql"
 
@@ -30,7 +31,7 @@ def serve(directory: Path) -> Iterator[int]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as data:
         if account:
             os.chown(data, pwd.getpwnam(account).pw_uid, -1)
-        port = _free_port()
+        port = free_port()
         subprocess.run(
             [directory / "initdb", "-D", data, "-A", "trust", "-U", "postgres", "-E", "UTF8"],
             check=True,
@@ -60,9 +61,3 @@ def serve(directory: Path) -> Iterator[int]:
                 cwd=data,
             )
             os.unlink(log.name)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port

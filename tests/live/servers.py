@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -20,6 +19,8 @@ from typing import NoReturn
 
 import psutil
 import pytest
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVERS = ("daphne", "uvicorn", "hypercorn", "granian")
@@ -160,16 +161,6 @@ def project_environment(directory: Path, **environment: str) -> dict[str, str]:
 
 def database_of(directory: Path) -> Path:
     return directory / "project.sqlite3"
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    while True:
-        # Below the ones that clients are given: none is taken before the server starts.
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
 
 
 def _command(name: str, application: str, port: int) -> list[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.live.client import SECONDS, EndOfStreamError, connect
-from tests.live.servers import Server, finish, free_port, manage, require, serve, start
+from tests.live.servers import Server, finish, manage, require, serve, start
+from tests.ports import free_port
 
 CLIENTS = 5
 

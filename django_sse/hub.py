@@ -3,15 +3,17 @@
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from contextvars import Context
 from itertools import islice
 from typing import Final
 
 from channels.layers import get_channel_layer
 
-from django_sse import doorbell
 from django_sse.conf import conf
-from django_sse.mailbox import LAYER_SECONDS, Mailbox, Message
+from django_sse.doorbells import doorbell_of
+from django_sse.doorbells.base import listen, stop_listening
+from django_sse.mailbox import LAYER_SECONDS, Mailbox
 from django_sse.stores import get_store
 from django_sse.stores.base import Cursor, Hint
 from django_sse.stream import Stream
@@ -55,9 +57,10 @@ class Hub:
         self._subscriptions: dict[str, Subscription] = {}
         self._store = get_store()
         self._layer = get_channel_layer()
-        self._doorbell = self._doorbell_mailbox()
+        self._receiver = doorbell_of(self._store).receiver(self)
         self._inbox: deque[Sequence[Hint]] = deque()
         self._inbox_is_read = True
+        self._comparing = asyncio.Event()
         self._synced = True
         self._swept = self.now
         self._tasks: list[asyncio.Task[None]] = []
@@ -108,9 +111,8 @@ class Hub:
         try:
             # First listen, then read: what comes between is heard. A layer that hangs is not waited
             # for: the sync finds what it does not tell.
-            if self._doorbell:
-                group = doorbell.doorbell_group(subscription.group)
-                await asyncio.wait([spawn(self._doorbell.enter(group))], timeout=LAYER_SECONDS)
+            entering = spawn(self._receiver.enter(subscription.group))
+            await asyncio.wait([entering], timeout=LAYER_SECONDS)
             states = await self._store.astates([subscription.group])
         except Exception as error:
             # The streams that wait for it end; those that come meanwhile try anew.
@@ -128,8 +130,7 @@ class Hub:
     def _forget(self, subscription: Subscription) -> None:
         if self._subscriptions.get(subscription.group) is subscription:
             del self._subscriptions[subscription.group]
-            if self._doorbell:
-                spawn(self._doorbell.leave(doorbell.doorbell_group(subscription.group)))
+            spawn(self._receiver.leave(subscription.group))
 
     # What is new
 
@@ -159,15 +160,9 @@ class Hub:
         if subscription := self._subscriptions.get(hint.group):
             subscription.hear(hint)
 
-    def _doorbell_mailbox(self) -> Mailbox | None:
-        layer = doorbell.crossing_layer()
-        if layer is None or not self._store.crosses_processes:
-            return None
-        return Mailbox(layer, self._take_doorbell)
-
-    def _take_doorbell(self, message: Message) -> None:
-        if message.get("type") == doorbell.MESSAGE_TYPE:
-            self._hear(doorbell.from_message(message))
+    def compare_soon(self) -> None:
+        """Ask the store what is new, at once or after the question under way."""
+        self._comparing.set()
 
     def _hear_messages(self, subscription: Subscription) -> None:
         """Listen to a group for plain Channels messages: they do not name their group, so each
@@ -180,12 +175,13 @@ class Hub:
     # Timers
 
     def _start(self) -> None:
-        doorbell.listen(self)
+        listen(self)
+        spawn(self._receiver.open())
         self._tasks = [spawn(self._sync()), spawn(self._renew_memberships())]
         self._tick()
 
     def _stop(self) -> None:
-        doorbell.stop_listening(self)
+        stop_listening(self)
         _hubs.pop(self.loop, None)
         for task in self._tasks:
             task.cancel()
@@ -194,10 +190,9 @@ class Hub:
         spawn(self._close())
 
     async def _close(self) -> None:
-        if self._doorbell:
-            await asyncio.wait([spawn(self._doorbell.close())], timeout=LAYER_SECONDS)
-        if self.loop not in _hubs:
-            # No other has begun on this loop since.
+        await asyncio.wait([spawn(self._receiver.close())], timeout=LAYER_SECONDS)
+        another = _hubs.get(self.loop)
+        if another is None or another._store is not self._store:
             await self._store.aclose()
 
     def _tick(self) -> None:
@@ -219,7 +214,10 @@ class Hub:
                 if self._synced:
                     logger.exception("The hub cannot compare itself with the event store.")
                 self._synced = False
-            await asyncio.sleep(self._sync_interval())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._sync_interval()):
+                    await self._comparing.wait()
+            self._comparing.clear()
 
     async def _compare_with_store(self, cursor: Cursor) -> Cursor:
         hints, cursor = await self._store.achanged(cursor, self._subscriptions)
@@ -246,15 +244,11 @@ class Hub:
 
     async def renew_memberships(self) -> None:
         """Enter again the groups whose membership of the channel layer may have lapsed."""
-        for mailbox in self._mailboxes():
-            await mailbox.renew()
+        await self._receiver.renew()
+        for subscription in list(self._subscriptions.values()):
+            if subscription.mailbox:
+                await subscription.mailbox.renew()
 
     def _sync_interval(self) -> float:
         chosen = conf().SYNC_INTERVAL
-        if chosen is not None:
-            return chosen
-        return 5.0 if doorbell.crossing_layer() else 0.1
-
-    def _mailboxes(self) -> list[Mailbox]:
-        of_groups = [subscription.mailbox for subscription in self._subscriptions.values()]
-        return [mailbox for mailbox in [self._doorbell, *of_groups] if mailbox]
+        return self._receiver.poll_seconds if chosen is None else chosen

@@ -1,19 +1,19 @@
 """Publish to groups, cancel and reopen them: from sync and async code, threads and commands."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from asgiref.sync import sync_to_async
 from django.utils.asyncio import async_unsafe
 
-from django_sse import doorbell
 from django_sse.conf import conf
+from django_sse.doorbells import doorbell_of
 from django_sse.event import Event, encode_published
 from django_sse.exceptions import InvalidEvent
 from django_sse.position import format_position
 from django_sse.stores import get_store
-from django_sse.stores.base import Hint, Kind, NewEntry, closing_wire, validate_group
+from django_sse.stores.base import Kind, NewEntry, closing_wire, validate_group
 
 _ON_A_LOOP: Final = "{0}() would block the running event loop: use `await a{0}()` there."
 
@@ -150,16 +150,17 @@ def _closing_entry(group: str, reason: str | None) -> NewEntry:
 
 
 def _append(entries: Sequence[NewEntry]) -> list[int | None]:
-    return get_store().append(entries, _ring()) if entries else []
+    if not entries:
+        return []
+    store = get_store()
+    return store.append(entries, doorbell_of(store).ring)
 
 
 async def _aappend(entries: Sequence[NewEntry]) -> list[int | None]:
-    return await get_store().aappend(entries, _ring()) if entries else []
-
-
-def _ring() -> Callable[[Sequence[Hint]], None]:
-    # Other processes could not read what a store keeps in this one.
-    return doorbell.ring if get_store().crosses_processes else doorbell.ring_here
+    if not entries:
+        return []
+    store = get_store()
+    return await store.aappend(entries, doorbell_of(store).ring)
 
 
 def _published(numbers: Sequence[int | None], groups: Sequence[str]) -> list[Published]:

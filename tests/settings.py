@@ -7,7 +7,7 @@ from typing import Any
 
 from demo_project import settings as demo
 from demo_project.settings import *  # noqa: F403
-from tests import postgresql
+from tests import pgbouncer, postgresql
 
 _directory = Path(tempfile.gettempdir())
 
@@ -25,6 +25,11 @@ if postgresql.binaries():
         "NAME": "postgres",
         "USER": "postgres",
         "HOST": "127.0.0.1",
+    }
+    # The same database through PgBouncer, whose port is set by the tests that start one.
+    DATABASES[pgbouncer.ALIAS] = {
+        **DATABASES[postgresql.ALIAS],
+        "TEST": {"MIRROR": postgresql.ALIAS},
     }
 
 ROOT_URLCONF = "tests.urls"

@@ -2,8 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,10 +17,8 @@ from django_sse import (
     apublish_many,
     areopen,
     cancel,
-    doorbell,
     publish,
 )
-from django_sse.event import Decoder
 from django_sse.hub import current_hub
 from django_sse.mailbox import Mailbox
 from django_sse.models import EventGroup, StoredEvent
@@ -30,73 +27,13 @@ from django_sse.stores import get_store
 from django_sse.stores.base import GroupState
 from django_sse.stores.database import DatabaseStore
 from django_sse.stream import Stream
+from tests.clients import AsyncClients, Client, connected
 from tests.threads import in_thread
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
 
 BURST = 1000
 STREAMS = 100
-
-
-class Client:
-    """What a browser makes of the bytes that one stream sends."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.events: list[Event] = []
-        self.chunks: list[bytes] = []
-        self.decoder = Decoder()
-        self.changed = asyncio.Event()
-
-    async def send(self, chunk: bytes) -> None:
-        self.chunks.append(chunk)
-        self.events += self.decoder.feed(chunk)
-        self.changed.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(30):
-            while not condition():
-                self.changed.clear()
-                await self.changed.wait()
-
-    async def until_events(self, count: int) -> list[Any]:
-        await self.until(lambda: len(self.events) >= count)
-        return self.data
-
-    @property
-    def data(self) -> list[Any]:
-        return [event.text for event in self.events]
-
-
-@asynccontextmanager
-async def connected(
-    *groups: str, after: str | None = None, **options: Any
-) -> AsyncIterator[Client]:
-    """A client that is connected from where the groups stand, or after an id."""
-    start = parse_position(await aposition(*groups) if after is None else after, groups)
-    stream = Stream(current_hub(), start, **options)
-    client = Client(stream)
-    stream.ended.add_done_callback(lambda _: client.changed.set())
-    await stream.open()
-    stream.serve(client.send)
-    try:
-        yield client
-    finally:
-        stream.end("test is over")
-
-
-class AsyncClients:
-    """Many clients of the same groups."""
-
-    def __init__(self, count: int, *groups: str) -> None:
-        self._contexts = [connected(*groups) for _ in range(count)]
-
-    async def __aenter__(self) -> list[Client]:
-        return [await context.__aenter__() for context in self._contexts]
-
-    async def __aexit__(self, *exc_info: Any) -> None:
-        for context in self._contexts:
-            await context.__aexit__(*exc_info)
 
 
 class FlakyLayer(InMemoryChannelLayer):  # type: ignore[misc]
@@ -135,7 +72,7 @@ async def test_a_burst_arrives_complete_and_in_order_at_every_stream(
     channel_layers: dict[str, Any], directly: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not directly:
-        monkeypatch.setattr(doorbell, "ring_here", lambda hints: None)
+        monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
 
     def burst() -> None:
         for n in range(BURST):
@@ -218,7 +155,7 @@ async def test_what_another_process_wrote_is_found_in_the_store(
     async with connected("news") as client:
         await apublish("news", "known")
         await client.until_events(1)
-        monkeypatch.setattr(doorbell, "ring_here", lambda hints: None)
+        monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
         await apublish("news", "found")
         assert await client.until_events(2) == ["known", "found"]
 
@@ -260,7 +197,7 @@ async def test_a_stream_whose_history_is_lost_ends_so_that_its_client_starts_aga
     async with connected("news") as client:
         await apublish("news", "known")
         await client.until_events(1)
-        monkeypatch.setattr(doorbell, "ring_here", lambda hints: None)
+        monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
         # As a store that was rolled back: its numbers are below those known.
         await StoredEvent.objects.all().adelete()
         await EventGroup.objects.aupdate(first=1, head=1)
@@ -378,7 +315,8 @@ async def test_memberships_are_renewed() -> None:
     assert channel_layer is not None
     async with connected("news") as client:
         hub = current_hub()
-        [mailbox] = hub._mailboxes()
+        mailbox = hub._subscriptions["news"].mailbox
+        assert mailbox
         channel_layer.groups.clear()
         mailbox._groups["news"] = float("-inf")
         await hub.renew_memberships()
@@ -478,8 +416,8 @@ async def test_a_layer_that_hangs_holds_nothing_up_for_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("django_sse.mailbox.LAYER_SECONDS", 0.2)
-    monkeypatch.setattr("django_sse.doorbell.LAYER_SECONDS", 0.2)
-    monkeypatch.setattr(doorbell, "ring_here", lambda hints: None)
+    monkeypatch.setattr("django_sse.doorbells.layer.LAYER_SECONDS", 0.2)
+    monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
     with override_settings(
         CHANNEL_LAYERS=layer("tests.test_hub.HangingLayer"), DJANGO_SSE={"SYNC_INTERVAL": 0.1}
     ):
@@ -498,7 +436,7 @@ async def test_a_group_reopened_elsewhere_does_not_close_a_new_stream(
             async with asyncio.timeout(10):
                 while not subscription.cancelled:
                     await asyncio.sleep(0.01)
-            monkeypatch.setattr(doorbell, "ring_here", lambda hints: None)
+            monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
             await areopen("a")
             monkeypatch.undo()
             async with connected("a") as client:

@@ -5,8 +5,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from pathlib import Path
 from time import time_ns
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from asgiref.sync import sync_to_async
 from django.core import checks
@@ -14,6 +15,9 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from django_sse.event import Event
 from django_sse.exceptions import GroupCancelled, InvalidGroup
+
+if TYPE_CHECKING:
+    from django_sse.stores.notifications import Notifications
 
 _GROUP_NAME: Final = re.compile(r"[A-Za-z0-9\-_.]{1,99}", re.ASCII)
 
@@ -82,6 +86,20 @@ class Hint:
     head: int
     cancelled: bool
     entries: tuple[Entry, ...] = ()
+
+    def encode(self) -> str:
+        """Return the hint as text of at most 130 characters, without the entries."""
+        return f"{self.group} {self.head} {int(self.cancelled)}"
+
+    @classmethod
+    def decode(cls, text: str) -> "Hint":
+        """Return the hint that a text stands for.
+
+        Raises:
+            ValueError: It is none.
+        """
+        group, head, cancelled = text.split(" ")
+        return cls(validate_group(group), int(head), cancelled == "1")
 
 
 @dataclass(slots=True)
@@ -154,6 +172,12 @@ class EventStore(ABC):
 
     crosses_processes: ClassVar[bool]
     """Whether another process sees what this one appends."""
+
+    file: Path | None = None
+    """The file that all of it is kept in, if it is one: only processes of one host share it."""
+
+    notifications: "Notifications | None" = None
+    """What tells the hubs of other processes of whatever is appended, if the store does itself."""
 
     def __init__(self, *, using: str = DEFAULT_DB_ALIAS) -> None:
         self.using = using

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import Context
 from datetime import datetime, timedelta
+from importlib.util import find_spec
+from pathlib import Path
 from threading import Lock
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
@@ -26,6 +28,7 @@ from django.utils import timezone
 
 from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
+from django_sse.layers import crossing_layer
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
 from django_sse.stores.base import (
     Cursor,
@@ -38,6 +41,7 @@ from django_sse.stores.base import (
     Numbering,
     first_number,
 )
+from django_sse.stores.notifications import Notifications
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -53,10 +57,14 @@ _BATCH: Final = 500
 _SERIALIZATION_FAILURE: Final = "40001"
 
 # SQLite: how long the files of connections that were closed may stay open.
-_REOPEN_SECONDS: Final = 1.0
+_REOPEN_SECONDS: Final = 10.0
 
 # Groups that one trim looks at, so that it never holds up the hub's reads for long.
 _TRIM_GROUPS: Final = 500
+
+
+# Django prefers it to psycopg2, whose connections are another matter.
+_HAS_PSYCOPG_3: Final = find_spec("psycopg") is not None
 
 
 class _Cursor(NamedTuple):
@@ -74,11 +82,25 @@ class DatabaseStore(EventStore):
 
     crosses_processes = True
 
-    def __init__(self, *, using: str = DEFAULT_DB_ALIAS) -> None:
+    def __init__(self, *, using: str = DEFAULT_DB_ALIAS, listen_alias: str | None = None) -> None:
         super().__init__(using=using)
+        self.listen_alias = listen_alias or using
+        self._notifications = Notifications(using, self.listen_alias, self._in_reader)
         self._reader: ThreadPoolExecutor | None = None
         self._reader_lock = Lock()
         self._reopened = 0.0
+
+    @property
+    def file(self) -> Path | None:  # type: ignore[override]
+        connection = connections[self.using]
+        name = connection.settings_dict["NAME"]
+        return None if connection.vendor != "sqlite" or _is_in_memory(name) else Path(name)
+
+    @property
+    def notifications(self) -> Notifications | None:  # type: ignore[override]
+        # It takes a lock of the whole server at each commit: not where a layer tells of it.
+        listens = connections[self.using].vendor == "postgresql" and _HAS_PSYCOPG_3
+        return self._notifications if listens and crossing_layer() is None else None
 
     # Reading
 
@@ -307,6 +329,8 @@ class DatabaseStore(EventStore):
                 self._keep(row, turn)
         for ids in _batches([event.id for events in waiting.values() for event in events]):
             self._outbox.filter(id__in=ids).delete()
+        if self.notifications:
+            self.notifications.notify(hints)
         return numbers, hints
 
     def _closing(self, row: EventGroup, staged: Sequence[NewEntry]) -> bytes:
@@ -371,14 +395,15 @@ class DatabaseStore(EventStore):
     # Configuration
 
     def check(self) -> list[checks.CheckMessage]:
-        if self.using not in connections:
-            return [
-                checks.Error(
-                    f"The database store uses the alias {self.using!r}, which DATABASES lacks.",
-                    hint=f"Choose one of {', '.join(connections)} as the option `using`.",
-                    id="django_sse.E003",
-                )
-            ]
+        for option, alias in (("using", self.using), ("listen_alias", self.listen_alias)):
+            if alias not in connections:
+                return [
+                    checks.Error(
+                        f"The database store uses the alias {alias!r}, which DATABASES lacks.",
+                        hint=f"Choose one of {', '.join(connections)} as the option `{option}`.",
+                        id="django_sse.E003",
+                    )
+                ]
         if not router.allow_migrate_model(self.using, EventGroup):
             return [
                 checks.Error(

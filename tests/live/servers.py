@@ -3,10 +3,8 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +18,10 @@ from typing import NoReturn
 import psutil
 import pytest
 
-from tests.ports import free_port
+from tests.ports import free_port, wait_until_listening
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVERS = ("daphne", "uvicorn", "hypercorn", "granian")
-
-_START_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ def serve(
     ):
         server = Server(name, port, process.pid, directory, output)
         try:
-            _wait_until_it_listens(process, port)
+            wait_until_listening(process, port)
             yield server
             assert "Traceback" not in server.log()
         finally:
@@ -174,16 +170,6 @@ def _command(name: str, application: str, port: int) -> list[str]:
     if name == "runserver":
         return [sys.executable, "manage.py", name, "--noreload", "--insecure", str(port)]
     return [sys.executable, *arguments[name], application]
-
-
-def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if not probe.connect_ex(("127.0.0.1", port)):
-                return
-        time.sleep(0.02)
-    raise RuntimeError("The server does not listen.")
 
 
 def _environment_on(database: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""Tells hubs that groups have something new: this process's directly, others by the channel layer.
+"""The doorbell that rings over the channel layer.
 
-A doorbell that is lost costs time, not events: every hub compares itself with the store.
+Doorbells have Channels groups of their own, and may carry the events.
 """
 
 import asyncio
@@ -9,12 +9,13 @@ import os
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from threading import Lock, Thread
-from typing import Any, Final, Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
-from channels.layers import BaseChannelLayer, InMemoryChannelLayer, get_channel_layer
+from channels.layers import BaseChannelLayer
 
-from django_sse.mailbox import LAYER_SECONDS
+from django_sse.doorbells.base import Doorbell, Listener, Receiver, hearing
+from django_sse.mailbox import LAYER_SECONDS, Mailbox, Message
 from django_sse.stores.base import Entry, Hint
 from django_sse.tasks import logger, spawn
 
@@ -26,52 +27,48 @@ _MAX_CARRIED_BYTES: Final = 64 * 1024
 _FLUSH_SECONDS: Final = 2.0
 
 
-class Listener(Protocol):
-    """A hub, as far as the doorbell knows it."""
+class LayerDoorbell(Doorbell):
+    """Rings the hubs of other processes over the channel layer."""
 
-    loop: asyncio.AbstractEventLoop
+    def __init__(self, layer: BaseChannelLayer) -> None:
+        self._layer = layer
 
-    def hear_soon(self, hints: Sequence[Hint]) -> None:
-        """Take hints, from any thread."""
-
-
-_lock: Final = Lock()
-_listeners: Final[WeakSet[Listener]] = WeakSet()
-
-
-def listen(listener: Listener) -> None:
-    """Let this process's doorbells reach a hub."""
-    with _lock:
-        _listeners.add(listener)
-
-
-def stop_listening(listener: Listener) -> None:
-    """Undo ``listen``."""
-    with _lock:
-        _listeners.discard(listener)
-
-
-def ring(hints: Sequence[Hint]) -> None:
-    """Tell every hub, in this process and in others. From any thread; never raises."""
-    ring_here(hints)
-    try:
-        if layer := crossing_layer():
+    def ring(self, hints: Sequence[Hint]) -> None:
+        super().ring(hints)
+        try:
             loop = _loop_to_ring_on()
-            loop.call_soon_threadsafe(_relay(loop).add, layer, hints)
-    except Exception:
-        logger.exception("Ringing over the channel layer failed; hubs will find out by themselves.")
+            loop.call_soon_threadsafe(_relay(loop).add, self._layer, hints)
+        except Exception:
+            logger.exception(
+                "Ringing over the channel layer failed; hubs will find out by themselves."
+            )
+
+    def receiver(self, hub: Listener) -> Receiver:
+        return _LayerReceiver(self._layer, hub)
 
 
-def ring_here(hints: Sequence[Hint]) -> None:
-    """Tell the hubs of this process. From any thread."""
-    for listener in _hearing():
-        listener.hear_soon(hints)
+class _LayerReceiver(Receiver):
+    """One channel for all doorbells of a hub, in the groups of those that it follows."""
 
+    def __init__(self, layer: BaseChannelLayer, hub: Listener) -> None:
+        self._mailbox = Mailbox(layer, self._take)
+        self._hub = hub
 
-def crossing_layer() -> BaseChannelLayer | None:
-    """Return the default channel layer if it reaches other processes."""
-    layer = get_channel_layer()
-    return None if type(layer) is InMemoryChannelLayer else layer
+    async def enter(self, group: str) -> None:
+        await self._mailbox.enter(doorbell_group(group))
+
+    async def leave(self, group: str) -> None:
+        await self._mailbox.leave(doorbell_group(group))
+
+    async def renew(self) -> None:
+        await self._mailbox.renew()
+
+    async def close(self) -> None:
+        await self._mailbox.close()
+
+    def _take(self, message: Message) -> None:
+        if message.get("type") == MESSAGE_TYPE:
+            self._hub.hear_soon([from_message(message)])
 
 
 def doorbell_group(group: str) -> str:
@@ -104,11 +101,6 @@ def from_message(message: Mapping[str, Any]) -> Hint:
 
 def _carried(entries: Sequence[Entry]) -> Sequence[Entry]:
     return entries if sum(len(entry.wire) for entry in entries) <= _MAX_CARRIED_BYTES else ()
-
-
-def _hearing() -> list[Listener]:
-    with _lock:
-        return [listener for listener in _listeners if not listener.loop.is_closed()]
 
 
 class _Relay:
@@ -151,6 +143,7 @@ def _merged(earlier: Hint, later: Hint) -> Hint:
     return Hint(later.group, newest.head, newest.cancelled, tuple(_carried(entries)))
 
 
+_lock: Final = Lock()
 _relays: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Relay]] = WeakKeyDictionary()
 _own_loop: tuple[int, asyncio.AbstractEventLoop] | None = None
 
@@ -162,8 +155,8 @@ def _relay(loop: asyncio.AbstractEventLoop) -> _Relay:
 
 def _loop_to_ring_on() -> asyncio.AbstractEventLoop:
     # A hub's where there is one: layers keep their connections by loop.
-    hearing = _hearing()
-    return hearing[0].loop if hearing else _loop_of_own()
+    hubs = hearing()
+    return hubs[0].loop if hubs else _loop_of_own()
 
 
 def _loop_of_own() -> asyncio.AbstractEventLoop:

@@ -1,8 +1,10 @@
+"""Doorbells over the channel layer."""
+
 import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any, cast
@@ -13,39 +15,19 @@ from django.conf import settings as django_settings
 from django.db import connection
 from pytest_django import Settings
 
-from django_sse import doorbell
-from django_sse.doorbell import crossing_layer, doorbell_group, from_message, to_message
+from django_sse.doorbells import doorbell_of
+from django_sse.doorbells.layer import doorbell_group, from_message, to_message
+from django_sse.stores import get_store
 from django_sse.stores.base import Entry, Hint, validate_group
+from tests.doorbells.conftest import Ear, hint
 from tests.layers import GatedLayer
 from tests.streams import until
 
 NO_ENTRIES = Hint("news", 7, cancelled=False)
 
 
-def hint(*numbers: int, group: str = "news", cancelled: bool = False) -> Hint:
-    """A hint that brings its entries; the last one closes a cancelled group."""
-    entries = [Entry(number, b"data: %d\n\n" % number) for number in numbers[:-1]]
-    entries.append(Entry(numbers[-1], b"data: %d\n\n" % numbers[-1], closes=cancelled))
-    return Hint(group, numbers[-1], cancelled, tuple(entries))
-
-
-class Ear:
-    """A hub, as far as the doorbell knows it."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.heard: list[Hint] = []
-
-    def hear_soon(self, hints: Sequence[Hint]) -> None:
-        self.heard += hints
-
-
-@pytest.fixture
-async def ear() -> AsyncIterator[Ear]:
-    ear = Ear(asyncio.get_running_loop())
-    doorbell.listen(ear)
-    yield ear
-    doorbell.stop_listening(ear)
+def ring(hints: Sequence[Hint]) -> None:
+    doorbell_of(get_store()).ring(hints)
 
 
 @pytest.fixture
@@ -93,70 +75,20 @@ def test_doorbells_have_groups_of_their_own() -> None:
     assert "news" not in groups
 
 
-# Which layer
-
-
-def test_the_in_memory_layer_reaches_no_other_process(settings: Settings) -> None:
-    settings.CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
-    assert crossing_layer() is None
-
-
-@pytest.mark.parametrize("layers", [{}, {"other": {"BACKEND": "tests.layers.GatedLayer"}}])
-def test_there_need_not_be_a_default_layer(settings: Settings, layers: dict[str, Any]) -> None:
-    settings.CHANNEL_LAYERS = layers
-    assert crossing_layer() is None
-
-
-@pytest.mark.parametrize("name", ["GatedLayer", "OwnInMemoryLayer"])
-def test_every_other_layer_is_taken_to_reach_other_processes(settings: Settings, name: str) -> None:
-    settings.CHANNEL_LAYERS = {"default": {"BACKEND": f"tests.layers.{name}"}}
-    assert type(crossing_layer()).__name__ == name
-
-
-# This process
-
-
-async def test_hubs_of_this_process_are_told_directly(ear: Ear) -> None:
-    doorbell.ring([hint(7), hint(8, group="jobs")])
-    assert ear.heard == [hint(7), hint(8, group="jobs")]
-
-
-async def test_hubs_of_this_process_can_be_told_alone(ear: Ear, layer: GatedLayer) -> None:
-    doorbell.ring_here([hint(7)])
-    doorbell.ring([hint(8)])
-    await until(lambda: layer.sent)
-    assert ear.heard == [hint(7), hint(8)]
-    assert hints_sent(layer) == [hint(8)]
-
-
-async def test_a_hub_that_does_not_listen_any_more_is_not_told(ear: Ear) -> None:
-    doorbell.stop_listening(ear)
-    doorbell.ring([hint(7)])
-    assert ear.heard == []
-
-
-def test_a_hub_whose_loop_is_closed_is_not_told() -> None:
-    ear = Ear(asyncio.new_event_loop())
-    doorbell.listen(ear)
-    ear.loop.close()
-    doorbell.ring([hint(7)])
-    assert ear.heard == []
-
-
 # Other processes
 
 
 async def test_other_processes_are_told_in_the_group_of_doorbells(
     ear: Ear, layer: GatedLayer
 ) -> None:
-    doorbell.ring([hint(7), hint(8, group="jobs")])
+    ring([hint(7), hint(8, group="jobs")])
     await until(lambda: len(layer.sent) == 2)
     assert [group for group, _ in layer.sent] == [doorbell_group("news"), doorbell_group("jobs")]
     assert hints_sent(layer) == [hint(7), hint(8, group="jobs")]
 
 
 async def test_any_thread_may_ring(ear: Ear, layer: GatedLayer) -> None:
-    thread = Thread(target=doorbell.ring, args=[[hint(7)]])
+    thread = Thread(target=ring, args=[[hint(7)]])
     thread.start()
     await asyncio.to_thread(thread.join)
     await until(lambda: layer.sent)
@@ -166,11 +98,11 @@ async def test_any_thread_may_ring(ear: Ear, layer: GatedLayer) -> None:
 async def pile_up(layer: GatedLayer, *hints: Hint) -> list[Hint]:
     """Ring while the layer is busy, and return what it is given when it is free again."""
     layer.gate.clear()
-    doorbell.ring([hint(1, group="busy")])
+    ring([hint(1, group="busy")])
     await until(lambda: layer.sending)
     for one in hints:
-        doorbell.ring([one])
-    doorbell.ring([hint(1, group="last")])
+        ring([one])
+    ring([hint(1, group="last")])
     layer.gate.set()
     await until(lambda: doorbell_group("last") in dict(layer.sent))
     return hints_sent(layer)[1:-1]
@@ -223,20 +155,11 @@ async def test_a_doorbell_that_is_lost_is_logged_and_the_next_one_rings(
     layer: GatedLayer, caplog: pytest.LogCaptureFixture
 ) -> None:
     layer.failures.append(ConnectionError("The layer is down."))
-    doorbell.ring([hint(7), hint(8, group="jobs")])
+    ring([hint(7), hint(8, group="jobs")])
     await until(lambda: layer.sent)
     assert hints_sent(layer) == [hint(8, group="jobs")]
     assert "The doorbell of group 'news' was lost." in caplog.text
     assert "The layer is down." in caplog.text
-
-
-async def test_a_layer_that_cannot_be_made_does_not_fail_the_publisher(
-    ear: Ear, settings: Settings, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings.CHANNEL_LAYERS = {"default": {"BACKEND": "tests.layers.NoSuchLayer"}}
-    doorbell.ring([hint(7)])
-    assert ear.heard == [hint(7)]
-    assert "Ringing over the channel layer failed" in caplog.text
 
 
 # A process without a hub

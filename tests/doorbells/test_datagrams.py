@@ -1,0 +1,251 @@
+"""Doorbells between the processes of one host, without a service."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from django.conf import settings as django_settings
+from django.db import connection
+from django.test import override_settings
+from pytest_django import Settings
+
+from django_sse.doorbells.base import DEAF_SECONDS
+from django_sse.doorbells.datagrams import DatagramDoorbell, meeting_place
+from django_sse.stores import get_store
+from django_sse.stores.base import Hint
+from django_sse.stores.database import DatabaseStore
+from django_sse.stores.memory import MemoryStore
+from tests.clients import connected
+from tests.doorbells.conftest import Ear, hint
+from tests.streams import until
+
+# Another process, which may be killed before it has cleaned up.
+RINGER = """
+import sys
+from pathlib import Path
+
+from django.conf import settings
+
+settings.configure()
+
+from django_sse.doorbells.datagrams import DatagramDoorbell
+from django_sse.stores.base import Hint
+from django_sse.stores.memory import MemoryStore
+
+store = MemoryStore()
+store.file = Path(sys.argv[1])
+hints = [Hint(f"group{number}", number + 1, False) for number in range(int(sys.argv[2]))]
+DatagramDoorbell(store).ring(hints)
+"""
+
+PUBLISHER = """
+import sys
+
+import django
+from django.conf import settings
+
+settings.configure(
+    INSTALLED_APPS=["django_sse"],
+    USE_TZ=True,
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": sys.argv[1]}},
+)
+django.setup()
+
+from django_sse import cancel, publish
+
+for number in range(200):
+    publish("news", str(number))
+cancel("news")
+"""
+
+
+async def run(code: str, *arguments: object) -> None:
+    """Run code in a process of its own."""
+    await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=django_settings.BASE_DIR,
+        check=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory whose path is short enough for a socket."""
+    with TemporaryDirectory(prefix="sse-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def store(short_path: Path) -> Iterator[MemoryStore]:
+    """A store that is a file, as far as its doorbell knows."""
+    store = MemoryStore()
+    store.file = short_path / "file"
+    store.file.touch()
+    yield store
+    assert [path.name for path in short_path.iterdir()] == ["file"]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("everything_ends")
+@override_settings(DJANGO_SSE={"SYNC_INTERVAL": 3600})
+async def test_what_another_process_publishes_arrives_without_asking_the_store() -> None:
+    async with connected("news") as client:
+        await run(PUBLISHER, connection.settings_dict["NAME"])
+        assert await asyncio.wait_for(client.stream.ended, 30) == "cancelled"
+        assert client.data[:-1] == [str(number) for number in range(200)]
+
+
+async def test_hubs_of_other_processes_hear_where_the_groups_stand(
+    ear: Ear, store: MemoryStore
+) -> None:
+    receiver = DatagramDoorbell(store).receiver(ear)
+    await receiver.open()
+    assert receiver.poll_seconds > DEAF_SECONDS
+    await run(RINGER, store.file, 40)
+    await until(lambda: len(ear.heard) == 40)
+    assert ear.heard == [Hint(f"group{number}", number + 1, False) for number in range(40)]
+    await receiver.close()
+
+
+async def test_a_process_rings_its_own_hubs_once(ear: Ear, store: MemoryStore) -> None:
+    doorbell = DatagramDoorbell(store)
+    receiver = doorbell.receiver(ear)
+    await receiver.open()
+    doorbell.ring([hint(7)])
+    await run(RINGER, store.file, 1)
+    await until(lambda: len(ear.heard) == 2)
+    assert ear.heard == [hint(7), Hint("group0", 1, False)]
+    await receiver.close()
+
+
+async def test_what_a_full_queue_may_have_left_out_is_asked_of_the_store(
+    ear: Ear, store: MemoryStore
+) -> None:
+    receiver = DatagramDoorbell(store).receiver(ear)
+    await receiver.open()
+    # Meanwhile the hub reads nothing.
+    subprocess.run(
+        [sys.executable, "-c", RINGER, str(store.file), "1000"],
+        cwd=django_settings.BASE_DIR,
+        check=True,
+    )
+    await until(lambda: ear.compared)
+    await receiver.close()
+
+
+async def test_a_datagram_that_is_no_doorbell_is_logged_and_the_next_one_rings(
+    ear: Ear, store: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver = DatagramDoorbell(store).receiver(ear)
+    await receiver.open()
+    [path] = meeting_place(store).directory.iterdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        for garbage in (b"", b"\xff\0", b"news", b"a/b 1 0", b"news 1 0\nx", b"1 " * 5000):
+            sender.sendto(garbage, str(path))
+        await until(lambda: caplog.text.count("no doorbell") >= 5)
+        sender.sendto(b"news 1 0", str(path))
+    await until(lambda: ear.heard)
+    assert ear.heard == [Hint("news", 1, False)]
+    await receiver.close()
+
+
+async def test_the_socket_of_a_process_that_was_killed_is_removed(
+    ear: Ear, store: MemoryStore
+) -> None:
+    receiver = DatagramDoorbell(store).receiver(ear)
+    await receiver.open()
+    left_behind = meeting_place(store).directory / "left-behind"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as dead:
+        dead.bind(str(left_behind))
+    await run(RINGER, store.file, 1)
+    assert not left_behind.exists()
+    await until(lambda: ear.heard)
+    await receiver.close()
+
+
+async def test_a_hub_that_can_have_no_socket_says_so_and_asks_the_store_often(
+    ear: Ear, short_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+    store.file = short_path / "nowhere" / "file"
+    receiver = DatagramDoorbell(store).receiver(ear)
+    await receiver.open()
+    assert "There can be no socket" in caplog.text
+    assert receiver.poll_seconds == DEAF_SECONDS
+    await receiver.close()
+
+
+async def test_who_may_write_the_file_may_ring(ear: Ear, store: MemoryStore) -> None:
+    assert store.file
+    store.file.chmod(0o660)
+    receiver = DatagramDoorbell(store).receiver(ear)
+    await receiver.open()
+    [path] = meeting_place(store).directory.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o660
+    await receiver.close()
+
+
+# Where they meet
+
+
+def test_processes_meet_beside_the_sqlite_file() -> None:
+    store = DatabaseStore()
+    assert store.file
+    assert meeting_place(store).directory.parent == store.file.parent
+
+
+def test_they_meet_elsewhere_where_its_path_is_too_long_for_a_socket() -> None:
+    store = MemoryStore()
+    store.file = Path("/", "x" * 90)
+    another = MemoryStore()
+    another.file = Path("/", "y" * 90)
+    place = meeting_place(store).directory
+    assert place == meeting_place(store).directory != meeting_place(another).directory
+    assert len(str(place)) < 80
+
+
+def test_stores_that_are_no_file_meet_where_their_project_does(settings: Settings) -> None:
+    store = MemoryStore()
+    places = {meeting_place(store).directory}
+    settings.SECRET_KEY = "another project"
+    places.add(meeting_place(store).directory)
+    settings.DJANGO_SSE = {"STORE": {"BACKEND": "memory", "OPTIONS": {"using": "other"}}}
+    places.add(meeting_place(store).directory)
+    assert len(places) == 3
+
+
+async def test_a_directory_that_a_stranger_has_made_is_not_used(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store = MemoryStore()
+    doorbell = DatagramDoorbell(store)
+    directory = meeting_place(store).directory
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    directory.symlink_to(elsewhere)
+    receiver = doorbell.receiver(ear)
+    await receiver.open()
+    assert "belongs to another user" in caplog.text
+    assert receiver.poll_seconds == DEAF_SECONDS
+    caplog.clear()
+    doorbell.ring([hint(7)])
+    assert "belongs to another user" in caplog.text
+    assert ear.heard == [hint(7)]
+    assert not list(elsewhere.iterdir())
+
+
+async def test_the_default_store_of_the_tests_has_a_place(ear: Ear) -> None:
+    receiver = DatagramDoorbell(get_store()).receiver(ear)
+    await receiver.open()
+    assert receiver.poll_seconds > DEAF_SECONDS
+    assert os.listdir(meeting_place(get_store()).directory)
+    await receiver.close()

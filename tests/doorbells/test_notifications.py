@@ -1,0 +1,208 @@
+"""Doorbells that PostgreSQL rings itself."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.test import override_settings
+from django.test.utils import CaptureQueriesContext
+
+from django_sse.doorbells.base import DEAF_SECONDS, HEARING_SECONDS, Receiver
+from django_sse.doorbells.notifications import NotificationDoorbell
+from django_sse.hub import current_hub
+from django_sse.stores import get_store
+from django_sse.stores.base import Hint, NewEntry
+from django_sse.stores.database import DatabaseStore
+from tests import pgbouncer
+from tests.clients import connected
+from tests.doorbells.conftest import Ear
+from tests.live.servers import unavailable
+from tests.postgresql import ALIAS, binaries
+from tests.streams import until
+from tests.threads import in_thread
+
+pytestmark = [
+    pytest.mark.skipif(not binaries(), reason="PostgreSQL is not installed"),
+    pytest.mark.django_db(transaction=True, databases=["default", ALIAS, pgbouncer.ALIAS]),
+    pytest.mark.usefixtures("everything_ends"),
+]
+
+STORE: dict[str, Any] = {"BACKEND": "database", "OPTIONS": {"using": ALIAS}}
+
+
+@pytest.fixture
+def postgresql_alone() -> Iterator[None]:
+    """The store is on PostgreSQL, and is not asked for what is new."""
+    with override_settings(DJANGO_SSE={"STORE": STORE, "SYNC_INTERVAL": 3600}):
+        yield
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[DatabaseStore]:
+    store = DatabaseStore(using=ALIAS)
+    yield store
+    await store.aclose()
+
+
+def publish_elsewhere(*texts: str) -> None:
+    """Publish as another process does: nobody rings the hubs of this one."""
+    entries = [NewEntry("news", f"data: {text}\n\n".encode()) for text in texts]
+    get_store().append(entries, lambda hints: None)
+
+
+async def open_receiver(store: DatabaseStore, ear: Ear) -> Receiver:
+    assert store.notifications
+    receiver = NotificationDoorbell(store.notifications).receiver(ear)
+    await receiver.open()
+    return receiver
+
+
+async def until_heard() -> None:
+    receiver = current_hub()._receiver
+    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+
+
+@pytest.mark.usefixtures("postgresql_alone")
+async def test_what_another_process_publishes_arrives_without_asking_the_store() -> None:
+    async with connected("news") as client:
+        await until_heard()
+        for number in range(20):
+            await in_thread(lambda number=number: publish_elsewhere(str(number)))  # type: ignore[misc]
+        assert await client.until_events(20) == [str(number) for number in range(20)]
+
+
+@pytest.mark.usefixtures("postgresql_alone")
+async def test_a_transaction_notifies_nobody_until_it_has_committed() -> None:
+    captured: list[str] = []
+
+    def publish_in_transaction() -> None:
+        with transaction.atomic(using=ALIAS):
+            with CaptureQueriesContext(connections[ALIAS]) as queries:
+                publish_elsewhere("committed")
+            captured.extend(query["sql"] for query in queries)
+
+    async with connected("news") as client:
+        await until_heard()
+        await in_thread(publish_in_transaction)
+        assert await client.until_events(1) == ["committed"]
+    assert captured
+    assert not any("notify" in sql.lower() for sql in captured)
+
+
+@pytest.mark.usefixtures("postgresql_alone")
+async def test_a_connection_that_was_lost_is_made_again_and_nothing_is_missed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def lose_all_connections() -> None:
+        with connections[ALIAS].cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid != pg_backend_pid()"
+            )
+        publish_elsewhere("meanwhile")
+
+    async with connected("news") as client:
+        await until_heard()
+        await in_thread(lose_all_connections)
+        assert await client.until_events(1) == ["meanwhile"]
+        await until_heard()
+        await in_thread(lambda: publish_elsewhere("afterwards"))
+        assert await client.until_events(2) == ["meanwhile", "afterwards"]
+    assert f"LISTEN on the database alias '{ALIAS}' hears nothing" in caplog.text
+
+
+async def test_a_notification_carries_where_a_group_stands_and_no_event(
+    ear: Ear, store: DatabaseStore
+) -> None:
+    receiver = await open_receiver(store, ear)
+    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    [number] = await store.aappend([NewEntry("news", b"data: x\n\n")], lambda hints: None)
+    await until(lambda: ear.heard)
+    assert ear.heard == [Hint("news", number or 0, cancelled=False)]
+    await receiver.close()
+
+
+async def test_a_receiver_that_is_closed_leaves_no_connection(
+    ear: Ear, store: DatabaseStore
+) -> None:
+    def connections_listening() -> int:
+        with connections[ALIAS].cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+            [count] = cursor.fetchone()
+        return int(count)
+
+    receiver = await open_receiver(store, ear)
+    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    assert await in_thread(connections_listening) == 1
+    await receiver.close()
+    async with asyncio.timeout(30):
+        while await in_thread(connections_listening):
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+def pooler() -> Iterator[None]:
+    """A PgBouncer behind its alias."""
+    if not pgbouncer.binary():
+        unavailable("PgBouncer is not installed")
+    with pgbouncer.serve(int(connections[ALIAS].settings_dict["PORT"])) as port:
+        connections[pgbouncer.ALIAS].settings_dict["PORT"] = port
+        yield
+
+
+@pytest.mark.usefixtures("pooler")
+async def test_through_a_transaction_pooler_nothing_is_heard_which_is_said_and_polled(
+    ear: Ear, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("django_sse.stores.notifications._TEST_SECONDS", 1)
+    store = DatabaseStore(using=ALIAS, listen_alias=pgbouncer.ALIAS)
+    receiver = await open_receiver(store, ear)
+    await until(lambda: "hears nothing" in caplog.text)
+    assert "listen_alias" in caplog.text
+    assert receiver.poll_seconds == DEAF_SECONDS
+    await receiver.close()
+    await store.aclose()
+
+
+@pytest.mark.usefixtures("pooler")
+async def test_listening_may_go_round_a_pooler(ear: Ear) -> None:
+    store = DatabaseStore(using=pgbouncer.ALIAS, listen_alias=ALIAS)
+    receiver = await open_receiver(store, ear)
+    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    await receiver.close()
+    await store.aclose()
+
+
+async def test_a_listener_that_cannot_connect_says_so_once_and_tries_again(
+    ear: Ear,
+    store: DatabaseStore,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("django_sse.stores.notifications._PAUSE_SECONDS", 0.01)
+    settings_dict = connections[ALIAS].settings_dict
+    port = settings_dict["PORT"]
+    tries: list[int] = []
+    notifications = store.notifications
+    assert notifications
+    connect = notifications._connect
+
+    def count_and_connect() -> BaseDatabaseWrapper:
+        tries.append(1)
+        return connect()
+
+    def use_port(port: int) -> None:
+        connections[ALIAS].close()
+        connections[ALIAS].settings_dict["PORT"] = port
+
+    monkeypatch.setattr(notifications, "_connect", count_and_connect)
+    await store._in_reader(lambda: use_port(1))
+    receiver = await open_receiver(store, ear)
+    await until(lambda: len(tries) > 2)
+    assert caplog.text.count("hears nothing") == 1
+    await store._in_reader(lambda: use_port(port))
+    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    await receiver.close()

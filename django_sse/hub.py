@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import islice
@@ -15,9 +15,10 @@ from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.base import listen, stop_listening
 from django_sse.mailbox import LAYER_SECONDS, Mailbox
 from django_sse.stores import get_store
-from django_sse.stores.base import Cursor, Hint
+from django_sse.stores.base import Cursor, GroupState, Hint
+from django_sse.stores.states import StateReader
 from django_sse.stream import Stream
-from django_sse.subscription import Subscription
+from django_sse.subscription import ALL_TAILS_BYTES, TAIL_BYTES, Subscription
 from django_sse.tasks import logger, spawn
 
 # Heartbeats and send timeouts are looked at this often.
@@ -35,7 +36,7 @@ def current_hub() -> "Hub":
     A hub begins with its first stream and is discarded after its last.
     """
     loop = asyncio.get_running_loop()
-    if loop not in _hubs:
+    if loop not in _hubs or _hubs[loop].outdated:
         for closed in [other for other in list(_hubs) if other.is_closed()]:
             _hubs.pop(closed, None)
         _hubs[loop] = Hub(loop)
@@ -56,6 +57,7 @@ class Hub:
         self.now = loop.time()
         self._subscriptions: dict[str, Subscription] = {}
         self._store = get_store()
+        self._states = StateReader(self._store)
         self._layer = get_channel_layer()
         self._receiver = doorbell_of(self._store).receiver(self)
         self._inbox: deque[Sequence[Hint]] = deque()
@@ -66,7 +68,36 @@ class Hub:
         self._tasks: list[asyncio.Task[None]] = []
         self._ticking: asyncio.TimerHandle | None = None
 
+    @property
+    def outdated(self) -> bool:
+        """Whether no stream is open, and the settings are not those that it was made with."""
+        current = (get_store(), get_channel_layer())
+        return not self.streams and current != (self._store, self._layer)
+
     # Streams
+
+    async def states(
+        self, groups: Sequence[str], sent: Mapping[str, int], history: int
+    ) -> dict[str, GroupState]:
+        """Return where the groups stand, from memory where that is enough to begin a stream with.
+
+        Args:
+            groups: The groups of the stream.
+            sent: The numbers in its client's position.
+            history: How many past events a group gives to a client without a number in it.
+
+        Raises:
+            Exception: The event store could not be read.
+        """
+        known = {
+            group: state
+            for group in groups
+            if (subscription := self._subscriptions.get(group))
+            and (state := subscription.state_after(sent.get(group), history))
+        }
+        unknown = [group for group in groups if group not in known]
+        read = await self._states.read(unknown) if unknown else {}
+        return {group: known.get(group) or read[group] for group in groups}
 
     async def join(self, stream: Stream, groups: Sequence[str]) -> None:
         """Let a stream follow its groups; from now on it is told of all that is new.
@@ -104,6 +135,7 @@ class Hub:
 
     def _subscribe(self, group: str) -> Subscription:
         subscription = self._subscriptions[group] = Subscription(group, self._store)
+        subscription.bound_tail(self._tail_bytes())
         spawn(self._open(subscription))
         return subscription
 
@@ -113,7 +145,7 @@ class Hub:
             # for: the sync finds what it does not tell.
             entering = spawn(self._receiver.enter(subscription.group))
             await asyncio.wait([entering], timeout=LAYER_SECONDS)
-            states = await self._store.astates([subscription.group])
+            states = await self._states.read([subscription.group])
         except Exception as error:
             # The streams that wait for it end; those that come meanwhile try anew.
             self._forget(subscription)
@@ -234,7 +266,11 @@ class Hub:
             for group, state in (await self._store.astates(some)).items():
                 if subscription := self._subscriptions.get(group):
                     subscription.compare(state)
+                    subscription.bound_tail(self._tail_bytes())
         await self._store.atrim()
+
+    def _tail_bytes(self) -> int:
+        return min(TAIL_BYTES, ALL_TAILS_BYTES // max(len(self._subscriptions), 1))
 
     async def _renew_memberships(self) -> None:
         # Apart from the sync, which must go on when the layer does not.

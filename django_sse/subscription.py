@@ -18,10 +18,14 @@ from django_sse.tasks import logger, spawn
 
 # The type of a plain Channels message that needs no handler.
 PLAIN_EVENT: Final = "sse.event"
-# Bytes of a group's newest events kept in memory for streams that come back.
-TAIL_BYTES: Final = 512 * 1024
+# Bytes of the newest events kept in memory for streams that come back: of a group, and of all
+# groups together.
+TAIL_BYTES: Final = 1024 * 1024
+ALL_TAILS_BYTES: Final = 64 * TAIL_BYTES
 # Events read from the store at a time.
 PAGE: Final = 50
+# How many events the tail is lengthened by at the most, backwards, for one that comes back.
+_LENGTHEN: Final = 10 * PAGE
 # Streams served in one turn of the event loop, so that a large group never holds it for long.
 STREAMS_A_TURN: Final = 256
 # After an error of the store.
@@ -63,6 +67,11 @@ class Block:
             if entry.number
             else entry.wire
         )
+
+    @property
+    def size(self) -> int:
+        """The bytes that it takes in memory, nearly."""
+        return len(self.wire) + len(self.chunk)
 
     def event(self) -> Event:
         """Return the event again, for a view's ``filter_event``."""
@@ -114,6 +123,8 @@ class Subscription:
         self._store = store
         self._tail: deque[Block] = deque()
         self._tail_bytes = 0
+        self._max_tail_bytes = TAIL_BYTES
+        self._lengthening = asyncio.Lock()
         self._pending: list[Block] = []
         self._fanning_out = False
         self._early: list[Hint] = []
@@ -178,7 +189,7 @@ class Subscription:
             self._healing = False
 
     async def _fetch(self) -> None:
-        while True:
+        while not await self._go_on():
             # The head may move on while the store is asked: a state below what was known before
             # is of a store that has gone back, one below what is known now is merely late.
             known = self.head
@@ -199,13 +210,29 @@ class Subscription:
             self.cancelled = False
             if self.head == state.origin:
                 self.first, self.origin = state.first, state.origin
-            page = await self._store.aread(self.group, self._from(self.head), PAGE)
-            # Hints were heard meanwhile: what they brought is skipped.
-            entries, gap = join(self._from(self.head), page)
-            if not entries and (gap or not page):
+            if not await self._add_page():
                 self._reset(state)
                 return
-            self._add(entries)
+
+    async def _go_on(self) -> bool:
+        """Fetch what follows the head; say whether that was all there is to know."""
+        while self.head != self.origin:
+            page = await self._add_page()
+            # Whether a group is cancelled shows in its state: it may have been reopened since.
+            if not page or page[-1].closes or page[-1].number != self.head:
+                return False
+            self.cancelled = False
+            if len(page) < PAGE:
+                return True
+        return False
+
+    async def _add_page(self) -> list[Entry]:
+        """Take a page of what follows the head; return it, or nothing if that does not go on."""
+        page = await self._store.aread(self.group, self._from(self.head), PAGE)
+        # Hints were heard meanwhile: what they brought is skipped.
+        entries, gap = join(self._from(self.head), page)
+        self._add(entries)
+        return page if entries or not gap else []
 
     def recheck_cancelled(self) -> None:
         """Ask again whether the group is cancelled: it may have been reopened unheard, and a stream
@@ -219,6 +246,21 @@ class Subscription:
         if self.joined.done() and (state.head, state.cancelled) != (self.head, self.cancelled):
             self.heal()
 
+    # What was new a while ago
+
+    def state_after(self, number: int | None, history: int) -> GroupState | None:
+        """Return the group's state, if what is known here is enough to begin a stream with.
+
+        Args:
+            number: The position of the stream's client, if it has one.
+            history: How many past events it gets if it has none.
+        """
+        if not self.joined.done() or self.cancelled:
+            return None
+        state = GroupState(self.first, self.head, self._oldest, origin=self.origin)
+        begin = self.head - history if number is None else number
+        return state if self._oldest - 1 <= begin <= self.head else None
+
     async def read(self, after: int) -> list[Block]:
         """Return the blocks that follow a number, some of them, at least one.
 
@@ -226,12 +268,44 @@ class Subscription:
             HistoryLostError: They are not kept any more.
         """
         after = self._from(after)
-        if self._tail and self._tail[0].number <= after + 1:
-            return list(islice(self._tail, after + 1 - self._tail[0].number, None))
+        if self._oldest > after + 1:
+            # Those who come back together wait here for the one that reads for all.
+            async with self._lengthening:
+                while after + 1 < self._oldest <= after + _LENGTHEN and await self._lengthen():
+                    pass
+        if self._oldest <= after + 1:
+            return list(islice(self._tail, after + 1 - self._oldest, None))
         entries, _ = join(after, await self._store.aread(self.group, after, PAGE))
         if not entries:
             raise HistoryLostError
         return [Block(self.group, entry) for entry in entries]
+
+    async def _lengthen(self) -> bool:
+        """Read what comes before the tail, if there is room; say whether it has become longer."""
+        before = self._oldest
+        if self._tail_bytes > self._max_tail_bytes // 2:
+            return False
+        page = await self._store.aread(self.group, before - 1 - PAGE, PAGE)
+        for entry in reversed(page):
+            block = Block(self.group, entry)
+            # Meanwhile the tail may have been cut, or have gone on.
+            if entry.number == self._oldest - 1 < before:
+                if self._tail_bytes + block.size > self._max_tail_bytes:
+                    break
+                self._tail.appendleft(block)
+                self._tail_bytes += block.size
+        return self._oldest < before
+
+    def bound_tail(self, tail_bytes: int) -> None:
+        """Keep no more than so many bytes of the newest events."""
+        self._max_tail_bytes = tail_bytes
+        while self._tail_bytes > tail_bytes:
+            self._tail_bytes -= self._tail.popleft().size
+
+    @property
+    def _oldest(self) -> int:
+        """The number of the oldest event in the tail; that of the next one if there is none."""
+        return self._tail[0].number if self._tail else self.head + 1
 
     def _from(self, number: int) -> int:
         """Return the number before the one that follows a position."""
@@ -256,9 +330,8 @@ class Subscription:
             return
         self.head = blocks[-1].number
         self._tail.extend(blocks)
-        self._tail_bytes += sum(len(block.wire) for block in blocks)
-        while self._tail_bytes > TAIL_BYTES:
-            self._tail_bytes -= len(self._tail.popleft().wire)
+        self._tail_bytes += sum(block.size for block in blocks)
+        self.bound_tail(self._max_tail_bytes)
         self._deliver(blocks)
 
     # Fan-out

@@ -20,6 +20,7 @@ from django_sse.conf import conf
 from django_sse.event import Event
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
+from django_sse.hub import current_hub
 from django_sse.position import parse_position
 from django_sse.replay import starting_point
 from django_sse.response import (
@@ -31,7 +32,6 @@ from django_sse.response import (
     no_content,
     no_store,
 )
-from django_sse.stores import get_store
 from django_sse.stores.base import validate_group
 from django_sse.stream import MessageHandler
 from django_sse.tasks import logger
@@ -140,7 +140,7 @@ class EventStreamView(View):
             return groups
         sent = parse_position(last_event_id(request), groups)
         try:
-            states = await get_store().astates(groups)
+            states = await current_hub().states(groups, sent, self.history)
         except Exception:
             logger.exception("The event store could not be read; the client is sent back.")
             return UnavailableResponse(request)

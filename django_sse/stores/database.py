@@ -106,14 +106,13 @@ class DatabaseStore(EventStore):
 
     def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
         oldest = self._stored.filter(group=OuterRef("name")).order_by("number").values("number")
-        rows = (
-            self._groups.filter(name__in=groups)
-            .annotate(oldest=Subquery(oldest[:1]))
-            .values_list("name", "first", "head", "oldest", "cancelled")
+        rows = self._groups.annotate(oldest=Subquery(oldest[:1])).values_list(
+            "name", "first", "head", "oldest", "cancelled"
         )
         found = {
             name: GroupState(first, head, oldest or head + 1, cancelled)
-            for name, first, head, oldest, cancelled in rows
+            for some in _batches(groups)
+            for name, first, head, oldest, cancelled in rows.filter(name__in=some)
         }
         return {group: found.get(group) or GroupState() for group in groups}
 
@@ -257,14 +256,14 @@ class DatabaseStore(EventStore):
         return lambda: self._number_each(sorted(groups))
 
     def _refuse_cancelled(self, groups: Collection[str]) -> None:
-        cancelled = set(
-            self._groups.filter(name__in=groups, cancelled=True).values_list("name", flat=True)
-        )
-        waiting = self._outbox.filter(group__in=groups).exclude(kind=Kind.EVENT).order_by("id")
-        for group, kind in waiting.values_list("group", "kind"):
-            (cancelled.add if kind == Kind.CLOSE else cancelled.discard)(group)
-        for group in cancelled:
-            raise GroupCancelled(group)
+        for some in _batches(sorted(groups)):
+            rows = self._groups.filter(name__in=some, cancelled=True)
+            cancelled = set(rows.values_list("name", flat=True))
+            waiting = self._outbox.filter(group__in=some).exclude(kind=Kind.EVENT).order_by("id")
+            for group, kind in waiting.values_list("group", "kind"):
+                (cancelled.add if kind == Kind.CLOSE else cancelled.discard)(group)
+            for group in cancelled:
+                raise GroupCancelled(group)
 
     def _number_each(self, groups: Iterable[str]) -> list[Hint]:
         """Number what waits in some groups, in a short transaction for each of them."""

@@ -1,0 +1,46 @@
+"""Reads the states of groups for many streams that begin at once."""
+
+import asyncio
+from collections.abc import Iterable
+
+from django_sse.stores.base import EventStore, GroupState
+from django_sse.tasks import spawn
+
+
+class StateReader:
+    """Asks the store once for all that is asked for while it answers another question."""
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+        self._wanted: set[str] = set()
+        self._next: asyncio.Future[dict[str, GroupState]] | None = None
+        self._reading = False
+
+    async def read(self, groups: Iterable[str]) -> dict[str, GroupState]:
+        """Return the states of the groups, as they are from this call on.
+
+        Raises:
+            Exception: The event store could not be read.
+        """
+        groups = list(groups)
+        self._wanted.update(groups)
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        answer = self._next
+        if not self._reading:
+            self._reading = True
+            spawn(self._read())
+        # Shielded: it is others' answer, too.
+        states = await asyncio.shield(answer)
+        return {group: states[group] for group in groups}
+
+    async def _read(self) -> None:
+        while answer := self._next:
+            wanted, self._wanted, self._next = self._wanted, set(), None
+            try:
+                answer.set_result(await self._store.astates(list(wanted)))
+            except Exception as error:
+                answer.set_exception(error)
+                # Read here, for the case that nobody waits any more.
+                answer.exception()
+        self._reading = False

@@ -1,0 +1,121 @@
+"""Very many clients that come back at once, as after a deployment."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from django.db.backends.utils import CursorWrapper
+from django.urls import path
+
+from django_sse import aposition, apublish, apublish_many
+from django_sse.asgi import get_asgi_application
+from django_sse.event import Decoder
+from django_sse.views import EventStreamView
+from tests.clients import connected
+from tests.streams import until
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.urls(__name__),
+    pytest.mark.usefixtures("everything_ends"),
+    pytest.mark.timeout(300),
+]
+
+CLIENTS = 5000
+MISSED = 50
+HANDFUL = 5
+
+urlpatterns = [path("news/", EventStreamView.as_view(groups=["news"]))]
+application = get_asgi_application()
+
+
+class Reconnecting:
+    """A client that comes back with its last id; it counts what it is sent."""
+
+    def __init__(self, last_event_id: str) -> None:
+        self.decoder = Decoder()
+        self.data: list[str] = []
+        self._gone = asyncio.Event()
+        self._requested = False
+        self._header = (b"last-event-id", last_event_id.encode())
+
+    async def run(self) -> None:
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "GET",
+            "path": "/news/",
+            "query_string": b"",
+            "headers": [self._header],
+        }
+        await application(scope, self._receive, self._send)
+
+    def leave(self) -> None:
+        self._gone.set()
+
+    async def _receive(self) -> dict[str, Any]:
+        if not self._requested:
+            self._requested = True
+            return {"type": "http.request"}
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        self.data += [event.text for event in self.decoder.feed(message.get("body", b""))]
+
+
+@contextmanager
+def queries_for_events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Collect the SQL that asks for groups or events, in any thread."""
+    queries: list[str] = []
+    execute = CursorWrapper.execute
+
+    def collect(cursor: CursorWrapper, sql: Any, params: Any = None) -> Any:
+        if "django_sse_storedevent" in sql or "django_sse_eventgroup" in sql:
+            queries.append(sql)
+        return execute(cursor, sql, params)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CursorWrapper, "execute", collect)
+        yield queries
+
+
+async def all_are_caught_up(positions: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [str(number) for number in range(MISSED)]
+    clients = [Reconnecting(position) for position in positions]
+    async with asyncio.TaskGroup() as tasks:
+        with queries_for_events(monkeypatch) as queries:
+            for client in clients:
+                tasks.create_task(client.run())
+            async with asyncio.timeout(250):
+                while not all(client.data for client in clients):
+                    await asyncio.sleep(0.1)
+        await apublish("news", "live")
+        await until(lambda: all(client.data[-1] == "live" for client in clients))
+        for client in clients:
+            client.leave()
+    for client in clients:
+        assert client.data == [*expected[MISSED + 1 - len(client.data) :], "live"]
+    assert len(queries) <= HANDFUL, queries
+
+
+async def test_a_new_process_catches_them_up_with_a_handful_of_queries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await apublish("news", "long ago")
+    start = await aposition("news")
+    await apublish_many(("news", str(number)) for number in range(MISSED))
+    await all_are_caught_up([start] * CLIENTS, monkeypatch)
+
+
+async def test_those_that_left_at_different_times_share_the_same_queries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await apublish("news", "long ago")
+    start = await aposition("news")
+    published = await apublish_many(("news", str(number)) for number in range(MISSED))
+    positions = [start, *(one.id or "" for one in published[:-1])]
+    async with connected("news"):
+        await all_are_caught_up(positions * 10, monkeypatch)

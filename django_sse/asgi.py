@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from django.core.asgi import get_asgi_application as get_django_application
 
+from django_sse.backpressure import waiting_for_client
 from django_sse.stream import Stream
 from django_sse.tasks import logger, spawn
 
@@ -105,9 +106,10 @@ class HandOff:
             return
         watching = spawn(self._watch(stream))
         try:
-            stream.serve(self._send_chunk)
-            # Shielded: a cancelled server task must not cancel the future that others set.
-            await asyncio.shield(stream.ended)
+            with waiting_for_client(self._send) as send:
+                stream.serve(lambda chunk: send(_body(chunk, more=True)))
+                # Shielded: a cancelled server task must not cancel the future that others set.
+                await asyncio.shield(stream.ended)
             if not self._disconnected:
                 await self._send_end()
         finally:
@@ -133,13 +135,10 @@ class HandOff:
         # It has kept compressing middleware away; RFC 9110, 8.4.1 wants it not to be sent.
         return {**message, "headers": kept}
 
-    def _send_chunk(self, chunk: bytes) -> Awaitable[None]:
-        return self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-
     async def _send_end(self) -> None:
         try:
             async with asyncio.timeout(_FAREWELL_SECONDS):
-                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+                await self._send(_body(b"", more=False))
         except OSError:
             # Also a timeout, and what ASGI lets a server raise for a client that has gone.
             # Returning without it makes the server drop the connection.
@@ -152,3 +151,7 @@ class HandOff:
         finally:
             self._disconnected = True
             stream.end("disconnected")
+
+
+def _body(chunk: bytes, *, more: bool) -> Message:
+    return {"type": "http.response.body", "body": chunk, "more_body": more}

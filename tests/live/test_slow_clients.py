@@ -7,7 +7,7 @@ import pytest
 
 from django_sse import Event
 from tests.live.client import connect, until_open
-from tests.live.servers import finish, require, serve, start
+from tests.live.servers import SERVERS, finish, require, serve, start
 
 EVENT_BYTES = 64 * 1024
 EVENTS = 20 * 1024 * 1024 // EVENT_BYTES
@@ -21,8 +21,7 @@ def number_of(event: Event) -> int:
     return int(number)
 
 
-# daphne is left out: its send never waits, so that only the socket would tell how slow a client is.
-@pytest.mark.parametrize("name", ["uvicorn", "hypercorn", "granian"])
+@pytest.mark.parametrize("name", SERVERS)
 @pytest.mark.parametrize(
     "bounds",
     [

@@ -76,8 +76,8 @@ class Conf:
     whether it is cancelled. None: never."""
 
     SYNC_INTERVAL: float | None = _key(None, SECONDS_OR_OFF)
-    """Seconds between two comparisons with the store. None: 0.1 on a channel layer that does not
-    cross processes, 5 on one that does."""
+    """Seconds between two comparisons with the store. None: 5, 1 or 0.1, as much as doorbells of
+    other processes are heard."""
 
     HEARTBEAT: float | None = _key(15, SECONDS_OR_OFF)
     """Seconds of silence after which a stream sends a comment. None: never."""

@@ -108,7 +108,7 @@ def test_e001_is_not_given_without_the_setting(settings: Settings) -> None:
 @pytest.mark.parametrize(
     "store",
     [
-        "redis",
+        "cassette",
         "no.such.Store",
         "django_sse.stores.memory.NoSuchStore",
         # No store, and one that takes no such option.
@@ -125,8 +125,11 @@ def test_e002_is_a_store_that_cannot_be_used(settings: Settings, store: Any) -> 
 
 
 def test_e002_lists_the_stores_that_there_are(settings: Settings) -> None:
-    settings.DJANGO_SSE = {"STORE": "redis"}
-    assert "Choose one of database, memory, or the dotted path" in found()["django_sse.E002"].msg
+    settings.DJANGO_SSE = {"STORE": "cassette"}
+    assert (
+        "Choose one of database, memory, redis, or the dotted path"
+        in found()["django_sse.E002"].msg
+    )
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,33 @@ def test_e003_and_e004_are_not_given_for_the_memory_store(settings: Settings) ->
     assert found() == {}
 
 
+# E005: the redis store
+
+
+@pytest.mark.parametrize(
+    "url", [None, "", "localhost:6379", "redis://localhost?db=first", "redis://localhost?pool=5"]
+)
+def test_e005_is_a_url_that_redis_py_cannot_read(settings: Settings, url: Any) -> None:
+    settings.DJANGO_SSE = {"STORE": {"BACKEND": "redis", "OPTIONS": {"url": url}}}
+    messages = found()
+    assert list(messages) == ["django_sse.E005"]
+    assert messages["django_sse.E005"].is_serious()
+    assert '"redis://user:password@host:6379/0"' in str(messages["django_sse.E005"].hint)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://nobody.invalid:1/0",
+        "rediss://user:secret@nobody.invalid?socket_timeout=2&max_connections=5",
+        "unix:///no/such.sock?db=1",
+    ],
+)
+def test_e005_is_not_given_for_a_redis_that_is_away(settings: Settings, url: str) -> None:
+    settings.DJANGO_SSE = {"STORE": {"BACKEND": "redis", "OPTIONS": {"url": url}}}
+    assert found() == {}
+
+
 # W001 and W002: ASGI
 
 

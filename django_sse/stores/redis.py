@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Container, Iterable, Sequence
-from functools import cached_property
 from hashlib import sha1
 from pathlib import Path
+from threading import Lock
 from time import time
 from typing import Any, Final, NamedTuple
 
@@ -84,6 +84,8 @@ class RedisStore(EventStore):
         self.url = url
         self._prefix = prefix
         self._durable = durable
+        self._making = Lock()
+        self._client: redis.Redis | None = None
         # A connection belongs to its loop, so each loop has a client; the generator closes it.
         self._readers: dict[
             asyncio.AbstractEventLoop, tuple[redis.asyncio.Redis, AsyncGenerator[None]]
@@ -197,9 +199,15 @@ class RedisStore(EventStore):
 
     # Redis
 
-    @cached_property
+    @property
     def _publisher(self) -> redis.Redis:
-        return redis.Redis.from_url(self.url, **_OPTIONS, retry=Retry(NoBackoff(), 0))
+        # One for all threads: a second one would close the connections of its pool when it goes.
+        with self._making:
+            if self._client is None:
+                self._client = redis.Redis.from_url(
+                    self.url, **_OPTIONS, retry=Retry(NoBackoff(), 0)
+                )
+            return self._client
 
     @property
     def _changes(self) -> str:

@@ -168,6 +168,13 @@ async def test_a_group_stays_cancelled_in_a_redis_that_went_back() -> None:
             assert texts(await store.aread("news", 0, 10))[::2] == ["late", "c"]
 
 
+async def test_a_new_run_that_one_hub_asks_for_is_told_to_the_others(store: RedisStore) -> None:
+    [number] = await append(store, event("news", "a"))
+    _, cursor = await store.achanged(None, {"news"})
+    begun = await store.anew_run("news", (number or 0) + 1000)
+    assert [hint.head for hint in await changes(store, cursor, "news")] == [begun.head]
+
+
 async def test_flushing_all_is_noticed_without_a_restart(store: RedisStore, client: Any) -> None:
     [number] = await append(store, event("news", "a"))
     assert number is not None
@@ -257,11 +264,17 @@ async def test_connections_that_a_restart_has_cut_fail_nobody() -> None:
 
 async def test_a_redis_that_hangs_is_not_waited_for_and_gets_no_event_twice() -> None:
     with serve() as server:
+        client: Any = redis.Redis.from_url(server.url)
         async with store_on(server, "?socket_timeout=0.3") as store:
             await append(store, event("news", "before"))
+            connections = client.info()["total_connections_received"]
             server.pause()
             with pytest.raises(redis.TimeoutError):
                 await append(store, event("news", "unsure"))
+            server.resume()
+            # It was not tried again, on another connection.
+            assert client.info()["total_connections_received"] == connections
+            server.pause()
             with pytest.raises(redis.TimeoutError):
                 await state(store, "news")
             server.resume()
@@ -390,6 +403,13 @@ async def test_a_change_is_told_after_a_clock_that_went_back(
     _, cursor = await store.achanged(None, {"news"})
     await append(store, event("news", "a"))
     assert len(await changes(store, cursor, "news")) == 1
+
+
+async def test_reopening_a_group_never_published_to_creates_nothing(
+    store: RedisStore, client: Any
+) -> None:
+    assert await append(store, reopening("news")) == [None]
+    assert client.keys("*:group") == client.keys("*:events") == []
 
 
 async def test_any_bytes_come_back_as_they_were(store: RedisStore) -> None:

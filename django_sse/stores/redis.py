@@ -63,6 +63,7 @@ class RedisStore(EventStore):
     ``run_id`` has changed, each group begins a new run of numbers as soon as it is touched, and
     clients get a ``reset``. ``durable`` is the operator's promise that it forgets nothing
     (``appendfsync always``, and no failover to a replica that may be behind): streams then go on.
+    It has to be the same in all processes.
 
     Inside a transaction on ``using``, a cancel or a reopen counts from the commit on, and what is
     published is lost if the process dies between the commit and its hook.
@@ -146,7 +147,12 @@ class RedisStore(EventStore):
             for closed in [other for other in list(self._readers) if other.is_closed()]:
                 self._readers.pop(closed, None)
             client = redis.asyncio.Redis.from_url(
-                self.url, **_OPTIONS, retry=AsyncRetry(NoBackoff(), 1)
+                self.url,
+                **_OPTIONS,
+                # A connection may have been cut while it was idle; what runs here can run twice.
+                retry=AsyncRetry(NoBackoff(), 1),
+                # Before redis-py 6 it is not tried again without this.
+                retry_on_error=[redis.ConnectionError, redis.TimeoutError],
             )
             closing = _close_at_end(client)
             self._readers[loop] = client, closing

@@ -48,7 +48,7 @@ SECONDS_OR_OFF: Final = Rule(
     lambda value: value is None or (_is_number(value) and 0 < value < float("inf")),
 )
 STORE: Final = Rule(
-    '"database", "memory", the dotted path of an EventStore, or '
+    '"database", "memory", "redis", the dotted path of an EventStore, or '
     '{"BACKEND": one of these, "OPTIONS": {...}}',
     _is_store,
 )
@@ -63,7 +63,8 @@ class Conf:
     """The values of ``DJANGO_SSE``, each with its default."""
 
     STORE: str | dict[str, Any] = _key("database", STORE)
-    """Where events are kept. OPTIONS of the database store: ``using``, a database alias."""
+    """Where events are kept. OPTIONS of each store: ``using``, a database alias. Of the redis
+    store also ``url``, ``prefix`` and ``durable``."""
 
     HISTORY_SIZE: int = _key(1000, COUNT)
     """Events kept for replay, per group, at least. Trimming is in bulk: up to a tenth more."""

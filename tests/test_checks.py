@@ -108,7 +108,7 @@ def test_e001_is_not_given_without_the_setting(settings: Settings) -> None:
 @pytest.mark.parametrize(
     "store",
     [
-        "redis",
+        "cassette",
         "no.such.Store",
         "django_sse.stores.memory.NoSuchStore",
         # No store, and one that takes no such option.
@@ -125,8 +125,11 @@ def test_e002_is_a_store_that_cannot_be_used(settings: Settings, store: Any) -> 
 
 
 def test_e002_lists_the_stores_that_there_are(settings: Settings) -> None:
-    settings.DJANGO_SSE = {"STORE": "redis"}
-    assert "Choose one of database, memory, or the dotted path" in found()["django_sse.E002"].msg
+    settings.DJANGO_SSE = {"STORE": "cassette"}
+    assert (
+        "Choose one of database, memory, redis, or the dotted path"
+        in found()["django_sse.E002"].msg
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,6 +174,33 @@ def test_e003_and_e004_are_not_given_for_the_memory_store(settings: Settings) ->
     settings.DJANGO_SSE = {"STORE": {"BACKEND": "memory"}}
     settings.CHANNEL_LAYERS = {"default": {"BACKEND": "tests.layers.GatedLayer"}}
     settings.DATABASE_ROUTERS = [f"{__name__}.KeepAway"]
+    assert found() == {}
+
+
+# E005: the redis store
+
+
+@pytest.mark.parametrize(
+    "url", [None, "", "localhost:6379", "redis://localhost?db=first", "redis://localhost?pool=5"]
+)
+def test_e005_is_a_url_that_redis_py_cannot_read(settings: Settings, url: Any) -> None:
+    settings.DJANGO_SSE = {"STORE": {"BACKEND": "redis", "OPTIONS": {"url": url}}}
+    messages = found()
+    assert list(messages) == ["django_sse.E005"]
+    assert messages["django_sse.E005"].is_serious()
+    assert '"redis://user:password@host:6379/0"' in str(messages["django_sse.E005"].hint)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://nobody.invalid:1/0",
+        "rediss://user:secret@nobody.invalid?socket_timeout=2&max_connections=5",
+        "unix:///no/such.sock?db=1",
+    ],
+)
+def test_e005_is_not_given_for_a_redis_that_is_away(settings: Settings, url: str) -> None:
+    settings.DJANGO_SSE = {"STORE": {"BACKEND": "redis", "OPTIONS": {"url": url}}}
     assert found() == {}
 
 

@@ -10,7 +10,7 @@ from django_sse.conf import Conf, conf, problems
 COUNT = "a whole number above 0"
 SECONDS = "a finite number of seconds from 0"
 SECONDS_OR_OFF = "a finite number of seconds above 0, or None"
-STORE = '"database", "memory", the dotted path of an EventStore'
+STORE = '"database", "memory", "redis", the dotted path of an EventStore'
 
 NO_NUMBERS = ["1", b"1", [1], {}, True, False, float("nan"), float("inf"), float("-inf"), 1j]
 NO_COUNTS = [*NO_NUMBERS, 0, -1, 1.0, 1.5, None]

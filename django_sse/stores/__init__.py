@@ -14,6 +14,7 @@ from django_sse.stores.base import EventStore
 STORES: Final = {
     "database": "django_sse.stores.database.DatabaseStore",
     "memory": "django_sse.stores.memory.MemoryStore",
+    "redis": "django_sse.stores.redis.RedisStore",
 }
 
 

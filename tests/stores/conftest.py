@@ -1,15 +1,19 @@
 """The stores, each once for every test of the contract."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import redis
 from asgiref.sync import sync_to_async
 from django.db import connections
 
 from django_sse.stores.base import EventStore
 from django_sse.stores.database import DatabaseStore
 from django_sse.stores.memory import MemoryStore
+from django_sse.stores.redis import RedisStore
+from tests.live.servers import unavailable
 from tests.postgresql import ALIAS, binaries
+from tests.redis import RedisServer, binary, serve
 
 SQLITE = pytest.param("sqlite", marks=pytest.mark.django_db(transaction=True))
 POSTGRESQL = pytest.param(
@@ -21,6 +25,25 @@ POSTGRESQL = pytest.param(
     ),
 )
 MEMORY = pytest.param("memory", marks=pytest.mark.django_db(transaction=True))
+REDIS = pytest.param("redis", marks=pytest.mark.django_db(transaction=True))
+DURABLE_REDIS = pytest.param("durable redis", marks=pytest.mark.django_db(transaction=True))
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    """A Redis server for all tests that leave it running."""
+    if not binary():
+        unavailable("redis-server is not installed")
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(shared_redis: RedisServer) -> RedisServer:
+    """A Redis server without data."""
+    with redis.Redis.from_url(shared_redis.url) as client:
+        client.flushall()
+    return shared_redis
 
 
 def make_store(request: pytest.FixtureRequest) -> EventStore:
@@ -28,10 +51,13 @@ def make_store(request: pytest.FixtureRequest) -> EventStore:
         return MemoryStore()
     if request.param == "sqlite":
         return DatabaseStore()
+    if request.param.endswith("redis"):
+        server: RedisServer = request.getfixturevalue("redis_server")
+        return RedisStore(url=server.url, durable=request.param == "durable redis")
     return DatabaseStore(using=ALIAS)
 
 
-@pytest.fixture(params=[MEMORY, SQLITE, POSTGRESQL])
+@pytest.fixture(params=[MEMORY, SQLITE, POSTGRESQL, REDIS, DURABLE_REDIS])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
     """Every store there is."""
     store = make_store(request)

@@ -1,0 +1,208 @@
+-- What the redis store does in one step: nothing else runs in Redis meanwhile.
+--
+-- ARGV: the operation, "1" where Redis keeps all that it acknowledges, HISTORY_SIZE, HISTORY_AGE
+-- and GROUP_TTL in milliseconds ("" for none), then what the operation itself takes.
+-- KEYS: for each group its hash and its stream; for "mark" and "changes" the set of changes.
+--
+-- The hash: `first`, `head`, `cancelled`, `closing` (the wire of the close that it was cancelled
+-- by) and `run`. The stream: an entry's id is its number and the milliseconds of its append.
+
+local operation, durable = ARGV[1], ARGV[2] == '1'
+local history_size, history_age, group_ttl = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+
+-- Entries that one call drops for their age.
+local TRIM_STEPS = 100
+
+local clock = redis.call('TIME')
+local now = clock[1] * 1000000 + clock[2] -- microseconds
+
+-- Lua writes 17e14 otherwise; numbers are exact up to 2^53, which is the year 2255.
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+local function last_change()
+  return tonumber(redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2] or 0)
+end
+
+if operation == 'mark' then
+  local score = text(math.max(now, last_change() + 1))
+  for i = 6, #ARGV do
+    redis.call('ZADD', KEYS[1], score, ARGV[i])
+  end
+  return score
+end
+
+-- After a restart or a failover it is another one, and acknowledged events may be lost.
+local run = durable and '' or redis.call('INFO', 'server'):match('run_id:(%x+)')
+local origin = durable and 0 or math.max(tonumber(run:sub(1, 8), 16), 1)
+
+if operation == 'changes' then
+  local names = {}
+  if ARGV[6] ~= '' then
+    names = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[6], '+inf')
+  end
+  return {run, last_change(), names}
+end
+
+-- Nothing older is kept: so every position of before is seen to be lost.
+local function begin_run(group, above)
+  group.head = math.max(now, above + 1)
+  group.first = group.first > 0 and group.first or group.head
+  group.changed, group.starts_empty = true, true
+end
+
+local function load(index)
+  local hash, events = KEYS[2 * index - 1], KEYS[2 * index]
+  local kept = redis.call('HMGET', hash, 'first', 'head', 'cancelled', 'run')
+  local group = {
+    hash = hash,
+    events = events,
+    first = tonumber(kept[1] or 0),
+    head = tonumber(kept[2] or origin),
+    cancelled = kept[3] == '1',
+    -- A stream without a hash is what an eviction has left over.
+    starts_empty = not kept[1],
+    added = {},
+  }
+  group.head_before = group.head
+  if kept[1] and kept[4] ~= run then
+    begin_run(group, group.head)
+  end
+  return group
+end
+
+local function add(group, wire, closes)
+  group.head = group.first > 0 and group.head + 1 or now
+  group.first = group.first > 0 and group.first or group.head
+  group.changed = true
+  table.insert(group.added, {number = group.head, wire = wire, closes = closes})
+  return group.head
+end
+
+-- As `Numbering.take`: 0 for what takes no number, nil for what is refused.
+local function take(group, kind, wire, staged)
+  if kind == 'REOPEN' then
+    group.changed = group.changed or group.cancelled
+    group.cancelled = false
+    return 0
+  elseif kind == 'CLOSE' then
+    if group.cancelled then
+      return 0
+    end
+    group.cancelled, group.closing = true, wire
+  elseif group.cancelled and not staged then
+    return nil
+  end
+  return add(group, wire, kind == 'CLOSE')
+end
+
+-- As `Numbering.finish`; returns the wire of the close that it added.
+local function finish(group)
+  local last = group.added[#group.added]
+  if group.cancelled and last and not last.closes then
+    local closing = group.closing or redis.call('HGET', group.hash, 'closing')
+    add(group, closing, true)
+    return closing
+  end
+  return ''
+end
+
+-- Drops what is too old; returns the number of the oldest entry kept.
+local function trim_by_age(group)
+  local expired = history_age and now / 1000 - history_age or 0
+  for step = 0, TRIM_STEPS do
+    local entry = redis.call('XRANGE', group.events, '-', '+', 'COUNT', 1)[1]
+    if not entry then
+      break
+    end
+    local number, time = entry[1]:match('(%d+)-(%d+)')
+    if tonumber(time) >= expired or step == TRIM_STEPS then
+      return tonumber(number)
+    end
+    redis.call('XDEL', group.events, entry[1])
+  end
+  return group.head + 1
+end
+
+local function expire(key, milliseconds)
+  if milliseconds then
+    redis.call('PEXPIRE', key, text(milliseconds))
+  else
+    redis.call('PERSIST', key)
+  end
+end
+
+local function save(group)
+  if not group.changed then
+    return
+  end
+  if group.starts_empty then
+    redis.call('DEL', group.events)
+  end
+  redis.call(
+    'HSET', group.hash, 'first', text(group.first), 'head', text(group.head),
+    'cancelled', group.cancelled and '1' or '0', 'run', run
+  )
+  if group.closing then
+    redis.call('HSET', group.hash, 'closing', group.closing)
+  end
+  local time = text(math.floor(now / 1000))
+  for _, entry in ipairs(group.added) do
+    redis.call(
+      'XADD', group.events, text(entry.number) .. '-' .. time,
+      'wire', entry.wire, 'closes', entry.closes and '1' or '0'
+    )
+  end
+  local in_bulk = math.max(math.floor(history_size / 10), 1)
+  if math.floor(group.head / in_bulk) ~= math.floor(group.head_before / in_bulk) then
+    redis.call('XTRIM', group.events, 'MAXLEN', text(history_size))
+  end
+  trim_by_age(group)
+  expire(group.hash, group_ttl)
+  local shortest = math.min(group_ttl or math.huge, history_age or math.huge)
+  expire(group.events, shortest < math.huge and shortest or nil)
+end
+
+local function state(group)
+  local oldest = group.first > 0 and trim_by_age(group) or group.head + 1
+  return {group.first, group.head, oldest, group.cancelled and 1 or 0, origin}
+end
+
+if operation == 'state' then
+  local group = load(1)
+  save(group)
+  return state(group)
+end
+
+if operation == 'new_run' then
+  local group, above = load(1), tonumber(ARGV[6])
+  if group.head < above then
+    begin_run(group, above)
+  end
+  save(group)
+  return state(group)
+end
+
+if operation == 'append' then
+  local staged = ARGV[6] == '1'
+  local groups, numbers, ends = {}, {}, {}
+  for i = 1, #KEYS / 2 do
+    groups[i] = load(i)
+  end
+  -- Nothing is written before all of it is accepted.
+  for i = 7, #ARGV, 3 do
+    local index = tonumber(ARGV[i])
+    local number = take(groups[index], ARGV[i + 1], ARGV[i + 2], staged)
+    if not number then
+      return index
+    end
+    table.insert(numbers, number)
+  end
+  for i, group in ipairs(groups) do
+    local closing = finish(group)
+    save(group)
+    ends[i] = {group.head, group.cancelled and 1 or 0, closing}
+  end
+  return {numbers, ends}
+end

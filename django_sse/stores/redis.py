@@ -1,0 +1,323 @@
+"""Keeps events in Redis Streams: for processes on any number of machines."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Container, Iterable, Sequence
+from hashlib import sha1
+from pathlib import Path
+from threading import Lock
+from time import time
+from typing import Any, Final, NamedTuple
+
+from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS
+
+from django_sse.conf import conf
+from django_sse.exceptions import GroupCancelled
+from django_sse.stores.base import (
+    Cursor,
+    Entry,
+    EventStore,
+    GroupState,
+    Hint,
+    Kind,
+    NewEntry,
+)
+
+try:
+    import redis
+    import redis.asyncio
+    from redis.asyncio.retry import Retry as AsyncRetry
+    from redis.backoff import NoBackoff
+    from redis.exceptions import NoScriptError
+    from redis.retry import Retry
+except ImportError as error:
+    raise ImproperlyConfigured(
+        f"The redis store needs redis-py ({error}): pip install 'django-sse[redis]'."
+    ) from error
+
+_SCRIPT: Final = Path(__file__).with_suffix(".lua").read_text()
+# What EVALSHA names the script by.
+_SHA: Final = sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+
+# What the URL does not say. RESP2: its connections need one exchange less, and redis-py of every
+# version reads its replies alike.
+_OPTIONS: Final[dict[str, Any]] = {
+    "socket_timeout": 5.0,
+    "socket_connect_timeout": 5.0,
+    "protocol": 2,
+}
+
+_Call = tuple[Any, ...]
+
+
+class _Cursor(NamedTuple):
+    run: bytes
+    score: int
+
+
+class RedisStore(EventStore):
+    """Events in Redis, at a ``url`` as redis-py reads it.
+
+    Redis may forget what it acknowledged: when it restarts, or another one takes over. So when its
+    ``run_id`` has changed, each group begins a new run of numbers as soon as it is touched, and
+    clients get a ``reset``. ``durable`` is the operator's promise that it forgets nothing
+    (``appendfsync always``, and no failover to a replica that may be behind): streams then go on.
+    It has to be the same in all processes.
+
+    Inside a transaction on ``using``, a cancel or a reopen counts from the commit on, and what is
+    published is lost if the process dies between the commit and its hook.
+
+    Publishing never tries twice, since an event could be doubled; it raises redis-py's own errors.
+    """
+
+    crosses_processes = True
+
+    def __init__(
+        self,
+        *,
+        url: str = "redis://localhost:6379/0",
+        prefix: str = "sse",
+        durable: bool = False,
+        using: str = DEFAULT_DB_ALIAS,
+    ) -> None:
+        super().__init__(using=using)
+        self.url = url
+        self._prefix = prefix
+        self._durable = durable
+        self._making = Lock()
+        self._client: redis.Redis | None = None
+        # A connection belongs to its loop, so each loop has a client; the generator closes it.
+        self._readers: dict[
+            asyncio.AbstractEventLoop, tuple[redis.asyncio.Redis, AsyncGenerator[None]]
+        ] = {}
+
+    # Reading
+
+    def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
+        return _by_group(groups, self._run(*self._state_calls(groups)))
+
+    async def astates(self, groups: Sequence[str]) -> dict[str, GroupState]:
+        return _by_group(groups, await self._arun(*self._state_calls(groups)))
+
+    async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
+        client = await self._reader()
+        _, events = self._keys(group)
+        rows: Any = await client.xrange(events, min=max(after + 1, 0), count=limit)
+        return [
+            Entry(int(stream_id.partition(b"-")[0]), fields[b"wire"], fields[b"closes"] == b"1")
+            for stream_id, fields in rows
+        ]
+
+    async def achanged(
+        self, cursor: _Cursor | None, groups: Container[str]
+    ) -> tuple[Iterable[Hint] | None, Cursor]:
+        since = "" if cursor is None else cursor.score
+        [(run, score, names)] = await self._arun(self._call("changes", [self._changes], since))
+        now = _Cursor(run, score)
+        if cursor is None:
+            return [], now
+        if run != cursor.run or score < cursor.score:
+            # Redis may have forgotten what this hub has seen.
+            return None, now
+        changed = [name for name in map(bytes.decode, names) if name in groups]
+        states = await self.astates(changed)
+        return [Hint(name, state.head, state.cancelled) for name, state in states.items()], now
+
+    async def anew_run(self, group: str, above: int) -> GroupState:
+        reply, _ = await self._arun(
+            self._call("new_run", self._keys(group), above), self._mark([group])
+        )
+        return _state(reply)
+
+    async def atrim(self) -> None:
+        # Groups and their events expire by themselves.
+        if (ttl := conf().GROUP_TTL) is not None:
+            client = await self._reader()
+            await client.zremrangebyscore(self._changes, "-inf", int((time() - ttl) * 1_000_000))
+
+    async def aclose(self) -> None:
+        if reader := self._readers.get(asyncio.get_running_loop()):
+            # What is being read just now goes on, on a connection that is closed with the loop.
+            await reader[0].connection_pool.disconnect(inuse_connections=False)
+
+    async def _reader(self) -> redis.asyncio.Redis:
+        loop = asyncio.get_running_loop()
+        if loop not in self._readers:
+            for closed in [other for other in list(self._readers) if other.is_closed()]:
+                self._readers.pop(closed, None)
+            client = redis.asyncio.Redis.from_url(
+                self.url,
+                **_OPTIONS,
+                # A connection may have been cut while it was idle; what runs here can run twice.
+                retry=AsyncRetry(NoBackoff(), 1),
+                # Before redis-py 6 it is not tried again without this.
+                retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+            )
+            closing = _close_at_end(client)
+            self._readers[loop] = client, closing
+            await anext(closing)
+        return self._readers[loop][0]
+
+    # Appending
+
+    def _append(
+        self, entries: Sequence[NewEntry], *, staged: bool = False
+    ) -> tuple[list[int | None], list[Hint]]:
+        groups = list(dict.fromkeys(entry.group for entry in entries))
+        index = {group: position for position, group in enumerate(groups, 1)}
+        reply, _ = self._run(
+            self._call(
+                "append",
+                [key for group in groups for key in self._keys(group)],
+                int(staged),
+                *(
+                    argument
+                    for entry in entries
+                    for argument in (index[entry.group], entry.kind.name, entry.wire)
+                ),
+            ),
+            # A command of its own, since a script's keys have to be in one slot of a cluster. After
+            # the append: who is told of a change finds it.
+            self._mark(groups),
+        )
+        if isinstance(reply, int):
+            raise GroupCancelled(groups[reply - 1])
+        numbers, ends = reply
+        numbered: dict[str, list[Entry]] = {group: [] for group in groups}
+        for entry, number in zip(entries, numbers, strict=True):
+            if number:
+                closes = entry.kind is Kind.CLOSE
+                numbered[entry.group].append(Entry(number, entry.wire, closes))
+        hints = []
+        for group, (head, cancelled, closing) in zip(groups, ends, strict=True):
+            if closing:
+                numbered[group].append(Entry(head, closing, closes=True))
+            hints.append(Hint(group, head, bool(cancelled), tuple(numbered[group])))
+        return [number or None for number in numbers], hints
+
+    def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Sequence[Hint]]:
+        states = self.states([entry.group for entry in entries])
+        for entry in entries:
+            if entry.kind is Kind.EVENT and states[entry.group].cancelled:
+                raise GroupCancelled(entry.group)
+        return lambda: self._append(entries, staged=True)[1]
+
+    # Redis
+
+    @property
+    def _publisher(self) -> redis.Redis:
+        # One for all threads: a second one would close the connections of its pool when it goes.
+        with self._making:
+            if self._client is None:
+                self._client = redis.Redis.from_url(
+                    self.url, **_OPTIONS, retry=Retry(NoBackoff(), 0)
+                )
+            return self._client
+
+    @property
+    def _changes(self) -> str:
+        return f"{self._prefix}:changed"
+
+    def _keys(self, group: str) -> list[str]:
+        # What is in braces chooses the slot of a cluster.
+        tag = f"{{{self._prefix}:{group}}}"
+        return [f"{tag}:group", f"{tag}:events"]
+
+    def _call(self, operation: str, keys: Sequence[str], *arguments: Any) -> _Call:
+        """Return what EVALSHA takes after the script's name."""
+        common = (
+            operation,
+            int(self._durable),
+            conf().HISTORY_SIZE,
+            _milliseconds(conf().HISTORY_AGE),
+            _milliseconds(conf().GROUP_TTL),
+        )
+        return (len(keys), *keys, *common, *arguments)
+
+    def _mark(self, groups: Sequence[str]) -> _Call:
+        return self._call("mark", [self._changes], *groups)
+
+    def _state_calls(self, groups: Sequence[str]) -> list[_Call]:
+        return [self._call("state", self._keys(group)) for group in groups]
+
+    def _run(self, *calls: _Call) -> list[Any]:
+        """Run the script for each of the calls, in one round trip; from any thread."""
+        with self._publisher.pipeline(transaction=False) as pipe:
+            replies = _add(pipe, calls).execute(raise_on_error=False)
+            if again := _not_run(calls, replies):
+                self._publisher.script_load(_SCRIPT)
+                replies = _merge(replies, _add(pipe, again).execute(raise_on_error=False))
+        return _checked(replies)
+
+    async def _arun(self, *calls: _Call) -> list[Any]:
+        """Run the script for each of the calls, in one round trip; on the running loop."""
+        client = await self._reader()
+        async with client.pipeline(transaction=False) as pipe:
+            replies = await _add(pipe, calls).execute(raise_on_error=False)
+            if again := _not_run(calls, replies):
+                await client.script_load(_SCRIPT)
+                replies = _merge(replies, await _add(pipe, again).execute(raise_on_error=False))
+        return _checked(replies)
+
+    # Configuration
+
+    def check(self) -> list[checks.CheckMessage]:
+        try:
+            redis.Redis.from_url(self.url, **_OPTIONS).connection_pool.make_connection()
+        except (AttributeError, TypeError, ValueError, redis.RedisError) as error:
+            return [
+                checks.Error(
+                    f"The redis store's `url` is none that redis-py accepts: {error}",
+                    hint='Give one such as "redis://user:password@host:6379/0" or '
+                    '"unix:///run/redis.sock"; redis-py\'s other options go into its query.',
+                    id="django_sse.E005",
+                )
+            ]
+        return []
+
+
+async def _close_at_end(client: redis.asyncio.Redis) -> AsyncGenerator[None]:
+    """Close a client when its loop ends, which closes the generators that have begun on it."""
+    try:
+        yield
+    finally:
+        await client.aclose()
+
+
+def _milliseconds(seconds: float | None) -> int | str:
+    return "" if seconds is None else max(int(seconds * 1000), 1)
+
+
+def _state(reply: Sequence[int]) -> GroupState:
+    first, head, oldest, cancelled, origin = reply
+    return GroupState(first, head, oldest, bool(cancelled), origin)
+
+
+def _by_group(groups: Sequence[str], replies: Sequence[Any]) -> dict[str, GroupState]:
+    return {group: _state(reply) for group, reply in zip(groups, replies, strict=True)}
+
+
+def _add(pipe: Any, calls: Iterable[_Call]) -> Any:
+    for call in calls:
+        pipe.evalsha(_SHA, *call)
+    return pipe
+
+
+def _not_run(calls: Sequence[_Call], replies: Sequence[Any]) -> list[_Call]:
+    """Return the calls that a server refused which does not know the script yet."""
+    return [
+        call for call, reply in zip(calls, replies, strict=True) if isinstance(reply, NoScriptError)
+    ]
+
+
+def _merge(replies: Sequence[Any], again: Iterable[Any]) -> list[Any]:
+    later = iter(again)
+    return [next(later) if isinstance(reply, NoScriptError) else reply for reply in replies]
+
+
+def _checked(replies: list[Any]) -> list[Any]:
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies

@@ -1,0 +1,595 @@
+"""What is special to the redis store: what Redis forgets, being away, expiry, clusters."""
+
+import asyncio
+import gc
+import json
+import re
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from asgiref.sync import sync_to_async
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from django_sse import apublish
+from django_sse.exceptions import GroupCancelled
+from django_sse.replay import is_lost
+from django_sse.stores import get_store
+from django_sse.stores.base import NewEntry, closing_wire, first_number
+from django_sse.stores.redis import RedisStore
+from tests.live.servers import finish, start
+from tests.redis import RedisServer, serve
+from tests.stores.test_contract import append, changes, close, event, reopening, state, texts
+from tests.test_hub import connected
+from tests.threads import in_thread
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("shared_redis")]
+
+APPENDING = {"appendonly": "yes", "appendfsync": "always"}
+SECONDS = 30
+
+
+@asynccontextmanager
+async def store_on(
+    server: RedisServer, query: str = "", **options: Any
+) -> AsyncIterator[RedisStore]:
+    store = RedisStore(url=server.url + query, **options)
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture
+async def store(redis_server: RedisServer) -> AsyncIterator[RedisStore]:
+    async with store_on(redis_server) as store:
+        yield store
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Any:
+    """Redis itself, without the store."""
+    return redis.Redis.from_url(redis_server.url)
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not await condition():
+            await asyncio.sleep(0.01)
+
+
+# Redis restarts
+
+
+async def test_a_durable_redis_that_is_killed_goes_on_where_it_was() -> None:
+    with serve(**APPENDING) as server:
+        async with store_on(server, durable=True) as store:
+            first, second = await append(store, event("news", "a"), event("news", "b"))
+            assert first is not None
+            assert second is not None
+            before = await store.astates(["news", "empty"])
+            _, cursor = await store.achanged(None, {"news"})
+            server.kill()
+            server.start()
+            assert await store.astates(["news", "empty"]) == before
+            assert texts(await store.aread("news", first - 1, 10)) == ["a", "b"]
+            hints, cursor = await store.achanged(cursor, {"news"})
+            assert hints == []
+            assert await append(store, event("news", "c")) == [second + 1]
+            assert [hint.head for hint in await changes(store, cursor, "news")] == [second + 1]
+
+
+async def test_a_redis_that_forgot_everything_has_lost_every_position() -> None:
+    with serve() as server:
+        async with store_on(server) as store:
+            [number] = await append(store, event("news", "a"))
+            assert number is not None
+            before = await store.astates(["news", "empty"])
+            positions = [state.origin for state in before.values()] + [number]
+            _, cursor = await store.achanged(None, before)
+            server.kill()
+            server.start()
+            hints, cursor = await store.achanged(cursor, before)
+            assert hints is None
+            for now in (await store.astates(list(before))).values():
+                assert all(is_lost(position, now) for position in positions)
+                assert not is_lost(now.head, now)
+            for group in before:
+                [new] = await append(store, event(group, "b"))
+                assert new is not None
+                assert new > number
+                now = await state(store, group)
+                assert all(is_lost(position, now) for position in positions)
+                assert not is_lost(now.origin, now)
+                assert texts(await store.aread(group, 0, 10)) == ["b"]
+            assert [hint.group for hint in await changes(store, cursor, "empty")] == ["empty"]
+
+
+async def read_state(store: RedisStore) -> None:
+    await state(store, "news")
+
+
+async def publish(store: RedisStore) -> None:
+    await append(store, event("news", "published"))
+
+
+async def ask_for_a_new_run(store: RedisStore) -> None:
+    await store.anew_run("news", 1)
+
+
+@pytest.mark.parametrize("touch", [read_state, publish, ask_for_a_new_run])
+async def test_a_redis_that_went_back_has_lost_every_position(
+    touch: Callable[[RedisStore], Awaitable[None]],
+) -> None:
+    with serve() as server:
+        async with store_on(server) as store:
+            kept = await append(store, event("news", "kept"), event("news", "kept too"))
+            redis.Redis.from_url(server.url).save()
+            lost = await append(store, event("news", "lost"))
+            last = lost[0]
+            assert last is not None
+            origin = (await state(store, "news")).origin
+            _, cursor = await store.achanged(None, {"news"})
+            server.kill()
+            server.start()
+            await touch(store)
+            now = await state(store, "news")
+            assert all(is_lost(number or 0, now) for number in (origin, *kept, *lost))
+            assert "kept" not in texts(await store.aread("news", 0, 10))
+            [number] = await append(store, event("news", "new"))
+            assert number == now.head + 1
+            assert number > last
+            now = await state(store, "news")
+            assert all(is_lost(number or 0, now) for number in (origin, *kept, *lost))
+            hints, _ = await store.achanged(cursor, {"news"})
+            assert hints is None
+
+
+async def test_a_group_stays_cancelled_in_a_redis_that_went_back() -> None:
+    with serve() as server:
+        async with store_on(server) as store:
+            await append(store, event("news", "a"), close("news"))
+            redis.Redis.from_url(server.url).save()
+            server.kill()
+            server.start()
+            with pytest.raises(GroupCancelled):
+                await append(store, event("news", "b"))
+            assert (await state(store, "news")).cancelled
+            # Published in a transaction that has committed: it goes before a close of its own.
+            late = [event("news", "late")]
+            _, [hint] = await asyncio.to_thread(store._append, late, staged=True)
+            assert [entry.wire for entry in hint.entries] == [late[0].wire, closing_wire("over")]
+            await append(store, reopening("news"))
+            await append(store, event("news", "c"))
+            assert texts(await store.aread("news", 0, 10))[::2] == ["late", "c"]
+
+
+async def test_a_new_run_that_one_hub_asks_for_is_told_to_the_others(store: RedisStore) -> None:
+    [number] = await append(store, event("news", "a"))
+    _, cursor = await store.achanged(None, {"news"})
+    begun = await store.anew_run("news", (number or 0) + 1000)
+    assert [hint.head for hint in await changes(store, cursor, "news")] == [begun.head]
+
+
+async def test_flushing_all_is_noticed_without_a_restart(store: RedisStore, client: Any) -> None:
+    [number] = await append(store, event("news", "a"))
+    assert number is not None
+    _, cursor = await store.achanged(None, {"news"})
+    client.flushall()
+    hints, cursor = await store.achanged(cursor, {"news"})
+    assert hints is None
+    assert is_lost(number, await state(store, "news"))
+    [new] = await append(store, event("news", "b"))
+    assert new is not None
+    assert new > number
+    assert is_lost(number, await state(store, "news"))
+    assert [hint.head for hint in await changes(store, cursor, "news")] == [new]
+
+
+async def test_an_evicted_group_begins_again_without_its_old_events(
+    store: RedisStore, client: Any
+) -> None:
+    [number] = await append(store, event("news", "a"))
+    assert number is not None
+    client.delete("{sse:news}:group")
+    assert is_lost(number, await state(store, "news"))
+    [new] = await append(store, event("news", "b"))
+    assert new is not None
+    assert new > number
+    assert texts(await store.aread("news", 0, 10)) == ["b"]
+    assert is_lost(number, await state(store, "news"))
+
+
+async def test_a_group_whose_events_were_evicted_goes_on_with_its_numbers(
+    store: RedisStore, client: Any
+) -> None:
+    first, second = await append(store, event("news", "a"), event("news", "b"))
+    assert first is not None
+    assert second is not None
+    client.delete("{sse:news}:events")
+    now = await state(store, "news")
+    assert is_lost(first, now)
+    assert not is_lost(second, now)
+    assert await append(store, event("news", "c")) == [second + 1]
+    assert texts(await store.aread("news", 0, 10)) == ["c"]
+
+
+# Redis is away
+
+
+async def test_publishing_and_reading_fail_while_redis_is_away_and_work_once_it_is_back() -> None:
+    with serve(**APPENDING) as server:
+        async with store_on(server, durable=True) as store:
+            await append(store, event("news", "a"))
+            server.stop()
+            for attempt in (
+                append(store, event("news", "b")),
+                state(store, "news"),
+                store.aread("news", 0, 10),
+                store.achanged(None, {"news"}),
+            ):
+                with pytest.raises(redis.ConnectionError, match=str(server.port)):
+                    await attempt
+            server.start()
+            await append(store, event("news", "c"))
+            assert texts(await store.aread("news", 0, 10)) == ["a", "c"]
+
+
+async def test_connections_that_a_restart_has_cut_fail_nobody() -> None:
+    with serve(**APPENDING) as server:
+        async with store_on(server, durable=True) as store:
+            everyone_ready = threading.Barrier(4)
+
+            def publish_together(text: str) -> None:
+                everyone_ready.wait(SECONDS)
+                store.append([event("news", text)], lambda hints: None)
+
+            async def publish_from_four_threads(text: str) -> None:
+                await asyncio.gather(
+                    *(in_thread(lambda: publish_together(text)) for _ in range(4)),
+                    *(state(store, "news") for _ in range(4)),
+                )
+
+            await publish_from_four_threads("before")
+            server.kill()
+            server.start()
+            await publish_from_four_threads("after")
+            read = texts(await store.aread("news", 0, 10))
+            assert read == ["before"] * 4 + ["after"] * 4
+
+
+async def test_a_redis_that_hangs_is_not_waited_for_and_gets_no_event_twice() -> None:
+    with serve() as server:
+        client: Any = redis.Redis.from_url(server.url)
+        async with store_on(server, "?socket_timeout=0.3") as store:
+            await append(store, event("news", "before"))
+            connections = client.info()["total_connections_received"]
+            server.pause()
+            with pytest.raises(redis.TimeoutError):
+                await append(store, event("news", "unsure"))
+            server.resume()
+            # It was not tried again, on another connection.
+            assert client.info()["total_connections_received"] == connections
+            server.pause()
+            with pytest.raises(redis.TimeoutError):
+                await state(store, "news")
+            server.resume()
+
+            async def arrived() -> bool:
+                return "unsure" in texts(await store.aread("news", 0, 10))
+
+            # It was sent, so it comes into being.
+            await until(arrived)
+            [number] = await append(store, event("news", "after"))
+            entries = await store.aread("news", 0, 10)
+            assert texts(entries) == ["before", "unsure", "after"]
+            assert entries[-1].number == number
+
+
+async def test_a_script_that_redis_has_forgotten_is_loaded_again(
+    store: RedisStore, client: Any
+) -> None:
+    await append(store, event("news", "a"))
+    _, cursor = await store.achanged(None, {"news"})
+    client.script_flush()
+    await append(store, event("news", "b"))
+    assert len(await changes(store, cursor, "news")) == 1
+    client.script_flush()
+    assert len(await changes(store, cursor, "news")) == 1
+    assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
+
+
+# What is kept, and for how long
+
+
+async def test_history_is_bounded_by_count_and_trimmed_in_bulk(
+    store: RedisStore, client: Any
+) -> None:
+    with override_settings(DJANGO_SSE={"HISTORY_SIZE": 20}):
+        for n in range(50):
+            await append(store, event("news", str(n)))
+            assert client.xlen("{sse:news}:events") <= 22
+    kept = texts(await store.aread("news", 0, 100))
+    assert kept == [str(n) for n in range(50 - len(kept), 50)]
+    assert len(kept) >= 20
+    now = await state(store, "news")
+    assert now.oldest == now.head - len(kept) + 1
+
+
+async def test_history_is_bounded_by_age(store: RedisStore, client: Any) -> None:
+    count = 250
+    await append(store, *(event("news", str(n)) for n in range(count)))
+    # As if all but the last of them were 25 hours old.
+    entries = client.xrange("{sse:news}:events")
+    client.delete("{sse:news}:events")
+    for stream_id, fields in entries:
+        number, _, milliseconds = stream_id.decode().partition("-")
+        age = 0 if stream_id == entries[-1][0] else 25 * 3600 * 1000
+        client.xadd("{sse:news}:events", fields, id=f"{number}-{int(milliseconds) - age}")
+    await append(store, event("news", "new"))
+    # Each call drops some of them, so that none takes long.
+    some = client.xlen("{sse:news}:events")
+    assert 2 < some < count
+    while client.xlen("{sse:news}:events") > 2:
+        await state(store, "news")
+        assert client.xlen("{sse:news}:events") < some
+        some = client.xlen("{sse:news}:events")
+    assert texts(await store.aread("news", 0, 10)) == [str(count - 1), "new"]
+    now = await state(store, "news")
+    assert now.oldest == now.head - 1
+
+
+@pytest.mark.parametrize(
+    ("conf", "group_ttl", "events_ttl"),
+    [
+        ({}, 7 * 24 * 3600, 24 * 3600),
+        ({"GROUP_TTL": 3600}, 3600, 3600),
+        ({"HISTORY_AGE": None}, 7 * 24 * 3600, 7 * 24 * 3600),
+        ({"GROUP_TTL": None}, None, 24 * 3600),
+        ({"GROUP_TTL": None, "HISTORY_AGE": None}, None, None),
+        ({"GROUP_TTL": 3600.5, "HISTORY_AGE": 1800.5}, 3600.5, 1800.5),
+    ],
+)
+async def test_groups_and_events_expire_after_the_last_change(
+    store: RedisStore,
+    client: Any,
+    conf: dict[str, Any],
+    group_ttl: float | None,
+    events_ttl: float | None,
+) -> None:
+    # What was set before does not stay.
+    for given in ({"GROUP_TTL": 9 * 24 * 3600, "HISTORY_AGE": 8 * 24 * 3600}, conf):
+        with override_settings(DJANGO_SSE=given):
+            await append(store, event("news", "a"))
+    for key, seconds in (("group", group_ttl), ("events", events_ttl)):
+        left = client.pttl(f"{{sse:news}}:{key}")
+        if seconds is None:
+            assert left == -1
+        else:
+            assert (seconds - SECONDS) * 1000 < left <= seconds * 1000
+
+
+async def test_idle_groups_are_forgotten_and_begin_again_beyond_their_numbers(
+    store: RedisStore, client: Any
+) -> None:
+    with override_settings(DJANGO_SSE={"GROUP_TTL": 0.05}):
+        [before] = await append(store, event("news", "a"))
+
+        async def forgotten() -> bool:
+            return (await state(store, "news")).first == 0
+
+        await until(forgotten)
+        assert client.keys("*") == [b"sse:changed"]
+
+        async def trimmed() -> bool:
+            await store.atrim()
+            return not client.keys("*")
+
+        await until(trimmed)
+    [after] = await append(store, event("news", "b"))
+    assert before is not None
+    assert after is not None
+    assert after > before
+
+
+async def test_a_change_is_told_after_a_clock_that_went_back(
+    store: RedisStore, client: Any
+) -> None:
+    client.zadd("sse:changed", {"sport": first_number() + 10**9})
+    _, cursor = await store.achanged(None, {"news"})
+    await append(store, event("news", "a"))
+    assert len(await changes(store, cursor, "news")) == 1
+
+
+async def test_reopening_a_group_never_published_to_creates_nothing(
+    store: RedisStore, client: Any
+) -> None:
+    assert await append(store, reopening("news")) == [None]
+    assert client.keys("*:group") == client.keys("*:events") == []
+
+
+async def test_any_bytes_come_back_as_they_were(store: RedisStore) -> None:
+    wires = [bytes(range(256)), "data: žluťoučký 🐎\n\n".encode(), b"x" * 300_000]
+    await append(store, *(NewEntry("news", wire) for wire in wires))
+    assert [entry.wire for entry in await store.aread("news", 0, 10)] == wires
+
+
+async def test_stores_with_prefixes_of_their_own_share_a_redis(redis_server: RedisServer) -> None:
+    async with store_on(redis_server, prefix="a") as a, store_on(redis_server, prefix="b") as b:
+        _, cursor = await b.achanged(None, {"news"})
+        await append(a, event("news", "x"))
+        assert (await state(b, "news")).first == 0
+        assert await changes(b, cursor, "news") == []
+
+
+# Many at once
+
+
+async def test_one_call_appends_to_many_groups_or_to_none(store: RedisStore) -> None:
+    groups = [f"group-{n}" for n in range(300)]
+    await append(store, close("group-7"), close("over"))
+    entries = [
+        reopening("group-7"),
+        *(event(group, text) for text in "ab" for group in groups),
+        close("group-8"),
+    ]
+    with pytest.raises(GroupCancelled, match="over"):
+        await append(store, *entries, event("over", "x"))
+    states = await store.astates(groups)
+    assert [group for group in groups if states[group].first] == ["group-7"]
+    numbers = await append(store, *entries)
+    assert numbers[0] is None
+    states = await store.astates(groups)
+    for place, group in enumerate(groups, 1):
+        last = [number for number in (numbers[place], numbers[place + 300]) if number]
+        assert last[1] == last[0] + 1
+        assert states[group].cancelled == (group == "group-8")
+        assert texts(await store.aread(group, last[0] - 1, 2)) == ["a", "b"]
+
+
+async def test_processes_append_without_losing_or_doubling_a_number(
+    redis_server: RedisServer, store: RedisStore, tmp_path: Path
+) -> None:
+    chosen = {"STORE": {"BACKEND": "redis", "OPTIONS": {"url": redis_server.url}}}
+    processes = [
+        await start(tmp_path, "sse_push", "news", "-", LIVE_DJANGO_SSE=json.dumps(chosen))
+        for _ in range(2)
+    ]
+    await asyncio.gather(
+        *(
+            finish(process, "".join(f"{name} {n}\n" for n in range(200)))
+            for name, process in zip("ab", processes, strict=True)
+        )
+    )
+    entries = await store.aread("news", 0, 1000)
+    first = entries[0].number
+    assert [entry.number for entry in entries] == list(range(first, first + 400))
+    read = texts(entries)
+    for name in "ab":
+        assert [text for text in read if text[0] == name] == [f"{name} {n}" for n in range(200)]
+
+
+# Connections
+
+
+def connections_to(client: Any) -> int:
+    # Without those of tests before, which are closed when they are collected.
+    gc.collect()
+    return len(client.client_list())
+
+
+async def test_each_event_loop_has_connections_that_end_with_it(
+    store: RedisStore, client: Any
+) -> None:
+    await append(store, event("news", "a"))
+    await state(store, "news")
+    before = connections_to(client)
+
+    def read_on_a_loop_of_its_own() -> None:
+        assert texts(asyncio.run(store.aread("news", 0, 10))) == ["a"]
+
+    for _ in range(3):
+        await in_thread(read_on_a_loop_of_its_own)
+    await until(sync_to_async(lambda: connections_to(client) == before))
+    assert len(store._readers) == 2
+    await asyncio.gather(*(state(store, "news") for _ in range(10)))
+
+
+async def test_closing_lets_go_of_the_connections_and_reading_takes_new_ones(
+    store: RedisStore, client: Any
+) -> None:
+    await append(store, event("news", "a"))
+    before = connections_to(client)
+    await asyncio.gather(*(state(store, "news") for _ in range(10)))
+    assert connections_to(client) > before
+    # What is under way meanwhile does not fail.
+    reading = [asyncio.create_task(store.aread("news", 0, 10)) for _ in range(10)]
+    await asyncio.sleep(0)
+    await store.aclose()
+    assert [texts(entries) for entries in await asyncio.gather(*reading)] == [["a"]] * 10
+    await store.aclose()
+    await until(sync_to_async(lambda: connections_to(client) == before))
+    assert texts(await store.aread("news", 0, 10)) == ["a"]
+
+
+async def test_a_group_lives_in_one_slot_of_a_cluster() -> None:
+    with serve(**{"cluster-enabled": "yes"}) as server:
+        cluster: Any = redis.Redis.from_url(server.url)
+        cluster.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+
+        async def assigned() -> bool:
+            return bool(cluster.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+
+        await until(assigned)
+        async with store_on(server) as store:
+            _, cursor = await store.achanged(None, {"news"})
+            [number] = await append(store, event("news", "a"))
+            assert await append(store, close("news")) == [(number or 0) + 1]
+            await append(store, event("sport", "b"))
+            assert texts(await store.aread("news", 0, 10))[0] == "a"
+            assert [hint.cancelled for hint in await changes(store, cursor, "news")] == [True]
+            assert all(now.first for now in (await store.astates(["news", "sport"])).values())
+
+
+# The whole stack
+
+
+def settings_for(server: RedisServer, **options: Any) -> dict[str, Any]:
+    store = {"BACKEND": "redis", "OPTIONS": {"url": server.url, **options}}
+    return {"STORE": store, "SYNC_INTERVAL": 0.1}
+
+
+@pytest.mark.usefixtures("everything_ends")
+async def test_a_stream_goes_on_when_a_durable_redis_restarts() -> None:
+    with (
+        serve(**APPENDING) as server,
+        override_settings(DJANGO_SSE=settings_for(server, durable=True)),
+    ):
+        async with connected("news") as stream:
+            await apublish("news", "before")
+            await stream.until_events(1)
+            server.kill()
+            with pytest.raises(redis.ConnectionError):
+                await apublish("news", "away")
+            server.start()
+            await apublish("news", "after")
+            # Another process rings nobody here: it is found in the store.
+            async with store_on(server, durable=True) as another_process:
+                await append(another_process, event("news", "another"))
+            assert await stream.until_events(3) == ["before", "after", "another"]
+
+
+@pytest.mark.usefixtures("everything_ends")
+@pytest.mark.parametrize("published", [True, False], ids=["published", "never published"])
+@pytest.mark.parametrize("publish_again", [True, False], ids=["publish", "wait"])
+async def test_a_stream_ends_in_a_reset_when_redis_has_forgotten(
+    published: bool, publish_again: bool
+) -> None:
+    with serve() as server, override_settings(DJANGO_SSE=settings_for(server)):
+        async with connected("news") as stream:
+            if published:
+                await apublish("news", "before")
+                await stream.until_events(1)
+            server.kill()
+            server.start()
+            if publish_again:
+                await apublish("news", "after")
+            assert await asyncio.wait_for(stream.stream.ended, SECONDS) == "reset"
+            assert "after" not in stream.data
+
+
+# Configuration
+
+
+def test_without_redis_py_the_store_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "django_sse.stores.redis")
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with (
+        override_settings(DJANGO_SSE={"STORE": "redis"}),
+        pytest.raises(ImproperlyConfigured, match=re.escape("pip install 'django-sse[redis]'")),
+    ):
+        get_store()

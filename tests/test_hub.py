@@ -28,6 +28,7 @@ from django_sse.stores.base import GroupState
 from django_sse.stores.database import DatabaseStore
 from django_sse.stream import Stream
 from tests.clients import AsyncClients, Client, connected
+from tests.queries import queries_for_events
 from tests.threads import in_thread
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
@@ -482,3 +483,24 @@ async def test_a_store_that_failed_once_serves_those_who_come_next(
         await apublish("news", "served")
         assert await client.until_events(1) == ["served"]
     unlucky.end("sent back")
+
+
+@override_settings(DJANGO_SSE={"SYNC_INTERVAL": 3600})
+async def test_what_a_sync_costs_does_not_grow_with_the_groups_that_are_followed() -> None:
+    streams = [
+        Stream(current_hub(), {f"group{number}": 0}, wants_messages=False)
+        for number in range(10_000)
+    ]
+    with queries_for_events() as queries:
+        await asyncio.gather(*(stream.open() for stream in streams))
+    # Those that come together are read together.
+    assert len(queries) <= 30
+    hub = current_hub()
+    cursor = await hub._compare_with_store(None)
+    with queries_for_events() as queries:
+        cursor = await hub._compare_with_store(cursor)
+        await in_thread(lambda: publish("elsewhere", "not followed"))
+        await hub._compare_with_store(cursor)
+    assert len([query for query in queries if not query.startswith("INSERT")]) <= 20, queries
+    for stream in streams:
+        stream.end("test is over")

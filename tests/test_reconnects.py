@@ -1,12 +1,9 @@
 """Very many clients that come back at once, as after a deployment."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from django.db.backends.utils import CursorWrapper
 from django.urls import path
 
 from django_sse import aposition, apublish, apublish_many
@@ -14,6 +11,7 @@ from django_sse.asgi import get_asgi_application
 from django_sse.event import Decoder
 from django_sse.views import EventStreamView
 from tests.clients import connected
+from tests.queries import queries_for_events
 from tests.streams import until
 
 pytestmark = [
@@ -66,27 +64,11 @@ class Reconnecting:
         self.data += [event.text for event in self.decoder.feed(message.get("body", b""))]
 
 
-@contextmanager
-def queries_for_events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Collect the SQL that asks for groups or events, in any thread."""
-    queries: list[str] = []
-    execute = CursorWrapper.execute
-
-    def collect(cursor: CursorWrapper, sql: Any, params: Any = None) -> Any:
-        if "django_sse_storedevent" in sql or "django_sse_eventgroup" in sql:
-            queries.append(sql)
-        return execute(cursor, sql, params)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CursorWrapper, "execute", collect)
-        yield queries
-
-
-async def all_are_caught_up(positions: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def all_are_caught_up(positions: list[str]) -> None:
     expected = [str(number) for number in range(MISSED)]
     clients = [Reconnecting(position) for position in positions]
     async with asyncio.TaskGroup() as tasks:
-        with queries_for_events(monkeypatch) as queries:
+        with queries_for_events() as queries:
             for client in clients:
                 tasks.create_task(client.run())
             async with asyncio.timeout(250):
@@ -101,21 +83,17 @@ async def all_are_caught_up(positions: list[str], monkeypatch: pytest.MonkeyPatc
     assert len(queries) <= HANDFUL, queries
 
 
-async def test_a_new_process_catches_them_up_with_a_handful_of_queries(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_new_process_catches_them_up_with_a_handful_of_queries() -> None:
     await apublish("news", "long ago")
     start = await aposition("news")
     await apublish_many(("news", str(number)) for number in range(MISSED))
-    await all_are_caught_up([start] * CLIENTS, monkeypatch)
+    await all_are_caught_up([start] * CLIENTS)
 
 
-async def test_those_that_left_at_different_times_share_the_same_queries(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_those_that_left_at_different_times_share_the_same_queries() -> None:
     await apublish("news", "long ago")
     start = await aposition("news")
     published = await apublish_many(("news", str(number)) for number in range(MISSED))
     positions = [start, *(one.id or "" for one in published[:-1])]
     async with connected("news"):
-        await all_are_caught_up(positions * 10, monkeypatch)
+        await all_are_caught_up(positions * 10)

@@ -23,10 +23,10 @@ from django_sse.replay import is_lost
 from django_sse.stores import get_store
 from django_sse.stores.base import NewEntry, closing_wire, first_number
 from django_sse.stores.redis import RedisStore
+from tests.clients import connected
 from tests.live.servers import finish, start
 from tests.redis import RedisServer, serve
 from tests.stores.test_contract import append, changes, close, event, reopening, state, texts
-from tests.test_hub import connected
 from tests.threads import in_thread
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("shared_redis")]

@@ -246,6 +246,8 @@ class Hub:
                 if self._synced:
                     logger.exception("The hub cannot compare itself with the event store.")
                 self._synced = False
+                # Whatever the store was through meanwhile, everything is looked at afterwards.
+                self._swept = float("-inf")
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._sync_interval()):
                     await self._comparing.wait()

@@ -164,7 +164,7 @@ class MeetingPlace:
 
     def _refuse_a_stranger(self) -> None:
         # Everybody may make a directory of this name in the directory for temporary files.
-        if self.directory.is_symlink() or self.directory.stat().st_uid != os.getuid():
+        if self.directory.is_symlink() or self.directory.stat().st_uid != _user():
             raise PermissionError(f"{self.directory} belongs to another user.")
 
 
@@ -177,7 +177,12 @@ def meeting_place(store: EventStore) -> MeetingPlace:
             return MeetingPlace(directory, file)
     shared = f"{settings.SECRET_KEY} {conf().STORE} {store.file}"
     name = blake2b(shared.encode(), digest_size=8).hexdigest()
-    return MeetingPlace(Path(tempfile.gettempdir(), f"django-sse-{os.getuid()}-{name}"))
+    return MeetingPlace(Path(tempfile.gettempdir(), f"django-sse-{_user()}-{name}"))
+
+
+def _user() -> int:
+    # Windows has neither users by number nor sockets of this kind.
+    return os.getuid() if hasattr(os, "getuid") else 0
 
 
 def _send(hints: Sequence[Hint], sockets: Sequence[str]) -> None:

@@ -173,5 +173,8 @@ class _Ear:
         if text.startswith(_TEST):
             self._last_test = text
             self._test.set()
-        else:
+            return
+        try:
             self._hear([Hint.decode(text)])
+        except ValueError:
+            logger.warning("A notification to %r that is no doorbell was ignored.", _CHANNEL)

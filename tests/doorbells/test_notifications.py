@@ -125,6 +125,23 @@ async def test_a_notification_carries_where_a_group_stands_and_no_event(
     await receiver.close()
 
 
+async def test_a_notification_that_is_no_doorbell_is_ignored_and_the_next_one_rings(
+    ear: Ear, store: DatabaseStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    def notify() -> None:
+        with connections[ALIAS].cursor() as cursor:
+            cursor.execute("NOTIFY django_sse, 'anything'")
+            cursor.execute("NOTIFY django_sse, 'news 1 0'")
+
+    receiver = await open_receiver(store, ear)
+    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    await in_thread(notify)
+    await until(lambda: ear.heard)
+    assert ear.heard == [Hint("news", 1, cancelled=False)]
+    assert "no doorbell" in caplog.text
+    await receiver.close()
+
+
 async def test_a_receiver_that_is_closed_leaves_no_connection(
     ear: Ear, store: DatabaseStore
 ) -> None:

@@ -25,6 +25,7 @@ from django_sse.stores.base import NewEntry, closing_wire, first_number
 from django_sse.stores.redis import RedisStore
 from tests.clients import connected
 from tests.live.servers import finish, start
+from tests.ports import free_port
 from tests.redis import RedisServer, serve
 from tests.stores.test_contract import append, changes, close, event, reopening, state, texts
 from tests.threads import in_thread
@@ -517,7 +518,8 @@ async def test_closing_lets_go_of_the_connections_and_reading_takes_new_ones(
 
 
 async def test_a_group_lives_in_one_slot_of_a_cluster() -> None:
-    with serve(**{"cluster-enabled": "yes"}) as server:
+    # Without `cluster-port` it listens where the ports of clients are.
+    with serve(**{"cluster-enabled": "yes", "cluster-port": str(free_port())}) as server:
         cluster: Any = redis.Redis.from_url(server.url)
         cluster.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
 

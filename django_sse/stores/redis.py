@@ -115,10 +115,8 @@ class RedisStore(EventStore):
         since = "" if cursor is None else cursor.score
         [(run, score, names)] = await self._arun(self._call("changes", [self._changes], since))
         now = _Cursor(run, score)
-        if cursor is None:
-            return [], now
-        if run != cursor.run or score < cursor.score:
-            # Redis may have forgotten what this hub has seen.
+        if cursor is None or run != cursor.run or score < cursor.score:
+            # Redis may have forgotten what this hub has seen, before the first question, too.
             return None, now
         changed = [name for name in map(bytes.decode, names) if name in groups]
         states = await self.astates(changed)

@@ -58,9 +58,10 @@ class Faults:
         """Let things go wrong for some seconds, with a pause in between; all is well afterwards."""
         until = time.monotonic() + seconds
         waiting: list[str] = []
-        while True:
-            await asyncio.sleep(self._random.uniform(0.3, 1.7) * pause)
-            if time.monotonic() >= until:
+        while (left := until - time.monotonic()) > 0:
+            chosen = self._random.uniform(0.3, 1.7) * pause
+            await asyncio.sleep(min(chosen, left))
+            if chosen >= left:
                 return
             if not waiting:
                 waiting = list(self._kinds)

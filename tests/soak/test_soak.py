@@ -44,7 +44,7 @@ def found_in_history(
 @pytest.mark.timeout(240)
 async def test_a_minute_of_faults_loses_repeats_and_reorders_nothing(tmp_path: Path) -> None:
     require("uvicorn")
-    row = await soak(ENGINES["sqlite"], tmp_path, seconds=30, pause=3, seed="short")
+    row = await soak(ENGINES["sqlite"], tmp_path, seconds=20, pause=2, seed="short")
     assert (row.complaints, row.findings.examples) == ([], [])
     assert row.deliveries > 10 * row.events > 1000
     assert {kind.split()[0] for kind in row.faults} >= {"servers", "publishers", "cuts"}
@@ -58,6 +58,7 @@ async def test_a_build_that_does_not_heal_fails(tmp_path: Path) -> None:
         seconds=5,
         pause=60,
         seed="broken",
+        catching_up=2,
         application="tests.soak.broken:application",
     )
     assert row.findings.counts["lost"]

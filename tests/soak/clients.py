@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from django_sse.position import group_mark, parse_position
 from tests.live.client import EndOfStreamError, Response, connect
+from tests.soak.engines import RETRY
 from tests.soak.verdict import Numbered, Stretch
 
 # What the kernel receives for a slow client while it does not read; it doubles it.
@@ -145,7 +146,8 @@ class Client:
             if self._pauses and now > self._pause_at:
                 await asyncio.sleep(self._random.uniform(*_PAUSING_SECONDS))
                 self._pause_at = time.time() + self._random.uniform(*_READING_SECONDS)
-        if self._pauses and response.complete:
+        # Sent away for any other reason, it is told to wait for longer.
+        if self._pauses and response.complete and self._retry == RETRY:
             self.slow_ends += 1
 
     def _take(self, block: bytes, now: float) -> None:

@@ -70,10 +70,13 @@ class Engine:
             yield services
 
 
+RETRY = 0.2
+"""Seconds that a client waits before it comes back; where it is sent away, at least 0.5."""
+
 # Small, so that slow clients meet their bounds within minutes; nothing is ever trimmed.
 _SETTINGS = {
     "HISTORY_SIZE": 10_000_000,
-    "RETRY": 0.2,
+    "RETRY": RETRY,
     "HEARTBEAT": 2,
     "SEND_TIMEOUT": 2,
     "BACKLOG_BYTES": 32 * 1024,

@@ -19,9 +19,14 @@ from tests.soak.verdict import (
     read_truth,
 )
 
-HISTORY = [Numbered(number, f"news plain {number} 0 ") for number in range(1, 6)]
+START = 10**15
+HISTORY = [Numbered(START + number, f"news plain {number} 0 ") for number in range(1, 6)]
 TRUTH = {("plain", number): Tried("news", "done") for number in range(1, 6)}
 ONE, TWO, THREE, FOUR, FIVE = HISTORY
+CUT_THREE = Numbered(THREE.number, "news plain 3 ")
+SIX = Numbered(START + 6, "news plain 6 0 ")
+THREE_AGAIN = Numbered(SIX.number, THREE.text)
+FOUR_AGAIN = Numbered(SIX.number, FOUR.text)
 
 
 def found_by_client(*stretches: Stretch, history: Sequence[Numbered] = HISTORY) -> dict[str, int]:
@@ -66,8 +71,8 @@ async def test_a_build_that_does_not_heal_fails(tmp_path: Path) -> None:
 
 
 def test_what_all_agree_on_is_right() -> None:
-    assert not found_by_client(Stretch(0, HISTORY))
-    assert not found_by_client(Stretch(2, HISTORY[2:]))
+    assert not found_by_client(Stretch(START, HISTORY))
+    assert not found_by_client(Stretch(START + 2, HISTORY[2:]))
     assert not found_in_history(*HISTORY)
 
 
@@ -79,8 +84,11 @@ def test_what_all_agree_on_is_right() -> None:
         ([ONE, TWO, THREE, FOUR], {"lost": 1}),
         ([ONE, TWO, TWO, THREE, FOUR, FIVE], {"duplicated": 1}),
         ([ONE, TWO, FOUR, THREE, FIVE], {"out of order": 1}),
-        ([ONE, TWO, THREE, FOUR, FIVE, Numbered(6, "news plain 6 0 ")], {"invented": 1}),
-        ([ONE, TWO, Numbered(3, "news plain 3 0 cut"), FOUR, FIVE], {"invented": 1, "lost": 1}),
+        ([ONE, TWO, THREE, FOUR, FIVE, SIX], {"invented": 1}),
+        (
+            [ONE, TWO, Numbered(START + 3, "news plain 3 0 cut"), FOUR, FIVE],
+            {"invented": 1, "lost": 1},
+        ),
     ],
 )
 def test_what_a_client_missed_or_did_not_have_to_receive_is_found(
@@ -89,32 +97,40 @@ def test_what_a_client_missed_or_did_not_have_to_receive_is_found(
     findings = Findings()
     compare("a client", HISTORY, received, findings)
     assert findings.counts == finding
-    assert found_by_client(Stretch(0, received)) == finding
+    assert found_by_client(Stretch(START, received)) == finding
 
 
 def test_only_a_reset_excuses_what_is_missing() -> None:
-    assert not found_by_client(Stretch(0, [ONE, TWO]), Stretch(4, [FIVE]))
-    assert found_by_client(Stretch(0, [ONE, THREE]), Stretch(4, [FIVE])) == {"lost": 1}
-    assert found_by_client(Stretch(0, [ONE, TWO]), Stretch(4, [])) == {"lost": 1}
+    assert not found_by_client(Stretch(START, [ONE, TWO]), Stretch(START + 4, [FIVE]))
+    assert found_by_client(Stretch(START, [ONE, THREE]), Stretch(START + 4, [FIVE])) == {"lost": 1}
+    assert found_by_client(Stretch(START, [ONE, TWO]), Stretch(START + 4, [])) == {"lost": 1}
+
+
+def test_a_group_that_nothing_was_published_to_is_followed_from_its_first_event() -> None:
+    earlier = Numbered(START - 100, "news plain 0 0 ")
+    assert not found_by_client(Stretch(0, HISTORY), history=[earlier, *HISTORY])
+    assert found_by_client(Stretch(0, HISTORY[1:]), history=[earlier, *HISTORY]) == {"lost": 1}
 
 
 def test_what_only_the_publisher_remembers_is_missed_too() -> None:
     forgotten = [ONE, TWO, FOUR, FIVE]
-    assert found_by_client(Stretch(0, forgotten), history=forgotten) == {"lost": 1}
-    assert not found_by_client(Stretch(0, [ONE, TWO]), Stretch(3, [FOUR, FIVE]), history=forgotten)
+    assert found_by_client(Stretch(START, forgotten), history=forgotten) == {"lost": 1}
+    assert not found_by_client(
+        Stretch(START, [ONE, TWO]), Stretch(START + 3, [FOUR, FIVE]), history=forgotten
+    )
 
 
 @pytest.mark.parametrize(
     ("history", "outcomes", "finding"),
     [
         ([ONE, TWO, FOUR, FIVE], {}, {"lost": 1}),
-        ([*HISTORY, Numbered(6, THREE.text)], {}, {"duplicated": 1}),
+        ([*HISTORY, THREE_AGAIN], {}, {"duplicated": 1}),
         ([TWO, ONE, THREE, FOUR, FIVE], {}, {"out of order": 1}),
-        ([*HISTORY, Numbered(6, "news plain 6 0 ")], {}, {"invented": 1}),
+        ([*HISTORY, SIX], {}, {"invented": 1}),
         (HISTORY, {3: "gone"}, {"invented": 1}),
         (HISTORY, {3: "unknown"}, {}),
         ([ONE, TWO, FOUR, FIVE], {3: "unknown"}, {}),
-        ([*HISTORY, Numbered(6, THREE.text)], {3: "unknown"}, {"duplicated": 1}),
+        ([*HISTORY, THREE_AGAIN], {3: "unknown"}, {"duplicated": 1}),
     ],
 )
 def test_what_a_store_keeps_is_what_was_published(
@@ -125,7 +141,7 @@ def test_what_a_store_keeps_is_what_was_published(
 
 def test_a_store_that_forgets_may_do_no_more_than_that() -> None:
     assert not found_in_history(FOUR, FIVE, forgetful=True)
-    assert found_in_history(FOUR, FIVE, Numbered(6, FOUR.text), forgetful=True) == {"duplicated": 1}
+    assert found_in_history(FOUR, FIVE, FOUR_AGAIN, forgetful=True) == {"duplicated": 1}
 
 
 def test_a_killed_publisher_leaves_its_last_event_in_doubt(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Compares what the clients received with what was published, and makes the table. Pure."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +10,8 @@ KINDS = ("lost", "duplicated", "out of order", "invented")
 """What may be wrong with an event. Invented: rolled back, or never published at all."""
 
 _EXAMPLES = 10
+# Microseconds: every number of an event is above, and what a store has for "none yet" below.
+_CLOCK = 10**15
 
 
 class Numbered(NamedTuple):
@@ -136,18 +138,34 @@ def judge_client(
     Between two resets nothing may be missing of the history and of what was acknowledged; after
     the last one nothing up to the end.
     """
+    numbers = {event.number for event in history}
     for place, stretch in enumerate(stretches):
         to_the_end = place == len(stretches) - 1
         end = stretch.events[-1].number if stretch.events else stretch.start
+        start = _start(stretch, numbers)
         expected = [
             event
             for event in history
-            if event.number > stretch.start and (to_the_end or event.number <= end)
+            if event.number > start and (to_the_end or event.number <= end)
         ]
         compare(where, expected, stretch.events, findings)
         _judge_gaps(
             where, group, stretch, {source(event.text) for event in expected}, truth, findings
         )
+
+
+def _start(stretch: Stretch, numbers: Container[int]) -> int:
+    """Return the number that a stretch starts after.
+
+    Before the first event of a group its position is no number of the clock, and what follows it is
+    the run of numbers that comes, from its first.
+    """
+    if stretch.start >= _CLOCK or not stretch.events:
+        return stretch.start
+    start = stretch.events[0].number - 1
+    while start in numbers:
+        start -= 1
+    return start
 
 
 def _judge_gaps(

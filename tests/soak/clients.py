@@ -5,7 +5,7 @@ import random
 import time
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from django_sse.position import group_mark, parse_position
@@ -50,8 +50,16 @@ class Client:
     """Follows some groups, on any of the servers, until they are cancelled."""
 
     def __init__(
-        self, groups: Sequence[str], ports: Sequence[int], texts: Texts, *, slow: bool, seed: str
+        self,
+        name: str,
+        groups: Sequence[str],
+        ports: Sequence[int],
+        texts: Texts,
+        *,
+        slow: bool,
+        seed: str,
     ) -> None:
+        self.name = name
         self.groups = groups
         self.closed = False
         self.over = False
@@ -94,6 +102,11 @@ class Client:
             for record in self._records[group]
         ]
 
+    def events(self, group: str, texts: Sequence[str]) -> Iterator[Numbered]:
+        """Return all that was received of a group."""
+        for stretch in self.stretches(group, texts):
+            yield from stretch.events
+
     def cut(self, *, reset: bool) -> None:
         """Lose the connection, with a RST or with a goodbye."""
         if self._response and reset:
@@ -135,10 +148,6 @@ class Client:
     async def _read(self, response: Response) -> None:
         rest = b""
         while data := await response.read():
-            if self._left_at is not None:
-                recovery = time.monotonic() - self._left_at
-                self.slowest_recovery = max(self.slowest_recovery, recovery)
-                self._left_at = None
             *blocks, rest = (rest + data).split(b"\n\n")
             now = time.time()
             for block in blocks:
@@ -162,6 +171,7 @@ class Client:
                 self._retry = int(value) / 1000
             elif name == b"id":
                 self._last_event_id = value
+                self._note_recovery()
                 if self._starts_anew:
                     self._starts_anew = False
                     for group, number in self.position.items():
@@ -171,6 +181,12 @@ class Client:
                 self._starts_anew = True
             elif line == b"event: close":
                 self.closed = True
+
+    def _note_recovery(self) -> None:
+        if self._left_at is not None:
+            recovery = time.monotonic() - self._left_at
+            self.slowest_recovery = max(self.slowest_recovery, recovery)
+            self._left_at = None
 
     def _take_event(self, text: bytes, now: float) -> None:
         key = self._texts.key(text)

@@ -37,10 +37,10 @@ class Faults:
         self._publishers = publishers
         self._clients = clients
         self._kinds: dict[str, Fault] = {
-            "servers killed": self._kill_server,
-            "publishers killed": self._kill_publisher,
-            "cuts of connections (RST)": lambda: self._cut(reset=True),
-            "cuts of connections (FIN)": lambda: self._cut(reset=False),
+            "server killed": self._kill_server,
+            "publisher killed": self._kill_publisher,
+            "connections cut by RST": lambda: self._cut(reset=True),
+            "connections cut by FIN": lambda: self._cut(reset=False),
         }
         if end_sessions := services.end_sessions:
             self._kinds["PostgreSQL sessions ended"] = lambda: asyncio.to_thread(end_sessions)

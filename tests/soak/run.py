@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,6 @@ from tests.soak.verdict import (
     Findings,
     Numbered,
     Row,
-    Stretch,
     judge_client,
     judge_history,
     read_truth,
@@ -82,6 +81,7 @@ class _Soak:
         rng = random.Random(seed)
         self.clients = [
             Client(
+                f"client {number}",
                 rng.choice(_FOLLOWED),
                 [server.port for server in self.servers],
                 self.texts,
@@ -110,7 +110,7 @@ class _Soak:
                 await asyncio.to_thread(server.start)
             async with asyncio.TaskGroup() as tasks:
                 following = [tasks.create_task(client.run()) for client in self.clients]
-                await self._until(_STARTING_SECONDS, "have begun", lambda c: bool(c.position))
+                await self._until(_STARTING_SECONDS, "did not begin", lambda c: bool(c.position))
                 for publisher in self.publishers:
                     stack.callback(publisher.kill)
                     publisher.start()
@@ -120,7 +120,7 @@ class _Soak:
                         self.complaints.append("A publisher did not come to an end.")
                 await self._catch_up()
                 await self._ask("cancel")
-                await self._until(self.catching_up, "were told of the end", lambda c: c.over)
+                await self._until(self.catching_up, "were not told of the end", lambda c: c.over)
                 for task in following:
                     task.cancel()
         return self._row(time.monotonic() - began, faults.counts, await self._history())
@@ -147,7 +147,7 @@ class _Soak:
         deadline = time.monotonic() + seconds
         while count := sum(not holds(client) for client in self.clients):
             if time.monotonic() > deadline:
-                self.complaints.append(f"{count} clients never {what}.")
+                self.complaints.append(f"{count} clients {what}.")
                 return
             await asyncio.sleep(0.1)
 
@@ -174,15 +174,14 @@ class _Soak:
             self.complaints.append(f"{unclosed} clients did not receive `close`.")
         for group, history in stored.items():
             judge_history(group, history, truth, findings, forgetful=self.engine.forgetful)
-            received = {
-                number: client.stretches(group, texts)
-                for number, client in enumerate(self.clients)
-                if group in client.groups
-            }
+            followers = [client for client in self.clients if group in client.groups]
             if self.engine.forgetful:
-                history = _remembered(history, chain.from_iterable(received.values()))
-            for number, stretches in received.items():
-                judge_client(f"client {number}", group, stretches, history, truth, findings)
+                # With what the store has forgotten, and a client has received.
+                received = (client.events(group, texts) for client in followers)
+                history = sorted({*history, *chain.from_iterable(received)})
+            for client in followers:
+                stretches = client.stretches(group, texts)
+                judge_client(client.name, group, stretches, history, truth, findings)
         slow_ends = sum(client.slow_ends for client in self.clients)
         slow_ends += sum(server.streams_cut_off() for server in self.servers)
         return Row(
@@ -190,15 +189,10 @@ class _Soak:
             seconds=seconds,
             events=sum(map(len, stored.values())),
             deliveries=sum(client.deliveries for client in self.clients),
-            faults=faults + Counter({"slow clients ended": slow_ends}),
+            faults=faults + Counter({"slow client ended": slow_ends}),
             findings=findings,
             resets=resets,
             slowest_recovery=max(client.slowest_recovery for client in self.clients),
             slowest_delivery=max(client.slowest_delivery for client in self.clients),
             complaints=self.complaints,
         )
-
-
-def _remembered(history: Sequence[Numbered], stretches: Iterable[Stretch]) -> list[Numbered]:
-    """Return the history with what the store has forgotten, and a client has received."""
-    return sorted({*history, *chain.from_iterable(stretch.events for stretch in stretches)})

@@ -52,7 +52,7 @@ async def test_a_minute_of_faults_loses_repeats_and_reorders_nothing(tmp_path: P
     row = await soak(ENGINES["sqlite"], tmp_path, seconds=20, pause=2, seed="short")
     assert (row.complaints, row.findings.examples) == ([], [])
     assert row.deliveries > 10 * row.events > 1000
-    assert {kind.split()[0] for kind in row.faults} >= {"servers", "publishers", "cuts"}
+    assert {"server killed", "publisher killed", "connections cut by RST"} < row.faults.keys()
 
 
 async def test_a_build_that_does_not_heal_fails(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def table(rows: Iterable[Row]) -> str:
             f"{row.events:,}",
             f"{row.deliveries:,}",
             f"{row.faults.total()}: "
-            + ", ".join(f"{count} {kind}" for kind, count in row.faults.items()),
+            + ", ".join(f"{count}x {kind}" for kind, count in row.faults.items()),
             *(f"{row.findings.counts[kind]:,}" for kind in KINDS),
             f"{row.resets:,}",
             f"{row.slowest_recovery:.1f} s",

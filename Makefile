@@ -1,6 +1,7 @@
 # A virtual environment for each Python, so that one checkout can be tested on several.
 PYTHON ?= python3
 PORT ?= 8000
+MINUTES ?= 10
 VENV := .venv
 
 # The newest Django needs a newer Python than the oldest one supported: the tests run on both.
@@ -25,6 +26,10 @@ test: $(VENV)/test  ## Set everything up and run the tests (ARGS= for pytest), o
 ifneq ($(NEWER_PYTHON),)
 	$(MAKE) VENV=$(VENV_NEWER) PYTHON=$(NEWER_PYTHON) NEWER_PYTHON= test
 endif
+
+.PHONY: soak
+soak: $(VENV)/test  ## Look for lost events under faults, on each engine (MINUTES=10 for each, ARGS="sqlite --seed 1")
+	$(VENV)/bin/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/lint  ## Check style, types and migrations

@@ -14,6 +14,8 @@ from django_sse.event import Decoder, Event
 SECONDS = 30.0
 """How long anything may take that a test waits for."""
 
+_NETWORK_SEGMENT_BYTES = 1400
+
 
 class EndOfStreamError(Exception):
     """The response has ended before what was waited for."""
@@ -106,6 +108,10 @@ class Response:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
 
+    def close(self) -> None:
+        """Close the connection in the middle of the response."""
+        self._writer.close()
+
     async def _decode(self) -> None:
         data = await self.read()
         if not data:
@@ -131,13 +137,17 @@ async def connect(
     method: str = "GET",
     last_event_id: str | bytes = "",
     headers: Mapping[str, str] | None = None,
+    receive_bytes: int | None = None,
 ) -> AsyncIterator[Response]:
     """Send a request and take the head of its response.
+
+    Args:
+        receive_bytes: What is received, and no more, while nobody reads; None for the usual.
 
     Raises:
         EndOfStreamError: The server has dropped the connection without an answer.
     """
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await _open_connection(port, receive_bytes)
     try:
         if isinstance(last_event_id, str):
             last_event_id = last_event_id.encode()
@@ -158,6 +168,25 @@ async def connect(
         writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()
+
+
+async def _open_connection(
+    port: int, receive_bytes: int | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if receive_bytes is None:
+        return await asyncio.open_connection("127.0.0.1", port)
+    connection = socket.socket()
+    # Before it connects: the window is agreed on then. With segments as on a network the server's
+    # kernel keeps kilobytes for a client that does not read, and not the megabytes of loopback.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _NETWORK_SEGMENT_BYTES)
+    connection.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
+    except BaseException:
+        connection.close()
+        raise
+    return await asyncio.open_connection(sock=connection, limit=receive_bytes)
 
 
 async def log_in(port: int) -> str:

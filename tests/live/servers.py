@@ -95,7 +95,20 @@ def serve(
     Args:
         environment: What ``tests.live.settings`` reads, beside the database.
     """
-    port = port or free_port()
+    with launch(name, directory, port or free_port(), application, **environment) as server:
+        try:
+            yield server
+            assert "Traceback" not in server.log()
+        finally:
+            # Shown by pytest where the test has failed.
+            print(server.log())  # noqa: T201
+
+
+@contextmanager
+def launch(
+    name: str, directory: Path, port: int, application: str, **environment: str
+) -> Iterator[Server]:
+    """Run a server as ``serve`` does, whatever it logs."""
     output = directory / f"{name}-{port}.log"
     with (
         output.open("ab") as file,
@@ -113,10 +126,7 @@ def serve(
         try:
             wait_until_listening(process, port)
             yield server
-            assert "Traceback" not in server.log()
         finally:
-            # Shown by pytest where the test has failed.
-            print(server.log())  # noqa: T201
             if process.poll() is None:
                 server.kill()
 

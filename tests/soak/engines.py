@@ -1,0 +1,130 @@
+"""What the soak test runs on: a store and a channel layer, with the services of their own."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+
+from tests import postgresql, redis
+from tests.redis import RedisServer
+
+_DURABLE_REDIS = {"appendonly": "yes", "appendfsync": "always"}
+# Killed, it is back where it was a second or two ago.
+_FORGETFUL_REDIS = {"save": "1 1"}
+
+
+@dataclass
+class Services:
+    """What runs for an engine, and how the project's processes find it."""
+
+    environment: dict[str, str]
+    redis: RedisServer | None = None
+    end_sessions: Callable[[], None] | None = None
+    """Ends every connection to PostgreSQL."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A store and a layer. A forgetful one may lose what it has acknowledged, and has to say so."""
+
+    name: str
+    postgresql: bool = False
+    redis: dict[str, str] | None = None
+    redis_store: bool = False
+    layer: str | None = None
+    layer_options: dict[str, Any] = field(default_factory=dict)
+    forgetful: bool = False
+
+    def lacks(self) -> str | None:
+        """Return what has to be installed for it, if anything."""
+        if self.postgresql and not postgresql.binaries():
+            return "PostgreSQL"
+        return "redis-server" if self.redis is not None and not redis.binary() else None
+
+    @contextmanager
+    def run(self) -> Iterator[Services]:
+        """Run the services for the length of the block."""
+        services = Services({})
+        store: Any = "database"
+        with ExitStack() as stack:
+            if self.postgresql:
+                directory = postgresql.binaries()
+                assert directory
+                port = stack.enter_context(postgresql.serve(directory))
+                services.end_sessions = lambda: _end_sessions(port)
+                services.environment["LIVE_DATABASES"] = json.dumps({"default": _database(port)})
+            if self.redis is not None:
+                server = services.redis = stack.enter_context(redis.serve(**self.redis))
+                if self.layer:
+                    config = {"hosts": [server.url], **self.layer_options}
+                    services.environment["LIVE_CHANNEL_LAYERS"] = json.dumps(
+                        {"default": {"BACKEND": self.layer, "CONFIG": config}}
+                    )
+                if self.redis_store:
+                    options = {"url": server.url, "durable": not self.forgetful}
+                    store = {"BACKEND": "redis", "OPTIONS": options}
+            services.environment["LIVE_DJANGO_SSE"] = json.dumps({"STORE": store, **_SETTINGS})
+            yield services
+
+
+RETRY = 0.2
+"""Seconds that a client waits before it comes back; where it is sent away, at least 0.5."""
+
+# Small, so that slow clients meet their bounds within minutes; nothing is ever trimmed.
+_SETTINGS = {
+    "HISTORY_SIZE": 10_000_000,
+    "RETRY": RETRY,
+    "HEARTBEAT": 2,
+    "SEND_TIMEOUT": 2,
+    "BACKLOG_BYTES": 32 * 1024,
+}
+
+_LISTS = "channels_redis.core.RedisChannelLayer"
+_PUBSUB = "channels_redis.pubsub.RedisPubSubChannelLayer"
+
+ENGINES = {
+    "sqlite": Engine("SQLite + in-memory layer"),
+    "postgresql": Engine("PostgreSQL + NOTIFY", postgresql=True),
+    "postgresql-pubsub": Engine(
+        "PostgreSQL + channels_redis pub/sub", postgresql=True, redis={}, layer=_PUBSUB
+    ),
+    "redis-lists": Engine(
+        "Redis + channels_redis lists, capacity 1",
+        redis=_DURABLE_REDIS,
+        redis_store=True,
+        layer=_LISTS,
+        # Starved: a second message that waits is dropped.
+        layer_options={"capacity": 1},
+    ),
+    "redis-pubsub": Engine(
+        "Redis + channels_redis pub/sub", redis=_DURABLE_REDIS, redis_store=True, layer=_PUBSUB
+    ),
+    "redis-forgetful": Engine(
+        "Redis that forgets + channels_redis pub/sub",
+        redis=_FORGETFUL_REDIS,
+        redis_store=True,
+        layer=_PUBSUB,
+        forgetful=True,
+    ),
+}
+
+
+def _database(port: int) -> dict[str, Any]:
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": "postgres",
+        "USER": "postgres",
+        "HOST": "127.0.0.1",
+        "PORT": port,
+    }
+
+
+def _end_sessions(port: int) -> None:
+    with psycopg.connect(host="127.0.0.1", port=port, user="postgres", autocommit=True) as session:
+        session.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )

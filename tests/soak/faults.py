@@ -1,0 +1,112 @@
+"""What goes wrong during a soak test, at times and in an order that a seed decides."""
+
+import asyncio
+import random
+import socket
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+
+from tests.redis import RedisServer
+from tests.soak.clients import Client
+from tests.soak.engines import Services
+from tests.soak.processes import Publisher, Server
+
+Fault = Callable[[], Awaitable[None]]
+
+_PAUSE_SECONDS = (1.0, 6.0)
+_DOWN_SECONDS = (0.0, 2.0)
+
+
+class Faults:
+    """Lets things go wrong, every kind as often as the others, and counts them."""
+
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        publishers: Sequence[Publisher],
+        clients: Sequence[Client],
+        services: Services,
+        *,
+        forgetful: bool,
+        seed: str,
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self._random = random.Random(seed)
+        self._servers = servers
+        self._publishers = publishers
+        self._clients = clients
+        self._kinds: dict[str, Fault] = {
+            "server killed": self._kill_server,
+            "publisher killed": self._kill_publisher,
+            "connections cut by RST": lambda: self._cut(reset=True),
+            "connections cut by FIN": lambda: self._cut(reset=False),
+        }
+        if end_sessions := services.end_sessions:
+            self._kinds["PostgreSQL sessions ended"] = lambda: asyncio.to_thread(end_sessions)
+        if redis := services.redis:
+            self._kinds["Redis killed"] = lambda: self._restart(redis, redis.kill)
+            self._kinds["Redis stopped"] = lambda: self._restart(redis, redis.stop)
+            self._kinds["Redis paused"] = lambda: self._pause(redis)
+            self._kinds["Redis connections cut"] = lambda: _command(
+                redis, "CLIENT KILL TYPE normal", "CLIENT KILL TYPE pubsub"
+            )
+            if forgetful:
+                self._kinds["Redis emptied"] = lambda: _command(redis, "FLUSHALL")
+
+    async def run(self, seconds: float, pause: float) -> None:
+        """Let things go wrong for some seconds, with a pause in between; all is well afterwards."""
+        until = time.monotonic() + seconds
+        waiting: list[str] = []
+        while (left := until - time.monotonic()) > 0:
+            chosen = self._random.uniform(0.3, 1.7) * pause
+            await asyncio.sleep(min(chosen, left))
+            if chosen >= left:
+                return
+            if not waiting:
+                waiting = list(self._kinds)
+                self._random.shuffle(waiting)
+            kind = waiting.pop()
+            self.counts[kind] += 1
+            await self._kinds[kind]()
+
+    async def _kill_server(self) -> None:
+        server = self._random.choice(self._servers)
+        await asyncio.to_thread(server.kill)
+        await self._down()
+        await asyncio.to_thread(server.start)
+
+    async def _kill_publisher(self) -> None:
+        publisher = self._random.choice(self._publishers)
+        publisher.kill()
+        await self._down()
+        publisher.start()
+
+    async def _cut(self, *, reset: bool) -> None:
+        for client in self._random.sample(self._clients, len(self._clients) // 2):
+            client.cut(reset=reset)
+
+    async def _restart(self, redis: RedisServer, end: Callable[[], None]) -> None:
+        await asyncio.to_thread(end)
+        await self._down()
+        await asyncio.to_thread(redis.start)
+
+    async def _pause(self, redis: RedisServer) -> None:
+        redis.pause()
+        await asyncio.sleep(self._random.uniform(*_PAUSE_SECONDS))
+        redis.resume()
+
+    async def _down(self) -> None:
+        await asyncio.sleep(self._random.uniform(*_DOWN_SECONDS))
+
+
+async def _command(redis: RedisServer, *commands: str) -> None:
+    """Give Redis commands on a connection of its own, one after the other."""
+
+    def give() -> None:
+        for command in commands:
+            with socket.create_connection(("127.0.0.1", redis.port), timeout=30) as connection:
+                connection.sendall(f"{command}\r\n".encode())
+                connection.recv(64)
+
+    await asyncio.to_thread(give)

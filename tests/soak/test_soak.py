@@ -1,0 +1,154 @@
+"""The soak test in short, and that its verdict misses nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.live.servers import require
+from tests.soak.engines import ENGINES
+from tests.soak.run import soak
+from tests.soak.verdict import (
+    Findings,
+    Numbered,
+    Stretch,
+    Tried,
+    compare,
+    judge_client,
+    judge_history,
+    read_truth,
+)
+
+START = 10**15
+HISTORY = [Numbered(START + number, f"news plain {number} 0 ") for number in range(1, 6)]
+TRUTH = {("plain", number): Tried("news", "done") for number in range(1, 6)}
+ONE, TWO, THREE, FOUR, FIVE = HISTORY
+CUT_THREE = Numbered(THREE.number, "news plain 3 ")
+SIX = Numbered(START + 6, "news plain 6 0 ")
+THREE_AGAIN = Numbered(SIX.number, THREE.text)
+FOUR_AGAIN = Numbered(SIX.number, FOUR.text)
+
+
+def found_by_client(*stretches: Stretch, history: Sequence[Numbered] = HISTORY) -> dict[str, int]:
+    findings = Findings()
+    judge_client("a client", "news", stretches, history, TRUTH, findings)
+    return findings.counts
+
+
+def found_in_history(
+    *history: Numbered, outcomes: dict[int, str] | None = None, forgetful: bool = False
+) -> dict[str, int]:
+    truth = dict(TRUTH)
+    for number, outcome in (outcomes or {}).items():
+        truth["plain", number] = Tried("news", outcome)
+    findings = Findings()
+    judge_history("news", history, truth, findings, forgetful=forgetful)
+    return findings.counts
+
+
+@pytest.mark.timeout(240)
+async def test_a_minute_of_faults_loses_repeats_and_reorders_nothing(tmp_path: Path) -> None:
+    require("uvicorn")
+    row = await soak(ENGINES["sqlite"], tmp_path, seconds=20, pause=2, seed="short")
+    assert (row.complaints, row.findings.examples) == ([], [])
+    assert row.deliveries > 10 * row.events > 1000
+    assert {"server killed", "publisher killed", "connections cut by RST"} < row.faults.keys()
+
+
+async def test_a_build_that_does_not_heal_fails(tmp_path: Path) -> None:
+    require("uvicorn")
+    row = await soak(
+        ENGINES["sqlite"],
+        tmp_path,
+        seconds=5,
+        pause=60,
+        seed="broken",
+        catching_up=2,
+        application="tests.soak.broken:application",
+    )
+    assert row.findings.counts["lost"]
+    assert not row.passed
+
+
+def test_what_all_agree_on_is_right() -> None:
+    assert not found_by_client(Stretch(START, HISTORY))
+    assert not found_by_client(Stretch(START + 2, HISTORY[2:]))
+    assert not found_in_history(*HISTORY)
+
+
+@pytest.mark.parametrize(
+    ("received", "finding"),
+    [
+        ([ONE, TWO, FOUR, FIVE], {"lost": 1}),
+        ([TWO, THREE, FOUR, FIVE], {"lost": 1}),
+        ([ONE, TWO, THREE, FOUR], {"lost": 1}),
+        ([ONE, TWO, TWO, THREE, FOUR, FIVE], {"duplicated": 1}),
+        ([ONE, TWO, FOUR, THREE, FIVE], {"out of order": 1}),
+        ([ONE, TWO, THREE, FOUR, FIVE, SIX], {"invented": 1}),
+        (
+            [ONE, TWO, Numbered(START + 3, "news plain 3 0 cut"), FOUR, FIVE],
+            {"invented": 1, "lost": 1},
+        ),
+    ],
+)
+def test_what_a_client_missed_or_did_not_have_to_receive_is_found(
+    received: list[Numbered], finding: dict[str, int]
+) -> None:
+    findings = Findings()
+    compare("a client", HISTORY, received, findings)
+    assert findings.counts == finding
+    assert found_by_client(Stretch(START, received)) == finding
+
+
+def test_only_a_reset_excuses_what_is_missing() -> None:
+    assert not found_by_client(Stretch(START, [ONE, TWO]), Stretch(START + 4, [FIVE]))
+    assert found_by_client(Stretch(START, [ONE, THREE]), Stretch(START + 4, [FIVE])) == {"lost": 1}
+    assert found_by_client(Stretch(START, [ONE, TWO]), Stretch(START + 4, [])) == {"lost": 1}
+
+
+def test_a_group_that_nothing_was_published_to_is_followed_from_its_first_event() -> None:
+    earlier = Numbered(START - 100, "news plain 0 0 ")
+    assert not found_by_client(Stretch(0, HISTORY), history=[earlier, *HISTORY])
+    assert found_by_client(Stretch(0, HISTORY[1:]), history=[earlier, *HISTORY]) == {"lost": 1}
+
+
+def test_what_only_the_publisher_remembers_is_missed_too() -> None:
+    forgotten = [ONE, TWO, FOUR, FIVE]
+    assert found_by_client(Stretch(START, forgotten), history=forgotten) == {"lost": 1}
+    assert not found_by_client(
+        Stretch(START, [ONE, TWO]), Stretch(START + 3, [FOUR, FIVE]), history=forgotten
+    )
+
+
+@pytest.mark.parametrize(
+    ("history", "outcomes", "finding"),
+    [
+        ([ONE, TWO, FOUR, FIVE], {}, {"lost": 1}),
+        ([*HISTORY, THREE_AGAIN], {}, {"duplicated": 1}),
+        ([TWO, ONE, THREE, FOUR, FIVE], {}, {"out of order": 1}),
+        ([*HISTORY, SIX], {}, {"invented": 1}),
+        (HISTORY, {3: "gone"}, {"invented": 1}),
+        (HISTORY, {3: "unknown"}, {}),
+        ([ONE, TWO, FOUR, FIVE], {3: "unknown"}, {}),
+        ([*HISTORY, THREE_AGAIN], {3: "unknown"}, {"duplicated": 1}),
+    ],
+)
+def test_what_a_store_keeps_is_what_was_published(
+    history: list[Numbered], outcomes: dict[int, str], finding: dict[str, int]
+) -> None:
+    assert found_in_history(*history, outcomes=outcomes) == finding
+
+
+def test_a_store_that_forgets_may_do_no_more_than_that() -> None:
+    assert not found_in_history(FOUR, FIVE, forgetful=True)
+    assert found_in_history(FOUR, FIVE, FOUR_AGAIN, forgetful=True) == {"duplicated": 1}
+
+
+def test_a_killed_publisher_leaves_its_last_event_in_doubt(tmp_path: Path) -> None:
+    notes = tmp_path / "plain.truth"
+    notes.write_text("try 1 news\ndone 1\ntry 2 news\ngone 2\ntry 3 news\n")
+    assert read_truth([notes]) == {
+        ("plain", 1): Tried("news", "done"),
+        ("plain", 2): Tried("news", "gone"),
+        ("plain", 3): Tried("news", "unknown"),
+    }

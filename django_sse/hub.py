@@ -135,7 +135,7 @@ class Hub:
 
     def _subscribe(self, group: str) -> Subscription:
         subscription = self._subscriptions[group] = Subscription(group, self._store)
-        subscription.bound_tail(self._tail_bytes())
+        subscription.tail.bound(self._tail_bytes())
         spawn(self._open(subscription))
         return subscription
 
@@ -268,7 +268,7 @@ class Hub:
             for group, state in (await self._store.astates(some)).items():
                 if subscription := self._subscriptions.get(group):
                     subscription.compare(state)
-                    subscription.bound_tail(self._tail_bytes())
+                    subscription.tail.bound(self._tail_bytes())
         await self._store.atrim()
 
     def _tail_bytes(self) -> int:

@@ -5,12 +5,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import uniform
 from typing import Final, Protocol
 
+from django_sse.blocks import Batch, Block
 from django_sse.conf import conf
 from django_sse.event import Event, encode_published, with_id
 from django_sse.mailbox import Message
 from django_sse.position import format_position
 from django_sse.stores.base import closing_wire
-from django_sse.subscription import Batch, Block, HistoryLostError, Subscription
+from django_sse.subscription import HistoryLostError, Subscription
 from django_sse.tasks import logger, spawn, start_eagerly
 
 HEARTBEAT: Final = b":\n\n"

@@ -1,17 +1,15 @@
 """What a hub knows of one group: its newest events, encoded, and the streams that follow it."""
 
 import asyncio
-import sys
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final, Protocol
 
+from django_sse.blocks import Batch, Block, Tail
 from django_sse.conf import conf
-from django_sse.event import Decoder, Event, encode_published, with_id
+from django_sse.event import Event, encode_published
 from django_sse.exceptions import InvalidEvent
 from django_sse.mailbox import Mailbox, Message
-from django_sse.position import format_position
 from django_sse.replay import join
 from django_sse.stores.base import Entry, EventStore, GroupState, Hint
 from django_sse.tasks import logger, spawn
@@ -49,60 +47,6 @@ class Follower(Protocol):
         """End so that the client comes back."""
 
 
-class Block:
-    """One event as it goes over the wire. ``number`` 0 is a plain message: no id, no replay."""
-
-    __slots__ = ("_event", "chunk", "closes", "message", "number", "wire")
-
-    def __init__(self, group: str, entry: Entry, message: Message | None = None) -> None:
-        self.number = entry.number
-        self.wire = entry.wire
-        self.closes = entry.closes
-        # A Channels message that each view's own handler makes an event of.
-        self.message = message
-        self._event: Event | None = None
-        # What every stream of this group alone is sent: the very same bytes object.
-        self.chunk = (
-            with_id(format_position({group: entry.number}), entry.wire)
-            if entry.number
-            else entry.wire
-        )
-
-    @property
-    def size(self) -> int:
-        """The bytes that it takes in memory, nearly."""
-        return len(self.wire) + len(self.chunk)
-
-    def event(self) -> Event:
-        """Return the event again, for a view's ``filter_event``."""
-        if self._event is None:
-            self._event = next(iter(Decoder().feed(self.wire)), Event())
-        return self._event
-
-
-class Batch:
-    """The blocks that have piled up in a group, joined once for all its streams."""
-
-    __slots__ = ("blocks", "chunk", "closing", "first", "last", "messages")
-
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        numbers = [block.number for block in blocks if block.number]
-        self.blocks = blocks
-        # Without numbers every stream takes all of it, and its position stays.
-        self.first, self.last = (numbers[0], numbers[-1]) if numbers else (sys.maxsize, 0)
-        self.messages = [block for block in blocks if not block.number]
-        self.closing = next((block for block in reversed(blocks) if block.closes), None)
-        self.chunk = b"".join(block.chunk for block in blocks if not block.closes)
-
-    def after(self, number: int, *, with_messages: bool) -> Sequence[Block]:
-        """Return the blocks that a stream has not taken yet."""
-        return [
-            block
-            for block in self.blocks
-            if (block.number > number if block.number else with_messages)
-        ]
-
-
 class Subscription:
     """A group that streams of this hub follow.
 
@@ -121,9 +65,7 @@ class Subscription:
         self.entering: asyncio.Task[None] | None = None
         self.joined = asyncio.get_running_loop().create_future()
         self._store = store
-        self._tail: deque[Block] = deque()
-        self._tail_bytes = 0
-        self._max_tail_bytes = TAIL_BYTES
+        self.tail = Tail(TAIL_BYTES)
         self._lengthening = asyncio.Lock()
         self._pending: list[Block] = []
         self._fanning_out = False
@@ -257,9 +199,9 @@ class Subscription:
         """
         if not self.joined.done() or self.cancelled:
             return None
-        state = GroupState(self.first, self.head, self._oldest, origin=self.origin)
+        state = GroupState(self.first, self.head, self.tail.first, origin=self.origin)
         begin = self.head - history if number is None else number
-        return state if self._oldest - 1 <= begin <= self.head else None
+        return state if self.tail.first - 1 <= begin <= self.head else None
 
     async def read(self, after: int) -> list[Block]:
         """Return the blocks that follow a number, some of them, at least one.
@@ -268,13 +210,14 @@ class Subscription:
             HistoryLostError: They are not kept any more.
         """
         after = self._from(after)
-        if self._oldest > after + 1:
+        if self.tail.first > after + 1:
             # Those who come back together wait here for the one that reads for all.
             async with self._lengthening:
-                while after + 1 < self._oldest <= after + _LENGTHEN and await self._lengthen():
-                    pass
-        if self._oldest <= after + 1:
-            return list(islice(self._tail, after + 1 - self._oldest, None))
+                while after + 1 < self.tail.first <= after + _LENGTHEN:
+                    if not await self._lengthen():
+                        break
+        if self.tail.first <= after + 1:
+            return self.tail.after(after)
         entries, _ = join(after, await self._store.aread(self.group, after, PAGE))
         if not entries:
             raise HistoryLostError
@@ -282,30 +225,10 @@ class Subscription:
 
     async def _lengthen(self) -> bool:
         """Read what comes before the tail, if there is room; say whether it has become longer."""
-        before = self._oldest
-        if self._tail_bytes > self._max_tail_bytes // 2:
+        if not self.tail.has_room:
             return False
-        page = await self._store.aread(self.group, before - 1 - PAGE, PAGE)
-        for entry in reversed(page):
-            block = Block(self.group, entry)
-            # Meanwhile the tail may have been cut, or have gone on.
-            if entry.number == self._oldest - 1 < before:
-                if self._tail_bytes + block.size > self._max_tail_bytes:
-                    break
-                self._tail.appendleft(block)
-                self._tail_bytes += block.size
-        return self._oldest < before
-
-    def bound_tail(self, tail_bytes: int) -> None:
-        """Keep no more than so many bytes of the newest events."""
-        self._max_tail_bytes = tail_bytes
-        while self._tail_bytes > tail_bytes:
-            self._tail_bytes -= self._tail.popleft().size
-
-    @property
-    def _oldest(self) -> int:
-        """The number of the oldest event in the tail; that of the next one if there is none."""
-        return self._tail[0].number if self._tail else self.head + 1
+        page = await self._store.aread(self.group, self.tail.first - 1 - PAGE, PAGE)
+        return self.tail.prepend(Block(self.group, entry) for entry in reversed(page))
 
     def _from(self, number: int) -> int:
         """Return the number before the one that follows a position."""
@@ -314,8 +237,6 @@ class Subscription:
     def _reset(self, state: GroupState) -> None:
         """Go on from the store's state where the numbers between are lost, without the streams."""
         self._adopt(state)
-        self._tail.clear()
-        self._tail_bytes = 0
         self._pending.clear()
         for stream in list(self.streams):
             stream.dismiss("reset")
@@ -323,15 +244,14 @@ class Subscription:
     def _adopt(self, state: GroupState) -> None:
         self.first, self.head = state.first, state.head
         self.origin, self.cancelled = state.origin, state.cancelled
+        self.tail.clear(self.head + 1)
 
     def _add(self, entries: Iterable[Entry]) -> None:
         blocks = [Block(self.group, entry) for entry in entries]
         if not blocks:
             return
         self.head = blocks[-1].number
-        self._tail.extend(blocks)
-        self._tail_bytes += sum(block.size for block in blocks)
-        self.bound_tail(self._max_tail_bytes)
+        self.tail.append(blocks)
         self._deliver(blocks)
 
     # Fan-out

@@ -187,7 +187,7 @@ class _Soak:
         return Row(
             engine=self.engine.name,
             seconds=seconds,
-            events=sum(map(len, stored.values())),
+            events=sum(tried.outcome == "done" for tried in truth.values()),
             deliveries=sum(client.deliveries for client in self.clients),
             faults=faults + Counter({"slow client ended": slow_ends}),
             findings=findings,

@@ -7,7 +7,7 @@ from typing import Any
 
 from demo_project import settings as demo
 from demo_project.settings import *  # noqa: F403
-from tests import postgresql
+from tests import mysql, postgresql
 
 _directory = Path(tempfile.gettempdir())
 
@@ -24,6 +24,17 @@ if postgresql.binaries():
         "ENGINE": "django.db.backends.postgresql",
         "NAME": "postgres",
         "USER": "postgres",
+        "HOST": "127.0.0.1",
+    }
+if mysql.binaries():
+    # Django's own driver, mysqlclient, has to be compiled.
+    import pymysql
+
+    pymysql.install_as_MySQLdb()
+    DATABASES[mysql.ALIAS] = {
+        "ENGINE": "django.db.backends.mysql",
+        "NAME": "django_sse",
+        "USER": "root",
         "HOST": "127.0.0.1",
     }
 

@@ -9,15 +9,23 @@ from django.db import connections
 from django_sse.stores.base import EventStore
 from django_sse.stores.database import DatabaseStore
 from django_sse.stores.memory import MemoryStore
-from tests.postgresql import ALIAS, binaries
+from tests import mysql, postgresql
 
 SQLITE = pytest.param("sqlite", marks=pytest.mark.django_db(transaction=True))
 POSTGRESQL = pytest.param(
-    ALIAS,
+    postgresql.ALIAS,
     marks=(
-        pytest.mark.django_db(transaction=True, databases=["default", ALIAS])
-        if binaries()
+        pytest.mark.django_db(transaction=True, databases=["default", postgresql.ALIAS])
+        if postgresql.binaries()
         else pytest.mark.skip(reason="PostgreSQL is not installed")
+    ),
+)
+MYSQL = pytest.param(
+    mysql.ALIAS,
+    marks=(
+        pytest.mark.django_db(transaction=True, databases=["default", mysql.ALIAS])
+        if mysql.binaries()
+        else pytest.mark.skip(reason="MariaDB is not installed")
     ),
 )
 MEMORY = pytest.param("memory", marks=pytest.mark.django_db(transaction=True))
@@ -28,10 +36,10 @@ def make_store(request: pytest.FixtureRequest) -> EventStore:
         return MemoryStore()
     if request.param == "sqlite":
         return DatabaseStore()
-    return DatabaseStore(using=ALIAS)
+    return DatabaseStore(using=request.param)
 
 
-@pytest.fixture(params=[MEMORY, SQLITE, POSTGRESQL])
+@pytest.fixture(params=[MEMORY, SQLITE, POSTGRESQL, MYSQL])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
     """Every store there is."""
     store = make_store(request)
@@ -41,7 +49,7 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
     await sync_to_async(connections.close_all)()
 
 
-@pytest.fixture(params=[SQLITE, POSTGRESQL])
+@pytest.fixture(params=[SQLITE, POSTGRESQL, MYSQL])
 async def database_store(request: pytest.FixtureRequest) -> AsyncIterator[DatabaseStore]:
     """The database store on every database supported."""
     store = make_store(request)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -218,12 +219,17 @@ async def test_reading_goes_on_after_the_connection_was_lost(
     await append(store, event("news", "a"))
     assert texts(await store.aread("news", 0, 10)) == ["a"]
 
-    if connections[store.using].vendor == "sqlite":
+    vendor = connections[store.using].vendor
+    if vendor == "sqlite":
         pytest.skip("A file has no connection to lose.")
+    end_oneself = {
+        "postgresql": "SELECT pg_terminate_backend(pg_backend_pid())",
+        "mysql": "KILL CONNECTION_ID()",
+    }
 
     def lose_connection() -> None:
         with pytest.raises(OperationalError), connections[store.using].cursor() as cursor:
-            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+            cursor.execute(end_oneself[vendor])
 
     await store._in_reader(lose_connection)
     assert texts(await store.aread("news", 0, 10)) == ["a"]
@@ -290,7 +296,7 @@ async def test_publishing_without_autocommit_is_refused(database_store: Database
 async def test_a_long_write_on_sqlite_holds_up_no_read(database_store: DatabaseStore) -> None:
     store = database_store
     if connections[store.using].vendor != "sqlite":
-        pytest.skip("PostgreSQL lets several transactions write at a time.")
+        pytest.skip("Other databases let several transactions write at a time.")
     _, cursor = await store.achanged(None, {"news"})
 
     def commit_and_die() -> None:
@@ -316,21 +322,64 @@ async def test_a_long_write_on_sqlite_holds_up_no_read(database_store: DatabaseS
     assert texts(await store.aread("news", 0, 10)) == ["waiting"]
 
 
-async def test_publishing_at_repeatable_read_begins_again_where_it_must(
-    database_store: DatabaseStore,
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+async def test_publishing_at_higher_isolation_levels_begins_again_where_it_must(
+    database_store: DatabaseStore, level: str
 ) -> None:
     store = database_store
-    if connections[store.using].vendor != "postgresql":
+    if connections[store.using].vendor == "sqlite":
         pytest.skip("SQLite has no isolation levels.")
+    set_level = {
+        "postgresql": f"SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL {level}",
+        "mysql": f"SET SESSION TRANSACTION ISOLATION LEVEL {level}",
+    }
 
     def publish_twenty(name: int) -> None:
-        with connections[store.using].cursor() as cursor:
-            cursor.execute("SET default_transaction_isolation = 'repeatable read'")
+        connection = connections[store.using]
+        with connection.cursor() as cursor:
+            cursor.execute(set_level[connection.vendor])
         for n in range(20):
             store.append([event("news", f"{name} {n}")], silent)
 
     await asyncio.gather(*(in_thread(partial(publish_twenty, name)) for name in range(4)))
     assert len(await store.aread("news", 0, 100)) == 80
+
+
+async def test_publishing_waits_for_a_lock_longer_than_mysql_does(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+    if connections[store.using].vendor != "mysql":
+        pytest.skip("Other databases set no bound to it by themselves.")
+    await append(store, event("news", "a"))
+    locked, begun_again = threading.Event(), threading.Event()
+
+    def hold_the_lock() -> None:
+        with transaction.atomic(using=store.using):
+            EventGroup.objects.using(store.using).select_for_update().get(name="news")
+            locked.set()
+            assert begun_again.wait(30)
+
+    def publish() -> None:
+        waits = 0
+
+        def watch(execute: Any, sql: str, *rest: Any) -> Any:
+            nonlocal waits
+            waits += "FOR UPDATE" in sql
+            if waits == 2:
+                begun_again.set()
+            return execute(sql, *rest)
+
+        with connections[store.using].cursor() as cursor:
+            cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")
+        with connections[store.using].execute_wrapper(watch):
+            store.append([event("news", "b")], silent)
+
+    holding = asyncio.create_task(in_thread(hold_the_lock))
+    assert await asyncio.to_thread(locked.wait, 10)
+    await in_thread(publish)
+    await holding
+    assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
 
 
 async def test_a_publisher_rings_also_for_what_another_process_has_numbered(

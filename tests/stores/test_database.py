@@ -19,7 +19,7 @@ from django.utils import timezone
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
 from django_sse.stores.base import GroupState, Hint
 from django_sse.stores.database import DatabaseStore
-from tests.stores.test_contract import append, close, event, reopening, state, texts
+from django_sse.testing.stores import append, close, event, reopening, state, texts
 from tests.threads import in_thread
 
 

@@ -1,0 +1,5 @@
+"""What a store or a channel layer has to do for django_sse, as tests for those who write one."""
+
+from django_sse.testing.stores import EventStoreContract
+
+__all__ = ["EventStoreContract"]

@@ -1,10 +1,10 @@
-"""What is special to the database store: the outbox, locks, trimming, its one connection."""
+"""What is special to the database store: locks, trimming, its one connection."""
 
 import asyncio
 import random
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -13,86 +13,17 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.db import OperationalError, connections, transaction
 from django.test import override_settings
-from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
 from django_sse.stores.base import GroupState, Hint
 from django_sse.stores.database import DatabaseStore
-from django_sse.testing.stores import append, close, event, reopening, state, texts
+from django_sse.testing.stores import append, event, state, texts
 from tests.threads import in_thread
 
 
 def silent(hints: Sequence[Hint]) -> None:
     """Ring nobody."""
-
-
-async def test_in_a_transaction_nothing_but_the_outbox_is_written(
-    database_store: DatabaseStore,
-) -> None:
-    store = database_store
-
-    def queries_of_publish() -> list[str]:
-        connection = connections[store.using]
-        with transaction.atomic(using=store.using), CaptureQueriesContext(connection) as captured:
-            store.append([event("news", "a"), event("sport", "b")], silent)
-        return [query["sql"] for query in captured.captured_queries]
-
-    queries = await sync_to_async(queries_of_publish)()
-    written = [sql for sql in queries if sql.startswith(("INSERT", "UPDATE", "DELETE"))]
-    assert len(written) == 1
-    assert "django_sse_outboxevent" in written[0]
-    assert not any("FOR UPDATE" in sql for sql in queries)
-
-
-async def test_what_a_publisher_left_behind_is_numbered_by_the_next_to_look(
-    database_store: DatabaseStore,
-) -> None:
-    store = database_store
-    _, cursor = await store.achanged(None, {"news"})
-
-    def commit_and_die() -> None:
-        with transaction.atomic(using=store.using):
-            # As publish does, but the commit hook never runs.
-            store._stage([event("news", "a"), event("news", "b")])
-
-    await sync_to_async(commit_and_die)()
-    assert await store.aread("news", 0, 10) == []
-    hints, _ = await store.achanged(cursor, {"news"})
-    assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
-    [hint] = {hint for hint in hints if hint.group == "news" and hint.entries}
-    assert texts(hint.entries) == ["a", "b"]
-    assert not await OutboxEvent.objects.using(store.using).aexists()
-
-
-async def test_what_waits_is_numbered_before_what_is_published_later(
-    database_store: DatabaseStore,
-) -> None:
-    store = database_store
-
-    def commit_and_die() -> None:
-        with transaction.atomic(using=store.using):
-            store._stage([event("news", "first")])
-
-    await sync_to_async(commit_and_die)()
-    await append(store, event("news", "second"))
-    assert texts(await store.aread("news", 0, 10)) == ["first", "second"]
-
-
-async def test_cancel_and_reopen_in_a_transaction_count_for_what_follows_in_it(
-    database_store: DatabaseStore,
-) -> None:
-    store = database_store
-    await append(store, close("news"))
-
-    def reopen_and_publish() -> None:
-        with transaction.atomic(using=store.using):
-            store.append([reopening("news")], silent)
-            store.append([event("news", "a")], silent)
-
-    await sync_to_async(reopen_and_publish)()
-    assert texts(await store.aread("news", 0, 10))[1:] == ["a"]
-    assert not (await state(store, "news")).cancelled
 
 
 @pytest.mark.parametrize("groups", [["news"], ["a", "b", "c"]])
@@ -380,20 +311,3 @@ async def test_publishing_waits_for_a_lock_longer_than_mysql_does(
     await in_thread(publish)
     await holding
     assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
-
-
-async def test_a_publisher_rings_also_for_what_another_process_has_numbered(
-    database_store: DatabaseStore,
-) -> None:
-    store = database_store
-
-    def stage() -> Callable[[], Sequence[Hint]]:
-        with transaction.atomic(using=store.using):
-            return store._stage([event("news", "a")])
-
-    commit_hook = await sync_to_async(stage)()
-    # Another hub's sync comes between the commit and its hook.
-    await store.achanged(None, {"news"})
-    [hint] = await sync_to_async(commit_hook)()
-    assert (hint.group, hint.head) == ("news", (await state(store, "news")).head)
-    assert hint.head > 0

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -11,19 +12,19 @@ from pytest_django import Settings
 
 from django_sse.hub import open_streams
 from django_sse.stores import get_store
-from tests import postgresql
+from tests import mysql, postgresql
 
 
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Start PostgreSQL before the test databases are made, if a test uses it."""
-    directory = postgresql.binaries()
-    if directory and any(map(_uses_postgresql, request.session.items)):
-        with postgresql.serve(directory) as port:
-            connections.settings[postgresql.ALIAS]["PORT"] = port
-            yield
-    else:
-        assert directory or not os.environ.get("CI"), "CI has to have PostgreSQL."
+    """Start the database servers that a test uses, before the test databases are made."""
+    with ExitStack() as servers:
+        for service in (postgresql, mysql):
+            directory = service.binaries()
+            assert directory or not os.environ.get("CI"), f"CI has to have {service.ALIAS}."
+            if directory and any(_uses(service.ALIAS, item) for item in request.session.items):
+                port = servers.enter_context(service.serve(directory))
+                connections.settings[service.ALIAS]["PORT"] = port
         yield
 
 
@@ -48,8 +49,8 @@ async def memory_store(settings: Settings, everything_ends: None) -> AsyncIterat
     assert open_streams() == 0
 
 
-def _uses_postgresql(item: pytest.Item) -> bool:
-    return any(
-        postgresql.ALIAS in mark.kwargs.get("databases", ())
-        for mark in item.iter_markers("django_db")
+def _uses(alias: str, item: pytest.Item) -> bool:
+    of_class = getattr(getattr(item, "cls", None), "databases", ())
+    return alias in of_class or any(
+        alias in mark.kwargs.get("databases", ()) for mark in item.iter_markers("django_db")
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from demo_project import settings as demo
 from demo_project.settings import *  # noqa: F403
-from tests import pgbouncer, postgresql
+from tests import mysql, pgbouncer, postgresql
 
 _directory = Path(tempfile.gettempdir())
 
@@ -30,6 +30,17 @@ if postgresql.binaries():
     DATABASES[pgbouncer.ALIAS] = {
         **DATABASES[postgresql.ALIAS],
         "TEST": {"MIRROR": postgresql.ALIAS},
+    }
+if mysql.binaries():
+    # Django's own driver, mysqlclient, has to be compiled.
+    import pymysql
+
+    pymysql.install_as_MySQLdb()
+    DATABASES[mysql.ALIAS] = {
+        "ENGINE": "django.db.backends.mysql",
+        "NAME": "django_sse",
+        "USER": "root",
+        "HOST": "127.0.0.1",
     }
 
 ROOT_URLCONF = "tests.urls"

@@ -151,7 +151,7 @@ def test_a_store_of_a_projects_own_has_its_own_checks(settings: Settings) -> Non
     assert list(found()) == ["other.W001"]
 
 
-# E003 and E004: the database store
+# E003, E004 and E006: the database store
 
 
 def test_e003_is_an_alias_that_there_is_none_of(settings: Settings) -> None:
@@ -170,7 +170,18 @@ def test_e004_is_a_router_that_keeps_the_tables_away(settings: Settings) -> None
     assert '"OPTIONS": {"using": ...}' in str(messages["django_sse.E004"].hint)
 
 
-def test_e003_and_e004_are_not_given_for_the_memory_store(settings: Settings) -> None:
+def test_e006_is_a_database_that_was_never_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections[DEFAULT_DB_ALIAS], "vendor", "oracle")
+    messages = found()
+    assert list(messages) == ["django_sse.E006"]
+    assert "alias 'default': oracle" in messages["django_sse.E006"].msg
+    assert "SQLite, PostgreSQL, MySQL or MariaDB" in str(messages["django_sse.E006"].hint)
+
+
+def test_e003_e004_and_e006_are_not_given_for_the_memory_store(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections[DEFAULT_DB_ALIAS], "vendor", "oracle")
     settings.DJANGO_SSE = {"STORE": {"BACKEND": "memory"}}
     settings.CHANNEL_LAYERS = {"default": {"BACKEND": "tests.layers.GatedLayer"}}
     settings.DATABASE_ROUTERS = [f"{__name__}.KeepAway"]
@@ -335,9 +346,10 @@ def test_w005_is_given_for_a_file_whose_name_speaks_of_memory(
     assert list(found()) == ["django_sse.W005"]
 
 
-def test_w005_is_not_given_for_other_databases(
-    sqlite: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("vendor", ["postgresql", "mysql"])
+def test_e006_and_w005_are_not_given_for_other_databases_that_are_supported(
+    sqlite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, vendor: str
 ) -> None:
     sqlite["OPTIONS"] = {}
-    monkeypatch.setattr(connections[DEFAULT_DB_ALIAS], "vendor", "postgresql")
+    monkeypatch.setattr(connections[DEFAULT_DB_ALIAS], "vendor", vendor)
     assert found() == {}

@@ -43,6 +43,7 @@ def test_there_is_a_version() -> None:
         "from django_sse.event import Event, Decoder; Decoder().feed(Event({'a': 1}).encode())",
         "import django_sse.asgi",
         "import django_sse.views, django_sse.decorators",
+        "import sys; sys.modules['pytest'] = None; import django_sse.testing",
     ],
 )
 def test_it_needs_neither_settings_nor_apps_to_be_imported(statement: str) -> None:

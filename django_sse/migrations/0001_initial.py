@@ -2,6 +2,8 @@
 
 from django.db import migrations, models
 
+import django_sse.fields
+
 
 class Migration(migrations.Migration):
     initial = True
@@ -12,7 +14,10 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="EventGroup",
             fields=[
-                ("name", models.CharField(max_length=99, primary_key=True, serialize=False)),
+                (
+                    "name",
+                    django_sse.fields.GroupField(max_length=99, primary_key=True, serialize=False),
+                ),
                 ("first", models.BigIntegerField(default=0)),
                 ("head", models.BigIntegerField(default=0)),
                 ("cancelled", models.BooleanField(default=False)),
@@ -23,7 +28,7 @@ class Migration(migrations.Migration):
             name="OutboxEvent",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
-                ("group", models.CharField(db_index=True, max_length=99)),
+                ("group", django_sse.fields.GroupField(db_index=True, max_length=99)),
                 (
                     "kind",
                     models.SmallIntegerField(choices=[(0, "event"), (1, "close"), (2, "reopen")]),
@@ -35,7 +40,7 @@ class Migration(migrations.Migration):
             name="StoredEvent",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
-                ("group", models.CharField(max_length=99)),
+                ("group", django_sse.fields.GroupField(max_length=99)),
                 ("number", models.BigIntegerField()),
                 ("wire", models.BinaryField()),
                 ("closes", models.BooleanField(default=False)),

@@ -1,4 +1,4 @@
-"""Keeps events in the project's database, SQLite or PostgreSQL, with a transactional outbox."""
+"""Keeps events in the project's database, with a transactional outbox."""
 
 import asyncio
 import re
@@ -53,8 +53,13 @@ _SLACK: Final = timedelta(seconds=10)
 # Names or ids in one statement.
 _BATCH: Final = 500
 
+# Those on which the tests run, MariaDB standing for MySQL: each locks in a way of its own.
+_VENDORS: Final = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MySQL or MariaDB"}
+
 # PostgreSQL's SQLSTATE.
 _SERIALIZATION_FAILURE: Final = "40001"
+# MySQL's error numbers: a row changed since its snapshot, a lock waited for too long, a deadlock.
+_MYSQL_CONFLICTS: Final = (1020, 1205, 1213)
 
 # SQLite: how long the files of connections that were closed may stay open.
 _REOPEN_SECONDS: Final = 10.0
@@ -287,9 +292,9 @@ class DatabaseStore(EventStore):
                     ignore_conflicts=True,
                 )
             except OperationalError as error:
-                # At REPEATABLE READ and above a transaction that waited has to begin again.
-                state = getattr(error.__cause__, "sqlstate", None)
-                if state != _SERIALIZATION_FAILURE or connections[self.using].in_atomic_block:
+                # At REPEATABLE READ and above, and in MySQL at any level, a transaction that met
+                # another one may have to begin again.
+                if not _is_conflict(error) or connections[self.using].in_atomic_block:
                     raise
 
     def _lock(self, names: Sequence[str]) -> list[EventGroup]:
@@ -413,6 +418,16 @@ class DatabaseStore(EventStore):
                     id="django_sse.E004",
                 )
             ]
+        vendor = connections[self.using].vendor
+        if vendor not in _VENDORS:
+            return [
+                checks.Error(
+                    f"The database store does not know the database of the alias {self.using!r}: "
+                    f"{vendor}. Its locks and transactions are relied upon, and were never tried.",
+                    hint=f"Use {', '.join(_VENDORS.values())} for it, in DATABASES.",
+                    id="django_sse.E006",
+                )
+            ]
         return self._check_sqlite()
 
     def _check_sqlite(self) -> list[checks.CheckMessage]:
@@ -459,6 +474,12 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 def _is_locked(error: OperationalError) -> bool:
     code = getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _is_conflict(error: OperationalError) -> bool:
+    if getattr(error.__cause__, "sqlstate", None) == _SERIALIZATION_FAILURE:
+        return True
+    return bool(error.args) and error.args[0] in _MYSQL_CONFLICTS
 
 
 def _is_in_memory(name: object) -> bool:

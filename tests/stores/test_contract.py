@@ -1,16 +1,17 @@
-"""What every store has to do."""
+"""Every store keeps the contract, and a store that breaks it is told apart."""
 
-import asyncio
-import threading
-from collections.abc import Sequence
-from functools import partial
+import subprocess
+import sys
+import time
+import unittest
+from collections.abc import Callable, Container, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
-from asgiref.sync import sync_to_async
-from django.db import connections, transaction
+from django.conf import settings
+from django.test import TransactionTestCase, override_settings
 
-from django_sse.exceptions import GroupCancelled
-from django_sse.replay import is_lost
 from django_sse.stores.base import (
     Cursor,
     Entry,
@@ -19,265 +20,298 @@ from django_sse.stores.base import (
     Hint,
     Kind,
     NewEntry,
-    closing_wire,
-    first_number,
+    Numbering,
+    Ring,
 )
 from django_sse.stores.database import DatabaseStore
-from tests.threads import in_thread
+from django_sse.stores.memory import MemoryStore, _Group
+from django_sse.stores.redis import RedisStore
+from django_sse.testing import EventStoreContract
+from tests import mysql, postgresql
+from tests.redis import RedisServer
 
 
-def event(group: str, text: str) -> NewEntry:
-    return NewEntry(group, f"data: {text}\n\n".encode())
+class MemoryStoreTests(EventStoreContract, TransactionTestCase):
+    def make_store(self) -> MemoryStore:
+        return MemoryStore()
 
 
-def close(group: str) -> NewEntry:
-    return NewEntry(group, closing_wire("over"), Kind.CLOSE)
+class SQLiteTests(EventStoreContract, TransactionTestCase):
+    def make_store(self) -> DatabaseStore:
+        return DatabaseStore()
 
+    @unittest.skip("SQLite lets one transaction write at a time.")
+    async def test_an_event_committed_after_a_cancel_comes_before_a_close_of_its_own(self) -> None:
+        """Its transaction would keep the cancel from being written."""
 
-def reopening(group: str) -> NewEntry:
-    return NewEntry(group, b"", Kind.REOPEN)
 
+@unittest.skipUnless(postgresql.binaries(), "PostgreSQL is not installed.")
+class PostgreSQLTests(EventStoreContract, TransactionTestCase):
+    databases = {"default", postgresql.ALIAS}
 
-def texts(entries: Sequence[Entry]) -> list[str]:
-    return [entry.wire.decode().removeprefix("data: ").strip() for entry in entries]
+    def make_store(self) -> DatabaseStore:
+        return DatabaseStore(using=postgresql.ALIAS)
 
 
-class Bell:
-    """Remembers what was rung."""
+@unittest.skipUnless(mysql.binaries(), "MariaDB is not installed.")
+class MySQLTests(EventStoreContract, TransactionTestCase):
+    databases = {"default", mysql.ALIAS}
 
-    def __init__(self) -> None:
-        self.hints: list[Hint] = []
+    def make_store(self) -> DatabaseStore:
+        return DatabaseStore(using=mysql.ALIAS)
 
-    def __call__(self, hints: Sequence[Hint]) -> None:
-        self.hints += hints
 
+class RedisStoreTests(EventStoreContract, TransactionTestCase):
+    durable = False
 
-async def append(store: EventStore, *entries: NewEntry) -> list[int | None]:
-    return await store.aappend(entries, Bell())
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_server: RedisServer) -> None:
+        self.url = redis_server.url
 
+    def make_store(self) -> RedisStore:
+        return RedisStore(url=self.url, durable=self.durable)
 
-async def changes(store: EventStore, cursor: Cursor, group: str) -> list[Hint]:
-    hints, _ = await store.achanged(cursor, {group})
-    return list(hints or ())
 
+class DurableRedisStoreTests(RedisStoreTests):
+    durable = True
 
-async def state(store: EventStore, group: str) -> GroupState:
-    return (await store.astates([group]))[group]
 
+# Stores that break the contract, and the tests that tell
 
-async def test_a_group_never_published_to_is_empty_and_reading_creates_nothing(
-    store: EventStore,
-) -> None:
-    assert await store.aread("news", 0, 10) == []
-    now = await state(store, "news")
-    assert now == GroupState(0, now.origin, now.origin + 1, cancelled=False, origin=now.origin)
-    _, cursor = await store.achanged(None, {"news"})
-    assert await changes(store, cursor, "news") == []
 
+class DropsTheLastOfSeveral(MemoryStore):
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        numbers, hints = super()._append(entries, **kwargs)
+        if len(entries) > 1:
+            self._groups[entries[-1].group].entries.pop()
+        return numbers, hints
 
-async def test_numbers_begin_at_the_clock_and_are_contiguous(store: EventStore) -> None:
-    before = first_number()
-    first, second = await append(store, event("news", "a"), event("news", "b"))
-    [third] = await append(store, event("news", "c"))
-    assert first is not None
-    assert before <= first <= first_number()
-    assert (second, third) == (first + 1, first + 2)
-    now = await state(store, "news")
-    assert now == GroupState(first, first + 2, first, cancelled=False, origin=now.origin)
-    assert texts(await store.aread("news", 0, 10)) == ["a", "b", "c"]
 
+class NumbersFromOne(MemoryStore):
+    """Numbers that a group which was forgotten would have again."""
 
-async def test_reading_goes_on_after_a_number_and_stops_at_the_limit(store: EventStore) -> None:
-    numbers = await append(store, *(event("news", str(n)) for n in range(5)))
-    assert numbers[1] is not None
-    assert texts(await store.aread("news", numbers[1], 2)) == ["2", "3"]
-    assert numbers[4] is not None
-    assert await store.aread("news", numbers[4], 2) == []
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("django_sse.stores.base.first_number", lambda: 1)
+            return super()._append(entries, **kwargs)
 
 
-async def test_groups_have_numbers_of_their_own(store: EventStore) -> None:
-    numbers = await append(store, event("a", "1"), event("b", "1"), event("a", "2"))
-    assert numbers[0] is not None
-    assert numbers[2] == numbers[0] + 1
-    assert texts(await store.aread("b", 0, 10)) == ["1"]
+class NumbersAnewAfterReopening(MemoryStore):
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        for entry in entries:
+            if entry.kind is Kind.REOPEN and entry.group in self._groups:
+                self._groups[entry.group].head = 0
+        return super()._append(entries, **kwargs)
 
 
-async def test_group_names_are_told_apart_byte_for_byte(store: EventStore) -> None:
-    await append(store, event("News", "x"))
-    assert (await state(store, "news")).first == 0
+class ForgetsThatItWasCancelled(MemoryStore):
+    def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
+        states = super().states(groups)
+        return {
+            group: GroupState(state.first, state.head, state.oldest)
+            for group, state in states.items()
+        }
 
 
-async def test_the_bell_is_rung_with_what_is_new(store: EventStore) -> None:
-    bell = Bell()
-    [number] = await store.aappend([event("news", "x")], bell)
-    assert number is not None
-    assert bell.hints == [
-        Hint("news", number, cancelled=False, entries=(Entry(number, b"data: x\n\n"),))
-    ]
+class RefusesNothing(MemoryStore):
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        return super()._append(entries, staged=True)
 
+    def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Sequence[Hint]]:
+        return lambda: self._append(entries)[1]
 
-async def test_cancelling_appends_one_close_and_refuses_events(store: EventStore) -> None:
-    await append(store, event("news", "x"), close("news"))
-    assert await append(store, close("news")) == [None]
-    with pytest.raises(GroupCancelled, match="reopen"):
-        await append(store, event("news", "y"))
-    entries = await store.aread("news", 0, 10)
-    assert [entry.closes for entry in entries] == [False, True]
-    assert entries[1].wire == closing_wire("over")
-    now = await state(store, "news")
-    assert now.cancelled
-    assert now.head == entries[1].number
-
-
-async def test_one_refused_event_refuses_the_whole_call(store: EventStore) -> None:
-    await append(store, close("over"))
-    with pytest.raises(GroupCancelled):
-        await append(store, event("news", "x"), event("over", "y"))
-    assert (await state(store, "news")).first == 0
-
-
-async def test_reopening_goes_on_with_numbers_and_history(store: EventStore) -> None:
-    numbers = await append(store, event("news", "a"), close("news"))
-    assert await append(store, reopening("news")) == [None]
-    [number] = await append(store, event("news", "b"))
-    assert numbers[1] is not None
-    assert number == numbers[1] + 1
-    assert not (await state(store, "news")).cancelled
-    assert [entry.closes for entry in await store.aread("news", 0, 10)] == [False, True, False]
-
-
-async def test_changes_are_told_once_the_cursor_was_made(store: EventStore) -> None:
-    _, cursor = await store.achanged(None, {"news"})
-    numbers = await append(store, event("news", "a"), event("news", "b"))
-    hints, cursor = await store.achanged(cursor, {"news"})
-    heads = {hint.group: (hint.head, hint.cancelled) for hint in hints or ()}
-    assert heads == {"news": (numbers[1], False)}
-    await append(store, close("news"))
-    assert [hint.cancelled for hint in await changes(store, cursor, "news")] == [True]
-
-
-async def test_changes_are_told_of_the_groups_that_were_asked_for(store: EventStore) -> None:
-    _, cursor = await store.achanged(None, {"news"})
-    await append(store, event("news", "a"), event("sport", "b"))
-    assert [hint.group for hint in await changes(store, cursor, "news")] == ["news"]
-
-
-async def test_a_new_run_of_numbers_leaves_every_earlier_position_behind(
-    store: EventStore,
-) -> None:
-    """As a hub asks for that has seen numbers which the store has forgotten since."""
-    [first] = await append(store, event("news", "a"))
-    assert first is not None
-    seen = first + 1000
-    begun = await store.anew_run("news", seen)
-    assert begun == await state(store, "news")
-    assert begun.head > seen
-    assert all(is_lost(number, begun) for number in (begun.origin, first - 1, first, seen))
-    assert not is_lost(begun.head, begun)
-    assert await append(store, event("news", "b")) == [begun.head + 1]
-    assert texts(await store.aread("news", 0, 10)) == ["b"]
-    now = await state(store, "news")
-    assert all(is_lost(number, now) for number in (begun.origin, first - 1, first, seen))
-
-
-async def test_of_several_hubs_that_ask_for_a_new_run_one_is_enough(store: EventStore) -> None:
-    [first] = await append(store, event("news", "a"))
-    assert first is not None
-    begun = await store.anew_run("news", first + 1000)
-    assert await store.anew_run("news", first + 1000) == begun
-
-
-async def test_a_group_that_is_not_behind_keeps_its_numbers(store: EventStore) -> None:
-    [first] = await append(store, event("news", "a"))
-    assert first is not None
-    before = await state(store, "news")
-    assert await store.anew_run("news", first) == before
-    assert texts(await store.aread("news", 0, 10)) == ["a"]
-
-
-async def test_a_transaction_publishes_with_its_commit(store: EventStore) -> None:
-    bell = Bell()
-
-    def publish_in_transaction() -> None:
-        with transaction.atomic(using=store.using):
-            assert store.append([event("news", "a"), event("news", "b")], bell) == [None, None]
-            assert bell.hints == []
-            assert store.states(["news"])["news"].first == 0
-
-    await sync_to_async(publish_in_transaction)()
-    assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
-    assert [hint.group for hint in bell.hints] == ["news"]
-
-
-async def test_a_transaction_that_is_rolled_back_leaves_nothing(store: EventStore) -> None:
-    bell = Bell()
-
-    def publish_and_fail() -> None:
-        with transaction.atomic(using=store.using):
-            store.append([event("news", "a")], bell)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        await sync_to_async(publish_and_fail)()
-    _, cursor = await store.achanged(None, {"news"})
-    await store.achanged(cursor, {"news"})
-    assert await store.aread("news", 0, 10) == []
-    assert bell.hints == []
-
-
-async def test_a_transaction_is_refused_events_for_a_cancelled_group(store: EventStore) -> None:
-    await append(store, close("news"))
-
-    def publish_in_transaction() -> None:
-        with transaction.atomic(using=store.using):
-            with pytest.raises(GroupCancelled):
-                store.append([event("news", "a")], Bell())
-            store.append([event("other", "b")], Bell())
-
-    await sync_to_async(publish_in_transaction)()
-    assert [entry.closes for entry in await store.aread("news", 0, 10)] == [True]
-    assert texts(await store.aread("other", 0, 10)) == ["b"]
-
-
-async def test_an_event_committed_after_a_cancel_comes_before_a_close_of_its_own(
-    store: EventStore,
-) -> None:
-    if isinstance(store, DatabaseStore) and connections[store.using].vendor == "sqlite":
-        pytest.skip("SQLite lets one transaction write at a time.")
-    staged, cancelled = threading.Event(), threading.Event()
-
-    def publish_slowly() -> None:
-        with transaction.atomic(using=store.using):
-            store.append([event("news", "late")], Bell())
-            staged.set()
-            assert cancelled.wait(10)
-
-    publishing = asyncio.create_task(in_thread(publish_slowly))
-    while not staged.is_set():
-        if publishing.done():
-            await publishing
-        await asyncio.sleep(0.01)
-    await append(store, close("news"))
-    cancelled.set()
-    await publishing
-    entries = await store.aread("news", 0, 10)
-    assert [entry.closes for entry in entries] == [True, False, True]
-    assert entries[2].wire == closing_wire("over")
-    assert (await state(store, "news")).cancelled
-
-
-async def test_threads_append_without_losing_or_doubling_a_number(store: EventStore) -> None:
-    def append_twenty(name: str) -> list[int | None]:
-        numbers: list[int | None] = []
-        for n in range(20):
-            numbers += store.append([event("news", f"{name} {n}")], Bell())
+
+class AppendsOneAfterTheOther(MemoryStore):
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        if len(entries) == 1:
+            return super()._append(entries, **kwargs)
+        done = [self._append([entry], **kwargs) for entry in entries]
+        return [n for numbers, _ in done for n in numbers], [h for _, hints in done for h in hints]
+
+
+class IgnoresCase(MemoryStore):
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        lower = [NewEntry(entry.group.lower(), entry.wire, entry.kind) for entry in entries]
+        return super()._append(lower, **kwargs)
+
+    def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
+        return {
+            group: super(IgnoresCase, self).states([group.lower()])[group.lower()]
+            for group in groups
+        }
+
+    async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
+        return await super().aread(group.lower(), after, limit)
+
+
+class CountsAllGroupsAsOne(AppendsOneAfterTheOther):
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        if len(entries) == 1:
+            head = max((group.head for group in self._groups.values()), default=0)
+            self._groups.setdefault(entries[0].group, _Group()).head = head
+        return super()._append(entries, **kwargs)
+
+
+class StripsWhitespace(MemoryStore):
+    async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
+        entries = await super().aread(group, after, limit)
+        return [Entry(entry.number, entry.wire.strip(), entry.closes) for entry in entries]
+
+
+class ReadsFromTheNumberOn(MemoryStore):
+    async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
+        return await super().aread(group, after - 1, limit)
+
+
+class LeavesOutGroupsWithoutEvents(MemoryStore):
+    def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
+        states = super().states(groups)
+        return {group: state for group, state in states.items() if state.head}
+
+
+class KeepsEverything(MemoryStore):
+    def _keep(self, turn: Numbering) -> None:
+        with override_settings(DJANGO_SSE={}):
+            super()._keep(turn)
+
+    def _trimmed(self, name: str) -> _Group:
+        return self._groups.get(name) or _Group()
+
+
+class CreatesWhatItReads(MemoryStore):
+    async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
+        if group not in self._groups:
+            self._append([NewEntry(group, b"data: created\n\n")])
+        return await super().aread(group, after, limit)
+
+
+class TellsNoChange(MemoryStore):
+    async def achanged(
+        self, cursor: Cursor, groups: Container[str]
+    ) -> tuple[Iterable[Hint], Cursor]:
+        return [], None
+
+
+class TellsOfEveryGroup(MemoryStore):
+    async def achanged(
+        self, cursor: Cursor, groups: Container[str]
+    ) -> tuple[Iterable[Hint], Cursor]:
+        return await super().achanged(cursor, self._groups)
+
+
+class RingsNobody(MemoryStore):
+    def append(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
+        return super().append(entries, lambda hints: None)
+
+
+class ActsAtOnceInTransactions(MemoryStore):
+    def append(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
+        numbers, hints = self._append(entries)
+        ring(hints)
         return numbers
 
-    by_thread = await asyncio.gather(*(in_thread(partial(append_twenty, name)) for name in "abcd"))
-    numbers = sorted(number for numbers in by_thread for number in numbers if number)
-    assert numbers == list(range(numbers[0], numbers[0] + 80))
-    read = texts(await store.aread("news", 0, 100))
-    for name in "abcd":
-        assert [text for text in read if text.startswith(name)] == [
-            f"{name} {n}" for n in range(20)
-        ]
+
+class LocksNothing(MemoryStore):
+    """As one that reads the head, then writes what it made of it."""
+
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        group = self._groups.setdefault(entries[0].group, _Group())
+        head = group.head
+        time.sleep(0.001)
+        group.head = head
+        return super()._append(entries, **kwargs)
+
+
+class KeepsItsNumbers(MemoryStore):
+    async def anew_run(self, group: str, above: int) -> GroupState:
+        return self.states([group])[group]
+
+
+class AlwaysBeginsANewRun(MemoryStore):
+    async def anew_run(self, group: str, above: int) -> GroupState:
+        return await super().anew_run(group, self._groups[group].head + 1)
+
+
+class CannotBeUsedAgain(MemoryStore):
+    async def aclose(self) -> None:
+        self._groups = None  # type: ignore[assignment]
+
+
+class StaysInItsProcess(MemoryStore):
+    crosses_processes = True
+
+
+BROKEN: list[tuple[type[EventStore], str]] = [
+    (DropsTheLastOfSeveral, "numbers_begin_at_the_clock_and_are_contiguous"),
+    (DropsTheLastOfSeveral, "a_transaction_publishes_with_its_commit"),
+    (NumbersFromOne, "numbers_begin_at_the_clock_and_are_contiguous"),
+    (NumbersAnewAfterReopening, "reopening_goes_on_with_numbers_and_history"),
+    (ForgetsThatItWasCancelled, "cancelling_appends_one_close_and_refuses_events"),
+    (RefusesNothing, "a_transaction_is_refused_events_for_a_cancelled_group"),
+    (AppendsOneAfterTheOther, "one_refused_event_refuses_the_whole_call"),
+    (IgnoresCase, "group_names_are_told_apart_byte_for_byte"),
+    (CountsAllGroupsAsOne, "groups_have_numbers_of_their_own"),
+    (StripsWhitespace, "an_entry_is_read_as_it_was_appended_byte_for_byte"),
+    (ReadsFromTheNumberOn, "reading_goes_on_after_a_number_and_stops_at_the_limit"),
+    (LeavesOutGroupsWithoutEvents, "states_are_told_of_every_group_that_was_asked_for"),
+    (KeepsEverything, "the_newest_events_are_kept_and_older_ones_are_not"),
+    (CreatesWhatItReads, "a_group_never_published_to_is_empty_and_reading_creates_nothing"),
+    (TellsNoChange, "changes_are_told_once_the_cursor_was_made"),
+    (TellsOfEveryGroup, "changes_are_told_of_the_groups_that_were_asked_for"),
+    (RingsNobody, "the_bell_is_rung_with_what_is_new"),
+    (ActsAtOnceInTransactions, "a_transaction_that_is_rolled_back_leaves_nothing"),
+    (
+        ActsAtOnceInTransactions,
+        "an_event_committed_after_a_cancel_comes_before_a_close_of_its_own",
+    ),
+    (LocksNothing, "threads_append_without_losing_or_doubling_a_number"),
+    (KeepsItsNumbers, "a_new_run_of_numbers_leaves_every_earlier_position_behind"),
+    (AlwaysBeginsANewRun, "of_several_hubs_that_ask_for_a_new_run_one_is_enough"),
+    (AlwaysBeginsANewRun, "a_group_that_is_not_behind_keeps_its_numbers"),
+    (CannotBeUsedAgain, "a_store_that_was_closed_can_be_used_again"),
+    (StaysInItsProcess, "what_another_process_appended_is_read_and_told"),
+]
+
+TESTS = {name for name in dir(EventStoreContract) if name.startswith("test_")}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("store", "test"), BROKEN)
+def test_a_store_that_breaks_the_contract_fails(store: type[EventStore], test: str) -> None:
+    class BrokenStoreTests(EventStoreContract, TransactionTestCase):
+        def make_store(self) -> EventStore:
+            return store()
+
+    result = unittest.TestResult()
+    unittest.TestSuite([BrokenStoreTests(f"test_{test}")]).run(result)
+    assert result.testsRun == 1
+    assert result.failures or result.errors
+
+
+def test_every_test_of_the_contract_can_fail() -> None:
+    assert {f"test_{test}" for _, test in BROKEN} == TESTS
+
+
+def test_the_contract_runs_in_a_project_without_pytest(tmp_path: Path) -> None:
+    (tmp_path / "test_store.py").write_text("""
+import sys
+
+sys.modules["pytest"] = None
+
+from django.test import TransactionTestCase
+from django_sse.stores.memory import MemoryStore
+from django_sse.testing import EventStoreContract
+
+class StoreTests(EventStoreContract, TransactionTestCase):
+    def make_store(self):
+        return MemoryStore()
+""")
+    finished = subprocess.run(
+        [sys.executable, "manage.py", "test", tmp_path],
+        cwd=settings.BASE_DIR,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert f"Ran {len(TESTS)} tests" in finished.stderr

@@ -1,97 +1,29 @@
-"""What is special to the database store: the outbox, locks, trimming, its one connection."""
+"""What is special to the database store: locks, trimming, its one connection."""
 
 import asyncio
 import random
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import OperationalError, connections, transaction
 from django.test import override_settings
-from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
 from django_sse.stores.base import GroupState, Hint
 from django_sse.stores.database import DatabaseStore
-from tests.stores.test_contract import append, close, event, reopening, state, texts
+from django_sse.testing.stores import append, event, state, texts
 from tests.threads import in_thread
 
 
 def silent(hints: Sequence[Hint]) -> None:
     """Ring nobody."""
-
-
-async def test_in_a_transaction_nothing_but_the_outbox_is_written(
-    database_store: DatabaseStore,
-) -> None:
-    store = database_store
-
-    def queries_of_publish() -> list[str]:
-        connection = connections[store.using]
-        with transaction.atomic(using=store.using), CaptureQueriesContext(connection) as captured:
-            store.append([event("news", "a"), event("sport", "b")], silent)
-        return [query["sql"] for query in captured.captured_queries]
-
-    queries = await sync_to_async(queries_of_publish)()
-    written = [sql for sql in queries if sql.startswith(("INSERT", "UPDATE", "DELETE"))]
-    assert len(written) == 1
-    assert "django_sse_outboxevent" in written[0]
-    assert not any("FOR UPDATE" in sql for sql in queries)
-
-
-async def test_what_a_publisher_left_behind_is_numbered_by_the_next_to_look(
-    database_store: DatabaseStore,
-) -> None:
-    store = database_store
-    _, cursor = await store.achanged(None, {"news"})
-
-    def commit_and_die() -> None:
-        with transaction.atomic(using=store.using):
-            # As publish does, but the commit hook never runs.
-            store._stage([event("news", "a"), event("news", "b")])
-
-    await sync_to_async(commit_and_die)()
-    assert await store.aread("news", 0, 10) == []
-    hints, _ = await store.achanged(cursor, {"news"})
-    assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
-    [hint] = {hint for hint in hints if hint.group == "news" and hint.entries}
-    assert texts(hint.entries) == ["a", "b"]
-    assert not await OutboxEvent.objects.using(store.using).aexists()
-
-
-async def test_what_waits_is_numbered_before_what_is_published_later(
-    database_store: DatabaseStore,
-) -> None:
-    store = database_store
-
-    def commit_and_die() -> None:
-        with transaction.atomic(using=store.using):
-            store._stage([event("news", "first")])
-
-    await sync_to_async(commit_and_die)()
-    await append(store, event("news", "second"))
-    assert texts(await store.aread("news", 0, 10)) == ["first", "second"]
-
-
-async def test_cancel_and_reopen_in_a_transaction_count_for_what_follows_in_it(
-    database_store: DatabaseStore,
-) -> None:
-    store = database_store
-    await append(store, close("news"))
-
-    def reopen_and_publish() -> None:
-        with transaction.atomic(using=store.using):
-            store.append([reopening("news")], silent)
-            store.append([event("news", "a")], silent)
-
-    await sync_to_async(reopen_and_publish)()
-    assert texts(await store.aread("news", 0, 10))[1:] == ["a"]
-    assert not (await state(store, "news")).cancelled
 
 
 @pytest.mark.parametrize("groups", [["news"], ["a", "b", "c"]])
@@ -218,12 +150,17 @@ async def test_reading_goes_on_after_the_connection_was_lost(
     await append(store, event("news", "a"))
     assert texts(await store.aread("news", 0, 10)) == ["a"]
 
-    if connections[store.using].vendor == "sqlite":
+    vendor = connections[store.using].vendor
+    if vendor == "sqlite":
         pytest.skip("A file has no connection to lose.")
+    end_oneself = {
+        "postgresql": "SELECT pg_terminate_backend(pg_backend_pid())",
+        "mysql": "KILL CONNECTION_ID()",
+    }
 
     def lose_connection() -> None:
         with pytest.raises(OperationalError), connections[store.using].cursor() as cursor:
-            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+            cursor.execute(end_oneself[vendor])
 
     await store._in_reader(lose_connection)
     assert texts(await store.aread("news", 0, 10)) == ["a"]
@@ -290,7 +227,7 @@ async def test_publishing_without_autocommit_is_refused(database_store: Database
 async def test_a_long_write_on_sqlite_holds_up_no_read(database_store: DatabaseStore) -> None:
     store = database_store
     if connections[store.using].vendor != "sqlite":
-        pytest.skip("PostgreSQL lets several transactions write at a time.")
+        pytest.skip("Other databases let several transactions write at a time.")
     _, cursor = await store.achanged(None, {"news"})
 
     def commit_and_die() -> None:
@@ -316,16 +253,22 @@ async def test_a_long_write_on_sqlite_holds_up_no_read(database_store: DatabaseS
     assert texts(await store.aread("news", 0, 10)) == ["waiting"]
 
 
-async def test_publishing_at_repeatable_read_begins_again_where_it_must(
-    database_store: DatabaseStore,
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+async def test_publishing_at_higher_isolation_levels_begins_again_where_it_must(
+    database_store: DatabaseStore, level: str
 ) -> None:
     store = database_store
-    if connections[store.using].vendor != "postgresql":
+    if connections[store.using].vendor == "sqlite":
         pytest.skip("SQLite has no isolation levels.")
+    set_level = {
+        "postgresql": f"SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL {level}",
+        "mysql": f"SET SESSION TRANSACTION ISOLATION LEVEL {level}",
+    }
 
     def publish_twenty(name: int) -> None:
-        with connections[store.using].cursor() as cursor:
-            cursor.execute("SET default_transaction_isolation = 'repeatable read'")
+        connection = connections[store.using]
+        with connection.cursor() as cursor:
+            cursor.execute(set_level[connection.vendor])
         for n in range(20):
             store.append([event("news", f"{name} {n}")], silent)
 
@@ -333,18 +276,38 @@ async def test_publishing_at_repeatable_read_begins_again_where_it_must(
     assert len(await store.aread("news", 0, 100)) == 80
 
 
-async def test_a_publisher_rings_also_for_what_another_process_has_numbered(
+async def test_publishing_waits_for_a_lock_longer_than_mysql_does(
     database_store: DatabaseStore,
 ) -> None:
     store = database_store
+    if connections[store.using].vendor != "mysql":
+        pytest.skip("Other databases set no bound to it by themselves.")
+    await append(store, event("news", "a"))
+    locked, begun_again = threading.Event(), threading.Event()
 
-    def stage() -> Callable[[], Sequence[Hint]]:
+    def hold_the_lock() -> None:
         with transaction.atomic(using=store.using):
-            return store._stage([event("news", "a")])
+            EventGroup.objects.using(store.using).select_for_update().get(name="news")
+            locked.set()
+            assert begun_again.wait(30)
 
-    commit_hook = await sync_to_async(stage)()
-    # Another hub's sync comes between the commit and its hook.
-    await store.achanged(None, {"news"})
-    [hint] = await sync_to_async(commit_hook)()
-    assert (hint.group, hint.head) == ("news", (await state(store, "news")).head)
-    assert hint.head > 0
+    def publish() -> None:
+        waits = 0
+
+        def watch(execute: Any, sql: str, *rest: Any) -> Any:
+            nonlocal waits
+            waits += "FOR UPDATE" in sql
+            if waits == 2:
+                begun_again.set()
+            return execute(sql, *rest)
+
+        with connections[store.using].cursor() as cursor:
+            cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")
+        with connections[store.using].execute_wrapper(watch):
+            store.append([event("news", "b")], silent)
+
+    holding = asyncio.create_task(in_thread(hold_the_lock))
+    assert await asyncio.to_thread(locked.wait, 10)
+    await in_thread(publish)
+    await holding
+    assert texts(await store.aread("news", 0, 10)) == ["a", "b"]

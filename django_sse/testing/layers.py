@@ -1,0 +1,316 @@
+"""What every channel layer has to do for streams, as tests for those who write one."""
+
+import asyncio
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Self, cast
+from unittest.mock import patch
+
+from channels.layers import BaseChannelLayer, get_channel_layer
+from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.http import StreamingHttpResponse
+from django.test import AsyncRequestFactory, override_settings
+
+from django_sse import tasks
+from django_sse.conf import SETTING
+from django_sse.event import Decoder, Event
+from django_sse.hub import current_hub, open_streams
+from django_sse.publishing import apublish
+from django_sse.testing.threads import in_thread
+from django_sse.views import EventStreamView
+
+if TYPE_CHECKING:
+    from django.test import TransactionTestCase as _TestCase
+else:
+    # A mixin: what imports the contract must not run it.
+    _TestCase = object
+
+# Generous: nothing takes nearly as long, unless it never comes.
+SECONDS = 30
+# Seconds between two comparisons with the store: so long that only the layer can have told, and so
+# short that a test can wait for it.
+NEVER, SOON = 3600, 0.2
+BURST = 1000
+STREAMS = 5
+
+_PUBLISHER = """
+import pickle, sys
+given = pickle.load(sys.stdin.buffer)
+from django.conf import settings
+settings.configure(**given["settings"])
+import django
+django.setup()
+from django_sse import publish
+for text in given["texts"]:
+    publish(given["group"], text)
+"""
+
+
+class Client:
+    """A client of a group's stream, in this process."""
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+        self._decoder = Decoder()
+        self._changed = asyncio.Event()
+        self.events: list[Event] = []
+
+    async def __aenter__(self) -> Self:
+        view = EventStreamView.as_view(groups=[self._group])
+        self._reading = asyncio.create_task(self._read(await view(AsyncRequestFactory().get("/"))))
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._reading.cancel()
+        await asyncio.wait([self._reading])
+
+    @property
+    def texts(self) -> list[str]:
+        """The data of the events received."""
+        return [event.text for event in self.events]
+
+    async def until(self, text: str) -> None:
+        """Wait for an event, which has to come."""
+        async with asyncio.timeout(SECONDS):
+            while text not in self.texts[-1:]:
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def until_events(self, count: int) -> None:
+        """Wait for this many events."""
+        async with asyncio.timeout(SECONDS):
+            while len(self.events) < count:
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def _read(self, response: StreamingHttpResponse) -> None:
+        async for chunk in cast("AsyncIterator[bytes]", response):
+            self.events += self._decoder.feed(chunk)
+            self._changed.set()
+
+
+@asynccontextmanager
+async def connected(count: int, group: str) -> AsyncIterator[list[Client]]:
+    """Give clients of a group that have received its event ``ready``, and so miss nothing."""
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(Client(group)) for _ in range(count)]
+        await apublish(group, "ready")
+        for client in clients:
+            await client.until("ready")
+        yield clients
+
+
+@contextmanager
+def memberships(layer: BaseChannelLayer) -> Iterator[set[tuple[str, str]]]:
+    """Give the pairs of a group and a channel that are entered meanwhile."""
+    entered: set[tuple[str, str]] = set()
+    group_add = layer.group_add
+
+    async def add(group: str, channel: str) -> None:
+        entered.add((group, channel))
+        await group_add(group, channel)
+
+    with patch.object(layer, "group_add", add):
+        yield entered
+
+
+async def hears(layer: BaseChannelLayer, group: str, channel: str) -> bool:
+    """Whether a channel receives what is sent to a group; nobody else may be receiving from it."""
+    receiving = asyncio.create_task(layer.receive(channel))
+    while not receiving.done():
+        # Again and again: some layers know a channel only once somebody receives from it.
+        await layer.group_send(group, {"type": "to.group"})
+        await layer.send(channel, {"type": "to.channel"})
+        await asyncio.wait([receiving], timeout=0.1)
+    return bool(receiving.result()["type"] == "to.group")
+
+
+async def publish_elsewhere(group: str, texts: Sequence[str]) -> None:
+    """Publish to a group, one after the other, in a process of its own."""
+    databases = {DEFAULT_DB_ALIAS: connections[DEFAULT_DB_ALIAS].settings_dict}
+    given = {
+        "group": group,
+        "texts": list(texts),
+        "settings": {
+            "INSTALLED_APPS": ["django_sse"],
+            "USE_TZ": settings.USE_TZ,
+            "DATABASES": databases,
+            "CHANNEL_LAYERS": settings.CHANNEL_LAYERS,
+            SETTING: getattr(settings, SETTING),
+        },
+    }
+    finished = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", _PUBLISHER],
+        input=pickle.dumps(given),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr.decode()
+
+
+def own_tasks() -> list[asyncio.Task[Any]]:
+    """Return the library's tasks on the running loop; layers have tasks of their own."""
+    loop = asyncio.get_running_loop()
+    return [task for task in tasks._running if task.get_loop() is loop]
+
+
+async def everything_ends() -> None:
+    """Wait until the last stream has gone, and what served it."""
+    async with asyncio.timeout(SECONDS):
+        while open_streams() or own_tasks():
+            await asyncio.sleep(0.01)
+
+
+def with_layer(
+    interval: float,
+) -> Callable[[Callable[[Any, Any], Awaitable[None]]], Callable[[Any], Awaitable[None]]]:
+    """Give a test the layer, and compare with the store at an interval (seconds)."""
+
+    def decorate(test: Callable[[Any, Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+        @wraps(test)
+        async def run(self: "ChannelLayerContract") -> None:
+            conf = {**getattr(settings, SETTING, {}), "SYNC_INTERVAL": interval}
+            layers = {"default": self.channel_layers}
+            others = asyncio.all_tasks()
+            with override_settings(CHANNEL_LAYERS=layers, **{SETTING: conf}):
+                layer = get_channel_layer()
+                try:
+                    await test(self, layer)
+                    await everything_ends()
+                finally:
+                    await layer.flush()
+                async with asyncio.timeout(SECONDS):
+                    while asyncio.all_tasks() - others:
+                        await asyncio.sleep(0.01)
+
+        return run
+
+    return decorate
+
+
+class ChannelLayerContract(_TestCase):
+    """The tests that a channel layer has to pass to ring for streams.
+
+    Put it before Django's ``TransactionTestCase``, and say how the layer is configured::
+
+        from django.test import TransactionTestCase
+        from django_sse.testing import ChannelLayerContract
+
+        class MyLayerTests(ChannelLayerContract, TransactionTestCase):
+            channel_layers = {"BACKEND": "my_project.MyLayer", "CONFIG": {"hosts": [...]}}
+
+    It runs under ``manage.py test`` and under pytest-django, with the project's event store. Other
+    processes publish in it, so that has to be one that crosses processes; SQLite needs a file for
+    its test database: ``"TEST": {"NAME": ...}`` in DATABASES. The layer needs the extensions
+    ``groups`` and ``flush``.
+    """
+
+    channel_layers: dict[str, Any]
+    """What CHANNEL_LAYERS has for ``default``."""
+
+    async def publish_elsewhere(self, group: str, texts: Sequence[str]) -> None:
+        """Publish to a group, one after the other, in a process of its own."""
+        await publish_elsewhere(group, texts)
+
+    @with_layer(NEVER)
+    async def test_what_another_process_publishes_arrives_through_the_layer_alone(
+        self, layer: BaseChannelLayer
+    ) -> None:
+        async with connected(STREAMS, "news") as clients:
+            await self.publish_elsewhere("news", ["heard"])
+            for client in clients:
+                await client.until("heard")
+
+    @with_layer(SOON)
+    async def test_a_burst_arrives_complete_and_in_order_at_every_stream(
+        self, layer: BaseChannelLayer
+    ) -> None:
+        burst = [str(number) for number in range(BURST)]
+        async with connected(STREAMS, "news") as clients:
+            await self.publish_elsewhere("news", burst)
+            for client in clients:
+                await client.until(burst[-1])
+                self.assertEqual(client.texts, ["ready", *burst])
+
+    @with_layer(NEVER)
+    async def test_a_plain_message_to_a_group_reaches_its_streams(
+        self, layer: BaseChannelLayer
+    ) -> None:
+        async with connected(STREAMS, "news") as clients, connected(1, "sport") as [other]:
+            message = {"type": "sse.event", "data": {"n": [1, "ü"]}, "event": "plain"}
+            await layer.group_send("news", message)
+            await layer.group_send("sport", {"type": "sse.event", "data": "other"})
+            for client in clients:
+                await client.until('{"n":[1,"ü"]}')
+                self.assertEqual(client.events[-1].event, "plain")
+            await other.until("other")
+            self.assertEqual(other.texts, ["ready", "other"])
+
+    @with_layer(NEVER)
+    async def test_a_membership_that_was_lost_is_renewed(self, layer: BaseChannelLayer) -> None:
+        with patch("django_sse.mailbox._RENEW_SECONDS", 0.0), memberships(layer) as entered:
+            async with connected(STREAMS, "news") as clients:
+                for group, channel in entered:
+                    await layer.group_discard(group, channel)
+                await self.publish_elsewhere("news", ["unheard"])
+                await current_hub().renew_memberships()
+                await self.publish_elsewhere("news", ["heard"])
+                for client in clients:
+                    await client.until("heard")
+                    self.assertEqual(client.texts, ["ready", "unheard", "heard"])
+
+    @with_layer(SOON)
+    async def test_what_a_lost_membership_leaves_unheard_is_found_in_the_store(
+        self, layer: BaseChannelLayer
+    ) -> None:
+        with memberships(layer) as entered:
+            async with connected(STREAMS, "news") as clients:
+                for group, channel in entered:
+                    await layer.group_discard(group, channel)
+                await self.publish_elsewhere("news", ["1", "2", "3"])
+                for client in clients:
+                    await client.until("3")
+                    self.assertEqual(client.texts, ["ready", "1", "2", "3"])
+
+    @with_layer(NEVER)
+    async def test_the_last_stream_out_leaves_no_membership_behind(
+        self, layer: BaseChannelLayer
+    ) -> None:
+        with memberships(layer) as entered:
+            async with connected(STREAMS, "news"), connected(1, "sport"):
+                self.assertTrue(entered)
+        await everything_ends()
+        for group, channel in entered:
+            async with asyncio.timeout(SECONDS):
+                self.assertFalse(await hears(layer, group, channel), f"{group} has {channel}.")
+
+    @with_layer(SOON)
+    async def test_streams_of_two_event_loops_miss_nothing(self, layer: BaseChannelLayer) -> None:
+        burst = [str(number) for number in range(20)]
+        ready = threading.Event()
+
+        async def follow() -> list[str]:
+            async with connected(1, "news") as [client]:
+                ready.set()
+                await client.until(burst[-1])
+            async with asyncio.timeout(SECONDS):
+                while own_tasks():
+                    await asyncio.sleep(0.01)
+            return client.texts
+
+        async with connected(1, "news") as [client]:
+            elsewhere = asyncio.create_task(in_thread(lambda: asyncio.run(follow())))
+            self.assertTrue(await asyncio.to_thread(ready.wait, SECONDS))
+            await self.publish_elsewhere("news", burst)
+            await client.until(burst[-1])
+            self.assertEqual(client.texts, ["ready", "ready", *burst])
+            self.assertEqual(await elsewhere, ["ready", *burst])

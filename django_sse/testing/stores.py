@@ -1,0 +1,446 @@
+"""What every event store has to do, as tests for those who write one."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import sync_to_async
+from django.db import transaction
+from django.test import override_settings
+
+from django_sse.exceptions import GroupCancelled
+from django_sse.replay import is_lost
+from django_sse.stores.base import (
+    Cursor,
+    Entry,
+    EventStore,
+    GroupState,
+    Hint,
+    Kind,
+    NewEntry,
+    closing_wire,
+    first_number,
+)
+from django_sse.testing.threads import in_thread
+
+if TYPE_CHECKING:
+    from django.test import TransactionTestCase as _TestCase
+else:
+    # A mixin: what imports the contract must not run it.
+    _TestCase = object
+
+# Generous: nothing takes nearly as long, unless it never comes.
+_SECONDS = 30
+
+
+def event(group: str, text: str) -> NewEntry:
+    """Return an event that is to be appended."""
+    return NewEntry(group, f"data: {text}\n\n".encode())
+
+
+def close(group: str) -> NewEntry:
+    """Return what cancels a group."""
+    return NewEntry(group, closing_wire("over"), Kind.CLOSE)
+
+
+def reopening(group: str) -> NewEntry:
+    """Return what brings a cancelled group back."""
+    return NewEntry(group, b"", Kind.REOPEN)
+
+
+def texts(entries: Sequence[Entry]) -> list[str]:
+    """Return the data of events that were made by ``event``."""
+    return [entry.wire.decode().removeprefix("data: ").strip() for entry in entries]
+
+
+class Bell:
+    """Remembers what was rung."""
+
+    def __init__(self) -> None:
+        self.hints: list[Hint] = []
+
+    def __call__(self, hints: Sequence[Hint]) -> None:
+        self.hints += hints
+
+
+async def append(store: EventStore, *entries: NewEntry) -> list[int | None]:
+    """Append entries, ringing nobody; return their numbers."""
+    return await store.aappend(entries, Bell())
+
+
+async def append_events(store: EventStore, *entries: NewEntry) -> list[int]:
+    """Append what takes numbers, and return them."""
+    return [number for number in await append(store, *entries) if number is not None]
+
+
+async def changes(store: EventStore, cursor: Cursor, group: str) -> list[Hint]:
+    """Return the hints that the store has for a group since the cursor was made."""
+    hints, _ = await store.achanged(cursor, {group})
+    if hints is None:
+        # Any group may have changed: a hub reads the states.
+        now = await state(store, group)
+        return [Hint(group, now.head, now.cancelled)] if now.head != now.origin else []
+    return list(hints)
+
+
+async def state(store: EventStore, group: str) -> GroupState:
+    """Return the state of one group."""
+    return (await store.astates([group]))[group]
+
+
+def _with_store(
+    test: Callable[[Any, EventStore], Awaitable[None]],
+) -> Callable[[Any], Awaitable[None]]:
+    """Give a test a store of its own, closed on the event loop that it was used on."""
+
+    @wraps(test)
+    async def run(self: "EventStoreContract") -> None:
+        store = await sync_to_async(self.make_store)()
+        try:
+            await test(self, store)
+        finally:
+            await store.aclose()
+
+    return run
+
+
+class EventStoreContract(_TestCase):
+    """The tests that every ``EventStore`` has to pass.
+
+    Put it before Django's ``TransactionTestCase``, and say how a store is made::
+
+        from django.test import TransactionTestCase
+        from django_sse.testing import EventStoreContract
+
+        class MyStoreTests(EventStoreContract, TransactionTestCase):
+            def make_store(self):
+                return MyStore(url="...")
+
+    It runs under ``manage.py test`` and under pytest-django. ``django_sse`` has to be in
+    ``INSTALLED_APPS``. A store that defers to transactions of another database than the default
+    names it in the attribute ``databases``, as any test of Django's does. A test that a store
+    cannot pass by its nature is overridden, with ``unittest.skip`` and the reason.
+    """
+
+    def make_store(self) -> EventStore:
+        """Return a store without any groups.
+
+        Where ``crosses_processes`` is true, a second one made in the same test stands for that of
+        another process, and so has the first one's groups.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has to have a method make_store().")
+
+    # Groups, numbers and reading
+
+    @_with_store
+    async def test_a_group_never_published_to_is_empty_and_reading_creates_nothing(
+        self, store: EventStore
+    ) -> None:
+        self.assertEqual(await store.aread("news", 0, 10), [])
+        empty = await state(store, "news")
+        self.assertEqual((empty.head, empty.cancelled), (empty.origin, False))
+        self.assertFalse(is_lost(empty.origin, empty))
+        _, cursor = await store.achanged(None, {"news"})
+        self.assertEqual(await changes(store, cursor, "news"), [])
+
+    @_with_store
+    async def test_numbers_begin_at_the_clock_and_are_contiguous(self, store: EventStore) -> None:
+        before = first_number()
+        first, second = await append_events(store, event("news", "a"), event("news", "b"))
+        [third] = await append_events(store, event("news", "c"))
+        self.assertTrue(before <= first <= first_number(), "The first number is not the time.")
+        self.assertEqual((second, third), (first + 1, first + 2))
+        now = await state(store, "news")
+        self.assertEqual((now.first, now.oldest, now.head), (first, first, third))
+        self.assertFalse(now.cancelled)
+        self.assertEqual(texts(await store.aread("news", 0, 10)), ["a", "b", "c"])
+
+    @_with_store
+    async def test_reading_goes_on_after_a_number_and_stops_at_the_limit(
+        self, store: EventStore
+    ) -> None:
+        numbers = await append_events(store, *(event("news", str(n)) for n in range(5)))
+        read = await store.aread("news", numbers[1], 2)
+        self.assertEqual([entry.number for entry in read], numbers[2:4])
+        self.assertEqual(texts(read), ["2", "3"])
+        self.assertEqual(await store.aread("news", numbers[4], 2), [])
+
+    @_with_store
+    async def test_groups_have_numbers_of_their_own(self, store: EventStore) -> None:
+        numbers = await append_events(store, event("a", "1"), event("b", "1"), event("a", "2"))
+        self.assertEqual(numbers[2], numbers[0] + 1)
+        self.assertEqual(texts(await store.aread("a", 0, 10)), ["1", "2"])
+        self.assertEqual(texts(await store.aread("b", 0, 10)), ["1"])
+
+    @_with_store
+    async def test_group_names_are_told_apart_byte_for_byte(self, store: EventStore) -> None:
+        names = ["news", "News", "NEWS", "new.s", "new_s", "new-s", "n" * 99]
+        for name in names:
+            await append(store, event(name, name))
+        await append(store, close("News"))
+        for name in names:
+            entries = await store.aread(name, 0, 10)
+            self.assertEqual(texts(entries)[:1], [name])
+            self.assertEqual(len(entries), 2 if name == "News" else 1)
+            self.assertEqual((await state(store, name)).cancelled, name == "News")
+
+    @_with_store
+    async def test_an_entry_is_read_as_it_was_appended_byte_for_byte(
+        self, store: EventStore
+    ) -> None:
+        wire = "event: grüße\ndata: 😀\u2028\0\x7f\ndata: \n\n".encode()
+        await append(store, NewEntry("news", wire))
+        self.assertEqual([entry.wire for entry in await store.aread("news", 0, 10)], [wire])
+
+    @_with_store
+    async def test_states_are_told_of_every_group_that_was_asked_for(
+        self, store: EventStore
+    ) -> None:
+        [number] = await append_events(store, event("news", "a"))
+        states = await store.astates(["news", "sport"])
+        self.assertEqual(list(states), ["news", "sport"])
+        self.assertEqual(states["news"].head, number)
+        self.assertEqual(await sync_to_async(store.states)(["news", "sport"]), states)
+
+    @_with_store
+    async def test_the_newest_events_are_kept_and_older_ones_are_not(
+        self, store: EventStore
+    ) -> None:
+        with override_settings(DJANGO_SSE={"HISTORY_SIZE": 20}):
+            numbers = [
+                number
+                for n in range(60)
+                for number in await append_events(store, event("news", str(n)))
+            ]
+            kept = texts(await store.aread("news", 0, 100))
+            self.assertTrue(20 <= len(kept) <= 22, f"Of HISTORY_SIZE 20, {len(kept)} are kept.")
+            self.assertEqual(kept, [str(n) for n in range(60 - len(kept), 60)])
+            now = await state(store, "news")
+            self.assertEqual((now.first, now.head), (numbers[0], numbers[-1]))
+            self.assertEqual(now.oldest, numbers[-len(kept)])
+
+    @_with_store
+    async def test_threads_append_without_losing_or_doubling_a_number(
+        self, store: EventStore
+    ) -> None:
+        def append_twenty(name: str) -> list[int | None]:
+            numbers: list[int | None] = []
+            for n in range(20):
+                numbers += store.append([event("news", f"{name} {n}")], Bell())
+            return numbers
+
+        by_thread = await asyncio.gather(
+            *(in_thread(partial(append_twenty, name)) for name in "abcd")
+        )
+        numbers = sorted(number for numbers in by_thread for number in numbers if number)
+        self.assertEqual(numbers, list(range(numbers[0], numbers[0] + 80)))
+        read = texts(await store.aread("news", 0, 100))
+        for name in "abcd":
+            of_thread = [text for text in read if text.startswith(name)]
+            self.assertEqual(of_thread, [f"{name} {n}" for n in range(20)])
+
+    @_with_store
+    async def test_what_another_process_appended_is_read_and_told(self, store: EventStore) -> None:
+        if not store.crosses_processes:
+            self.skipTest("The store says that it stays in its process.")
+        _, cursor = await store.achanged(None, {"news"})
+        await append(store, event("news", "a"))
+        other = await sync_to_async(self.make_store)()
+        try:
+            [number] = await append_events(other, event("news", "b"))
+        finally:
+            await other.aclose()
+        self.assertEqual(texts(await store.aread("news", 0, 10)), ["a", "b"])
+        self.assertEqual((await state(store, "news")).head, number)
+        self.assertIn(number, [hint.head for hint in await changes(store, cursor, "news")])
+
+    @_with_store
+    async def test_a_store_that_was_closed_can_be_used_again(self, store: EventStore) -> None:
+        await append(store, event("news", "a"))
+        self.assertEqual(texts(await store.aread("news", 0, 10)), ["a"])
+        await store.aclose()
+        await store.aclose()
+        if store.crosses_processes:
+            await append(store, event("news", "b"))
+            self.assertEqual(texts(await store.aread("news", 0, 10)), ["a", "b"])
+        else:
+            await append(store, event("sport", "b"))
+            self.assertEqual(texts(await store.aread("sport", 0, 10)), ["b"])
+
+    # Ringing and changes
+
+    @_with_store
+    async def test_the_bell_is_rung_with_what_is_new(self, store: EventStore) -> None:
+        bell = Bell()
+        [number] = await store.aappend([event("news", "x")], bell)
+        assert number is not None
+        entries = (Entry(number, b"data: x\n\n"),)
+        self.assertEqual(bell.hints, [Hint("news", number, cancelled=False, entries=entries)])
+
+    @_with_store
+    async def test_changes_are_told_once_the_cursor_was_made(self, store: EventStore) -> None:
+        _, cursor = await store.achanged(None, {"news"})
+        numbers = await append_events(store, event("news", "a"), event("news", "b"))
+        hints = await changes(store, cursor, "news")
+        self.assertEqual({(hint.head, hint.cancelled) for hint in hints}, {(numbers[1], False)})
+        _, cursor = await store.achanged(cursor, {"news"})
+        await append(store, close("news"))
+        hints = await changes(store, cursor, "news")
+        self.assertEqual([hint.cancelled for hint in hints], [True])
+
+    @_with_store
+    async def test_changes_are_told_of_the_groups_that_were_asked_for(
+        self, store: EventStore
+    ) -> None:
+        _, cursor = await store.achanged(None, {"news"})
+        await append(store, event("news", "a"), event("sport", "b"))
+        self.assertEqual([hint.group for hint in await changes(store, cursor, "news")], ["news"])
+
+    # Cancelling and reopening
+
+    @_with_store
+    async def test_cancelling_appends_one_close_and_refuses_events(self, store: EventStore) -> None:
+        await append(store, event("news", "x"), close("news"))
+        self.assertEqual(await append(store, close("news")), [None])
+        with self.assertRaisesRegex(GroupCancelled, "reopen"):
+            await append(store, event("news", "y"))
+        entries = await store.aread("news", 0, 10)
+        self.assertEqual([entry.closes for entry in entries], [False, True])
+        self.assertEqual(entries[1].wire, closing_wire("over"))
+        now = await state(store, "news")
+        self.assertTrue(now.cancelled)
+        self.assertEqual(now.head, entries[1].number)
+
+    @_with_store
+    async def test_one_refused_event_refuses_the_whole_call(self, store: EventStore) -> None:
+        await append(store, close("over"))
+        bell = Bell()
+        with self.assertRaises(GroupCancelled):
+            await store.aappend([event("news", "x"), event("over", "y")], bell)
+        self.assertEqual(await store.aread("news", 0, 10), [])
+        self.assertEqual(bell.hints, [])
+
+    @_with_store
+    async def test_reopening_goes_on_with_numbers_and_history(self, store: EventStore) -> None:
+        numbers = await append_events(store, event("news", "a"), close("news"))
+        self.assertEqual(await append(store, reopening("news")), [None])
+        self.assertFalse((await state(store, "news")).cancelled)
+        [number] = await append_events(store, event("news", "b"))
+        self.assertEqual(number, numbers[1] + 1)
+        entries = await store.aread("news", 0, 10)
+        self.assertEqual([entry.closes for entry in entries], [False, True, False])
+
+    # A store that went back
+
+    @_with_store
+    async def test_a_new_run_of_numbers_leaves_every_earlier_position_behind(
+        self, store: EventStore
+    ) -> None:
+        """As a hub asks for that has seen numbers which the store has forgotten since."""
+        [first] = await append_events(store, event("news", "a"))
+        seen = first + 1000
+        begun = await store.anew_run("news", seen)
+        self.assertEqual(begun, await state(store, "news"))
+        self.assertGreater(begun.head, seen)
+        for number in (begun.origin, first - 1, first, seen):
+            self.assertTrue(is_lost(number, begun), f"{number} is not lost in {begun}.")
+        self.assertFalse(is_lost(begun.head, begun))
+        self.assertEqual(await append(store, event("news", "b")), [begun.head + 1])
+        self.assertEqual(texts(await store.aread("news", 0, 10)), ["b"])
+        now = await state(store, "news")
+        for number in (begun.origin, first - 1, first, seen):
+            self.assertTrue(is_lost(number, now), f"{number} is not lost in {now}.")
+
+    @_with_store
+    async def test_of_several_hubs_that_ask_for_a_new_run_one_is_enough(
+        self, store: EventStore
+    ) -> None:
+        [first] = await append_events(store, event("news", "a"))
+        begun = await store.anew_run("news", first + 1000)
+        self.assertEqual(await store.anew_run("news", first + 1000), begun)
+
+    @_with_store
+    async def test_a_group_that_is_not_behind_keeps_its_numbers(self, store: EventStore) -> None:
+        [first] = await append_events(store, event("news", "a"))
+        before = await state(store, "news")
+        self.assertEqual(await store.anew_run("news", first), before)
+        self.assertEqual(texts(await store.aread("news", 0, 10)), ["a"])
+
+    # Transactions
+
+    @_with_store
+    async def test_a_transaction_publishes_with_its_commit(self, store: EventStore) -> None:
+        bell = Bell()
+
+        def publish_in_transaction() -> None:
+            entries = [event("news", "a"), event("news", "b")]
+            with transaction.atomic(using=store.using):
+                self.assertEqual(store.append(entries, bell), [None, None])
+                self.assertEqual(bell.hints, [])
+                now = store.states(["news"])["news"]
+                self.assertEqual(now.head, now.origin)
+
+        await sync_to_async(publish_in_transaction)()
+        self.assertEqual(texts(await store.aread("news", 0, 10)), ["a", "b"])
+        self.assertEqual([hint.group for hint in bell.hints], ["news"])
+
+    @_with_store
+    async def test_a_transaction_that_is_rolled_back_leaves_nothing(
+        self, store: EventStore
+    ) -> None:
+        bell = Bell()
+
+        def publish_and_fail() -> None:
+            with transaction.atomic(using=store.using):
+                store.append([event("news", "a")], bell)
+                raise ZeroDivisionError
+
+        with self.assertRaises(ZeroDivisionError):
+            await sync_to_async(publish_and_fail)()
+        _, cursor = await store.achanged(None, {"news"})
+        await store.achanged(cursor, {"news"})
+        self.assertEqual(await store.aread("news", 0, 10), [])
+        self.assertEqual(bell.hints, [])
+
+    @_with_store
+    async def test_a_transaction_is_refused_events_for_a_cancelled_group(
+        self, store: EventStore
+    ) -> None:
+        await append(store, close("news"))
+
+        def publish_in_transaction() -> None:
+            with transaction.atomic(using=store.using):
+                with self.assertRaises(GroupCancelled):
+                    store.append([event("news", "a")], Bell())
+                store.append([event("other", "b")], Bell())
+
+        await sync_to_async(publish_in_transaction)()
+        self.assertEqual([entry.closes for entry in await store.aread("news", 0, 10)], [True])
+        self.assertEqual(texts(await store.aread("other", 0, 10)), ["b"])
+
+    @_with_store
+    async def test_an_event_committed_after_a_cancel_comes_before_a_close_of_its_own(
+        self, store: EventStore
+    ) -> None:
+        staged, cancelled = threading.Event(), threading.Event()
+
+        def publish_slowly() -> None:
+            with transaction.atomic(using=store.using):
+                store.append([event("news", "late")], Bell())
+                staged.set()
+                assert cancelled.wait(_SECONDS)
+
+        publishing = asyncio.create_task(in_thread(publish_slowly))
+        while not staged.is_set():
+            if publishing.done():
+                await publishing
+            await asyncio.sleep(0.01)
+        await append(store, close("news"))
+        cancelled.set()
+        await publishing
+        entries = await store.aread("news", 0, 10)
+        self.assertEqual([entry.closes for entry in entries], [True, False, True])
+        self.assertEqual(entries[2].wire, closing_wire("over"))
+        self.assertTrue((await state(store, "news")).cancelled)

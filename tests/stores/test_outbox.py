@@ -1,0 +1,355 @@
+"""The database store's outbox: an event exists if and only if its transaction was committed."""
+
+import asyncio
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.db import connections, transaction
+from django.test import override_settings
+from django.test.utils import CaptureQueriesContext
+
+from django_sse import apublish
+from django_sse.conf import SETTING
+from django_sse.models import OutboxEvent
+from django_sse.stores.base import Hint
+from django_sse.stores.database import DatabaseStore
+from django_sse.testing.layers import connected, everything_ends
+from django_sse.testing.stores import Bell, append, close, event, reopening, state, texts
+
+
+def silent(hints: Sequence[Hint]) -> None:
+    """Ring nobody."""
+
+
+async def test_in_a_transaction_nothing_but_the_outbox_is_written(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+
+    def queries_of_publish() -> list[str]:
+        connection = connections[store.using]
+        with transaction.atomic(using=store.using), CaptureQueriesContext(connection) as captured:
+            store.append([event("news", "a"), event("sport", "b")], silent)
+        return [query["sql"] for query in captured.captured_queries]
+
+    queries = await sync_to_async(queries_of_publish)()
+    written = [sql for sql in queries if sql.startswith(("INSERT", "UPDATE", "DELETE"))]
+    assert len(written) == 1
+    assert "django_sse_outboxevent" in written[0]
+    assert not any("FOR UPDATE" in sql for sql in queries)
+
+
+async def test_what_a_publisher_left_behind_is_numbered_by_the_next_to_look(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+    _, cursor = await store.achanged(None, {"news"})
+
+    def commit_and_die() -> None:
+        with transaction.atomic(using=store.using):
+            # As publish does, but the commit hook never runs.
+            store._stage([event("news", "a"), event("news", "b")])
+
+    await sync_to_async(commit_and_die)()
+    assert await store.aread("news", 0, 10) == []
+    hints, _ = await store.achanged(cursor, {"news"})
+    assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
+    [hint] = {hint for hint in hints if hint.group == "news" and hint.entries}
+    assert texts(hint.entries) == ["a", "b"]
+    assert not await OutboxEvent.objects.using(store.using).aexists()
+
+
+async def test_what_waits_is_numbered_before_what_is_published_later(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+
+    def commit_and_die() -> None:
+        with transaction.atomic(using=store.using):
+            store._stage([event("news", "first")])
+
+    await sync_to_async(commit_and_die)()
+    await append(store, event("news", "second"))
+    assert texts(await store.aread("news", 0, 10)) == ["first", "second"]
+
+
+async def test_cancel_and_reopen_in_a_transaction_count_for_what_follows_in_it(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+    await append(store, close("news"))
+
+    def reopen_and_publish() -> None:
+        with transaction.atomic(using=store.using):
+            store.append([reopening("news")], silent)
+            store.append([event("news", "a")], silent)
+
+    await sync_to_async(reopen_and_publish)()
+    assert texts(await store.aread("news", 0, 10))[1:] == ["a"]
+    assert not (await state(store, "news")).cancelled
+
+
+async def test_a_publisher_rings_also_for_what_another_process_has_numbered(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+
+    def stage() -> Callable[[], Sequence[Hint]]:
+        with transaction.atomic(using=store.using):
+            return store._stage([event("news", "a")])
+
+    commit_hook = await sync_to_async(stage)()
+    # Another hub's sync comes between the commit and its hook.
+    await store.achanged(None, {"news"})
+    [hint] = await sync_to_async(commit_hook)()
+    assert (hint.group, hint.head) == ("news", (await state(store, "news")).head)
+    assert hint.head > 0
+
+
+class Undone(Exception):
+    """Rolls back what it is raised in."""
+
+
+class Transactions:
+    """What a project may do in transactions; each returns what is then published."""
+
+    def __init__(self, store: DatabaseStore) -> None:
+        self.store = store
+        self.bell = Bell()
+
+    def publish(self, text: str) -> None:
+        self.store.append([event("news", text)], self.bell)
+
+    def atomic(self, **kwargs: Any) -> Any:
+        return transaction.atomic(using=self.store.using, **kwargs)
+
+    def inner_rollback(self) -> list[str]:
+        with self.atomic():
+            self.publish("before")
+            with suppress(Undone), self.atomic():
+                self.publish("undone")
+                raise Undone
+            self.publish("after")
+        return ["before", "after"]
+
+    def inner_commit_and_outer_rollback(self) -> list[str]:
+        with suppress(Undone), self.atomic():
+            with self.atomic():
+                self.publish("undone")
+            raise Undone
+        return []
+
+    def a_rollback_two_levels_down(self) -> list[str]:
+        with self.atomic():
+            with suppress(Undone), self.atomic():
+                with self.atomic():
+                    self.publish("undone, though its own savepoint was released")
+                raise Undone
+            with self.atomic(), self.atomic():
+                self.publish("kept")
+        return ["kept"]
+
+    def a_savepoint_rolled_back_by_hand(self) -> list[str]:
+        with self.atomic():
+            self.publish("kept")
+            # As it is called before Django 6.1.
+            create = getattr(transaction, "savepoint_create", None) or transaction.savepoint
+            savepoint = create(using=self.store.using)
+            self.publish("undone")
+            transaction.savepoint_rollback(savepoint, using=self.store.using)
+        return ["kept"]
+
+    def a_block_without_a_savepoint(self) -> list[str]:
+        with suppress(Undone), self.atomic(), self.atomic(savepoint=False):
+            self.publish("undone")
+            raise Undone
+        return []
+
+    def a_rollback_that_was_asked_for(self) -> list[str]:
+        with self.atomic():
+            self.publish("undone")
+            transaction.set_rollback(True, using=self.store.using)
+        return []
+
+    def a_durable_transaction(self) -> list[str]:
+        with self.atomic(durable=True):
+            self.publish("kept")
+        return ["kept"]
+
+    def a_durable_transaction_rolled_back(self) -> list[str]:
+        with suppress(Undone), self.atomic(durable=True):
+            self.publish("undone")
+            raise Undone
+        return []
+
+    def an_error_of_another_commit_hook(self) -> list[str]:
+        def fail() -> None:
+            raise Undone
+
+        with suppress(Undone), self.atomic():
+            # It keeps the hooks behind it from being run.
+            transaction.on_commit(fail, using=self.store.using)
+            self.publish("committed all the same")
+        return ["committed all the same"]
+
+
+@pytest.mark.parametrize(
+    "transact",
+    [
+        Transactions.inner_rollback,
+        Transactions.inner_commit_and_outer_rollback,
+        Transactions.a_rollback_two_levels_down,
+        Transactions.a_savepoint_rolled_back_by_hand,
+        Transactions.a_block_without_a_savepoint,
+        Transactions.a_rollback_that_was_asked_for,
+        Transactions.a_durable_transaction,
+        Transactions.a_durable_transaction_rolled_back,
+        Transactions.an_error_of_another_commit_hook,
+    ],
+)
+async def test_an_event_exists_if_and_only_if_its_transaction_was_committed(
+    database_store: DatabaseStore, transact: Callable[[Transactions], list[str]]
+) -> None:
+    committed = await sync_to_async(transact)(Transactions(database_store))
+    _, cursor = await database_store.achanged(None, {"news"})
+    await database_store.achanged(cursor, {"news"})
+    assert texts(await database_store.aread("news", 0, 10)) == committed
+    assert not await OutboxEvent.objects.using(database_store.using).aexists()
+
+
+async def test_a_transaction_on_another_database_defers_nothing(
+    database_store: DatabaseStore,
+) -> None:
+    store, bell = database_store, Bell()
+    if store.using == "default":
+        pytest.skip("It is about a store on a database beside the default one.")
+
+    def publish_and_roll_back() -> list[int | None]:
+        with transaction.atomic(using="default"):
+            numbers = store.append([event("news", "a")], bell)
+            transaction.set_rollback(True, using="default")
+        return numbers
+
+    [number] = await sync_to_async(publish_and_roll_back)()
+    assert [hint.head for hint in bell.hints] == [number]
+    assert texts(await store.aread("news", 0, 10)) == ["a"]
+
+
+async def test_of_two_open_transactions_the_one_on_the_stores_database_counts(
+    database_store: DatabaseStore,
+) -> None:
+    store, bell = database_store, Bell()
+    if store.using == "default":
+        pytest.skip("It is about a store on a database beside the default one.")
+
+    def publish_twice() -> None:
+        with transaction.atomic(using=store.using):
+            with transaction.atomic(using="default"):
+                assert store.append([event("news", "a")], bell) == [None]
+            assert bell.hints == []
+            assert store.states(["news"])["news"].head == 0
+
+    await sync_to_async(publish_twice)()
+    assert texts(await store.aread("news", 0, 10)) == ["a"]
+    assert len(bell.hints) == 1
+
+
+# Processes that are killed
+
+KILLED = """
+import os, pickle, signal, sys
+try:
+    import pymysql
+except ImportError:
+    pass
+else:
+    pymysql.install_as_MySQLdb()
+given = pickle.load(sys.stdin.buffer)
+from django.conf import settings
+settings.configure(**given)
+import django
+django.setup()
+
+from django.db import transaction
+from django_sse import publish
+from django_sse.stores import get_store
+from django_sse.testing.stores import event
+
+store = get_store()
+
+def die(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+"""
+
+BEFORE_THE_COMMIT = """
+with transaction.atomic(using=store.using):
+    publish("news", "1")
+    die()
+"""
+BETWEEN_COMMIT_AND_NUMBERING = """
+with transaction.atomic(using=store.using):
+    transaction.on_commit(die, using=store.using)
+    publish("news", "1")
+    publish("news", "2")
+"""
+BETWEEN_NUMBERING_AND_DOORBELL = """
+with transaction.atomic(using=store.using):
+    store.append([event("news", "1"), event("news", "2")], die)
+"""
+BEFORE_THE_DOORBELL_OF_NO_TRANSACTION = """
+store.append([event("news", "1"), event("news", "2")], die)
+"""
+
+
+def run_until_killed(code: str) -> None:
+    """Run code in a process with this one's database and settings, which kills itself."""
+    given = {
+        "INSTALLED_APPS": ["django_sse"],
+        "USE_TZ": settings.USE_TZ,
+        "DATABASES": {alias: connections[alias].settings_dict for alias in connections},
+        "CHANNEL_LAYERS": settings.CHANNEL_LAYERS,
+        "DJANGO_SSE": getattr(settings, SETTING),
+    }
+    finished = subprocess.run(
+        [sys.executable, "-c", KILLED + code],
+        input=pickle.dumps(given),
+        cwd=settings.BASE_DIR,
+        capture_output=True,
+        check=False,
+    )
+    assert finished.returncode == -signal.SIGKILL, finished.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("code", "committed"),
+    [
+        (BEFORE_THE_COMMIT, []),
+        (BETWEEN_COMMIT_AND_NUMBERING, ["1", "2"]),
+        (BETWEEN_NUMBERING_AND_DOORBELL, ["1", "2"]),
+        (BEFORE_THE_DOORBELL_OF_NO_TRANSACTION, ["1", "2"]),
+    ],
+    ids=["before commit", "before numbering", "before doorbell", "without a transaction"],
+)
+async def test_a_hub_delivers_what_a_killed_process_had_committed(
+    database_store: DatabaseStore, code: str, committed: list[str]
+) -> None:
+    store = {"BACKEND": "database", "OPTIONS": {"using": database_store.using}}
+    with override_settings(DJANGO_SSE={"STORE": store, "SYNC_INTERVAL": 0.2}):
+        async with connected(2, "news") as clients:
+            await asyncio.to_thread(run_until_killed, code)
+            for client in clients:
+                await client.until_events(1 + len(committed))
+            await apublish("news", "later")
+            for client in clients:
+                await client.until("later")
+                assert client.texts == ["ready", *committed, "later"]
+        await everything_ends()

@@ -1,0 +1,89 @@
+"""A mailbox on a layer that fails."""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from channels.layers import InMemoryChannelLayer
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from django_sse.mailbox import Mailbox, Message
+from tests.streams import until
+
+
+class FailingLayer(InMemoryChannelLayer):  # type: ignore[misc]
+    """Raises some errors before it receives."""
+
+    def __init__(self, *errors: Exception) -> None:
+        super().__init__()
+        self.errors = list(errors)
+        self.entries = 0
+
+    async def receive(self, channel: str) -> Message:
+        if self.errors:
+            raise self.errors.pop()
+        message: Message = await super().receive(channel)
+        return message
+
+    async def group_add(self, group: str, channel: str) -> None:
+        self.entries += 1
+        await super().group_add(group, channel)
+
+
+class Owner:
+    """Keeps what its mailbox passes on."""
+
+    def __init__(self, layer: InMemoryChannelLayer) -> None:
+        self.heard: list[Message] = []
+        self.mailbox = Mailbox(layer, self.heard.append)
+        self.layer = layer
+
+    async def hears(self) -> None:
+        """Wait until a message to the group ``news`` has been passed on."""
+        await self.layer.group_send("news", {"type": "hello"})
+        await until(lambda: {"type": "hello"} in self.heard)
+
+
+@pytest.fixture
+async def owner() -> AsyncIterator[Callable[[InMemoryChannelLayer], Owner]]:
+    owners: list[Owner] = []
+
+    def make(layer: InMemoryChannelLayer) -> Owner:
+        owners.append(Owner(layer))
+        return owners[-1]
+
+    yield make
+    for one in owners:
+        await one.mailbox.close()
+
+
+async def test_a_wait_that_came_to_nothing_is_no_error(
+    owner: Callable[[InMemoryChannelLayer], Owner], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of channels_redis: it waits 5 seconds, and so long does redis-py let it."""
+    layer = FailingLayer(RedisTimeoutError("Timeout reading"), TimeoutError())
+    one = owner(layer)
+    await one.mailbox.enter("news")
+    await until(lambda: not layer.errors)
+    await one.hears()
+    assert layer.entries == 1
+    assert caplog.records == []
+
+
+async def test_a_failing_layer_is_logged_once_and_its_groups_are_entered_again(
+    owner: Callable[[InMemoryChannelLayer], Owner],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.INFO, "django_sse")
+    monkeypatch.setattr("django_sse.mailbox._PAUSE_SECONDS", 0.01)
+    layer = FailingLayer(*(RedisConnectionError("Connection refused") for _ in range(3)))
+    one = owner(layer)
+    await one.mailbox.enter("news")
+    await until(lambda: not layer.errors and layer.entries > 1)
+    await one.hears()
+    assert [record.getMessage() for record in caplog.records] == [
+        "Receiving from the channel layer failed.",
+        "The channel layer is heard again.",
+    ]

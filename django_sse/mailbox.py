@@ -13,9 +13,8 @@ from django_sse.tasks import logger, spawn
 _RENEW_SECONDS: Final = 600.0
 # A layer that hangs must not hold up what would go on without it.
 LAYER_SECONDS: Final = 5.0
-# Between an error of the layer and the next try: twice as long each time, up to the second one.
+# After an error of the layer.
 _PAUSE_SECONDS: Final = 1.0
-_LONGEST_PAUSE_SECONDS: Final = 10.0
 # After a wait of the layer's that came to nothing: if it did not wait at all, others still run.
 _BREATH_SECONDS: Final = 0.01
 _NEVER: Final = float("-inf")
@@ -112,7 +111,6 @@ class Mailbox:
         self._groups = dict.fromkeys(self._groups, _NEVER)
 
     async def _receive(self, channel: str) -> None:
-        pause = _PAUSE_SECONDS
         while channel == self._channel:
             try:
                 message = await self._layer.receive(channel)
@@ -126,11 +124,9 @@ class Mailbox:
                 self._lapse()
                 entered = False
                 while not entered:
-                    await asyncio.sleep(pause)
-                    pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                    await asyncio.sleep(_PAUSE_SECONDS)
                     entered = await self.renew()
                 continue
-            pause = _PAUSE_SECONDS
             if not self._works:
                 logger.info("The channel layer is heard again.")
                 self._works = True

@@ -34,6 +34,8 @@ _FOLLOWED = (
 )  # fmt: skip
 _STARTING_SECONDS = 60
 _CATCHING_UP_SECONDS = 120
+# From there to the end is one event.
+_ENDING_SECONDS = 30
 
 
 async def soak(
@@ -120,7 +122,8 @@ class _Soak:
                         self.complaints.append("A publisher did not come to an end.")
                 await self._catch_up()
                 await self._ask("cancel")
-                await self._until(self.catching_up, "were not told of the end", lambda c: c.over)
+                ending = min(self.catching_up, _ENDING_SECONDS)
+                await self._until(ending, "were not told of the end", lambda c: c.over)
                 for task in following:
                     task.cancel()
         return self._row(time.monotonic() - began, faults.counts, await self._history())

@@ -156,6 +156,7 @@ class Hub:
 
     def _unsubscribe(self, subscription: Subscription) -> None:
         self._forget(subscription)
+        subscription.close()
         if subscription.mailbox:
             spawn(subscription.mailbox.close())
 
@@ -256,7 +257,8 @@ class Hub:
     async def _compare_with_store(self, cursor: Cursor) -> Cursor:
         hints, cursor = await self._store.achanged(cursor, self._subscriptions)
         for hint in hints or ():
-            self._hear(hint)
+            if hint.group in self._subscriptions:
+                self._find(self._subscriptions[hint.group], hint)
         if hints is None or self.loop.time() - self._swept > _SWEEP_SECONDS:
             self._swept = self.loop.time()
             await self._sweep()
@@ -267,9 +269,18 @@ class Hub:
         while some := list(islice(groups, _SWEEP_GROUPS)):
             for group, state in (await self._store.astates(some)).items():
                 if subscription := self._subscriptions.get(group):
-                    subscription.compare(state)
+                    self._find(subscription, Hint(group, state.head, state.cancelled))
                     subscription.tail.bound(self._tail_bytes())
         await self._store.atrim()
+
+    def _find(self, subscription: Subscription, hint: Hint) -> None:
+        """Take what the store says of a group, which no doorbell may have told."""
+        if subscription.joined.done() and hint.head > subscription.head:
+            # A layer that was restarted has forgotten who is in the group, and does not say so.
+            spawn(self._receiver.enter_again(hint.group))
+            if subscription.mailbox:
+                spawn(subscription.mailbox.enter_again(hint.group))
+        subscription.compare(hint)
 
     def _tail_bytes(self) -> int:
         return min(TAIL_BYTES, ALL_TAILS_BYTES // max(len(self._subscriptions), 1))

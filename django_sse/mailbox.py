@@ -45,6 +45,11 @@ class Mailbox:
         async with self._lock:
             await self._add(group)
 
+    async def enter_again(self, group: str) -> None:
+        """Listen to a group that was entered, whose membership seems to be lost."""
+        async with self._lock:
+            await self._add(group)
+
     async def leave(self, group: str) -> None:
         """Listen to a group no longer."""
         self._groups.pop(group, None)

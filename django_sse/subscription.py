@@ -71,7 +71,7 @@ class Subscription:
         self._fanning_out = False
         self._early: list[Hint] = []
         self._stale = False
-        self._healing = False
+        self._healing: asyncio.Task[None] | None = None
 
     # What is new
 
@@ -115,20 +115,23 @@ class Subscription:
     def heal(self) -> None:
         """Fetch from the store what is missing, now or after the fetch that is under way."""
         self._stale = True
-        if not self._healing:
-            self._healing = True
-            spawn(self._heal())
+        if self._healing is None or self._healing.done():
+            self._healing = spawn(self._heal())
+
+    def close(self) -> None:
+        """Ask the store no more: no stream is left."""
+        if self._healing:
+            self._healing.cancel()
 
     async def _heal(self) -> None:
-        try:
-            while self._stale and self.streams:
+        while self._stale and self.streams:
+            try:
                 self._stale = False
                 await self._fetch()
-        except Exception:
-            logger.exception("Reading group %r from the event store failed.", self.group)
-            asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self.heal)
-        finally:
-            self._healing = False
+            except Exception:
+                logger.exception("Reading group %r from the event store failed.", self.group)
+                await asyncio.sleep(_PAUSE_SECONDS)
+                self._stale = True
 
     async def _fetch(self) -> None:
         while not await self._go_on():
@@ -183,10 +186,12 @@ class Subscription:
             self.cancelled = False
             self.heal()
 
-    def compare(self, state: GroupState) -> None:
-        """Go to the store if the state that it told is not the one known here."""
-        if self.joined.done() and (state.head, state.cancelled) != (self.head, self.cancelled):
+    def compare(self, hint: Hint) -> None:
+        """Hear what the store said of the group, also that it has gone back."""
+        if self.joined.done() and hint.head < self.head:
             self.heal()
+        else:
+            self.hear(hint)
 
     # What was new a while ago
 

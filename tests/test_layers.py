@@ -14,6 +14,8 @@ from django.test import TransactionTestCase
 from django_sse import publish
 from django_sse.hub import current_hub
 from django_sse.mailbox import Message
+from django_sse.stores import get_store
+from django_sse.stores.base import Cursor, Hint
 from django_sse.testing import ChannelLayerContract
 from django_sse.testing.layers import (
     BURST,
@@ -40,7 +42,7 @@ class InProcessContract(ChannelLayerContract):
             for text in texts:
                 publish(group, text)
 
-        with patch.object(current_hub(), "hear_soon", lambda hints: None):
+        with patch("django_sse.doorbells.base.ring_here", lambda hints: None):
             await in_thread(publish_them)
 
 
@@ -146,12 +148,32 @@ class Faults(OnRedis):
 
 
 class RedisTests(ChannelLayerContract, Faults, TransactionTestCase):
+    """Lists of Redis: no error says that a Redis which was restarted has forgotten the groups."""
+
     backend = "channels_redis.core.RedisChannelLayer"
 
-    # Known fault: where redis-py reconnects by itself, no error says that the groups are forgotten.
-    # The sync delivers until they are renewed.
     test_the_layer_is_heard_again_after_a_restart = None  # type: ignore[assignment]
     test_the_layer_is_heard_again_after_an_outage = None  # type: ignore[assignment]
+
+    @with_layer(SOON)
+    async def test_what_the_store_has_to_tell_lets_the_layer_be_heard_again(
+        self, layer: BaseChannelLayer
+    ) -> None:
+        async def tell_nothing(cursor: Cursor, groups: object) -> tuple[list[Hint], Cursor]:
+            return [], cursor
+
+        async with connected(1, "news") as [client]:
+            await asyncio.to_thread(self.restart)
+            await publish_elsewhere("news", ["found in the store"])
+            await client.until("found in the store")
+            with patch.object(get_store(), "achanged", tell_nothing):
+                sent = ["ready", "found in the store"]
+                async with asyncio.timeout(SECONDS):
+                    while client.texts[-1] == "found in the store":
+                        sent.append(f"heard {len(sent)}")
+                        await publish_elsewhere("news", sent[-1:])
+                    await client.until(sent[-1])
+                self.assertEqual(client.texts, sent)
 
 
 class RedisPubSubTests(ChannelLayerContract, Faults, TransactionTestCase):

@@ -40,6 +40,9 @@ class Receiver:
     async def enter(self, group: str) -> None:
         """Listen to a group."""
 
+    async def enter_again(self, group: str) -> None:
+        """Listen to a group again, of which something was not heard."""
+
     async def leave(self, group: str) -> None:
         """Listen to a group no longer."""
 

@@ -16,9 +16,6 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Final
 
-from django.conf import settings
-
-from django_sse.conf import conf
 from django_sse.doorbells.base import DEAF_SECONDS, Doorbell, Listener, Receiver
 from django_sse.stores.base import EventStore, Hint
 from django_sse.tasks import logger
@@ -175,7 +172,7 @@ def meeting_place(store: EventStore) -> MeetingPlace:
         directory = Path(f"{file}-doorbells")
         if len(os.fsencode(directory)) <= _MAX_DIRECTORY_BYTES:
             return MeetingPlace(directory, file)
-    shared = f"{settings.SECRET_KEY} {conf().STORE} {store.file}"
+    shared = f"{type(store).__name__} {store.file} {store.address}"
     name = blake2b(shared.encode(), digest_size=8).hexdigest()
     return MeetingPlace(Path(tempfile.gettempdir(), f"django-sse-{_user()}-{name}"))
 

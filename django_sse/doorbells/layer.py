@@ -57,6 +57,9 @@ class _LayerReceiver(Receiver):
     async def enter(self, group: str) -> None:
         await self._mailbox.enter(doorbell_group(group))
 
+    async def enter_again(self, group: str) -> None:
+        await self._mailbox.enter_again(doorbell_group(group))
+
     async def leave(self, group: str) -> None:
         await self._mailbox.leave(doorbell_group(group))
 

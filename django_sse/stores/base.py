@@ -176,6 +176,9 @@ class EventStore(ABC):
     file: Path | None = None
     """The file that all of it is kept in, if it is one: only processes of one host share it."""
 
+    address: str = ""
+    """Where else it is kept: the same text in all processes that share it, and in no others."""
+
     notifications: "Notifications | None" = None
     """What tells the hubs of other processes of whatever is appended, if the store does itself."""
 

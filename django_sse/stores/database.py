@@ -102,6 +102,11 @@ class DatabaseStore(EventStore):
         return None if connection.vendor != "sqlite" or _is_in_memory(name) else Path(name)
 
     @property
+    def address(self) -> str:  # type: ignore[override]
+        settings = connections[self.using].settings_dict
+        return " ".join(str(settings[key]) for key in ("ENGINE", "HOST", "PORT", "NAME"))
+
+    @property
     def notifications(self) -> Notifications | None:  # type: ignore[override]
         # It takes a lock of the whole server at each commit: not where a layer tells of it.
         listens = connections[self.using].vendor == "postgresql" and _HAS_PSYCOPG_3

@@ -83,6 +83,7 @@ class RedisStore(EventStore):
     ) -> None:
         super().__init__(using=using)
         self.url = url
+        self.address = f"{url} {prefix}"
         self._prefix = prefix
         self._durable = durable
         self._making = Lock()

@@ -65,6 +65,9 @@ class Client:
     async def __aenter__(self) -> Self:
         view = EventStreamView.as_view(groups=[self._group])
         self._reading = asyncio.create_task(self._read(await view(AsyncRequestFactory().get("/"))))
+        # Once it has a position there is a hub, and nothing new is missed.
+        async with asyncio.timeout(SECONDS):
+            await self._changed.wait()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -104,6 +107,10 @@ async def connected(count: int, group: str) -> AsyncIterator[list[Client]]:
         await apublish(group, "ready")
         for client in clients:
             await client.until("ready")
+        # A hub that still reads the store might find there what a broken layer did not tell.
+        healing = current_hub()._subscriptions[group]._healing
+        if healing:
+            await asyncio.wait([healing])
         yield clients
 
 

@@ -13,7 +13,6 @@ import pytest
 from django.conf import settings as django_settings
 from django.db import connection
 from django.test import override_settings
-from pytest_django import Settings
 
 from django_sse.doorbells.base import DEAF_SECONDS
 from django_sse.doorbells.datagrams import DatagramDoorbell, meeting_place
@@ -21,6 +20,8 @@ from django_sse.stores import get_store
 from django_sse.stores.base import Hint
 from django_sse.stores.database import DatabaseStore
 from django_sse.stores.memory import MemoryStore
+from django_sse.stores.redis import RedisStore
+from tests import postgresql
 from tests.clients import connected
 from tests.doorbells.conftest import Ear, hint
 from tests.streams import until
@@ -212,14 +213,16 @@ def test_they_meet_elsewhere_where_its_path_is_too_long_for_a_socket() -> None:
     assert len(str(place)) < 80
 
 
-def test_stores_that_are_no_file_meet_where_their_project_does(settings: Settings) -> None:
-    store = MemoryStore()
-    places = {meeting_place(store).directory}
-    settings.SECRET_KEY = "another project"
-    places.add(meeting_place(store).directory)
-    settings.DJANGO_SSE = {"STORE": {"BACKEND": "memory", "OPTIONS": {"using": "other"}}}
-    places.add(meeting_place(store).directory)
-    assert len(places) == 3
+def test_stores_that_are_no_file_meet_by_where_they_are_kept() -> None:
+    stores = [
+        DatabaseStore(using=postgresql.ALIAS),
+        RedisStore(url="redis://localhost/0"),
+        RedisStore(url="redis://localhost/1"),
+        RedisStore(url="redis://localhost/1", prefix="other"),
+    ]
+    places = [meeting_place(store).directory for store in stores]
+    assert len(set(places)) == len(stores)
+    assert meeting_place(RedisStore(url="redis://localhost/1")).directory == places[2]
 
 
 async def test_a_directory_that_a_stranger_has_made_is_not_used(

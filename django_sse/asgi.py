@@ -7,6 +7,7 @@ back the end of the body and goes on with the stream on the server's own ``send`
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import ExitStack
 from typing import Any, Final
 
 from django.core.asgi import get_asgi_application as get_django_application
@@ -62,12 +63,14 @@ class HandOff:
         self._ended = False
         self._disconnected = False
         self._on_close: list[Callable[[], object]] = []
+        self._waiting = ExitStack()
 
     async def receive(self) -> Message:
         """Pass on what the server receives; a disconnect is remembered."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self._disconnected = True
+            self._waiting.close()
         return message
 
     async def send(self, message: Message) -> None:
@@ -76,11 +79,14 @@ class HandOff:
             message = self._seen_start(message)
         elif message["type"] == "http.response.body":
             self._last_body = message.get("body", b"")
-            if self._stream and not message.get("more_body", False):
-                self._ended = True
-                if not self._last_body:
-                    return
-                message = {**message, "more_body": True}
+            if not message.get("more_body", False):
+                if not self._stream:
+                    self._waiting.close()
+                else:
+                    self._ended = True
+                    if not self._last_body:
+                        return
+                    message = {**message, "more_body": True}
         await self._send(message)
 
     def take(self, stream: Stream, last_chunk: bytes) -> bool:
@@ -106,10 +112,9 @@ class HandOff:
             return
         watching = spawn(self._watch(stream))
         try:
-            with waiting_for_client(self._send) as send:
-                stream.serve(lambda chunk: send(_body(chunk, more=True)))
-                # Shielded: a cancelled server task must not cancel the future that others set.
-                await asyncio.shield(stream.ended)
+            stream.serve(lambda chunk: self._send(_body(chunk, more=True)))
+            # Shielded: a cancelled server task must not cancel the future that others set.
+            await asyncio.shield(stream.ended)
             if not self._disconnected:
                 await self._send_end()
         finally:
@@ -122,6 +127,7 @@ class HandOff:
         """
         for callback in self._on_close:
             callback()
+        self._waiting.close()
 
     def _seen_start(self, message: Message) -> Message:
         headers = [(name.lower(), value) for name, value in message.get("headers", ())]
@@ -132,10 +138,13 @@ class HandOff:
         kept = [header for header in headers if header != identity]
         encoded = any(name == b"content-encoding" for name, _ in kept)
         self._is_stream = message["status"] == 200 and not encoded
+        if self._is_stream:
+            self._send = self._waiting.enter_context(waiting_for_client(self._send))
         # It has kept compressing middleware away; RFC 9110, 8.4.1 wants it not to be sent.
         return {**message, "headers": kept}
 
     async def _send_end(self) -> None:
+        self._waiting.close()
         try:
             async with asyncio.timeout(_FAREWELL_SECONDS):
                 await self._send(_body(b"", more=False))
@@ -150,6 +159,7 @@ class HandOff:
                 pass
         finally:
             self._disconnected = True
+            self._waiting.close()
             stream.end("disconnected")
 
 

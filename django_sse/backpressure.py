@@ -32,8 +32,9 @@ def waiting_for_client(send: Send) -> Iterator[Send]:
     try:
         yield send_and_wait
     finally:
+        brake.released.set()
         # Without a channel its client has gone.
-        if request.channel is not None:
+        if getattr(request, "channel", None) is not None:
             request.unregisterProducer()
 
 

@@ -8,11 +8,10 @@ from contextvars import Context
 from itertools import islice
 from typing import Final
 
-from channels.layers import get_channel_layer
-
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.base import listen, stop_listening
+from django_sse.layers import default_layer
 from django_sse.mailbox import LAYER_SECONDS, Mailbox
 from django_sse.stores import get_store
 from django_sse.stores.base import Cursor, GroupState, Hint
@@ -58,7 +57,7 @@ class Hub:
         self._subscriptions: dict[str, Subscription] = {}
         self._store = get_store()
         self._states = StateReader(self._store)
-        self._layer = get_channel_layer()
+        self._layer = default_layer()
         self._receiver = doorbell_of(self._store).receiver(self)
         self._inbox: deque[Sequence[Hint]] = deque()
         self._inbox_is_read = True
@@ -71,7 +70,7 @@ class Hub:
     @property
     def outdated(self) -> bool:
         """Whether no stream is open, and the settings are not those that it was made with."""
-        current = (get_store(), get_channel_layer())
+        current = (get_store(), default_layer())
         return not self.streams and current != (self._store, self._layer)
 
     # Streams

@@ -1,18 +1,23 @@
-"""Which channel layer reaches other processes."""
+"""The project's channel layer, and whether it reaches other processes."""
 
 from channels.layers import BaseChannelLayer, InMemoryChannelLayer, get_channel_layer
 
 from django_sse.tasks import logger
 
 
-def crossing_layer() -> BaseChannelLayer | None:
-    """Return the default channel layer if it reaches other processes.
+def default_layer() -> BaseChannelLayer | None:
+    """Return the default channel layer, if there is one.
 
     One that cannot be made is logged: events are not lost without it.
     """
     try:
-        layer = get_channel_layer()
+        return get_channel_layer()
     except Exception:
         logger.exception("The channel layer cannot be used; hubs will find out by themselves.")
         return None
+
+
+def crossing_layer() -> BaseChannelLayer | None:
+    """Return the default channel layer if it reaches other processes."""
+    layer = default_layer()
     return None if type(layer) is InMemoryChannelLayer else layer

@@ -77,8 +77,11 @@ class Mailbox:
         for group in list(self._groups):
             await self.leave(group)
         async with self._lock:
-            if self._receiving:
-                self._receiving.cancel()
+            self._channel = None
+        # Layers have been seen to swallow a cancellation.
+        while self._receiving and not self._receiving.done():
+            self._receiving.cancel()
+            await asyncio.wait([self._receiving], timeout=_PAUSE_SECONDS)
 
     async def _add(self, group: str) -> bool:
         if group not in self._groups:

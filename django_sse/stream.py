@@ -125,6 +125,7 @@ class Stream:
         self._catching_up = spawn(self._catch_up())
 
     async def _catch_up(self) -> None:
+        failed = False
         while not self.ended.done():
             try:
                 behind = next((sub for sub in self.subscriptions if self._is_behind(sub)), None)
@@ -138,7 +139,9 @@ class Stream:
                 self.dismiss("reset")
                 return
             except Exception:
-                logger.exception("A stream could not be replayed; trying again.")
+                if not failed:
+                    logger.exception("A stream could not be replayed; trying again.")
+                failed = True
                 await asyncio.sleep(1.0)
         if not self.ended.done():
             self._go_live()

@@ -124,14 +124,16 @@ class Subscription:
             self._healing.cancel()
 
     async def _heal(self) -> None:
+        failed = False
         while self._stale and self.streams:
             try:
                 self._stale = False
                 await self._fetch()
             except Exception:
-                logger.exception("Reading group %r from the event store failed.", self.group)
+                if not failed:
+                    logger.exception("Reading group %r from the event store failed.", self.group)
+                failed = self._stale = True
                 await asyncio.sleep(_PAUSE_SECONDS)
-                self._stale = True
 
     async def _fetch(self) -> None:
         while not await self._go_on():
@@ -205,7 +207,8 @@ class Subscription:
         if not self.joined.done() or self.cancelled:
             return None
         state = GroupState(self.first, self.head, self.tail.first, origin=self.origin)
-        begin = self.head - history if number is None else number
+        oldest = self.first - 1 if self.head != self.origin else self.head
+        begin = max(self.head - history, oldest) if number is None else number
         return state if self.tail.first - 1 <= begin <= self.head else None
 
     async def read(self, after: int) -> list[Block]:

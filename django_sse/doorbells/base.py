@@ -1,6 +1,7 @@
 """What every doorbell does: ring the hubs of this process."""
 
 import asyncio
+import os
 from collections.abc import Sequence
 from threading import Lock
 from typing import Final, Protocol
@@ -67,6 +68,11 @@ class Doorbell:
 
 _lock: Final = Lock()
 _listeners: Final[WeakSet[Listener]] = WeakSet()
+
+
+if hasattr(os, "register_at_fork"):
+    # A child has the hubs of its parent, but not their loops.
+    os.register_at_fork(after_in_child=_listeners.clear)
 
 
 def listen(listener: Listener) -> None:

@@ -27,6 +27,7 @@ _MAX_DIRECTORY_BYTES: Final = 80
 # Hints in one datagram; some systems take no more than 2,048 bytes.
 _HINTS: Final = 15
 _MAX_DATAGRAM_BYTES: Final = 2048
+_DATAGRAMS_A_TURN: Final = 64
 
 # The sockets of this process, which rings its own hubs directly; a forked child has its own.
 _own_sockets: Final[set[tuple[int, str]]] = set()
@@ -36,39 +37,40 @@ class DatagramDoorbell(Doorbell):
     """Rings the hubs of other processes on this host."""
 
     def __init__(self, store: EventStore) -> None:
-        self._place = meeting_place(store)
+        self._store = store
 
     def ring(self, hints: Sequence[Hint]) -> None:
         super().ring(hints)
         try:
-            if sockets := list(self._place.sockets_of_others()):
+            if sockets := list(meeting_place(self._store).sockets_of_others()):
                 _send(hints, sockets)
         except Exception:
             logger.exception("Ringing other processes failed; hubs will find out by themselves.")
 
     def receiver(self, hub: Listener) -> Receiver:
-        return _DatagramReceiver(self._place, hub)
+        return _DatagramReceiver(self._store, hub)
 
 
 class _DatagramReceiver(Receiver):
     poll_seconds = DEAF_SECONDS
 
-    def __init__(self, place: "MeetingPlace", hub: Listener) -> None:
-        self._place = place
+    def __init__(self, store: EventStore, hub: Listener) -> None:
+        self._store = store
         self._hub = hub
         self._name = token_hex(8)
+        self._place: MeetingPlace | None = None
         self._socket: socket.socket | None = None
 
     async def open(self) -> None:
         try:
+            self._place = meeting_place(self._store)
             self._socket = self._place.bind(self._name)
             self._hub.loop.add_reader(self._socket, self._read)
         except (OSError, AttributeError, NotImplementedError) as error:
             # Also where there are no such sockets, or the loop cannot wait for them.
             logger.warning(
-                "There can be no socket in %s for other processes to ring, so the store is asked "
-                "for what is new every %s s: %s",
-                self._place.directory,
+                "There can be no socket for other processes to ring, so the store is asked for "
+                "what is new every %s s: %s",
                 DEAF_SECONDS,
                 error,
             )
@@ -76,18 +78,26 @@ class _DatagramReceiver(Receiver):
         else:
             self.poll_seconds = _POLL_SECONDS
 
+    async def renew(self) -> None:
+        if self._socket and self._place and not self._place.has(self._name):
+            # Something has cleaned up behind its back.
+            await self.close()
+            await self.open()
+
     async def close(self) -> None:
-        if self._socket:
+        if self._socket and self._place:
             self._hub.loop.remove_reader(self._socket)
             self._socket.close()
             self._socket = None
             self._place.release(self._name)
+        self.poll_seconds = DEAF_SECONDS
 
     def _read(self) -> None:
         assert self._socket
         datagrams = 0
         with suppress(BlockingIOError):
-            while True:
+            # No more in a turn of the loop, however many come.
+            while datagrams < _DATAGRAMS_A_TURN:
                 datagram = self._socket.recv(_MAX_DATAGRAM_BYTES)
                 datagrams += 1
                 self._take(datagram)
@@ -99,7 +109,7 @@ class _DatagramReceiver(Receiver):
         try:
             self._hub.hear_soon([Hint.decode(line) for line in datagram.decode().splitlines()])
         except ValueError:
-            logger.warning("A datagram that is no doorbell came to %s.", self._place.directory)
+            logger.warning("A datagram that is no doorbell was ignored.")
 
 
 class MeetingPlace:
@@ -125,7 +135,12 @@ class MeetingPlace:
         try:
             bound.setblocking(False)
             self._make()
-            bound.bind(str(path))
+            try:
+                bound.bind(str(path))
+            except FileNotFoundError:
+                # Another one that was the last has just removed the directory.
+                self._make()
+                bound.bind(str(path))
             if self._file:
                 path.chmod(stat.S_IMODE(self._file.stat().st_mode))
         except BaseException:
@@ -133,6 +148,10 @@ class MeetingPlace:
             raise
         _own_sockets.add((os.getpid(), name))
         return bound
+
+    def has(self, name: str) -> bool:
+        """Whether a socket is still there for others to find."""
+        return (self.directory / name).exists()
 
     def release(self, name: str) -> None:
         """Remove a socket of this process, and the directory after the last one."""

@@ -166,8 +166,8 @@ class EventStore(ABC):
 
     Transactions: where a transaction is open on ``using``, entries come into being with its commit.
 
-    Reading is async and never changes what is stored, with the exception of ``achanged``, which
-    also finishes what a publisher that died after its commit has left behind.
+    Reading is async. It adds no group and no event, but ``achanged`` also finishes what a publisher
+    that died after its commit has left behind.
     """
 
     crosses_processes: ClassVar[bool]

@@ -56,10 +56,12 @@ _BATCH: Final = 500
 # Those on which the tests run, MariaDB standing for MySQL: each locks in a way of its own.
 _VENDORS: Final = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MySQL or MariaDB"}
 
-# PostgreSQL's SQLSTATE.
+# PostgreSQL's SQLSTATEs.
 _SERIALIZATION_FAILURE: Final = "40001"
-# MySQL's error numbers: a row changed since its snapshot, a lock waited for too long, a deadlock.
-_MYSQL_CONFLICTS: Final = (1020, 1205, 1213)
+_LOCK_NOT_AVAILABLE: Final = "55P03"
+# MySQL's error numbers: a row changed since its snapshot, a lock waited for too long or, where one
+# does not wait, at all (MariaDB, then MySQL), a deadlock.
+_MYSQL_CONFLICTS: Final = (1020, 1205, 1213, 3572)
 
 # SQLite: how long the files of connections that were closed may stay open.
 _REOPEN_SECONDS: Final = 10.0
@@ -164,16 +166,17 @@ class DatabaseStore(EventStore):
         if cursor and version and version == cursor.version:
             return [], cursor
         now = timezone.now()
+        waiting = self._outbox.order_by().values_list("group", flat=True).distinct()
         hints = []
-        try:
-            with self._without_waiting():
-                waiting = self._outbox.order_by().values_list("group", flat=True).distinct()
-                hints += self._number_each(list(waiting))
-        except OperationalError as error:
-            if not _is_locked(error):
-                raise
-            # Another one writes to the SQLite file: looked at again next time, changed or not.
-            version = None
+        for group in list(waiting):
+            try:
+                with self._without_waiting():
+                    hints += self._number({group: []}, wait=False)[1]
+            except OperationalError as error:
+                if not _is_locked(error):
+                    raise
+                # Another one is at it: looked at again next time, changed or not.
+                version = None
         if cursor:
             rows = self._groups.filter(changed__gte=cursor.time - _SLACK)
             changed = rows.values_list("name", "head", "cancelled")
@@ -280,15 +283,18 @@ class DatabaseStore(EventStore):
         return [hint for group in groups for hint in self._number({group: []})[1]]
 
     def _number(
-        self, new: Mapping[str, Sequence[NewEntry]]
+        self, new: Mapping[str, Sequence[NewEntry]], *, wait: bool = True
     ) -> tuple[dict[str, list[int | None]], list[Hint]]:
-        """Number what waits in these groups, then the new entries, in one short transaction."""
+        """Number what waits in these groups, then the new entries, in one short transaction.
+
+        Without ``wait`` it raises an OperationalError where another one holds a group's lock.
+        """
         # Every such transaction locks its groups in the same order, so none waits in a circle.
         names = sorted(new)
         while True:
             try:
                 with transaction.atomic(using=self.using):
-                    rows = self._lock(names)
+                    rows = self._lock(names, wait=wait)
                     if len(rows) == len(names):
                         return self._number_locked(rows, new)
                 # In a transaction of its own: an insert inside would be a lock out of order.
@@ -299,13 +305,17 @@ class DatabaseStore(EventStore):
             except OperationalError as error:
                 # At REPEATABLE READ and above, and in MySQL at any level, a transaction that met
                 # another one may have to begin again.
-                if not _is_conflict(error) or connections[self.using].in_atomic_block:
+                again = wait and _is_conflict(error)
+                if not again or connections[self.using].in_atomic_block:
                     raise
 
-    def _lock(self, names: Sequence[str]) -> list[EventGroup]:
-        if connections[self.using].features.has_select_for_update:
+    def _lock(self, names: Sequence[str], *, wait: bool = True) -> list[EventGroup]:
+        features = connections[self.using].features
+        if features.has_select_for_update:
             # In one statement: the order is the database's.
-            return list(self._groups.filter(name__in=names).order_by("name").select_for_update())
+            nowait = features.has_select_for_update_nowait and not wait
+            rows = self._groups.filter(name__in=names).order_by("name")
+            return list(rows.select_for_update(nowait=nowait))
         locked: list[EventGroup] = []
         for some in _batches(names):
             groups = self._groups.filter(name__in=some)
@@ -396,7 +406,7 @@ class DatabaseStore(EventStore):
 
     def _forget(self, name: str, since: datetime) -> None:
         with transaction.atomic(using=self.using):
-            for row in self._lock([name]):
+            for row in self._lock([name], wait=False):
                 if row.changed < since and not self._outbox.filter(group=name).exists():
                     self._stored.filter(group=name).delete()
                     row.delete(using=self.using)
@@ -477,11 +487,15 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 
 
 def _is_locked(error: OperationalError) -> bool:
+    """Whether another transaction was in the way, and this one did not wait."""
+    if getattr(error.__cause__, "sqlstate", None) == _LOCK_NOT_AVAILABLE or _is_conflict(error):
+        return True
     code = getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _is_conflict(error: OperationalError) -> bool:
+    """Whether a transaction that waited has to begin again."""
     if getattr(error.__cause__, "sqlstate", None) == _SERIALIZATION_FAILURE:
         return True
     return bool(error.args) and error.args[0] in _MYSQL_CONFLICTS

@@ -84,14 +84,20 @@ class Notifications:
 
     @asynccontextmanager
     async def _listening(self, hear: Ring) -> AsyncIterator["_Ear"]:
-        connection = await self._in_thread(self._connect)
+        # In another thread than the store's, whose reads must not wait for a server that hangs.
+        connecting = asyncio.ensure_future(asyncio.to_thread(self._connect))
+        try:
+            # Shielded: the task may be cancelled, and the connection has to be closed all the same.
+            connection = await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(_close_connected)
+            raise
         ear = _Ear(connection.connection, hear)
         try:
             yield ear
         finally:
             ear.close()
-            # Shielded: the task may be cancelled, and the connection has to be closed all the same.
-            await asyncio.shield(self._in_thread(connection.close))
+            await asyncio.shield(asyncio.to_thread(connection.close))
 
     async def _is_heard_by(self, ear: "_Ear") -> bool:
         test = f"{_TEST}{token_hex(8)}"
@@ -102,7 +108,7 @@ class Notifications:
         connection = connections[self._listen_alias].copy()
         # From a pool it would go back to it still listening.
         connection.settings_dict["OPTIONS"].pop("pool", None)
-        # The store's thread may be another one by the time it is closed.
+        # It is closed in another thread, perhaps.
         connection.inc_thread_sharing()
         try:
             connection.ensure_connection()
@@ -122,6 +128,11 @@ class Notifications:
             )
 
 
+def _close_connected(connecting: asyncio.Future[BaseDatabaseWrapper]) -> None:
+    if not connecting.cancelled() and not connecting.exception():
+        connecting.result().close()
+
+
 class _Ear:
     """Reads what comes on a connection of psycopg, whenever its socket has something."""
 
@@ -136,12 +147,18 @@ class _Ear:
         self._loop.add_reader(self._socket, self._read)
 
     async def has_heard(self, test: str) -> bool:
-        """Wait for a notification of one's own; say whether it came."""
+        """Wait for a notification of one's own; say whether it came.
+
+        Raises:
+            Exception: The connection was lost.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(_TEST_SECONDS):
-                while self._last_test != test and not self._lost.done():
+                while self._last_test != test:
                     self._test.clear()
                     await self._test.wait()
+                    if self._lost.done():
+                        self._lost.result()
         return self._last_test == test
 
     async def listen(self, seconds: float) -> None:
@@ -156,8 +173,10 @@ class _Ear:
 
     def close(self) -> None:
         """Read no more."""
-        self._loop.remove_reader(self._socket)
-        self._lost.cancel()
+        if not self._lost.done():
+            # Once it is lost, the number may be another one's.
+            self._loop.remove_reader(self._socket)
+            self._lost.cancel()
 
     def _read(self) -> None:
         try:
@@ -168,6 +187,8 @@ class _Ear:
             # Unread, a lost connection's socket would be readable for ever.
             self._loop.remove_reader(self._socket)
             self._lost.set_exception(error)
+            self._lost.exception()
+            self._test.set()
 
     def _take(self, text: str) -> None:
         if text.startswith(_TEST):

@@ -33,9 +33,15 @@ if operation == 'mark' then
   return score
 end
 
--- After a restart or a failover it is another one, and acknowledged events may be lost.
-local run = durable and '' or redis.call('INFO', 'server'):match('run_id:(%x+)')
-local origin = durable and 0 or math.max(tonumber(run:sub(1, 8), 16), 1)
+-- After a restart or a failover it is another one, and acknowledged events may be lost. The second
+-- half tells of a failover to a server that has been master before.
+local run, origin = '', 0
+if not durable then
+  local server = redis.call('INFO', 'server'):match('run_id:(%x+)')
+  local history = redis.call('INFO', 'replication'):match('master_replid:(%x+)')
+  run = server .. history
+  origin = 1 + tonumber(server:sub(1, 8), 16) + tonumber(history:sub(1, 8), 16)
+end
 
 if operation == 'changes' then
   local names = {}

@@ -48,6 +48,10 @@ _OPTIONS: Final[dict[str, Any]] = {
     "protocol": 2,
 }
 
+# At most, for publishing and for the reads of each loop: who comes when all are in use waits, for
+# a hub may have thousands of groups to read at once.
+_CONNECTIONS: Final = 8
+
 _Call = tuple[Any, ...]
 
 
@@ -145,14 +149,17 @@ class RedisStore(EventStore):
         if loop not in self._readers:
             for closed in [other for other in list(self._readers) if other.is_closed()]:
                 self._readers.pop(closed, None)
-            client = redis.asyncio.Redis.from_url(
+            pool = redis.asyncio.BlockingConnectionPool.from_url(
                 self.url,
                 **_OPTIONS,
+                max_connections=_CONNECTIONS,
+                timeout=None,
                 # A connection may have been cut while it was idle; what runs here can run twice.
                 retry=AsyncRetry(NoBackoff(), 1),
                 # Before redis-py 6 it is not tried again without this.
                 retry_on_error=[redis.ConnectionError, redis.TimeoutError],
             )
+            client = redis.asyncio.Redis.from_pool(pool)
             closing = _close_at_end(client)
             self._readers[loop] = client, closing
             await anext(closing)
@@ -209,9 +216,14 @@ class RedisStore(EventStore):
         # One for all threads: a second one would close the connections of its pool when it goes.
         with self._making:
             if self._client is None:
-                self._client = redis.Redis.from_url(
-                    self.url, **_OPTIONS, retry=Retry(NoBackoff(), 0)
+                pool = redis.BlockingConnectionPool.from_url(
+                    self.url,
+                    **_OPTIONS,
+                    max_connections=_CONNECTIONS,
+                    timeout=None,
+                    retry=Retry(NoBackoff(), 0),
                 )
+                self._client = redis.Redis.from_pool(pool)
             return self._client
 
     @property
@@ -243,20 +255,20 @@ class RedisStore(EventStore):
     def _run(self, *calls: _Call) -> list[Any]:
         """Run the script for each of the calls, in one round trip; from any thread."""
         with self._publisher.pipeline(transaction=False) as pipe:
-            replies = _add(pipe, calls).execute(raise_on_error=False)
-            if again := _not_run(calls, replies):
+            replies = _queue(pipe, calls).execute(raise_on_error=False)
+            if (done := _run_so_far(replies)) < len(calls):
                 self._publisher.script_load(_SCRIPT)
-                replies = _merge(replies, _add(pipe, again).execute(raise_on_error=False))
+                replies[done:] = _queue(pipe, calls[done:]).execute(raise_on_error=False)
         return _checked(replies)
 
     async def _arun(self, *calls: _Call) -> list[Any]:
         """Run the script for each of the calls, in one round trip; on the running loop."""
         client = await self._reader()
         async with client.pipeline(transaction=False) as pipe:
-            replies = await _add(pipe, calls).execute(raise_on_error=False)
-            if again := _not_run(calls, replies):
+            replies = await _queue(pipe, calls).execute(raise_on_error=False)
+            if (done := _run_so_far(replies)) < len(calls):
                 await client.script_load(_SCRIPT)
-                replies = _merge(replies, await _add(pipe, again).execute(raise_on_error=False))
+                replies[done:] = await _queue(pipe, calls[done:]).execute(raise_on_error=False)
         return _checked(replies)
 
     # Configuration
@@ -297,22 +309,20 @@ def _by_group(groups: Sequence[str], replies: Sequence[Any]) -> dict[str, GroupS
     return {group: _state(reply) for group, reply in zip(groups, replies, strict=True)}
 
 
-def _add(pipe: Any, calls: Iterable[_Call]) -> Any:
+def _queue(pipe: Any, calls: Iterable[_Call]) -> Any:
     for call in calls:
         pipe.evalsha(_SHA, *call)
     return pipe
 
 
-def _not_run(calls: Sequence[_Call], replies: Sequence[Any]) -> list[_Call]:
-    """Return the calls that a server refused which does not know the script yet."""
-    return [
-        call for call, reply in zip(calls, replies, strict=True) if isinstance(reply, NoScriptError)
-    ]
+def _run_so_far(replies: Sequence[Any]) -> int:
+    """Return how many calls came before the first one at which the server did not know the script.
 
-
-def _merge(replies: Sequence[Any], again: Iterable[Any]) -> list[Any]:
-    later = iter(again)
-    return [next(later) if isinstance(reply, NoScriptError) else reply for reply in replies]
+    From there on all are made again, in their order: what was done already can be done twice, as
+    an append comes first.
+    """
+    unknown = (n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError))
+    return next(unknown, len(replies))
 
 
 def _checked(replies: list[Any]) -> list[Any]:

@@ -155,10 +155,10 @@ class _Ear:
         with suppress(TimeoutError):
             async with asyncio.timeout(_TEST_SECONDS):
                 while self._last_test != test:
-                    self._test.clear()
-                    await self._test.wait()
                     if self._lost.done():
                         self._lost.result()
+                    self._test.clear()
+                    await self._test.wait()
         return self._last_test == test
 
     async def listen(self, seconds: float) -> None:

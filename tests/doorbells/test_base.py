@@ -1,6 +1,7 @@
 """This process's hubs, and which doorbell reaches those of others."""
 
 import asyncio
+import os
 from typing import Any
 
 import pytest
@@ -37,6 +38,17 @@ def test_a_hub_whose_loop_is_closed_is_not_told() -> None:
     ear.loop.close()
     Doorbell().ring([hint(7)])
     assert ear.heard == []
+
+
+async def test_a_forked_child_rings_no_hub_of_its_parent(ear: Ear) -> None:
+    pid = os.fork()
+    if not pid:
+        Doorbell().ring([hint(7)])
+        os._exit(len(ear.heard))
+    _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    Doorbell().ring([hint(8)])
+    assert ear.heard == [hint(8)]
 
 
 # Which doorbell

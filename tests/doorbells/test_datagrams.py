@@ -172,6 +172,37 @@ async def test_the_socket_of_a_process_that_was_killed_is_removed(
     await receiver.close()
 
 
+async def test_a_socket_whose_file_has_gone_is_made_again(ear: Ear, store: MemoryStore) -> None:
+    receiver = DatagramDoorbell(store).receiver(ear)
+    await receiver.open()
+    [path] = meeting_place(store).directory.iterdir()
+    await receiver.renew()
+    assert path.exists()
+    path.unlink()
+    await receiver.renew()
+    await run(RINGER, store.file, 1)
+    await until(lambda: ear.heard)
+    await receiver.close()
+
+
+async def test_without_a_directory_for_temporary_files_publishers_and_hubs_do_without(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> str:
+        raise FileNotFoundError("No usable temporary directory found.")
+
+    monkeypatch.setattr("tempfile.gettempdir", fail)
+    doorbell = DatagramDoorbell(MemoryStore())
+    doorbell.ring([hint(7)])
+    assert ear.heard == [hint(7)]
+    receiver = doorbell.receiver(ear)
+    await receiver.open()
+    assert receiver.poll_seconds == DEAF_SECONDS
+    assert "Ringing other processes failed" in caplog.text
+    assert "There can be no socket" in caplog.text
+    await receiver.close()
+
+
 async def test_a_hub_that_can_have_no_socket_says_so_and_asks_the_store_often(
     ear: Ear, short_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,7 +1,7 @@
 """Doorbells that PostgreSQL rings itself."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -112,6 +112,33 @@ async def test_a_connection_that_was_lost_is_made_again_and_nothing_is_missed(
         await in_thread(lambda: publish_elsewhere("afterwards"))
         assert await client.until_events(2) == ["meanwhile", "afterwards"]
     assert f"LISTEN on the database alias '{ALIAS}' hears nothing" in caplog.text
+
+
+async def test_a_connection_lost_while_it_is_tested_is_made_again_at_once(
+    ear: Ear, store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that no test could be in time.
+    monkeypatch.setattr("django_sse.stores.notifications._TEST_SECONDS", 3600)
+    notifications = store.notifications
+    assert notifications
+    tests: list[object] = []
+    notify = notifications._notify
+
+    def lose_the_first_test(texts: Sequence[str]) -> None:
+        tests.append(texts)
+        if len(tests) > 1:
+            notify(texts)
+            return
+        with connections[ALIAS].cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
+            )
+
+    monkeypatch.setattr(notifications, "_notify", lose_the_first_test)
+    receiver = await open_receiver(store, ear)
+    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    assert len(tests) == 2
+    await receiver.close()
 
 
 async def test_a_notification_carries_where_a_group_stands_and_no_event(

@@ -73,6 +73,37 @@ async def test_a_long_transaction_stalls_no_other_publisher(database_store: Data
     assert texts(await store.aread("news", 0, 10)) == ["fast", "slow"]
 
 
+async def test_a_publisher_that_hangs_holds_up_no_hub(database_store: DatabaseStore) -> None:
+    store = database_store
+    if connections[store.using].vendor == "sqlite":
+        pytest.skip("SQLite lets one transaction write at a time.")
+    await append(store, event("news", "a"), event("sport", "b"))
+    _, cursor = await store.achanged(None, {"news", "sport"})
+    locked, finish = threading.Event(), threading.Event()
+
+    def commit_and_die() -> None:
+        with transaction.atomic(using=store.using):
+            store._stage([event("news", "waits"), event("sport", "does not wait")])
+
+    def hang() -> None:
+        with transaction.atomic(using=store.using):
+            store._lock(["news"])
+            locked.set()
+            assert finish.wait(60)
+
+    await in_thread(commit_and_die)
+    hanging = asyncio.create_task(in_thread(hang))
+    assert await asyncio.to_thread(locked.wait, 10)
+    _, cursor = await asyncio.wait_for(store.achanged(cursor, {"news", "sport"}), 30)
+    assert texts(await asyncio.wait_for(store.aread("sport", 0, 10), 30)) == ["b", "does not wait"]
+    assert texts(await store.aread("news", 0, 10)) == ["a"]
+    assert not hanging.done()
+    finish.set()
+    await hanging
+    await store.achanged(cursor, {"news", "sport"})
+    assert texts(await store.aread("news", 0, 10)) == ["a", "waits"]
+
+
 async def test_history_is_bounded_by_count_and_trimmed_in_bulk(
     database_store: DatabaseStore,
 ) -> None:

@@ -595,3 +595,45 @@ def test_without_redis_py_the_store_says_what_to_install(monkeypatch: pytest.Mon
         pytest.raises(ImproperlyConfigured, match=re.escape("pip install 'django-sse[redis]'")),
     ):
         get_store()
+
+
+async def test_a_failover_to_a_server_that_was_master_before_is_a_loss() -> None:
+    """Its run_id is the old one, its data is not: what the other one took has been lost."""
+
+    def follow(replica: Any, master: RedisServer) -> Callable[[], Awaitable[bool]]:
+        replica.execute_command("REPLICAOF", "127.0.0.1", master.port)
+
+        async def is_up() -> bool:
+            return bool(replica.info("replication").get("master_link_status") == "up")
+
+        return is_up
+
+    async def has_replicated() -> bool:
+        return bool(second.xlen("{sse:news}:events") == 1)
+
+    with serve() as one, serve() as another:
+        first: Any = redis.Redis.from_url(one.url)
+        second: Any = redis.Redis.from_url(another.url)
+        async with store_on(one) as store:
+            await until(follow(second, one))
+            await append(store, event("news", "1"))
+            await until(has_replicated)
+            second.execute_command("REPLICAOF", "NO", "ONE")
+            # Acknowledged, and seen by a client.
+            [seen] = await append(store, event("news", "2"))
+            await until(follow(first, another))
+            first.execute_command("REPLICAOF", "NO", "ONE")
+            await append(store, event("news", "3"))
+            assert seen is not None
+            assert is_lost(seen, await state(store, "news"))
+        first.close()
+        second.close()
+
+
+async def test_however_many_reads_come_at_once_they_share_a_few_connections(
+    store: RedisStore, client: Any
+) -> None:
+    await append(store, *(event("news", str(n)) for n in range(20)))
+    pages = await asyncio.gather(*(store.aread("news", 0, 20) for _ in range(400)))
+    assert {len(page) for page in pages} == {20}
+    assert client.info("clients")["connected_clients"] <= 20

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.soak.engines import ENGINES
+from tests.live.engines import ENGINES
 from tests.soak.run import soak
 from tests.soak.verdict import table
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from django_sse.position import group_mark, parse_position
 from tests.live.client import EndOfStreamError, Response, connect
-from tests.soak.engines import RETRY
+from tests.live.engines import RETRY
 from tests.soak.verdict import Numbered, Stretch
 
 # What the kernel receives for a slow client while it does not read; it doubles it.

@@ -7,9 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
+from tests.live.engines import Services
 from tests.redis import RedisServer
 from tests.soak.clients import Client
-from tests.soak.engines import Services
 from tests.soak.processes import Publisher, Server
 
 Fault = Callable[[], Awaitable[None]]

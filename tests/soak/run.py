@@ -10,9 +10,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from tests.live.engines import Engine, Services
 from tests.live.servers import manage
 from tests.soak.clients import Client, Texts
-from tests.soak.engines import Engine, Services
 from tests.soak.faults import Faults
 from tests.soak.processes import Publisher, Server, ask_store
 from tests.soak.verdict import (

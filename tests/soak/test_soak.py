@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.live.engines import ENGINES
 from tests.live.servers import require
-from tests.soak.engines import ENGINES
 from tests.soak.run import soak
 from tests.soak.verdict import (
     Findings,

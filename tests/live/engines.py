@@ -1,4 +1,4 @@
-"""What the soak test runs on: a store and a channel layer, with the services of their own."""
+"""What a project may run on: a store and a channel layer, with the services of their own."""
 
 import json
 from collections.abc import Callable, Iterator

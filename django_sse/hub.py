@@ -70,8 +70,9 @@ class Hub:
     @property
     def outdated(self) -> bool:
         """Whether no stream is open, and the settings are not those that it was made with."""
-        current = (get_store(), default_layer())
-        return not self.streams and current != (self._store, self._layer)
+        if self.streams:
+            return False
+        return self._store is not get_store() or self._layer is not default_layer()
 
     # Streams
 

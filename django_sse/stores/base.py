@@ -218,20 +218,31 @@ class EventStore(ABC):
         return await sync_to_async(self.append)(entries, ring)
 
     @abstractmethod
-    def _append(self, entries: Sequence[NewEntry]) -> tuple[list[int | None], list[Hint]]:
+    def _append(
+        self, entries: Sequence[NewEntry], *, staged: bool = False
+    ) -> tuple[list[int | None], list[Hint]]:
         """Append entries now; return a number (or None) each, and a hint for each group.
+
+        Args:
+            staged: They come out of a transaction that has committed: see ``Numbering.take``.
 
         Raises:
             GroupCancelled: An event for a cancelled group; nothing was appended.
         """
 
-    @abstractmethod
     def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Sequence[Hint]]:
         """Take entries within an open transaction; return what appends them after its commit.
+
+        This one keeps them in memory until then: they are lost with the process.
 
         Raises:
             GroupCancelled: An event for a cancelled group; nothing was taken.
         """
+        states = self.states([entry.group for entry in entries])
+        for entry in entries:
+            if entry.kind is Kind.EVENT and states[entry.group].cancelled:
+                raise GroupCancelled(entry.group)
+        return lambda: self._append(entries, staged=True)[1]
 
     @abstractmethod
     def states(self, groups: Sequence[str]) -> dict[str, GroupState]:

@@ -248,7 +248,9 @@ class DatabaseStore(EventStore):
 
     # Appending
 
-    def _append(self, entries: Sequence[NewEntry]) -> tuple[list[int | None], list[Hint]]:
+    def _append(
+        self, entries: Sequence[NewEntry], *, staged: bool = False
+    ) -> tuple[list[int | None], list[Hint]]:
         new: dict[str, list[NewEntry]] = {}
         for entry in entries:
             new.setdefault(entry.group, []).append(entry)

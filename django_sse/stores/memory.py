@@ -1,7 +1,7 @@
 """Keeps events in this process: for one process, for tests, and for development."""
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from threading import Lock
@@ -10,14 +10,12 @@ from time import monotonic
 from django.db import DEFAULT_DB_ALIAS
 
 from django_sse.conf import conf
-from django_sse.exceptions import GroupCancelled
 from django_sse.stores.base import (
     Cursor,
     Entry,
     EventStore,
     GroupState,
     Hint,
-    Kind,
     NewEntry,
     Numbering,
     first_number,
@@ -118,13 +116,6 @@ class MemoryStore(EventStore):
                 self._keep(turn)
             self._forget_idle_groups()
             return numbers, hints
-
-    def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Sequence[Hint]]:
-        states = self.states([entry.group for entry in entries])
-        for entry in entries:
-            if entry.kind is Kind.EVENT and states[entry.group].cancelled:
-                raise GroupCancelled(entry.group)
-        return lambda: self._append(entries, staged=True)[1]
 
     def _trimmed(self, name: str) -> _Group:
         group = self._groups.get(name) or _Group()

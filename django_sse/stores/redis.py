@@ -1,7 +1,7 @@
 """Keeps events in Redis Streams: for processes on any number of machines."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Container, Iterable, Sequence
+from collections.abc import AsyncGenerator, Container, Iterable, Sequence
 from hashlib import sha1
 from pathlib import Path
 from threading import Lock
@@ -201,13 +201,6 @@ class RedisStore(EventStore):
                 numbered[group].append(Entry(head, closing, closes=True))
             hints.append(Hint(group, head, bool(cancelled), tuple(numbered[group])))
         return [number or None for number in numbers], hints
-
-    def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Sequence[Hint]]:
-        states = self.states([entry.group for entry in entries])
-        for entry in entries:
-            if entry.kind is Kind.EVENT and states[entry.group].cancelled:
-                raise GroupCancelled(entry.group)
-        return lambda: self._append(entries, staged=True)[1]
 
     # Redis
 

@@ -125,9 +125,9 @@ class HandOff:
 
         Django before 6.1 does not run the ``finally`` of a response whose ASGI task is cancelled.
         """
+        self._waiting.close()
         for callback in self._on_close:
             callback()
-        self._waiting.close()
 
     def _seen_start(self, message: Message) -> Message:
         headers = [(name.lower(), value) for name, value in message.get("headers", ())]

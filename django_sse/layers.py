@@ -1,5 +1,7 @@
 """The project's channel layer, and whether it reaches other processes."""
 
+from functools import cache
+
 from channels.layers import BaseChannelLayer, InMemoryChannelLayer, get_channel_layer
 
 from django_sse.tasks import logger
@@ -8,12 +10,12 @@ from django_sse.tasks import logger
 def default_layer() -> BaseChannelLayer | None:
     """Return the default channel layer, if there is one.
 
-    One that cannot be made is logged: events are not lost without it.
+    One that cannot be made is logged, once: events are not lost without it.
     """
     try:
         return get_channel_layer()
-    except Exception:
-        logger.exception("The channel layer cannot be used; hubs will find out by themselves.")
+    except Exception as error:
+        _log_once(str(error))
         return None
 
 
@@ -21,3 +23,8 @@ def crossing_layer() -> BaseChannelLayer | None:
     """Return the default channel layer if it reaches other processes."""
     layer = default_layer()
     return None if type(layer) is InMemoryChannelLayer else layer
+
+
+@cache
+def _log_once(error: str) -> None:
+    logger.error("The channel layer cannot be used; hubs will do without it: %s", error)

@@ -47,6 +47,10 @@ class Mailbox:
 
     async def enter_again(self, group: str) -> None:
         """Listen to a group that was entered, whose membership seems to be lost."""
+        if self._groups.get(group, _NEVER) == _NEVER:
+            # It is being entered, or left, or will be renewed: a layer that hangs is asked once.
+            return
+        self._groups[group] = _NEVER
         async with self._lock:
             await self._add(group)
 

@@ -134,8 +134,8 @@ class MeetingPlace:
         bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             bound.setblocking(False)
-            self._make()
             try:
+                self._make()
                 bound.bind(str(path))
             except FileNotFoundError:
                 # Another one that was the last has just removed the directory.

@@ -490,7 +490,7 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 
 def _is_locked(error: OperationalError) -> bool:
     """Whether another transaction was in the way, and this one did not wait."""
-    if getattr(error.__cause__, "sqlstate", None) == _LOCK_NOT_AVAILABLE or _is_conflict(error):
+    if _sqlstate(error) == _LOCK_NOT_AVAILABLE or _is_conflict(error):
         return True
     code = getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -498,9 +498,15 @@ def _is_locked(error: OperationalError) -> bool:
 
 def _is_conflict(error: OperationalError) -> bool:
     """Whether a transaction that waited has to begin again."""
-    if getattr(error.__cause__, "sqlstate", None) == _SERIALIZATION_FAILURE:
+    if _sqlstate(error) == _SERIALIZATION_FAILURE:
         return True
     return bool(error.args) and error.args[0] in _MYSQL_CONFLICTS
+
+
+def _sqlstate(error: OperationalError) -> str | None:
+    # psycopg's name for it, and psycopg2's.
+    cause = error.__cause__
+    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
 
 
 def _is_in_memory(name: object) -> bool:

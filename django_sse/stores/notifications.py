@@ -10,7 +10,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_sse.stores.base import Hint, Ring
-from django_sse.tasks import logger
+from django_sse.tasks import logger, spawn
 
 Result = TypeVar("Result")
 
@@ -130,7 +130,8 @@ class Notifications:
 
 def _close_connected(connecting: asyncio.Future[BaseDatabaseWrapper]) -> None:
     if not connecting.cancelled() and not connecting.exception():
-        connecting.result().close()
+        # Django refuses to do it on a loop.
+        spawn(asyncio.to_thread(connecting.result().close))
 
 
 class _Ear:

@@ -34,13 +34,13 @@ if operation == 'mark' then
 end
 
 -- After a restart or a failover it is another one, and acknowledged events may be lost. The second
--- half tells of a failover to a server that has been master before.
+-- half is of the server's last promotion: it may have been master before, with other data.
 local run, origin = '', 0
 if not durable then
   local server = redis.call('INFO', 'server'):match('run_id:(%x+)')
-  local history = redis.call('INFO', 'replication'):match('master_replid:(%x+)')
-  run = server .. history
-  origin = 1 + tonumber(server:sub(1, 8), 16) + tonumber(history:sub(1, 8), 16)
+  local promotion = redis.call('INFO', 'replication'):match('master_replid2:(%x+)') or ('0'):rep(40)
+  run = server .. promotion
+  origin = 1 + tonumber(server:sub(1, 8), 16) + tonumber(promotion:sub(1, 8), 16)
 end
 
 if operation == 'changes' then

@@ -46,11 +46,11 @@ _OPTIONS: Final[dict[str, Any]] = {
     "socket_timeout": 5.0,
     "socket_connect_timeout": 5.0,
     "protocol": 2,
+    # For publishing, and for the reads of each loop: who comes when all are in use waits so long,
+    # since a hub may have thousands of groups to read at once.
+    "max_connections": 8,
+    "timeout": 5.0,
 }
-
-# At most, for publishing and for the reads of each loop: who comes when all are in use waits, for
-# a hub may have thousands of groups to read at once.
-_CONNECTIONS: Final = 8
 
 _Call = tuple[Any, ...]
 
@@ -64,9 +64,10 @@ class RedisStore(EventStore):
     """Events in Redis, at a ``url`` as redis-py reads it.
 
     Redis may forget what it acknowledged: when it restarts, or another one takes over. So when its
-    ``run_id`` has changed, each group begins a new run of numbers as soon as it is touched, and
-    clients get a ``reset``. ``durable`` is the operator's promise that it forgets nothing
-    (``appendfsync always``, and no failover to a replica that may be behind): streams then go on.
+    ``run_id`` or its last promotion is another one, each group begins a new run of numbers as soon
+    as it is touched, and clients get a ``reset``. ``durable`` is the operator's promise that it
+    forgets nothing (``appendfsync always``, and no failover to a replica that may be behind):
+    streams then go on.
     It has to be the same in all processes.
 
     Inside a transaction on ``using``, a cancel or a reopen counts from the commit on, and what is
@@ -152,8 +153,6 @@ class RedisStore(EventStore):
             pool = redis.asyncio.BlockingConnectionPool.from_url(
                 self.url,
                 **_OPTIONS,
-                max_connections=_CONNECTIONS,
-                timeout=None,
                 # A connection may have been cut while it was idle; what runs here can run twice.
                 retry=AsyncRetry(NoBackoff(), 1),
                 # Before redis-py 6 it is not tried again without this.
@@ -212,8 +211,6 @@ class RedisStore(EventStore):
                 pool = redis.BlockingConnectionPool.from_url(
                     self.url,
                     **_OPTIONS,
-                    max_connections=_CONNECTIONS,
-                    timeout=None,
                     retry=Retry(NoBackoff(), 0),
                 )
                 self._client = redis.Redis.from_pool(pool)
@@ -268,7 +265,7 @@ class RedisStore(EventStore):
 
     def check(self) -> list[checks.CheckMessage]:
         try:
-            redis.Redis.from_url(self.url, **_OPTIONS).connection_pool.make_connection()
+            redis.BlockingConnectionPool.from_url(self.url, **_OPTIONS).make_connection()  # type: ignore[no-untyped-call]
         except (AttributeError, TypeError, ValueError, redis.RedisError) as error:
             return [
                 checks.Error(

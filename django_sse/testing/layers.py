@@ -167,7 +167,7 @@ async def publish_elsewhere(group: str, texts: Sequence[str]) -> None:
 def own_tasks() -> list[asyncio.Task[Any]]:
     """Return the library's tasks on the running loop; layers have tasks of their own."""
     loop = asyncio.get_running_loop()
-    return [task for task in tasks._running if task.get_loop() is loop]
+    return [task for task in list(tasks._running) if task.get_loop() is loop]
 
 
 async def everything_ends() -> None:

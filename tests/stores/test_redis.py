@@ -630,6 +630,23 @@ async def test_a_failover_to_a_server_that_was_master_before_is_a_loss() -> None
         second.close()
 
 
+async def test_a_first_replica_and_a_backup_are_no_loss() -> None:
+    with serve() as one, serve() as replica:
+        async with store_on(one) as store:
+            await append(store, event("news", "1"))
+            before = await state(store, "news")
+            follower: Any = redis.Redis.from_url(replica.url)
+            follower.execute_command("REPLICAOF", "127.0.0.1", one.port)
+
+            async def is_up() -> bool:
+                return bool(follower.info("replication").get("master_link_status") == "up")
+
+            await until(is_up)
+            follower.close()
+            assert await state(store, "news") == before
+            assert texts(await store.aread("news", 0, 10)) == ["1"]
+
+
 async def test_however_many_reads_come_at_once_they_share_a_few_connections(
     store: RedisStore, client: Any
 ) -> None:

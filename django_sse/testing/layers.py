@@ -192,8 +192,8 @@ def with_layer(
                 layer = get_channel_layer()
                 try:
                     await test(self, layer)
-                    await everything_ends()
                 finally:
+                    await everything_ends()
                     await layer.flush()
                 async with asyncio.timeout(SECONDS):
                     while asyncio.all_tasks() - others:

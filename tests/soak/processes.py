@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -74,7 +75,8 @@ class Publisher:
         assert self._process
         self._process.terminate()
         try:
-            return self._process.wait(_STOP_SECONDS) == 0
+            # By the signal itself, if it has not begun yet.
+            return self._process.wait(_STOP_SECONDS) in (0, -signal.SIGTERM)
         except subprocess.TimeoutExpired:
             return False
 

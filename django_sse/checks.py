@@ -67,8 +67,7 @@ def check_channel_layer(**kwargs: Any) -> Iterable[checks.CheckMessage]:
         layer = channel_layers[DEFAULT_CHANNEL_LAYER]
     except (InvalidChannelLayerError, KeyError):
         yield checks.Warning(
-            "There is no default channel layer: plain Channels messages cannot be streamed, and "
-            "other processes learn of new events by asking the store alone.",
+            "There is no default channel layer: plain Channels messages cannot be streamed.",
             hint='Set CHANNEL_LAYERS = {"default": {"BACKEND": '
             '"channels.layers.InMemoryChannelLayer"}}, or one that crosses processes.',
             id="django_sse.W003",

@@ -63,8 +63,8 @@ class Conf:
     """The values of ``DJANGO_SSE``, each with its default."""
 
     STORE: str | dict[str, Any] = _key("database", STORE)
-    """Where events are kept. OPTIONS of each store: ``using``, a database alias. Of the redis
-    store also ``url``, ``prefix`` and ``durable``."""
+    """Where events are kept. OPTIONS of each store: ``using``, a database alias. Of the database
+    store also ``listen_alias``; of the redis store ``url``, ``prefix`` and ``durable``."""
 
     HISTORY_SIZE: int = _key(1000, COUNT)
     """Events kept for replay, per group, at least. Trimming is in bulk: up to a tenth more."""

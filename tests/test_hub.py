@@ -27,9 +27,9 @@ from django_sse.stores import get_store
 from django_sse.stores.base import GroupState
 from django_sse.stores.database import DatabaseStore
 from django_sse.stream import Stream
+from django_sse.testing.threads import in_thread
 from tests.clients import AsyncClients, Client, connected
 from tests.queries import queries_for_events
-from tests.threads import in_thread
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
 

@@ -30,7 +30,7 @@ from django_sse import (
 )
 from django_sse.event import Decoder
 from django_sse.stores import get_store
-from tests.threads import in_thread
+from django_sse.testing.threads import in_thread
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
 

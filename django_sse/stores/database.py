@@ -184,8 +184,9 @@ class DatabaseStore(EventStore):
         return hints, _Cursor(now, version)
 
     def _begin_run(self, name: str, above: int) -> GroupState:
-        with transaction.atomic(using=self.using):
-            for row in self._lock([name]):
+        # Where another one holds the lock, it raises: the hub asks again.
+        with self._without_waiting(), transaction.atomic(using=self.using):
+            for row in self._lock([name], wait=False):
                 if row.head < above:
                     self._stored.filter(group=name).delete()
                     self._groups.filter(name=name).update(

@@ -16,13 +16,13 @@ from django_sse.hub import current_hub
 from django_sse.stores import get_store
 from django_sse.stores.base import Hint, NewEntry
 from django_sse.stores.database import DatabaseStore
+from django_sse.testing.threads import in_thread
 from tests import pgbouncer
 from tests.clients import connected
 from tests.doorbells.conftest import Ear
 from tests.live.servers import unavailable
 from tests.postgresql import ALIAS, binaries
 from tests.streams import until
-from tests.threads import in_thread
 
 pytestmark = [
     pytest.mark.skipif(not binaries(), reason="PostgreSQL is not installed"),

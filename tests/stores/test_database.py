@@ -19,7 +19,7 @@ from django_sse.models import EventGroup, OutboxEvent, StoredEvent
 from django_sse.stores.base import GroupState, Hint
 from django_sse.stores.database import DatabaseStore
 from django_sse.testing.stores import append, event, state, texts
-from tests.threads import in_thread
+from django_sse.testing.threads import in_thread
 
 
 def silent(hints: Sequence[Hint]) -> None:

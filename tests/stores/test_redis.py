@@ -24,11 +24,11 @@ from django_sse.stores import get_store
 from django_sse.stores.base import NewEntry, closing_wire, first_number
 from django_sse.stores.redis import RedisStore
 from django_sse.testing.stores import append, changes, close, event, reopening, state, texts
+from django_sse.testing.threads import in_thread
 from tests.clients import connected
 from tests.live.servers import finish, start
 from tests.ports import free_port
 from tests.redis import RedisServer, serve
-from tests.threads import in_thread
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("shared_redis")]
 

@@ -1,6 +1,7 @@
 """The one setting, ``DJANGO_SSE``: what it may hold, with unit and default."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Final
@@ -38,6 +39,22 @@ def _is_store(value: Any) -> bool:
     return isinstance(value, str)
 
 
+# As browsers send it (RFC 6454, 6.2): no path, and no port that goes without saying.
+_ORIGIN: Final = re.compile(
+    r"(?!(?:http://.*:80|https://.*:443)$)"
+    r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def _are_origins(value: Any) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    return list(value) == ["*"] or all(
+        isinstance(origin, str) and _ORIGIN.fullmatch(origin) for origin in value
+    )
+
+
 COUNT: Final = Rule("a whole number above 0", _is_count)
 SECONDS: Final = Rule(
     "a finite number of seconds from 0",
@@ -46,6 +63,12 @@ SECONDS: Final = Rule(
 SECONDS_OR_OFF: Final = Rule(
     "a finite number of seconds above 0, or None",
     lambda value: value is None or (_is_number(value) and 0 < value < float("inf")),
+)
+SWITCH: Final = Rule("True or False", lambda value: isinstance(value, bool))
+ORIGINS: Final = Rule(
+    'a list of origins such as "https://app.example.com", each without a path, a slash at its end '
+    'or the usual port; or ["*"]',
+    _are_origins,
 )
 STORE: Final = Rule(
     '"database", "memory", "redis", the dotted path of an EventStore, or '
@@ -98,6 +121,13 @@ class Conf:
     MAX_GROUPS: int = _key(50, COUNT)
     """Groups of one stream."""
 
+    ALLOWED_ORIGINS: Sequence[str] = _key((), ORIGINS)
+    """Origins whose pages may read the streams: CORS. ``["*"]``: those of every origin. Empty: no
+    CORS headers."""
+
+    ALLOW_CREDENTIALS: bool = _key(False, SWITCH)
+    """Whether cookies come along from the pages of those origins."""
+
 
 def problems(value: Any) -> Iterator[str]:
     """Say what is wrong with a value of ``DJANGO_SSE``, and what would be accepted."""
@@ -110,6 +140,12 @@ def problems(value: Any) -> Iterator[str]:
             yield f"{SETTING} has no key {name!r}. It accepts: {', '.join(rules)}."
         elif not rules[name].admits(given):
             yield f"{SETTING}[{name!r}] must be {rules[name].accepts}, not {given!r}."
+    # Browsers refuse the answer: https://fetch.spec.whatwg.org/#cors-protocol-and-credentials
+    if value.get("ALLOW_CREDENTIALS") is True and value.get("ALLOWED_ORIGINS") in (["*"], ("*",)):
+        yield (
+            f"{SETTING}['ALLOW_CREDENTIALS'] does not go with \"*\": name the ALLOWED_ORIGINS "
+            "whose pages may send cookies."
+        )
 
 
 @cache

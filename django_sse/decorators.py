@@ -14,9 +14,10 @@ from collections.abc import (
 from typing import Any, Final, TypeVar, cast, overload
 
 from asgiref.sync import iscoroutinefunction
-from django.http import Http404, HttpRequest, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
+from django_sse.cors import cross_origin
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
 from django_sse.position import TERMINAL_MARK
@@ -26,6 +27,7 @@ from django_sse.response import (
     HeadersResponse,
     last_event_id,
     no_content,
+    not_found,
     stream_headers,
 )
 from django_sse.stores import get_store
@@ -92,6 +94,8 @@ def _group_view(patterns: Sequence[str], options: dict[str, Any], guard: Guard) 
 def _generator_view(generate: GeneratorView) -> View:
     @functools.wraps(generate)
     async def view(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        if request.method == "OPTIONS":
+            return HttpResponse(headers={"Allow": "GET, HEAD, POST, OPTIONS"})
         sent = last_event_id(request)
         if sent == TERMINAL_MARK:
             return no_content()
@@ -101,7 +105,7 @@ def _generator_view(generate: GeneratorView) -> View:
         events = cast("AsyncGenerator[Any, None]", generate(request, *args, **kwargs))
         return GeneratorResponse(request, events)
 
-    return exempt_from_atomic_requests(view)
+    return exempt_from_atomic_requests(cross_origin(view))
 
 
 def event_stream_headers(view: ViewT) -> ViewT:
@@ -115,13 +119,13 @@ def event_stream_headers(view: ViewT) -> ViewT:
         async def awrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             return _with_headers(request, await view(request, *args, **kwargs))
 
-        return cast("ViewT", awrapper)
+        return cast("ViewT", cross_origin(awrapper))
 
     @functools.wraps(view)
     def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         return _with_headers(request, view(request, *args, **kwargs))
 
-    return cast("ViewT", wrapper)
+    return cast("ViewT", cross_origin(wrapper))
 
 
 def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
@@ -141,7 +145,10 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
 
             @functools.wraps(view)
             async def awrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-                groups = _expand(patterns, kwargs)
+                try:
+                    groups = _expand(patterns, kwargs)
+                except InvalidGroup as error:
+                    return not_found(error)
                 try:
                     states = await get_store().astates(groups)
                 except Exception:
@@ -151,11 +158,14 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
                         return no_content()
                 return cast("HttpResponseBase", await view(request, *args, **kwargs))
 
-            return cast("ViewT", awrapper)
+            return cast("ViewT", cross_origin(awrapper))
 
         @functools.wraps(view)
         def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-            groups = _expand(patterns, kwargs)
+            try:
+                groups = _expand(patterns, kwargs)
+            except InvalidGroup as error:
+                return not_found(error)
             try:
                 states = get_store().states(groups)
             except Exception:
@@ -165,7 +175,7 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
                     return no_content()
             return cast("HttpResponseBase", view(request, *args, **kwargs))
 
-        return cast("ViewT", wrapper)
+        return cast("ViewT", cross_origin(wrapper))
 
     return decorator
 
@@ -179,10 +189,7 @@ def _with_headers(request: HttpRequest, response: HttpResponseBase) -> HttpRespo
 
 
 def _expand(patterns: Sequence[str], kwargs: Mapping[str, Any]) -> list[str]:
-    try:
-        return [expand_group(pattern, kwargs) for pattern in patterns]
-    except InvalidGroup as error:
-        raise Http404(str(error)) from error
+    return [expand_group(pattern, kwargs) for pattern in patterns]
 
 
 def _all_cancelled(states: Mapping[str, GroupState]) -> bool:

@@ -8,12 +8,13 @@ from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIRequest
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseNotFound, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
 from django_sse.asgi import SCOPE_KEY, HandOff
 from django_sse.conf import conf
 from django_sse.event import Event, encode_published, refuse_reserved_name, with_id
+from django_sse.exceptions import InvalidGroup
 from django_sse.hub import current_hub
 from django_sse.position import TERMINAL_MARK, format_position
 from django_sse.stores.base import closing_wire
@@ -50,6 +51,12 @@ def no_store(response: HttpResponseBase) -> HttpResponseBase:
 def no_content() -> HttpResponseBase:
     """Return the 204 that tells EventSource to stop: WHATWG HTML, 9.2.3."""
     return no_store(HttpResponse(status=204))
+
+
+def not_found(error: InvalidGroup) -> HttpResponseBase:
+    """Return the 404 for a name that is no group's."""
+    logger.info("Not Found: %s", error)
+    return no_store(HttpResponseNotFound())
 
 
 def last_event_id(request: HttpRequest) -> str:

@@ -17,6 +17,7 @@ from django.http.response import HttpResponseBase
 from django.views import View
 
 from django_sse.conf import conf
+from django_sse.cors import cross_origin
 from django_sse.event import Event
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
@@ -31,6 +32,7 @@ from django_sse.response import (
     last_event_id,
     no_content,
     no_store,
+    not_found,
 )
 from django_sse.stores.base import validate_group
 from django_sse.stream import MessageHandler
@@ -96,7 +98,7 @@ class EventStreamView(View):
                 f"{cls.__name__} has both `history` and `initial_events`. Choose one: they both "
                 "tell a new client what happened before."
             )
-        return exempt_from_atomic_requests(super().as_view(**initkwargs))
+        return exempt_from_atomic_requests(cross_origin(super().as_view(**initkwargs)))
 
     # What a project's view says
 
@@ -183,8 +185,7 @@ class EventStreamView(View):
             if allowed is not None:
                 groups = _unique(allowed)
         except InvalidGroup as error:
-            logger.info("Not Found: %s", error)
-            return no_store(HttpResponseNotFound())
+            return not_found(error)
         except Http404:
             return no_store(HttpResponseNotFound())
         except PermissionDenied:

@@ -10,12 +10,36 @@ from django_sse.conf import Conf, conf, problems
 COUNT = "a whole number above 0"
 SECONDS = "a finite number of seconds from 0"
 SECONDS_OR_OFF = "a finite number of seconds above 0, or None"
+SWITCH = "True or False"
+ORIGINS = 'a list of origins such as "https://app.example.com"'
 STORE = '"database", "memory", "redis", the dotted path of an EventStore'
 
 NO_NUMBERS = ["1", b"1", [1], {}, True, False, float("nan"), float("inf"), float("-inf"), 1j]
 NO_COUNTS = [*NO_NUMBERS, 0, -1, 1.0, 1.5, None]
 NO_SECONDS = [*NO_NUMBERS, -1, -0.5, None]
 NO_SECONDS_OR_OFF = [*NO_NUMBERS, 0, 0.0, -1, -0.5]
+NO_SWITCHES: list[Any] = [None, 0, 1, "yes", []]
+NO_ORIGINS: list[Any] = [
+    None,
+    "https://app.example.com",
+    {"https://app.example.com"},
+    ["app.example.com"],
+    ["//app.example.com"],
+    ["https://app.example.com/"],
+    ["https://app.example.com/path"],
+    ["https://user@app.example.com"],
+    ["https://app.example.com?"],
+    ["https://app.example.com\n"],
+    # Browsers leave these out, so they would never match.
+    ["https://app.example.com:443"],
+    ["http://localhost:80"],
+    ["https://"],
+    ["https://*.example.com"],
+    ["https://münchen.example"],
+    ["null"],
+    [b"https://app.example.com"],
+    ["*", "https://app.example.com"],
+]
 NO_STORES: list[Any] = [
     None,
     1,
@@ -52,6 +76,20 @@ KEYS: dict[str, tuple[Any, list[Any], list[Any], str]] = {
     "BACKLOG_BYTES": (1024 * 1024, [1, 10**9], NO_COUNTS, COUNT),
     "MAX_EVENT_BYTES": (256 * 1024, [1, 10**9], NO_COUNTS, COUNT),
     "MAX_GROUPS": (50, [1, 1000], NO_COUNTS, COUNT),
+    "ALLOWED_ORIGINS": (
+        (),
+        [
+            [],
+            ["*"],
+            ("https://app.example.com", "http://localhost:3000"),
+            ["https://App.Example.com", "http://[::1]:8000", "http://127.0.0.1"],
+            ["https://app.example.com:4430", "http://app.example.com:443", "https://a.example:80"],
+            ["moz-extension://5a9d2f10-0c4e-4b3a-9c37-0a1b2c3d4e5f", "capacitor://localhost"],
+        ],
+        NO_ORIGINS,
+        ORIGINS,
+    ),
+    "ALLOW_CREDENTIALS": (False, [True, False], NO_SWITCHES, SWITCH),
 }
 
 
@@ -114,6 +152,23 @@ def test_all_problems_are_told_at_once() -> None:
         "DJANGO_SSE",
         "DJANGO_SSE['HEARTBEAT']",
     ]
+
+
+def test_credentials_are_not_for_every_origin() -> None:
+    [problem] = problems({"ALLOWED_ORIGINS": ["*"], "ALLOW_CREDENTIALS": True})
+    assert problem.startswith("DJANGO_SSE['ALLOW_CREDENTIALS'] does not go with \"*\": name ")
+    for fine in (
+        {"ALLOWED_ORIGINS": ["*"], "ALLOW_CREDENTIALS": False},
+        {"ALLOWED_ORIGINS": ["https://app.example.com"], "ALLOW_CREDENTIALS": True},
+        {"ALLOW_CREDENTIALS": True},
+    ):
+        assert list(problems(fine)) == []
+
+
+def test_what_is_wrong_by_itself_hides_nothing_and_breaks_nothing() -> None:
+    for origins in (None, 7, "*", [7]):
+        found = list(problems({"ALLOWED_ORIGINS": origins, "ALLOW_CREDENTIALS": True}))
+        assert found[0].startswith("DJANGO_SSE['ALLOWED_ORIGINS'] must be a list")
 
 
 def test_there_is_nothing_wrong_with_an_empty_setting() -> None:

@@ -1,0 +1,350 @@
+"""Pages of other origins, in this process: what allows them to read a view's answers."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from django.test import AsyncClient
+from django.urls import path
+from pytest_django import Settings
+
+from django_sse import Event, acancel
+from django_sse.cors import cors_headers
+from django_sse.decorators import event_stream, event_stream_headers, no_content_when_cancelled
+from django_sse.position import TERMINAL_MARK
+from django_sse.stores.base import GroupState
+from django_sse.stores.memory import MemoryStore
+from django_sse.views import EventStreamView
+from tests.streams import View, get, reading
+
+APP = "https://app.example.com"
+PREFLIGHT = {"Origin": APP, "Access-Control-Request-Method": "GET"}
+
+
+class Requested(EventStreamView):
+    """The groups that a request names, and what it wants to be answered."""
+
+    async def get_groups(self) -> list[str]:
+        return self.request.GET.getlist("group")
+
+    async def authorize(self, groups: Sequence[str]) -> HttpResponseBase | None:
+        if groups == ["denied"]:
+            raise PermissionDenied
+        if groups == ["unauthorized"]:
+            return HttpResponse(status=401)
+        return None
+
+
+class DownStore(MemoryStore):
+    async def astates(self, groups: Sequence[str]) -> dict[str, GroupState]:
+        raise ConnectionError("The store is down.")
+
+
+@event_stream("job-{pk}")
+async def job(request: HttpRequest, pk: str = "7") -> None: ...
+
+
+@event_stream
+async def progress(request: HttpRequest) -> AsyncIterator[Event]:
+    yield Event("done")
+
+
+async def chunks() -> AsyncIterator[bytes]:
+    yield Event("mine").encode()
+
+
+@event_stream_headers
+async def own(request: HttpRequest) -> HttpResponseBase:
+    return StreamingHttpResponse(chunks())
+
+
+@event_stream_headers
+def own_sync(request: HttpRequest) -> HttpResponseBase:
+    return StreamingHttpResponse([Event("mine").encode()])
+
+
+@no_content_when_cancelled("job-{pk}")
+async def own_job(request: HttpRequest, pk: str = "7") -> HttpResponseBase:
+    return HttpResponse("mine")
+
+
+@no_content_when_cancelled("job-{pk}")
+def own_job_sync(request: HttpRequest, pk: str = "7") -> HttpResponseBase:
+    return HttpResponse("mine")
+
+
+requested = Requested.as_view()
+
+pytestmark = [pytest.mark.urls(__name__), pytest.mark.usefixtures("memory_store", "allowed")]
+
+urlpatterns = [
+    path("requested/", requested),
+    path("job/", job, {"pk": "7"}),
+    path("progress/", progress),
+    path("own/", own),
+    path("own-sync/", own_sync),
+    path("own-job/", own_job, {"pk": "7"}),
+    path("own-job-sync/", own_job_sync, {"pk": "7"}),
+]
+
+
+@pytest.fixture
+def allowed(memory_store: None, settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "ALLOWED_ORIGINS": [APP, "http://localhost:3000"]}
+
+
+async def answer(url: str, *, method: str = "GET", **headers: str) -> HttpResponseBase:
+    """Return what a page of an origin is answered, with all that Django puts round a view."""
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await AsyncClient().generic(method, url, headers={"Origin": APP, **given})
+
+
+def assert_readable(response: HttpResponseBase, origin: str = APP) -> None:
+    assert response["Access-Control-Allow-Origin"] == origin
+    assert "Access-Control-Allow-Credentials" not in response
+    assert "Origin" in response["Vary"].split(", ")
+
+
+def assert_unreadable(response: HttpResponseBase) -> None:
+    assert not [name for name in response.headers if name.startswith("Access-Control-")]
+
+
+URLS = [
+    "/requested/?group=a",
+    "/job/",
+    "/progress/",
+    "/own/",
+    "/own-sync/",
+    "/own-job/",
+    "/own-job-sync/",
+]
+
+
+# What is allowed to whom
+
+
+@pytest.mark.parametrize("url", URLS)
+async def test_a_page_of_an_allowed_origin_may_read_every_kind_of_view(url: str) -> None:
+    response = await answer(url)
+    assert response.status_code == 200
+    assert_readable(response)
+    response.close()
+
+
+@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://app.example.com",
+        "https://app.example.com:8443",
+        "https://app.example.com.evil.example",
+        "https://evil.example/https://app.example.com",
+        "null",
+        "*",
+        "",
+    ],
+)
+async def test_a_page_of_another_origin_may_not_and_caches_are_told(url: str, origin: str) -> None:
+    response = await answer(url, Origin=origin)
+    assert response.status_code == 200
+    assert_unreadable(response)
+    assert response["Vary"] == "Origin"
+    response.close()
+
+
+@pytest.mark.parametrize("url", URLS)
+async def test_a_page_of_the_same_origin_needs_nothing_and_caches_are_told(url: str) -> None:
+    response = await AsyncClient().get(url)
+    assert_unreadable(response)
+    assert response["Vary"] == "Origin"
+    response.close()
+
+
+@pytest.mark.parametrize("url", URLS)
+async def test_there_are_no_headers_by_default(url: str, settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory"}
+    response = await answer(url)
+    assert_unreadable(response)
+    assert "Vary" not in response
+    response.close()
+
+
+@pytest.mark.parametrize("url", URLS)
+async def test_pages_of_every_origin_may_be_allowed(url: str, settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "ALLOWED_ORIGINS": ["*"]}
+    response = await answer(url, Origin="null")
+    assert response["Access-Control-Allow-Origin"] == "*"
+    # The same for all.
+    assert "Vary" not in response
+    response.close()
+
+
+@pytest.mark.parametrize("url", URLS)
+async def test_cookies_may_be_allowed(url: str, settings: Settings) -> None:
+    settings.DJANGO_SSE = {
+        "STORE": "memory",
+        "ALLOWED_ORIGINS": [APP],
+        "ALLOW_CREDENTIALS": True,
+    }
+    response = await answer(url)
+    assert response["Access-Control-Allow-Origin"] == APP
+    assert response["Access-Control-Allow-Credentials"] == "true"
+    response.close()
+    other = await answer(url, Origin="https://evil.example")
+    assert_unreadable(other)
+    other.close()
+
+
+def test_origins_are_compared_as_host_names_are() -> None:
+    assert cors_headers("HTTP://LocalHost:3000") == {
+        "Access-Control-Allow-Origin": "HTTP://LocalHost:3000"
+    }
+
+
+async def test_a_header_of_a_middleware_or_a_view_of_the_projects_own_is_not_repeated() -> None:
+    @event_stream("news")
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(headers={"Access-Control-Allow-Origin": "*", "Vary": "Cookie"})
+
+    response = await view(get(headers={"Origin": APP}))
+    assert_readable(response)
+    assert response["Vary"] == "Cookie, Origin"
+
+
+# What else a view answers
+
+
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        ("/requested/?group=a&group=" + "&group=".join(map(str, range(50))), 400),
+        ("/requested/?group=unauthorized", 401),
+        ("/requested/", 403),
+        ("/requested/?group=denied", 403),
+        ("/requested/?group=no name", 404),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_page_may_read_why_it_is_refused(url: str, status: int, method: str) -> None:
+    response = await answer(url, method=method)
+    assert response.status_code == status
+    assert_readable(response)
+
+
+@pytest.mark.parametrize("view", [job, own_job, own_job_sync])
+async def test_a_page_may_read_that_there_is_no_such_group(view: View) -> None:
+    request = get(headers={"Origin": APP})
+    response = view(request, pk="a b") if view is own_job_sync else await view(request, pk="a b")
+    assert response.status_code == 404
+    assert response["Cache-Control"] == "no-store"
+    assert_readable(response)
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+@pytest.mark.parametrize("url", ["/requested/", "/job/"])
+async def test_a_page_may_read_that_its_method_is_not_allowed(url: str, method: str) -> None:
+    response = await answer(url, method=method)
+    assert response.status_code == 405
+    assert_readable(response)
+
+
+@pytest.mark.parametrize("url", ["/requested/?group=a", "/job/", "/progress/"])
+async def test_head_has_the_headers_of_get(url: str) -> None:
+    response = await answer(url, method="HEAD")
+    assert response.status_code == 200
+    assert_readable(response)
+
+
+@pytest.mark.parametrize("url", ["/requested/?group=job-7", "/job/", "/own-job/", "/own-job-sync/"])
+async def test_a_page_may_read_that_its_stream_is_over(url: str) -> None:
+    await acancel("job-7")
+    response = await answer(url)
+    assert response.status_code == 204
+    assert_readable(response)
+
+
+async def test_a_page_may_read_that_a_generator_is_over() -> None:
+    response = await answer("/progress/", Last_Event_ID=TERMINAL_MARK)
+    assert response.status_code == 204
+    assert_readable(response)
+
+
+async def test_a_page_may_read_that_the_store_is_away(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": f"{__name__}.DownStore", "ALLOWED_ORIGINS": [APP]}
+    response = await answer("/requested/?group=a", Accept="text/event-stream")
+    assert_readable(response)
+    async with reading(response) as stream:
+        assert stream.reconnection_time
+
+
+# Preflights
+
+
+def asked_of(headers: Mapping[str, str]) -> set[str]:
+    return {name.strip().lower() for name in headers["Access-Control-Allow-Headers"].split(",")}
+
+
+@pytest.mark.parametrize("url", [*URLS, "/requested/?group=denied", "/requested/?group=no name"])
+async def test_a_preflight_is_answered_without_asking_the_view(url: str) -> None:
+    response = await answer(
+        url,
+        method="OPTIONS",
+        Access_Control_Request_Method="GET",
+        Access_Control_Request_Headers="cache-control,last-event-id",
+    )
+    assert response.status_code == 204
+    assert_preflight(response)
+
+
+def assert_preflight(response: HttpResponseBase) -> None:
+    assert_allows_methods(response)
+    assert {"cache-control", "last-event-id"} <= asked_of(response.headers)
+    assert int(response["Access-Control-Max-Age"]) > 0
+    assert response["Access-Control-Allow-Origin"] == APP
+    assert response["Vary"] == "Origin"
+
+
+def assert_allows_methods(response: HttpResponseBase) -> None:
+    assert {"GET", "HEAD", "POST"} == set(response["Access-Control-Allow-Methods"].split(", "))
+
+
+async def test_a_preflight_from_another_origin_allows_nothing() -> None:
+    for headers in ({**PREFLIGHT, "Origin": "https://evil.example"}, {**PREFLIGHT, "Origin": ""}):
+        response = await requested(get("/?group=a", method="OPTIONS", headers=headers))
+        assert response.status_code == 204
+        assert "Access-Control-Allow-Origin" not in response
+        assert response["Vary"] == "Origin"
+
+
+async def test_a_preflight_with_credentials_is_answered_so(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"ALLOWED_ORIGINS": [APP], "ALLOW_CREDENTIALS": True}
+    response = await requested(get(method="OPTIONS", headers=PREFLIGHT))
+    assert response["Access-Control-Allow-Credentials"] == "true"
+
+
+async def test_a_preflight_from_a_server_without_cors_is_any_options_request(
+    settings: Settings,
+) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory"}
+    response = await requested(get(method="OPTIONS", headers=PREFLIGHT))
+    assert response.status_code == 200
+    assert_unreadable(response)
+    # A view of one's own may answer it itself.
+    assert own_sync(get(method="OPTIONS", headers=PREFLIGHT)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("view", "methods"),
+    [(requested, {"GET", "HEAD", "OPTIONS"}), (progress, {"GET", "HEAD", "POST", "OPTIONS"})],
+)
+async def test_options_that_is_no_preflight_still_lists_the_methods(
+    view: Any, methods: set[str]
+) -> None:
+    response = await view(get(method="OPTIONS", headers={"Origin": APP}))
+    assert response.status_code == 200
+    assert set(response["Allow"].split(", ")) == methods
+    assert_readable(response)
+    assert not isinstance(response, StreamingHttpResponse)

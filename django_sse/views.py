@@ -68,19 +68,21 @@ class EventStreamView(View):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # The public methods that a project adds are its handlers of Channels messages.
+        # The public methods that a project adds are its handlers of Channels messages; those that
+        # it overrides, of a mixin such as `test_func`, are not.
         own = [
             base
             for base in cls.__mro__
             if base.__module__.partition(".")[0] not in ("django", "django_sse")
         ]
+        theirs = [base for base in cls.__mro__ if base not in own]
         cls._handler_names = frozenset(
             name
             for base in own
             for name, value in vars(base).items()
             if inspect.isfunction(value)
             and not name.startswith("_")
-            and not hasattr(EventStreamView, name)
+            and not any(hasattr(base, name) for base in theirs)
             and name not in cls.http_method_names
         )
 

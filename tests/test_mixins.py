@@ -1,0 +1,367 @@
+"""Access, through all of Django: middleware, sessions, users, and the hand-off."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.auth.decorators import login_required, permission_required, user_passes_test
+from django.contrib.auth.models import AnonymousUser, Permission, User
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.http import HttpRequest, HttpResponse
+from django.test import AsyncClient
+from django.urls import path
+from django.views import View
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_GET, require_safe
+from django.views.decorators.vary import vary_on_headers
+from pytest_django import Settings
+
+from django_sse import Event, apublish
+from django_sse.asgi import get_asgi_application
+from django_sse.decorators import event_stream
+from django_sse.hub import open_streams
+from django_sse.mixins import LoginRequiredMixin, PermissionRequiredMixin, UserPassesTestMixin
+from django_sse.views import EventStreamView
+from tests.test_asgi import Request, streaming
+
+APP = "https://app.example.com"
+PERMISSION = "auth.view_user"
+
+
+class Members(LoginRequiredMixin, EventStreamView):
+    groups = ["news"]
+
+
+class Readers(PermissionRequiredMixin, EventStreamView):
+    groups = ["news"]
+    permission_required = PERMISSION
+
+
+class Lucky(UserPassesTestMixin, EventStreamView):
+    """Whom the request names may pass."""
+
+    groups = ["news"]
+
+    async def test_func(self) -> bool:
+        user = await self.request.auser()
+        if "deny" in self.request.GET:
+            raise PermissionDenied
+        return user.get_username() == self.request.GET.get("lucky")
+
+    def news_update(self, message: dict[str, Any]) -> Event:
+        return Event("handled")
+
+
+class Stacked(LoginRequiredMixin, PermissionRequiredMixin, UserPassesTestMixin, EventStreamView):
+    groups = ["news"]
+    permission_required = [PERMISSION, "auth.change_user"]
+
+    async def test_func(self) -> bool:
+        return "lucky" in self.request.GET
+
+
+class Page(LoginRequiredMixin, View):
+    """A view that is no stream."""
+
+    async def get(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse("for members")
+
+
+async def guard(request: HttpRequest) -> None: ...
+
+
+async def generate(request: HttpRequest) -> AsyncIterator[Event]:
+    yield Event("for members")
+    await asyncio.Event().wait()
+
+
+async def is_someone(user: User | AnonymousUser) -> bool:
+    return user.get_username() == "someone"
+
+
+# Round the view, round the guard of a group, and round a generator.
+DECORATORS: dict[str, Any] = {
+    "login": login_required,
+    "permission": permission_required(PERMISSION),
+    "forbidding": permission_required(PERMISSION, raise_exception=True),
+    "test": user_passes_test(is_someone),  # type: ignore[arg-type]
+    "never-cache": never_cache,
+    "vary": vary_on_headers("X-Tenant"),
+    "get": require_GET,
+    "safe": require_safe,
+    "exempt": csrf_exempt,
+}
+PLACES = ("outside", "guard", "generator")
+
+urlpatterns = [
+    path("members/", Members.as_view()),
+    path("readers/", Readers.as_view()),
+    path("lucky/", Lucky.as_view()),
+    path("stacked/", Stacked.as_view()),
+    path("page/", Page.as_view()),
+]
+for _name, _decorator in DECORATORS.items():
+    urlpatterns += [
+        path(f"outside/{_name}/", _decorator(event_stream("news")(guard))),
+        path(f"guard/{_name}/", event_stream("news")(_decorator(guard))),
+        path(f"generator/{_name}/", _decorator(event_stream(generate))),
+    ]
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.urls(__name__),
+    pytest.mark.usefixtures("of_members"),
+]
+
+
+@pytest.fixture
+def of_members(settings: Settings, everything_ends: None) -> None:
+    settings.DJANGO_SSE = {
+        "STORE": "memory",
+        "ALLOWED_ORIGINS": [APP],
+        "ALLOW_CREDENTIALS": True,
+    }
+
+
+def user_with(*permissions: str) -> User:
+    user = User.objects.create_user("someone")
+    names = [permission.partition(".")[2] for permission in permissions]
+    user.user_permissions.set(Permission.objects.filter(codename__in=names))
+    return user
+
+
+async def log_in(*permissions: str) -> bytes:
+    """Return the cookies of a user who is logged in."""
+    client = AsyncClient()
+    await client.aforce_login(await sync_to_async(user_with)(*permissions))
+    return f"sessionid={client.cookies['sessionid'].value}".encode()
+
+
+async def ask(url: str, cookie: bytes = b"", *, method: str = "GET", headers: Any = ()) -> Request:
+    """Return an answer that is no stream, to a page of another origin."""
+    path_, _, query = url.partition("?")
+    sent = [(b"host", b"testserver"), (b"origin", APP.encode()), (b"cookie", cookie), *headers]
+    request = Request(
+        get_asgi_application(),
+        path_,
+        query_string=query.encode(),
+        headers=sent,
+        method=method,
+        server=("testserver", 80),
+    )
+    await request.start()
+    while not request.ended:
+        await request.read()
+    await request.communicator.wait(10)
+    return request
+
+
+def with_cookie(url: str, cookie: bytes) -> Any:
+    path_, _, query = url.partition("?")
+    headers = [(b"host", b"testserver"), (b"cookie", cookie)]
+    return streaming(get_asgi_application(), path_, query_string=query.encode(), headers=headers)
+
+
+def assert_refused(answer: Request, status: int) -> None:
+    assert answer.status == status
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["access-control-allow-origin"] == APP
+    assert answer.headers["access-control-allow-credentials"] == "true"
+    assert {"Origin", "Cookie"} <= set(answer.headers["vary"].split(", "))
+    assert "location" not in answer.headers
+    # RFC 9110, 15.5.2; and none that a browser prompts for: RFC 9110, 11.6.1.
+    scheme = answer.headers.get("www-authenticate", "").partition(" ")[0].lower()
+    assert scheme not in ("basic", "digest", "negotiate", "ntlm")
+    assert bool(scheme) is (status == 401)
+    assert open_streams() == 0
+
+
+async def assert_streams(url: str, cookie: bytes) -> Request:
+    request: Request
+    async with with_cookie(url, cookie) as request:
+        await apublish("news", "for members")
+        assert (await request.next_events())[0].text == "for members"
+    return request
+
+
+# The mixins
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    "url", ["/members/", "/readers/", "/lucky/", "/lucky/?deny", "/stacked/", "/page/"]
+)
+async def test_who_is_not_logged_in_is_answered_401(url: str, method: str) -> None:
+    assert_refused(await ask(url, method=method), 401)
+
+
+async def test_a_session_that_has_ended_is_answered_401() -> None:
+    assert_refused(await ask("/members/", b"sessionid=1234567890abcdef1234567890abcdef"), 401)
+
+
+@pytest.mark.parametrize("url", ["/readers/", "/lucky/?lucky=other", "/lucky/?deny", "/stacked/"])
+async def test_who_may_not_is_answered_403(url: str) -> None:
+    assert_refused(await ask(url, await log_in()), 403)
+
+
+@pytest.mark.parametrize("url", ["/members/", "/lucky/?lucky=someone"])
+async def test_a_user_who_is_logged_in_is_streamed_to(url: str) -> None:
+    await assert_streams(url, await log_in())
+
+
+async def test_a_user_with_the_permission_is_streamed_to() -> None:
+    await assert_streams("/readers/", await log_in(PERMISSION))
+
+
+async def test_mixins_all_have_to_pass() -> None:
+    cookie = await log_in(PERMISSION)
+    assert_refused(await ask("/stacked/?lucky", cookie), 403)
+    permission = await Permission.objects.aget(codename="change_user")
+    await (await User.objects.aget()).user_permissions.aadd(permission)
+    assert_refused(await ask("/stacked/", cookie), 403)
+    await assert_streams("/stacked/?lucky", cookie)
+
+
+async def test_an_async_view_that_is_no_stream_can_be_guarded() -> None:
+    cookie = await log_in()
+    assert (await ask("/page/", cookie)).status == 200
+    assert_refused(await ask("/page/", method="OPTIONS"), 401)
+
+
+@pytest.mark.parametrize("allowed", [[], [APP]])
+@pytest.mark.parametrize("url", ["/members/", "/readers/", "/lucky/?deny", "/stacked/", "/page/"])
+async def test_a_preflight_passes(url: str, allowed: list[str], settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "ALLOWED_ORIGINS": allowed}
+    headers = [(b"access-control-request-method", b"GET")]
+    answer = await ask(url, method="OPTIONS", headers=headers)
+    assert answer.status == (204 if allowed and url != "/page/" else 200)
+    assert ("access-control-allow-headers" in answer.headers) is (answer.status == 204)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_what_looks_like_a_preflight_without_being_one_does_not_pass(method: str) -> None:
+    headers = [(b"access-control-request-method", b"GET")]
+    assert_refused(await ask("/page/", method=method, headers=headers), 401)
+
+
+def test_a_test_is_no_handler_of_channels_messages() -> None:
+    assert Lucky._handler_names == {"news_update"}
+
+
+# What would guard nothing
+
+
+def test_a_mixin_behind_the_view_is_refused_when_the_class_is_made() -> None:
+    with pytest.raises(ImproperlyConfigured, match="put them first"):
+        type("Behind", (EventStreamView, LoginRequiredMixin), {})
+    with pytest.raises(ImproperlyConfigured, match="Behind names its access mixins after the view"):
+        type("Behind", (UserPassesTestMixin, View, LoginRequiredMixin), {})
+
+
+@pytest.mark.parametrize("permission", [None, "", [], ()])
+def test_a_permission_mixin_without_a_permission_is_refused(permission: Any) -> None:
+    class Careless(PermissionRequiredMixin, EventStreamView):
+        permission_required = permission
+
+    with pytest.raises(ImproperlyConfigured, match="Careless needs `permission_required`"):
+        Careless.as_view()
+    Careless.as_view(permission_required=PERMISSION)
+
+
+def test_a_test_that_is_missing_or_sync_is_refused() -> None:
+    class Missing(UserPassesTestMixin, EventStreamView): ...
+
+    class Sync(UserPassesTestMixin, EventStreamView):
+        def test_func(self) -> bool:  # type: ignore[override]
+            return True
+
+    for view in (Missing, Sync):
+        with pytest.raises(ImproperlyConfigured, match=r"needs `async def test_func\(self\)`"):
+            view.as_view()
+
+
+@pytest.mark.parametrize(
+    "mixin", [LoginRequiredMixin, PermissionRequiredMixin, UserPassesTestMixin]
+)
+def test_a_sync_view_is_refused(mixin: type[Any]) -> None:
+    async def test_func(self: Any) -> bool:
+        return True
+
+    attributes = {
+        "permission_required": PERMISSION,
+        "test_func": test_func,
+        "get": lambda self, request: HttpResponse(),
+    }
+    view: Any = type("SyncPage", (mixin, View), attributes)
+    with pytest.raises(ImproperlyConfigured, match="SyncPage is no async view"):
+        view.as_view()
+
+
+async def test_a_project_without_users_is_told(settings: Settings) -> None:
+    settings.MIDDLEWARE = []
+    with pytest.raises(ImproperlyConfigured, match="need AuthenticationMiddleware"):
+        await AsyncClient().get("/members/")
+
+
+# Django's own decorators
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        (place, name)
+        for place in PLACES
+        for name in DECORATORS
+        # These change a response, and a guard returns none.
+        if place != "guard" or name not in ("never-cache", "vary")
+    ],
+)
+async def test_a_decorator_of_djangos_lets_a_user_pass(place: str, name: str) -> None:
+    request = await assert_streams(f"/{place}/{name}/", await log_in(PERMISSION))
+    assert request.headers["content-type"].startswith("text/event-stream")
+    if name == "vary":
+        assert "X-Tenant" in request.headers["vary"]
+    if name == "never-cache":
+        assert "no-store" in request.headers["cache-control"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", ["login", "permission", "test"])
+async def test_a_decorator_of_djangos_redirects_who_is_not_logged_in(place: str, name: str) -> None:
+    answer = await ask(f"/{place}/{name}/")
+    assert answer.status == 302
+    assert answer.headers["location"].startswith("/accounts/login/")
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_a_decorator_of_djangos_may_forbid(place: str) -> None:
+    assert (await ask(f"/{place}/forbidding/")).status == 403
+
+
+@pytest.mark.parametrize("place", ["outside", "generator"])
+async def test_a_decorator_of_djangos_may_refuse_a_method(place: str) -> None:
+    assert (await ask(f"/{place}/get/", method="HEAD")).status == 405
+    assert (await ask(f"/{place}/safe/", method="HEAD")).status == 200
+
+
+@pytest.mark.parametrize("name", DECORATORS)
+async def test_a_preflight_passes_a_decorator_on_the_guard(name: str) -> None:
+    headers = [(b"access-control-request-method", b"GET")]
+    answer = await ask(f"/guard/{name}/", method="OPTIONS", headers=headers)
+    assert answer.status == 204
+
+
+async def test_a_generator_that_is_exempt_takes_posts_from_other_pages() -> None:
+    """Behind the whole stack, where CsrfViewMiddleware refuses them otherwise."""
+    refused = await ask("/generator/login/", await log_in(), method="POST")
+    assert refused.status == 403
+    async with streaming(
+        get_asgi_application(),
+        "/generator/exempt/",
+        method="POST",
+        headers=[(b"host", b"testserver")],
+    ) as request:
+        assert (await request.next_events())[0].text == "for members"

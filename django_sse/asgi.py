@@ -13,6 +13,7 @@ from typing import Any, Final
 from django.core.asgi import get_asgi_application as get_django_application
 
 from django_sse.backpressure import waiting_for_client
+from django_sse.refusals import softened
 from django_sse.stream import Stream
 from django_sse.tasks import logger, spawn
 
@@ -45,7 +46,8 @@ class EventStreamApplication:
             return
         hand_off = HandOff(receive, send)
         try:
-            await self.application({**scope, SCOPE_KEY: hand_off}, hand_off.receive, hand_off.send)
+            send = softened(scope, hand_off.send)
+            await self.application({**scope, SCOPE_KEY: hand_off}, hand_off.receive, send)
             await hand_off.serve()
         finally:
             hand_off.close()

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
+from ipaddress import ip_network
 from typing import Any, Final
 
 from django.conf import settings
@@ -11,6 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
 SETTING: Final = "DJANGO_SSE"
+UNIX_PEER: Final = "unix:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,24 @@ def _are_origins(value: Any) -> bool:
     )
 
 
+def _are_proxies(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(
+        isinstance(proxy, str) and (proxy == UNIX_PEER or _is_network(proxy)) for proxy in value
+    )
+
+
+def _is_network(value: str) -> bool:
+    try:
+        ip_network(value)
+    except ValueError:
+        return False
+    return True
+
+
 COUNT: Final = Rule("a whole number above 0", _is_count)
+COUNT_OR_OFF: Final = Rule(
+    "a whole number above 0, or None", lambda value: value is None or _is_count(value)
+)
 SECONDS: Final = Rule(
     "a finite number of seconds from 0",
     lambda value: _is_number(value) and 0 <= value < float("inf"),
@@ -69,6 +88,10 @@ ORIGINS: Final = Rule(
     'a list of origins such as "https://app.example.com", each without a path, a slash at its end '
     'or the usual port; or ["*"]',
     _are_origins,
+)
+PROXIES: Final = Rule(
+    'a list of addresses and networks such as "10.0.0.0/8", and of "unix:" for Unix sockets',
+    _are_proxies,
 )
 STORE: Final = Rule(
     '"database", "memory", "redis", the dotted path of an EventStore, or '
@@ -127,6 +150,29 @@ class Conf:
 
     ALLOW_CREDENTIALS: bool = _key(False, SWITCH)
     """Whether cookies come along from the pages of those origins."""
+
+    REFUSE_SOFTLY: bool = _key(True, SWITCH)
+    """Whether an EventSource that cannot be served now is answered 200, a ``retry`` and the end.
+    It never comes back after a 503, which everyone gets otherwise."""
+
+    MAX_STREAMS: int | None = _key(None, COUNT_OR_OFF)
+    """Streams of groups that a process has open, at the most. None: as many as come."""
+
+    MAX_STREAMS_PER_USER: int | None = _key(None, COUNT_OR_OFF)
+    """... of one user."""
+
+    MAX_STREAMS_PER_ADDRESS: int | None = _key(None, COUNT_OR_OFF)
+    """... of one client address, or of one /64 network of IPv6."""
+
+    MAX_STREAMS_PER_GROUP: int | None = _key(None, COUNT_OR_OFF)
+    """... of one group."""
+
+    MAX_OPEN_GROUPS: int | None = _key(None, COUNT_OR_OFF)
+    """Groups with streams that a process has, at the most."""
+
+    TRUSTED_PROXIES: Sequence[str] = _key((), PROXIES)
+    """Proxies whose ``X-Forwarded-For`` tells the client's address: addresses, networks, and
+    ``"unix:"`` for who connects by a Unix socket. Empty: the peer is the client."""
 
 
 def problems(value: Any) -> Iterator[str]:

@@ -12,6 +12,7 @@ from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.base import listen, stop_listening
 from django_sse.layers import default_layer
+from django_sse.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
 from django_sse.mailbox import LAYER_SECONDS, Mailbox
 from django_sse.stores import get_store
 from django_sse.stores.base import Cursor, GroupState, Hint
@@ -44,7 +45,17 @@ def current_hub() -> "Hub":
 
 def open_streams() -> int:
     """Return how many streams are open in this process."""
-    return sum(len(hub.streams) for hub in list(_hubs.values()) if not hub.loop.is_closed())
+    return sum(len(hub.streams) for hub in _open_hubs())
+
+
+def limit_reached_by(stream: Counted) -> str | None:
+    """Return the name of the limit that keeps one more stream out of this process, or None."""
+    with counting:
+        return reached_limit(stream, [hub.occupancy for hub in _open_hubs()], conf())
+
+
+def _open_hubs() -> list["Hub"]:
+    return [hub for hub in list(_hubs.values()) if not hub.loop.is_closed()]
 
 
 class Hub:
@@ -53,6 +64,7 @@ class Hub:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.streams: set[Stream] = set()
+        self.occupancy = Occupancy()
         self.now = loop.time()
         self._subscriptions: dict[str, Subscription] = {}
         self._store = get_store()
@@ -103,11 +115,16 @@ class Hub:
         """Let a stream follow its groups; from now on it is told of all that is new.
 
         Raises:
+            TooManyStreams: One more would be too many.
             Exception: The event store could not be read.
         """
-        if not self.streams:
-            self._start()
+        with counting:
+            if limit := limit_reached_by(stream):
+                raise TooManyStreams(limit)
+            self.occupancy.add(stream)
         self.streams.add(stream)
+        if len(self.streams) == 1:
+            self._start()
         followed = [self._subscriptions.get(group) or self._subscribe(group) for group in groups]
         for subscription in followed:
             subscription.streams.add(stream)
@@ -126,6 +143,8 @@ class Hub:
         if stream not in self.streams:
             return
         self.streams.discard(stream)
+        with counting:
+            self.occupancy.remove(stream)
         for subscription in stream.subscriptions:
             subscription.streams.discard(stream)
             if not subscription.streams:

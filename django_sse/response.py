@@ -16,7 +16,9 @@ from django_sse.conf import conf
 from django_sse.event import Event, encode_published, refuse_reserved_name, with_id
 from django_sse.exceptions import InvalidGroup
 from django_sse.hub import current_hub
+from django_sse.limits import TooManyStreams
 from django_sse.position import TERMINAL_MARK, format_position
+from django_sse.refusals import STORE_AWAY, is_refused_softly, refusals, retry_after
 from django_sse.stores.base import closing_wire
 from django_sse.stream import HEARTBEAT, Stream, jittered_retry
 from django_sse.tasks import logger
@@ -96,11 +98,23 @@ class HeadersResponse(HttpResponse):
         super().__init__(content_type=CONTENT_TYPE, headers=stream_headers(request))
 
 
-class UnavailableResponse(EventStreamResponse):
-    """What cannot be served now: a browser never comes back after a 5xx, but after this it does."""
+def unavailable(
+    request: HttpRequest, reason: str, error: BaseException | None = None
+) -> HttpResponseBase:
+    """Return what sends a client back that cannot be served now, and note that.
 
-    def __init__(self, request: HttpRequest) -> None:
-        super().__init__(request, _chunks(jittered_retry()))
+    Args:
+        request: The request.
+        reason: Why, for the log and the count.
+        error: What has happened, for the log.
+    """
+    refusals.note(reason, error)
+    if is_refused_softly(request.method, request.headers.get("Accept", "")):
+        return EventStreamResponse(request, _chunks(jittered_retry()))
+    response = HttpResponse(status=503, headers={"Retry-After": str(retry_after())})
+    # Django would log each one as an error, and mail it to the admins.
+    response._has_been_logged = True  # type: ignore[attr-defined]
+    return no_store(response)
 
 
 async def _chunks(*chunks: bytes) -> AsyncIterator[bytes]:
@@ -163,8 +177,10 @@ class GroupStreamResponse(EventStreamResponse):
         try:
             try:
                 await stream.open()
-            except Exception:
-                logger.exception("The event store could not be read; the client is sent back.")
+            except Exception as error:
+                # The status has gone out.
+                reached = error.limit if isinstance(error, TooManyStreams) else None
+                refusals.note(reached or STORE_AWAY, None if reached else error)
                 yield jittered_retry()
                 return
             first = Event(retry=round(self._retry * 1000)).encode()

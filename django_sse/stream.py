@@ -1,7 +1,7 @@
 """One open connection: what it has taken, what waits for its client, and how it ends."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from random import uniform
 from typing import Final, Protocol
 
@@ -51,6 +51,8 @@ class Stream:
         filter_event: Returns the event to send instead of one, or None to hide it.
         message_handler: Returns the handler of a type of Channels message, if there is one.
         wants_messages: Whether plain Channels messages are streamed.
+        owner: Whose stream it is, for a limit of streams per user; None for nobody's.
+        address: Where its client is, for a limit of streams per address; None if not known.
     """
 
     __slots__ = (
@@ -72,7 +74,9 @@ class Stream:
         "_send",
         "_sending",
         "_taken",
+        "address",
         "ended",
+        "owner",
         "subscriptions",
         "wants_messages",
     )
@@ -86,8 +90,12 @@ class Stream:
         filter_event: Callable[[Event], Event | None] | None = None,
         message_handler: Callable[[str], MessageHandler | None] | None = None,
         wants_messages: bool = True,
+        owner: str | None = None,
+        address: str | None = None,
     ) -> None:
         self._hub = hub
+        self.owner = owner
+        self.address = address
         self.subscriptions: list[Subscription] = []
         self.wants_messages = wants_messages
         self.ended: asyncio.Future[str] = self._hub.loop.create_future()
@@ -109,10 +117,20 @@ class Stream:
         self._closing: bytes | None = None
         self._finishing: str | None = None
 
+    @property
+    def groups(self) -> Collection[str]:
+        """The names of its groups."""
+        return self._taken.keys()
+
     # Opening and serving
 
     async def open(self) -> None:
-        """Follow the groups, so that nothing new is missed from here on."""
+        """Follow the groups, so that nothing new is missed from here on.
+
+        Raises:
+            TooManyStreams: One more would be too many.
+            Exception: The event store could not be read.
+        """
         await self._hub.join(self, list(self._taken))
 
     def follow(self, subscription: Subscription) -> None:

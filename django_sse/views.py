@@ -16,27 +16,29 @@ from django.http import (
 from django.http.response import HttpResponseBase
 from django.views import View
 
+from django_sse.addresses import client_address
 from django_sse.conf import conf
 from django_sse.cors import cross_origin
 from django_sse.event import Event
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
-from django_sse.hub import current_hub
+from django_sse.hub import current_hub, limit_reached_by
+from django_sse.limits import Claim
 from django_sse.position import parse_position
+from django_sse.refusals import STORE_AWAY
 from django_sse.replay import starting_point
 from django_sse.response import (
     EventStreamResponse,
     GroupStreamResponse,
     HeadersResponse,
-    UnavailableResponse,
     last_event_id,
     no_content,
     no_store,
     not_found,
+    unavailable,
 )
 from django_sse.stores.base import validate_group
 from django_sse.stream import MessageHandler
-from django_sse.tasks import logger
 
 
 class EventStreamView(View):
@@ -145,12 +147,15 @@ class EventStreamView(View):
         sent = parse_position(last_event_id(request), groups)
         try:
             states = await current_hub().states(groups, sent, self.history)
-        except Exception:
-            logger.exception("The event store could not be read; the client is sent back.")
-            return UnavailableResponse(request)
+        except Exception as error:
+            return unavailable(request, STORE_AWAY, error)
         begin = starting_point(sent, states, self.history)
         if begin.over:
             return no_content()
+        claim = await self._claim(groups)
+        # It counts once it registers; here a client can still be told by the status.
+        if limit := limit_reached_by(claim):
+            return unavailable(request, limit)
         with_state = begin.fresh and self._overrides("initial_events")
         return GroupStreamResponse(
             request,
@@ -164,6 +169,8 @@ class EventStreamView(View):
                 "filter_event": self.filter_event if self._overrides("filter_event") else None,
                 "message_handler": self._message_handler if self._handler_names else None,
                 "wants_messages": self.channel_messages,
+                "owner": claim.owner,
+                "address": claim.address,
             },
         )
 
@@ -193,6 +200,20 @@ class EventStreamView(View):
         except PermissionDenied:
             return no_store(HttpResponseForbidden())
         return groups or no_store(HttpResponseForbidden())
+
+    async def _claim(self, groups: Sequence[str]) -> Claim:
+        """Return what the stream will count as, as far as there are limits for it."""
+        owner = address = None
+        if conf().MAX_STREAMS_PER_USER is not None and hasattr(self.request, "auser"):
+            user = await self.request.auser()
+            owner = str(user.pk) if user.is_authenticated else None
+        if conf().MAX_STREAMS_PER_ADDRESS is not None:
+            address = client_address(
+                self.request.META.get("REMOTE_ADDR"),
+                self.request.headers.get("X-Forwarded-For", ""),
+                conf().TRUSTED_PROXIES,
+            )
+        return Claim(groups, owner, address)
 
     # Handlers of plain Channels messages
 

@@ -8,14 +8,17 @@ from pytest_django import Settings
 from django_sse.conf import Conf, conf, problems
 
 COUNT = "a whole number above 0"
+COUNT_OR_OFF = "a whole number above 0, or None"
 SECONDS = "a finite number of seconds from 0"
 SECONDS_OR_OFF = "a finite number of seconds above 0, or None"
 SWITCH = "True or False"
 ORIGINS = 'a list of origins such as "https://app.example.com"'
+PROXIES = 'a list of addresses and networks such as "10.0.0.0/8"'
 STORE = '"database", "memory", "redis", the dotted path of an EventStore'
 
 NO_NUMBERS = ["1", b"1", [1], {}, True, False, float("nan"), float("inf"), float("-inf"), 1j]
 NO_COUNTS = [*NO_NUMBERS, 0, -1, 1.0, 1.5, None]
+NO_COUNTS_OR_OFF = [*NO_NUMBERS, 0, -1, 1.0, 1.5]
 NO_SECONDS = [*NO_NUMBERS, -1, -0.5, None]
 NO_SECONDS_OR_OFF = [*NO_NUMBERS, 0, 0.0, -1, -0.5]
 NO_SWITCHES: list[Any] = [None, 0, 1, "yes", []]
@@ -90,6 +93,29 @@ KEYS: dict[str, tuple[Any, list[Any], list[Any], str]] = {
         ORIGINS,
     ),
     "ALLOW_CREDENTIALS": (False, [True, False], NO_SWITCHES, SWITCH),
+    "REFUSE_SOFTLY": (True, [True, False], NO_SWITCHES, SWITCH),
+    "MAX_STREAMS": (None, [1, 10**6, None], NO_COUNTS_OR_OFF, COUNT_OR_OFF),
+    "MAX_STREAMS_PER_USER": (None, [1, 10**6, None], NO_COUNTS_OR_OFF, COUNT_OR_OFF),
+    "MAX_STREAMS_PER_ADDRESS": (None, [1, 10**6, None], NO_COUNTS_OR_OFF, COUNT_OR_OFF),
+    "MAX_STREAMS_PER_GROUP": (None, [1, 10**6, None], NO_COUNTS_OR_OFF, COUNT_OR_OFF),
+    "MAX_OPEN_GROUPS": (None, [1, 10**6, None], NO_COUNTS_OR_OFF, COUNT_OR_OFF),
+    "TRUSTED_PROXIES": (
+        (),
+        [[], ["10.0.0.0/8"], ("127.0.0.1", "::1", "fd00::/8"), ["unix:"]],
+        [
+            None,
+            "10.0.0.0/8",
+            ["10.0.0.1/8"],
+            ["10.0.0"],
+            ["proxy.example"],
+            ["127.0.0.1:80"],
+            ["unix"],
+            [""],
+            [2130706433],
+            [b"127.0.0.1"],
+        ],
+        PROXIES,
+    ),
 }
 
 

@@ -278,6 +278,9 @@ async def test_a_page_may_read_that_the_store_is_away(settings: Settings) -> Non
     assert_readable(response)
     async with reading(response) as stream:
         assert stream.reconnection_time
+    response = await answer("/requested/?group=a")
+    assert response.status_code == 503
+    assert_readable(response)
 
 
 # Preflights

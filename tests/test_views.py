@@ -953,8 +953,12 @@ class DownStore(MemoryStore):
 
 @pytest.mark.parametrize("answers", [0, 1])
 async def test_a_store_that_is_down_sends_clients_back_at_different_times(
-    answers: int, settings: Settings, caplog: pytest.LogCaptureFixture
+    answers: int,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("django_sse.refusals._LOG_SECONDS", 0)
     # While the request is answered, and when the hub follows the group.
     times = set()
     for _ in range(5):
@@ -962,7 +966,7 @@ async def test_a_store_that_is_down_sends_clients_back_at_different_times(
             "STORE": f"{__name__}.{'DownStore' if answers == 0 else 'SoonDownStore'}",
             "RETRY": 10,
         }
-        async with open_stream(news) as stream:
+        async with open_stream(news, headers={"Accept": "text/event-stream"}) as stream:
             assert await stream.rest() == []
             # Not a 5xx: a browser would never come back.
             assert stream.response.status_code == 200
@@ -971,7 +975,7 @@ async def test_a_store_that_is_down_sends_clients_back_at_different_times(
             times.add(stream.reconnection_time)
     assert all(time is not None and 10_000 <= time <= 20_000 for time in times)
     assert len(times) > 1
-    assert "The event store could not be read" in caplog.text
+    assert "Clients are refused and sent back: store away" in caplog.text
     assert "The store is down." in caplog.text
 
 

@@ -1,0 +1,69 @@
+"""Whose request it is, by its address: the peer's, or what trusted proxies say of it."""
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from django_sse.conf import UNIX_PEER
+
+Address = IPv4Address | IPv6Address
+
+# What one subscriber is commonly given of IPv6 (RFC 6177), and may take addresses from at will.
+_SUBSCRIBER_PREFIX = 64
+
+
+def client_address(
+    peer: str | None, forwarded_for: str, trusted_proxies: Sequence[str]
+) -> str | None:
+    """Return the address that a request counts for; an IPv6 one as its /64 network.
+
+    Never raises, whatever the header says.
+
+    Args:
+        peer: The address at the other end of the connection; a Unix socket has none.
+        forwarded_for: The header ``X-Forwarded-For``: each proxy adds its peer at the right.
+        trusted_proxies: Addresses, networks, and ``"unix:"``. Empty: the peer is the client.
+    """
+    client = _parse(peer or "")
+    if client is None and UNIX_PEER not in trusted_proxies:
+        return None
+    networks = _networks(tuple(trusted_proxies))
+    for hop in reversed(forwarded_for.split(",")):
+        if client is not None and not _is_in(client, networks):
+            break
+        before = _parse(hop)
+        if before is None:
+            # What a trusted proxy did not understand counts as its own.
+            break
+        client = before
+    return None if client is None else _counted(client)
+
+
+def _parse(text: str) -> Address | None:
+    text = text.strip()
+    if text.startswith("["):
+        # Some proxies add the port.
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def _is_in(address: Address, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
+    return any(address in network for network in networks)
+
+
+def _counted(address: Address) -> str:
+    if isinstance(address, IPv4Address):
+        return str(address)
+    return str(IPv6Network((int(address), _SUBSCRIBER_PREFIX), strict=False))
+
+
+@lru_cache(maxsize=8)
+def _networks(proxies: Sequence[str]) -> list[IPv4Network | IPv6Network]:
+    return [ip_network(proxy) for proxy in proxies if proxy != UNIX_PEER]

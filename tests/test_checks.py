@@ -100,6 +100,44 @@ def test_e001_lists_what_is_accepted_for_each_problem(settings: Settings) -> Non
     assert wrong.msg == "DJANGO_SSE['RETRY'] must be a finite number of seconds from 0, not '3'."
 
 
+def test_e001_is_credentials_for_the_pages_of_every_origin(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"ALLOWED_ORIGINS": ["*"], "ALLOW_CREDENTIALS": True}
+    [message] = run_checks(tags=["django_sse"])
+    assert message.id == "django_sse.E001"
+    assert "name the ALLOWED_ORIGINS" in message.msg
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "accepted"),
+    [
+        ("ALLOWED_ORIGINS", ["https://app.example.com/"], "a list of origins such as"),
+        ("ALLOW_CREDENTIALS", "yes", "True or False"),
+        ("REFUSE_SOFTLY", None, "True or False"),
+        ("MAX_STREAMS", 0, "a whole number above 0, or None"),
+        ("MAX_OPEN_GROUPS", "many", "a whole number above 0, or None"),
+        ("TRUSTED_PROXIES", ["localhost"], "a list of addresses and networks such as"),
+    ],
+)
+def test_e001_is_a_limit_or_a_list_that_cannot_be_read(
+    settings: Settings, key: str, value: Any, accepted: str
+) -> None:
+    settings.DJANGO_SSE = {key: value}
+    [message] = run_checks(tags=["django_sse"])
+    assert message.id == "django_sse.E001"
+    assert message.msg.startswith(f"DJANGO_SSE[{key!r}] must be {accepted}")
+
+
+def test_e001_is_not_given_for_limits_and_origins_that_are_fine(settings: Settings) -> None:
+    settings.DJANGO_SSE = {
+        "ALLOWED_ORIGINS": ["https://app.example.com"],
+        "ALLOW_CREDENTIALS": True,
+        "MAX_STREAMS": 5000,
+        "MAX_STREAMS_PER_USER": 10,
+        "TRUSTED_PROXIES": ["127.0.0.1", "10.0.0.0/8", "unix:"],
+    }
+    assert found() == {}
+
+
 def test_e001_is_not_given_without_the_setting(settings: Settings) -> None:
     del settings.DJANGO_SSE
     assert found() == {}

@@ -13,4 +13,5 @@ urlpatterns = [
     path("open-streams/", views.open_streams),
     path("group-send/<str:group>/", views.group_send),
     path("long-page/", views.long_page),
+    path("unavailable/", views.unavailable),
 ]

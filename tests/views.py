@@ -61,3 +61,7 @@ async def group_send(request: HttpRequest, group: str) -> HttpResponse:
 
 async def long_page(request: HttpRequest) -> HttpResponse:
     return HttpResponse("long enough to be compressed " * 100)
+
+
+async def unavailable(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("down for maintenance", status=503)

@@ -1,0 +1,213 @@
+"""Pages of other origins in a real browser: what they may read, and how often they ask for it."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.live.client import SECONDS, connect
+from tests.live.servers import Server, manage, serve
+from tests.live.test_browser import chromium
+
+PAGE = b"""<!doctype html><title>A page of another origin</title><script>
+const sources = {};
+function open_stream(name, url, withCredentials) {
+  const source = sources[name] = new EventSource(url, {withCredentials});
+  source.messages = [];
+  source.onmessage = (event) => source.messages.push(event.data);
+}
+async function first_bytes(url, headers) {
+  const abort = new AbortController();
+  const response = await fetch(url, {headers, signal: abort.signal});
+  const {value} = await response.body.getReader().read();
+  abort.abort();
+  return response.status + " " + new TextDecoder().decode(value);
+}
+</script>"""
+CLOSED = 2
+
+
+class Page(BaseHTTPRequestHandler):
+    """Serves the page at every path."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(PAGE)
+
+    def log_message(self, *args: Any) -> None:
+        """Log nothing."""
+
+
+@contextmanager
+def pages() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """A browser that visits pages, and what their server is asked for by it."""
+
+    server: Server
+    browser: webdriver.Chrome
+    requests: Path
+    allowed: int
+    other: int
+
+    def visit(self, origin: str) -> None:
+        self.browser.get(f"{origin}/")
+
+    def open(self, name: str, path: str, *, credentials: bool = False) -> None:
+        self.browser.execute_script(
+            "open_stream(...arguments)",
+            name,
+            f"http://127.0.0.1:{self.server.port}{path}",
+            credentials,
+        )
+
+    def wait_for(self, condition: str) -> None:
+        WebDriverWait(self.browser, SECONDS, 0.05).until(
+            lambda browser: browser.execute_script(f"return {condition}"), condition
+        )
+
+    def wait_for_message(self, name: str, data: str) -> None:
+        self.wait_for(f"sources.{name}.messages.includes({json.dumps(data)})")
+
+    def wait_until_closed(self, name: str) -> None:
+        """Wait until the browser has given up: from then on it never asks again."""
+        self.wait_for(f"sources.{name}.readyState === {CLOSED}")
+
+    def manage(self, *arguments: str) -> None:
+        asyncio.run(manage(self.server.directory, *arguments))
+
+    def seen(self, path: str) -> list[str]:
+        """Return what the server has seen of a path: each request, then its status."""
+        lines = (line.split() for line in self.requests.read_text().splitlines())
+        return [what for what, of in lines if of == path]
+
+
+@pytest.fixture(scope="module")
+def visitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
+    directory = tmp_path_factory.mktemp("cross-origin")
+    requests = directory / "requests"
+    with pages() as allowed, pages() as other:
+        keys = {
+            "ALLOWED_ORIGINS": [f"http://localhost:{allowed}", f"http://127.0.0.1:{allowed}"],
+            "ALLOW_CREDENTIALS": True,
+            "MAX_STREAMS_PER_GROUP": 1,
+            "RETRY": 0.5,
+        }
+        with (
+            chromium(directory / "chromium") as browser,
+            serve(
+                "uvicorn",
+                directory,
+                LIVE_REQUEST_LOG=str(requests),
+                LIVE_DJANGO_SSE=json.dumps(keys),
+            ) as server,
+        ):
+            yield Visitor(server, browser, requests, allowed, other)
+
+
+@pytest.fixture
+def elsewhere(visitor: Visitor) -> Visitor:
+    """A visit to a page of another site, which is allowed."""
+    visitor.visit(f"http://localhost:{visitor.allowed}")
+    return visitor
+
+
+def test_a_page_of_another_site_reads_a_stream_until_it_is_over(elsewhere: Visitor) -> None:
+    elsewhere.open("news", "/events/news/")
+    elsewhere.wait_for("sources.news.readyState === 1")
+    elsewhere.manage("sse_push", "news", "hi")
+    elsewhere.wait_for_message("news", "hi")
+    # EventSource needs no preflight.
+    assert elsewhere.seen("/events/news/") == ["request", "200"]
+    elsewhere.manage("sse_cancel", "news")
+    elsewhere.wait_until_closed("news")
+    assert elsewhere.seen("/events/news/") == ["request", "200", "request", "204"]
+
+
+def test_cookies_go_along_only_where_the_page_says_so(visitor: Visitor) -> None:
+    # Another origin of the same site: from another site, browsers send no cookie such as this.
+    visitor.visit(f"http://127.0.0.1:{visitor.allowed}")
+    visitor.browser.get(f"http://127.0.0.1:{visitor.server.port}/login/")
+    visitor.open("without", "/members/without/")
+    visitor.wait_until_closed("without")
+    assert visitor.seen("/members/without/") == ["request", "403"]
+    visitor.open("within", "/members/within/", credentials=True)
+    visitor.wait_for("sources.within.readyState === 1")
+    visitor.manage("sse_push", "within", "for members")
+    visitor.wait_for_message("within", "for members")
+    assert visitor.seen("/members/within/") == ["request", "200"]
+
+
+@pytest.mark.parametrize("credentials", [True, False])
+def test_a_page_that_is_not_allowed_reads_nothing_and_asks_once(
+    visitor: Visitor, credentials: bool
+) -> None:
+    group = f"secret-{credentials}"
+    visitor.visit(f"http://localhost:{visitor.other}")
+    visitor.open("secret", f"/events/{group}/", credentials=credentials)
+    visitor.wait_until_closed("secret")
+    assert visitor.seen(f"/events/{group}/") == ["request", "200"]
+
+
+def test_a_polyfill_may_send_headers_of_its_own(elsewhere: Visitor) -> None:
+    url = f"http://127.0.0.1:{elsewhere.server.port}/events/polyfill/"
+    headers = {"Last-Event-ID": "x", "Cache-Control": "no-cache", "Accept": "text/event-stream"}
+    answer = elsewhere.browser.execute_script("return first_bytes(...arguments)", url, headers)
+    assert answer.startswith("200 retry: 500")
+    # The preflight, which django_sse answers before Django's view, and the request.
+    assert elsewhere.seen("/events/polyfill/") == ["request", "204", "request", "200"]
+
+
+def test_a_browser_that_is_refused_for_now_comes_back_until_there_is_room(
+    elsewhere: Visitor,
+) -> None:
+    async def crowd_out() -> None:
+        async with connect(elsewhere.server.port, "/events/crowded/") as first:
+            await first.opened()
+            await asyncio.to_thread(elsewhere.open, "crowded", "/events/crowded/")
+            async with asyncio.timeout(SECONDS):
+                # Its own request, and three of the browser's.
+                while elsewhere.seen("/events/crowded/").count("200") < 4:
+                    await asyncio.sleep(0.05)
+
+    asyncio.run(crowd_out())
+
+    def has_room(browser: webdriver.Chrome) -> bool:
+        # A refusal opens the EventSource as well, so only an event tells.
+        elsewhere.manage("sse_push", "crowded", "there is room")
+        return bool(browser.execute_script("return sources.crowded.messages.length"))
+
+    WebDriverWait(elsewhere.browser, SECONDS).until(has_room)
+    assert set(elsewhere.seen("/events/crowded/")) == {"request", "200"}
+
+
+def test_a_browser_survives_a_503_of_the_projects_own(elsewhere: Visitor) -> None:
+    elsewhere.open("unavailable", "/unavailable/")
+    WebDriverWait(elsewhere.browser, SECONDS, 0.05).until(
+        lambda _: elsewhere.seen("/unavailable/").count("503") >= 3
+    )
+    assert not elsewhere.browser.execute_script(
+        f"return sources.unavailable.readyState === {CLOSED}"
+    )
+    elsewhere.browser.execute_script("sources.unavailable.close()")

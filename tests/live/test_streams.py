@@ -222,6 +222,18 @@ async def test_a_stream_is_not_compressed_and_names_no_encoding(server: Server, 
         assert await data_of(stream, 1) == ["plain text"]
 
 
+async def test_a_5xx_of_the_project_sends_an_event_source_back(server: Server) -> None:
+    path = "/unavailable/"
+    async with connect(server.port, path, headers={"Accept": "text/event-stream"}) as refusal:
+        assert refusal.status == 200
+        assert refusal.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        assert (await refusal.body()).startswith(b"retry: ")
+        assert refusal.complete
+    async with connect(server.port, path) as page:
+        assert page.status == 503
+        assert await page.body() == b"down for maintenance"
+
+
 async def test_without_the_wrapper_a_stream_works_too(tmp_path: Path, group: str) -> None:
     require("uvicorn")
     with serve("uvicorn", tmp_path, application="tests.asgi:unwrapped") as server:

@@ -47,6 +47,11 @@ SECONDS_OR_OFF: Final = Rule(
     "a finite number of seconds above 0, or None",
     lambda value: value is None or (_is_number(value) and 0 < value < float("inf")),
 )
+SECONDS_FROM_1: Final = Rule(
+    "a finite number of seconds from 1",
+    lambda value: _is_number(value) and 1 <= value < float("inf"),
+)
+YES_OR_NO: Final = Rule("True or False", lambda value: isinstance(value, bool))
 STORE: Final = Rule(
     '"database", "memory", "redis", the dotted path of an EventStore, or '
     '{"BACKEND": one of these, "OPTIONS": {...}}',
@@ -97,6 +102,21 @@ class Conf:
 
     MAX_GROUPS: int = _key(50, COUNT)
     """Groups of one stream."""
+
+    MAX_AGE: float | None = _key(None, SECONDS_OR_OFF)
+    """Seconds after which a stream ends so that its client reconnects: at the latest, and up to a
+    fifth earlier, so that those that came together do not leave together. None: never."""
+
+    CANCEL_TTL: float = _key(3600, SECONDS_FROM_1)
+    """Seconds for which the streams of a user that was cancelled, or of a session that was logged
+    out, are refused with 204."""
+
+    END_WITH_LOGIN: bool = _key(True, YES_OR_NO)
+    """Whether a stream ends with the login that it was opened in: when its session is logged out,
+    when its user is deactivated or deleted, or gets another password."""
+
+    RECHECK_INTERVAL: float = _key(60, SECONDS_FROM_1)
+    """Seconds between two calls of a view's ``still_allowed``."""
 
 
 def problems(value: Any) -> Iterator[str]:

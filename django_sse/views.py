@@ -21,7 +21,9 @@ from django_sse.event import Event
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
 from django_sse.hub import current_hub
-from django_sse.position import parse_position
+from django_sse.logins import renew_login
+from django_sse.owners import owner_of
+from django_sse.position import TERMINAL_MARK, parse_position
 from django_sse.replay import starting_point
 from django_sse.response import (
     EventStreamResponse,
@@ -131,6 +133,22 @@ class EventStreamView(View):
         """
         return event
 
+    async def get_owner(self) -> Any:
+        """Return whose stream it is, for ``cancel(user=...)`` and limits: a user, its primary key,
+        or None.
+
+        By default the user of Django's authentication.
+        """
+        session = getattr(self.request, "session", None)
+        if session is None or session.session_key is None or not hasattr(self.request, "auser"):
+            return None
+        return await self.request.auser()
+
+    async def still_allowed(self) -> bool:
+        """Say whether the stream may go on; asked every ``RECHECK_INTERVAL``, long after the
+        request, with its session and its user read again."""
+        return True
+
     # HTTP
 
     async def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
@@ -138,13 +156,22 @@ class EventStreamView(View):
         groups = await self._allowed_groups()
         if isinstance(groups, HttpResponseBase):
             return groups
-        sent = parse_position(last_event_id(request), groups)
+        sent_id = last_event_id(request)
+        sent = parse_position(sent_id, groups)
         try:
-            states = await current_hub().states(groups, sent, self.history)
+            owner = await owner_of(request, await self.get_owner(), groups)
+            states = await current_hub().states(groups, sent, self.history, owner.marks)
         except Exception:
             logger.exception("The event store could not be read; the client is sent back.")
             return UnavailableResponse(request)
-        begin = starting_point(sent, states, self.history)
+        if sent_id.endswith(TERMINAL_MARK) and not owner.has_user:
+            return no_content()
+        ended = owner.ended_groups(groups, states)
+        groups = [group for group in groups if group not in ended]
+        if not groups:
+            return no_content()
+        sent = {group: number for group, number in sent.items() if group not in ended}
+        begin = starting_point(sent, {group: states[group] for group in groups}, self.history)
         if begin.over:
             return no_content()
         with_state = begin.fresh and self._overrides("initial_events")
@@ -160,6 +187,8 @@ class EventStreamView(View):
                 "filter_event": self.filter_event if self._overrides("filter_event") else None,
                 "message_handler": self._message_handler if self._handler_names else None,
                 "wants_messages": self.channel_messages,
+                "owner": owner,
+                "still_allowed": self._ask_again if self._overrides("still_allowed") else None,
             },
         )
 
@@ -167,6 +196,10 @@ class EventStreamView(View):
         """Answer with the headers alone: a stream without an end would never complete it."""
         response = await self.get(request, *args, **kwargs)
         return HeadersResponse(request) if isinstance(response, EventStreamResponse) else response
+
+    async def _ask_again(self) -> bool:
+        renew_login(self.request)
+        return await self.still_allowed()
 
     async def _allowed_groups(self) -> list[str] | HttpResponseBase:
         try:

@@ -10,12 +10,16 @@ from django_sse.conf import Conf, conf, problems
 COUNT = "a whole number above 0"
 SECONDS = "a finite number of seconds from 0"
 SECONDS_OR_OFF = "a finite number of seconds above 0, or None"
+SECONDS_FROM_1 = "a finite number of seconds from 1"
+YES_OR_NO = "True or False"
 STORE = '"database", "memory", "redis", the dotted path of an EventStore'
 
 NO_NUMBERS = ["1", b"1", [1], {}, True, False, float("nan"), float("inf"), float("-inf"), 1j]
 NO_COUNTS = [*NO_NUMBERS, 0, -1, 1.0, 1.5, None]
 NO_SECONDS = [*NO_NUMBERS, -1, -0.5, None]
 NO_SECONDS_OR_OFF = [*NO_NUMBERS, 0, 0.0, -1, -0.5]
+NO_SECONDS_FROM_1 = [*NO_NUMBERS, 0, 0.5, -1, None]
+NO_YES_OR_NO: list[Any] = [None, 0, 1, "True", []]
 NO_STORES: list[Any] = [
     None,
     1,
@@ -52,6 +56,10 @@ KEYS: dict[str, tuple[Any, list[Any], list[Any], str]] = {
     "BACKLOG_BYTES": (1024 * 1024, [1, 10**9], NO_COUNTS, COUNT),
     "MAX_EVENT_BYTES": (256 * 1024, [1, 10**9], NO_COUNTS, COUNT),
     "MAX_GROUPS": (50, [1, 1000], NO_COUNTS, COUNT),
+    "MAX_AGE": (None, [1, 0.5, None], NO_SECONDS_OR_OFF, SECONDS_OR_OFF),
+    "CANCEL_TTL": (3600, [1, 1.5], NO_SECONDS_FROM_1, SECONDS_FROM_1),
+    "END_WITH_LOGIN": (True, [True, False], NO_YES_OR_NO, YES_OR_NO),
+    "RECHECK_INTERVAL": (60, [1, 1.5], NO_SECONDS_FROM_1, SECONDS_FROM_1),
 }
 
 

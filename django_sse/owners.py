@@ -37,13 +37,14 @@ class Login:
 class Owner:
     """Whose a stream is.
 
-    ``marks`` are those of its user and its session, and for each of its groups the one of its user
-    in that group, with the group that the mark is about (None: all of them). ``began`` is when the
-    session's user logged in, in seconds since the epoch; 0 where nobody knows.
+    ``user`` is the mark of its user. ``marks`` are that, its session's, and for each of its groups
+    the one of its user in that group, with the group that the mark is about (None: all of them).
+    ``began`` is when the session's user logged in, in seconds since the epoch; 0 where nobody
+    knows.
     """
 
     marks: Mapping[str, str | None]
-    has_user: bool = False
+    user: str | None = None
     began: float = 0.0
     login: Login | None = None
 
@@ -75,10 +76,11 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
         marks[mark] = None
     if user is None or _is_anonymous(user):
         return Owner(marks) if marks else NOBODY
-    marks[user_mark(user)] = None
+    of_user = user_mark(user)
+    marks[of_user] = None
     marks |= {user_mark(user, group): group for group in groups}
     if session is None or SESSION_KEY not in (data := await _read(session)):
-        return Owner(marks, has_user=True)
+        return Owner(marks, of_user)
     login = Login(
         str(data[SESSION_KEY]),
         str(data.get(BACKEND_SESSION_KEY)),
@@ -86,7 +88,7 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
     )
     return Owner(
         marks,
-        has_user=True,
+        of_user,
         began=data.get(BEGAN_SESSION_KEY, 0.0),
         login=login if conf().END_WITH_LOGIN else None,
     )

@@ -164,7 +164,7 @@ class EventStreamView(View):
         except Exception:
             logger.exception("The event store could not be read; the client is sent back.")
             return UnavailableResponse(request)
-        if sent_id.endswith(TERMINAL_MARK) and not owner.has_user:
+        if sent_id.endswith(TERMINAL_MARK) and owner.user is None:
             return no_content()
         ended = owner.ended_groups(groups, states)
         groups = [group for group in groups if group not in ended]

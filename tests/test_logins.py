@@ -54,12 +54,11 @@ async def logout_async(request: HttpRequest) -> HttpResponse:
     return HttpResponse(status=204)
 
 
-async def change_password(request: HttpRequest) -> HttpResponse:
-    user = await request.auser()
-    assert isinstance(user, User)
-    user.set_password("another one")
-    await user.asave()
-    await auth.aupdate_session_auth_hash(request, user)
+def change_password(request: HttpRequest) -> HttpResponse:
+    assert isinstance(request.user, User)
+    request.user.set_password("another one")
+    request.user.save()
+    auth.update_session_auth_hash(request, request.user)
     return HttpResponse(status=204)
 
 

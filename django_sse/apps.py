@@ -1,4 +1,4 @@
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 
 
 class DjangoSSEConfig(AppConfig):
@@ -8,3 +8,8 @@ class DjangoSSEConfig(AppConfig):
 
     def ready(self) -> None:
         from django_sse import checks  # noqa: F401  (registers them)
+
+        if apps.is_installed("django.contrib.auth"):
+            from django_sse import signals
+
+            signals.connect()

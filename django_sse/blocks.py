@@ -14,12 +14,13 @@ from django_sse.stores.base import Entry
 class Block:
     """One event as it goes over the wire. ``number`` 0 is a plain message: no id, no replay."""
 
-    __slots__ = ("_event", "chunk", "closes", "message", "number", "wire")
+    __slots__ = ("_event", "chunk", "closes", "exclude", "message", "number", "wire")
 
     def __init__(self, group: str, entry: Entry, message: Message | None = None) -> None:
         self.number = entry.number
         self.wire = entry.wire
         self.closes = entry.closes
+        self.exclude = entry.exclude
         # A Channels message that each view's own handler makes an event of.
         self.message = message
         self._event: Event | None = None
@@ -45,7 +46,7 @@ class Block:
 class Batch:
     """The blocks that have piled up in a group, joined once for all its streams."""
 
-    __slots__ = ("blocks", "chunk", "closing", "first", "last", "messages")
+    __slots__ = ("blocks", "chunk", "closing", "excluded", "first", "last", "messages")
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         numbers = [block.number for block in blocks if block.number]
@@ -53,6 +54,8 @@ class Batch:
         # Without numbers every stream takes all of it, and its position stays.
         self.first, self.last = (numbers[0], numbers[-1]) if numbers else (sys.maxsize, 0)
         self.messages = [block for block in blocks if not block.number]
+        # The marks of owners whose streams are not sent all of it.
+        self.excluded = {block.exclude for block in blocks if block.exclude}
         self.closing = next((block for block in reversed(blocks) if block.closes), None)
         self.chunk = b"".join(block.chunk for block in blocks if not block.closes)
 

@@ -83,7 +83,6 @@ SECONDS_OR_OFF: Final = Rule(
     "a finite number of seconds above 0, or None",
     lambda value: value is None or (_is_number(value) and 0 < value < float("inf")),
 )
-SWITCH: Final = Rule("True or False", lambda value: isinstance(value, bool))
 ORIGINS: Final = Rule(
     'a list of origins such as "https://app.example.com", each without a path, a slash at its end '
     'or the usual port; or ["*"]',
@@ -93,6 +92,11 @@ PROXIES: Final = Rule(
     'a list of addresses and networks such as "10.0.0.0/8", and of "unix:" for Unix sockets',
     _are_proxies,
 )
+SECONDS_FROM_1: Final = Rule(
+    "a finite number of seconds from 1",
+    lambda value: _is_number(value) and 1 <= value < float("inf"),
+)
+YES_OR_NO: Final = Rule("True or False", lambda value: isinstance(value, bool))
 STORE: Final = Rule(
     '"database", "memory", "redis", the dotted path of an EventStore, or '
     '{"BACKEND": one of these, "OPTIONS": {...}}',
@@ -148,10 +152,10 @@ class Conf:
     """Origins whose pages may read the streams: CORS. ``["*"]``: those of every origin. Empty: no
     CORS headers."""
 
-    ALLOW_CREDENTIALS: bool = _key(False, SWITCH)
+    ALLOW_CREDENTIALS: bool = _key(False, YES_OR_NO)
     """Whether cookies come along from the pages of those origins."""
 
-    REFUSE_SOFTLY: bool = _key(True, SWITCH)
+    REFUSE_SOFTLY: bool = _key(True, YES_OR_NO)
     """Whether an EventSource that cannot be served now is answered 200, a ``retry`` and the end.
     It never comes back after a 503, which everyone gets otherwise."""
 
@@ -173,6 +177,20 @@ class Conf:
     TRUSTED_PROXIES: Sequence[str] = _key((), PROXIES)
     """Proxies whose ``X-Forwarded-For`` tells the client's address: addresses, networks, and
     ``"unix:"`` for who connects by a Unix socket. Empty: the peer is the client."""
+    MAX_AGE: float | None = _key(None, SECONDS_OR_OFF)
+    """Seconds after which a stream ends so that its client reconnects: at the latest, and up to a
+    fifth earlier, so that those that came together do not leave together. None: never."""
+
+    CANCEL_TTL: float = _key(3600, SECONDS_FROM_1)
+    """Seconds for which the streams of a user that was cancelled, or of a session that was logged
+    out, are refused with 204."""
+
+    END_WITH_LOGIN: bool = _key(True, YES_OR_NO)
+    """Whether a stream ends with the login that it was opened in: when its session is logged out,
+    when its user is deactivated or deleted, or gets another password."""
+
+    RECHECK_INTERVAL: float = _key(60, SECONDS_FROM_1)
+    """Seconds between two calls of a view's ``still_allowed``."""
 
 
 def problems(value: Any) -> Iterator[str]:

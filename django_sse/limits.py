@@ -24,8 +24,8 @@ class Counted(Protocol):
         """The names of its groups."""
 
     @property
-    def owner(self) -> str | None:
-        """Whose it is; None for nobody's."""
+    def user(self) -> str | None:
+        """The mark of the user whose it is; None for nobody's."""
 
     @property
     def address(self) -> str | None:
@@ -37,7 +37,7 @@ class Claim:
     """What a stream would count as that has not begun."""
 
     groups: Collection[str]
-    owner: str | None
+    user: str | None
     address: str | None
 
 
@@ -54,7 +54,7 @@ class Occupancy:
 
     def __init__(self) -> None:
         self.streams = 0
-        self.owners: Counter[str] = Counter()
+        self.users: Counter[str] = Counter()
         self.addresses: Counter[str] = Counter()
         self.groups: Counter[str] = Counter()
 
@@ -74,7 +74,7 @@ class Occupancy:
                     del counter[key]
 
     def _counters(self, stream: Counted) -> Iterable[tuple[Counter[str], Collection[str]]]:
-        yield self.owners, () if stream.owner is None else (stream.owner,)
+        yield self.users, () if stream.user is None else (stream.user,)
         yield self.addresses, () if stream.address is None else (stream.address,)
         yield self.groups, stream.groups
 
@@ -87,11 +87,11 @@ def reached_limit(stream: Counted, occupancies: Collection[Occupancy], limits: C
         occupancies: Those of all hubs of the process.
         limits: The settings.
     """
-    owner = () if stream.owner is None else (stream.owner,)
+    user = () if stream.user is None else (stream.user,)
     address = () if stream.address is None else (stream.address,)
     taken = {
         "MAX_STREAMS": sum(hub.streams for hub in occupancies),
-        "MAX_STREAMS_PER_USER": _most([hub.owners for hub in occupancies], owner),
+        "MAX_STREAMS_PER_USER": _most([hub.users for hub in occupancies], user),
         "MAX_STREAMS_PER_ADDRESS": _most([hub.addresses for hub in occupancies], address),
         "MAX_STREAMS_PER_GROUP": _most([hub.groups for hub in occupancies], stream.groups),
     }

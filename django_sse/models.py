@@ -3,7 +3,7 @@
 from django.db import models
 
 from django_sse.fields import GroupField
-from django_sse.stores.base import Kind
+from django_sse.stores.base import MARK_LENGTH, Kind
 
 
 class EventGroup(models.Model):
@@ -27,6 +27,7 @@ class StoredEvent(models.Model):
     number = models.BigIntegerField()
     wire = models.BinaryField()
     closes = models.BooleanField(default=False)
+    exclude = models.CharField(max_length=MARK_LENGTH, default="", blank=True)
     created = models.DateTimeField(db_index=True)
 
     class Meta:
@@ -50,6 +51,7 @@ class OutboxEvent(models.Model):
     group = GroupField(max_length=99, db_index=True)
     kind = models.SmallIntegerField(choices=[(kind.value, kind.name.lower()) for kind in Kind])
     wire = models.BinaryField()
+    exclude = models.CharField(max_length=MARK_LENGTH, default="", blank=True)
 
     def __str__(self) -> str:
         return f"{self.group} {self.id}"

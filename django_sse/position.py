@@ -12,7 +12,8 @@ from hashlib import blake2b
 from typing import Final
 
 TERMINAL_MARK: Final = "~end"
-"""The id that a finished generator view leaves with its client: answered 204 on reconnect."""
+"""What the id ends with that is left with a client for which it is over: the id of a finished
+generator view, and what follows the position of a client whose login has ended."""
 
 MAX_BYTES: Final = 16 * 1024
 """A longer ``Last-Event-ID`` is none of ours, and is not read."""

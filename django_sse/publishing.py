@@ -11,6 +11,7 @@ from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.event import Event, encode_published
 from django_sse.exceptions import InvalidEvent
+from django_sse.owners import mark_of, user_mark
 from django_sse.position import format_position
 from django_sse.stores import get_store
 from django_sse.stores.base import Kind, NewEntry, closing_wire, validate_group
@@ -27,7 +28,7 @@ class Published:
 
 
 @async_unsafe(_ON_A_LOOP.format("publish"))
-def publish(group: str, data: Any, *, event: str | None = None) -> Published:
+def publish(group: str, data: Any, *, event: str | None = None, exclude: Any = None) -> Published:
     """Publish one event to a group.
 
     Inside a transaction the event comes into being with its commit.
@@ -36,60 +37,80 @@ def publish(group: str, data: Any, *, event: str | None = None) -> Published:
         group: A Channels group name.
         data: Text as it is, anything else as JSON; or an ``Event``, without an id.
         event: The event's type.
+        exclude: Whose streams are left out of it: a user, its primary key, or a session
+            (``request.session``). An anonymous user leaves out nobody.
 
     Raises:
         InvalidGroup, InvalidEvent: What was given cannot be published.
+        TypeError, ValueError: ``exclude`` is none of these.
         GroupCancelled: The group is cancelled.
         SynchronousOnlyOperation: Called on a running event loop.
     """
-    return _published(_append([_entry(group, _event(data, event))]), [group])[0]
+    entry = _entry(group, _event(data, event), mark_of(exclude))
+    return _published(_append([entry]), [group])[0]
 
 
-async def apublish(group: str, data: Any, *, event: str | None = None) -> Published:
+async def apublish(
+    group: str, data: Any, *, event: str | None = None, exclude: Any = None
+) -> Published:
     """Publish one event to a group from async code; otherwise as ``publish``."""
-    return _published(await _aappend([_entry(group, _event(data, event))]), [group])[0]
+    entry = _entry(group, _event(data, event), mark_of(exclude))
+    return _published(await _aappend([entry]), [group])[0]
 
 
 @async_unsafe(_ON_A_LOOP.format("publish_many"))
-def publish_many(events: Iterable[tuple[str, Any]]) -> list[Published]:
+def publish_many(events: Iterable[tuple[str, Any]], *, exclude: Any = None) -> list[Published]:
     """Publish several events, of one or more groups: all of them or, when it raises, none.
 
     Args:
         events: Pairs of a group and an ``Event`` or its data.
+        exclude: As for ``publish``, of all of them.
 
     Raises:
         As ``publish``.
     """
-    entries = [_entry(group, _event(data)) for group, data in events]
+    entries = _entries(events, exclude)
     return _published(_append(entries), [entry.group for entry in entries])
 
 
-async def apublish_many(events: Iterable[tuple[str, Any]]) -> list[Published]:
+async def apublish_many(
+    events: Iterable[tuple[str, Any]], *, exclude: Any = None
+) -> list[Published]:
     """Publish several events from async code; otherwise as ``publish_many``."""
-    entries = [_entry(group, _event(data)) for group, data in events]
+    entries = _entries(events, exclude)
     return _published(await _aappend(entries), [entry.group for entry in entries])
 
 
 @async_unsafe(_ON_A_LOOP.format("cancel"))
-def cancel(group: str, *, reason: str | None = None) -> None:
-    """Cancel a group: its streams get ``event: close`` and end, and reconnects are answered 204.
+def cancel(group: str | None = None, *, user: Any = None, reason: str | None = None) -> None:
+    """Cancel a group, a user's streams, or a user's streams of a group.
 
+    They get ``event: close`` and end, and reconnects are answered 204: those of a group until it
+    is reopened, those of a user for ``CANCEL_TTL``, but not in a session that began later.
     Cancelling a cancelled group changes nothing. Inside a transaction it happens with its commit.
 
     Args:
         group: A Channels group name.
+        user: A user or its primary key.
         reason: Sent to the clients as ``{"reason": reason}``.
 
     Raises:
         InvalidGroup, InvalidEvent: The name is none, or the reason is not text or too long.
+        TypeError, ValueError: Neither a group nor a user is given, or what is given as a user is
+            none, or not saved or not logged in.
         SynchronousOnlyOperation: Called on a running event loop.
     """
-    _append([_closing_entry(group, reason)])
+    _append([_closing_entry(group, user, reason)])
 
 
-async def acancel(group: str, *, reason: str | None = None) -> None:
-    """Cancel a group from async code; otherwise as ``cancel``."""
-    await _aappend([_closing_entry(group, reason)])
+async def acancel(group: str | None = None, *, user: Any = None, reason: str | None = None) -> None:
+    """Cancel from async code; otherwise as ``cancel``."""
+    await _aappend([_closing_entry(group, user, reason)])
+
+
+def end_streams(mark: str, reason: str) -> None:
+    """End an owner's streams, and refuse new ones for ``CANCEL_TTL``. For synchronous code."""
+    _append([NewEntry(mark, closing_wire(reason), Kind.END)])
 
 
 @async_unsafe(_ON_A_LOOP.format("reopen"))
@@ -136,16 +157,27 @@ def _event(data: Any, event: str | None = None) -> Event:
     return data
 
 
-def _entry(group: str, event: Event) -> NewEntry:
-    return NewEntry(validate_group(group), encode_published(event, conf().MAX_EVENT_BYTES))
+def _entries(events: Iterable[tuple[str, Any]], exclude: Any) -> list[NewEntry]:
+    mark = mark_of(exclude)
+    return [_entry(group, _event(data), mark) for group, data in events]
 
 
-def _closing_entry(group: str, reason: str | None) -> NewEntry:
+def _entry(group: str, event: Event, exclude: str) -> NewEntry:
+    wire = encode_published(event, conf().MAX_EVENT_BYTES)
+    return NewEntry(validate_group(group), wire, exclude=exclude)
+
+
+def _closing_entry(group: str | None, user: Any, reason: str | None) -> NewEntry:
+    if group is None and user is None:
+        raise TypeError("Name the group to cancel, or give the user whose streams are to end.")
     if reason is not None and not isinstance(reason, str):
         raise InvalidEvent(f"The reason must be text, not {type(reason).__name__}.")
     wire = closing_wire(reason)
     if len(wire) > conf().MAX_EVENT_BYTES:
         raise InvalidEvent("The reason is longer than DJANGO_SSE['MAX_EVENT_BYTES'] allows.")
+    if user is not None:
+        return NewEntry(user_mark(user, group), wire, Kind.END)
+    assert group is not None
     return NewEntry(validate_group(group), wire, Kind.CLOSE)
 
 

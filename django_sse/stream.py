@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from math import inf
 from random import uniform
 from typing import Final, Protocol
 
@@ -9,7 +10,8 @@ from django_sse.blocks import Batch, Block
 from django_sse.conf import conf
 from django_sse.event import Event, encode_published, with_id
 from django_sse.mailbox import Message
-from django_sse.position import format_position
+from django_sse.owners import NOBODY, Owner
+from django_sse.position import TERMINAL_MARK, format_position
 from django_sse.stores.base import closing_wire
 from django_sse.subscription import HistoryLostError, Subscription
 from django_sse.tasks import logger, spawn, start_eagerly
@@ -18,6 +20,10 @@ HEARTBEAT: Final = b":\n\n"
 
 Send = Callable[[bytes], Awaitable[None]]
 MessageHandler = Callable[[Message], Event | None]
+Question = Callable[[], Awaitable[bool]]
+
+# A stream ends at most this part of MAX_AGE early.
+_AGE_JITTER: Final = 0.2
 
 
 class Registry(Protocol):
@@ -51,8 +57,9 @@ class Stream:
         filter_event: Returns the event to send instead of one, or None to hide it.
         message_handler: Returns the handler of a type of Channels message, if there is one.
         wants_messages: Whether plain Channels messages are streamed.
-        owner: Whose stream it is, for a limit of streams per user; None for nobody's.
+        owner: Whose stream it is.
         address: Where its client is, for a limit of streams per address; None if not known.
+        still_allowed: Says whether it may go on; asked now and then.
     """
 
     __slots__ = (
@@ -62,6 +69,8 @@ class Stream:
         "_busy_since",
         "_catching_up",
         "_closing",
+        "_ends_at",
+        "_farewell",
         "_filter_event",
         "_finishing",
         "_heartbeat",
@@ -77,6 +86,7 @@ class Stream:
         "address",
         "ended",
         "owner",
+        "still_allowed",
         "subscriptions",
         "wants_messages",
     )
@@ -90,12 +100,14 @@ class Stream:
         filter_event: Callable[[Event], Event | None] | None = None,
         message_handler: Callable[[str], MessageHandler | None] | None = None,
         wants_messages: bool = True,
-        owner: str | None = None,
+        owner: Owner = NOBODY,
         address: str | None = None,
+        still_allowed: Question | None = None,
     ) -> None:
         self._hub = hub
         self.owner = owner
         self.address = address
+        self.still_allowed = still_allowed
         self.subscriptions: list[Subscription] = []
         self.wants_messages = wants_messages
         self.ended: asyncio.Future[str] = self._hub.loop.create_future()
@@ -115,12 +127,21 @@ class Stream:
         self._backlog_bytes = 0
         self._moved_unseen = False
         self._closing: bytes | None = None
+        # Why it is about to end, and with which bytes.
         self._finishing: str | None = None
+        self._farewell: Callable[[], bytes] | None = None
+        max_age = conf().MAX_AGE
+        self._ends_at = self._hub.now + uniform(1 - _AGE_JITTER, 1) * max_age if max_age else inf
 
     @property
     def groups(self) -> Collection[str]:
         """The names of its groups."""
         return self._taken.keys()
+
+    @property
+    def user(self) -> str | None:
+        """The mark of the user whose it is."""
+        return self.owner.user
 
     # Opening and serving
 
@@ -144,7 +165,7 @@ class Stream:
 
     async def _catch_up(self) -> None:
         failed = False
-        while not self.ended.done():
+        while not self.ended.done() and not self._finishing:
             try:
                 behind = next((sub for sub in self.subscriptions if self._is_behind(sub)), None)
                 if behind is None:
@@ -153,9 +174,7 @@ class Stream:
                 if chunk := self._render(behind.group, blocks):
                     await self._send_now(chunk)
             except HistoryLostError:
-                self._go_live()
                 self.dismiss("reset")
-                return
             except Exception:
                 if not failed:
                     logger.exception("A stream could not be replayed; trying again.")
@@ -173,7 +192,10 @@ class Stream:
         self._catching_up = None
         parked, self._parked = self._parked, []
         self._backlog_bytes = 0
-        self._push(b"".join(parked))
+        if self._finishing:
+            self._say_farewell()
+        else:
+            self._push(b"".join(parked))
 
     # Taking what the hub hands out
 
@@ -187,7 +209,7 @@ class Stream:
             return
         group = subscription.group
         taken = self._taken[group]
-        if taken < batch.first and self._shares_chunks() and not self._differs_in(batch.messages):
+        if taken < batch.first and self._shares_chunks() and not self._differs_in(batch):
             if batch.last:
                 self._taken[group] = batch.last
                 self._moved_unseen = batch.closing is not None
@@ -199,8 +221,12 @@ class Stream:
         if subscription.cancelled:
             self.end_if_cancelled()
 
-    def _differs_in(self, messages: Sequence[Block]) -> bool:
-        return bool(messages) and (not self.wants_messages or self._message_handler is not None)
+    def _differs_in(self, batch: Batch) -> bool:
+        if batch.excluded and not batch.excluded.isdisjoint(self.owner.marks):
+            return True
+        return bool(batch.messages) and (
+            not self.wants_messages or self._message_handler is not None
+        )
 
     def _shares_chunks(self) -> bool:
         return self._filter_event is None and len(self.subscriptions) == 1
@@ -228,6 +254,8 @@ class Stream:
     def _chunk(self, block: Block) -> bytes:
         if block.message is not None:
             return self._handled(block.message)
+        if block.exclude in self.owner.marks:
+            return b""
         if self._shares_chunks():
             return block.chunk
         wire = block.wire if self._filter_event is None else self._filtered(block)
@@ -312,7 +340,10 @@ class Stream:
         self._busy_since = None
 
     def tick(self, now: float, send_timeout: float | None) -> None:
-        """Send a heartbeat where one is due; end the stream if a send takes too long (seconds)."""
+        """Send a heartbeat where one is due; end the stream if a send takes too long (seconds), or
+        if it is too old."""
+        if now >= self._ends_at:
+            self.dismiss("max age")
         if self._busy_since is not None:
             if send_timeout is not None and now - self._busy_since > send_timeout:
                 self.end("send timeout")
@@ -332,16 +363,33 @@ class Stream:
         for subscription in self.subscriptions:
             if not subscription.cancelled or self._is_behind(subscription):
                 return
-        self._push(with_id(self._position(), self._closing or closing_wire(None)))
-        self._finish("cancelled")
+        closing = with_id(self._position(), self._closing or closing_wire(None))
+        self._finish("cancelled", lambda: closing)
 
     def dismiss(self, reason: str) -> None:
         """End the stream so that its client comes back, at a time of its own."""
-        if not self._live:
-            self.end(reason)
-        elif not self._finishing:
-            self._push(jittered_retry())
-            self._finish(reason)
+        self._finish(reason, jittered_retry)
+
+    def dismiss_unless_logged_in(self) -> None:
+        """End the stream so that its client comes back, for good if nobody is logged in then."""
+        self._finish("login changed", lambda: with_id(self._last_position(), jittered_retry()))
+
+    def shut(self, closing: bytes, group: str | None = None) -> None:
+        """End the stream as one that its owner may not go on with.
+
+        Args:
+            closing: The wire of the ``close`` to send.
+            group: The only group that this is about; with others, the client comes back for them.
+        """
+        if group is None or [group] == list(self._taken):
+            self._finish("shut", lambda: with_id(self._last_position(), closing))
+        elif group in self._taken:
+            self.dismiss("shut out of a group")
+
+    def _last_position(self) -> str:
+        # The login may be over by the time that the client comes back, and with it what would
+        # say that the client is to stop.
+        return self._position() + TERMINAL_MARK
 
     def end(self, reason: str) -> None:
         """End the stream now. Ending it again changes nothing."""
@@ -355,8 +403,17 @@ class Stream:
             if task and task is not asyncio.current_task():
                 task.cancel()
 
-    def _finish(self, reason: str) -> None:
-        """End the stream as soon as its backlog has gone out."""
-        self._finishing = reason
+    def _finish(self, reason: str, farewell: Callable[[], bytes]) -> None:
+        """End the stream with some last bytes, after what is being sent."""
+        if self._finishing or self.ended.done():
+            return
+        self._finishing, self._farewell = reason, farewell
+        if self._live:
+            self._say_farewell()
+
+    def _say_farewell(self) -> None:
+        assert self._finishing
+        assert self._farewell
+        self._push(self._farewell())
         if self._busy_since is None:
-            self.end(reason)
+            self.end(self._finishing)

@@ -24,7 +24,9 @@ from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
 from django_sse.hub import current_hub, limit_reached_by
 from django_sse.limits import Claim
-from django_sse.position import parse_position
+from django_sse.logins import renew_login
+from django_sse.owners import owner_of
+from django_sse.position import TERMINAL_MARK, parse_position
 from django_sse.refusals import STORE_AWAY
 from django_sse.replay import starting_point
 from django_sse.response import (
@@ -137,6 +139,22 @@ class EventStreamView(View):
         """
         return event
 
+    async def get_owner(self) -> Any:
+        """Return whose stream it is, for ``cancel(user=...)`` and limits: a user, its primary key,
+        or None.
+
+        By default the user of Django's authentication.
+        """
+        session = getattr(self.request, "session", None)
+        if session is None or session.session_key is None or not hasattr(self.request, "auser"):
+            return None
+        return await self.request.auser()
+
+    async def still_allowed(self) -> bool:
+        """Say whether the stream may go on; asked every ``RECHECK_INTERVAL``, long after the
+        request, with its session and its user read again."""
+        return True
+
     # HTTP
 
     async def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
@@ -144,15 +162,24 @@ class EventStreamView(View):
         groups = await self._allowed_groups()
         if isinstance(groups, HttpResponseBase):
             return groups
-        sent = parse_position(last_event_id(request), groups)
+        sent_id = last_event_id(request)
+        sent = parse_position(sent_id, groups)
         try:
-            states = await current_hub().states(groups, sent, self.history)
+            owner = await owner_of(request, await self.get_owner(), groups)
+            states = await current_hub().states(groups, sent, self.history, owner.marks)
         except Exception as error:
             return unavailable(request, STORE_AWAY, error)
-        begin = starting_point(sent, states, self.history)
+        if sent_id.endswith(TERMINAL_MARK) and owner.user is None:
+            return no_content()
+        ended = owner.ended_groups(groups, states)
+        groups = [group for group in groups if group not in ended]
+        if not groups:
+            return no_content()
+        sent = {group: number for group, number in sent.items() if group not in ended}
+        begin = starting_point(sent, {group: states[group] for group in groups}, self.history)
         if begin.over:
             return no_content()
-        claim = await self._claim(groups)
+        claim = Claim(groups, owner.user, self._client_address())
         # It counts once it registers; here a client can still be told by the status.
         if limit := limit_reached_by(claim):
             return unavailable(request, limit)
@@ -169,8 +196,9 @@ class EventStreamView(View):
                 "filter_event": self.filter_event if self._overrides("filter_event") else None,
                 "message_handler": self._message_handler if self._handler_names else None,
                 "wants_messages": self.channel_messages,
-                "owner": claim.owner,
+                "owner": owner,
                 "address": claim.address,
+                "still_allowed": self._ask_again if self._overrides("still_allowed") else None,
             },
         )
 
@@ -178,6 +206,10 @@ class EventStreamView(View):
         """Answer with the headers alone: a stream without an end would never complete it."""
         response = await self.get(request, *args, **kwargs)
         return HeadersResponse(request) if isinstance(response, EventStreamResponse) else response
+
+    async def _ask_again(self) -> bool:
+        renew_login(self.request)
+        return await self.still_allowed()
 
     async def _allowed_groups(self) -> list[str] | HttpResponseBase:
         try:
@@ -201,19 +233,15 @@ class EventStreamView(View):
             return no_store(HttpResponseForbidden())
         return groups or no_store(HttpResponseForbidden())
 
-    async def _claim(self, groups: Sequence[str]) -> Claim:
-        """Return what the stream will count as, as far as there are limits for it."""
-        owner = address = None
-        if conf().MAX_STREAMS_PER_USER is not None and hasattr(self.request, "auser"):
-            user = await self.request.auser()
-            owner = str(user.pk) if user.is_authenticated else None
-        if conf().MAX_STREAMS_PER_ADDRESS is not None:
-            address = client_address(
-                self.request.META.get("REMOTE_ADDR"),
-                self.request.headers.get("X-Forwarded-For", ""),
-                conf().TRUSTED_PROXIES,
-            )
-        return Claim(groups, owner, address)
+    def _client_address(self) -> str | None:
+        """Return where the client is, if there is a limit for it."""
+        if conf().MAX_STREAMS_PER_ADDRESS is None:
+            return None
+        return client_address(
+            self.request.META.get("REMOTE_ADDR"),
+            self.request.headers.get("X-Forwarded-For", ""),
+            conf().TRUSTED_PROXIES,
+        )
 
     # Handlers of plain Channels messages
 

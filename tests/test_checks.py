@@ -85,7 +85,7 @@ def test_nothing_is_wrong_with_settings_that_are_fine() -> None:
 def test_manage_py_check_shows_what_is_wrong(settings: Settings) -> None:
     settings.DJANGO_SSE = {"HISTORY": 5}
     with pytest.raises(SystemCheckError, match=r"django_sse\.E001.*no key 'HISTORY'"):
-        call_command("check")
+        call_command("check", databases=["default"])
 
 
 # E001 and E002: the setting

@@ -16,6 +16,7 @@ from pytest_django import Settings
 
 from django_sse import cancel, publish
 from django_sse.event import Decoder, Event
+from django_sse.owners import user_mark
 from django_sse.position import parse_position
 from django_sse.stores import get_store
 
@@ -212,6 +213,23 @@ def test_a_group_is_cancelled_and_reopened() -> None:
 def test_a_group_is_cancelled_without_a_reason() -> None:
     call_command("sse_cancel", "news", stdout=StringIO())
     assert published_to("news") == [Event('{"reason":null}', event="close")]
+
+
+def test_a_users_streams_are_cancelled() -> None:
+    output = StringIO()
+    call_command("sse_cancel", "--user", "7", "--reason", "over", stdout=output)
+    call_command("sse_cancel", "news", "--user", "7", stdout=output)
+    assert output.getvalue() == (
+        "Cancelled the streams of user 7.\nCancelled the streams of user 7 in news.\n"
+    )
+    marks = [user_mark(7), user_mark(7, "news")]
+    assert all(state.first for state in get_store().states(marks).values())
+    assert not get_store().states(["news"])["news"].cancelled
+
+
+def test_nothing_to_cancel_is_refused() -> None:
+    with pytest.raises(CommandError, match="Name a group, or give --user"):
+        call_command("sse_cancel")
 
 
 @pytest.mark.parametrize("command", ["sse_cancel", "sse_reopen"])

@@ -11,9 +11,10 @@ COUNT = "a whole number above 0"
 COUNT_OR_OFF = "a whole number above 0, or None"
 SECONDS = "a finite number of seconds from 0"
 SECONDS_OR_OFF = "a finite number of seconds above 0, or None"
-SWITCH = "True or False"
 ORIGINS = 'a list of origins such as "https://app.example.com"'
 PROXIES = 'a list of addresses and networks such as "10.0.0.0/8"'
+SECONDS_FROM_1 = "a finite number of seconds from 1"
+YES_OR_NO = "True or False"
 STORE = '"database", "memory", "redis", the dotted path of an EventStore'
 
 NO_NUMBERS = ["1", b"1", [1], {}, True, False, float("nan"), float("inf"), float("-inf"), 1j]
@@ -21,7 +22,6 @@ NO_COUNTS = [*NO_NUMBERS, 0, -1, 1.0, 1.5, None]
 NO_COUNTS_OR_OFF = [*NO_NUMBERS, 0, -1, 1.0, 1.5]
 NO_SECONDS = [*NO_NUMBERS, -1, -0.5, None]
 NO_SECONDS_OR_OFF = [*NO_NUMBERS, 0, 0.0, -1, -0.5]
-NO_SWITCHES: list[Any] = [None, 0, 1, "yes", []]
 NO_ORIGINS: list[Any] = [
     None,
     "https://app.example.com",
@@ -43,6 +43,8 @@ NO_ORIGINS: list[Any] = [
     [b"https://app.example.com"],
     ["*", "https://app.example.com"],
 ]
+NO_SECONDS_FROM_1 = [*NO_NUMBERS, 0, 0.5, -1, None]
+NO_YES_OR_NO: list[Any] = [None, 0, 1, "True", []]
 NO_STORES: list[Any] = [
     None,
     1,
@@ -92,8 +94,8 @@ KEYS: dict[str, tuple[Any, list[Any], list[Any], str]] = {
         NO_ORIGINS,
         ORIGINS,
     ),
-    "ALLOW_CREDENTIALS": (False, [True, False], NO_SWITCHES, SWITCH),
-    "REFUSE_SOFTLY": (True, [True, False], NO_SWITCHES, SWITCH),
+    "ALLOW_CREDENTIALS": (False, [True, False], NO_YES_OR_NO, YES_OR_NO),
+    "REFUSE_SOFTLY": (True, [True, False], NO_YES_OR_NO, YES_OR_NO),
     "MAX_STREAMS": (None, [1, 10**6, None], NO_COUNTS_OR_OFF, COUNT_OR_OFF),
     "MAX_STREAMS_PER_USER": (None, [1, 10**6, None], NO_COUNTS_OR_OFF, COUNT_OR_OFF),
     "MAX_STREAMS_PER_ADDRESS": (None, [1, 10**6, None], NO_COUNTS_OR_OFF, COUNT_OR_OFF),
@@ -116,6 +118,10 @@ KEYS: dict[str, tuple[Any, list[Any], list[Any], str]] = {
         ],
         PROXIES,
     ),
+    "MAX_AGE": (None, [1, 0.5, None], NO_SECONDS_OR_OFF, SECONDS_OR_OFF),
+    "CANCEL_TTL": (3600, [1, 1.5], NO_SECONDS_FROM_1, SECONDS_FROM_1),
+    "END_WITH_LOGIN": (True, [True, False], NO_YES_OR_NO, YES_OR_NO),
+    "RECHECK_INTERVAL": (60, [1, 1.5], NO_SECONDS_FROM_1, SECONDS_FROM_1),
 }
 
 

@@ -19,6 +19,7 @@ from django_sse import Event, acancel, aposition, apublish, areopen
 from django_sse.conf import Conf
 from django_sse.hub import _hubs, current_hub, open_streams
 from django_sse.limits import Claim, Occupancy, TooManyStreams, reached_limit
+from django_sse.owners import Owner, user_mark
 from django_sse.position import parse_position
 from django_sse.stores.base import GroupState
 from django_sse.stream import Stream
@@ -29,8 +30,8 @@ from tests.streams import View, get, open_stream, reading, until
 EVENT_SOURCE = {"Accept": "text/event-stream"}
 
 
-def claim(*groups: str, owner: str | None = None, address: str | None = None) -> Claim:
-    return Claim(groups, owner, address)
+def claim(*groups: str, user: str | None = None, address: str | None = None) -> Claim:
+    return Claim(groups, user, address)
 
 
 def taken_by(*claims: Claim) -> Occupancy:
@@ -44,10 +45,10 @@ def taken_by(*claims: Claim) -> Occupancy:
 
 
 TAKEN = taken_by(
-    claim("a", "b", owner="1", address="192.0.2.1"),
-    claim("b", owner="1", address="192.0.2.2"),
+    claim("a", "b", user="1", address="192.0.2.1"),
+    claim("b", user="1", address="192.0.2.2"),
 )
-ELSEWHERE = taken_by(claim("c", owner="1", address="192.0.2.1"), claim("b"))
+ELSEWHERE = taken_by(claim("c", user="1", address="192.0.2.1"), claim("b"))
 
 
 @pytest.mark.parametrize(
@@ -55,9 +56,9 @@ ELSEWHERE = taken_by(claim("c", owner="1", address="192.0.2.1"), claim("b"))
     [
         ({"MAX_STREAMS": 4}, claim("a"), "MAX_STREAMS"),
         ({"MAX_STREAMS": 5}, claim("a"), None),
-        ({"MAX_STREAMS_PER_USER": 3}, claim("a", owner="1"), "MAX_STREAMS_PER_USER"),
-        ({"MAX_STREAMS_PER_USER": 4}, claim("a", owner="1"), None),
-        ({"MAX_STREAMS_PER_USER": 1}, claim("a", owner="2"), None),
+        ({"MAX_STREAMS_PER_USER": 3}, claim("a", user="1"), "MAX_STREAMS_PER_USER"),
+        ({"MAX_STREAMS_PER_USER": 4}, claim("a", user="1"), None),
+        ({"MAX_STREAMS_PER_USER": 1}, claim("a", user="2"), None),
         ({"MAX_STREAMS_PER_USER": 1}, claim("a"), None),
         (
             {"MAX_STREAMS_PER_ADDRESS": 2},
@@ -77,7 +78,7 @@ ELSEWHERE = taken_by(claim("c", owner="1", address="192.0.2.1"), claim("b"))
         ({"MAX_OPEN_GROUPS": 1}, claim("a"), None),
         ({"MAX_OPEN_GROUPS": 1}, claim("new"), "MAX_OPEN_GROUPS"),
         ({"MAX_STREAMS": 1}, claim("a"), "MAX_STREAMS"),
-        ({}, claim("a", owner="1", address="192.0.2.1"), None),
+        ({}, claim("a", user="1", address="192.0.2.1"), None),
     ],
 )
 def test_a_limit_holds_over_all_loops(
@@ -126,7 +127,7 @@ def test_no_order_of_streams_gets_past_a_limit(wanted: list[Claim], limits: dict
             hubs[number % 2].add(each)
     assert sum(hub.streams for hub in hubs) <= limits.get("MAX_STREAMS", len(wanted))
     for name, counters in {
-        "MAX_STREAMS_PER_USER": [hub.owners for hub in hubs],
+        "MAX_STREAMS_PER_USER": [hub.users for hub in hubs],
         "MAX_STREAMS_PER_ADDRESS": [hub.addresses for hub in hubs],
         "MAX_STREAMS_PER_GROUP": [hub.groups for hub in hubs],
     }.items():
@@ -143,6 +144,9 @@ class Requested(EventStreamView):
 
     async def get_groups(self) -> list[str]:
         return self.request.GET.getlist("group")
+
+    async def get_owner(self) -> Any:
+        return await self.request.auser() if hasattr(self.request, "auser") else None
 
 
 requested = Requested.as_view()
@@ -194,7 +198,7 @@ async def test_one_stream_too_many_is_sent_back(settings: Settings) -> None:
 async def test_a_user_has_his_limit_in_all_his_sessions(settings: Settings) -> None:
     limit(settings, MAX_STREAMS_PER_USER=1)
     one, two = User(pk=1), User(pk=2)
-    async with connected("news", owner="1"):
+    async with connected("news", owner=Owner({}, user_mark(1))):
         assert await is_refused(requested, request_of(one))
         assert not await is_refused(requested, request_of(two))
         assert not await is_refused(requested, request_of())
@@ -211,14 +215,7 @@ async def test_a_stream_counts_as_its_users_and_as_its_clients_address(settings:
     request = request_of(User(pk=7), address="10.0.0.1", X_Forwarded_For="2001:db8::7")
     async with reading(await requested(request)):
         [stream] = current_hub().streams
-        assert (stream.owner, stream.address) == ("7", "2001:db8::/64")
-
-
-async def test_a_user_is_not_asked_for_without_a_limit_that_needs_it(settings: Settings) -> None:
-    limit(settings, MAX_STREAMS=5)
-    request = request_of()
-    request.auser = None  # type: ignore[assignment]
-    assert not await is_refused(requested, request)
+        assert (stream.user, stream.address) == (user_mark(7), "2001:db8::/64")
 
 
 async def test_a_project_without_users_has_nobody_to_limit(settings: Settings) -> None:

@@ -299,7 +299,7 @@ async def test_the_header_counts_before_the_query_and_camel_case_before_snake_ca
             assert data(await stream.until("4")) == expected
 
 
-@pytest.mark.parametrize("sent", ["7", "~end", "é~\xff", "x" * 20_000, "~" * 1000, "a.b.c"])
+@pytest.mark.parametrize("sent", ["7", "é~\xff", "x" * 20_000, "~" * 1000, "a.b.c"])
 async def test_an_id_that_is_none_of_ours_is_a_new_clients(sent: str) -> None:
     await publish_numbers("news", 1)
     async with open_stream(news, last_event_id=sent) as stream:
@@ -914,6 +914,23 @@ async def test_heartbeats_come_as_the_setting_says_and_only_in_silence(
         assert (await stream.next_event()).data == "hi"
         assert (await patient.next_event()).data == "hi"
         assert "\n:" not in patient.text
+
+
+async def test_a_stream_that_is_too_old_sends_its_client_back(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "MAX_AGE": 1, "RETRY": 1}
+    times = set()
+    for _ in range(3):
+        async with open_stream(news) as stream:
+            await publish_numbers("news", 1)
+            assert data(await stream.rest()) == ["1"]
+            times.add(stream.reconnection_time or 0)
+    assert len(times) > 1
+    assert all(1000 <= milliseconds <= 2000 for milliseconds in times)
+    await publish_numbers("news", 2)
+    async with open_stream(news, last_event_id=stream.last_event_id) as stream:
+        assert (await stream.next_event()).data == "2"
+        # Each connect says how long to wait after a loss that nobody has planned.
+        assert stream.reconnection_time == 1000
 
 
 def test_wsgi_is_refused_at_once_with_what_to_do() -> None:

@@ -16,7 +16,7 @@ from channels.layers import BaseChannelLayer
 
 from django_sse.doorbells.base import Doorbell, Listener, Receiver, hearing
 from django_sse.mailbox import LAYER_SECONDS, Mailbox, Message
-from django_sse.stores.base import Entry, Hint
+from django_sse.stores.base import MARK, Entry, Hint
 from django_sse.tasks import logger, spawn
 
 MESSAGE_TYPE: Final = "sse.doorbell"
@@ -54,6 +54,9 @@ class _LayerReceiver(Receiver):
         self._mailbox = Mailbox(layer, self._take)
         self._hub = hub
 
+    async def open(self) -> None:
+        await self._mailbox.enter(doorbell_group(MARK))
+
     async def enter(self, group: str) -> None:
         await self._mailbox.enter(doorbell_group(group))
 
@@ -77,8 +80,10 @@ class _LayerReceiver(Receiver):
 def doorbell_group(group: str) -> str:
     """Return the Channels group that a group's doorbells are sent to.
 
-    It is one of their own, so that consumers in the group itself need no handler for them.
+    It is one of their own, so that consumers in the group itself need no handler for them. Those of
+    all owners share one: entering one for each would cost more than hearing of others' ends.
     """
+    group = MARK if group.startswith(MARK) else group
     return f"sse.{blake2b(group.encode(), digest_size=16).hexdigest()}"
 
 
@@ -91,14 +96,17 @@ def to_message(hint: Hint) -> dict[str, Any]:
         "cancelled": hint.cancelled,
         # As text: not every layer's serializer takes bytes.
         "entries": [
-            [entry.number, entry.wire.decode(), entry.closes] for entry in _carried(hint.entries)
+            [entry.number, entry.wire.decode(), entry.closes, entry.exclude]
+            for entry in _carried(hint.entries)
         ],
     }
 
 
 def from_message(message: Mapping[str, Any]) -> Hint:
     """Return the hint that a channel layer message carries."""
-    entries = (Entry(number, wire.encode(), closes) for number, wire, closes in message["entries"])
+    entries = (
+        Entry(number, wire.encode(), *others) for number, wire, *others in message["entries"]
+    )
     return Hint(message["group"], message["head"], message["cancelled"], tuple(entries))
 
 

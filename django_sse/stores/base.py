@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 _GROUP_NAME: Final = re.compile(r"[A-Za-z0-9\-_.]{1,99}", re.ASCII)
 
+MARK: Final = "~"
+"""What the names of owners' groups begin with, and no other's can: see ``Kind.END``."""
+
+MARK_LENGTH: Final = 33
+"""The characters of an owner's mark, which is the name of its group."""
+
 
 def validate_group(group: str) -> str:
     """Return the group's name, as Channels allows it.
@@ -42,24 +48,34 @@ class Kind(IntEnum):
     EVENT = 0
     CLOSE = 1  # cancels the group
     REOPEN = 2  # brings it back; takes no number
+    END = 3  # ends an owner's streams: begins the owner's group anew, and its number is the time
 
 
 @dataclass(frozen=True, slots=True)
 class NewEntry:
-    """What is to be appended to a group: an encoded event without an id."""
+    """What is to be appended to a group: an encoded event without an id.
+
+    ``exclude`` is the mark of the owner whose streams are left out.
+    """
 
     group: str
     wire: bytes
     kind: Kind = Kind.EVENT
+    exclude: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A numbered event of a group; ``closes`` marks the ``close`` of a cancel."""
+    """A numbered event of a group.
+
+    ``closes`` marks the ``close`` of a cancel; ``exclude`` is the mark of the owner whose streams
+    are left out.
+    """
 
     number: int
     wire: bytes
     closes: bool = False
+    exclude: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +115,20 @@ class Hint:
             ValueError: It is none.
         """
         group, head, cancelled = text.split(" ")
-        return cls(validate_group(group), int(head), cancelled == "1")
+        validate_group(group.removeprefix(MARK))
+        return cls(group, int(head), cancelled == "1")
 
 
 @dataclass(slots=True)
 class Numbering:
     """Gives the entries of one group their numbers; what every store does under its lock.
 
-    ``closing`` is the wire of the ``close`` that a cancelled group ended with.
+    ``closing`` is the wire of the ``close`` that a cancelled group ended with. Where ``first`` is
+    another one afterwards, nothing older is kept.
     """
 
     group: str
+    first: int
     head: int
     cancelled: bool
     closing: bytes = b""
@@ -127,6 +146,11 @@ class Numbering:
         if entry.kind is Kind.REOPEN:
             self.cancelled = False
             return None
+        if entry.kind is Kind.END:
+            self.numbered.clear()
+            self.first = self.head = max(first_number(), self.head + 1)
+            self.numbered.append(Entry(self.head, entry.wire))
+            return self.head
         if entry.kind is Kind.CLOSE:
             if self.cancelled:
                 return None
@@ -134,7 +158,7 @@ class Numbering:
             self.closing = entry.wire
         elif self.cancelled and not staged:
             raise GroupCancelled(self.group)
-        return self._add(entry.wire, closes=entry.kind is Kind.CLOSE)
+        return self._add(entry.wire, closes=entry.kind is Kind.CLOSE, exclude=entry.exclude)
 
     def finish(self) -> Hint:
         """Return the hint that tells of the group as it is now."""
@@ -142,9 +166,10 @@ class Numbering:
             self._add(self.closing or closing_wire(None), closes=True)
         return Hint(self.group, self.head, self.cancelled, tuple(self.numbered))
 
-    def _add(self, wire: bytes, *, closes: bool) -> int:
+    def _add(self, wire: bytes, *, closes: bool, exclude: str = "") -> int:
         self.head = self.head + 1 if self.head else first_number()
-        self.numbered.append(Entry(self.head, wire, closes))
+        self.first = self.first or self.head
+        self.numbered.append(Entry(self.head, wire, closes, exclude))
         return self.head
 
 
@@ -163,6 +188,10 @@ class EventStore(ABC):
     Appending: all entries of one call are appended, or none; groups may be mixed. A ``CLOSE``
     takes a number like an event, once: a second one for a cancelled group is dropped. Appending an
     event to a cancelled group raises ``GroupCancelled``.
+
+    Groups whose names begin with ``MARK`` are those of owners of streams. An ``END`` begins one
+    anew with a first number that is the time, so that its state says when that was. They are kept
+    for ``CANCEL_TTL``, and others for ``GROUP_TTL``.
 
     Transactions: where a transaction is open on ``using``, entries come into being with its commit.
 
@@ -276,7 +305,7 @@ class EventStore(ABC):
         """
 
     async def atrim(self) -> None:
-        """Drop what is older than ``HISTORY_AGE`` and groups idle for ``GROUP_TTL``."""
+        """Drop what is older than ``HISTORY_AGE``, and groups idle for their time to live."""
 
     async def aclose(self) -> None:
         """Let go of what async reading holds open; the store can be used again afterwards."""

@@ -1,16 +1,12 @@
 """Keeps events in the project's database, with a transactional outbox."""
 
-import asyncio
 import re
 import sqlite3
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import Context
 from datetime import datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -31,6 +27,7 @@ from django_sse.exceptions import GroupCancelled
 from django_sse.layers import crossing_layer
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
 from django_sse.stores.base import (
+    MARK,
     Cursor,
     Entry,
     EventStore,
@@ -42,8 +39,8 @@ from django_sse.stores.base import (
     first_number,
 )
 from django_sse.stores.notifications import Notifications
+from django_sse.threads import Result, WorkerThread
 
-Result = TypeVar("Result")
 Item = TypeVar("Item")
 
 # A change becomes visible a little after the time that it bears: by the length of a commit, and by
@@ -93,8 +90,7 @@ class DatabaseStore(EventStore):
         super().__init__(using=using)
         self.listen_alias = listen_alias or using
         self._notifications = Notifications(using, self.listen_alias, self._in_reader)
-        self._reader: ThreadPoolExecutor | None = None
-        self._reader_lock = Lock()
+        self._reader = WorkerThread("django-sse-store")
         self._reopened = 0.0
 
     @property
@@ -133,9 +129,12 @@ class DatabaseStore(EventStore):
 
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
         rows = self._stored.filter(group=group, number__gt=after).order_by("number")
-        columns = rows.values_list("number", "wire", "closes")[:limit]
+        columns = rows.values_list("number", "wire", "closes", "exclude")[:limit]
         return await self._in_reader(
-            lambda: [Entry(number, bytes(wire), closes) for number, wire, closes in columns]
+            lambda: [
+                Entry(number, bytes(wire), closes, exclude)
+                for number, wire, closes, exclude in columns
+            ]
         )
 
     async def achanged(
@@ -150,13 +149,7 @@ class DatabaseStore(EventStore):
         await self._in_reader(self._trim)
 
     async def aclose(self) -> None:
-        with self._reader_lock:
-            reader, self._reader = self._reader, None
-        if reader:
-            closing = reader.submit(lambda: connections[self.using].close())
-            reader.shutdown(wait=False)
-            # Shielded: a loop that ends meanwhile must not keep the connection from being closed.
-            await asyncio.shield(asyncio.wrap_future(closing))
+        await self._reader.aclose(lambda: connections[self.using].close())
 
     def _changed(
         self, cursor: _Cursor | None, groups: Container[str]
@@ -233,11 +226,7 @@ class DatabaseStore(EventStore):
 
     async def _in_reader(self, read: Callable[[], Result]) -> Result:
         """Run a read in the store's one thread, on the one connection that it keeps."""
-        with self._reader_lock:
-            if self._reader is None:
-                self._reader = ThreadPoolExecutor(1, thread_name_prefix="django-sse-store")
-            job = self._reader.submit(Context().run, self._with_connection, read)
-        return await asyncio.wrap_future(job)
+        return await self._reader.run(lambda: self._with_connection(read))
 
     def _with_connection(self, read: Callable[[], Result]) -> Result:
         try:
@@ -264,7 +253,9 @@ class DatabaseStore(EventStore):
             # Insert before reading: SQLite refuses the first write of a transaction that has read
             # what another one has changed since.
             self._outbox.bulk_create(
-                OutboxEvent(group=entry.group, kind=entry.kind, wire=entry.wire)
+                OutboxEvent(
+                    group=entry.group, kind=entry.kind, wire=entry.wire, exclude=entry.exclude
+                )
                 for entry in entries
             )
             self._refuse_cancelled({entry.group for entry in entries if entry.kind is Kind.EVENT})
@@ -275,7 +266,8 @@ class DatabaseStore(EventStore):
         for some in _batches(sorted(groups)):
             rows = self._groups.filter(name__in=some, cancelled=True)
             cancelled = set(rows.values_list("name", flat=True))
-            waiting = self._outbox.filter(group__in=some).exclude(kind=Kind.EVENT).order_by("id")
+            kinds = (Kind.CLOSE, Kind.REOPEN)
+            waiting = self._outbox.filter(group__in=some, kind__in=kinds).order_by("id")
             for group, kind in waiting.values_list("group", "kind"):
                 (cancelled.add if kind == Kind.CLOSE else cancelled.discard)(group)
             for group in cancelled:
@@ -337,10 +329,11 @@ class DatabaseStore(EventStore):
         numbers, hints = {}, []
         for row in rows:
             staged = [
-                NewEntry(event.group, bytes(event.wire), Kind(event.kind))
+                NewEntry(event.group, bytes(event.wire), Kind(event.kind), event.exclude)
                 for event in waiting.get(row.name, [])
             ]
-            turn = Numbering(row.name, row.head, row.cancelled, self._closing(row, staged))
+            closing = self._closing(row, staged)
+            turn = Numbering(row.name, row.first, row.head, row.cancelled, closing)
             for entry in staged:
                 turn.take(entry, staged=True)
             numbers[row.name] = [turn.take(entry) for entry in new[row.name]]
@@ -363,18 +356,21 @@ class DatabaseStore(EventStore):
 
     def _keep(self, row: EventGroup, turn: Numbering) -> None:
         now = timezone.now()
+        if row.first and turn.first != row.first:
+            self._stored.filter(group=row.name).delete()
         self._stored.bulk_create(
             StoredEvent(
                 group=row.name,
                 number=entry.number,
                 wire=entry.wire,
                 closes=entry.closes,
+                exclude=entry.exclude,
                 created=now,
             )
             for entry in turn.numbered
         )
         self._groups.filter(name=row.name).update(
-            first=row.first or (turn.numbered[0].number if turn.numbered else 0),
+            first=turn.first,
             head=turn.head,
             cancelled=turn.cancelled,
             changed=now,
@@ -401,11 +397,14 @@ class DatabaseStore(EventStore):
             old = self._stored.filter(created__lt=now - timedelta(seconds=age)).values("group")
             for row in old.annotate(last=Max("number")).order_by()[:_TRIM_GROUPS]:
                 self._stored.filter(group=row["group"], number__lte=row["last"]).delete()
-        if (ttl := conf().GROUP_TTL) is not None:
-            since = now - timedelta(seconds=ttl)
-            idle = self._groups.filter(changed__lt=since).values_list("name", flat=True)
-            for name in idle[:_TRIM_GROUPS]:
-                self._forget(name, since)
+        of_owners = self._groups.filter(name__startswith=MARK)
+        others = self._groups.exclude(name__startswith=MARK)
+        for groups, ttl in ((of_owners, conf().CANCEL_TTL), (others, conf().GROUP_TTL)):
+            if ttl is not None:
+                since = now - timedelta(seconds=ttl)
+                idle = groups.filter(changed__lt=since).values_list("name", flat=True)
+                for name in idle[:_TRIM_GROUPS]:
+                    self._forget(name, since)
 
     def _forget(self, name: str, since: datetime) -> None:
         with transaction.atomic(using=self.using):

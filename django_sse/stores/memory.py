@@ -4,6 +4,7 @@ from collections import OrderedDict, deque
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from math import inf
 from threading import Lock
 from time import monotonic
 
@@ -11,6 +12,7 @@ from django.db import DEFAULT_DB_ALIAS
 
 from django_sse.conf import conf
 from django_sse.stores.base import (
+    MARK,
     Cursor,
     Entry,
     EventStore,
@@ -58,8 +60,10 @@ class MemoryStore(EventStore):
     def __init__(self, *, using: str = DEFAULT_DB_ALIAS) -> None:
         super().__init__(using=using)
         self._lock = Lock()
-        # In the order of their last change, which is also the order in which they expire.
+        # In the order of their last change, which is also the order in which they expire; those
+        # of owners expire sooner.
         self._groups: OrderedDict[str, _Group] = OrderedDict()
+        self._of_owners: OrderedDict[str, _Group] = OrderedDict()
         self._change = 0
 
     def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
@@ -80,16 +84,17 @@ class MemoryStore(EventStore):
     ) -> tuple[Iterable[Hint], Cursor]:
         with self._lock:
             hints = []
-            for name, group in reversed(self._groups.items()):
-                if cursor is None or group.change <= cursor:
-                    break
-                if name in groups:
-                    hints.append(Hint(name, group.head, group.cancelled))
+            for kept in (self._groups, self._of_owners):
+                for name, group in reversed(kept.items()):
+                    if cursor is None or group.change <= cursor:
+                        break
+                    if name in groups:
+                        hints.append(Hint(name, group.head, group.cancelled))
             return hints, self._change
 
     async def anew_run(self, group: str, above: int) -> GroupState:
         with self._lock:
-            kept = self._groups.setdefault(group, _Group())
+            kept = self._kept_with(group).setdefault(group, _Group())
             if kept.head < above:
                 kept.head = max(first_number(), above + 1)
                 kept.first = kept.first or kept.head
@@ -106,9 +111,9 @@ class MemoryStore(EventStore):
             numbers = []
             for entry in entries:
                 if entry.group not in turns:
-                    group = self._groups.get(entry.group) or _Group()
+                    group = self._kept_with(entry.group).get(entry.group) or _Group()
                     turns[entry.group] = Numbering(
-                        entry.group, group.head, group.cancelled, group.closing
+                        entry.group, group.first, group.head, group.cancelled, group.closing
                     )
                 numbers.append(turns[entry.group].take(entry, staged=staged))
             hints = [turn.finish() for turn in turns.values()]
@@ -117,32 +122,41 @@ class MemoryStore(EventStore):
             self._forget_idle_groups()
             return numbers, hints
 
+    def _kept_with(self, name: str) -> OrderedDict[str, _Group]:
+        return self._of_owners if name.startswith(MARK) else self._groups
+
     def _trimmed(self, name: str) -> _Group:
-        group = self._groups.get(name) or _Group()
+        group = self._kept_with(name).get(name) or _Group()
         group.trim()
         return group
 
     def _keep(self, turn: Numbering) -> None:
-        if not turn.numbered and turn.group not in self._groups:
+        groups = self._kept_with(turn.group)
+        if not turn.numbered and turn.group not in groups:
             return
-        group = self._groups.setdefault(turn.group, _Group())
+        group = groups.setdefault(turn.group, _Group())
         self._touch(turn.group)
-        group.head, group.cancelled, group.closing = turn.head, turn.cancelled, turn.closing
-        if turn.numbered and not group.first:
-            group.first = turn.numbered[0].number
+        if turn.first != group.first:
+            group.entries.clear()
+            group.times.clear()
+        group.first, group.head = turn.first, turn.head
+        group.cancelled, group.closing = turn.cancelled, turn.closing
         group.entries.extend(turn.numbered)
         group.times.extend([group.changed] * len(turn.numbered))
         group.trim()
 
     def _touch(self, name: str) -> None:
-        self._groups.move_to_end(name)
+        groups = self._kept_with(name)
+        groups.move_to_end(name)
         self._change += 1
-        group = self._groups[name]
+        group = groups[name]
         group.change, group.changed = self._change, monotonic()
 
     def _forget_idle_groups(self) -> None:
-        if (ttl := conf().GROUP_TTL) is None:
-            return
-        expired = monotonic() - ttl
-        while self._groups and next(iter(self._groups.values())).changed < expired:
-            self._groups.popitem(last=False)
+        for groups, ttl in (
+            (self._groups, conf().GROUP_TTL),
+            (self._of_owners, conf().CANCEL_TTL),
+        ):
+            expired = monotonic() - (inf if ttl is None else ttl)
+            while groups and next(iter(groups.values())).changed < expired:
+                groups.popitem(last=False)

@@ -1,7 +1,7 @@
 -- What the redis store does in one step: nothing else runs in Redis meanwhile.
 --
--- ARGV: the operation, "1" where Redis keeps all that it acknowledges, HISTORY_SIZE, HISTORY_AGE
--- and GROUP_TTL in milliseconds ("" for none), then what the operation itself takes.
+-- ARGV: the operation, "1" where Redis keeps all that it acknowledges, HISTORY_SIZE, HISTORY_AGE,
+-- GROUP_TTL and CANCEL_TTL in milliseconds ("" for none), then what the operation itself takes.
 -- KEYS: for each group its hash and its stream; for "mark" and "changes" the set of changes.
 --
 -- The hash: `first`, `head`, `cancelled`, `closing` (the wire of the close that it was cancelled
@@ -9,6 +9,7 @@
 
 local operation, durable = ARGV[1], ARGV[2] == '1'
 local history_size, history_age, group_ttl = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local cancel_ttl = tonumber(ARGV[6])
 
 -- Entries that one call drops for their age.
 local TRIM_STEPS = 100
@@ -27,7 +28,7 @@ end
 
 if operation == 'mark' then
   local score = text(math.max(now, last_change() + 1))
-  for i = 6, #ARGV do
+  for i = 7, #ARGV do
     redis.call('ZADD', KEYS[1], score, ARGV[i])
   end
   return score
@@ -45,8 +46,8 @@ end
 
 if operation == 'changes' then
   local names = {}
-  if ARGV[6] ~= '' then
-    names = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[6], '+inf')
+  if ARGV[7] ~= '' then
+    names = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[7], '+inf')
   end
   return {run, last_change(), names}
 end
@@ -67,6 +68,7 @@ local function load(index)
     first = tonumber(kept[1] or 0),
     head = tonumber(kept[2] or origin),
     cancelled = kept[3] == '1',
+    ttl = group_ttl,
     -- A stream without a hash is what an eviction has left over.
     starts_empty = not kept[1],
     added = {},
@@ -78,17 +80,28 @@ local function load(index)
   return group
 end
 
-local function add(group, wire, closes)
+local function add(group, wire, closes, exclude)
   group.head = group.first > 0 and group.head + 1 or now
   group.first = group.first > 0 and group.first or group.head
   group.changed = true
-  table.insert(group.added, {number = group.head, wire = wire, closes = closes})
+  table.insert(group.added, {number = group.head, wire = wire, closes = closes, exclude = exclude})
+  return group.head
+end
+
+-- Begins the group of an owner anew.
+local function end_streams(group, wire)
+  group.head = math.max(now, group.head + 1)
+  group.first, group.ttl = group.head, cancel_ttl
+  group.changed, group.starts_empty = true, true
+  group.added = {{number = group.head, wire = wire}}
   return group.head
 end
 
 -- As `Numbering.take`: 0 for what takes no number, nil for what is refused.
-local function take(group, kind, wire, staged)
-  if kind == 'REOPEN' then
+local function take(group, kind, wire, exclude, staged)
+  if kind == 'END' then
+    return end_streams(group, wire)
+  elseif kind == 'REOPEN' then
     group.changed = group.changed or group.cancelled
     group.cancelled = false
     return 0
@@ -100,7 +113,7 @@ local function take(group, kind, wire, staged)
   elseif group.cancelled and not staged then
     return nil
   end
-  return add(group, wire, kind == 'CLOSE')
+  return add(group, wire, kind == 'CLOSE', exclude)
 end
 
 -- As `Numbering.finish`; returns the wire of the close that it added.
@@ -157,7 +170,7 @@ local function save(group)
   for _, entry in ipairs(group.added) do
     redis.call(
       'XADD', group.events, text(entry.number) .. '-' .. time,
-      'wire', entry.wire, 'closes', entry.closes and '1' or '0'
+      'wire', entry.wire, 'closes', entry.closes and '1' or '0', 'exclude', entry.exclude or ''
     )
   end
   local in_bulk = math.max(math.floor(history_size / 10), 1)
@@ -165,8 +178,8 @@ local function save(group)
     redis.call('XTRIM', group.events, 'MAXLEN', text(history_size))
   end
   trim_by_age(group)
-  expire(group.hash, group_ttl)
-  local shortest = math.min(group_ttl or math.huge, history_age or math.huge)
+  expire(group.hash, group.ttl)
+  local shortest = math.min(group.ttl or math.huge, history_age or math.huge)
   expire(group.events, shortest < math.huge and shortest or nil)
 end
 
@@ -182,7 +195,7 @@ if operation == 'state' then
 end
 
 if operation == 'new_run' then
-  local group, above = load(1), tonumber(ARGV[6])
+  local group, above = load(1), tonumber(ARGV[7])
   if group.head < above then
     begin_run(group, above)
   end
@@ -191,15 +204,15 @@ if operation == 'new_run' then
 end
 
 if operation == 'append' then
-  local staged = ARGV[6] == '1'
+  local staged = ARGV[7] == '1'
   local groups, numbers, ends = {}, {}, {}
   for i = 1, #KEYS / 2 do
     groups[i] = load(i)
   end
   -- Nothing is written before all of it is accepted.
-  for i = 7, #ARGV, 3 do
+  for i = 8, #ARGV, 4 do
     local index = tonumber(ARGV[i])
-    local number = take(groups[index], ARGV[i + 1], ARGV[i + 2], staged)
+    local number = take(groups[index], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], staged)
     if not number then
       return index
     end

@@ -111,7 +111,12 @@ class RedisStore(EventStore):
         _, events = self._keys(group)
         rows: Any = await client.xrange(events, min=max(after + 1, 0), count=limit)
         return [
-            Entry(int(stream_id.partition(b"-")[0]), fields[b"wire"], fields[b"closes"] == b"1")
+            Entry(
+                int(stream_id.partition(b"-")[0]),
+                fields[b"wire"],
+                fields[b"closes"] == b"1",
+                fields.get(b"exclude", b"").decode(),
+            )
             for stream_id, fields in rows
         ]
 
@@ -179,7 +184,12 @@ class RedisStore(EventStore):
                 *(
                     argument
                     for entry in entries
-                    for argument in (index[entry.group], entry.kind.name, entry.wire)
+                    for argument in (
+                        index[entry.group],
+                        entry.kind.name,
+                        entry.wire,
+                        entry.exclude,
+                    )
                 ),
             ),
             # A command of its own, since a script's keys have to be in one slot of a cluster. After
@@ -193,7 +203,7 @@ class RedisStore(EventStore):
         for entry, number in zip(entries, numbers, strict=True):
             if number:
                 closes = entry.kind is Kind.CLOSE
-                numbered[entry.group].append(Entry(number, entry.wire, closes))
+                numbered[entry.group].append(Entry(number, entry.wire, closes, entry.exclude))
         hints = []
         for group, (head, cancelled, closing) in zip(groups, ends, strict=True):
             if closing:
@@ -233,6 +243,7 @@ class RedisStore(EventStore):
             conf().HISTORY_SIZE,
             _milliseconds(conf().HISTORY_AGE),
             _milliseconds(conf().GROUP_TTL),
+            _milliseconds(conf().CANCEL_TTL),
         )
         return (len(keys), *keys, *common, *arguments)
 

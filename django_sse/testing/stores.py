@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from asgiref.sync import sync_to_async
 from django.db import transaction
@@ -13,6 +13,7 @@ from django.test import override_settings
 from django_sse.exceptions import GroupCancelled
 from django_sse.replay import is_lost
 from django_sse.stores.base import (
+    MARK,
     Cursor,
     Entry,
     EventStore,
@@ -31,6 +32,9 @@ else:
     # A mixin: what imports the contract must not run it.
     _TestCase = object
 
+# The mark of an owner of streams.
+OWNER: Final = MARK + "0123456789abcdef" * 2
+
 # Generous: nothing takes nearly as long, unless it never comes.
 _SECONDS = 30
 
@@ -43,6 +47,11 @@ def event(group: str, text: str) -> NewEntry:
 def close(group: str) -> NewEntry:
     """Return what cancels a group."""
     return NewEntry(group, closing_wire("over"), Kind.CLOSE)
+
+
+def end(mark: str, reason: str) -> NewEntry:
+    """Return what ends an owner's streams."""
+    return NewEntry(mark, closing_wire(reason), Kind.END)
 
 
 def reopening(group: str) -> NewEntry:
@@ -331,6 +340,57 @@ class EventStoreContract(_TestCase):
         self.assertEqual(number, numbers[1] + 1)
         entries = await store.aread("news", 0, 10)
         self.assertEqual([entry.closes for entry in entries], [False, True, False])
+
+    # Owners of streams
+
+    @_with_store
+    async def test_who_is_left_out_of_an_event_is_kept_with_it(self, store: EventStore) -> None:
+        bell = Bell()
+        left_out = NewEntry("news", b"data: a\n\n", exclude=OWNER)
+        await store.aappend([left_out, event("news", "b")], bell)
+        entries = await store.aread("news", 0, 10)
+        self.assertEqual([entry.exclude for entry in entries], [OWNER, ""])
+        self.assertEqual(bell.hints[0].entries, tuple(entries))
+
+        def publish_in_transaction() -> None:
+            with transaction.atomic(using=store.using):
+                store.append([left_out], Bell())
+
+        await sync_to_async(publish_in_transaction)()
+        entries = await store.aread("news", entries[-1].number, 10)
+        self.assertEqual([entry.exclude for entry in entries], [OWNER])
+
+    @_with_store
+    async def test_an_end_begins_an_owners_group_anew_and_its_number_is_the_time(
+        self, store: EventStore
+    ) -> None:
+        self.assertEqual((await state(store, OWNER)).first, 0)
+        _, cursor = await store.achanged(None, {OWNER})
+        times = []
+        for reason in ("a", "b"):
+            before = first_number()
+            [number] = await append_events(store, end(OWNER, reason))
+            self.assertTrue(before <= number <= first_number(), "The number is not the time.")
+            now = await state(store, OWNER)
+            self.assertEqual((now.first, now.head, now.cancelled), (number, number, False))
+            [entry] = await store.aread(OWNER, number - 1, 10)
+            self.assertEqual((entry.wire, entry.closes), (closing_wire(reason), False))
+            times.append(number)
+        self.assertGreater(times[1], times[0])
+        [kept] = await store.aread(OWNER, 0, 10)
+        self.assertEqual(kept.number, times[1], "What is older than an end was kept.")
+        self.assertIn(times[1], [hint.head for hint in await changes(store, cursor, OWNER)])
+
+    @_with_store
+    async def test_an_owners_group_is_forgotten_sooner_than_others(self, store: EventStore) -> None:
+        with override_settings(DJANGO_SSE={"CANCEL_TTL": 1}):
+            await append(store, event("news", "a"), end(OWNER, "over"))
+            async with asyncio.timeout(_SECONDS):
+                while (await state(store, OWNER)).first:
+                    await asyncio.sleep(0.1)
+                    await store.atrim()
+                    await append(store, event("sport", "b"))
+            self.assertEqual(texts(await store.aread("news", 0, 10)), ["a"])
 
     # A store that went back
 

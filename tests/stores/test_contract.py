@@ -232,6 +232,28 @@ class AlwaysBeginsANewRun(MemoryStore):
         return await super().anew_run(group, self._groups[group].head + 1)
 
 
+class ForgetsWhoIsLeftOut(MemoryStore):
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        plain = [NewEntry(entry.group, entry.wire, entry.kind) for entry in entries]
+        return super()._append(plain, **kwargs)
+
+
+class TakesAnEndForAnEvent(MemoryStore):
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        events = [
+            NewEntry(entry.group, entry.wire) if entry.kind is Kind.END else entry
+            for entry in entries
+        ]
+        return super()._append(events, **kwargs)
+
+
+class ForgetsAllGroupsAlike(MemoryStore):
+    def _forget_idle_groups(self) -> None:
+        super()._forget_idle_groups()
+        if not self._of_owners:
+            self._groups.clear()
+
+
 class CannotBeUsedAgain(MemoryStore):
     async def aclose(self) -> None:
         self._groups = None  # type: ignore[assignment]
@@ -268,6 +290,9 @@ BROKEN: list[tuple[type[EventStore], str]] = [
     (KeepsItsNumbers, "a_new_run_of_numbers_leaves_every_earlier_position_behind"),
     (AlwaysBeginsANewRun, "of_several_hubs_that_ask_for_a_new_run_one_is_enough"),
     (AlwaysBeginsANewRun, "a_group_that_is_not_behind_keeps_its_numbers"),
+    (ForgetsWhoIsLeftOut, "who_is_left_out_of_an_event_is_kept_with_it"),
+    (TakesAnEndForAnEvent, "an_end_begins_an_owners_group_anew_and_its_number_is_the_time"),
+    (ForgetsAllGroupsAlike, "an_owners_group_is_forgotten_sooner_than_others"),
     (CannotBeUsedAgain, "a_store_that_was_closed_can_be_used_again"),
     (StaysInItsProcess, "what_another_process_appended_is_read_and_told"),
 ]

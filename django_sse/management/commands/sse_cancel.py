@@ -1,17 +1,27 @@
 from argparse import ArgumentParser
 from typing import Any
 
+from django.core.management.base import CommandError
+
 from django_sse import cancel
 from django_sse.management.group_command import GroupCommand
 
 
 class Command(GroupCommand):
-    help = "Cancels a group: its streams end, and their clients are stopped."
+    help = (
+        "Cancels a group, a user's streams, or a user's streams of a group: they end, and their "
+        "clients are stopped."
+    )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        super().add_arguments(parser)
+        parser.add_argument("group", nargs="?", help="a Channels group name")
+        parser.add_argument("--user", help="the primary key of a user")
         parser.add_argument("--reason", help="told to the clients with the event `close`")
 
     def act(self, **options: Any) -> None:
-        cancel(options["group"], reason=options["reason"])
-        self.stdout.write(f"Cancelled {options['group']}.")
+        group, user = options["group"], options["user"]
+        if group is None and user is None:
+            raise CommandError("Name a group, or give --user.")
+        cancel(group, user=user, reason=options["reason"])
+        whose = "" if user is None else f"the streams of user {user}"
+        self.stdout.write(f"Cancelled {' in '.join(filter(None, (whose, group)))}.")

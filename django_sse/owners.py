@@ -1,0 +1,158 @@
+"""Whose a stream is: its user's and its session's, each known by a mark that does not show it.
+
+A mark is the name of a group in the event store which has neither events nor streams: its state
+says when the owner's streams were ended.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from time import time
+from typing import Any, Final
+from uuid import UUID
+
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
+from django.contrib.sessions.backends.base import SessionBase
+from django.contrib.sessions.backends.signed_cookies import SessionStore as CookieSession
+from django.db.models import Model
+from django.http import HttpRequest
+from django.utils.crypto import salted_hmac
+
+from django_sse.conf import conf
+from django_sse.stores.base import MARK, MARK_LENGTH, GroupState, validate_group
+
+BEGAN_SESSION_KEY: Final = "_django_sse_began"
+"""Where a session keeps when its user logged in: seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What a session says of the user who is logged in, as Django's ``get_user`` reads it."""
+
+    user: str
+    backend: str
+    session_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose a stream is.
+
+    ``user`` is the mark of its user. ``marks`` are that, its session's, and for each of its groups
+    the one of its user in that group, with the group that the mark is about (None: all of them).
+    ``began`` is when the session's user logged in, in seconds since the epoch; 0 where nobody
+    knows.
+    """
+
+    marks: Mapping[str, str | None]
+    user: str | None = None
+    began: float = 0.0
+    login: Login | None = None
+
+    def is_ended(self, state: GroupState) -> bool:
+        """Whether the streams that a mark's state is about were ended since the login."""
+        ended = state.first / 1_000_000
+        return self.began < ended and time() - ended < conf().CANCEL_TTL
+
+    def ended_groups(self, groups: Iterable[str], states: Mapping[str, GroupState]) -> set[str]:
+        """Return those of the groups whose streams were ended, given the states of the marks."""
+        ended = {about for mark, about in self.marks.items() if self.is_ended(states[mark])}
+        return {group for group in groups if group in ended or None in ended}
+
+
+NOBODY: Final = Owner({})
+
+
+async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Owner:
+    """Return whose a stream is.
+
+    Args:
+        request: The request that it is opened by, which may have a session.
+        user: A user or its primary key; None, or an anonymous one, for nobody in particular.
+        groups: The groups of the stream.
+    """
+    marks: dict[str, str | None] = {}
+    session: SessionBase | None = getattr(request, "session", None)
+    if session is not None and (mark := _session_mark(session)):
+        marks[mark] = None
+    if user is None or _is_anonymous(user):
+        return Owner(marks) if marks else NOBODY
+    of_user = user_mark(user)
+    marks[of_user] = None
+    marks |= {user_mark(user, group): group for group in groups}
+    if session is None or SESSION_KEY not in (data := await _read(session)):
+        return Owner(marks, of_user)
+    login = Login(
+        str(data[SESSION_KEY]),
+        str(data.get(BACKEND_SESSION_KEY)),
+        str(data.get(HASH_SESSION_KEY, "")),
+    )
+    return Owner(
+        marks,
+        of_user,
+        began=data.get(BEGAN_SESSION_KEY, 0.0),
+        login=login if conf().END_WITH_LOGIN else None,
+    )
+
+
+def user_mark(user: Any, group: str | None = None) -> str:
+    """Return the mark of a user, or the one of a user in a group.
+
+    Args:
+        user: A user, or its primary key.
+        group: A Channels group name.
+
+    Raises:
+        InvalidGroup: The name is none.
+        TypeError, ValueError: It is neither a user nor a primary key, or one that is not saved or
+            not logged in.
+    """
+    if _is_anonymous(user):
+        raise ValueError("An anonymous user has no streams of its own: give one who is logged in.")
+    if isinstance(user, Model):
+        if user.pk is None:
+            raise ValueError(f"{user!r} has no primary key yet: save it first.")
+        # As sessions have it.
+        user = user._meta.pk.value_to_string(user)
+    elif not isinstance(user, int | str | UUID):
+        raise TypeError(f"Give a user or its primary key, not {type(user).__name__}.")
+    if group is None:
+        return _mark("user", str(user))
+    return _mark("user in group", f"{validate_group(group)} {user}")
+
+
+def mark_of(owner: Any) -> str:
+    """Return the mark of a user, of its primary key, or of a session.
+
+    It is empty for who cannot have a stream of its own: None, an anonymous user, a session that was
+    never saved.
+
+    Raises:
+        TypeError, ValueError: As ``user_mark``.
+    """
+    if owner is None or _is_anonymous(owner):
+        return ""
+    if not isinstance(owner, SessionBase):
+        return user_mark(owner)
+    if isinstance(owner, CookieSession):
+        return user_mark(owner[SESSION_KEY]) if SESSION_KEY in owner else ""
+    return _session_mark(owner) or ""
+
+
+def _session_mark(session: SessionBase) -> str | None:
+    # The key of a session in a cookie is all that it holds, and another one after each change.
+    if session.session_key is None or isinstance(session, CookieSession):
+        return None
+    return _mark("session", session.session_key)
+
+
+def _mark(of: str, key: str) -> str:
+    digest = salted_hmac(f"django_sse.owners.{of}", key, algorithm="sha256").hexdigest()
+    return MARK + digest[: MARK_LENGTH - len(MARK)]
+
+
+def _is_anonymous(user: Any) -> bool:
+    return bool(getattr(user, "is_anonymous", False))
+
+
+async def _read(session: SessionBase) -> dict[str, Any]:
+    return dict(await session.aitems())

@@ -1,0 +1,57 @@
+"""What logins, logouts and changes of users do to streams: receivers of Django's signals."""
+
+from time import time
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.signals import user_logged_in, user_logged_out
+from django.db import transaction
+from django.db.models.signals import post_delete, post_save
+from django.http import HttpRequest
+
+from django_sse.conf import conf
+from django_sse.doorbells import doorbell_of
+from django_sse.owners import BEGAN_SESSION_KEY, mark_of, user_mark
+from django_sse.publishing import end_streams
+from django_sse.stores import get_store
+from django_sse.stores.base import Hint
+from django_sse.tasks import logger
+
+
+def connect() -> None:
+    """Receive the signals of the project's users and sessions."""
+    user_logged_in.connect(_note_login, dispatch_uid="django_sse")
+    user_logged_out.connect(_end_session, dispatch_uid="django_sse")
+    for changed in (post_save, post_delete):
+        changed.connect(_look_at_user, sender=get_user_model(), dispatch_uid="django_sse")
+
+
+def _note_login(request: HttpRequest, **kwargs: Any) -> None:
+    # A user who was cancelled may come back in a session that began later.
+    request.session[BEGAN_SESSION_KEY] = time()
+
+
+def _end_session(request: HttpRequest, user: Any, **kwargs: Any) -> None:
+    """End the session's streams. Django sends this before it flushes the session, so a client that
+    comes back at once still has it."""
+    session = getattr(request, "session", None)
+    if not conf().END_WITH_LOGIN or session is None:
+        return
+    try:
+        # The session's own mark; where it cannot have one, as in a cookie, its user's.
+        if mark := mark_of(session):
+            end_streams(mark, "logged out")
+    except Exception:
+        # Logging out must not fail for it.
+        logger.exception("The streams of a session that was logged out could not be ended.")
+
+
+def _look_at_user(instance: Any, using: str, **kwargs: Any) -> None:
+    """Have the hubs judge a user's logins again, now and not only at their next sweep."""
+    # Django saves the time at each login.
+    if not conf().END_WITH_LOGIN or kwargs.get("update_fields") == {"last_login"}:
+        return
+    if kwargs.get("created") or instance.pk is None:
+        return
+    hint = Hint(user_mark(instance), 0, cancelled=False)
+    transaction.on_commit(lambda: doorbell_of(get_store()).ring([hint]), using=using, robust=True)

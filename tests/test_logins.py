@@ -1,0 +1,320 @@
+"""A stream ends with the login that it was opened in."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from threading import current_thread
+from threading import enumerate as threads
+from typing import ClassVar
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib import auth
+from django.contrib.auth.models import User
+from django.contrib.sessions.models import Session
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.test import AsyncClient
+from django.urls import path
+from pytest_django import Settings
+
+from django_sse import apublish
+from django_sse.asgi import get_asgi_application
+from django_sse.logins import Judgement, judge
+from django_sse.owners import Login
+from django_sse.stores import get_store
+from django_sse.views import EventStreamView
+from tests.queries import queries_about
+from tests.streams import EventReader, reading, until
+from tests.test_asgi import Request
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.urls(__name__),
+    pytest.mark.usefixtures("everything_ends", "often"),
+]
+
+NEWS = "/events/"
+STAFF = "/staff/"
+
+
+class News(EventStreamView):
+    groups = ["news"]
+
+
+def logout(request: HttpRequest) -> HttpResponse:
+    auth.logout(request)
+    return HttpResponse(status=204)
+
+
+async def logout_async(request: HttpRequest) -> HttpResponse:
+    await auth.alogout(request)
+    return HttpResponse(status=204)
+
+
+def change_password(request: HttpRequest) -> HttpResponse:
+    assert isinstance(request.user, User)
+    request.user.set_password("another one")
+    request.user.save()
+    auth.update_session_auth_hash(request, request.user)
+    return HttpResponse(status=204)
+
+
+class StaffOnly(News):
+    """Asks again, now and then, whether its user is still allowed to see it."""
+
+    asked_in: ClassVar[set[str]] = set()
+
+    async def still_allowed(self) -> bool:
+        self.asked_in.add(await sync_to_async(lambda: current_thread().name)())
+        if self.request.GET.get("fails"):
+            raise ZeroDivisionError
+        user = await self.request.auser()
+        if not user.is_authenticated:
+            raise PermissionDenied
+        return bool(user.is_staff)
+
+
+urlpatterns = [
+    path("events/", News.as_view()),
+    path("staff/", StaffOnly.as_view()),
+    path("logout/", logout),
+    path("logout-async/", logout_async),
+    path("password/", change_password),
+]
+
+
+@pytest.fixture
+async def often(settings: Settings) -> AsyncIterator[None]:
+    """The store is compared with, and logins are judged, often."""
+    settings.DJANGO_SSE = {"SYNC_INTERVAL": 0.05}
+    yield
+    # A view that answers 204 may have read it without any hub.
+    await get_store().aclose()
+
+
+@pytest.fixture
+def rarely(settings: Settings, often: None) -> None:
+    """What ends a stream in time is not the sweep."""
+    settings.DJANGO_SSE = {"SYNC_INTERVAL": 3600}
+
+
+async def ada() -> User:
+    return (await User.objects.aget_or_create(username="ada"))[0]
+
+
+async def logged_in(username: str = "ada") -> AsyncClient:
+    client = AsyncClient()
+    user, _ = await User.objects.aget_or_create(username=username)
+    await client.aforce_login(user)
+    return client
+
+
+async def answer(client: AsyncClient, last_event_id: str = "", url: str = NEWS) -> HttpResponseBase:
+    headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+    return await client.get(url, headers=headers)
+
+
+@asynccontextmanager
+async def stream(
+    client: AsyncClient, last_event_id: str = "", url: str = NEWS
+) -> AsyncIterator[EventReader]:
+    async with reading(await answer(client, last_event_id, url)) as reader:
+        yield reader
+
+
+async def goes_on(reader: EventReader) -> None:
+    await apublish("news", "going on")
+    assert (await reader.next_event()).data == "going on"
+
+
+@pytest.mark.usefixtures("rarely")
+@pytest.mark.parametrize("url", ["/logout/", "/logout-async/"])
+async def test_a_logout_ends_the_streams_of_its_session_and_no_others(url: str) -> None:
+    tab, phone, eve = await logged_in(), await logged_in(), await logged_in("eve")
+    async with (
+        stream(tab) as first,
+        stream(tab) as second,
+        stream(phone) as third,
+        stream(eve) as fourth,
+        stream(AsyncClient()) as fifth,
+    ):
+        await tab.get(url)
+        for ended in (first, second):
+            [close] = await ended.rest()
+            assert (close.event, close.json()) == ("close", {"reason": "logged out"})
+        await apublish("news", "going on")
+        for reader in (third, fourth, fifth):
+            assert (await reader.next_event()).data == "going on"
+    assert (await answer(tab, first.last_event_id)).status_code == 204
+    # Another page of that browser is an anonymous visitor's.
+    async with stream(tab):
+        pass
+
+
+@pytest.mark.usefixtures("rarely")
+async def test_a_client_that_comes_back_before_the_session_is_flushed_does_not_get_in() -> None:
+    tab = await logged_in()
+    answers = []
+
+    def come_back(sender: object, **kwargs: object) -> None:
+        # The last receiver of the signal: Django flushes the session after it.
+        with ThreadPoolExecutor(1) as another_thread:
+            answers.append(another_thread.submit(asyncio.run, status()).result())
+
+    async def status() -> int:
+        request = Request(get_asgi_application(), NEWS, headers=[(b"cookie", cookie)])
+        await request.start()
+        return request.status
+
+    cookie = tab.cookies.output(attrs=[], header="", sep=";").strip().encode()
+    auth.user_logged_out.connect(come_back)
+    try:
+        await tab.get("/logout/")
+    finally:
+        auth.user_logged_out.disconnect(come_back)
+    assert answers == [204]
+
+
+async def test_in_a_session_in_a_cookie_a_logout_ends_all_of_the_users_streams(
+    settings: Settings,
+) -> None:
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    tab, phone, eve = await logged_in(), await logged_in(), await logged_in("eve")
+    async with stream(tab) as first, stream(phone) as second, stream(eve) as other:
+        await tab.get("/logout/")
+        for ended in (first, second):
+            assert [event.event for event in await ended.rest()] == ["close"]
+        await goes_on(other)
+
+
+async def test_a_stream_may_outlive_its_login(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"END_WITH_LOGIN": False, "SYNC_INTERVAL": 0.05}
+    tab = await logged_in()
+    async with stream(tab) as reader:
+        await tab.get("/logout/")
+        await User.objects.filter(username="ada").aupdate(is_active=False, password="!")
+        await asyncio.sleep(0.5)
+        await goes_on(reader)
+
+
+@pytest.mark.parametrize("how", ["update", "delete"])
+async def test_a_user_who_may_not_log_in_any_more_loses_the_streams(how: str) -> None:
+    """Found by the sweep: ``QuerySet`` methods such as ``update`` send no signal."""
+    tab = await logged_in()
+    async with stream(tab) as ended, stream(await logged_in("eve")) as other:
+        users = User.objects.filter(username="ada")
+        await (users.aupdate(is_active=False) if how == "update" else users.adelete())
+        assert [event.event for event in await ended.rest()] == ["close"]
+        await goes_on(other)
+    assert (await answer(tab, ended.last_event_id)).status_code == 204
+
+
+@pytest.mark.usefixtures("rarely")
+async def test_a_user_who_is_saved_is_looked_at_at_once() -> None:
+    async with stream(await logged_in()) as ended, stream(await logged_in("eve")) as other:
+        # The first sweep has been.
+        await goes_on(ended)
+        user = await ada()
+        user.is_active = False
+        await user.asave()
+        assert [event.event for event in await ended.rest()] == ["close"]
+        await other.until("going on")
+        await goes_on(other)
+
+
+async def test_a_backend_may_let_users_in_who_are_not_active(settings: Settings) -> None:
+    settings.AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.AllowAllUsersModelBackend"]
+    async with stream(await logged_in()) as reader:
+        await User.objects.aupdate(is_active=False)
+        await asyncio.sleep(0.5)
+        await goes_on(reader)
+
+
+async def test_after_a_changed_password_only_the_session_that_changed_it_comes_back() -> None:
+    tab, phone = await logged_in(), await logged_in()
+    async with stream(tab) as own, stream(phone) as other:
+        await tab.get("/password/")
+        for ended in (own, other):
+            assert await ended.rest() == []
+            assert ended.reconnection_time
+    await apublish("news", "missed")
+    assert (await answer(phone, other.last_event_id)).status_code == 204
+    async with stream(tab, own.last_event_id) as again:
+        assert (await again.next_event()).data == "missed"
+
+
+async def test_a_password_changed_by_update_is_found_as_well() -> None:
+    async with stream(await logged_in()) as ended:
+        await User.objects.aupdate(password="!another")
+        assert await ended.rest() == []
+
+
+async def test_a_rotated_secret_key_ends_no_stream(settings: Settings) -> None:
+    async with stream(await logged_in()) as reader:
+        settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
+        settings.SECRET_KEY = "another one"
+        await asyncio.sleep(0.5)
+        await goes_on(reader)
+
+
+async def test_logins_are_judged_with_one_query_for_all_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with AsyncExitStack() as streams:
+        for n in range(20):
+            await streams.enter_async_context(stream(await logged_in(f"user{n}")))
+        rounds: list[int] = []
+
+        def judge_and_count(logins: Collection[Login]) -> Judgement:
+            with queries_about("auth_user") as queries:
+                judgement = judge(logins)
+            rounds.append(len(queries))
+            return judgement
+
+        monkeypatch.setattr("django_sse.hub.judge", judge_and_count)
+        await until(lambda: len(rounds) >= 3)
+        assert set(rounds) == {1}
+
+
+# Views that are asked again
+
+
+@pytest.fixture
+def asked_often(settings: Settings, often: None) -> None:
+    settings.DJANGO_SSE = {"RECHECK_INTERVAL": 1, "SYNC_INTERVAL": 3600}
+
+
+@pytest.mark.usefixtures("asked_often")
+@pytest.mark.parametrize("how", ["permission", "session"])
+async def test_a_view_ends_streams_whose_permission_is_gone(how: str) -> None:
+    """With the user and the session as they are then, not as they were in the request."""
+    tab, other = await logged_in(), await logged_in("eve")
+    await User.objects.aupdate(is_staff=True)
+    async with stream(tab, url=STAFF) as ended, stream(other, url=STAFF) as going_on:
+        if how == "permission":
+            await User.objects.filter(username="ada").aupdate(is_staff=False)
+        else:
+            await Session.objects.filter(pk=tab.cookies["sessionid"].value).adelete()
+        [close] = await ended.rest()
+        assert (close.event, close.json()) == ("close", {"reason": "not allowed any more"})
+        await goes_on(going_on)
+
+
+@pytest.mark.usefixtures("asked_often")
+async def test_asking_views_leaves_no_thread_and_no_connection() -> None:
+    StaffOnly.asked_in.clear()
+    await User.objects.acreate(username="ada", is_staff=True)
+    async with stream(await logged_in(), url=STAFF):
+        await until(lambda: StaffOnly.asked_in)
+        # Of the thread pool of a round, which has ended.
+        await until(lambda: StaffOnly.asked_in.isdisjoint({thread.name for thread in threads()}))
+
+
+@pytest.mark.usefixtures("asked_often")
+async def test_a_view_that_cannot_say_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    async with stream(await logged_in(), url=f"{STAFF}?fails=1") as reader:
+        await until(lambda: caplog.text.count("A view's still_allowed failed") >= 2)
+        await goes_on(reader)

@@ -1,0 +1,396 @@
+"""Whose a stream is: ended by user, by session, left out of events that its owner has caused."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.conf import settings as django_settings
+from django.contrib.auth.models import AnonymousUser, User
+from django.contrib.sessions.backends.base import SessionBase
+from django.contrib.sessions.backends.db import SessionStore
+from django.contrib.sessions.backends.signed_cookies import SessionStore as CookieSession
+from django.db import transaction
+from django.http import StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from django.test import AsyncClient, override_settings
+from django.urls import path
+from pytest_django import Settings
+
+from django_sse import Event, acancel, apublish, apublish_many, cancel, publish
+from django_sse.exceptions import InvalidEvent, InvalidGroup
+from django_sse.hub import current_hub
+from django_sse.owners import mark_of, user_mark
+from django_sse.stores import get_store
+from django_sse.stores.base import validate_group
+from django_sse.testing.threads import in_thread
+from django_sse.views import EventStreamView
+from tests.streams import EventReader, reading
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.urls(__name__),
+    pytest.mark.usefixtures("everything_ends"),
+]
+
+
+class Groups(EventStreamView):
+    async def get_groups(self) -> list[str]:
+        return self.request.GET.getlist("group")
+
+
+class Filtered(Groups):
+    def filter_event(self, event: Event) -> Event:
+        return event
+
+
+class OfToken(Groups):
+    """Whose stream it is says something else than the session."""
+
+    async def get_owner(self) -> str | None:
+        return self.request.GET.get("token")
+
+
+urlpatterns = [
+    path("events/", Groups.as_view()),
+    path("filtered/", Filtered.as_view()),
+    path("token/", OfToken.as_view()),
+]
+
+
+async def user(name: str = "ada") -> User:
+    return (await User.objects.aget_or_create(username=name))[0]
+
+
+async def logged_in(name: str = "ada") -> AsyncClient:
+    """A browser in which a user has logged in."""
+    client = AsyncClient()
+    await client.aforce_login(await user(name))
+    return client
+
+
+async def get(client: AsyncClient, url: str, last_event_id: str = "") -> HttpResponseBase:
+    headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+    return await client.get(url, headers=headers)
+
+
+@asynccontextmanager
+async def stream(
+    client: AsyncClient, url: str = "/events/?group=news", last_event_id: str = ""
+) -> AsyncIterator[EventReader]:
+    async with reading(await get(client, url, last_event_id)) as reader:
+        yield reader
+
+
+def session_of(client: AsyncClient) -> SessionBase:
+    return SessionStore(client.cookies[django_settings.SESSION_COOKIE_NAME].value)
+
+
+# Marks
+
+
+async def test_a_mark_is_the_same_for_a_user_and_its_primary_key() -> None:
+    ada = await user()
+    assert user_mark(ada) == user_mark(ada.pk) == user_mark(str(ada.pk)) == mark_of(ada)
+    assert user_mark(UUID(int=7)) == user_mark(str(UUID(int=7)))
+
+
+async def test_marks_are_different_by_user_group_and_session() -> None:
+    ada = await user()
+    session = session_of(await logged_in())
+    marks = {
+        user_mark(ada),
+        user_mark(ada.pk + 1),
+        user_mark(ada, "news"),
+        user_mark(ada, "sport"),
+        mark_of(session),
+    }
+    assert len(marks) == 5
+    assert not any(str(session.session_key) in mark for mark in marks)
+
+
+async def test_no_group_can_have_the_name_of_a_mark() -> None:
+    with pytest.raises(InvalidGroup):
+        validate_group(user_mark(await user()))
+
+
+@pytest.mark.parametrize("nobody", [None, AnonymousUser(), SessionStore(), CookieSession()])
+def test_who_can_have_no_stream_has_no_mark(nobody: Any) -> None:
+    assert mark_of(nobody) == ""
+
+
+@pytest.mark.parametrize("wrong", [object(), ["ada"], 1.5, b"ada"])
+def test_what_is_no_owner_is_refused(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="user or its primary key"):
+        cancel(user=wrong)
+    with pytest.raises(TypeError, match="user or its primary key"):
+        mark_of(wrong)
+
+
+def test_who_has_no_streams_cannot_be_cancelled() -> None:
+    with pytest.raises(ValueError, match="anonymous"):
+        cancel(user=AnonymousUser())
+    with pytest.raises(ValueError, match="save it first"):
+        cancel(user=User(username="new"))
+    with pytest.raises(TypeError, match=r"group .* or .* user"):
+        cancel()
+    with pytest.raises(InvalidGroup):
+        cancel("no group", user=7)
+    with pytest.raises(InvalidEvent, match="reason"):
+        cancel(user=7, reason=7)  # type: ignore[arg-type]
+
+
+# Cancelling a user
+
+
+@pytest.fixture(params=["memory", "database"])
+async def store(request: pytest.FixtureRequest, settings: Settings) -> AsyncIterator[None]:
+    settings.DJANGO_SSE = {"STORE": request.param}
+    yield
+    # A view that answers 204 may have read it without any hub.
+    await get_store().aclose()
+
+
+@pytest.mark.usefixtures("store")
+async def test_all_streams_of_a_user_end_and_nobody_elses() -> None:
+    ada, phone, eve = await logged_in(), await logged_in(), await logged_in("eve")
+    async with (
+        stream(ada) as first,
+        stream(phone, "/events/?group=news&group=sport") as second,
+        stream(eve) as others,
+        stream(AsyncClient()) as anonymous,
+    ):
+        await apublish("news", "before")
+        await acancel(user=await user(), reason="kicked")
+        for ended in (first, second):
+            before, close = await ended.rest()
+            assert before.data == "before"
+            assert (close.event, close.json()) == ("close", {"reason": "kicked"})
+        await apublish("news", "after")
+        for going_on in (others, anonymous):
+            assert [event.data for event in await going_on.until("after")] == ["before", "after"]
+
+
+@pytest.mark.usefixtures("store")
+async def test_a_user_who_was_cancelled_is_answered_204_until_logging_in_again() -> None:
+    browser = await logged_in()
+    async with stream(browser) as ended:
+        await acancel(user=(await user()).pk)
+        await ended.rest()
+    assert (await get(browser, "/events/?group=news", ended.last_event_id)).status_code == 204
+    assert (await get(browser, "/events/?group=news")).status_code == 204
+    # Logged out meanwhile: its id still says that it was ended.
+    assert (await get(AsyncClient(), "/events/?group=news", ended.last_event_id)).status_code == 204
+    await browser.aforce_login(await user())
+    await apublish("news", "missed")
+    async with stream(browser, last_event_id=ended.last_event_id) as again:
+        assert (await again.next_event()).data == "missed"
+
+
+async def test_a_user_is_refused_for_cancel_ttl() -> None:
+    browser = await logged_in()
+    await acancel(user=await user())
+    assert (await get(browser, "/events/?group=news")).status_code == 204
+    await get_store().aclose()
+    with override_settings(DJANGO_SSE={"CANCEL_TTL": 1}):
+        async with asyncio.timeout(10):
+            while (await get(browser, "/events/?group=news")).status_code == 204:
+                await asyncio.sleep(0.05)
+        await get_store().aclose()
+        await get_store().aclose()
+
+
+@pytest.mark.usefixtures("store")
+async def test_a_second_cancel_ends_the_session_that_began_after_the_first() -> None:
+    browser = await logged_in()
+    await acancel(user=await user(), reason="first")
+    await browser.aforce_login(await user())
+    async with stream(browser) as ended:
+        await acancel(user=await user(), reason="second")
+        assert [event.json() for event in await ended.rest()] == [{"reason": "second"}]
+    assert (await get(browser, "/events/?group=news")).status_code == 204
+
+
+@pytest.mark.usefixtures("store")
+async def test_a_user_is_cancelled_in_one_group() -> None:
+    browser = await logged_in()
+    async with stream(browser) as news, stream(browser, "/events/?group=sport") as sport:
+        await acancel("news", user=await user())
+        assert [event.event for event in await news.rest()] == ["close"]
+        await apublish("sport", "goes on")
+        assert (await sport.next_event()).data == "goes on"
+    assert (await get(browser, "/events/?group=news")).status_code == 204
+
+
+@pytest.mark.usefixtures("store")
+async def test_a_stream_of_several_groups_comes_back_without_the_one_it_was_cancelled_in() -> None:
+    browser, both = await logged_in(), "/events/?group=news&group=sport"
+    async with stream(browser, both) as ended:
+        await acancel("news", user=await user())
+        assert await ended.rest() == []
+        assert ended.reconnection_time
+    await apublish("news", "hidden")
+    await apublish("sport", "shown")
+    async with stream(browser, both, last_event_id=ended.last_event_id) as again:
+        assert (await again.next_event()).data == "shown"
+        await acancel("sport", user=await user())
+        assert [event.event for event in await again.rest()] == ["close"]
+    assert (await get(browser, both)).status_code == 204
+
+
+async def test_a_transaction_cancels_a_user_with_its_commit() -> None:
+    browser = await logged_in()
+    ada = await user()
+
+    def roll_back() -> None:
+        with transaction.atomic():
+            cancel(user=ada)
+            transaction.set_rollback(True)
+
+    def commit() -> None:
+        with transaction.atomic():
+            cancel(user=ada)
+
+    async with stream(browser) as ended:
+        await sync_to_async(roll_back)()
+        await apublish("news", "goes on")
+        assert (await ended.next_event()).data == "goes on"
+        await sync_to_async(commit)()
+        assert [event.event for event in await ended.rest()] == ["close"]
+
+
+async def test_what_is_ended_unheard_is_found_by_the_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where another process cancels, and its doorbell is lost."""
+    monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
+    with override_settings(DJANGO_SSE={"SYNC_INTERVAL": 0.1}):
+        async with stream(await logged_in()) as ended:
+            await acancel(user=await user())
+            assert [event.event for event in await ended.rest()] == ["close"]
+
+
+async def test_a_user_who_is_cancelled_while_the_stream_opens_does_not_get_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between the view's look at the store and the stream's place in the hub."""
+    browser, ada = await logged_in(), await user()
+    response = await get(browser, "/events/?group=news")
+    monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
+    await acancel(user=ada)
+    async with reading(response) as ended:
+        assert [event.event for event in await ended.rest()] == ["close"]
+
+
+async def test_a_client_that_is_far_behind_is_ended_before_it_has_all_of_it() -> None:
+    published = await apublish_many(("news", str(n)) for n in range(700))
+    position = published[0].id
+    assert position
+    await apublish("news", "last")
+    browser = await logged_in()
+    response = await get(browser, "/events/?group=news", position)
+    assert isinstance(response, StreamingHttpResponse)
+    chunks = aiter(response)
+    await anext(chunks)
+    await acancel(user=await user())
+    received = b"".join([chunk async for chunk in chunks])
+    assert b"event: close" in received
+    assert b"data: last\n" not in received
+
+
+async def test_the_owner_is_what_the_view_says() -> None:
+    browser = await logged_in()
+    async with stream(browser, "/token/?group=news&token=t7") as ended:
+        await acancel(user=await user())
+        await apublish("news", "goes on")
+        assert (await ended.next_event()).data == "goes on"
+        await acancel(user="t7")
+        assert [event.event for event in await ended.rest()] == ["close"]
+    assert (await get(AsyncClient(), "/token/?group=news&token=t7")).status_code == 204
+    async with stream(AsyncClient(), "/token/?group=news&token=t8"):
+        pass
+
+
+async def test_a_hub_forgets_the_owners_of_streams_that_have_ended() -> None:
+    async with stream(await logged_in()):
+        hub = current_hub()
+        assert hub._owned
+    assert not hub._owned
+
+
+async def test_a_visitor_without_a_session_costs_no_look_at_owners() -> None:
+    async with stream(AsyncClient()):
+        assert not current_hub()._owned
+
+
+# Leaving out who has caused an event
+
+
+@pytest.mark.parametrize("url", ["/events/?group=news", "/filtered/?group=news"])
+@pytest.mark.usefixtures("store")
+async def test_a_users_own_streams_are_left_out_live_and_in_replay(url: str) -> None:
+    ada, eve = await logged_in(), await logged_in("eve")
+    async with stream(ada, url) as own, stream(eve, url) as others:
+        await apublish("news", "a")
+        await apublish("news", "b", exclude=await user())
+        await apublish_many([("news", "c"), ("news", "d")], exclude=(await user()).pk)
+        await apublish("news", "e")
+        assert [event.data for event in await own.until("e")] == ["a", "e"]
+        assert [event.data for event in await others.until("e")] == ["a", "b", "c", "d", "e"]
+
+
+async def test_a_session_is_left_out_and_not_its_users_other_ones() -> None:
+    desktop, phone = await logged_in(), await logged_in()
+    async with stream(desktop) as own, stream(phone) as other:
+        await apublish("news", "a", exclude=session_of(desktop))
+        await apublish("news", "b")
+        assert [event.data for event in await own.until("b")] == ["b"]
+        assert [event.data for event in await other.until("b")] == ["a", "b"]
+
+
+async def test_who_is_left_out_is_left_out_of_what_is_replayed() -> None:
+    ada = await user()
+    first = await apublish("news", "first")
+    assert first.id
+    await apublish("news", "own", exclude=ada)
+    await apublish("news", "last")
+    for expected, browser in [
+        (["last"], await logged_in()),
+        (["own", "last"], await logged_in("eve")),
+        (["own", "last"], AsyncClient()),
+    ]:
+        # From the store first, and then from the hub's memory.
+        async with stream(browser, last_event_id=first.id) as by_store:
+            assert [event.data for event in await by_store.until("last")] == expected
+            async with stream(browser, last_event_id=first.id) as by_tail:
+                assert [event.data for event in await by_tail.until("last")] == expected
+
+
+async def test_a_client_that_was_left_out_has_the_position_all_the_same() -> None:
+    with override_settings(DJANGO_SSE={"HEARTBEAT": 0.1}):
+        async with stream(await logged_in()) as own:
+            published = await apublish("news", "own", exclude=await user())
+            async with asyncio.timeout(10):
+                while own.last_event_id != published.id:
+                    await asyncio.sleep(0.02)
+
+
+async def test_a_session_in_a_cookie_stands_for_its_user() -> None:
+    session = CookieSession()
+    session["_auth_user_id"] = "7"
+    assert mark_of(session) == user_mark(7)
+
+
+async def test_an_event_published_in_a_transaction_leaves_out_as_well() -> None:
+    ada = await user()
+
+    def publish_in_transaction() -> None:
+        with transaction.atomic():
+            publish("news", "own", exclude=ada)
+        publish("news", "last")
+
+    async with stream(await logged_in()) as own:
+        await in_thread(publish_in_transaction)
+        assert [event.data for event in await own.until("last")] == ["last"]
+    assert [e.exclude for e in await get_store().aread("news", 0, 9)] == [user_mark(ada), ""]

@@ -53,10 +53,10 @@ class Owner:
         ended = state.first / 1_000_000
         return self.began < ended and time() - ended < conf().CANCEL_TTL
 
-    def ended_groups(self, groups: Iterable[str], states: Mapping[str, GroupState]) -> set[str]:
-        """Return those of the groups whose streams were ended, given the states of the marks."""
+    def groups_left(self, groups: Iterable[str], states: Mapping[str, GroupState]) -> list[str]:
+        """Return those of the groups that may be streamed, given the states of the marks."""
         ended = {about for mark, about in self.marks.items() if self.is_ended(states[mark])}
-        return {group for group in groups if group in ended or None in ended}
+        return [] if None in ended else [group for group in groups if group not in ended]
 
 
 NOBODY: Final = Owner({})

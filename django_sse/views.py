@@ -162,20 +162,17 @@ class EventStreamView(View):
         groups = await self._allowed_groups()
         if isinstance(groups, HttpResponseBase):
             return groups
+        owner = await owner_of(request, await self.get_owner(), groups)
         sent_id = last_event_id(request)
-        sent = parse_position(sent_id, groups)
+        if sent_id.endswith(TERMINAL_MARK) and owner.user is None:
+            return no_content()
         try:
-            owner = await owner_of(request, await self.get_owner(), groups)
+            sent = parse_position(sent_id, groups)
             states = await current_hub().states(groups, sent, self.history, owner.marks)
         except Exception as error:
             return unavailable(request, STORE_AWAY, error)
-        if sent_id.endswith(TERMINAL_MARK) and owner.user is None:
-            return no_content()
-        ended = owner.ended_groups(groups, states)
-        groups = [group for group in groups if group not in ended]
-        if not groups:
-            return no_content()
-        sent = {group: number for group, number in sent.items() if group not in ended}
+        groups = owner.groups_left(groups, states)
+        sent = parse_position(sent_id, groups)
         begin = starting_point(sent, {group: states[group] for group in groups}, self.history)
         if begin.over:
             return no_content()

@@ -1,7 +1,8 @@
-"""The views of the test project: streams, and what the tests need to know of the server."""
+"""The views of the test project: streams, what acts on them, and what the tests need to know."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 from channels.layers import get_channel_layer
 from django.contrib import auth
@@ -9,6 +10,7 @@ from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
+import django_sse
 from django_sse import Event, hub
 from django_sse.decorators import event_stream
 from django_sse.views import EventStreamView
@@ -34,6 +36,15 @@ class Members(EventStreamView):
             raise PermissionDenied
 
 
+class Unauthorized(EventStreamView):
+    """A group for nobody, answered as one whose session is over."""
+
+    groups = ["{group}"]
+
+    async def authorize(self, groups: Sequence[str]) -> HttpResponse:
+        return HttpResponse(status=401)
+
+
 @event_stream
 async def progress(request: HttpRequest) -> AsyncIterator[Event]:
     steps = int(request.GET.get("steps", 5))
@@ -51,6 +62,32 @@ def login(request: HttpRequest) -> HttpResponse:
 
 async def open_streams(request: HttpRequest) -> HttpResponse:
     return JsonResponse(hub.open_streams(), safe=False)
+
+
+def publish(request: HttpRequest, group: str) -> HttpResponse:
+    django_sse.publish(group, request.GET["data"])
+    return HttpResponse(status=204)
+
+
+def cancel(request: HttpRequest, group: str) -> HttpResponse:
+    django_sse.cancel(group, reason=request.GET.get("reason"))
+    return HttpResponse(status=204)
+
+
+def reopen(request: HttpRequest, group: str) -> HttpResponse:
+    django_sse.reopen(group)
+    return HttpResponse(status=204)
+
+
+async def event_sources(request: HttpRequest) -> HttpResponse:
+    """Return a page that follows streams, for the tests in a browser."""
+    return HttpResponse(Path(__file__).with_name("event_sources.html").read_text())
+
+
+async def ends(request: HttpRequest) -> HttpResponse:
+    """Return a stream that says when to come back, if that is asked for, and ends."""
+    retry = request.GET.get("retry")
+    return HttpResponse(f"retry: {retry}\n\n" if retry else ":\n\n", "text/event-stream")
 
 
 async def group_send(request: HttpRequest, group: str) -> HttpResponse:

@@ -1,0 +1,382 @@
+"""The server has the last word: what a browser asks for after each way to end a stream.
+
+The page leaves its EventSources alone, so that all that ends them for good is the server's answer.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import pytest
+from selenium import webdriver
+
+from django_sse.position import TERMINAL_MARK, parse_position
+from tests import redis
+from tests.live.browser import EventSource, Requests, Tab, chromium, wait_until
+from tests.live.network import Network
+from tests.live.servers import Server, launch, require, unavailable
+from tests.ports import free_port
+from tests.redis import RedisServer
+
+# Short, so that a browser which is not stopped for good comes back while the test looks on.
+RETRY = 0.2
+# What a client is told that is to come back at a time of its own: at least so many seconds.
+JITTERED_RETRY = 0.5
+
+# How often a client that cannot be served is seen to come back.
+TRIES = 3
+# How long a process may take to learn from the store what another one has done, in seconds.
+SYNC_INTERVAL = 0.5
+
+REQUEST_LOG = "requests"
+OVER = '{"reason":"over"}'
+
+
+@dataclass(frozen=True)
+class Site:
+    """The test project on a server behind a network, with a log of all requests that reach it."""
+
+    server: Server
+    network: Network
+
+    @property
+    def requests(self) -> Requests:
+        return Requests(self.server.directory / REQUEST_LOG)
+
+    @property
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self.network.port}"
+
+    def publish(self, group: str, data: str) -> None:
+        self._act("publish", group, data=data)
+
+    def cancel(self, group: str, reason: str) -> None:
+        self._act("cancel", group, reason=reason)
+
+    def reopen(self, group: str) -> None:
+        self._act("reopen", group)
+
+    def statuses(self, url: str) -> list[int | None]:
+        """Return the status of each request for a URL."""
+        return self.requests.statuses(url)
+
+    def open_streams(self) -> int:
+        return int(self._get("/open-streams/").text)
+
+    def _act(self, what: str, group: str, **query: str) -> None:
+        self._get(f"/{what}/{group}/", **query)
+
+    def _get(self, path: str, **query: str) -> httpx.Response:
+        url = f"http://127.0.0.1:{self.server.port}{path}"
+        return httpx.get(url, params=query).raise_for_status()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with run(tmp_path_factory.mktemp("site")) as site:
+        yield site
+        assert "Traceback" not in site.server.log()
+
+
+@pytest.fixture
+def tab(browser: webdriver.Chrome, site: Site) -> Iterator[Tab]:
+    with Tab.open(browser, site.origin) as tab:
+        yield tab
+
+
+@contextmanager
+def run(directory: Path, **settings: object) -> Iterator[Site]:
+    """Run the test project on the database in a directory.
+
+    Args:
+        settings: Keys of ``DJANGO_SSE``.
+    """
+    require("uvicorn")
+    settings = {"RETRY": RETRY, "SYNC_INTERVAL": SYNC_INTERVAL, **settings}
+    environment = {
+        "LIVE_DJANGO_SSE": json.dumps(settings),
+        "LIVE_REQUEST_LOG": str(directory / REQUEST_LOG),
+    }
+    port = free_port()
+    with (
+        launch("uvicorn", directory, port, "tests.asgi:application", **environment) as server,
+        Network.to(port) as network,
+    ):
+        yield Site(server, network)
+        # Shown by pytest where a test has failed.
+        print(server.log())  # noqa: T201
+
+
+def follow(tab: Tab, url: str) -> EventSource:
+    """Open an EventSource, and wait until its stream is open."""
+    source = tab.follow(url)
+    source.wait_for_state("open")
+    return source
+
+
+def assert_stays_closed(source: EventSource) -> None:
+    """Assert that a client which knows the reconnection time makes no use of it any more."""
+    source.wait_for_state("closed")
+    source.tab.outlast(RETRY)
+    assert source.state == "closed"
+
+
+# A group is cancelled
+
+
+def test_a_cancel_ends_the_stream_and_stops_its_client(tab: Tab, site: Site, group: str) -> None:
+    source = follow(tab, f"/events/{group}/")
+    site.publish(group, "last")
+    site.cancel(group, "over")
+
+    assert_stays_closed(source)
+    assert site.statuses(source.url) == [200, 204]
+    assert source.received == [("message", "last"), ("close", OVER)]
+    assert source.errors == ["connecting", "closed"]
+
+
+def test_a_client_that_was_away_gets_what_it_missed_and_is_stopped(
+    tab: Tab, site: Site, group: str
+) -> None:
+    source = follow(tab, f"/events/{group}/")
+    with site.network.cut():
+        source.wait_for_state("connecting")
+        site.publish(group, "missed")
+        site.publish(group, "missed, too")
+        site.cancel(group, "over")
+
+    assert_stays_closed(source)
+    assert site.statuses(source.url) == [200, 200, 204]
+    assert source.received == [("message", "missed"), ("message", "missed, too"), ("close", OVER)]
+    assert source.errors[-2:] == ["connecting", "closed"]
+
+
+def test_a_new_visitor_is_shown_the_history_of_a_cancelled_group_and_stopped(
+    tab: Tab, site: Site, group: str
+) -> None:
+    site.publish(group, "one")
+    site.publish(group, "two")
+    site.cancel(group, "over")
+    source = tab.follow(f"/history/{group}/")
+
+    assert_stays_closed(source)
+    assert site.statuses(source.url) == [200, 204]
+    assert source.received == [("message", "one"), ("message", "two"), ("close", OVER)]
+    assert source.errors == ["connecting", "closed"]
+
+
+def test_a_stream_of_several_groups_goes_on_until_all_of_them_are_cancelled(
+    tab: Tab, site: Site, group: str
+) -> None:
+    first, second = f"{group}.1", f"{group}.2"
+    source = follow(tab, f"/events/?group={first}&group={second}")
+    site.publish(first, "one")
+    site.cancel(first, "the first is over")
+    site.publish(second, "two")
+    source.wait_for("message", "two")
+    tab.outlast(RETRY)
+    assert source.state == "open"
+    assert site.statuses(source.url) == [200]
+    site.cancel(second, "over")
+
+    assert_stays_closed(source)
+    assert site.statuses(source.url) == [200, 204]
+    assert source.received == [("message", "one"), ("message", "two"), ("close", OVER)]
+    assert source.errors == ["connecting", "closed"]
+
+
+def test_a_new_visitor_of_several_groups_follows_those_that_are_not_cancelled(
+    tab: Tab, site: Site, group: str
+) -> None:
+    first, second = f"{group}.1", f"{group}.2"
+    site.cancel(first, "the first is over")
+    source = follow(tab, f"/events/?group={first}&group={second}")
+    site.publish(second, "two")
+    source.wait_for("message", "two")
+    site.cancel(second, "over")
+
+    assert_stays_closed(source)
+    assert site.statuses(source.url) == [200, 204]
+    assert source.received == [("message", "two"), ("close", OVER)]
+
+
+def test_after_a_reopen_a_client_goes_on_where_it_was(tab: Tab, site: Site, group: str) -> None:
+    source = follow(tab, f"/events/{group}/")
+    site.publish(group, "one")
+    source.wait_for("message", "one")
+    with site.network.cut():
+        source.wait_for_state("connecting")
+        site.publish(group, "two")
+        site.cancel(group, "for now")
+        site.reopen(group)
+        site.publish(group, "three")
+    source.wait_for("message", "three")
+    site.publish(group, "four")
+    source.wait_for("message", "four")
+
+    assert site.statuses(source.url) == [200, 200]
+    assert source.received == [("message", data) for data in ("one", "two", "three", "four")]
+    one, two, three, four = (
+        parse_position(message.last_event_id, [group])[group] for message in source.messages
+    )
+    # The number between two and three is that of the cancel.
+    assert [two - one, three - two, four - three] == [1, 2, 1]
+
+
+def test_after_a_reopen_a_new_visitor_is_shown_the_history_and_streams(
+    tab: Tab, site: Site, group: str
+) -> None:
+    site.publish(group, "one")
+    site.cancel(group, "for now")
+    site.reopen(group)
+    site.publish(group, "two")
+    source = follow(tab, f"/history/{group}/")
+    source.wait_for("message", "two")
+    site.publish(group, "three")
+    source.wait_for("message", "three")
+
+    assert site.statuses(source.url) == [200]
+    assert source.received == [("message", data) for data in ("one", "two", "three")]
+
+
+# A view has come to its end
+
+
+def test_a_generator_view_that_returns_stops_its_client(tab: Tab, site: Site) -> None:
+    source = tab.follow("/progress/?steps=2&delay=0.01")
+
+    assert_stays_closed(source)
+    assert site.statuses(source.url) == [200, 204]
+    *steps, close = source.received
+    assert [json.loads(data)["step"] for _, data in steps] == [1, 2]
+    assert close == ("close", '{"reason":"complete"}')
+    # No state is kept of it: the client itself says that it is over.
+    assert [request.last_event_id for request in site.requests.of(source.url)] == [
+        "",
+        TERMINAL_MARK,
+    ]
+    assert source.errors == ["connecting", "closed"]
+
+
+# The server cannot serve it now, or not go on
+
+
+@dataclass(frozen=True)
+class Fallible:
+    """The test project on an event store that can be killed, and that forgets everything then."""
+
+    site: Site
+    store: RedisServer
+
+
+@pytest.fixture(scope="module")
+def fallible(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fallible]:
+    if not redis.binary():
+        unavailable("redis-server is not installed")
+    with redis.serve() as store:
+        setting = {"BACKEND": "redis", "OPTIONS": {"url": store.url}}
+        with run(tmp_path_factory.mktemp("fallible"), STORE=setting) as site:
+            yield Fallible(site, store)
+
+
+def test_while_the_store_is_down_a_client_tries_again_at_times_of_its_own(
+    browser: webdriver.Chrome, fallible: Fallible, group: str
+) -> None:
+    site = fallible.site
+    with Tab.open(browser, site.origin) as tab:
+        fallible.store.kill()
+        source = tab.follow(f"/events/{group}/")
+        wait_until(lambda: len(site.statuses(source.url)) > TRIES, "The client does not come back.")
+        assert source.received == []
+        fallible.store.start()
+        wait_until(site.open_streams, "The client is not served.")
+        site.publish(group, "one")
+        source.wait_for("message", "one")
+        requests = site.requests.of(source.url)
+        tab.outlast(RETRY)
+
+        assert source.state == "open"
+        assert site.requests.of(source.url) == requests
+        assert {request.status for request in requests} == {200}
+        assert all(later.at - earlier.at >= JITTERED_RETRY for earlier, later in pairwise(requests))
+        assert source.received == [("message", "one")]
+        assert source.errors == ["connecting"] * (len(requests) - 1)
+
+
+def test_a_client_whose_history_is_lost_in_mid_life_comes_back_once_and_is_told(
+    browser: webdriver.Chrome, fallible: Fallible, group: str
+) -> None:
+    site = fallible.site
+    with Tab.open(browser, site.origin) as tab:
+        source = follow(tab, f"/events/{group}/")
+        site.publish(group, "one")
+        source.wait_for("message", "one")
+        fallible.store.kill()
+        fallible.store.start()
+        source.wait_for("reset", "{}")
+        site.publish(group, "two")
+        source.wait_for("message", "two")
+        tab.outlast(RETRY)
+
+        assert source.state == "open"
+        assert site.statuses(source.url) == [200, 200]
+        assert source.received == [("message", "one"), ("reset", "{}"), ("message", "two")]
+        assert source.errors == ["connecting"]
+
+
+# What is final from the start
+
+
+@pytest.fixture(scope="module")
+def visitors(browser: webdriver.Chrome, site: Site) -> Iterator[Tab]:
+    """New clients which are refused for good, after a time in which they could have come back."""
+    site.cancel("visitors-cancelled", "over")
+    with Tab.open(browser, site.origin) as tab:
+        for url in (CANCELLED, *REFUSED, REDIRECTED):
+            tab.follow(url)
+        # They were never told a reconnection time.
+        tab.outlast(None)
+        yield tab
+
+
+CANCELLED = "/events/visitors-cancelled/"
+REFUSED = {
+    "/unauthorized/visitors/": 401,
+    "/members/visitors/": 403,
+    "/events/not a group/": 404,
+}
+REDIRECTED = "/redirected/visitors/"
+
+
+def assert_was_closed_at_once(source: EventSource) -> None:
+    assert source.state == "closed"
+    assert source.errors == ["closed"]
+    assert source.received == []
+
+
+def test_a_new_visitor_of_a_cancelled_group_asks_once(visitors: Tab, site: Site) -> None:
+    assert_was_closed_at_once(EventSource(visitors, CANCELLED))
+    assert site.statuses(CANCELLED) == [204]
+
+
+@pytest.mark.parametrize("url", REFUSED)
+def test_a_client_that_is_refused_asks_once(visitors: Tab, site: Site, url: str) -> None:
+    assert_was_closed_at_once(EventSource(visitors, url))
+    assert site.statuses(url) == [REFUSED[url]]
+
+
+def test_a_redirect_to_a_login_page_is_followed_and_then_final(visitors: Tab, site: Site) -> None:
+    """Why a view for users answers 401: what the client gets here is a page of HTML."""
+    assert_was_closed_at_once(EventSource(visitors, REDIRECTED))
+    assert site.statuses(REDIRECTED) == [302]
+    assert site.statuses(f"/event-sources/?next={REDIRECTED}") == [200]

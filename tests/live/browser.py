@@ -127,6 +127,12 @@ class Tab:
         self.run("follow(arguments[0])", url)
         return EventSource(self, url)
 
+    def opened(self, url: str) -> "EventSource":
+        """Open an EventSource, and wait until its stream is open."""
+        source = self.follow(url)
+        source.wait_for_state("open")
+        return source
+
     def get(self, url: str) -> float:
         """Send a request with the host's cookies; return the time at which its answer came."""
         status, at = self.run(
@@ -184,8 +190,12 @@ class EventSource:
     @property
     def errors(self) -> list[State]:
         """The state that each ``error`` was fired in: connecting again, or closed for good."""
-        errors = self.tab.run("return sources[arguments[0]].errors", self.url)
-        return [STATES[state] for state in errors]
+        return [state for state, _ in self._errors()]
+
+    @property
+    def error_times(self) -> list[float]:
+        """The time in seconds of each ``error``, of which the first one is the stream's end."""
+        return [at for _, at in self._errors()]
 
     def close(self) -> None:
         """Close it, as a page does that has seen enough."""
@@ -195,10 +205,20 @@ class EventSource:
         """Wait until it is connecting, open, or closed for good."""
         wait_until(lambda: self.state == state, self._account)
 
+    def assert_stays_closed(self, reconnection_seconds: float) -> None:
+        """Assert that it is closed for good, having been told a reconnection time."""
+        self.wait_for_state("closed")
+        self.tab.outlast(reconnection_seconds)
+        assert self.state == "closed"
+
     def wait_for(self, type: str, data: str) -> Message:
         """Wait until an event has been received; return it."""
         wait_until(lambda: (type, data) in self.received, self._account)
         return self.messages[self.received.index((type, data))]
+
+    def _errors(self) -> list[tuple[State, float]]:
+        errors = self.tab.run("return sources[arguments[0]].errors", self.url)
+        return [(STATES[state], at) for state, at in errors]
 
     def _account(self) -> str:
         return f"{self.url} is {self.state}: {self.received}, errors {self.errors}"

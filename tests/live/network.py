@@ -61,7 +61,11 @@ class Network:
     async def _accept(
         self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter
     ) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._to)
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._to)
+        except ConnectionError:
+            client_writer.close()
+            return
         await asyncio.gather(
             self._pass_on(client_reader, writer), self._pass_on(reader, client_writer)
         )

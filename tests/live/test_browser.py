@@ -11,7 +11,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from tests.live.browser import Requests, chromium
+from tests.live.browser import Requests
 from tests.live.client import SECONDS
 from tests.live.servers import Server, manage, serve
 
@@ -53,20 +53,19 @@ class Demo:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+def demo(browser: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     directory = tmp_path_factory.mktemp("demo")
     requests = directory / "requests"
-    with (
-        chromium(directory / "chromium") as browser,
-        serve(
-            "runserver",
-            directory,
-            LIVE_URLCONF="demo_project.urls",
-            LIVE_REQUEST_LOG=str(requests),
-            LIVE_DJANGO_SSE=json.dumps({"RETRY": RETRY}),
-        ) as server,
-    ):
+    with serve(
+        "runserver",
+        directory,
+        LIVE_URLCONF="demo_project.urls",
+        LIVE_REQUEST_LOG=str(requests),
+        LIVE_DJANGO_SSE=json.dumps({"RETRY": RETRY}),
+    ) as server:
         yield Demo(server, browser, Requests(requests))
+        # The page would go on asking for its streams.
+        browser.get("about:blank")
 
 
 @pytest.fixture(scope="module")

@@ -5,80 +5,23 @@ The page leaves its EventSources alone, so that all that ends them for good is t
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
-import httpx
 import pytest
 from selenium import webdriver
 
 from django_sse.position import TERMINAL_MARK, parse_position
 from tests import redis
-from tests.live.browser import EventSource, Requests, Tab, chromium, wait_until
-from tests.live.network import Network
-from tests.live.servers import Server, launch, require, unavailable
-from tests.ports import free_port
+from tests.live.browser import EventSource, Tab, wait_until
+from tests.live.servers import unavailable
+from tests.live.sites import JITTERED_RETRY, RETRY, Site, run
 from tests.redis import RedisServer
-
-# Short, so that a browser which is not stopped for good comes back while the test looks on.
-RETRY = 0.2
-# What a client is told that is to come back at a time of its own: at least so many seconds.
-JITTERED_RETRY = 0.5
 
 # How often a client that cannot be served is seen to come back.
 TRIES = 3
-# How long a process may take to learn from the store what another one has done, in seconds.
-SYNC_INTERVAL = 0.5
 
-REQUEST_LOG = "requests"
 OVER = '{"reason":"over"}'
-
-
-@dataclass(frozen=True)
-class Site:
-    """The test project on a server behind a network, with a log of all requests that reach it."""
-
-    server: Server
-    network: Network
-
-    @property
-    def requests(self) -> Requests:
-        return Requests(self.server.directory / REQUEST_LOG)
-
-    @property
-    def origin(self) -> str:
-        return f"http://127.0.0.1:{self.network.port}"
-
-    def publish(self, group: str, data: str) -> None:
-        self._act("publish", group, data=data)
-
-    def cancel(self, group: str, reason: str) -> None:
-        self._act("cancel", group, reason=reason)
-
-    def reopen(self, group: str) -> None:
-        self._act("reopen", group)
-
-    def statuses(self, url: str) -> list[int | None]:
-        """Return the status of each request for a URL."""
-        return self.requests.statuses(url)
-
-    def open_streams(self) -> int:
-        return int(self._get("/open-streams/").text)
-
-    def _act(self, what: str, group: str, **query: str) -> None:
-        self._get(f"/{what}/{group}/", **query)
-
-    def _get(self, path: str, **query: str) -> httpx.Response:
-        url = f"http://127.0.0.1:{self.server.port}{path}"
-        return httpx.get(url, params=query).raise_for_status()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -94,52 +37,15 @@ def tab(browser: webdriver.Chrome, site: Site) -> Iterator[Tab]:
         yield tab
 
 
-@contextmanager
-def run(directory: Path, **settings: object) -> Iterator[Site]:
-    """Run the test project on the database in a directory.
-
-    Args:
-        settings: Keys of ``DJANGO_SSE``.
-    """
-    require("uvicorn")
-    settings = {"RETRY": RETRY, "SYNC_INTERVAL": SYNC_INTERVAL, **settings}
-    environment = {
-        "LIVE_DJANGO_SSE": json.dumps(settings),
-        "LIVE_REQUEST_LOG": str(directory / REQUEST_LOG),
-    }
-    port = free_port()
-    with (
-        launch("uvicorn", directory, port, "tests.asgi:application", **environment) as server,
-        Network.to(port) as network,
-    ):
-        yield Site(server, network)
-        # Shown by pytest where a test has failed.
-        print(server.log())  # noqa: T201
-
-
-def follow(tab: Tab, url: str) -> EventSource:
-    """Open an EventSource, and wait until its stream is open."""
-    source = tab.follow(url)
-    source.wait_for_state("open")
-    return source
-
-
-def assert_stays_closed(source: EventSource) -> None:
-    """Assert that a client which knows the reconnection time makes no use of it any more."""
-    source.wait_for_state("closed")
-    source.tab.outlast(RETRY)
-    assert source.state == "closed"
-
-
 # A group is cancelled
 
 
 def test_a_cancel_ends_the_stream_and_stops_its_client(tab: Tab, site: Site, group: str) -> None:
-    source = follow(tab, f"/events/{group}/")
+    source = tab.opened(f"/events/{group}/")
     site.publish(group, "last")
     site.cancel(group, "over")
 
-    assert_stays_closed(source)
+    source.assert_stays_closed(RETRY)
     assert site.statuses(source.url) == [200, 204]
     assert source.received == [("message", "last"), ("close", OVER)]
     assert source.errors == ["connecting", "closed"]
@@ -148,16 +54,17 @@ def test_a_cancel_ends_the_stream_and_stops_its_client(tab: Tab, site: Site, gro
 def test_a_client_that_was_away_gets_what_it_missed_and_is_stopped(
     tab: Tab, site: Site, group: str
 ) -> None:
-    source = follow(tab, f"/events/{group}/")
+    source = tab.opened(f"/events/{group}/")
+    site.publish(group, "seen")
+    source.wait_for("message", "seen")
     with site.network.cut():
         source.wait_for_state("connecting")
         site.publish(group, "missed")
-        site.publish(group, "missed, too")
         site.cancel(group, "over")
 
-    assert_stays_closed(source)
+    source.assert_stays_closed(RETRY)
     assert site.statuses(source.url) == [200, 200, 204]
-    assert source.received == [("message", "missed"), ("message", "missed, too"), ("close", OVER)]
+    assert source.received == [("message", "seen"), ("message", "missed"), ("close", OVER)]
     assert source.errors[-2:] == ["connecting", "closed"]
 
 
@@ -169,7 +76,7 @@ def test_a_new_visitor_is_shown_the_history_of_a_cancelled_group_and_stopped(
     site.cancel(group, "over")
     source = tab.follow(f"/history/{group}/")
 
-    assert_stays_closed(source)
+    source.assert_stays_closed(RETRY)
     assert site.statuses(source.url) == [200, 204]
     assert source.received == [("message", "one"), ("message", "two"), ("close", OVER)]
     assert source.errors == ["connecting", "closed"]
@@ -179,7 +86,7 @@ def test_a_stream_of_several_groups_goes_on_until_all_of_them_are_cancelled(
     tab: Tab, site: Site, group: str
 ) -> None:
     first, second = f"{group}.1", f"{group}.2"
-    source = follow(tab, f"/events/?group={first}&group={second}")
+    source = tab.opened(f"/events/?group={first}&group={second}")
     site.publish(first, "one")
     site.cancel(first, "the first is over")
     site.publish(second, "two")
@@ -189,7 +96,7 @@ def test_a_stream_of_several_groups_goes_on_until_all_of_them_are_cancelled(
     assert site.statuses(source.url) == [200]
     site.cancel(second, "over")
 
-    assert_stays_closed(source)
+    source.assert_stays_closed(RETRY)
     assert site.statuses(source.url) == [200, 204]
     assert source.received == [("message", "one"), ("message", "two"), ("close", OVER)]
     assert source.errors == ["connecting", "closed"]
@@ -200,18 +107,18 @@ def test_a_new_visitor_of_several_groups_follows_those_that_are_not_cancelled(
 ) -> None:
     first, second = f"{group}.1", f"{group}.2"
     site.cancel(first, "the first is over")
-    source = follow(tab, f"/events/?group={first}&group={second}")
+    source = tab.opened(f"/events/?group={first}&group={second}")
     site.publish(second, "two")
     source.wait_for("message", "two")
     site.cancel(second, "over")
 
-    assert_stays_closed(source)
+    source.assert_stays_closed(RETRY)
     assert site.statuses(source.url) == [200, 204]
     assert source.received == [("message", "two"), ("close", OVER)]
 
 
 def test_after_a_reopen_a_client_goes_on_where_it_was(tab: Tab, site: Site, group: str) -> None:
-    source = follow(tab, f"/events/{group}/")
+    source = tab.opened(f"/events/{group}/")
     site.publish(group, "one")
     source.wait_for("message", "one")
     with site.network.cut():
@@ -240,7 +147,7 @@ def test_after_a_reopen_a_new_visitor_is_shown_the_history_and_streams(
     site.cancel(group, "for now")
     site.reopen(group)
     site.publish(group, "two")
-    source = follow(tab, f"/history/{group}/")
+    source = tab.opened(f"/history/{group}/")
     source.wait_for("message", "two")
     site.publish(group, "three")
     source.wait_for("message", "three")
@@ -255,7 +162,7 @@ def test_after_a_reopen_a_new_visitor_is_shown_the_history_and_streams(
 def test_a_generator_view_that_returns_stops_its_client(tab: Tab, site: Site) -> None:
     source = tab.follow("/progress/?steps=2&delay=0.01")
 
-    assert_stays_closed(source)
+    source.assert_stays_closed(RETRY)
     assert site.statuses(source.url) == [200, 204]
     *steps, close = source.received
     assert [json.loads(data)["step"] for _, data in steps] == [1, 2]
@@ -318,7 +225,7 @@ def test_a_client_whose_history_is_lost_in_mid_life_comes_back_once_and_is_told(
 ) -> None:
     site = fallible.site
     with Tab.open(browser, site.origin) as tab:
-        source = follow(tab, f"/events/{group}/")
+        source = tab.opened(f"/events/{group}/")
         site.publish(group, "one")
         source.wait_for("message", "one")
         fallible.store.kill()

@@ -4,7 +4,7 @@ The page leaves its EventSources alone, so that all that ends them for good is t
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,7 +13,7 @@ from selenium import webdriver
 
 from django_sse.position import TERMINAL_MARK, parse_position
 from tests import redis
-from tests.live.browser import EventSource, Tab, wait_until
+from tests.live.browser import EventSource, Request, Tab, wait_until
 from tests.live.servers import unavailable
 from tests.live.sites import JITTERED_RETRY, RETRY, Site, run
 from tests.redis import RedisServer
@@ -200,6 +200,7 @@ def test_while_the_store_is_down_a_client_tries_again_at_times_of_its_own(
     browser: webdriver.Chrome, fallible: Fallible, group: str
 ) -> None:
     site = fallible.site
+    wait_until(lambda: site.open_streams() == 0, "The streams of another test do not end.")
     with Tab.open(browser, site.origin) as tab:
         fallible.store.kill()
         source = tab.follow(f"/events/{group}/")
@@ -209,15 +210,64 @@ def test_while_the_store_is_down_a_client_tries_again_at_times_of_its_own(
         wait_until(site.open_streams, "The client is not served.")
         site.publish(group, "one")
         source.wait_for("message", "one")
-        requests = site.requests.of(source.url)
-        tab.outlast(RETRY)
 
-        assert source.state == "open"
-        assert site.requests.of(source.url) == requests
-        assert {request.status for request in requests} == {200}
-        assert all(later.at - earlier.at >= JITTERED_RETRY for earlier, later in pairwise(requests))
-        assert source.received == [("message", "one")]
-        assert source.errors == ["connecting"] * (len(requests) - 1)
+        assert_is_served_at_last(source, site.requests.of(source.url), site)
+
+
+def assert_is_served_at_last(source: EventSource, requests: Sequence[Request], site: Site) -> None:
+    """Assert that a client came back at times of its own until it was served, and then no more."""
+    source.tab.outlast(RETRY)
+    assert source.state == "open"
+    assert site.requests.of(source.url) == requests
+    assert {request.status for request in requests} == {200}
+    assert all(later.at - earlier.at >= JITTERED_RETRY for earlier, later in pairwise(requests))
+    assert source.received == [("message", "one")]
+    assert source.errors == ["connecting"] * (len(requests) - 1)
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The test project with room for two streams, and a middleware that may fail."""
+    environment = {"LIVE_MIDDLEWARE": "tests.middleware.FailsAtFirst"}
+    directory = tmp_path_factory.mktemp("limited")
+    with run(directory, environment=environment, MAX_STREAMS=2) as site:
+        yield site
+
+
+def test_one_stream_too_many_waits_until_there_is_room(
+    browser: webdriver.Chrome, limited: Site, group: str
+) -> None:
+    wait_until(lambda: limited.open_streams() == 0, "The streams of another test do not end.")
+    limited.publish(group, "one")
+    with Tab.open(browser, limited.origin) as tab:
+        first, second = (tab.follow(f"/history/{group}/?stream={number}") for number in (1, 2))
+        first.wait_for("message", "one")
+        second.wait_for("message", "one")
+        third = tab.follow(f"/history/{group}/?stream=3")
+        wait_until(
+            lambda: len(limited.statuses(third.url)) > TRIES, "The client does not come back."
+        )
+        assert third.received == []
+        first.close()
+        third.wait_for("message", "one")
+
+        assert_is_served_at_last(third, limited.requests.of(third.url), limited)
+        assert second.state == "open"
+        assert limited.statuses(second.url) == [200]
+
+
+def test_where_a_middleware_fails_a_client_tries_again(
+    browser: webdriver.Chrome, limited: Site, group: str
+) -> None:
+    wait_until(lambda: limited.open_streams() == 0, "The streams of another test do not end.")
+    limited.publish(group, "one")
+    with Tab.open(browser, limited.origin) as tab:
+        source = tab.follow(f"/history/{group}/?fail={TRIES}")
+        source.wait_for("message", "one")
+
+        requests = limited.requests.of(source.url)
+        assert len(requests) == TRIES + 1
+        assert_is_served_at_last(source, requests, limited)
 
 
 def test_a_client_whose_history_is_lost_in_mid_life_comes_back_once_and_is_told(

@@ -3,10 +3,13 @@
 The page leaves its EventSources alone, so that all that ends them for good is the server's answer.
 """
 
+import asyncio
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from selenium import webdriver
@@ -14,12 +17,14 @@ from selenium import webdriver
 from django_sse.position import TERMINAL_MARK, parse_position
 from tests import redis
 from tests.live.browser import EventSource, Request, Tab, wait_until
-from tests.live.servers import unavailable
+from tests.live.servers import manage, unavailable
 from tests.live.sites import JITTERED_RETRY, RETRY, Site, run
 from tests.redis import RedisServer
 
 # How often a client that cannot be served is seen to come back.
 TRIES = 3
+# How exact the clock of a page is.
+PAGE_CLOCK_SECONDS = 0.005
 
 OVER = '{"reason":"over"}'
 
@@ -337,3 +342,66 @@ def test_a_redirect_to_a_login_page_is_followed_and_then_final(visitors: Tab, si
     assert_was_closed_at_once(EventSource(visitors, REDIRECTED))
     assert site.statuses(REDIRECTED) == [302]
     assert site.statuses(f"/event-sources/?next={REDIRECTED}") == [200]
+
+
+# A stream ends, and its client goes on where it was
+
+
+def test_aged_out_streams_go_on_where_they_were(
+    browser: webdriver.Chrome, tmp_path: Path, group: str
+) -> None:
+    with run(tmp_path, MAX_AGE=0.5) as site, Tab.open(browser, site.origin) as tab:
+        source = tab.opened(f"/events/{group}/")
+        published = 0
+        while len(site.statuses(source.url)) <= TRIES:
+            site.publish(group, str(published))
+            published += 1
+            time.sleep(0.01)
+            assert published < 10_000, "The stream has no end."
+        site.cancel(group, "over")
+
+        source.assert_stays_closed(RETRY)
+        *served, last = site.requests.of(source.url)
+        assert len(served) > TRIES
+        assert [request.status for request in served] == [200] * len(served)
+        assert last.status == 204
+        messages = [("message", str(number)) for number in range(published)]
+        assert source.received == [*messages, ("close", OVER)]
+        assert source.errors == [*["connecting"] * len(served), "closed"]
+        assert_came_back_at_times_of_its_own(source, served)
+
+
+def test_a_client_of_a_server_that_is_restarted_goes_on_where_it_was(
+    browser: webdriver.Chrome, tmp_path: Path, group: str
+) -> None:
+    with run(tmp_path) as site, Tab.open(browser, site.origin) as tab:
+        source = tab.opened(f"/events/{group}/")
+        site.publish(group, "one")
+        source.wait_for("message", "one")
+        site.server.terminate()
+        wait_until(site.server.has_exited, "The server does not end.")
+        source.wait_for_state("connecting")
+        asyncio.run(manage(tmp_path, "sse_push", group, "two"))
+        with run(tmp_path, port=site.server.port) as restarted:
+            source.wait_for("message", "two")
+            restarted.publish(group, "three")
+            source.wait_for("message", "three")
+            tab.outlast(RETRY)
+
+            assert source.state == "open"
+            assert site.statuses(source.url) == [200, 200]
+            assert source.received == [("message", data) for data in ("one", "two", "three")]
+            # While no server was there, it tried in vain.
+            assert set(source.errors) == {"connecting"}
+            assert_came_back_at_times_of_its_own(source, site.requests.of(source.url))
+
+
+def assert_came_back_at_times_of_its_own(source: EventSource, requests: Sequence[Request]) -> None:
+    """Assert that after each end the client waited as long as it was told in that moment."""
+    ends = source.error_times
+    came = [request.at for request in requests[1:]]
+    assert all(
+        min(again for again in (*ends, *came) if again > end) - end
+        >= JITTERED_RETRY - PAGE_CLOCK_SECONDS
+        for end in ends[: len(came)]
+    )

@@ -55,8 +55,28 @@ async def progress(request: HttpRequest) -> AsyncIterator[Event]:
 
 def login(request: HttpRequest) -> HttpResponse:
     """Log a user in: the response sets the session's cookie."""
-    user, _ = User.objects.get_or_create(username="someone")
+    user, _ = User.objects.get_or_create(username=request.GET.get("user", "someone"))
     auth.login(request, user)
+    return HttpResponse(status=204)
+
+
+def logout(request: HttpRequest) -> HttpResponse:
+    auth.logout(request)
+    return HttpResponse(status=204)
+
+
+def change_password(request: HttpRequest) -> HttpResponse:
+    """Change the user's password as Django's view does, which keeps this session alone."""
+    user = User.objects.get(pk=request.user.pk)
+    user.set_password("another one")
+    user.save()
+    auth.update_session_auth_hash(request, user)
+    return HttpResponse(status=204)
+
+
+def deactivate(request: HttpRequest) -> HttpResponse:
+    """Deactivate a user as a bulk update does, which sends no signal."""
+    User.objects.filter(username=request.GET["user"]).update(is_active=False)
     return HttpResponse(status=204)
 
 
@@ -69,8 +89,14 @@ def publish(request: HttpRequest, group: str) -> HttpResponse:
     return HttpResponse(status=204)
 
 
-def cancel(request: HttpRequest, group: str) -> HttpResponse:
-    django_sse.cancel(group, reason=request.GET.get("reason"))
+def cancel(request: HttpRequest, group: str | None = None) -> HttpResponse:
+    """Cancel a group, a user, or a user in a group."""
+    username = request.GET.get("user")
+    django_sse.cancel(
+        group,
+        user=User.objects.get(username=username) if username else None,
+        reason=request.GET.get("reason"),
+    )
     return HttpResponse(status=204)
 
 

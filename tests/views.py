@@ -89,14 +89,15 @@ def publish(request: HttpRequest, group: str) -> HttpResponse:
     return HttpResponse(status=204)
 
 
-def cancel(request: HttpRequest, group: str | None = None) -> HttpResponse:
-    """Cancel a group, a user, or a user in a group."""
-    username = request.GET.get("user")
-    django_sse.cancel(
-        group,
-        user=User.objects.get(username=username) if username else None,
-        reason=request.GET.get("reason"),
-    )
+def cancel(request: HttpRequest, group: str) -> HttpResponse:
+    django_sse.cancel(group, reason=request.GET.get("reason"))
+    return HttpResponse(status=204)
+
+
+def cancel_user(request: HttpRequest, **group: str) -> HttpResponse:
+    """Cancel a user, in all groups or in one."""
+    user = User.objects.get(username=request.GET["user"])
+    django_sse.cancel(**group, user=user, reason=request.GET.get("reason"))
     return HttpResponse(status=204)
 
 

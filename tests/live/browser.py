@@ -118,9 +118,11 @@ class Tab:
         browser.switch_to.new_window("tab")
         tab = cls(browser, browser.current_window_handle)
         browser.get(f"{origin}/event-sources/")
-        yield tab
-        tab._switch()
-        browser.close()
+        try:
+            yield tab
+        finally:
+            tab._switch()
+            browser.close()
 
     def follow(self, url: str) -> "EventSource":
         """Open an EventSource."""

@@ -41,8 +41,10 @@ class Network:
     def cut(self) -> Iterator[None]:
         """For the length of the block reset what is open, and refuse what is tried."""
         self._call(self._cut())
-        yield
-        self._call(self._listen())
+        try:
+            yield
+        finally:
+            self._call(self._listen())
 
     def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

@@ -102,7 +102,7 @@ def test_a_cancelled_user_is_stopped_in_every_process(
     of_another_process = open_tab(another_process, host).opened(f"/members/{group}/?tab=2")
     other = log_in(open_tab(site, another_host), f"{group}.other")
     of_another_user = other.opened(f"/members/{group}/?tab=3")
-    site.act("/cancel/", user=group, reason="over")
+    site.act("/cancel-user/", user=group, reason="over")
 
     assert_was_stopped(source, site, "over")
     assert_was_stopped(of_another_process, another_process, "over")
@@ -118,7 +118,7 @@ def test_a_session_that_began_after_the_cancel_streams(
 ) -> None:
     tab = log_in(open_tab(site, host), group)
     source = tab.opened(f"/members/{group}/?session=1")
-    site.act("/cancel/", user=group, reason="over")
+    site.act("/cancel-user/", user=group, reason="over")
     assert_was_stopped(source, site, "over")
 
     tab.get("/logout/")
@@ -135,7 +135,7 @@ def test_a_user_who_is_cancelled_in_one_group_goes_on_with_the_others(
     of_the_first = tab.opened(f"/events/?group={first}&tab=1")
     other = log_in(open_tab(site, another_host), f"{group}.other")
     of_another_user = other.opened(f"/events/?group={first}&group={second}&tab=2")
-    site.act(f"/cancel/{first}/", user=group, reason="over")
+    site.act(f"/cancel-user/{first}/", user=group, reason="over")
 
     assert_was_stopped(of_the_first, site, "over")
     site.publish(first, "of the first")

@@ -67,7 +67,7 @@ def logout(request: HttpRequest) -> HttpResponse:
 
 def change_password(request: HttpRequest) -> HttpResponse:
     """Change the user's password as Django's view does, which keeps this session alone."""
-    user = User.objects.get(pk=request.user.pk)
+    user = User.objects.get(username=request.user.get_username())
     user.set_password("another one")
     user.save()
     auth.update_session_auth_hash(request, user)

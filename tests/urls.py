@@ -1,5 +1,6 @@
 """The URLs of the test project."""
 
+from django.contrib.auth.decorators import login_required
 from django.urls import path
 
 from tests import views
@@ -7,10 +8,26 @@ from tests import views
 urlpatterns = [
     path("events/", views.Groups.as_view()),
     path("events/<str:group>/", views.Group.as_view()),
+    path("history/<str:group>/", views.Group.as_view(history=10)),
     path("members/<str:group>/", views.Members.as_view()),
+    path("unauthorized/<str:group>/", views.Unauthorized.as_view()),
+    path(
+        "redirected/<str:group>/",
+        login_required(views.Group.as_view(), login_url="/event-sources/"),
+    ),
     path("progress/", views.progress),
     path("login/", views.login),
+    path("logout/", views.logout),
+    path("change-password/", views.change_password),
+    path("deactivate/", views.deactivate),
     path("open-streams/", views.open_streams),
+    path("publish/<str:group>/", views.publish),
+    path("cancel/<str:group>/", views.cancel),
+    path("cancel-user/", views.cancel_user),
+    path("cancel-user/<str:group>/", views.cancel_user),
+    path("reopen/<str:group>/", views.reopen),
+    path("event-sources/", views.event_sources),
+    path("ends/", views.ends),
     path("group-send/<str:group>/", views.group_send),
     path("long-page/", views.long_page),
     path("unavailable/", views.unavailable),

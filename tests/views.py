@@ -1,7 +1,8 @@
-"""The views of the test project: streams, and what the tests need to know of the server."""
+"""The views of the test project: streams, what acts on them, and what the tests need to know."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 from channels.layers import get_channel_layer
 from django.contrib import auth
@@ -9,6 +10,7 @@ from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
+import django_sse
 from django_sse import Event, hub
 from django_sse.decorators import event_stream
 from django_sse.views import EventStreamView
@@ -34,6 +36,15 @@ class Members(EventStreamView):
             raise PermissionDenied
 
 
+class Unauthorized(EventStreamView):
+    """A group for nobody, answered as one whose session is over."""
+
+    groups = ["{group}"]
+
+    async def authorize(self, groups: Sequence[str]) -> HttpResponse:
+        return HttpResponse(status=401)
+
+
 @event_stream
 async def progress(request: HttpRequest) -> AsyncIterator[Event]:
     steps = int(request.GET.get("steps", 5))
@@ -44,13 +55,66 @@ async def progress(request: HttpRequest) -> AsyncIterator[Event]:
 
 def login(request: HttpRequest) -> HttpResponse:
     """Log a user in: the response sets the session's cookie."""
-    user, _ = User.objects.get_or_create(username="someone")
+    user, _ = User.objects.get_or_create(username=request.GET.get("user", "someone"))
     auth.login(request, user)
+    return HttpResponse(status=204)
+
+
+def logout(request: HttpRequest) -> HttpResponse:
+    auth.logout(request)
+    return HttpResponse(status=204)
+
+
+def change_password(request: HttpRequest) -> HttpResponse:
+    """Change the user's password as Django's view does, which keeps this session alone."""
+    user = User.objects.get(username=request.user.get_username())
+    user.set_password("another one")
+    user.save()
+    auth.update_session_auth_hash(request, user)
+    return HttpResponse(status=204)
+
+
+def deactivate(request: HttpRequest) -> HttpResponse:
+    """Deactivate a user as a bulk update does, which sends no signal."""
+    User.objects.filter(username=request.GET["user"]).update(is_active=False)
     return HttpResponse(status=204)
 
 
 async def open_streams(request: HttpRequest) -> HttpResponse:
     return JsonResponse(hub.open_streams(), safe=False)
+
+
+def publish(request: HttpRequest, group: str) -> HttpResponse:
+    django_sse.publish(group, request.GET["data"])
+    return HttpResponse(status=204)
+
+
+def cancel(request: HttpRequest, group: str) -> HttpResponse:
+    django_sse.cancel(group, reason=request.GET.get("reason"))
+    return HttpResponse(status=204)
+
+
+def cancel_user(request: HttpRequest, **group: str) -> HttpResponse:
+    """Cancel a user, in all groups or in one."""
+    user = User.objects.get(username=request.GET["user"])
+    django_sse.cancel(**group, user=user, reason=request.GET.get("reason"))
+    return HttpResponse(status=204)
+
+
+def reopen(request: HttpRequest, group: str) -> HttpResponse:
+    django_sse.reopen(group)
+    return HttpResponse(status=204)
+
+
+async def event_sources(request: HttpRequest) -> HttpResponse:
+    """Return a page that follows streams, for the tests in a browser."""
+    return HttpResponse(Path(__file__).with_name("event_sources.html").read_text())
+
+
+async def ends(request: HttpRequest) -> HttpResponse:
+    """Return a stream that says when to come back, if that is asked for, and ends."""
+    retry = request.GET.get("retry")
+    return HttpResponse(f"retry: {retry}\n\n" if retry else ":\n\n", "text/event-stream")
 
 
 async def group_send(request: HttpRequest, group: str) -> HttpResponse:

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
+from selenium import webdriver
 
+from tests.live.browser import chromium
 from tests.live.servers import SERVERS, Server, require, serve
 
 
@@ -22,6 +24,13 @@ def server(running_server: Server) -> Iterator[Server]:
     yield running_server
     # Shown by pytest where the test has failed.
     print(running_server.log())  # noqa: T201
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    """Chromium, started once for all tests; each takes a tab of its own."""
+    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -53,6 +53,14 @@ class Server:
         """
         return self._open_files(str(database_of(self.directory)))
 
+    def has_exited(self) -> bool:
+        """Return whether the server's own process has ended."""
+        return psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the server's own process, as a process manager does."""
+        os.kill(self.pid, signal.SIGTERM)
+
     def kill(self) -> None:
         """Kill the server with SIGKILL, at once and entirely."""
         os.killpg(self.pid, signal.SIGKILL)

@@ -19,6 +19,8 @@ ASGI_APPLICATION = "tests.asgi.application"
 
 # Everything live is behind compression, too, so that it never gets hold of a stream unnoticed.
 MIDDLEWARE = ["django.middleware.gzip.GZipMiddleware", *demo.MIDDLEWARE]
+if "LIVE_MIDDLEWARE" in os.environ:
+    MIDDLEWARE.append(os.environ["LIVE_MIDDLEWARE"])
 
 # What goes wrong in a server is in its output, which the tests show and look through.
 LOGGING = {

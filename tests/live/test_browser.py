@@ -1,27 +1,26 @@
 """The demo page in a real browser: what its EventSources ask the server for, and when they stop."""
 
 import asyncio
-import shutil
-import subprocess
+import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
+from tests.live.browser import Requests
 from tests.live.client import SECONDS
-from tests.live.servers import Server, manage, serve, unavailable
+from tests.live.servers import Server, manage, serve
 
 NEWS = "/events/news/latest/"
-PROGRESS = "/progress/"
+PROGRESS = "/progress/?steps=20&delay=0.2"
 
+RETRY = 0.5
 # How long a browser that was stopped has to stay silent.
-SILENCE_SECONDS = 15
+SILENCE_SECONDS = 6 * RETRY
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Demo:
 
     server: Server
     browser: webdriver.Chrome
-    requests: Path
+    requests: Requests
 
     def open(self) -> None:
         self.browser.get(f"http://127.0.0.1:{self.server.port}/")
@@ -52,47 +51,21 @@ class Demo:
     def manage(self, *arguments: str) -> None:
         asyncio.run(manage(self.server.directory, *arguments))
 
-    def seen(self, path: str) -> list[str]:
-        """Return what the server has seen of a path: each request, then its status."""
-        lines = (line.split() for line in self.requests.read_text().splitlines())
-        return [what for what, of in lines if of == path]
-
-
-@contextmanager
-def chromium(directory: Path) -> Iterator[webdriver.Chrome]:
-    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not binary or not driver:
-        unavailable("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for switch in (
-        *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "disable-dev-shm-usage"),
-        *("no-first-run", "disable-background-networking", "disable-component-update"),
-        *("disable-sync", f"user-data-dir={directory}"),
-    ):
-        options.add_argument(f"--{switch}")
-    service = webdriver.ChromeService(driver, log_output=subprocess.DEVNULL)
-    browser = webdriver.Chrome(options, service)
-    try:
-        yield browser
-    finally:
-        browser.quit()
-
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+def demo(browser: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     directory = tmp_path_factory.mktemp("demo")
     requests = directory / "requests"
-    with (
-        chromium(directory / "chromium") as browser,
-        serve(
-            "runserver",
-            directory,
-            LIVE_URLCONF="demo_project.urls",
-            LIVE_REQUEST_LOG=str(requests),
-        ) as server,
-    ):
-        yield Demo(server, browser, requests)
+    with serve(
+        "runserver",
+        directory,
+        LIVE_URLCONF="demo_project.urls",
+        LIVE_REQUEST_LOG=str(requests),
+        LIVE_DJANGO_SSE=json.dumps({"RETRY": RETRY}),
+    ) as server:
+        yield Demo(server, browser, Requests(requests))
+        # The page would go on asking for its streams.
+        browser.get("about:blank")
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +83,11 @@ def visit(demo: Demo) -> Demo:
 
 
 def test_after_a_cancel_the_browser_asks_once_more_and_then_never_again(visit: Demo) -> None:
-    assert visit.seen(NEWS) == ["request", "200", "request", "204"]
+    assert visit.requests.statuses(NEWS) == [200, 204]
 
 
 def test_a_job_runs_once(visit: Demo) -> None:
-    assert visit.seen(PROGRESS) == ["request", "200", "request", "204"]
+    assert visit.requests.statuses(PROGRESS) == [200, 204]
     visit.wait_for("#progress[value='20']")
 
 

@@ -1,0 +1,84 @@
+"""A network between clients and a server, which can be cut."""
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from threading import Thread
+from typing import Any, Self
+
+from tests.ports import free_port
+
+_CHUNK_BYTES = 64 * 1024
+
+
+class Network:
+    """Passes connections on to a server's port, but while it is cut."""
+
+    def __init__(self, port: int) -> None:
+        self.port = free_port()
+        self._to = port
+        self._loop = asyncio.new_event_loop()
+        self._open: set[asyncio.StreamWriter] = set()
+        self._listener: asyncio.Server | None = None
+
+    @classmethod
+    @contextmanager
+    def to(cls, port: int) -> Iterator[Self]:
+        """Run one for the length of the block."""
+        network = cls(port)
+        thread = Thread(target=network._loop.run_forever)
+        thread.start()
+        try:
+            network._call(network._listen())
+            yield network
+        finally:
+            network._call(network._cut())
+            network._loop.call_soon_threadsafe(network._loop.stop)
+            thread.join()
+            network._loop.close()
+
+    @contextmanager
+    def cut(self) -> Iterator[None]:
+        """For the length of the block reset what is open, and refuse what is tried."""
+        self._call(self._cut())
+        try:
+            yield
+        finally:
+            self._call(self._listen())
+
+    def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _listen(self) -> None:
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+
+    async def _cut(self) -> None:
+        assert self._listener
+        self._listener.close()
+        for writer in self._open:
+            writer.transport.abort()
+        while self._open:
+            await asyncio.sleep(0.01)
+
+    async def _accept(
+        self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter
+    ) -> None:
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._to)
+        except ConnectionError:
+            client_writer.close()
+            return
+        await asyncio.gather(
+            self._pass_on(client_reader, writer), self._pass_on(reader, client_writer)
+        )
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
+        with suppress(ConnectionError):
+            while data := await reader.read(_CHUNK_BYTES):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        self._open.discard(writer)

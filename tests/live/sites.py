@@ -1,0 +1,94 @@
+"""The test project for a browser: clients come back soon, and the network to it can be cut."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.live.browser import Requests
+from tests.live.network import Network
+from tests.live.servers import Server, launch, require
+from tests.ports import free_port
+
+# Short, so that a browser which is not stopped for good comes back while the test looks on.
+RETRY = 0.2
+# What a client is told that is to come back at a time of its own: so many seconds, up to twice.
+JITTERED_RETRY = 0.5
+# How long a process may take to learn from the store what another one has done, in seconds.
+SYNC_INTERVAL = 0.5
+
+_REQUEST_LOG = "requests"
+
+
+@dataclass(frozen=True)
+class Site:
+    """The test project on a server behind a network, with a log of all requests that reach it."""
+
+    server: Server
+    network: Network
+
+    @property
+    def origin(self) -> str:
+        return self.origin_of("127.0.0.1")
+
+    def origin_of(self, host: str) -> str:
+        """Return the origin by another name; what ends in ``.localhost`` is this machine."""
+        return f"http://{host}:{self.network.port}"
+
+    @property
+    def requests(self) -> Requests:
+        return Requests(self.server.directory / _REQUEST_LOG)
+
+    def statuses(self, url: str) -> list[int | None]:
+        """Return the status of each request for a URL."""
+        return self.requests.statuses(url)
+
+    def publish(self, group: str, data: str) -> None:
+        self.act(f"/publish/{group}/", data=data)
+
+    def cancel(self, group: str, reason: str) -> None:
+        self.act(f"/cancel/{group}/", reason=reason)
+
+    def reopen(self, group: str) -> None:
+        self.act(f"/reopen/{group}/")
+
+    def open_streams(self) -> int:
+        return int(self.act("/open-streams/"))
+
+    def act(self, path: str, **query: str) -> str:
+        """Let a view do something, which is not in the way of the browser; return its answer."""
+        url = f"http://127.0.0.1:{self.server.port}{path}"
+        return httpx.get(url, params=query).raise_for_status().text
+
+
+@contextmanager
+def run(
+    directory: Path,
+    *,
+    port: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    **settings: object,
+) -> Iterator[Site]:
+    """Run the test project on the database in a directory, which several may share.
+
+    Args:
+        environment: What else ``tests.live.settings`` reads.
+        settings: Keys of ``DJANGO_SSE``.
+    """
+    require("uvicorn")
+    port = port or free_port()
+    environment = {
+        "LIVE_DJANGO_SSE": json.dumps({"RETRY": RETRY, "SYNC_INTERVAL": SYNC_INTERVAL, **settings}),
+        "LIVE_REQUEST_LOG": str(directory / _REQUEST_LOG),
+        **(environment or {}),
+    }
+    with (
+        launch("uvicorn", directory, port, "tests.asgi:application", **environment) as server,
+        Network.to(port) as network,
+    ):
+        yield Site(server, network)
+        # Shown by pytest where a test has failed.
+        print(server.log())  # noqa: T201

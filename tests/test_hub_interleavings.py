@@ -299,7 +299,7 @@ def run_machine(examples: int, *phases: Phase) -> None:
 
 
 def test_each_client_gets_each_event_once_and_in_order_or_a_reset() -> None:
-    run_machine(80)
+    run_machine(250)
 
 
 def skipping_one(after: int, entries: list[Entry]) -> tuple[list[Entry], bool]:

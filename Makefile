@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 MINUTES ?= 10
+SECONDS ?= 600
 VENV := .venv
 
 # The newest Django needs a newer Python than the oldest one supported: the tests run on both.
@@ -30,6 +31,10 @@ endif
 .PHONY: soak
 soak: $(VENV)/test  ## Look for lost events under faults, on each engine (MINUTES=10 for each, ARGS="sqlite --seed 1")
 	$(VENV)/bin/python -m tests.soak --minutes $(MINUTES) $(ARGS)
+
+.PHONY: fuzz
+fuzz: $(VENV)/fuzz  ## Look for requests and events that break anything (SECONDS=600, ARGS="--seed 1", ARGS=FILE)
+	$(VENV)/bin/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/lint  ## Check style, types and migrations

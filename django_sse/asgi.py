@@ -150,9 +150,10 @@ class HandOff:
         try:
             async with asyncio.timeout(_FAREWELL_SECONDS):
                 await self._send(_body(b"", more=False))
-        except OSError:
-            # Also a timeout, and what ASGI lets a server raise for a client that has gone.
-            # Returning without it makes the server drop the connection.
+        except (OSError, RuntimeError):
+            # Also a timeout, and what ASGI lets a server raise for a client that has gone; uvicorn
+            # on uvloop raises a RuntimeError, if it has not heard of that yet. Returning without it
+            # makes the server drop the connection.
             logger.info("A client did not take the end of its stream.")
 
     async def _watch(self, stream: Stream) -> None:

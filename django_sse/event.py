@@ -21,6 +21,7 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 _FORBIDDEN_IN_FIELD = re.compile(r"[\r\n\0]")
 # More digits than these Python does not read as a number, and no browser waits that long.
 _MAX_DIGITS: Final = 4300
+_MAX_RETRY: Final = 2**63 - 1
 
 # `error` and `open` are EventSource's own, `close` and `reset` are the library's.
 RESERVED_NAMES: Final = frozenset({"error", "open", "close", "reset"})
@@ -77,10 +78,13 @@ class Event:
                 'Give it data, at least the empty text "".'
             )
         if self.retry is not None and (
-            isinstance(self.retry, bool) or not isinstance(self.retry, int) or self.retry < 0
+            isinstance(self.retry, bool)
+            or not isinstance(self.retry, int)
+            or not 0 <= self.retry <= _MAX_RETRY
         ):
+            # Without the value: Python does not write down a number of thousands of digits.
             raise InvalidEvent(
-                f"Event.retry must be a whole number of milliseconds from 0, not {self.retry!r}."
+                "Event.retry must be a whole number of milliseconds from 0 to 2**63 - 1."
             )
         if self.comment is not None and not isinstance(self.comment, str):
             raise InvalidEvent(f"Event.comment must be text, not {type(self.comment).__name__}.")

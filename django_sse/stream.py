@@ -331,8 +331,9 @@ class Stream:
         self._busy_since = self._last_sent = self._hub.now
         try:
             await self._send(chunk)
-        except OSError:
-            # What ASGI lets a server raise for a client that has gone.
+        except (OSError, RuntimeError):
+            # What ASGI lets a server raise for a client that has gone; a RuntimeError is uvicorn's
+            # on uvloop, which has stopped to listen to a client that sends one request too many.
             self.end("disconnected")
         except Exception:
             logger.exception("Sending to a stream failed; it is ended.")

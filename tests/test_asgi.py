@@ -152,6 +152,24 @@ async def test_the_body_ends_after_a_cancel() -> None:
         await request.communicator.wait(10)
 
 
+async def test_a_server_that_cannot_send_the_end_any_more_is_not_an_error() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        async def closed_at_the_end(message: Any) -> None:
+            if message.get("more_body") is False:
+                raise RuntimeError("the handler is closed")
+            await send(message)
+
+        await get_asgi_application()(scope, receive, closed_at_the_end)
+
+    request = Request(application)
+    await request.start()
+    while not request.decoder.reconnection_time:
+        await request.read()
+    await acancel("news")
+    assert [event.event for event in await request.next_events()] == ["close"]
+    await request.communicator.wait(10)
+
+
 async def test_a_client_that_leaves_is_forgotten() -> None:
     async with streaming(get_asgi_application()):
         assert open_streams() == 1

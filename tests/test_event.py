@@ -199,10 +199,16 @@ def test_a_field_that_is_not_text_is_refused(field: str, value: Any) -> None:
         Event("data", **{field: value})
 
 
-@pytest.mark.parametrize("retry", [-1, 1.5, "3000", True, float("nan")])
+@pytest.mark.parametrize("retry", [-1, 1.5, "3000", True, float("nan"), 2**63])
 def test_a_retry_that_is_no_whole_number_of_milliseconds_is_refused(retry: Any) -> None:
     with pytest.raises(InvalidEvent, match="whole number of milliseconds"):
         Event("data", retry=retry)
+
+
+def test_a_retry_that_python_does_not_write_down_is_refused() -> None:
+    for retry in (10**5000, -(10**5000)):
+        with pytest.raises(InvalidEvent, match="whole number of milliseconds"):
+            Event("data", retry=retry)
 
 
 def test_a_type_without_data_is_refused_because_a_browser_would_fire_nothing() -> None:

@@ -248,7 +248,7 @@ class KeepsMembers(InMemoryChannelLayer):  # type: ignore[misc]
 
 class Garbles(InMemoryChannelLayer):  # type: ignore[misc]
     async def group_send(self, group: str, message: Message) -> None:
-        entries = [[n, wire[:-3] + "?\n\n", closes] for n, wire, closes in message["entries"]]
+        entries = [[n, wire[:-3] + "?\n\n", *others] for n, wire, *others in message["entries"]]
         await super().group_send(group, {**message, "entries": entries})
 
 

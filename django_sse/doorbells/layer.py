@@ -9,15 +9,17 @@ import os
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from threading import Lock, Thread
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from channels.layers import BaseChannelLayer
 
 from django_sse.doorbells.base import Doorbell, Listener, Receiver, hearing
 from django_sse.mailbox import LAYER_SECONDS, Mailbox, Message
-from django_sse.stores.base import MARK, Entry, Hint
+from django_sse.stores.base import MARK, Entry, Hint, validate_group_or_mark
 from django_sse.tasks import logger, spawn
+
+T = TypeVar("T")
 
 MESSAGE_TYPE: Final = "sse.doorbell"
 
@@ -73,8 +75,14 @@ class _LayerReceiver(Receiver):
         await self._mailbox.close()
 
     def _take(self, message: Message) -> None:
-        if message.get("type") == MESSAGE_TYPE:
-            self._hub.hear_soon([from_message(message)])
+        if message.get("type") != MESSAGE_TYPE:
+            return
+        try:
+            hint = from_message(message)
+        except ValueError:
+            logger.warning("A message that is no doorbell was ignored.")
+        else:
+            self._hub.hear_soon([hint])
 
 
 def doorbell_group(group: str) -> str:
@@ -103,11 +111,27 @@ def to_message(hint: Hint) -> dict[str, Any]:
 
 
 def from_message(message: Mapping[str, Any]) -> Hint:
-    """Return the hint that a channel layer message carries."""
-    entries = (
-        Entry(number, wire.encode(), *others) for number, wire, *others in message["entries"]
-    )
-    return Hint(message["group"], message["head"], message["cancelled"], tuple(entries))
+    """Return the hint that a channel layer message carries.
+
+    Raises:
+        ValueError: It carries none.
+    """
+    try:
+        entries = tuple(
+            Entry(_a(int, number), _a(str, wire).encode(), _a(bool, closes), _a(str, exclude))
+            for number, wire, closes, exclude in message["entries"]
+        )
+        group = validate_group_or_mark(_a(str, message["group"]))
+        return Hint(group, _a(int, message["head"]), _a(bool, message["cancelled"]), entries)
+    except (KeyError, TypeError) as error:
+        raise ValueError("This message is no doorbell.") from error
+
+
+def _a(kind: type[T], value: Any) -> T:
+    # Exactly: a bool is no number.
+    if type(value) is not kind:
+        raise TypeError
+    return value
 
 
 def _carried(entries: Sequence[Entry]) -> Sequence[Entry]:

@@ -42,6 +42,16 @@ def validate_group(group: str) -> str:
     return group
 
 
+def validate_group_or_mark(name: str) -> str:
+    """Return the name of a group, or of an owner's.
+
+    Raises:
+        InvalidGroup: It is neither.
+    """
+    validate_group(name.removeprefix(MARK))
+    return name
+
+
 class Kind(IntEnum):
     """What an appended entry does."""
 
@@ -115,8 +125,7 @@ class Hint:
             ValueError: It is none.
         """
         group, head, cancelled = text.split(" ")
-        validate_group(group.removeprefix(MARK))
-        return cls(group, int(head), cancelled == "1")
+        return cls(validate_group_or_mark(group), int(head), cancelled == "1")
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from django.db import connection
 from pytest_django import Settings
 
 from django_sse.doorbells import doorbell_of
-from django_sse.doorbells.layer import doorbell_group, from_message, to_message
+from django_sse.doorbells.layer import LayerDoorbell, doorbell_group, from_message, to_message
 from django_sse.stores import get_store
 from django_sse.stores.base import Entry, Hint, validate_group
 from tests.doorbells.conftest import Ear, hint
@@ -64,6 +64,48 @@ def test_entries_too_large_for_a_message_are_left_to_the_store() -> None:
     assert from_message(to_message(Hint("news", 7, False, (fitting,)))).entries == (fitting,)
     large = (Entry(7, b"x"), Entry(8, b"x" * 64 * 1024))
     assert from_message(to_message(Hint("news", 8, False, large))) == Hint("news", 8, False)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"group": None},
+        {"group": ["news"]},
+        {"group": "no group"},
+        {"head": "8"},
+        {"head": None},
+        {"head": float("nan")},
+        {"head": True},
+        {"cancelled": None},
+        {"entries": None},
+        {"entries": 8},
+        {"entries": [8]},
+        {"entries": [[8, "data: x\n\n", False]]},
+        {"entries": [["8", "data: x\n\n", False, ""]]},
+        {"entries": [[8, b"data: x\n\n", False, ""]]},
+        {"entries": [[8, "data: \ud800\n\n", False, ""]]},
+        {"entries": [[8, "data: x\n\n", None, ""]]},
+        {"entries": [[8, "data: x\n\n", False, None]]},
+    ],
+)
+async def test_a_message_that_is_no_doorbell_is_ignored_and_the_next_one_is_heard(
+    fields: dict[str, Any],
+    ear: Ear,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": "tests.layers.OwnInMemoryLayer"}}
+    layer = get_channel_layer()
+    receiver = LayerDoorbell(layer).receiver(ear)
+    await receiver.enter("news")
+    message = to_message(hint(7))
+    await layer.group_send(doorbell_group("news"), {"type": "sse.doorbell"})
+    await layer.group_send(doorbell_group("news"), {**message, **fields})
+    await layer.group_send(doorbell_group("news"), message)
+    await until(lambda: ear.heard)
+    await receiver.close()
+    assert ear.heard == [hint(7)]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
 
 
 def test_doorbells_have_groups_of_their_own() -> None:

@@ -1,0 +1,1 @@
+"""Sends everything that a client can send, and publishes everything that can be published."""

@@ -74,7 +74,7 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
     session: SessionBase | None = getattr(request, "session", None)
     if session is not None and (mark := _session_mark(session)):
         marks[mark] = None
-    if user is None or _is_anonymous(user):
+    if is_nobody(user):
         return Owner(marks) if marks else NOBODY
     of_user = user_mark(user)
     marks[of_user] = None
@@ -94,6 +94,11 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
     )
 
 
+def is_nobody(user: Any) -> bool:
+    """Whether a user is none, or an anonymous one."""
+    return user is None or getattr(user, "is_anonymous", False) is True
+
+
 def user_mark(user: Any, group: str | None = None) -> str:
     """Return the mark of a user, or the one of a user in a group.
 
@@ -106,7 +111,7 @@ def user_mark(user: Any, group: str | None = None) -> str:
         TypeError, ValueError: It is neither a user nor a primary key, or one that is not saved or
             not logged in.
     """
-    if _is_anonymous(user):
+    if is_nobody(user):
         raise ValueError("An anonymous user has no streams of its own: give one who is logged in.")
     if isinstance(user, Model):
         if user.pk is None:
@@ -129,7 +134,7 @@ def mark_of(owner: Any) -> str:
     Raises:
         TypeError, ValueError: As ``user_mark``.
     """
-    if owner is None or _is_anonymous(owner):
+    if is_nobody(owner):
         return ""
     if not isinstance(owner, SessionBase):
         return user_mark(owner)
@@ -148,10 +153,6 @@ def _session_mark(session: SessionBase) -> str | None:
 def _mark(of: str, key: str) -> str:
     digest = salted_hmac(f"django_sse.owners.{of}", key, algorithm="sha256").hexdigest()
     return MARK + digest[: MARK_LENGTH - len(MARK)]
-
-
-def _is_anonymous(user: Any) -> bool:
-    return bool(getattr(user, "is_anonymous", False))
 
 
 async def _read(session: SessionBase) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from django_sse.groups import expand_group
 from django_sse.hub import current_hub, limit_reached_by
 from django_sse.limits import Claim
 from django_sse.logins import renew_login
-from django_sse.owners import owner_of
+from django_sse.owners import is_nobody, owner_of
 from django_sse.position import TERMINAL_MARK, parse_position
 from django_sse.refusals import STORE_AWAY
 from django_sse.replay import starting_point
@@ -159,13 +159,15 @@ class EventStreamView(View):
 
     async def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         """Answer with the stream, with 204 where it is over, or with why it is refused."""
+        sent_id = last_event_id(request)
+        user = await self.get_owner()
+        if sent_id.endswith(TERMINAL_MARK) and is_nobody(user):
+            # Its login is over, and so is its stream: no guard needs to be asked.
+            return no_content()
         groups = await self._allowed_groups()
         if isinstance(groups, HttpResponseBase):
             return groups
-        owner = await owner_of(request, await self.get_owner(), groups)
-        sent_id = last_event_id(request)
-        if sent_id.endswith(TERMINAL_MARK) and owner.user is None:
-            return no_content()
+        owner = await owner_of(request, user, groups)
         try:
             sent = parse_position(sent_id, groups)
             states = await current_hub().states(groups, sent, self.history, owner.marks)

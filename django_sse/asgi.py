@@ -13,7 +13,7 @@ from typing import Any, Final
 from django.core.asgi import get_asgi_application as get_django_application
 
 from django_sse.backpressure import waiting_for_client
-from django_sse.stream import Stream
+from django_sse.stream import Stream, jittered_retry
 from django_sse.tasks import logger, spawn
 
 Scope = MutableMapping[str, Any]
@@ -26,6 +26,8 @@ SCOPE_KEY: Final = "django_sse.hand_off"
 
 # How long the end of a stream may take to go out to a client that does not read.
 _FAREWELL_SECONDS: Final = 1.0
+# How long a server that cuts streams off is held up, so that it still writes what it was given.
+_LINGER_SECONDS: Final = 0.1
 
 
 def get_asgi_application() -> "EventStreamApplication":
@@ -47,6 +49,9 @@ class EventStreamApplication:
         try:
             await self.application({**scope, SCOPE_KEY: hand_off}, hand_off.receive, hand_off.send)
             await hand_off.serve()
+        except asyncio.CancelledError:
+            await hand_off.send_back()
+            raise
         finally:
             hand_off.close()
 
@@ -61,6 +66,7 @@ class HandOff:
         self._is_stream = False
         self._last_body = b""
         self._ended = False
+        self._over = False
         self._disconnected = False
         self._on_close: list[Callable[[], object]] = []
         self._waiting = ExitStack()
@@ -75,16 +81,21 @@ class HandOff:
 
     async def send(self, message: Message) -> None:
         """Pass on what Django sends, but not the end of a body that is to go on."""
+        if self._over:
+            # Django before 6.1 goes on where the server has cancelled its task.
+            return
         if message["type"] == "http.response.start":
             message = self._seen_start(message)
         elif message["type"] == "http.response.body":
-            self._last_body = message.get("body", b"")
+            body = message.get("body", b"")
+            self._last_body = body or self._last_body
             if not message.get("more_body", False):
                 if not self._stream:
+                    self._over = True
                     self._waiting.close()
                 else:
                     self._ended = True
-                    if not self._last_body:
+                    if not body:
                         return
                     message = {**message, "more_body": True}
         await self._send(message)
@@ -120,13 +131,27 @@ class HandOff:
         finally:
             watching.cancel()
 
+    async def send_back(self) -> None:
+        """End a stream that the server cuts off, so that its client comes back.
+
+        Daphne does that to all of them when it shuts down, others at the end of their patience.
+        """
+        # A response that is not the library's, or is in the middle of an event, is left alone.
+        is_own = self._is_stream and self._on_close and self._last_body.endswith(b"\n\n")
+        if not is_own or self._over or self._disconnected:
+            return
+        self.close()
+        await self._send_end(jittered_retry())
+        await asyncio.sleep(_LINGER_SECONDS)
+
     def close(self) -> None:
         """Release what the request still holds.
 
         Django before 6.1 does not run the ``finally`` of a response whose ASGI task is cancelled.
         """
         self._waiting.close()
-        for callback in self._on_close:
+        callbacks, self._on_close = self._on_close, []
+        for callback in callbacks:
             callback()
 
     def _seen_start(self, message: Message) -> Message:
@@ -143,11 +168,12 @@ class HandOff:
         # It has kept compressing middleware away; RFC 9110, 8.4.1 wants it not to be sent.
         return {**message, "headers": kept}
 
-    async def _send_end(self) -> None:
+    async def _send_end(self, last_chunk: bytes = b"") -> None:
+        self._over = True
         self._waiting.close()
         try:
             async with asyncio.timeout(_FAREWELL_SECONDS):
-                await self._send(_body(b"", more=False))
+                await self._send(_body(last_chunk, more=False))
         except OSError:
             # Also a timeout, and what ASGI lets a server raise for a client that has gone.
             # Returning without it makes the server drop the connection.

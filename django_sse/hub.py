@@ -13,6 +13,7 @@ from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.base import listen, stop_listening
 from django_sse.layers import default_layer
 from django_sse.mailbox import LAYER_SECONDS, Mailbox
+from django_sse.shutdown import call_at_shutdown
 from django_sse.stores import get_store
 from django_sse.stores.base import Cursor, GroupState, Hint
 from django_sse.stores.states import StateReader
@@ -25,6 +26,8 @@ _TICK_SECONDS: Final = 1.0
 # The store is asked for everything, not only for what changed, and is trimmed, this often.
 _SWEEP_SECONDS: Final = 60.0
 _SWEEP_GROUPS: Final = 500
+# How long a client that does not read may keep a server from shutting down.
+_FAREWELL_SECONDS: Final = 0.5
 
 _hubs: Final[dict[asyncio.AbstractEventLoop, "Hub"]] = {}
 
@@ -212,9 +215,11 @@ class Hub:
         spawn(self._receiver.open())
         self._tasks = [spawn(self._sync()), spawn(self._renew_memberships())]
         self._tick()
+        self._stop_watching = call_at_shutdown(self._send_back)
 
     def _stop(self) -> None:
         stop_listening(self)
+        self._stop_watching()
         _hubs.pop(self.loop, None)
         for task in self._tasks:
             task.cancel()
@@ -234,6 +239,13 @@ class Hub:
         send_timeout = conf().SEND_TIMEOUT
         for stream in list(self.streams):
             stream.tick(self.now, send_timeout)
+
+    def _send_back(self) -> None:
+        """Send all clients back: the server is shutting down."""
+        self.now = self.loop.time()
+        for stream in list(self.streams):
+            stream.dismiss("shutdown")
+            stream.tick(self.now, _FAREWELL_SECONDS)
 
     async def _sync(self) -> None:
         cursor: Cursor = None

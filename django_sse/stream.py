@@ -126,7 +126,7 @@ class Stream:
 
     async def _catch_up(self) -> None:
         failed = False
-        while not self.ended.done():
+        while not (self.ended.done() or self._finishing):
             try:
                 behind = next((sub for sub in self.subscriptions if self._is_behind(sub)), None)
                 if behind is None:
@@ -143,7 +143,9 @@ class Stream:
                     logger.exception("A stream could not be replayed; trying again.")
                 failed = True
                 await asyncio.sleep(1.0)
-        if not self.ended.done():
+        if self._finishing:
+            self._send_back(self._finishing)
+        elif not self.ended.done():
             self._go_live()
             self.end_if_cancelled()
 
@@ -319,11 +321,16 @@ class Stream:
 
     def dismiss(self, reason: str) -> None:
         """End the stream so that its client comes back, at a time of its own."""
-        if not self._live:
-            self.end(reason)
-        elif not self._finishing:
-            self._push(jittered_retry())
-            self._finish(reason)
+        if self._finishing:
+            return
+        if self._live:
+            self._send_back(reason)
+            return
+        # Told to the client when it is served, or the chunk that is being sent has gone out.
+        self._finishing = reason
+        if self._catching_up and self._busy_since is None:
+            self._catching_up.cancel()
+            self._send_back(reason)
 
     def end(self, reason: str) -> None:
         """End the stream now. Ending it again changes nothing."""
@@ -336,6 +343,11 @@ class Stream:
         for task in (self._catching_up, self._sending):
             if task and task is not asyncio.current_task():
                 task.cancel()
+
+    def _send_back(self, reason: str) -> None:
+        self._live = True
+        self._push(jittered_retry())
+        self._finish(reason)
 
     def _finish(self, reason: str) -> None:
         """End the stream as soon as its backlog has gone out."""

@@ -88,6 +88,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         serve(
             "runserver",
             directory,
+            options=["--noreload"],
             LIVE_URLCONF="demo_project.urls",
             LIVE_REQUEST_LOG=str(requests),
         ) as server,

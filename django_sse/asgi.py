@@ -27,7 +27,8 @@ SCOPE_KEY: Final = "django_sse.hand_off"
 # How long the end of a stream may take to go out to a client that does not read.
 _FAREWELL_SECONDS: Final = 1.0
 # How long a server that cuts streams off is held up, so that it still writes what it was given.
-_LINGER_SECONDS: Final = 0.1
+# Daphne goes on as soon as the first of them is over, so this has to do for all.
+_LINGER_SECONDS: Final = 0.5
 
 
 def get_asgi_application() -> "EventStreamApplication":

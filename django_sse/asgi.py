@@ -14,7 +14,7 @@ from django.core.asgi import get_asgi_application as get_django_application
 
 from django_sse.backpressure import waiting_for_client
 from django_sse.refusals import softened
-from django_sse.stream import Stream
+from django_sse.stream import Stream, jittered_retry
 from django_sse.tasks import logger, spawn
 
 Scope = MutableMapping[str, Any]
@@ -27,6 +27,9 @@ SCOPE_KEY: Final = "django_sse.hand_off"
 
 # How long the end of a stream may take to go out to a client that does not read.
 _FAREWELL_SECONDS: Final = 1.0
+# How long a server that cuts streams off is held up, so that it still writes what it was given.
+# Daphne goes on as soon as the first of them is over, so this has to do for all.
+_LINGER_SECONDS: Final = 0.5
 
 
 def get_asgi_application() -> "EventStreamApplication":
@@ -49,6 +52,9 @@ class EventStreamApplication:
             send = softened(scope, hand_off.send)
             await self.application({**scope, SCOPE_KEY: hand_off}, hand_off.receive, send)
             await hand_off.serve()
+        except asyncio.CancelledError:
+            await hand_off.send_back()
+            raise
         finally:
             hand_off.close()
 
@@ -63,6 +69,7 @@ class HandOff:
         self._is_stream = False
         self._last_body = b""
         self._ended = False
+        self._over = False
         self._disconnected = False
         self._on_close: list[Callable[[], object]] = []
         self._waiting = ExitStack()
@@ -77,16 +84,21 @@ class HandOff:
 
     async def send(self, message: Message) -> None:
         """Pass on what Django sends, but not the end of a body that is to go on."""
+        if self._over:
+            # Django before 6.1 goes on where the server has cancelled its task.
+            return
         if message["type"] == "http.response.start":
             message = self._seen_start(message)
         elif message["type"] == "http.response.body":
-            self._last_body = message.get("body", b"")
+            body = message.get("body", b"")
+            self._last_body = body or self._last_body
             if not message.get("more_body", False):
                 if not self._stream:
+                    self._over = True
                     self._waiting.close()
                 else:
                     self._ended = True
-                    if not self._last_body:
+                    if not body:
                         return
                     message = {**message, "more_body": True}
         await self._send(message)
@@ -122,13 +134,27 @@ class HandOff:
         finally:
             watching.cancel()
 
+    async def send_back(self) -> None:
+        """End a stream that the server cuts off, so that its client comes back.
+
+        Daphne does that to all of them when it shuts down, others at the end of their patience.
+        """
+        # A response that is not the library's, or is in the middle of an event, is left alone.
+        is_own = self._is_stream and self._on_close and self._last_body.endswith(b"\n\n")
+        if not is_own or self._over or self._disconnected:
+            return
+        self.close()
+        await self._send_end(jittered_retry())
+        await asyncio.sleep(_LINGER_SECONDS)
+
     def close(self) -> None:
         """Release what the request still holds.
 
         Django before 6.1 does not run the ``finally`` of a response whose ASGI task is cancelled.
         """
         self._waiting.close()
-        for callback in self._on_close:
+        callbacks, self._on_close = self._on_close, []
+        for callback in callbacks:
             callback()
 
     def _seen_start(self, message: Message) -> Message:
@@ -145,11 +171,12 @@ class HandOff:
         # It has kept compressing middleware away; RFC 9110, 8.4.1 wants it not to be sent.
         return {**message, "headers": kept}
 
-    async def _send_end(self) -> None:
+    async def _send_end(self, last_chunk: bytes = b"") -> None:
+        self._over = True
         self._waiting.close()
         try:
             async with asyncio.timeout(_FAREWELL_SECONDS):
-                await self._send(_body(b"", more=False))
+                await self._send(_body(last_chunk, more=False))
         except (OSError, RuntimeError):
             # Also a timeout, and what ASGI lets a server raise for a client that has gone; uvicorn
             # on uvloop raises a RuntimeError, if it has not heard of that yet. Returning without it

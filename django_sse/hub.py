@@ -19,6 +19,7 @@ from django_sse.layers import default_layer
 from django_sse.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
 from django_sse.logins import judge
 from django_sse.mailbox import LAYER_SECONDS, Mailbox
+from django_sse.shutdown import call_at_shutdown
 from django_sse.stores import get_store
 from django_sse.stores.base import Cursor, GroupState, Hint, closing_wire
 from django_sse.stores.states import StateReader
@@ -36,6 +37,8 @@ _SWEEP_GROUPS: Final = 500
 _LOGINS_PAUSE: Final = 20
 # How long a view may take to say whether its stream is still allowed.
 _ANSWER_SECONDS: Final = 10.0
+# How long a client that does not read may keep a server from shutting down.
+_FAREWELL_SECONDS: Final = 0.5
 
 _hubs: Final[dict[asyncio.AbstractEventLoop, "Hub"]] = {}
 
@@ -267,9 +270,11 @@ class Hub:
             spawn(self._ask_views()),
         ]
         self._tick()
+        self._stop_watching = call_at_shutdown(self._send_back)
 
     def _stop(self) -> None:
         stop_listening(self)
+        self._stop_watching()
         _hubs.pop(self.loop, None)
         for task in self._tasks:
             task.cancel()
@@ -290,6 +295,13 @@ class Hub:
         send_timeout = conf().SEND_TIMEOUT
         for stream in list(self.streams):
             stream.tick(self.now, send_timeout)
+
+    def _send_back(self) -> None:
+        """Send all clients back: the server is shutting down."""
+        self.now = self.loop.time()
+        for stream in list(self.streams):
+            stream.dismiss("shutdown")
+            stream.tick(self.now, _FAREWELL_SECONDS)
 
     async def _sync(self) -> None:
         cursor: Cursor = None

@@ -19,6 +19,7 @@ from django_sse.hub import current_hub
 from django_sse.limits import TooManyStreams
 from django_sse.position import TERMINAL_MARK, format_position
 from django_sse.refusals import STORE_AWAY, is_refused_softly, refusals, retry_after
+from django_sse.shutdown import call_at_shutdown
 from django_sse.stores.base import closing_wire
 from django_sse.stream import HEARTBEAT, Stream, jittered_retry
 from django_sse.tasks import logger
@@ -236,6 +237,8 @@ class GeneratorResponse(EventStreamResponse):
     async def _content(self) -> AsyncGenerator[bytes, None]:
         # One task from the generator's start to its end: what it opens, it can close.
         driving = asyncio.create_task(self._drive())
+        stop_watching = call_at_shutdown(lambda: self._send_back(driving))
+        driving.add_done_callback(lambda _: stop_watching())
         driving.add_done_callback(lambda _: self._queue.put_nowait(None))
         if self._hand_off:
             self._hand_off.call_on_close(driving.cancel)
@@ -255,6 +258,12 @@ class GeneratorResponse(EventStreamResponse):
         finally:
             driving.cancel()
             await asyncio.wait([driving])
+
+    def _send_back(self, driving: asyncio.Task[None]) -> None:
+        """End the stream so that its client comes back: the server is shutting down."""
+        if not driving.cancelling():
+            self._queue.put_nowait(jittered_retry())
+            driving.cancel()
 
     async def _drive(self) -> None:
         try:

@@ -411,6 +411,12 @@ class Stream:
         self._finishing, self._farewell = reason, farewell
         if self._live:
             self._say_farewell()
+        elif self._catching_up and self._waits_for_store():
+            self._catching_up.cancel()
+            self._go_live()
+
+    def _waits_for_store(self) -> bool:
+        return self._busy_since is None and self._catching_up is not asyncio.current_task()
 
     def _say_farewell(self) -> None:
         assert self._finishing

@@ -46,7 +46,24 @@ async def forever(request: HttpRequest) -> AsyncIterator[Event]:
 
 
 forever_ended = asyncio.Event()
-urlpatterns = [path("news/", News.as_view()), path("forever/", forever)]
+
+
+async def stranger(request: HttpRequest) -> HttpResponseBase:
+    """An event stream of the project's own."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"retry: 10\n\n"
+        # Django before 6.1 goes on with it after its task was cancelled.
+        await asyncio.sleep(1)
+
+    return StreamingHttpResponse(chunks(), content_type="text/event-stream")
+
+
+urlpatterns = [
+    path("news/", News.as_view()),
+    path("forever/", forever),
+    path("stranger/", stranger),
+]
 
 
 class Request:
@@ -78,7 +95,9 @@ class Request:
         self.headers = {name.decode().lower(): value.decode() for name, value in message["headers"]}
 
     async def read(self) -> list[Event]:
-        message = await self.communicator.receive_output(10)
+        return self._take(await self.communicator.receive_output(10))
+
+    def _take(self, message: Any) -> list[Event]:
         self.ended = not message.get("more_body", False)
         return self.decoder.feed(message.get("body", b""))
 
@@ -91,6 +110,15 @@ class Request:
         self.communicator.stop(exceptions=False)
         # Django before 6.1 goes on listening in a task of its own.
         await self.communicator.send_input({"type": "http.disconnect"})
+
+    async def cut_off(self) -> None:
+        """Cancel it, as a server does that does not wait for its streams; take what comes."""
+        self.communicator.stop(exceptions=False)
+        await asyncio.wait([self.communicator.future])
+        while not self.communicator.output_queue.empty():
+            self._take(self.communicator.output_queue.get_nowait())
+        # Django before 6.1 goes on listening in a task of its own.
+        self.communicator.input_queue.put_nowait({"type": "http.disconnect"})
 
     async def disconnect(self) -> None:
         await self.communicator.send_input({"type": "http.disconnect"})
@@ -185,6 +213,26 @@ async def test_a_server_that_cancels_its_task_leaves_no_stream_behind() -> None:
     await request.cancel()
     while open_streams():
         await asyncio.sleep(0.01)
+
+
+async def test_a_client_whose_stream_the_server_cuts_off_is_sent_back() -> None:
+    async with streaming(get_asgi_application()) as request:
+        assert request.decoder.reconnection_time == 3000
+        while not open_streams():
+            await asyncio.sleep(0.01)
+        await request.cut_off()
+        assert request.ended
+        assert 3000 < request.decoder.reconnection_time <= 6000
+
+
+async def test_a_response_that_is_not_the_librarys_is_cut_off_as_it_is() -> None:
+    request = Request(get_asgi_application(), "/stranger/")
+    await request.start()
+    while request.decoder.reconnection_time is None:
+        await request.read()
+    await request.cut_off()
+    assert not request.ended
+    assert request.decoder.reconnection_time == 10
 
 
 async def test_a_disconnect_that_django_has_consumed_is_remembered() -> None:
@@ -324,5 +372,8 @@ async def test_a_generator_view_is_closed_when_the_server_cancels_its_task() -> 
     request = Request(get_asgi_application(), "/forever/")
     await request.start()
     await request.next_events()
-    await request.cancel()
+    await request.cut_off()
     await asyncio.wait_for(forever_ended.wait(), 10)
+    assert request.ended
+    assert 3000 < (request.decoder.reconnection_time or 0) <= 6000
+    assert request.decoder.last_event_id == ""

@@ -43,6 +43,11 @@ class Response:
         """What an EventSource would send when it comes back."""
         return self._decoder.last_event_id
 
+    @property
+    def reconnection_time(self) -> int | None:
+        """The milliseconds that an EventSource would wait before it comes back."""
+        return self._decoder.reconnection_time
+
     async def head(self, method: str) -> None:
         """Read the status and the headers."""
         status, _, fields = (await self._reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -61,6 +61,10 @@ class Server:
         """Send SIGTERM to the server's own process, as a process manager does."""
         os.kill(self.pid, signal.SIGTERM)
 
+    def interrupt(self) -> None:
+        """Send SIGINT to all of its processes, as a terminal does for Ctrl-C."""
+        os.killpg(self.pid, signal.SIGINT)
+
     def kill(self) -> None:
         """Kill the server with SIGKILL, at once and entirely."""
         os.killpg(self.pid, signal.SIGKILL)
@@ -96,14 +100,19 @@ def serve(
     *,
     port: int | None = None,
     application: str = "tests.asgi:application",
+    options: Sequence[str] = (),
     **environment: str,
 ) -> Iterator[Server]:
     """Run a server, ``runserver`` included, on the database in a directory.
 
     Args:
+        options: More arguments of its command line.
         environment: What ``tests.live.settings`` reads, beside the database.
     """
-    with launch(name, directory, port or free_port(), application, **environment) as server:
+    running = launch(
+        name, directory, port or free_port(), application, options=options, **environment
+    )
+    with running as server:
         try:
             yield server
             assert "Traceback" not in server.log()
@@ -114,14 +123,20 @@ def serve(
 
 @contextmanager
 def launch(
-    name: str, directory: Path, port: int, application: str, **environment: str
+    name: str,
+    directory: Path,
+    port: int,
+    application: str,
+    *,
+    options: Sequence[str] = (),
+    **environment: str,
 ) -> Iterator[Server]:
     """Run a server as ``serve`` does, whatever it logs."""
     output = directory / f"{name}-{port}.log"
     with (
         output.open("ab") as file,
         subprocess.Popen(
-            _command(name, application, port),
+            [*_command(name, application, port), *options],
             cwd=ROOT,
             env=project_environment(directory, **environment),
             stdin=subprocess.DEVNULL,
@@ -179,14 +194,16 @@ def database_of(directory: Path) -> Path:
 
 def _command(name: str, application: str, port: int) -> list[str]:
     bind = ["--host", "127.0.0.1", "--port", str(port)]
+    gunicorn = ["--worker-class", "uvicorn_worker.UvicornWorker", "--log-level", "warning"]
     arguments = {
         "daphne": ["-m", "daphne", "--bind", "127.0.0.1", "--port", str(port), "-v", "0"],
         "uvicorn": ["-m", "uvicorn", *bind, "--log-level", "warning"],
         "hypercorn": ["-m", "hypercorn", "--bind", f"127.0.0.1:{port}", "--log-level", "WARNING"],
         "granian": ["-m", "granian", *bind, "--interface", "asgi", "--log-level", "warning"],
+        "gunicorn": ["-m", "gunicorn", "--bind", f"127.0.0.1:{port}", *gunicorn],
     }
     if name == "runserver":
-        return [sys.executable, "manage.py", name, "--noreload", "--insecure", str(port)]
+        return [sys.executable, "manage.py", name, "--insecure", str(port)]
     return [sys.executable, *arguments[name], application]
 
 

@@ -59,6 +59,7 @@ def demo(browser: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) ->
     with serve(
         "runserver",
         directory,
+        options=["--noreload"],
         LIVE_URLCONF="demo_project.urls",
         LIVE_REQUEST_LOG=str(requests),
         LIVE_DJANGO_SSE=json.dumps({"RETRY": RETRY}),

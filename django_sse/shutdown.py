@@ -1,0 +1,124 @@
+"""Notices that the server is shutting down while streams are open.
+
+A server waits for its open streams, and says ``lifespan.shutdown`` only when they have ended. But
+the first thing that each one does is to close the sockets that it listens on, whatever has told it
+to: a signal, its parent process, its own limit of requests. So these sockets are watched, and no
+signal's handler is touched: they are the server's, and none is swallowed here.
+
+Daphne does not wait: it cancels what runs, which is dealt with in ``django_sse.asgi``.
+"""
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from contextvars import Context
+from typing import Any, Final
+
+# A look costs some microseconds for each socket that is listened on.
+_WATCH_SECONDS: Final = 0.25
+_DESCRIPTORS: Final = "/dev/fd"
+
+_watches: Final[dict[asyncio.AbstractEventLoop, "_Watch"]] = {}
+
+
+def call_at_shutdown(callback: Callable[[], None]) -> Callable[[], None]:
+    """Call back once the server that runs this loop is shutting down, and again until taken back.
+
+    Returns:
+        What takes the callback back.
+    """
+    loop = asyncio.get_running_loop()
+    if loop not in _watches:
+        for closed in [other for other in list(_watches) if other.is_closed()]:
+            _watches.pop(closed, None)
+        _watches[loop] = _Watch(loop)
+    watch = _watches[loop]
+    watch.add(callback)
+    return lambda: watch.discard(callback)
+
+
+class _Watch:
+    """Watches the sockets that the streams of an event loop came through."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._callbacks: set[Callable[[], None]] = set()
+        self._inodes: dict[int, int] = {}
+        self._timer: asyncio.Handle | None = None
+
+    def add(self, callback: Callable[[], None]) -> None:
+        self._callbacks.add(callback)
+        if len(self._callbacks) > 1:
+            return
+        if not self._is_listening():
+            self._find()
+        if self._inodes:
+            self._timer = self._loop.call_soon(self._look, context=Context())
+
+    def discard(self, callback: Callable[[], None]) -> None:
+        self._callbacks.discard(callback)
+        if self._timer and not self._callbacks:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = self._loop.call_later(_WATCH_SECONDS, self._look, context=Context())
+        if self._is_listening():
+            return
+        for callback in list(self._callbacks):
+            callback()
+        # If it was another socket that was closed, this process goes on serving.
+        self._find()
+
+    def _is_listening(self) -> bool:
+        """Whether all sockets are open: a server may close one and wait before the next."""
+        try:
+            return bool(self._inodes) and all(
+                os.fstat(descriptor).st_ino == inode for descriptor, inode in self._inodes.items()
+            )
+        except OSError:
+            return False
+
+    def _find(self) -> None:
+        """Look for the listening sockets. Where none serves any more, the known ones count on."""
+        listening = {}
+        ports = {}
+        accepted = set()
+        for descriptor, inode in _sockets():
+            # It raises OSError for one that was closed meanwhile.
+            with suppress(OSError):
+                listens, port = _listens_at(descriptor)
+                if listens:
+                    listening[descriptor] = inode
+                    ports[descriptor] = port
+                else:
+                    accepted.add(port)
+        # Others may be there for something else, such as metrics, and stay open.
+        serving = {key: inode for key, inode in listening.items() if ports[key] in accepted}
+        self._inodes = serving or self._inodes or listening
+
+
+def _sockets() -> Iterator[tuple[int, int]]:
+    """Yield descriptor and inode of each socket of this process."""
+    with suppress(OSError):
+        for name in os.listdir(_DESCRIPTORS):
+            with suppress(OSError):
+                status = os.fstat(int(name))
+                if stat.S_ISSOCK(status.st_mode):
+                    yield int(name), status.st_ino
+
+
+def _listens_at(descriptor: int) -> tuple[bool, Any]:
+    """Return whether a socket listens, and its port or path; an accepted one has its listener's."""
+    blocking = os.get_blocking(descriptor)
+    borrowed = socket.socket(fileno=descriptor)
+    try:
+        name = borrowed.getsockname()
+        listens = borrowed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        return bool(listens), name[1] if isinstance(name, tuple) else name
+    finally:
+        borrowed.detach()
+        # The module's default timeout, where there is one, has made it non-blocking.
+        os.set_blocking(descriptor, blocking)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from django.core.asgi import get_asgi_application as get_django_application
 
 from django_sse.backpressure import waiting_for_client
+from django_sse.dead_peers import bound_silence
 from django_sse.refusals import softened
 from django_sse.stream import Stream, jittered_retry
 from django_sse.tasks import logger, spawn
@@ -47,7 +48,7 @@ class EventStreamApplication:
         if scope["type"] != "http" or SCOPE_KEY in scope:
             await self.application(scope, receive, send)
             return
-        hand_off = HandOff(receive, send)
+        hand_off = HandOff(scope, receive, send)
         try:
             send = softened(scope, hand_off.send)
             await self.application({**scope, SCOPE_KEY: hand_off}, hand_off.receive, send)
@@ -62,7 +63,8 @@ class EventStreamApplication:
 class HandOff:
     """Stands between Django and the server for one request, and takes its stream over."""
 
-    def __init__(self, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._peer = scope.get("client")
         self._receive = receive
         self._send = send
         self._stream: Stream | None = None
@@ -167,6 +169,7 @@ class HandOff:
         encoded = any(name == b"content-encoding" for name, _ in kept)
         self._is_stream = message["status"] == 200 and not encoded
         if self._is_stream:
+            bound_silence(self._peer)
             self._send = self._waiting.enter_context(waiting_for_client(self._send))
         # It has kept compressing middleware away; RFC 9110, 8.4.1 wants it not to be sent.
         return {**message, "headers": kept}

@@ -11,15 +11,15 @@ Daphne does not wait: it cancels what runs, which is dealt with in ``django_sse.
 import asyncio
 import os
 import socket
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
-from typing import Any, Final
+from typing import Final
+
+from django_sse.sockets import borrowed, own_sockets
 
 # A look costs some microseconds for each socket that is listened on.
 _WATCH_SECONDS: Final = 0.25
-_DESCRIPTORS: Final = "/dev/fd"
 
 _watches: Final[dict[asyncio.AbstractEventLoop, "_Watch"]] = {}
 
@@ -86,11 +86,13 @@ class _Watch:
         listening = {}
         ports = {}
         accepted = set()
-        for descriptor, inode in _sockets():
+        for descriptor, inode in own_sockets():
             # It raises OSError for one that was closed meanwhile.
-            with suppress(OSError):
-                listens, port = _listens_at(descriptor)
-                if listens:
+            with suppress(OSError), borrowed(descriptor) as connection:
+                # An accepted socket has the port, or the path, of its listener.
+                name = connection.getsockname()
+                port = name[1] if isinstance(name, tuple) else name
+                if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     listening[descriptor] = inode
                     ports[descriptor] = port
                 else:
@@ -98,27 +100,3 @@ class _Watch:
         # Others may be there for something else, such as metrics, and stay open.
         serving = {key: inode for key, inode in listening.items() if ports[key] in accepted}
         self._inodes = serving or self._inodes or listening
-
-
-def _sockets() -> Iterator[tuple[int, int]]:
-    """Yield descriptor and inode of each socket of this process."""
-    with suppress(OSError):
-        for name in os.listdir(_DESCRIPTORS):
-            with suppress(OSError):
-                status = os.fstat(int(name))
-                if stat.S_ISSOCK(status.st_mode):
-                    yield int(name), status.st_ino
-
-
-def _listens_at(descriptor: int) -> tuple[bool, Any]:
-    """Return whether a socket listens, and its port or path; an accepted one has its listener's."""
-    blocking = os.get_blocking(descriptor)
-    borrowed = socket.socket(fileno=descriptor)
-    try:
-        name = borrowed.getsockname()
-        listens = borrowed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        return bool(listens), name[1] if isinstance(name, tuple) else name
-    finally:
-        borrowed.detach()
-        # The module's default timeout, where there is one, has made it non-blocking.
-        os.set_blocking(descriptor, blocking)

@@ -1,6 +1,7 @@
 """A client of event streams on a plain socket, strict about HTTP and the event stream format."""
 
 import asyncio
+import ctypes
 import socket
 import struct
 from collections import deque
@@ -15,6 +16,7 @@ SECONDS = 30.0
 """How long anything may take that a test waits for."""
 
 _NETWORK_SEGMENT_BYTES = 1400
+_SO_ATTACH_FILTER = 26
 
 
 class EndOfStreamError(Exception):
@@ -112,6 +114,14 @@ class Response:
         connection: socket.socket = self._writer.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
+
+    def vanish(self) -> None:
+        """Answer nothing from here on, not even the kernel's acknowledgements (Linux)."""
+        connection: socket.socket = self._writer.get_extra_info("socket")
+        # A filter of one instruction, to take nothing of any packet: socket(7), linux/filter.h.
+        instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+        program = struct.pack("HP", 1, ctypes.addressof(instruction))
+        connection.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
     def close(self) -> None:
         """Close the connection in the middle of the response."""

@@ -6,12 +6,14 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 import json
 import re
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from django.core.serializers.json import DjangoJSONEncoder
+from django.http import HttpRequest
+from django.template.loader import render_to_string
 from django.utils.functional import Promise
 
 from django_sse.exceptions import InvalidEvent
@@ -88,6 +90,28 @@ class Event:
             )
         if self.comment is not None and not isinstance(self.comment, str):
             raise InvalidEvent(f"Event.comment must be text, not {type(self.comment).__name__}.")
+
+    @classmethod
+    def from_template(
+        cls,
+        template: str | Sequence[str],
+        context: Mapping[str, Any] | None = None,
+        request: HttpRequest | None = None,
+        *,
+        event: str | None = None,
+    ) -> Self:
+        """Return an event whose data is a rendered template, such as HTML that a page swaps in.
+
+        Args:
+            template: A template's name, or several to take the first one that there is.
+            context: As for ``render``.
+            request: Whose context processors run; all clients of a group get what they say of it.
+            event: The event's type.
+
+        Raises:
+            TemplateDoesNotExist, TemplateSyntaxError: As Django's loaders do.
+        """
+        return cls(render_to_string(template, context, request), event=event)
 
     def encode(self) -> bytes:
         """Return the event's block of lines, with the blank line that ends it.

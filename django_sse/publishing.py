@@ -1,10 +1,11 @@
 """Publish to groups, cancel and reopen them: from sync and async code, threads and commands."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from asgiref.sync import sync_to_async
+from django.http import HttpRequest
 from django.utils.asyncio import async_unsafe
 
 from django_sse.conf import conf
@@ -56,6 +57,35 @@ async def apublish(
     """Publish one event to a group from async code; otherwise as ``publish``."""
     entry = _entry(group, _event(data, event), mark_of(exclude))
     return _published(await _aappend([entry]), [group])[0]
+
+
+@async_unsafe(_ON_A_LOOP.format("publish_template"))
+def publish_template(
+    group: str,
+    template: str | Sequence[str],
+    context: Mapping[str, Any] | None = None,
+    request: HttpRequest | None = None,
+    *,
+    event: str | None = None,
+    exclude: Any = None,
+) -> Published:
+    """Publish a rendered template, as ``Event.from_template`` makes it; otherwise as ``publish``."""
+    made = Event.from_template(template, context, request, event=event)
+    return publish(group, made, exclude=exclude)
+
+
+async def apublish_template(
+    group: str,
+    template: str | Sequence[str],
+    context: Mapping[str, Any] | None = None,
+    request: HttpRequest | None = None,
+    *,
+    event: str | None = None,
+    exclude: Any = None,
+) -> Published:
+    """Publish a template from async code. It is rendered in a thread, for it may query."""
+    render = sync_to_async(Event.from_template)
+    return await apublish(group, await render(template, context, request, event=event), exclude=exclude)
 
 
 @async_unsafe(_ON_A_LOOP.format("publish_many"))

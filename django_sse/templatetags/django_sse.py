@@ -1,6 +1,10 @@
 """``{% load django_sse %}``."""
 
 from django import template
+from django.template import Context
+from django.templatetags.static import static
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
 from django_sse.publishing import position
 
@@ -22,3 +26,20 @@ def event_stream_position(*groups: str) -> str:
         SynchronousOnlyOperation: Rendered on a running event loop: take ``aposition`` in the view.
     """
     return position(*groups)
+
+
+@register.simple_tag(takes_context=True)
+def event_stream_script(context: Context) -> SafeString:
+    """Return the script that defines ``<event-stream>``, as a module.
+
+        {% event_stream_script %}
+        <ul><event-stream src="/events/news/" event="headline" swap="afterbegin"></ul>
+
+    It has the nonce of Django's or of django-csp's Content Security Policy, where there is one.
+    """
+    nonce = context.get("csp_nonce") or getattr(context.get("request"), "csp_nonce", None)
+    return format_html(
+        '<script type="module" src="{}"{}></script>',
+        static("django_sse/event-stream.js"),
+        format_html(' nonce="{}"', nonce) if nonce else "",
+    )

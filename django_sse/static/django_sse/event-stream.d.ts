@@ -1,0 +1,109 @@
+/** A server-sent event. `data` is text, or with `json` what the text says as JSON. */
+export interface StreamEvent<Data = any> extends MessageEvent<Data> {}
+
+/**
+ * The server's last word: its `close` event, 204, or a refusal; or the client has given up.
+ * `reason` is what the server says in `close`, the HTTP status, or "max retries".
+ */
+export interface StreamEndEvent extends MessageEvent {
+  readonly reason: string | null;
+}
+
+export interface EventStreamOptions {
+  /** Send cookies to another origin, too. */
+  withCredentials?: boolean;
+  /** Where to go on from, such as what `{% event_stream_position %}` says. */
+  lastEventId?: string;
+  /** Parse `data` as JSON; what is none stays text. */
+  json?: boolean;
+  /**
+   * Share one connection with all tabs of this origin that have a stream of this URL. Needs a
+   * secure context (https, or localhost); elsewhere each tab has its own.
+   */
+  shared?: boolean;
+  /** Hold no connection while the page is hidden, or in the back/forward cache. */
+  pauseWhenHidden?: boolean;
+  /**
+   * Milliseconds without a byte, heartbeats included, after which a connection is given up:
+   * 45,000, three of the server's heartbeats. Infinity for never.
+   */
+  silence?: number;
+  /** Milliseconds that waiting before a reconnect grows up to, if the server's `retry` is less. */
+  maxDelay?: number;
+  /** How many times in a row to come back without success before giving up. */
+  maxRetries?: number;
+}
+
+export interface EventStreamEventMap {
+  open: Event;
+  /** The connection is lost, and comes back. */
+  error: Event;
+  message: StreamEvent;
+  /** The end: nothing comes after it, and there is no reconnect. */
+  close: StreamEndEvent;
+  /** Events were lost, for they are not kept any more: what depends on them is to be read anew. */
+  reset: StreamEvent;
+}
+
+/**
+ * EventSource's interface, with these differences: `close` and 204 end it; whatever else happens,
+ * a 502 included, it comes back, later and later, and keeps its place.
+ */
+export class EventStream extends EventTarget {
+  static readonly CONNECTING: 0;
+  static readonly OPEN: 1;
+  static readonly CLOSED: 2;
+
+  /** @throws {TypeError} The URL is none. */
+  constructor(url: string | URL, options?: EventStreamOptions);
+
+  readonly CONNECTING: 0;
+  readonly OPEN: 1;
+  readonly CLOSED: 2;
+  readonly url: string;
+  readonly withCredentials: boolean;
+  readonly readyState: 0 | 1 | 2;
+  /** The id of the last event: where it goes on from. */
+  readonly lastEventId: string;
+
+  onopen: ((this: EventStream, event: Event) => any) | null;
+  onmessage: ((this: EventStream, event: StreamEvent) => any) | null;
+  onerror: ((this: EventStream, event: Event) => any) | null;
+
+  /** End it. No event comes after this. */
+  close(): void;
+
+  addEventListener<Type extends keyof EventStreamEventMap>(
+    type: Type,
+    listener: (this: EventStream, event: EventStreamEventMap[Type]) => any,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  addEventListener(
+    type: string,
+    listener: (this: EventStream, event: StreamEvent) => any,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+}
+
+/**
+ * `<event-stream src event target swap>`: puts the HTML of events into the page, as it comes.
+ *
+ * - `src`: the URL of the stream
+ * - `event`: the names of the events, separated by spaces; `message` without it
+ * - `target`: a CSS selector; the element itself without it
+ * - `swap`: `innerHTML`, `outerHTML`, `textContent`, `beforebegin`, `afterbegin`, `beforeend` or
+ *   `afterend`
+ * - `last-event-id`, `with-credentials`, `shared`, `pause-when-hidden`: as the options are called
+ * - `reset="reload"`: load the page anew when events were lost
+ *
+ * Its `state` is `connecting`, `open` or `closed`.
+ */
+export interface EventStreamElement extends HTMLElement {
+  readonly stream: EventStream | null;
+}
+
+declare global {
+  interface HTMLElementTagNameMap {
+    "event-stream": EventStreamElement;
+  }
+}

@@ -1,0 +1,422 @@
+/**
+ * A client of server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html):
+ * EventSource's interface, and what its users write around it. A server that says `close` or 204
+ * is believed; any other end is come back from, with the place kept. See event-stream.d.ts.
+ */
+
+const CONNECTING = 0;
+const OPEN = 1;
+const CLOSED = 2;
+
+/** The milliseconds to come back in, while the server has not said. */
+const RETRY = 3000;
+
+/** Statuses of the client's own that pass: timeout, too early, too many requests. */
+const PASSING = [408, 425, 429];
+
+/**
+ * Returns a function that takes the text of an event stream as it comes.
+ *
+ * @param {(block: {id?: string, type: string, data?: string}) => void} onBlock
+ * @param {(milliseconds: number) => void} onRetry
+ */
+function parser(onBlock, onRetry) {
+  let rest = "";
+  let endedInCR = false;
+  let block = {};
+  let data = [];
+
+  function take(line) {
+    const [, field, value] = /^([^:]*):? ?(.*)$/s.exec(line);
+    if (!line) {
+      onBlock({ ...block, type: block.type || "message", data: data.length ? data.join("\n") : undefined });
+      block = {};
+      data = [];
+    } else if (field === "data") {
+      data.push(value);
+    } else if (field === "event") {
+      block.type = value;
+    } else if (field === "id" && !value.includes("\0")) {
+      block.id = value;
+    } else if (field === "retry" && /^\d+$/.test(value)) {
+      onRetry(Number(value));
+    }
+  }
+
+  return (text) => {
+    // The LF of a CRLF that was cut in two.
+    const fresh = endedInCR ? text.replace(/^\n/, "") : text;
+    endedInCR = text.endsWith("\r");
+    const lines = (rest + fresh).split(/\r\n|\r|\n/);
+    rest = lines.pop();
+    lines.forEach(take);
+  };
+}
+
+/** A connection of one's own: reads blocks, and comes back until it is told to stop. */
+class Connection {
+  #options;
+  #listener;
+  #id;
+  #retry = RETRY;
+  #failures = 0;
+  #request;
+  #timer;
+
+  constructor(options, id, listener) {
+    this.#options = options;
+    this.#id = id;
+    this.#listener = listener;
+    this.#connect();
+  }
+
+  close() {
+    clearTimeout(this.#timer);
+    this.#listener = null;
+    this.#request.abort();
+  }
+
+  async #connect() {
+    this.#request = new AbortController();
+    try {
+      this.#watch();
+      const response = await this.#fetch();
+      const { status } = response;
+      if (status === 204 || (status >= 400 && status < 500 && !PASSING.includes(status))) {
+        return this.#listener.ended(String(status));
+      }
+      if (status !== 200 || !/^text\/event-stream\s*(;|$)/i.test(response.headers.get("Content-Type"))) {
+        throw new Error(`Not an event stream: ${response.url}`);
+      }
+      await this.#read(response);
+    } catch {
+      // Said to the listener below, as every end that was not asked for.
+    }
+    this.#request.abort();
+    if (this.#listener) this.#comeBack();
+  }
+
+  #fetch() {
+    const { url, withCredentials } = this.#options;
+    const address = new URL(url);
+    // A query needs no preflight, as the header would in another origin.
+    if (this.#id) address.searchParams.set("lastEventId", this.#id);
+    return fetch(address, {
+      headers: { Accept: "text/event-stream" },
+      cache: "no-store",
+      credentials: withCredentials ? "include" : "same-origin",
+      signal: this.#request.signal,
+    });
+  }
+
+  async #read(response) {
+    const { origin } = new URL(response.url);
+    const parse = parser(
+      (block) => this.#take({ ...block, origin }),
+      (milliseconds) => (this.#retry = milliseconds),
+    );
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    this.#listener.opened();
+    while (this.#listener) {
+      this.#watch();
+      const { done, value } = await reader.read();
+      if (done) return;
+      parse(value);
+    }
+  }
+
+  #take(block) {
+    // A server that refuses says when to come back, and no more.
+    this.#failures = 0;
+    this.#id = block.id ?? this.#id;
+    this.#listener?.took(block);
+  }
+
+  /** Give a connection up that is silent for too long, heartbeats included. */
+  #watch() {
+    const { silence } = this.#options;
+    clearTimeout(this.#timer);
+    if (this.#listener && silence < Infinity) {
+      this.#timer = setTimeout(() => this.#request.abort(), silence);
+    }
+  }
+
+  #comeBack() {
+    const { maxDelay, maxRetries } = this.#options;
+    clearTimeout(this.#timer);
+    if (this.#failures >= maxRetries) {
+      this.#listener.ended("max retries");
+      return;
+    }
+    const delay = Math.min(this.#retry * 2 ** this.#failures, Math.max(this.#retry, maxDelay));
+    this.#failures += 1;
+    this.#timer = setTimeout(() => this.#connect(), delay * (1 + Math.random() / 2));
+    this.#listener.lost();
+  }
+}
+
+/**
+ * One connection for all tabs: the tab that holds the lock leads, reads, and posts what it takes
+ * with the id that was before it. A tab that is at that id follows; one that is not, such as a new
+ * one, reads a connection of its own until it is. So nothing is lost or doubled, whoever leads,
+ * and whatever becomes of the messages.
+ */
+class SharedConnection {
+  #options;
+  #listener;
+  #id;
+  #ledTo;
+  #own = null;
+  #resign = null;
+  #waiting = new AbortController();
+  #channel;
+
+  constructor(options, id, listener) {
+    this.#options = options;
+    this.#id = id;
+    this.#listener = listener;
+    const name = `django_sse ${options.withCredentials ? "+" : "-"} ${options.url}`;
+    this.#channel = new BroadcastChannel(name);
+    this.#channel.onmessage = ({ data }) => this.#hear(data);
+    this.#channel.postMessage({ asks: true });
+    this.#connect();
+    const { signal } = this.#waiting;
+    navigator.locks.request(name, { signal }, () => this.#lead()).catch(() => {});
+  }
+
+  close() {
+    this.#listener = null;
+    this.#leave();
+    this.#waiting.abort();
+    this.#resign?.();
+    this.#channel.close();
+  }
+
+  #connect() {
+    this.#own = new Connection(this.#options, this.#id, {
+      opened: () => this.#say("opened"),
+      lost: () => this.#say("lost"),
+      ended: (reason) => this.#say("ended", reason),
+      took: (block) => this.#take(block),
+    });
+  }
+
+  #leave() {
+    this.#own?.close();
+    this.#own = null;
+  }
+
+  #lead() {
+    if (!this.#listener) return;
+    if (!this.#own) this.#connect();
+    const resigned = new Promise((resolve) => (this.#resign = resolve));
+    this.#post({ at: this.#id });
+    return resigned;
+  }
+
+  #post(message) {
+    if (this.#resign) this.#channel.postMessage(message);
+  }
+
+  /** Tell this tab, and those that follow, how the connection is. */
+  #say(state, reason) {
+    this.#post({ state, reason });
+    this.#listener[state](reason);
+  }
+
+  #take(block) {
+    const before = this.#id;
+    this.#id = block.id ?? before;
+    this.#post({ before, block });
+    this.#listener.took(block);
+    this.#followIfThere();
+  }
+
+  #hear({ asks, at, state, reason, before, block }) {
+    if (asks) this.#post({ at: this.#id });
+    // What one that led before has said last is known to this tab, or comes again.
+    if (this.#resign || asks) return;
+    if (state) {
+      if (!this.#own) this.#listener[state](reason);
+      return;
+    }
+    if (block && this.#id && before === this.#id) {
+      this.#follow();
+      this.#ledTo = this.#id = block.id ?? before;
+      this.#listener.took(block);
+      return;
+    }
+    this.#ledTo = block ? (block.id ?? before) : at;
+    this.#followIfThere();
+    if (!this.#own && this.#id !== this.#ledTo) this.#connect();
+  }
+
+  #followIfThere() {
+    if (this.#listener && !this.#resign && this.#id && this.#id === this.#ledTo) this.#follow();
+  }
+
+  #follow() {
+    if (!this.#own) return;
+    this.#leave();
+    this.#listener.opened();
+  }
+}
+
+export class EventStream extends EventTarget {
+  static CONNECTING = CONNECTING;
+  static OPEN = OPEN;
+  static CLOSED = CLOSED;
+
+  onopen = null;
+  onmessage = null;
+  onerror = null;
+
+  #options;
+  #connection = null;
+  #readyState = CONNECTING;
+  #lastEventId;
+  #onVisibility = () => (document.hidden ? this.#pause() : this.#connect());
+
+  constructor(
+    url,
+    {
+      withCredentials = false,
+      lastEventId = "",
+      json = false,
+      shared = false,
+      pauseWhenHidden = false,
+      silence = 45_000,
+      maxDelay = 30_000,
+      maxRetries = Infinity,
+    } = {},
+  ) {
+    super();
+    url = new URL(url, document.baseURI).href;
+    this.#options = { url, withCredentials, json, shared, silence, maxDelay, maxRetries };
+    this.#lastEventId = lastEventId;
+    for (const type of ["open", "message", "error"]) {
+      this.addEventListener(type, (event) => this[`on${type}`]?.(event));
+    }
+    if (pauseWhenHidden) document.addEventListener("visibilitychange", this.#onVisibility);
+    if (!pauseWhenHidden || !document.hidden) this.#connect();
+  }
+
+  get CONNECTING() { return CONNECTING; }
+  get OPEN() { return OPEN; }
+  get CLOSED() { return CLOSED; }
+  get url() { return this.#options.url; }
+  get withCredentials() { return this.#options.withCredentials; }
+  get readyState() { return this.#readyState; }
+  get lastEventId() { return this.#lastEventId; }
+
+  close() {
+    this.#readyState = CLOSED;
+    this.#pause();
+    document.removeEventListener("visibilitychange", this.#onVisibility);
+  }
+
+  #connect() {
+    // Locks are for secure contexts alone.
+    const kind = this.#options.shared && navigator.locks ? SharedConnection : Connection;
+    this.#connection ??= new kind(this.#options, this.#lastEventId, {
+      opened: () => this.#become(OPEN, "open"),
+      lost: () => this.#become(CONNECTING, "error"),
+      ended: (reason) => this.#end(reason, JSON.stringify({ reason })),
+      took: (block) => this.#take(block),
+    });
+  }
+
+  #pause() {
+    this.#connection?.close();
+    this.#connection = null;
+  }
+
+  #become(state, type) {
+    this.#readyState = state;
+    this.dispatchEvent(new Event(type));
+  }
+
+  #take({ id, type, data, origin }) {
+    this.#lastEventId = id ?? this.#lastEventId;
+    if (data === undefined) return;
+    if (type === "close") {
+      this.#end(fromJSON(data)?.reason ?? null, data, origin);
+    } else {
+      this.#dispatch(type, data, origin);
+    }
+  }
+
+  /** The server's last word, or the client's own; what follows from it comes first. */
+  #end(reason, data, origin) {
+    this.close();
+    this.#dispatch("close", data, origin, { reason });
+  }
+
+  #dispatch(type, text, origin, more) {
+    const data = this.#options.json ? fromJSON(text, text) : text;
+    const event = new MessageEvent(type, { data, origin, lastEventId: this.#lastEventId });
+    this.dispatchEvent(Object.assign(event, more));
+  }
+}
+
+/** Returns what the text says as JSON, or something else where it says nothing. */
+function fromJSON(text, otherwise) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return otherwise;
+  }
+}
+
+const ADJACENT = ["beforebegin", "afterbegin", "beforeend", "afterend"];
+const PROPERTIES = ["innerHTML", "outerHTML", "textContent"];
+
+/** `<event-stream src event target swap>`: puts the HTML of events into the page. */
+class EventStreamElement extends HTMLElement {
+  stream = null;
+
+  connectedCallback() {
+    const swap = this.getAttribute("swap") ?? "innerHTML";
+    if (![...ADJACENT, ...PROPERTIES].includes(swap)) {
+      throw new SyntaxError(`<event-stream swap="${swap}">: not one of ${[...PROPERTIES, ...ADJACENT].join(", ")}`);
+    }
+    if (!this.hasAttribute("src")) throw new TypeError("<event-stream>: it has no src");
+    this.stream = new EventStream(this.getAttribute("src"), {
+      lastEventId: this.getAttribute("last-event-id") ?? "",
+      withCredentials: this.hasAttribute("with-credentials"),
+      shared: this.hasAttribute("shared"),
+      pauseWhenHidden: this.hasAttribute("pause-when-hidden"),
+    });
+    for (const type of (this.getAttribute("event") ?? "message").split(/\s+/)) {
+      this.stream.addEventListener(type, ({ data }) => this.#swap(swap, data));
+    }
+    for (const type of ["open", "error", "close"]) {
+      this.stream.addEventListener(type, () => this.#showState());
+    }
+    if (this.getAttribute("reset") === "reload") {
+      this.stream.addEventListener("reset", () => location.reload());
+    }
+    this.#showState();
+  }
+
+  disconnectedCallback() {
+    this.stream?.close();
+  }
+
+  #swap(swap, html) {
+    const selector = this.getAttribute("target");
+    const targets = selector ? document.querySelectorAll(selector) : [this];
+    if (!targets.length) console.warn(`<event-stream target="${selector}">: no such element`);
+    for (const target of targets) {
+      if (PROPERTIES.includes(swap)) target[swap] = html;
+      else target.insertAdjacentHTML(swap, html);
+    }
+  }
+
+  #showState() {
+    this.setAttribute("state", ["connecting", "open", "closed"][this.stream.readyState]);
+  }
+}
+
+// A page may have the module from two addresses, with and without a hash.
+customElements.get("event-stream") ?? customElements.define("event-stream", EventStreamElement);

@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 from uuid import uuid4
 
 from django.core.asgi import get_asgi_application as get_django_application
@@ -37,9 +38,12 @@ class RequestLog:
 
         if scope["type"] == "http":
             number = uuid4().hex
-            query = scope["query_string"].decode()
-            target = f"{scope['path']}?{query}" if query else scope["path"]
+            query = parse_qsl(scope["query_string"].decode(), keep_blank_values=True)
             last_event_id = dict(scope["headers"]).get(b"last-event-id", b"").decode()
+            # Where an EventStream says it.
+            last_event_id = last_event_id or dict(query).get("lastEventId", "")
+            query = [(name, value) for name, value in query if name != "lastEventId"]
+            target = f"{scope['path']}?{urlencode(query)}" if query else scope["path"]
             self._note(number, "request", target, last_event_id)
         await self.application(scope, receive, send_logged)
 

@@ -1,6 +1,7 @@
 """The URLs of the test project."""
 
 from django.contrib.auth.decorators import login_required
+from django.contrib.staticfiles.views import serve
 from django.urls import path
 
 from tests import views
@@ -28,6 +29,7 @@ urlpatterns = [
     path("reopen/<str:group>/", views.reopen),
     path("event-sources/", views.event_sources),
     path("ends/", views.ends),
+    path("static/<path:path>", serve, {"insecure": True}),
     path("group-send/<str:group>/", views.group_send),
     path("long-page/", views.long_page),
     path("unavailable/", views.unavailable),

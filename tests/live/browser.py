@@ -56,8 +56,8 @@ def wait_until(condition: Callable[[], object], what: Callable[[], object] | str
 class Request:
     """What a server has been asked for, and what it has answered.
 
-    ``at`` is the time, in seconds, at which it came; ``last_event_id`` is the header; ``status``
-    is None where there is no answer yet.
+    ``at`` is the time, in seconds, at which it came; ``last_event_id`` is from the header or the
+    query; ``status`` is None where there is no answer yet.
     """
 
     at: float
@@ -72,7 +72,10 @@ class Requests:
     path: Path
 
     def of(self, target: str) -> list[Request]:
-        """Return the requests for a target, a path with its query, in the order they came in."""
+        """Return the requests for a target, a path with its query, in the order they came in.
+
+        The query goes without ``lastEventId``.
+        """
         came: dict[str, Request] = {}
         for line in self.path.read_text().splitlines():
             number, what, at, of, last_event_id = json.loads(line)
@@ -92,9 +95,10 @@ class Message:
     """An event as a page gets it; ``at`` is the time in seconds, by the clock of the machine."""
 
     type: str
-    data: str
+    data: Any
     last_event_id: str
     at: float
+    reason: str | None = None
 
 
 # What EventSource.readyState says.
@@ -135,6 +139,12 @@ class Tab:
         source.wait_for_state("open")
         return source
 
+    def follow_event_stream(self, url: str, **options: Any) -> "EventSource":
+        """Open the library's own client, an ``EventStream``."""
+        name = f"{url} {options}"
+        self.run("return followEventStream(arguments[0], arguments[1], arguments[2])", name, url, options)
+        return EventSource(self, name)
+
     def get(self, url: str) -> float:
         """Send a request with the host's cookies; return the time at which its answer came."""
         status, at = self.run(
@@ -166,7 +176,10 @@ class Tab:
 
 @dataclass(frozen=True)
 class EventSource:
-    """An EventSource of a tab: what it is told, by a page that leaves it alone."""
+    """An EventSource of a tab: what it is told, by a page that leaves it alone.
+
+    Or an ``EventStream``, whose ``url`` is followed by its options.
+    """
 
     tab: Tab
     url: str
@@ -175,6 +188,11 @@ class EventSource:
     def state(self) -> State:
         state: int = self.tab.run("return sources[arguments[0]].source.readyState", self.url)
         return STATES[state]
+
+    @property
+    def last_event_id(self) -> str:
+        """Where an ``EventStream`` would go on from."""
+        return str(self.tab.run("return sources[arguments[0]].source.lastEventId", self.url))
 
     @property
     def messages(self) -> list[Message]:

@@ -1,6 +1,7 @@
-"""A network between clients and a server, which can be cut."""
+"""A network between clients and a server, which can be cut, fall silent, or lose the server."""
 
 import asyncio
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from threading import Thread
@@ -9,6 +10,11 @@ from typing import Any, Self
 from tests.ports import free_port
 
 _CHUNK_BYTES = 64 * 1024
+# What a proxy says whose server is away.
+_BAD_GATEWAY = (
+    b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\nContent-Length: 11\r\n"
+    b"Connection: close\r\n\r\nbad gateway"
+)
 
 
 class Network:
@@ -16,6 +22,11 @@ class Network:
 
     def __init__(self, port: int) -> None:
         self.port = free_port()
+        self.refused: list[float] = []
+        """The times, in seconds, of what was answered that the server is away."""
+        self._server_is_there = True
+        self._passes = asyncio.Event()
+        self._passes.set()
         self._to = port
         self._loop = asyncio.new_event_loop()
         self._open: set[asyncio.StreamWriter] = set()
@@ -46,6 +57,26 @@ class Network:
         finally:
             self._call(self._listen())
 
+    @contextmanager
+    def without_server(self) -> Iterator[None]:
+        """For the length of the block reset what is open, and answer 502 to what is asked."""
+        self._server_is_there = False
+        with self.cut():
+            pass
+        try:
+            yield
+        finally:
+            self._server_is_there = True
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """For the length of the block pass nothing on, and keep what is open."""
+        self._loop.call_soon_threadsafe(self._passes.clear)
+        try:
+            yield
+        finally:
+            self._loop.call_soon_threadsafe(self._passes.set)
+
     def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
@@ -63,6 +94,9 @@ class Network:
     async def _accept(
         self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter
     ) -> None:
+        if not self._server_is_there:
+            await self._refuse(client_reader, client_writer)
+            return
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._to)
         except ConnectionError:
@@ -72,10 +106,18 @@ class Network:
             self._pass_on(client_reader, writer), self._pass_on(reader, client_writer)
         )
 
+    async def _refuse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            self.refused.append(time.monotonic())
+            writer.write(_BAD_GATEWAY)
+        writer.close()
+
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)
         with suppress(ConnectionError):
             while data := await reader.read(_CHUNK_BYTES):
+                await self._passes.wait()
                 writer.write(data)
                 await writer.drain()
         writer.close()

@@ -1,0 +1,201 @@
+"""The library's client in a browser: EventSource's interface, and what EventSource does not do."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from selenium import webdriver
+
+from django_sse.position import format_position
+from tests.live.browser import EventSource, Tab, wait_until
+from tests.live.sites import RETRY, Site, run
+
+OVER = '{"reason":"over"}'
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with run(tmp_path_factory.mktemp("site"), HEARTBEAT=0.2) as site:
+        yield site
+        assert "Traceback" not in site.server.log()
+
+
+@pytest.fixture
+def tab(browser: webdriver.Chrome, site: Site) -> Iterator[Tab]:
+    with Tab.open(browser, site.origin) as tab:
+        yield tab
+
+
+def opened(tab: Tab, url: str, **options: object) -> EventSource:
+    stream = tab.follow_event_stream(url, **options)
+    stream.wait_for_state("open")
+    return stream
+
+
+def test_it_has_the_interface_of_event_source(tab: Tab, site: Site, group: str) -> None:
+    opened(tab, f"/events/{group}/")
+    (name,) = tab.run("return Object.keys(sources)")
+    missing = tab.run(
+        "const stream = sources[arguments[0]].source;"
+        "return ['CONNECTING', 'OPEN', 'CLOSED', 'url', 'withCredentials', 'readyState', 'onopen',"
+        "  'onmessage', 'onerror', 'addEventListener', 'removeEventListener', 'dispatchEvent', 'close']"
+        "  .filter((member) => !(member in stream))",
+        name,
+    )
+    assert missing == []
+    assert tab.run("return sources[arguments[0]].source.url", name) == f"{site.origin}/events/{group}/"
+
+
+def test_events_come_with_their_names_texts_and_ids(tab: Tab, site: Site, group: str) -> None:
+    stream = opened(tab, f"/events/{group}/")
+    for text in ("one", "two\nlines", "\n", "", "ünïcödé \u2028 🎉"):
+        site.publish(group, text)
+        message = stream.wait_for("message", text)
+        assert message.last_event_id
+    assert len({message.last_event_id for message in stream.messages}) == 5
+
+
+def test_an_address_that_is_none_is_refused(tab: Tab) -> None:
+    error = tab.run(
+        "return import('/static/django_sse/event-stream.js')"
+        "  .then(({ EventStream }) => new EventStream('http://'))"
+        "  .then(() => null, (error) => error.name)"
+    )
+    assert error == "TypeError"
+
+
+# Ends
+
+
+def test_close_ends_it_and_says_why(tab: Tab, site: Site, group: str) -> None:
+    stream = opened(tab, f"/events/{group}/")
+    site.publish(group, "last")
+    site.cancel(group, "over")
+    stream.assert_stays_closed(RETRY)
+    assert stream.received == [("message", "last"), ("close", OVER)]
+    assert stream.messages[-1].reason == "over"
+    # Unlike EventSource it does not have to come back to be told.
+    assert site.statuses(f"/events/{group}/") == [200]
+    assert stream.errors == []
+
+
+def test_a_204_ends_it(tab: Tab, site: Site, group: str) -> None:
+    site.cancel(group, "over")
+    stream = tab.follow_event_stream(f"/events/{group}/")
+    stream.assert_stays_closed(RETRY)
+    assert [(message.type, message.reason) for message in stream.messages] == [("close", "204")]
+    assert site.statuses(f"/events/{group}/") == [204]
+
+
+@pytest.mark.parametrize(("path", "status"), [("/members/{}/", 403), ("/nowhere/{}/", 404)])
+def test_what_is_final_ends_it(
+    tab: Tab, site: Site, group: str, path: str, status: int
+) -> None:
+    stream = tab.follow_event_stream(path.format(group))
+    stream.assert_stays_closed(RETRY)
+    assert [message.reason for message in stream.messages] == [str(status)]
+    assert site.statuses(path.format(group)) == [status]
+
+
+def test_after_its_own_close_nothing_comes(tab: Tab, site: Site, group: str) -> None:
+    stream = opened(tab, f"/events/{group}/")
+    stream.close()
+    assert stream.state == "closed"
+    site.publish(group, "unseen")
+    wait_until(lambda: site.open_streams() == 0, "the stream is still open")
+    tab.outlast(RETRY)
+    assert stream.received == []
+    assert site.statuses(f"/events/{group}/") == [200]
+
+
+# Coming back
+
+
+def test_it_goes_on_where_it_was(tab: Tab, site: Site, group: str) -> None:
+    stream = opened(tab, f"/events/{group}/")
+    site.publish(group, "seen")
+    stream.wait_for("message", "seen")
+    with site.network.cut():
+        stream.wait_for_state("connecting")
+        site.publish(group, "missed")
+    stream.wait_for("message", "missed")
+    assert stream.state == "open"
+    assert stream.received == [("message", "seen"), ("message", "missed")]
+
+
+def test_a_client_that_has_received_nothing_goes_on_too(tab: Tab, site: Site, group: str) -> None:
+    stream = opened(tab, f"/events/{group}/")
+    wait_until(lambda: stream.last_event_id, "no position")
+    with site.network.cut():
+        stream.wait_for_state("connecting")
+        site.publish(group, "missed")
+    stream.wait_for("message", "missed")
+
+
+def test_it_comes_back_after_a_bad_gateway(tab: Tab, site: Site, group: str) -> None:
+    stream = opened(tab, f"/events/{group}/", maxDelay=300)
+    refused = len(site.network.refused)
+    with site.network.without_server():
+        wait_until(lambda: len(site.network.refused) >= refused + 5, "it does not come back")
+        site.publish(group, "missed")
+    stream.wait_for("message", "missed")
+    waits = [after - before for before, after in pairwise(site.network.refused[refused:])]
+    assert waits
+    assert all(RETRY <= wait for wait in waits)
+
+
+def test_it_gives_up_if_told_to(browser: webdriver.Chrome, site: Site, group: str) -> None:
+    with Tab.open(browser, site.origin) as tab:
+        stream = opened(tab, f"/events/{group}/", maxRetries=2)
+        refused = len(site.network.refused)
+        with site.network.without_server():
+            stream.wait_for_state("closed")
+        assert [message.reason for message in stream.messages] == ["max retries"]
+        assert len(site.network.refused) - refused == 2
+
+
+def test_a_silent_connection_is_given_up(tab: Tab, site: Site, group: str) -> None:
+    stream = opened(tab, f"/events/{group}/", silence=3000)
+    with site.network.silent():
+        stream.wait_for_state("connecting")
+        site.publish(group, "missed")
+    stream.wait_for("message", "missed")
+
+
+def test_heartbeats_are_no_silence(tab: Tab, site: Site, group: str) -> None:
+    stream = opened(tab, f"/events/{group}/", silence=3000)
+    tab.outlast(RETRY)
+    tab.run("return new Promise((resolve) => setTimeout(resolve, 2000))")
+    assert stream.errors == []
+
+
+def test_while_its_page_is_hidden_it_may_pause(
+    browser: webdriver.Chrome, tab: Tab, site: Site, group: str
+) -> None:
+    stream = opened(tab, f"/events/{group}/", pauseWhenHidden=True)
+    with Tab.open(browser, site.origin):
+        wait_until(lambda: site.open_streams() == 0, "the stream is still open")
+        site.publish(group, "while hidden")
+    stream.wait_for("message", "while hidden")
+    assert stream.errors == []
+
+
+# What it makes of the events
+
+
+def test_json_is_parsed_if_asked_for(tab: Tab, site: Site, group: str) -> None:
+    stream = opened(tab, f"/events/{group}/", json=True)
+    for text in ('{"a": [1, null]}', "null", "no JSON"):
+        site.publish(group, text)
+    stream.wait_for("message", "no JSON")
+    assert stream.received == [
+        ("message", {"a": [1, None]}), ("message", None), ("message", "no JSON"),
+    ]
+
+
+def test_lost_events_are_a_reset(tab: Tab, site: Site, group: str) -> None:
+    site.publish(group, "one")
+    stream = tab.follow_event_stream(f"/events/{group}/", lastEventId=format_position({group: 1}))
+    stream.wait_for("reset", "{}")
+    site.publish(group, "two")
+    stream.wait_for("message", "two")

@@ -127,6 +127,7 @@ class Tab:
         finally:
             tab._switch()
             browser.close()
+            browser.switch_to.window(first)
 
     def follow(self, url: str) -> "EventSource":
         """Open an EventSource."""

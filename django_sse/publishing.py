@@ -69,7 +69,7 @@ def publish_template(
     event: str | None = None,
     exclude: Any = None,
 ) -> Published:
-    """Publish a rendered template, as ``Event.from_template`` makes it; otherwise as ``publish``."""
+    """Publish a template, rendered as by ``Event.from_template``; otherwise as ``publish``."""
     made = Event.from_template(template, context, request, event=event)
     return publish(group, made, exclude=exclude)
 
@@ -85,7 +85,9 @@ async def apublish_template(
 ) -> Published:
     """Publish a template from async code. It is rendered in a thread, for it may query."""
     render = sync_to_async(Event.from_template)
-    return await apublish(group, await render(template, context, request, event=event), exclude=exclude)
+    return await apublish(
+        group, await render(template, context, request, event=event), exclude=exclude
+    )
 
 
 @async_unsafe(_ON_A_LOOP.format("publish_many"))

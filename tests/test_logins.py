@@ -274,7 +274,7 @@ async def test_logins_are_judged_with_one_query_for_all_of_them(
             rounds.append(len(queries))
             return judgement
 
-        monkeypatch.setattr("django_sse.hub.judge", judge_and_count)
+        monkeypatch.setattr("django_sse.rechecks.judge", judge_and_count)
         await until(lambda: len(rounds) >= 3)
         assert set(rounds) == {1}
 

@@ -315,13 +315,13 @@ async def test_the_owner_is_what_the_view_says() -> None:
 async def test_a_hub_forgets_the_owners_of_streams_that_have_ended() -> None:
     async with stream(await logged_in()):
         hub = current_hub()
-        assert hub._owned
-    assert not hub._owned
+        assert hub._rechecks.owned
+    assert not hub._rechecks.owned
 
 
 async def test_a_visitor_without_a_session_costs_no_look_at_owners() -> None:
     async with stream(AsyncClient()):
-        assert not current_hub()._owned
+        assert not current_hub()._rechecks.owned
 
 
 # Leaving out who has caused an event

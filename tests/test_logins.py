@@ -14,6 +14,8 @@ from django.contrib import auth
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.core.exceptions import PermissionDenied
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.test import AsyncClient
@@ -77,9 +79,22 @@ class StaffOnly(News):
         return bool(user.is_staff)
 
 
+class Undecided(News):
+    """Reads the database, and then takes its time to say."""
+
+    asked_on: ClassVar[list[BaseDatabaseWrapper]] = []
+
+    async def still_allowed(self) -> bool:
+        await User.objects.acount()
+        self.asked_on.append(await sync_to_async(lambda: connections["default"])())
+        await asyncio.Event().wait()
+        return True
+
+
 urlpatterns = [
     path("events/", News.as_view()),
     path("staff/", StaffOnly.as_view()),
+    path("undecided/", Undecided.as_view()),
     path("logout/", logout),
     path("logout-async/", logout_async),
     path("password/", change_password),
@@ -313,6 +328,16 @@ async def test_asking_views_leaves_no_thread_and_no_connection() -> None:
         await until(lambda: StaffOnly.asked_in)
         # Of the thread pool of a round, which has ended.
         await until(lambda: StaffOnly.asked_in.isdisjoint({thread.name for thread in threads()}))
+
+
+@pytest.mark.usefixtures("asked_often")
+async def test_a_view_that_is_asked_while_the_last_stream_ends_leaves_no_connection() -> None:
+    Undecided.asked_on.clear()
+    async with stream(AsyncClient(), url="/undecided/"):
+        await until(lambda: Undecided.asked_on)
+        [used] = Undecided.asked_on
+        assert used.connection is not None
+    await until(lambda: used.connection is None)
 
 
 @pytest.mark.usefixtures("asked_often")

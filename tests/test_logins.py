@@ -1,7 +1,7 @@
 """A stream ends with the login that it was opened in."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from threading import current_thread
@@ -26,7 +26,9 @@ from django_sse import apublish
 from django_sse.asgi import get_asgi_application
 from django_sse.logins import Judgement, judge
 from django_sse.owners import Login
+from django_sse.rechecks import Rechecks
 from django_sse.stores import get_store
+from django_sse.stream import Stream
 from django_sse.views import EventStreamView
 from tests.queries import queries_about
 from tests.streams import EventReader, reading, until
@@ -108,6 +110,26 @@ async def often(settings: Settings) -> AsyncIterator[None]:
     yield
     # A view that answers 204 may have read it without any hub.
     await get_store().aclose()
+
+
+@pytest.fixture
+def swept(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Awaitable[None]]:
+    """Waits for a whole sweep over all logins."""
+    finished: list[None] = []
+    judge_logins = Rechecks._judge_logins
+
+    async def judge_and_note(rechecks: Rechecks, streams: Collection[Stream]) -> None:
+        await judge_logins(rechecks, streams)
+        finished.append(None)
+
+    monkeypatch.setattr(Rechecks, "_judge_logins", judge_and_note)
+
+    async def wait() -> None:
+        # The next one to finish may have begun before.
+        wanted = len(finished) + 2
+        await until(lambda: len(finished) >= wanted)
+
+    return wait
 
 
 @pytest.fixture
@@ -207,13 +229,15 @@ async def test_in_a_session_in_a_cookie_a_logout_ends_all_of_the_users_streams(
         await goes_on(other)
 
 
-async def test_a_stream_may_outlive_its_login(settings: Settings) -> None:
+async def test_a_stream_may_outlive_its_login(
+    settings: Settings, swept: Callable[[], Awaitable[None]]
+) -> None:
     settings.DJANGO_SSE = {"END_WITH_LOGIN": False, "SYNC_INTERVAL": 0.05}
     tab = await logged_in()
     async with stream(tab) as reader:
         await tab.get("/logout/")
         await User.objects.filter(username="ada").aupdate(is_active=False, password="!")
-        await asyncio.sleep(0.5)
+        await swept()
         await goes_on(reader)
 
 
@@ -242,11 +266,13 @@ async def test_a_user_who_is_saved_is_looked_at_at_once() -> None:
         await goes_on(other)
 
 
-async def test_a_backend_may_let_users_in_who_are_not_active(settings: Settings) -> None:
+async def test_a_backend_may_let_users_in_who_are_not_active(
+    settings: Settings, swept: Callable[[], Awaitable[None]]
+) -> None:
     settings.AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.AllowAllUsersModelBackend"]
     async with stream(await logged_in()) as reader:
         await User.objects.aupdate(is_active=False)
-        await asyncio.sleep(0.5)
+        await swept()
         await goes_on(reader)
 
 
@@ -269,11 +295,13 @@ async def test_a_password_changed_by_update_is_found_as_well() -> None:
         assert await ended.rest() == []
 
 
-async def test_a_rotated_secret_key_ends_no_stream(settings: Settings) -> None:
+async def test_a_rotated_secret_key_ends_no_stream(
+    settings: Settings, swept: Callable[[], Awaitable[None]]
+) -> None:
     async with stream(await logged_in()) as reader:
         settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
         settings.SECRET_KEY = "another one"
-        await asyncio.sleep(0.5)
+        await swept()
         await goes_on(reader)
 
 

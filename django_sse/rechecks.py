@@ -32,7 +32,7 @@ class Rechecks:
         streams: The open streams of the hub, those that come later included.
         store: The hub's store.
         states: What reads its states.
-        interval: Returns the seconds between two looks at all logins.
+        interval: Returns the seconds between two looks at all logins, at the least.
     """
 
     def __init__(

@@ -69,6 +69,9 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
         request: The request that it is opened by, which may have a session.
         user: A user or its primary key; None, or an anonymous one, for nobody in particular.
         groups: The groups of the stream.
+
+    Raises:
+        TypeError, ValueError: As ``user_mark``.
     """
     marks: dict[str, str | None] = {}
     session: SessionBase | None = getattr(request, "session", None)

@@ -27,7 +27,6 @@ from django_sse.asgi import get_asgi_application
 from django_sse.logins import Judgement, judge
 from django_sse.owners import Login
 from django_sse.rechecks import Rechecks
-from django_sse.stores import get_store
 from django_sse.stream import Stream
 from django_sse.views import EventStreamView
 from tests.queries import queries_about
@@ -37,7 +36,8 @@ from tests.test_asgi import Request
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.urls(__name__),
-    pytest.mark.usefixtures("everything_ends", "often"),
+    # In this order: what is left at the end is closed by the settings that it was opened by.
+    pytest.mark.usefixtures("often", "everything_ends"),
 ]
 
 NEWS = "/events/"
@@ -104,12 +104,9 @@ urlpatterns = [
 
 
 @pytest.fixture
-async def often(settings: Settings) -> AsyncIterator[None]:
+def often(settings: Settings) -> None:
     """The store is compared with, and logins are judged, often."""
     settings.DJANGO_SSE = {"SYNC_INTERVAL": 0.05}
-    yield
-    # A view that answers 204 may have read it without any hub.
-    await get_store().aclose()
 
 
 @pytest.fixture

@@ -18,6 +18,10 @@ from django_sse.tasks import logger, spawn, start_eagerly
 
 HEARTBEAT: Final = b":\n\n"
 
+CLIENT_GONE: Final = (OSError, RuntimeError)
+"""What a server's ``send`` may raise for a client that has gone: an OSError, as ASGI says, or the
+RuntimeError of uvloop below uvicorn, where that has not heard of it yet."""
+
 Send = Callable[[bytes], Awaitable[None]]
 MessageHandler = Callable[[Message], Event | None]
 Question = Callable[[], Awaitable[bool]]
@@ -337,9 +341,7 @@ class Stream:
         self._busy_since = self._last_sent = self._hub.now
         try:
             await self._send(chunk)
-        except (OSError, RuntimeError):
-            # What ASGI lets a server raise for a client that has gone; a RuntimeError is uvicorn's
-            # on uvloop, which has stopped to listen to a client that sends one request too many.
+        except CLIENT_GONE:
             self.end("disconnected")
         except Exception:
             logger.exception("Sending to a stream failed; it is ended.")

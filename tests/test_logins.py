@@ -32,6 +32,7 @@ from django_sse.views import EventStreamView
 from tests.queries import queries_about
 from tests.streams import EventReader, reading, until
 from tests.test_asgi import Request
+from tests.users import logged_in, user
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -133,17 +134,6 @@ def swept(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Awaitable[None]]:
 def rarely(settings: Settings, often: None) -> None:
     """What ends a stream in time is not the sweep."""
     settings.DJANGO_SSE = {"SYNC_INTERVAL": 3600}
-
-
-async def ada() -> User:
-    return (await User.objects.aget_or_create(username="ada"))[0]
-
-
-async def logged_in(username: str = "ada") -> AsyncClient:
-    client = AsyncClient()
-    user, _ = await User.objects.aget_or_create(username=username)
-    await client.aforce_login(user)
-    return client
 
 
 async def answer(client: AsyncClient, last_event_id: str = "", url: str = NEWS) -> HttpResponseBase:
@@ -255,9 +245,9 @@ async def test_a_user_who_is_saved_is_looked_at_at_once() -> None:
     async with stream(await logged_in()) as ended, stream(await logged_in("eve")) as other:
         # The first sweep has been.
         await goes_on(ended)
-        user = await ada()
-        user.is_active = False
-        await user.asave()
+        ada = await user()
+        ada.is_active = False
+        await ada.asave()
         assert [event.event for event in await ended.rest()] == ["close"]
         await other.until("going on")
         await goes_on(other)

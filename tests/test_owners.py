@@ -29,6 +29,7 @@ from django_sse.stores.base import validate_group
 from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView
 from tests.streams import EventReader, reading
+from tests.users import logged_in, user
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -59,17 +60,6 @@ urlpatterns = [
     path("filtered/", Filtered.as_view()),
     path("token/", OfToken.as_view()),
 ]
-
-
-async def user(name: str = "ada") -> User:
-    return (await User.objects.aget_or_create(username=name))[0]
-
-
-async def logged_in(name: str = "ada") -> AsyncClient:
-    """A browser in which a user has logged in."""
-    client = AsyncClient()
-    await client.aforce_login(await user(name))
-    return client
 
 
 async def get(client: AsyncClient, url: str, last_event_id: str = "") -> HttpResponseBase:

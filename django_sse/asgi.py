@@ -15,7 +15,7 @@ from django.core.asgi import get_asgi_application as get_django_application
 from django_sse.backpressure import waiting_for_client
 from django_sse.dead_peers import bound_silence
 from django_sse.refusals import softened
-from django_sse.stream import Stream, jittered_retry
+from django_sse.stream import CLIENT_GONE, Stream, jittered_retry
 from django_sse.tasks import logger, spawn
 
 Scope = MutableMapping[str, Any]
@@ -180,10 +180,8 @@ class HandOff:
         try:
             async with asyncio.timeout(_FAREWELL_SECONDS):
                 await self._send(_body(last_chunk, more=False))
-        except (OSError, RuntimeError):
-            # Also a timeout, and what ASGI lets a server raise for a client that has gone; uvicorn
-            # on uvloop raises a RuntimeError, if it has not heard of that yet. Returning without it
-            # makes the server drop the connection.
+        except CLIENT_GONE:
+            # Also a timeout. Returning without the end makes the server drop the connection.
             logger.info("A client did not take the end of its stream.")
 
     async def _watch(self, stream: Stream) -> None:

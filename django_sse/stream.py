@@ -18,6 +18,10 @@ from django_sse.tasks import logger, spawn, start_eagerly
 
 HEARTBEAT: Final = b":\n\n"
 
+CLIENT_GONE: Final = (OSError, RuntimeError)
+"""What a server's ``send`` may raise for a client that has gone: an OSError, as ASGI says, or the
+RuntimeError of uvloop below uvicorn, where that has not heard of it yet."""
+
 Send = Callable[[bytes], Awaitable[None]]
 MessageHandler = Callable[[Message], Event | None]
 Question = Callable[[], Awaitable[bool]]
@@ -39,9 +43,15 @@ class Registry(Protocol):
         """Forget a stream."""
 
 
+def jittered_seconds() -> float:
+    """Return one to two times RETRY, in seconds: clients shall not come back all at once."""
+    # Where RETRY is less than half a second, they would, or nearly so.
+    return uniform(1, 2) * max(conf().RETRY, 0.5)
+
+
 def jittered_retry() -> bytes:
-    """Return a ``retry`` of one to two times RETRY: clients shall not come back all at once."""
-    return Event(retry=round(uniform(1, 2) * max(conf().RETRY, 0.5) * 1000)).encode()
+    """Return a ``retry`` that sends a client back at a time of its own."""
+    return Event(retry=round(jittered_seconds() * 1000)).encode()
 
 
 class Stream:
@@ -331,9 +341,7 @@ class Stream:
         self._busy_since = self._last_sent = self._hub.now
         try:
             await self._send(chunk)
-        except (OSError, RuntimeError):
-            # What ASGI lets a server raise for a client that has gone; a RuntimeError is uvicorn's
-            # on uvloop, which has stopped to listen to a client that sends one request too many.
+        except CLIENT_GONE:
             self.end("disconnected")
         except Exception:
             logger.exception("Sending to a stream failed; it is ended.")

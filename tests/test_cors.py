@@ -15,8 +15,6 @@ from django_sse import Event, acancel
 from django_sse.cors import cors_headers
 from django_sse.decorators import event_stream, event_stream_headers, no_content_when_cancelled
 from django_sse.position import TERMINAL_MARK
-from django_sse.stores.base import GroupState
-from django_sse.stores.memory import MemoryStore
 from django_sse.views import EventStreamView
 from tests.streams import View, get, reading
 
@@ -36,11 +34,6 @@ class Requested(EventStreamView):
         if groups == ["unauthorized"]:
             return HttpResponse(status=401)
         return None
-
-
-class DownStore(MemoryStore):
-    async def astates(self, groups: Sequence[str]) -> dict[str, GroupState]:
-        raise ConnectionError("The store is down.")
 
 
 @event_stream("job-{pk}")
@@ -273,7 +266,7 @@ async def test_a_page_may_read_that_a_generator_is_over() -> None:
 
 
 async def test_a_page_may_read_that_the_store_is_away(settings: Settings) -> None:
-    settings.DJANGO_SSE = {"STORE": f"{__name__}.DownStore", "ALLOWED_ORIGINS": [APP]}
+    settings.DJANGO_SSE = {"STORE": "tests.test_views.DownStore", "ALLOWED_ORIGINS": [APP]}
     response = await answer("/requested/?group=a", Accept="text/event-stream")
     assert_readable(response)
     async with reading(response) as stream:

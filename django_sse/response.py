@@ -184,6 +184,8 @@ class GroupStreamResponse(EventStreamResponse):
                 refusals.note(reached or STORE_AWAY, None if reached else error)
                 yield jittered_retry()
                 return
+            if stream.ended.done():
+                return
             first = Event(retry=round(self._retry * 1000)).encode()
             if self._reset:
                 # Without an id: a client that leaves before the new state is told again.

@@ -146,13 +146,14 @@ class Stream:
     # Opening and serving
 
     async def open(self) -> None:
-        """Follow the groups, so that nothing new is missed from here on.
+        """Follow the groups, so that nothing new is missed from here on; not if it has ended.
 
         Raises:
             TooManyStreams: One more would be too many.
             Exception: The event store could not be read.
         """
-        await self._hub.join(self, list(self._taken))
+        if not self.ended.done():
+            await self._hub.join(self, list(self._taken))
 
     def follow(self, subscription: Subscription) -> None:
         """Note a subscription that the hub has entered this stream in."""

@@ -13,7 +13,7 @@ from django.http.response import HttpResponseBase
 
 from django_sse.asgi import SCOPE_KEY, HandOff
 from django_sse.conf import conf
-from django_sse.event import Event, encode_published, refuse_reserved_name, with_id
+from django_sse.event import Event, refuse_reserved_name, with_id
 from django_sse.exceptions import InvalidGroup
 from django_sse.hub import current_hub
 from django_sse.limits import TooManyStreams
@@ -198,7 +198,10 @@ class GroupStreamResponse(EventStreamResponse):
                 yield first
                 async with aclosing(self._initial_events) as events:
                     async for event in events:
-                        yield encode_published(event, conf().MAX_EVENT_BYTES)
+                        if chunk := stream.encode(event):
+                            yield chunk
+                        if stream.ended.done():
+                            return
                 yield checkpoint
             if self._hand_off and self._iterated_whole:
                 handed_off = self._hand_off.take(stream, checkpoint)

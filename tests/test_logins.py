@@ -14,13 +14,14 @@ from django.contrib import auth
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.core.exceptions import PermissionDenied
+from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
-from django.test import AsyncClient
+from django.test import AsyncClient, RequestFactory
 from django.urls import path
 from pytest_django import Settings
 
-from django_sse import apublish
+from django_sse import acancel, apublish
 from django_sse.asgi import get_asgi_application
 from django_sse.logins import Judgement, judge
 from django_sse.owners import Login
@@ -223,6 +224,35 @@ async def test_a_user_who_is_saved_is_looked_at_at_once() -> None:
         assert [event.event for event in await ended.rest()] == ["close"]
         await other.until("going on")
         await goes_on(other)
+
+
+@pytest.mark.usefixtures("rarely")
+async def test_a_user_can_be_saved_where_nothing_tells_of_the_commit() -> None:
+    user = await ada()
+
+    def save_with_autocommit_off() -> None:
+        transaction.set_autocommit(False)
+        try:
+            user.save()
+            transaction.commit()
+        finally:
+            transaction.rollback()
+            transaction.set_autocommit(True)
+
+    await sync_to_async(save_with_autocommit_off)()
+
+
+async def test_a_login_by_a_token_leaves_sessions_as_they_are() -> None:
+    request = RequestFactory().get("/")
+    await auth.user_logged_in.asend(sender=User, request=request, user=await ada())
+    # Its user is cancelled, and does not come back by the login of another one.
+    client = await logged_in()
+    await acancel(user=await ada())
+    other, _ = await User.objects.aget_or_create(username="bob")
+    request.session = await client.asession()
+    await auth.user_logged_in.asend(sender=User, request=request, user=other)
+    await request.session.asave()
+    assert (await answer(client)).status_code == 204
 
 
 async def test_a_backend_may_let_users_in_who_are_not_active(settings: Settings) -> None:

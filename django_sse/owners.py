@@ -79,7 +79,8 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
     of_user = user_mark(user)
     marks[of_user] = None
     marks |= {user_mark(user, group): group for group in groups}
-    if session is None or SESSION_KEY not in (data := await _read(session)):
+    data = dict(await session.aitems()) if session is not None else {}
+    if SESSION_KEY not in data:
         return Owner(marks, of_user)
     login = Login(
         str(data[SESSION_KEY]),
@@ -153,7 +154,3 @@ def _session_mark(session: SessionBase) -> str | None:
 def _mark(of: str, key: str) -> str:
     digest = salted_hmac(f"django_sse.owners.{of}", key, algorithm="sha256").hexdigest()
     return MARK + digest[: MARK_LENGTH - len(MARK)]
-
-
-async def _read(session: SessionBase) -> dict[str, Any]:
-    return dict(await session.aitems())

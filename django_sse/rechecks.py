@@ -32,7 +32,7 @@ class Rechecks:
         streams: The open streams of the hub, those that come later included.
         store: The hub's store.
         states: What reads its states.
-        interval: Returns the seconds between two looks at all logins.
+        interval: Returns the seconds between two looks at all logins, at the least.
     """
 
     def __init__(
@@ -141,9 +141,11 @@ class Rechecks:
             if asked := [stream for stream in self._streams if stream.still_allowed]:
                 # One thread for all that they do in threads, which ends with its connections.
                 async with ThreadSensitiveContext():
-                    for stream in asked:
-                        await self._ask_view(stream)
-                    await sync_to_async(connections.close_all)()
+                    try:
+                        for stream in asked:
+                            await self._ask_view(stream)
+                    finally:
+                        await sync_to_async(connections.close_all)()
 
     async def _ask_view(self, stream: Stream) -> None:
         assert stream.still_allowed

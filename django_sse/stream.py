@@ -39,9 +39,15 @@ class Registry(Protocol):
         """Forget a stream."""
 
 
+def jittered_seconds() -> float:
+    """Return one to two times RETRY, in seconds: clients shall not come back all at once."""
+    # Where RETRY is less than half a second, they would, or nearly so.
+    return uniform(1, 2) * max(conf().RETRY, 0.5)
+
+
 def jittered_retry() -> bytes:
-    """Return a ``retry`` of one to two times RETRY: clients shall not come back all at once."""
-    return Event(retry=round(uniform(1, 2) * max(conf().RETRY, 0.5) * 1000)).encode()
+    """Return a ``retry`` that sends a client back at a time of its own."""
+    return Event(retry=round(jittered_seconds() * 1000)).encode()
 
 
 class Stream:

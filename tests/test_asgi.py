@@ -126,6 +126,14 @@ class Request:
             assert not self.ended
         return events
 
+    async def rest(self) -> list[Event]:
+        """Read up to the end of the answer, and wait for that of its request."""
+        events = []
+        while not self.ended:
+            events += await self.read()
+        await self.communicator.wait(10)
+        return events
+
     async def cancel(self) -> None:
         self.communicator.stop(exceptions=False)
         # Django before 6.1 goes on listening in a task of its own.
@@ -302,9 +310,7 @@ async def test_other_responses_go_out_as_django_made_them() -> None:
     request = Request(get_asgi_application(), "/nowhere/")
     await request.start()
     assert request.status == 404
-    while not request.ended:
-        await request.read()
-    await request.communicator.wait(10)
+    await request.rest()
 
 
 GetResponse = Callable[[HttpRequest], Awaitable[HttpResponseBase]]

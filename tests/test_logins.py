@@ -1,7 +1,7 @@
 """A stream ends with the login that it was opened in."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from threading import current_thread
@@ -14,7 +14,8 @@ from django.contrib import auth
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.core.exceptions import PermissionDenied
-from django.db import transaction
+from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.test import AsyncClient, RequestFactory
@@ -25,7 +26,9 @@ from django_sse import acancel, apublish
 from django_sse.asgi import get_asgi_application
 from django_sse.logins import Judgement, judge
 from django_sse.owners import Login
+from django_sse.rechecks import Rechecks
 from django_sse.stores import get_store
+from django_sse.stream import Stream
 from django_sse.views import EventStreamView
 from tests.queries import queries_about
 from tests.streams import EventReader, reading, until
@@ -78,9 +81,22 @@ class StaffOnly(News):
         return bool(user.is_staff)
 
 
+class Undecided(News):
+    """Reads the database, and then takes its time to say."""
+
+    asked_on: ClassVar[list[BaseDatabaseWrapper]] = []
+
+    async def still_allowed(self) -> bool:
+        await User.objects.acount()
+        self.asked_on.append(await sync_to_async(lambda: connections["default"])())
+        await asyncio.Event().wait()
+        return True
+
+
 urlpatterns = [
     path("events/", News.as_view()),
     path("staff/", StaffOnly.as_view()),
+    path("undecided/", Undecided.as_view()),
     path("logout/", logout),
     path("logout-async/", logout_async),
     path("password/", change_password),
@@ -94,6 +110,26 @@ async def often(settings: Settings) -> AsyncIterator[None]:
     yield
     # A view that answers 204 may have read it without any hub.
     await get_store().aclose()
+
+
+@pytest.fixture
+def swept(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Awaitable[None]]:
+    """Waits for a whole sweep over all logins."""
+    finished: list[None] = []
+    judge_logins = Rechecks._judge_logins
+
+    async def judge_and_note(rechecks: Rechecks, streams: Collection[Stream]) -> None:
+        await judge_logins(rechecks, streams)
+        finished.append(None)
+
+    monkeypatch.setattr(Rechecks, "_judge_logins", judge_and_note)
+
+    async def wait() -> None:
+        # The next one to finish may have begun before.
+        wanted = len(finished) + 2
+        await until(lambda: len(finished) >= wanted)
+
+    return wait
 
 
 @pytest.fixture
@@ -168,6 +204,8 @@ async def test_a_client_that_comes_back_before_the_session_is_flushed_does_not_g
     async def status() -> int:
         request = Request(get_asgi_application(), NEWS, headers=[(b"cookie", cookie)])
         await request.start()
+        # A request that is broken off may leave its connection to the database open.
+        await request.rest()
         return request.status
 
     cookie = tab.cookies.output(attrs=[], header="", sep=";").strip().encode()
@@ -191,13 +229,15 @@ async def test_in_a_session_in_a_cookie_a_logout_ends_all_of_the_users_streams(
         await goes_on(other)
 
 
-async def test_a_stream_may_outlive_its_login(settings: Settings) -> None:
+async def test_a_stream_may_outlive_its_login(
+    settings: Settings, swept: Callable[[], Awaitable[None]]
+) -> None:
     settings.DJANGO_SSE = {"END_WITH_LOGIN": False, "SYNC_INTERVAL": 0.05}
     tab = await logged_in()
     async with stream(tab) as reader:
         await tab.get("/logout/")
         await User.objects.filter(username="ada").aupdate(is_active=False, password="!")
-        await asyncio.sleep(0.5)
+        await swept()
         await goes_on(reader)
 
 
@@ -255,11 +295,13 @@ async def test_a_login_by_a_token_leaves_sessions_as_they_are() -> None:
     assert (await answer(client)).status_code == 204
 
 
-async def test_a_backend_may_let_users_in_who_are_not_active(settings: Settings) -> None:
+async def test_a_backend_may_let_users_in_who_are_not_active(
+    settings: Settings, swept: Callable[[], Awaitable[None]]
+) -> None:
     settings.AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.AllowAllUsersModelBackend"]
     async with stream(await logged_in()) as reader:
         await User.objects.aupdate(is_active=False)
-        await asyncio.sleep(0.5)
+        await swept()
         await goes_on(reader)
 
 
@@ -282,11 +324,13 @@ async def test_a_password_changed_by_update_is_found_as_well() -> None:
         assert await ended.rest() == []
 
 
-async def test_a_rotated_secret_key_ends_no_stream(settings: Settings) -> None:
+async def test_a_rotated_secret_key_ends_no_stream(
+    settings: Settings, swept: Callable[[], Awaitable[None]]
+) -> None:
     async with stream(await logged_in()) as reader:
         settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
         settings.SECRET_KEY = "another one"
-        await asyncio.sleep(0.5)
+        await swept()
         await goes_on(reader)
 
 
@@ -341,6 +385,16 @@ async def test_asking_views_leaves_no_thread_and_no_connection() -> None:
         await until(lambda: StaffOnly.asked_in)
         # Of the thread pool of a round, which has ended.
         await until(lambda: StaffOnly.asked_in.isdisjoint({thread.name for thread in threads()}))
+
+
+@pytest.mark.usefixtures("asked_often")
+async def test_a_view_that_is_asked_while_the_last_stream_ends_leaves_no_connection() -> None:
+    Undecided.asked_on.clear()
+    async with stream(AsyncClient(), url="/undecided/"):
+        await until(lambda: Undecided.asked_on)
+        [used] = Undecided.asked_on
+        assert used.connection is not None
+    await until(lambda: used.connection is None)
 
 
 @pytest.mark.usefixtures("asked_often")

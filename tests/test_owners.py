@@ -200,7 +200,6 @@ async def test_a_user_is_refused_for_cancel_ttl() -> None:
             while (await get(browser, "/events/?group=news")).status_code == 204:
                 await asyncio.sleep(0.05)
         await get_store().aclose()
-        await get_store().aclose()
 
 
 @pytest.mark.usefixtures("store")

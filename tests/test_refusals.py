@@ -233,9 +233,7 @@ async def ask(url: str, application: Any = None, **headers: str) -> Request:
         server=("testserver", 80),
     )
     await request.start()
-    while not request.ended:
-        await request.read()
-    await request.communicator.wait(10)
+    await request.rest()
     return request
 
 

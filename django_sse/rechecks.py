@@ -92,7 +92,9 @@ class Rechecks:
         Raises:
             Exception: The event store could not be read.
         """
-        ended = [stream for stream in self.owned.get(mark, ()) if stream.owner.is_ended(state)]
+        ended = [
+            stream for stream in self.owned.get(mark, ()) if stream.owner.is_ended(mark, state)
+        ]
         if ended:
             entries = await self._store.aread(mark, state.first - 1, 1)
             for stream in ended:

@@ -11,7 +11,7 @@ from django.http import HttpRequest
 
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
-from django_sse.owners import BEGAN_SESSION_KEY, mark_of, user_mark
+from django_sse.owners import BEGAN_SESSION_KEY, login_mark, mark_of, user_mark
 from django_sse.publishing import end_streams
 from django_sse.stores import get_store
 from django_sse.stores.base import Hint
@@ -42,8 +42,8 @@ def _end_session(request: HttpRequest, user: Any, **kwargs: Any) -> None:
         return
     try:
         # The session's own mark; where it cannot have one, as in a cookie, its user's.
-        if mark := mark_of(session):
-            end_streams(mark, "logged out")
+        marks = (mark_of(session), login_mark(session))
+        end_streams([mark for mark in marks if mark], "logged out")
     except Exception:
         # Logging out must not fail for it.
         logger.exception("The streams of a session that was logged out could not be ended.")

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from threading import current_thread
 from threading import enumerate as threads
+from time import time_ns
 from typing import ClassVar
 
 import pytest
@@ -50,6 +51,12 @@ class News(EventStreamView):
 
 def logout(request: HttpRequest) -> HttpResponse:
     auth.logout(request)
+    return HttpResponse(status=204)
+
+
+def rotate(request: HttpRequest) -> HttpResponse:
+    """As a project does that has asked for a second factor."""
+    request.session.cycle_key()
     return HttpResponse(status=204)
 
 
@@ -99,6 +106,7 @@ urlpatterns = [
     path("undecided/", Undecided.as_view()),
     path("logout/", logout),
     path("logout-async/", logout_async),
+    path("rotate/", rotate),
     path("password/", change_password),
 ]
 
@@ -189,6 +197,29 @@ async def test_a_logout_ends_the_streams_of_its_session_and_no_others(url: str) 
     # Another page of that browser is an anonymous visitor's.
     async with stream(tab):
         pass
+
+
+@pytest.mark.usefixtures("rarely")
+async def test_a_logout_ends_the_streams_of_before_the_session_got_another_key() -> None:
+    tab, phone = await logged_in(), await logged_in()
+    async with stream(tab) as before, stream(phone) as other:
+        await tab.get("/rotate/")
+        async with stream(tab) as after:
+            await tab.get("/logout/")
+            for ended in (before, after):
+                assert [event.event for event in await ended.rest()] == ["close"]
+        await goes_on(other)
+
+
+@pytest.mark.usefixtures("rarely")
+async def test_a_logout_counts_whatever_the_clocks_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    tab = await logged_in()
+    async with stream(tab) as reader:
+        with monkeypatch.context() as behind:
+            # Another host's clock, at the logout, is ten seconds behind this one's at the login.
+            behind.setattr("django_sse.stores.base.first_number", lambda: time_ns() // 1000 - 10**7)
+            await tab.get("/logout/")
+        assert [event.event for event in await reader.rest()] == ["close"]
 
 
 @pytest.mark.usefixtures("rarely")

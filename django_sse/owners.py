@@ -93,10 +93,12 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
     )
     if conf().END_WITH_LOGIN and (mark := login_mark(data)):
         marks[mark] = None
+    # Of a session that is another one's nobody knows when its owner came.
+    is_own = of_user == user_mark(login.user)
     return Owner(
         marks,
         of_user,
-        began=data.get(BEGAN_SESSION_KEY, 0.0),
+        began=data.get(BEGAN_SESSION_KEY, 0.0) if is_own else 0.0,
         login=login if conf().END_WITH_LOGIN else None,
     )
 

@@ -82,6 +82,10 @@ class StaffOnly(News):
         self.asked_in.add(await sync_to_async(lambda: current_thread().name)())
         if self.request.GET.get("fails"):
             raise ZeroDivisionError
+        if self.request.GET.get("cancels"):
+            asking = asyncio.create_task(asyncio.sleep(3600))
+            asking.cancel()
+            await asking
         user = await self.request.auser()
         if not user.is_authenticated:
             raise PermissionDenied
@@ -365,6 +369,15 @@ async def test_a_rotated_secret_key_ends_no_stream(
         await goes_on(reader)
 
 
+async def test_a_key_that_no_user_can_have_spoils_the_sweep_for_nobody_else() -> None:
+    """As a session has it from before the users got keys of another kind."""
+    user = await ada()
+    backend = "django.contrib.auth.backends.ModelBackend"
+    valid = Login(str(user.pk), backend, user.get_session_auth_hash())
+    of_before = Login("not a number", backend, "")
+    assert await sync_to_async(judge)([of_before, valid]) == Judgement({of_before}, set())
+
+
 async def test_logins_are_judged_with_one_query_for_all_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -432,4 +445,13 @@ async def test_a_view_that_is_asked_while_the_last_stream_ends_leaves_no_connect
 async def test_a_view_that_cannot_say_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
     async with stream(await logged_in(), url=f"{STAFF}?fails=1") as reader:
         await until(lambda: caplog.text.count("A view's still_allowed failed") >= 2)
+        await goes_on(reader)
+
+
+@pytest.mark.usefixtures("asked_often")
+async def test_a_view_whose_own_task_was_cancelled_is_asked_again() -> None:
+    async with stream(await logged_in(), url=f"{STAFF}?cancels=1") as reader:
+        for _ in range(2):
+            StaffOnly.asked_in.clear()
+            await until(lambda: StaffOnly.asked_in)
         await goes_on(reader)

@@ -393,3 +393,10 @@ async def test_an_event_published_in_a_transaction_leaves_out_as_well() -> None:
         await in_thread(publish_in_transaction)
         assert [event.data for event in await own.until("last")] == ["last"]
     assert [e.exclude for e in await get_store().aread("news", 0, 9)] == [user_mark(ada), ""]
+
+
+async def test_a_login_of_another_user_lets_no_cancelled_owner_back_in() -> None:
+    await acancel(user="token-7")
+    eve = await logged_in("eve")
+    # Her session began later, but it is not the session of the token's owner.
+    assert (await get(eve, "/token/?group=news&token=token-7")).status_code == 204

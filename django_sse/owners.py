@@ -10,7 +10,7 @@ from time import time
 from typing import Any, Final
 from uuid import UUID
 
-from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model
 from django.contrib.sessions.backends.base import SessionBase
 from django.contrib.sessions.backends.signed_cookies import SessionStore as CookieSession
 from django.db.models import Model
@@ -37,9 +37,9 @@ class Login:
 class Owner:
     """Whose a stream is.
 
-    ``user`` is the mark of its user. ``marks`` are that, its session's and its login's, and for each
-    of its groups the one of its user in that group, with the group that the mark is about (None:
-    all of them).
+    ``user`` is the mark of its user. ``marks`` are that, its session's and its login's, and for
+    each of its groups the one of its user in that group, with the group that the mark is about
+    (None: all of them).
     ``began`` is when the session's user logged in, in seconds since the epoch; 0 where nobody
     knows.
     """
@@ -122,7 +122,8 @@ def user_mark(user: Any, group: str | None = None) -> str:
     """
     if is_nobody(user):
         raise ValueError("An anonymous user has no streams of its own: give one who is logged in.")
-    if isinstance(user, Model):
+    # Another model's instance may have the primary key of a user who is not meant.
+    if isinstance(user, Model) and isinstance(user, get_user_model()):
         if user.pk is None:
             raise ValueError(f"{user!r} has no primary key yet: save it first.")
         # As sessions have it.

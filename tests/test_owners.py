@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from asgiref.sync import sync_to_async
 from django.conf import settings as django_settings
-from django.contrib.auth.models import AnonymousUser, User
+from django.contrib.auth.models import AnonymousUser, Group, User
 from django.contrib.sessions.backends.base import SessionBase
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.backends.signed_cookies import SessionStore as CookieSession
@@ -122,7 +122,7 @@ def test_who_can_have_no_stream_has_no_mark(nobody: Any) -> None:
     assert mark_of(nobody) == ""
 
 
-@pytest.mark.parametrize("wrong", [object(), ["ada"], 1.5, b"ada"])
+@pytest.mark.parametrize("wrong", [object(), ["ada"], 1.5, b"ada", Group(pk=1)])
 def test_what_is_no_owner_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="user or its primary key"):
         cancel(user=wrong)

@@ -202,6 +202,9 @@ class GroupStreamResponse(EventStreamResponse):
                             yield chunk
                         if stream.ended.done():
                             return
+                        if stream.is_shut:
+                            # What is left is not for its owner any more.
+                            break
                 yield checkpoint
             if self._hand_off and self._iterated_whole:
                 handed_off = self._hand_off.take(stream, checkpoint)

@@ -405,6 +405,11 @@ class Stream:
         elif group in self._taken:
             self.dismiss("shut out of a group")
 
+    @property
+    def is_shut(self) -> bool:
+        """Whether its owner may not go on with it: it ends as soon as it is served."""
+        return self._finishing == "shut"
+
     def _last_position(self) -> str:
         # The login may be over by the time that the client comes back, and with it what would
         # say that the client is to stop.

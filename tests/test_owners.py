@@ -1,7 +1,7 @@
 """Whose a stream is: ended by user, by session, left out of events that its owner has caused."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -47,6 +47,15 @@ class Filtered(Groups):
         return event
 
 
+class Endless(EventStreamView):
+    groups = ["news"]
+
+    async def initial_events(self) -> AsyncGenerator[Event, None]:
+        while True:
+            yield Event("state")
+            await asyncio.sleep(0.01)
+
+
 class OfToken(Groups):
     """Whose stream it is says something else than the session."""
 
@@ -56,6 +65,7 @@ class OfToken(Groups):
 
 urlpatterns = [
     path("events/", Groups.as_view()),
+    path("endless/", Endless.as_view()),
     path("filtered/", Filtered.as_view()),
     path("token/", OfToken.as_view()),
 ]
@@ -280,6 +290,14 @@ async def test_a_user_who_is_cancelled_while_the_stream_opens_does_not_get_in(
     await acancel(user=ada)
     async with reading(response) as ended:
         assert [event.event for event in await ended.rest()] == ["close"]
+
+
+async def test_who_is_cancelled_amid_the_initial_events_gets_no_more_of_them() -> None:
+    async with stream(await logged_in(), "/endless/") as reader:
+        await reader.next_event()
+        await acancel(user=await user(), reason="gone")
+        close = (await reader.rest())[-1]
+        assert (close.event, close.json()) == ("close", {"reason": "gone"})
 
 
 async def test_a_client_that_is_far_behind_is_ended_before_it_has_all_of_it() -> None:

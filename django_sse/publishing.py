@@ -108,9 +108,9 @@ async def acancel(group: str | None = None, *, user: Any = None, reason: str | N
     await _aappend([_closing_entry(group, user, reason)])
 
 
-def end_streams(mark: str, reason: str) -> None:
-    """End an owner's streams, and refuse new ones for ``CANCEL_TTL``. For synchronous code."""
-    _append([NewEntry(mark, closing_wire(reason), Kind.END)])
+def end_streams(marks: Iterable[str], reason: str) -> None:
+    """End owners' streams, and refuse new ones for ``CANCEL_TTL``. For synchronous code."""
+    _append([NewEntry(mark, closing_wire(reason), Kind.END) for mark in marks])
 
 
 @async_unsafe(_ON_A_LOOP.format("reopen"))

@@ -92,7 +92,9 @@ class Rechecks:
         Raises:
             Exception: The event store could not be read.
         """
-        ended = [stream for stream in self.owned.get(mark, ()) if stream.owner.is_ended(state)]
+        ended = [
+            stream for stream in self.owned.get(mark, ()) if stream.owner.is_ended(mark, state)
+        ]
         if ended:
             entries = await self._store.aread(mark, state.first - 1, 1)
             for stream in ended:
@@ -156,7 +158,11 @@ class Rechecks:
                 allowed = await stream.still_allowed()
         except PermissionDenied:
             allowed = False
-        except Exception:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                # It was the hub that was stopped, not something that the view waits for.
+                raise
             logger.exception("A view's still_allowed failed; it is asked again later.")
             return
         if not allowed:

@@ -12,7 +12,7 @@ from django_sse.event import Event, encode_published, with_id
 from django_sse.mailbox import Message
 from django_sse.owners import NOBODY, Owner
 from django_sse.position import TERMINAL_MARK, format_position
-from django_sse.stores.base import closing_wire
+from django_sse.stores.base import Entry, closing_wire
 from django_sse.subscription import HistoryLostError, Subscription
 from django_sse.tasks import logger, spawn, start_eagerly
 
@@ -141,7 +141,9 @@ class Stream:
         self._finishing: str | None = None
         self._farewell: Callable[[], bytes] | None = None
         max_age = conf().MAX_AGE
-        self._ends_at = self._hub.now + uniform(1 - _AGE_JITTER, 1) * max_age if max_age else inf
+        # The hub's own clock stands still while it has no streams.
+        now = self._hub.loop.time()
+        self._ends_at = now + uniform(1 - _AGE_JITTER, 1) * max_age if max_age else inf
 
     @property
     def groups(self) -> Collection[str]:
@@ -156,13 +158,14 @@ class Stream:
     # Opening and serving
 
     async def open(self) -> None:
-        """Follow the groups, so that nothing new is missed from here on.
+        """Follow the groups, so that nothing new is missed from here on; not if it has ended.
 
         Raises:
             TooManyStreams: One more would be too many.
             Exception: The event store could not be read.
         """
-        await self._hub.join(self, list(self._taken))
+        if not self.ended.done():
+            await self._hub.join(self, list(self._taken))
 
     def follow(self, subscription: Subscription) -> None:
         """Note a subscription that the hub has entered this stream in."""
@@ -270,6 +273,15 @@ class Stream:
             return block.chunk
         wire = block.wire if self._filter_event is None else self._filtered(block)
         return with_id(self._position(), wire) if wire and block.number else wire
+
+    def encode(self, event: Event) -> bytes:
+        """Return what is sent of an event of the view's own: nothing where its filter hides it.
+
+        Raises:
+            InvalidEvent: It could not be published, either.
+        """
+        wire = encode_published(event, conf().MAX_EVENT_BYTES)
+        return self._chunk(Block("", Entry(0, wire)))
 
     def _filtered(self, block: Block) -> bytes:
         assert self._filter_event is not None
@@ -394,6 +406,11 @@ class Stream:
             self._finish("shut", lambda: with_id(self._last_position(), closing))
         elif group in self._taken:
             self.dismiss("shut out of a group")
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether its owner may not go on with it: it ends as soon as it is served."""
+        return self._finishing == "shut"
 
     def _last_position(self) -> str:
         # The login may be over by the time that the client comes back, and with it what would

@@ -28,6 +28,12 @@ class Requested(EventStreamView):
     async def get_groups(self) -> list[str]:
         return self.request.GET.getlist("group")
 
+    async def get_owner(self) -> str | None:
+        token = self.request.GET.get("token")
+        if token == "forged":
+            raise PermissionDenied
+        return token
+
     async def authorize(self, groups: Sequence[str]) -> HttpResponseBase | None:
         if groups == ["denied"]:
             raise PermissionDenied
@@ -217,6 +223,7 @@ async def test_a_header_of_a_middleware_or_a_view_of_the_projects_own_is_not_rep
         ("/requested/?group=unauthorized", 401),
         ("/requested/", 403),
         ("/requested/?group=denied", 403),
+        ("/requested/?group=mine&token=forged", 403),
         ("/requested/?group=no name", 404),
     ],
 )
@@ -225,6 +232,12 @@ async def test_a_page_may_read_why_it_is_refused(url: str, status: int, method: 
     response = await answer(url, method=method)
     assert response.status_code == status
     assert_readable(response)
+
+
+async def test_an_owner_that_is_refused_is_refused_like_a_group() -> None:
+    response = await answer("/requested/?group=mine&token=forged")
+    assert response.status_code == 403
+    assert response["Cache-Control"] == "no-store"
 
 
 @pytest.mark.parametrize("view", [job, own_job, own_job_sync])

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from threading import current_thread
 from threading import enumerate as threads
+from time import time_ns
 from typing import ClassVar
 
 import pytest
@@ -14,15 +15,15 @@ from django.contrib import auth
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.core.exceptions import PermissionDenied
-from django.db import connections
+from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
-from django.test import AsyncClient
+from django.test import AsyncClient, RequestFactory
 from django.urls import path
 from pytest_django import Settings
 
-from django_sse import apublish
+from django_sse import acancel, apublish
 from django_sse.asgi import get_asgi_application
 from django_sse.logins import Judgement, judge
 from django_sse.owners import Login
@@ -54,6 +55,12 @@ def logout(request: HttpRequest) -> HttpResponse:
     return HttpResponse(status=204)
 
 
+def rotate(request: HttpRequest) -> HttpResponse:
+    """As a project does that has asked for a second factor."""
+    request.session.cycle_key()
+    return HttpResponse(status=204)
+
+
 async def logout_async(request: HttpRequest) -> HttpResponse:
     await auth.alogout(request)
     return HttpResponse(status=204)
@@ -76,6 +83,10 @@ class StaffOnly(News):
         self.asked_in.add(await sync_to_async(lambda: current_thread().name)())
         if self.request.GET.get("fails"):
             raise ZeroDivisionError
+        if self.request.GET.get("cancels"):
+            asking = asyncio.create_task(asyncio.sleep(3600))
+            asking.cancel()
+            await asking
         user = await self.request.auser()
         if not user.is_authenticated:
             raise PermissionDenied
@@ -100,6 +111,7 @@ urlpatterns = [
     path("undecided/", Undecided.as_view()),
     path("logout/", logout),
     path("logout-async/", logout_async),
+    path("rotate/", rotate),
     path("password/", change_password),
 ]
 
@@ -179,6 +191,29 @@ async def test_a_logout_ends_the_streams_of_its_session_and_no_others(url: str) 
 
 
 @pytest.mark.usefixtures("rarely")
+async def test_a_logout_ends_the_streams_of_before_the_session_got_another_key() -> None:
+    tab, phone = await logged_in(), await logged_in()
+    async with stream(tab) as before, stream(phone) as other:
+        await tab.get("/rotate/")
+        async with stream(tab) as after:
+            await tab.get("/logout/")
+            for ended in (before, after):
+                assert [event.event for event in await ended.rest()] == ["close"]
+        await goes_on(other)
+
+
+@pytest.mark.usefixtures("rarely")
+async def test_a_logout_counts_whatever_the_clocks_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    tab = await logged_in()
+    async with stream(tab) as reader:
+        with monkeypatch.context() as behind:
+            # Another host's clock, at the logout, is ten seconds behind this one's at the login.
+            behind.setattr("django_sse.stores.base.first_number", lambda: time_ns() // 1000 - 10**7)
+            await tab.get("/logout/")
+        assert [event.event for event in await reader.rest()] == ["close"]
+
+
+@pytest.mark.usefixtures("rarely")
 async def test_a_client_that_comes_back_before_the_session_is_flushed_does_not_get_in() -> None:
     tab = await logged_in()
     answers = []
@@ -253,6 +288,35 @@ async def test_a_user_who_is_saved_is_looked_at_at_once() -> None:
         await goes_on(other)
 
 
+@pytest.mark.usefixtures("rarely")
+async def test_a_user_can_be_saved_where_nothing_tells_of_the_commit() -> None:
+    user = await ada()
+
+    def save_with_autocommit_off() -> None:
+        transaction.set_autocommit(False)
+        try:
+            user.save()
+            transaction.commit()
+        finally:
+            transaction.rollback()
+            transaction.set_autocommit(True)
+
+    await sync_to_async(save_with_autocommit_off)()
+
+
+async def test_a_login_by_a_token_leaves_sessions_as_they_are() -> None:
+    request = RequestFactory().get("/")
+    await auth.user_logged_in.asend(sender=User, request=request, user=await ada())
+    # Its user is cancelled, and does not come back by the login of another one.
+    client = await logged_in()
+    await acancel(user=await ada())
+    other, _ = await User.objects.aget_or_create(username="bob")
+    request.session = await client.asession()
+    await auth.user_logged_in.asend(sender=User, request=request, user=other)
+    await request.session.asave()
+    assert (await answer(client)).status_code == 204
+
+
 async def test_a_backend_may_let_users_in_who_are_not_active(
     settings: Settings, swept: Callable[[], Awaitable[None]]
 ) -> None:
@@ -290,6 +354,15 @@ async def test_a_rotated_secret_key_ends_no_stream(
         settings.SECRET_KEY = "another one"
         await swept()
         await goes_on(reader)
+
+
+async def test_a_key_that_no_user_can_have_spoils_the_sweep_for_nobody_else() -> None:
+    """As a session has it from before the users got keys of another kind."""
+    user = await ada()
+    backend = "django.contrib.auth.backends.ModelBackend"
+    valid = Login(str(user.pk), backend, user.get_session_auth_hash())
+    of_before = Login("not a number", backend, "")
+    assert await sync_to_async(judge)([of_before, valid]) == Judgement({of_before}, set())
 
 
 async def test_logins_are_judged_with_one_query_for_all_of_them(
@@ -359,4 +432,13 @@ async def test_a_view_that_is_asked_while_the_last_stream_ends_leaves_no_connect
 async def test_a_view_that_cannot_say_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
     async with stream(await logged_in(), url=f"{STAFF}?fails=1") as reader:
         await until(lambda: caplog.text.count("A view's still_allowed failed") >= 2)
+        await goes_on(reader)
+
+
+@pytest.mark.usefixtures("asked_often")
+async def test_a_view_whose_own_task_was_cancelled_is_asked_again() -> None:
+    async with stream(await logged_in(), url=f"{STAFF}?cancels=1") as reader:
+        for _ in range(2):
+            StaffOnly.asked_in.clear()
+            await until(lambda: StaffOnly.asked_in)
         await goes_on(reader)

@@ -1,7 +1,7 @@
 """Whose a stream is: ended by user, by session, left out of events that its owner has caused."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from asgiref.sync import sync_to_async
 from django.conf import settings as django_settings
-from django.contrib.auth.models import AnonymousUser, User
+from django.contrib.auth.models import AnonymousUser, Group, User
 from django.contrib.sessions.backends.base import SessionBase
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.backends.signed_cookies import SessionStore as CookieSession
@@ -48,6 +48,15 @@ class Filtered(Groups):
         return event
 
 
+class Endless(EventStreamView):
+    groups = ["news"]
+
+    async def initial_events(self) -> AsyncGenerator[Event, None]:
+        while True:
+            yield Event("state")
+            await asyncio.sleep(0.01)
+
+
 class OfToken(Groups):
     """Whose stream it is says something else than the session."""
 
@@ -57,6 +66,7 @@ class OfToken(Groups):
 
 urlpatterns = [
     path("events/", Groups.as_view()),
+    path("endless/", Endless.as_view()),
     path("filtered/", Filtered.as_view()),
     path("token/", OfToken.as_view()),
 ]
@@ -112,7 +122,7 @@ def test_who_can_have_no_stream_has_no_mark(nobody: Any) -> None:
     assert mark_of(nobody) == ""
 
 
-@pytest.mark.parametrize("wrong", [object(), ["ada"], 1.5, b"ada"])
+@pytest.mark.parametrize("wrong", [object(), ["ada"], 1.5, b"ada", Group(pk=1)])
 def test_what_is_no_owner_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="user or its primary key"):
         cancel(user=wrong)
@@ -269,6 +279,14 @@ async def test_a_user_who_is_cancelled_while_the_stream_opens_does_not_get_in(
         assert [event.event for event in await ended.rest()] == ["close"]
 
 
+async def test_who_is_cancelled_amid_the_initial_events_gets_no_more_of_them() -> None:
+    async with stream(await logged_in(), "/endless/") as reader:
+        await reader.next_event()
+        await acancel(user=await user(), reason="gone")
+        close = (await reader.rest())[-1]
+        assert (close.event, close.json()) == ("close", {"reason": "gone"})
+
+
 async def test_a_client_that_is_far_behind_is_ended_before_it_has_all_of_it() -> None:
     published = await apublish_many(("news", str(n)) for n in range(700))
     position = published[0].id
@@ -380,3 +398,10 @@ async def test_an_event_published_in_a_transaction_leaves_out_as_well() -> None:
         await in_thread(publish_in_transaction)
         assert [event.data for event in await own.until("last")] == ["last"]
     assert [e.exclude for e in await get_store().aread("news", 0, 9)] == [user_mark(ada), ""]
+
+
+async def test_a_login_of_another_user_lets_no_cancelled_owner_back_in() -> None:
+    await acancel(user="token-7")
+    eve = await logged_in("eve")
+    # Her session began later, but it is not the session of the token's owner.
+    assert (await get(eve, "/token/?group=news&token=token-7")).status_code == 204

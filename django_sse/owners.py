@@ -6,6 +6,7 @@ says when the owner's streams were ended.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from time import time
 from typing import Any, Final
 from uuid import UUID
@@ -15,7 +16,6 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.contrib.sessions.backends.signed_cookies import SessionStore as CookieSession
 from django.db.models import Model
 from django.http import HttpRequest
-from django.utils.crypto import salted_hmac
 
 from django_sse.conf import conf
 from django_sse.stores.base import MARK, MARK_LENGTH, GroupState, validate_group
@@ -124,7 +124,9 @@ def user_mark(user: Any, group: str | None = None) -> str:
             not logged in.
     """
     if is_nobody(user):
-        raise ValueError("An anonymous user has no streams of its own: give one who is logged in.")
+        raise ValueError(
+            f"{user} has no streams of its own: give a user who is logged in, or its primary key."
+        )
     # Another model's instance may have the primary key of a user who is not meant.
     if isinstance(user, Model) and isinstance(user, get_user_model()):
         if user.pk is None:
@@ -172,5 +174,6 @@ def _session_mark(session: SessionBase) -> str | None:
 
 
 def _mark(of: str, key: str) -> str:
-    digest = salted_hmac(f"django_sse.owners.{of}", key, algorithm="sha256").hexdigest()
+    # Without SECRET_KEY, which may change while streams are open. Nobody guesses a session's key.
+    digest = sha256(f"{of} {key}".encode()).hexdigest()
     return MARK + digest[: MARK_LENGTH - len(MARK)]

@@ -290,12 +290,12 @@ async def test_a_user_who_is_saved_is_looked_at_at_once() -> None:
 
 @pytest.mark.usefixtures("rarely")
 async def test_a_user_can_be_saved_where_nothing_tells_of_the_commit() -> None:
-    user = await ada()
+    ada = await user()
 
     def save_with_autocommit_off() -> None:
         transaction.set_autocommit(False)
         try:
-            user.save()
+            ada.save()
             transaction.commit()
         finally:
             transaction.rollback()
@@ -306,11 +306,11 @@ async def test_a_user_can_be_saved_where_nothing_tells_of_the_commit() -> None:
 
 async def test_a_login_by_a_token_leaves_sessions_as_they_are() -> None:
     request = RequestFactory().get("/")
-    await auth.user_logged_in.asend(sender=User, request=request, user=await ada())
+    await auth.user_logged_in.asend(sender=User, request=request, user=await user())
     # Its user is cancelled, and does not come back by the login of another one.
     client = await logged_in()
-    await acancel(user=await ada())
-    other, _ = await User.objects.aget_or_create(username="bob")
+    await acancel(user=await user())
+    other = await user("bob")
     request.session = await client.asession()
     await auth.user_logged_in.asend(sender=User, request=request, user=other)
     await request.session.asave()
@@ -358,9 +358,9 @@ async def test_a_rotated_secret_key_ends_no_stream(
 
 async def test_a_key_that_no_user_can_have_spoils_the_sweep_for_nobody_else() -> None:
     """As a session has it from before the users got keys of another kind."""
-    user = await ada()
+    ada = await user()
     backend = "django.contrib.auth.backends.ModelBackend"
-    valid = Login(str(user.pk), backend, user.get_session_auth_hash())
+    valid = Login(str(ada.pk), backend, ada.get_session_auth_hash())
     of_before = Login("not a number", backend, "")
     assert await sync_to_async(judge)([of_before, valid]) == Judgement({of_before}, set())
 

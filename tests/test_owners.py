@@ -131,8 +131,11 @@ def test_what_is_no_owner_is_refused(wrong: Any) -> None:
 
 
 def test_who_has_no_streams_cannot_be_cancelled() -> None:
-    with pytest.raises(ValueError, match="anonymous"):
+    with pytest.raises(ValueError, match="AnonymousUser has no streams"):
         cancel(user=AnonymousUser())
+    # A query that has found nobody does not cancel the group for everybody.
+    with pytest.raises(ValueError, match="None has no streams"):
+        cancel("news", user=None)
     with pytest.raises(ValueError, match="save it first"):
         cancel(user=User(username="new"))
     with pytest.raises(TypeError, match=r"group .* or .* user"):
@@ -169,6 +172,15 @@ async def test_all_streams_of_a_user_end_and_nobody_elses() -> None:
         await apublish("news", "after")
         for going_on in (others, anonymous):
             assert [event.data for event in await going_on.until("after")] == ["before", "after"]
+
+
+@pytest.mark.usefixtures("store")
+async def test_another_secret_key_lets_nobody_back_in() -> None:
+    browser = await logged_in()
+    await acancel(user=await user())
+    rotated = {"SECRET_KEY": "new", "SECRET_KEY_FALLBACKS": [django_settings.SECRET_KEY]}
+    with override_settings(**rotated):
+        assert (await get(browser, "/events/?group=news")).status_code == 204
 
 
 @pytest.mark.usefixtures("store")

@@ -116,7 +116,7 @@ class Session:
             "root_path": "",
             "query_string": inputs.query(choices, self._ids),
             "headers": inputs.headers(choices, self._ids),
-            "client": choices.pick([("127.0.0.1", 1234), None]),
+            "client": choices.pick([("127.0.0.1", 0), None]),
             "server": ("127.0.0.1", 80),
         }
         does = choices.pick(["stay", "stay", "stay", "leave", "leave", "stall", "break", "cancel"])

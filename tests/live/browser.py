@@ -27,6 +27,8 @@ def chromium(directory: Path) -> Iterator[webdriver.Chrome]:
         unavailable("chromium and chromedriver are not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
+    # Of servers with a certificate that they have made themselves.
+    options.accept_insecure_certs = True
     for switch in (
         *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "disable-dev-shm-usage"),
         *("no-first-run", "disable-background-networking", "disable-component-update"),

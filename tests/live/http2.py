@@ -115,7 +115,8 @@ class Connection:
     def _take(self, event: H2Event) -> None:
         match event:
             case ResponseReceived():
-                self._responses[event.stream_id].headers = dict(event.headers)
+                headers = {str(name): str(value) for name, value in event.headers}
+                self._responses[event.stream_id].headers = headers
             case DataReceived():
                 self._responses[event.stream_id].feed(event.data)
                 length = event.flow_controlled_length

@@ -1,14 +1,16 @@
 """Streams over HTTP/2: from a server that speaks it, and from nginx before one that does not."""
 
-import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
+from selenium import webdriver
 
 from tests.live import http2
-from tests.live.client import SECONDS
+from tests.live.browser import Tab
+from tests.live.client import until_open
 from tests.live.nginx import nginx
 from tests.live.servers import Server, require, serve
 
@@ -31,11 +33,6 @@ class Site:
             url = f"http://127.0.0.1:{self.server.port}{path}"
             response = await client.get(url, params=query)
             return response.raise_for_status().text
-
-    async def open_streams_become(self, count: int) -> None:
-        async with asyncio.timeout(SECONDS):
-            while int(await self.act("/open-streams/")) != count:
-                await asyncio.sleep(0.02)
 
 
 @pytest.fixture(scope="module", params=["hypercorn", "nginx"])
@@ -81,16 +78,16 @@ async def test_no_field_is_sent_that_is_forbidden(site: Site, group: str) -> Non
 async def test_a_stream_that_is_left_is_gone_for_the_server_and_the_others_go_on(
     site: Site, group: str
 ) -> None:
-    await site.open_streams_become(0)
+    await until_open(site.server.port, 0)
     async with http2.connect(site.port) as connection:
         left, other = [await connection.get(f"/events/{group}/") for _ in range(2)]
-        await site.open_streams_become(2)
+        await until_open(site.server.port, 2)
         left.leave()
-        await site.open_streams_become(1)
+        await until_open(site.server.port, 1)
         await other.opened()
         await site.act(f"/publish/{group}/", data="still there")
         assert (await other.event()).data == "still there"
-    await site.open_streams_become(0)
+    await until_open(site.server.port, 0)
 
 
 async def test_the_position_the_end_and_204_pass(site: Site, group: str) -> None:
@@ -102,3 +99,23 @@ async def test_the_position_the_end_and_204_pass(site: Site, group: str) -> None
         again = await connection.get(f"/events/{group}/", last_event_id=stream.last_event_id)
         assert again.status == 204
         await again.end()
+
+
+def test_a_page_follows_more_streams_than_it_had_connections(
+    browser: webdriver.Chrome, tmp_path: Path, group: str
+) -> None:
+    require("uvicorn")
+    directory = tmp_path / "nginx"
+    directory.mkdir()
+    with (
+        serve("uvicorn", tmp_path) as server,
+        nginx(server.port, directory) as proxy,
+        Tab.open(browser, f"https://127.0.0.1:{proxy.tls_port}") as tab,
+    ):
+        paths = [f"/events/?group={group}&group={number}" for number in range(STREAMS)]
+        sources = [tab.opened(path) for path in paths]
+        httpx.get(f"http://127.0.0.1:{server.port}/publish/{group}/?data=hi").raise_for_status()
+        for source in sources:
+            source.wait_for("message", "hi")
+        pages = "return performance.getEntriesByType('navigation')[0].nextHopProtocol"
+        assert tab.run(pages) == "h2"

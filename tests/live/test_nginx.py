@@ -1,19 +1,29 @@
 """Each server behind nginx: its defaults and no other setting, as the README has it."""
 
 import asyncio
+import re
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from selenium import webdriver
 
-from tests.live.client import SECONDS, connect
+from tests.live.browser import Tab, wait_until
+from tests.live.client import connect, until_open
 from tests.live.nginx import Nginx, nginx
-from tests.live.servers import Server, launch, require, serve
+from tests.live.servers import ROOT, Server, launch, manage, require, serve
 from tests.ports import free_port
 
 # Much less than nginx would keep anything for the next heartbeat.
 AT_ONCE_SECONDS = 5
+
+README = (ROOT / "README.md").read_text()
+
+APPLICATION = "tests.asgi:application"
+# Clients come back soon.
+SOON = {"LIVE_DJANGO_SSE": '{"RETRY": 0.2}'}
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +40,21 @@ def proxy(server: Server, running_proxy: Nginx) -> Nginx:
     return running_proxy
 
 
+@contextmanager
+def proxied(directory: Path, server_port: int, **directives: str) -> Iterator[Nginx]:
+    """Run nginx in a directory beneath that of a server."""
+    require("uvicorn")
+    directory = directory / "nginx"
+    directory.mkdir()
+    with nginx(server_port, directory, **directives) as proxy:
+        yield proxy
+
+
 async def act(server: Server, path: str, **query: str) -> str:
     """Let a view of the server do something, not through the proxy; return its answer."""
     async with httpx.AsyncClient() as client:
         response = await client.get(f"http://127.0.0.1:{server.port}{path}", params=query)
         return response.raise_for_status().text
-
-
-async def open_streams_become(server: Server, count: int) -> None:
-    async with asyncio.timeout(SECONDS):
-        while int(await act(server, "/open-streams/")) != count:
-            await asyncio.sleep(0.02)
 
 
 async def test_the_first_bytes_and_each_event_pass_at_once(
@@ -91,11 +105,28 @@ async def test_the_end_and_204_pass(server: Server, proxy: Nginx, group: str) ->
 async def test_a_client_that_leaves_is_gone_for_the_server(
     server: Server, proxy: Nginx, group: str
 ) -> None:
-    await open_streams_become(server, 0)
+    await until_open(server.port, 0)
     async with connect(proxy.port, f"/events/{group}/") as stream:
         await stream.opened()
-        await open_streams_become(server, 1)
-    await open_streams_become(server, 0)
+        await until_open(server.port, 1)
+    await until_open(server.port, 0)
+
+
+async def test_a_client_that_reads_nothing_is_ended_by_the_server(
+    tmp_path: Path, group: str
+) -> None:
+    # nginx would keep it all for this client, in files, if it buffered.
+    settings = '{"BACKLOG_BYTES": 100000}'
+    with (
+        serve("uvicorn", tmp_path, LIVE_DJANGO_SSE=settings) as server,
+        proxied(tmp_path, server.port) as proxy,
+    ):
+        async with connect(proxy.port, f"/events/{group}/", receive_bytes=4096) as stream:
+            await stream.opened()
+            await until_open(server.port, 1)
+            lines = f"{'x' * 200_000}\n" * 100
+            await manage(tmp_path, "sse_push", group, "-", input=lines)
+            await until_open(server.port, 0)
 
 
 async def test_heartbeats_outlast_the_time_that_nginx_gives_a_silent_server(
@@ -103,13 +134,10 @@ async def test_heartbeats_outlast_the_time_that_nginx_gives_a_silent_server(
 ) -> None:
     # A minute by default, and a heartbeat each quarter of it.
     patience = 2
-    require("uvicorn")
-    directory = tmp_path / "nginx"
-    directory.mkdir()
     settings = f"proxy_read_timeout {patience}s;"
     with (
         serve("uvicorn", tmp_path, LIVE_DJANGO_SSE='{"HEARTBEAT": 0.5}') as server,
-        nginx(server.port, directory, settings=settings) as proxy,
+        proxied(tmp_path, server.port, settings=settings) as proxy,
     ):
         async with connect(proxy.port, f"/events/{group}/") as stream:
             await stream.opened()
@@ -126,7 +154,45 @@ async def test_a_server_that_comes_back_is_found_again(tmp_path: Path, group: st
     with nginx(port, directory) as proxy:
         async with connect(proxy.port, f"/events/{group}/") as response:
             assert response.status == 502
-        with launch("uvicorn", tmp_path, port, "tests.asgi:application"):
+        with launch("uvicorn", tmp_path, port, APPLICATION):
             async with connect(proxy.port, f"/events/{group}/") as stream:
                 await stream.opened()
                 assert stream.status == 200
+
+
+def readme_configuration(server_port: int) -> str:
+    """Return what the README has for an EventSource, but for the port and for how soon it asks."""
+    block = re.search(r"^```nginx\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert block
+    return block[1].replace(":8000", f":{server_port}").replace("retry: 5000", "retry: 200")
+
+
+def test_an_event_source_outlasts_a_server_that_is_away_if_nginx_answers_for_it(
+    browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    port = free_port()
+    with (
+        proxied(tmp_path, port, more=readme_configuration(port)) as proxy,
+        ExitStack() as running,
+    ):
+        server = running.enter_context(launch("uvicorn", tmp_path, port, APPLICATION, **SOON))
+        tab = running.enter_context(Tab.open(browser, f"http://127.0.0.1:{proxy.port}"))
+        source = tab.opened("/events/away/")
+        server.kill()
+        # The end of its stream, and then that of each answer of nginx's own.
+        wait_until(lambda: len(source.errors) > 3, "it does not come back")
+        running.enter_context(launch("uvicorn", tmp_path, port, APPLICATION, **SOON))
+        httpx.get(f"http://127.0.0.1:{port}/publish/away/?data=back").raise_for_status()
+        source.wait_for("message", "back")
+
+
+def test_an_event_source_is_over_after_a_502(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    port = free_port()
+    with (
+        proxied(tmp_path, port) as proxy,
+        launch("uvicorn", tmp_path, port, APPLICATION, **SOON) as server,
+        Tab.open(browser, f"http://127.0.0.1:{proxy.port}") as tab,
+    ):
+        source = tab.opened("/events/away/")
+        server.kill()
+        source.wait_for_state("closed")

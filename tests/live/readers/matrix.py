@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 
 from tests.live.readers.npm import PACKAGE_JSON
-from tests.live.readers.readers import CURL, PROGRAMS, Page, Program, node, python
+from tests.live.readers.readers import CURL, EVENT_SOURCE, PROGRAMS, Program, node, python, web_page
 from tests.live.servers import ROOT
 
 PAGE = ROOT / "docs" / "clients.md"
@@ -60,7 +60,7 @@ START = "give its URL the position of the page (`?lastEventId=`)"
 
 CLIENTS = {
     "EventSource": Client(
-        Page("event_source.html"),
+        EVENT_SOURCE,
         {Row.CLOSE: Cell.OWN_LINES},
         "Close it at `close`, or let it ask once more: 204 ends it.",
     ),
@@ -75,7 +75,7 @@ CLIENTS = {
         f"Close it at `close`, and {START} or it as `initialLastEventId`.",
     ),
     "@microsoft/fetch-event-source": Client(
-        Page("fetch_event_source.html"),
+        web_page("fetch_event_source.html"),
         {
             Row.HEARTBEATS: Cell.OWN_LINES,
             Row.NO_CONTENT: Cell.OWN_LINES,
@@ -87,13 +87,13 @@ CLIENTS = {
         "charset, hence none of ours.",
     ),
     "reconnecting-eventsource": Client(
-        Page("reconnecting_eventsource.html"),
+        web_page("reconnecting_eventsource.html"),
         {Row.CLOSE: Cell.OWN_LINES, Row.NO_CONTENT: Cell.NO},
         "Close it at `close`: nothing else stops it. Give the view `history`, so that who comes "
         "after the end is sent `close` too, and not 204.",
     ),
     "event-source-polyfill": Client(
-        Page("event_source_polyfill.html"),
+        web_page("event_source_polyfill.html"),
         {Row.RESUMES_AT_FIRST: Cell.OWN_LINES, Row.CLOSE: Cell.OWN_LINES},
         f"As EventSource; and {START}. It comes back after a second at the earliest.",
     ),

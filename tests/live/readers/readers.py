@@ -1,6 +1,7 @@
 """Runs the programs that read streams, and says what they saw."""
 
 import json
+import shutil
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -13,7 +14,8 @@ from typing import Any
 from selenium import webdriver
 
 from django_sse.event import Decoder
-from tests.live.servers import ROOT
+from tests.live.readers import npm
+from tests.live.servers import ROOT, unavailable
 
 PROGRAMS = Path(__file__).with_name("programs")
 
@@ -54,9 +56,13 @@ class Stage:
 
 
 class Program(ABC):
-    """A program that follows a stream, to be run; ``source`` is its file, if it has one."""
+    """A program that follows a stream, to be run; ``source`` is its file, if it has one.
+
+    ``require`` gets what it needs, or skips the test.
+    """
 
     source: str
+    require: Callable[[], None]
 
     @abstractmethod
     def ready(self, stage: Stage) -> AbstractContextManager[Callable[[str, bool], Reader]]:
@@ -103,6 +109,7 @@ class Command(Program):
     """A program that is a process; ``own_lines`` are more arguments of it."""
 
     words: Sequence[str]
+    require: Callable[[], None]
     source: str = ""
     own_lines: Sequence[str] = ("own-lines",)
     reader: type[ProcessReader] = ProcessReader
@@ -151,6 +158,7 @@ class Page(Program):
     """A program that is a page, served beside the streams."""
 
     source: str
+    require: Callable[[], None]
 
     @contextmanager
     def ready(self, stage: Stage) -> Iterator[Callable[[str, bool], Reader]]:
@@ -172,16 +180,34 @@ class Page(Program):
 
 def python(name: str) -> Program:
     """Return a program in Python, by the name of its module."""
-    return Command([sys.executable, "-m", f"tests.live.readers.programs.{name}"], f"{name}.py")
+    words = [sys.executable, "-m", f"tests.live.readers.programs.{name}"]
+    return Command(words, require=_nothing, source=f"{name}.py")
 
 
-def node(name: str) -> Program:
-    """Return a program for Node, by the name of its file."""
-    return Command(["node", str(PROGRAMS / name)], name)
+def node(source: str) -> Program:
+    """Return a program for Node that uses an npm package."""
+    return Command(["node", str(PROGRAMS / source)], require=npm.install, source=source)
 
+
+def web_page(source: str) -> Program:
+    """Return a page that uses an npm package."""
+    return Page(source, require=npm.install)
+
+
+def _nothing() -> None:
+    """What a program requires that comes with the tests."""
+
+
+def _curl() -> None:
+    if not shutil.which("curl"):
+        unavailable("curl is not installed")
+
+
+EVENT_SOURCE = Page("event_source.html", require=_nothing)
 
 CURL = Command(
     ["curl", "--no-buffer", "--no-progress-meter"],
+    require=_curl,
     own_lines=["--fail", "--retry", "9", "--retry-delay", "1", "--retry-all-errors"],
     reader=CurlReader,
 )

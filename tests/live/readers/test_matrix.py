@@ -12,7 +12,6 @@ import pytest
 
 from django_sse.conf import Conf
 from tests.live.browser import wait_until
-from tests.live.readers import npm
 from tests.live.readers.matrix import CLIENTS, PAGE, Cell, Row, page
 from tests.live.readers.readers import Stage
 from tests.live.readers.rows import (
@@ -48,9 +47,11 @@ class Stand:
 
     def run(self, client: str, play: Callable[[Trial], Result], own_lines: bool) -> Result:
         """Play something through with a client, on a group of its own; return what comes of it."""
+        program = CLIENTS[client].program
+        program.require()
         wait_until(lambda: self._site.open_streams() == 0, "a stream was left open")
         group = re.sub(r"\W", "-", f"{client}.{play.__name__}.{own_lines}")
-        with CLIENTS[client].program.ready(self._stage) as start:
+        with program.ready(self._stage) as start:
             return play(Trial(self._site, group, start, own_lines))
 
     def _events_of_each_kind(self, client: str, own_lines: bool) -> list[tuple[str, str]]:
@@ -61,7 +62,6 @@ class Stand:
 def stand(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stand]:
-    npm.install()
     directory = tmp_path_factory.mktemp("readers")
     environment = {"LIVE_URLCONF": "tests.live.readers.urls"}
     limits = {"MAX_STREAMS_PER_GROUP": MAX_STREAMS}

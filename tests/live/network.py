@@ -9,12 +9,17 @@ from typing import Any, Self
 from tests.ports import free_port
 
 _CHUNK_BYTES = 64 * 1024
+_TAIL_BYTES = 1024
 
 
 class Network:
-    """Passes connections on to a server's port, but while it is cut."""
+    """Passes connections on to a server's port, but while it is cut.
+
+    ``tail`` are the last bytes that were passed on to any client.
+    """
 
     def __init__(self, port: int) -> None:
+        self.tail = b""
         self.port = free_port()
         self._to = port
         self._loop = asyncio.new_event_loop()
@@ -89,6 +94,8 @@ class Network:
         with suppress(ConnectionError):
             while data := await reader.read(_CHUNK_BYTES):
                 writer.write(data)
+                if writer not in self._to_server:
+                    self.tail = (self.tail + data)[-_TAIL_BYTES:]
                 await writer.drain()
         writer.close()
         with suppress(ConnectionError):

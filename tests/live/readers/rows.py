@@ -108,7 +108,9 @@ def _resumes_at_first(trial: Trial) -> bool:
     here = trial.site.act(f"/position/{trial.group}/")
     # With lines of one's own the page says where it stands.
     query = f"?lastEventId={here}" if trial.own_lines else ""
-    reader = trial.followed(f"{trial.path}{query}")
+    reader = trial.follow(f"{trial.path}{query}")
+    # Then it gets them, and with them a position.
+    wait_until(lambda: here.encode() in trial.site.network.tail, "it is not sent the first bytes")
     with trial.site.network.cut(hang_up=True):
         trial.publish("two")
     return _goes_on(trial, reader, ["two", "three"])

@@ -3,6 +3,8 @@ PYTHON ?= python3
 PORT ?= 8000
 MINUTES ?= 10
 SECONDS ?= 600
+# More than there are cores: tests on real servers wait most of the time.
+WORKERS ?= 3
 VENV := .venv
 
 # The newest Django needs a newer Python than the oldest one supported: the tests run on both.
@@ -23,7 +25,7 @@ demo: $(VENV)/demo  ## Set everything up and serve the demo (PORT=8000)
 
 .PHONY: test
 test: $(VENV)/test  ## Set everything up and run the tests (ARGS= for pytest), on a newer Python too where there is one
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 ifneq ($(NEWER_PYTHON),)
 	$(MAKE) VENV=$(VENV_NEWER) PYTHON=$(NEWER_PYTHON) NEWER_PYTHON= test
 endif

@@ -132,6 +132,7 @@ class Tab:
         finally:
             tab._switch()
             browser.close()
+            browser.switch_to.window(first)
 
     def follow(self, url: str) -> "EventSource":
         """Open an EventSource."""

@@ -18,7 +18,7 @@ RETRY = 0.2
 # What a client is told that is to come back at a time of its own: so many seconds, up to twice.
 JITTERED_RETRY = 0.5
 # How long a process may take to learn from the store what another one has done, in seconds.
-SYNC_INTERVAL = 0.5
+SYNC_INTERVAL = 1.0
 
 _REQUEST_LOG = "requests"
 

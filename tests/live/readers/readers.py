@@ -138,7 +138,7 @@ class Command(Program):
                 process.kill()
                 process.wait()
                 # Shown by pytest where a test has failed.
-                print(output.read_text(), errors.read_text())  # noqa: T201
+                print(*(file.read_text(errors="replace") for file in (output, errors)))  # noqa: T201
 
 
 class PageReader(Reader):
@@ -164,7 +164,7 @@ class Page(Program):
     def ready(self, stage: Stage) -> Iterator[Callable[[str, bool], Reader]]:
         browser = stage.browser()
         # A tab of its own: one that only leaves the page might keep its stream for a way back.
-        browser.switch_to.window(browser.window_handles[0])
+        first = browser.current_window_handle
         browser.switch_to.new_window("tab")
         browser.get(f"{stage.origin}/programs/{self.source}")
 
@@ -176,6 +176,7 @@ class Page(Program):
             yield start
         finally:
             browser.close()
+            browser.switch_to.window(first)
 
 
 def python(name: str) -> Program:

@@ -45,6 +45,12 @@ class Reader(ABC):
         """Whether it is over, so that it will never ask again."""
         return any(report["what"] == "end" for report in self.reports)
 
+    def take_in(self) -> None:
+        """Wait until it has taken in what has been sent to it.
+
+        Nothing to wait for where a connection's end is read after what came before it.
+        """
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -151,6 +157,13 @@ class PageReader(Reader):
     def reports(self) -> list[dict[str, str]]:
         reports: Any = self.browser.execute_script("return window.reports")
         return list(reports)
+
+    def take_in(self) -> None:
+        # A browser drops what a page has not read of a response when its connection breaks. What
+        # is asked for now is read after it.
+        self.browser.execute_async_script(
+            "fetch('/ends/').then((response) => response.text()).then(arguments[0])"
+        )
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,9 @@ def _resumes_at_first(trial: Trial) -> bool:
     # With lines of one's own the page says where it stands.
     query = f"?lastEventId={here}" if trial.own_lines else ""
     reader = trial.follow(f"{trial.path}{query}")
-    # Then it gets them, and with them a position.
+    # With the first bytes it has a position.
     wait_until(lambda: here.encode() in trial.site.network.tail, "it is not sent the first bytes")
+    reader.take_in()
     with trial.site.network.cut(hang_up=True):
         trial.publish("two")
     return _goes_on(trial, reader, ["two", "three"])

@@ -27,6 +27,8 @@ def chromium(directory: Path) -> Iterator[webdriver.Chrome]:
         unavailable("chromium and chromedriver are not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
+    # Of servers with a certificate that they have made themselves.
+    options.accept_insecure_certs = True
     for switch in (
         *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "disable-dev-shm-usage"),
         *("no-first-run", "disable-background-networking", "disable-component-update"),
@@ -71,17 +73,21 @@ class Requests:
 
     path: Path
 
-    def of(self, target: str) -> list[Request]:
-        """Return the requests for a target, a path with its query, in the order they came in.
+    def of(self, target: str, *, any_query: bool = False) -> list[Request]:
+        """Return the requests for a target, in the order they came in.
 
-        The query goes without ``lastEventId``.
+        Args:
+            target: A path with its query, but for ``lastEventId``.
+            any_query: It is a path alone, and the query may be any.
         """
         came: dict[str, Request] = {}
         for line in self.path.read_text().splitlines():
             number, what, at, of, last_event_id = json.loads(line)
-            if of == target and what == "request":
+            if target != (of.partition("?")[0] if any_query else of):
+                continue
+            if what == "request":
                 came[number] = Request(at, last_event_id, None)
-            elif of == target:
+            else:
                 came[number] = replace(came[number], status=what)
         return list(came.values())
 

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 
 from tests.live.readers.npm import PACKAGE_JSON
-from tests.live.readers.readers import CURL, EVENT_SOURCE, PROGRAMS, Program, node, python, web_page
+from tests.live.readers.readers import (
+    CURL,
+    EVENT_SOURCE,
+    EVENT_STREAM,
+    PROGRAMS,
+    Program,
+    node,
+    python,
+    web_page,
+)
 from tests.live.servers import ROOT
 
 PAGE = ROOT / "docs" / "clients.md"
@@ -59,6 +68,11 @@ class Client:
 START = "give its URL the position of the page (`?lastEventId=`)"
 
 CLIENTS = {
+    "EventStream": Client(
+        EVENT_STREAM,
+        {},
+        "django_sse's own, for the browser: its `close` event is the end, and says why.",
+    ),
     "EventSource": Client(
         EVENT_SOURCE,
         {Row.CLOSE: Cell.OWN_LINES},

@@ -218,6 +218,7 @@ def _curl() -> None:
 
 
 EVENT_SOURCE = Page("event_source.html", require=_nothing)
+EVENT_STREAM = Page("event_stream.html", require=_nothing)
 
 CURL = Command(
     ["curl", "--no-buffer", "--no-progress-meter"],

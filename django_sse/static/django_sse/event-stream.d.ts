@@ -80,8 +80,18 @@ export class EventStream extends EventTarget {
   ): void;
   addEventListener(
     type: string,
-    listener: (this: EventStream, event: StreamEvent) => any,
+    listener: ((this: EventStream, event: StreamEvent) => any) | EventListenerObject | null,
     options?: boolean | AddEventListenerOptions,
+  ): void;
+  removeEventListener<Type extends keyof EventStreamEventMap>(
+    type: Type,
+    listener: (this: EventStream, event: EventStreamEventMap[Type]) => any,
+    options?: boolean | EventListenerOptions,
+  ): void;
+  removeEventListener(
+    type: string,
+    listener: ((this: EventStream, event: StreamEvent) => any) | EventListenerObject | null,
+    options?: boolean | EventListenerOptions,
   ): void;
 }
 

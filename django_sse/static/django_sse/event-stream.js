@@ -382,7 +382,8 @@ class EventStreamElement extends HTMLElement {
     }
     if (!this.hasAttribute("src")) throw new TypeError("<event-stream>: it has no src");
     this.stream = new EventStream(this.getAttribute("src"), {
-      lastEventId: this.getAttribute("last-event-id") ?? "",
+      // Moved in the page, it goes on from where it was.
+      lastEventId: (this.stream?.lastEventId || this.getAttribute("last-event-id")) ?? "",
       withCredentials: this.hasAttribute("with-credentials"),
       shared: this.hasAttribute("shared"),
       pauseWhenHidden: this.hasAttribute("pause-when-hidden"),

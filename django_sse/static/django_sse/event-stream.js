@@ -53,6 +53,11 @@ function parser(onBlock, onRetry) {
   };
 }
 
+/** Do something after so many milliseconds: of more than 31 bits, browsers make none. */
+function after(milliseconds, what) {
+  return setTimeout(what, Math.min(milliseconds, 2 ** 31 - 1));
+}
+
 /** A connection of one's own: reads blocks, and comes back until it is told to stop. */
 class Connection {
   #options;
@@ -127,18 +132,15 @@ class Connection {
 
   #take(block) {
     // A server that refuses says when to come back, and no more.
-    this.#failures = 0;
+    if ((block.id ?? block.data) !== undefined) this.#failures = 0;
     this.#id = block.id ?? this.#id;
     this.#listener?.took(block);
   }
 
   /** Give a connection up that is silent for too long, heartbeats included. */
   #watch() {
-    const { silence } = this.#options;
     clearTimeout(this.#timer);
-    if (this.#listener && silence < Infinity) {
-      this.#timer = setTimeout(() => this.#request.abort(), silence);
-    }
+    this.#timer = after(this.#options.silence, () => this.#request.abort());
   }
 
   #comeBack() {
@@ -148,9 +150,11 @@ class Connection {
       this.#listener.ended("max retries");
       return;
     }
-    const delay = Math.min(this.#retry * 2 ** this.#failures, Math.max(this.#retry, maxDelay));
+    // Also from nothing it grows.
+    const grown = Math.min((this.#retry || 1) * 2 ** this.#failures, maxDelay);
+    const delay = Math.max(this.#retry, grown);
     this.#failures += 1;
-    this.#timer = setTimeout(() => this.#connect(), delay * (1 + Math.random() / 2));
+    this.#timer = after(delay * (1 + Math.random() / 2), () => this.#connect());
     this.#listener.lost();
   }
 }
@@ -262,6 +266,8 @@ class SharedConnection {
   }
 }
 
+const LIFECYCLE = ["visibilitychange", "freeze", "resume"];
+
 export class EventStream extends EventTarget {
   static CONNECTING = CONNECTING;
   static OPEN = OPEN;
@@ -275,7 +281,11 @@ export class EventStream extends EventTarget {
   #connection = null;
   #readyState = CONNECTING;
   #lastEventId;
-  #onVisibility = () => (document.hidden ? this.#pause() : this.#connect());
+  /** Chromium lets a frozen page keep its locks, and loses its connections. */
+  #onLifecycle = ({ type }) => {
+    if (type === "freeze" || (this.#options.pauseWhenHidden && document.hidden)) this.#pause();
+    else this.#connect();
+  };
 
   constructor(
     url,
@@ -292,13 +302,13 @@ export class EventStream extends EventTarget {
   ) {
     super();
     url = new URL(url, document.baseURI).href;
-    this.#options = { url, withCredentials, json, shared, silence, maxDelay, maxRetries };
+    this.#options = { url, withCredentials, json, shared, pauseWhenHidden, silence, maxDelay, maxRetries };
     this.#lastEventId = lastEventId;
     for (const type of ["open", "message", "error"]) {
       this.addEventListener(type, (event) => this[`on${type}`]?.(event));
     }
-    if (pauseWhenHidden) document.addEventListener("visibilitychange", this.#onVisibility);
-    if (!pauseWhenHidden || !document.hidden) this.#connect();
+    for (const type of LIFECYCLE) document.addEventListener(type, this.#onLifecycle);
+    this.#onLifecycle({});
   }
 
   get CONNECTING() { return CONNECTING; }
@@ -310,16 +320,16 @@ export class EventStream extends EventTarget {
   get lastEventId() { return this.#lastEventId; }
 
   close() {
-    this.#readyState = CLOSED;
     this.#pause();
-    document.removeEventListener("visibilitychange", this.#onVisibility);
+    this.#readyState = CLOSED;
+    for (const type of LIFECYCLE) document.removeEventListener(type, this.#onLifecycle);
   }
 
   #connect() {
     // Locks are for secure contexts alone.
     const kind = this.#options.shared && navigator.locks ? SharedConnection : Connection;
     this.#connection ??= new kind(this.#options, this.#lastEventId, {
-      opened: () => this.#become(OPEN, "open"),
+      opened: () => this.#readyState === OPEN || this.#become(OPEN, "open"),
       lost: () => this.#become(CONNECTING, "error"),
       ended: (reason) => this.#end(reason, JSON.stringify({ reason })),
       took: (block) => this.#take(block),
@@ -329,6 +339,7 @@ export class EventStream extends EventTarget {
   #pause() {
     this.#connection?.close();
     this.#connection = null;
+    this.#readyState = CONNECTING;
   }
 
   #become(state, type) {

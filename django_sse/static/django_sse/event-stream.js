@@ -11,6 +11,9 @@ const CLOSED = 2;
 /** The milliseconds to come back in, while the server has not said. */
 const RETRY = 3000;
 
+/** The milliseconds in which a tab answers another, unless it is suspended, or shows a dialog. */
+const ANSWER = 1000;
+
 /** Statuses of the client's own that pass: timeout, too early, too many requests. */
 const PASSING = [408, 425, 429];
 
@@ -171,9 +174,11 @@ class SharedConnection {
   #id;
   #ledTo;
   #own = null;
+  #state;
   #resign = null;
   #waiting = new AbortController();
   #channel;
+  #timer;
 
   constructor(options, id, listener) {
     this.#options = options;
@@ -189,6 +194,7 @@ class SharedConnection {
   }
 
   close() {
+    clearTimeout(this.#timer);
     this.#listener = null;
     this.#leave();
     this.#waiting.abort();
@@ -197,6 +203,7 @@ class SharedConnection {
   }
 
   #connect() {
+    this.#leave();
     this.#own = new Connection(this.#options, this.#id, {
       opened: () => this.#say("opened"),
       lost: () => this.#say("lost"),
@@ -208,61 +215,85 @@ class SharedConnection {
   #leave() {
     this.#own?.close();
     this.#own = null;
+    this.#state = "";
   }
 
   #lead() {
     if (!this.#listener) return;
     if (!this.#own) this.#connect();
     const resigned = new Promise((resolve) => (this.#resign = resolve));
-    this.#post({ at: this.#id });
+    this.#post();
     return resigned;
   }
 
   #post(message) {
-    if (this.#resign) this.#channel.postMessage(message);
+    if (!this.#resign) return;
+    this.#channel.postMessage({ at: this.#id, open: this.#state === "opened", ...message });
   }
 
   /** Tell this tab, and those that follow, how the connection is. */
   #say(state, reason) {
+    this.#state = state;
     this.#post({ state, reason });
     this.#listener[state](reason);
   }
 
   #take(block) {
-    const before = this.#id;
-    this.#id = block.id ?? before;
-    this.#post({ before, block });
+    const at = this.#id;
+    this.#id = block.id ?? at;
+    this.#post({ at, block });
     this.#listener.took(block);
-    this.#followIfThere();
+    if (this.#isThere()) this.#follow();
   }
 
-  #hear({ asks, at, state, reason, before, block }) {
-    if (asks) this.#post({ at: this.#id });
+  #hear({ asks, at, open, state, reason, block }) {
     // What one that led before has said last is known to this tab, or comes again.
-    if (this.#resign || asks) return;
-    if (state) {
-      if (!this.#own) this.#listener[state](reason);
+    if (this.#resign || asks) {
+      if (asks && this.#state === "lost") this.#connect();
+      if (asks) this.#post();
       return;
     }
-    if (block && this.#id && before === this.#id) {
+    this.#watch();
+    if (block && this.#id && at === this.#id) {
+      this.#ledTo = this.#id = block.id ?? at;
       this.#follow();
-      this.#ledTo = this.#id = block.id ?? before;
-      this.#listener.took(block);
+      this.#listener?.took(block);
       return;
     }
-    this.#ledTo = block ? (block.id ?? before) : at;
-    this.#followIfThere();
-    if (!this.#own && this.#id !== this.#ledTo) this.#connect();
+    this.#ledTo = open ? (block?.id ?? at) : null;
+    if (this.#isThere()) {
+      this.#follow();
+    } else if (state === "ended" && !this.#own && at === this.#id) {
+      this.#listener.ended(reason);
+    } else if (open || state === "ended") {
+      // It has what this tab has not, or the other way round.
+      if (!this.#own) this.#connect();
+    } else if (this.#own || state) {
+      // HTTP/1.1 has six connections for a host: the one that is for all goes first.
+      this.#leave();
+      this.#listener.lost();
+    }
   }
 
-  #followIfThere() {
-    if (this.#listener && !this.#resign && this.#id && this.#id === this.#ledTo) this.#follow();
+  #isThere() {
+    return this.#listener && !this.#resign && this.#id && this.#id === this.#ledTo;
   }
 
   #follow() {
-    if (!this.#own) return;
     this.#leave();
     this.#listener.opened();
+  }
+
+  /** Go without the one that leads, if nothing runs in it: it is silent, and does not answer. */
+  #watch() {
+    clearTimeout(this.#timer);
+    this.#timer = after(this.#options.silence, () => {
+      this.#channel.postMessage({ asks: true });
+      this.#timer = after(ANSWER, () => {
+        this.#ledTo = null;
+        if (!this.#own) this.#connect();
+      });
+    });
   }
 }
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selenium import webdriver
+from selenium.webdriver.support.expected_conditions import alert_is_present
+from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.live.client import SECONDS
 from tests.live.servers import unavailable
@@ -168,6 +170,26 @@ class Tab:
         self._switch()
         return self._browser.execute_script(script, *arguments)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let nothing run in it for the length of the block, as browsers do in the background."""
+        self._set_lifecycle_state("frozen")
+        try:
+            yield
+        finally:
+            self._set_lifecycle_state("active")
+
+    @contextmanager
+    def showing_a_dialog(self) -> Iterator[None]:
+        """Let nothing run in it for the length of the block, but a dialog."""
+        self.run("setTimeout(alert)")
+        WebDriverWait(self._browser, SECONDS).until(alert_is_present())
+        try:
+            yield
+        finally:
+            self._switch()
+            self._browser.switch_to.alert.accept()
+
     def outlast(self, reconnection_seconds: float | None) -> None:
         """Wait as long as this tab takes to come back many times to a stream that only ends.
 
@@ -178,6 +200,10 @@ class Tab:
         retry = "" if reconnection_seconds is None else f"?retry={reconnection_seconds * 1000:.0f}"
         times = 2 if reconnection_seconds is None else SILENT_TIMES
         self.run("return comeBack(arguments[0], arguments[1])", f"/ends/{retry}", times)
+
+    def _set_lifecycle_state(self, state: Literal["frozen", "active"]) -> None:
+        self._switch()
+        self._browser.execute_cdp_cmd("Page.setWebLifecycleState", {"state": state})
 
     def _switch(self) -> None:
         self._browser.switch_to.window(self._handle)

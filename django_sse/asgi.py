@@ -149,8 +149,10 @@ class HandOff:
         is_own = self._is_stream and self._on_close and self._last_body.endswith(b"\n\n")
         if not is_own or self._over or self._disconnected:
             return
+        # After its own last bytes nothing is to come.
+        has_its_end = self._stream is not None and self._stream.is_finishing
         self.close()
-        await self._send_end(jittered_retry())
+        await self._send_end(b"" if has_its_end else jittered_retry())
         await asyncio.sleep(_LINGER_SECONDS)
 
     def close(self) -> None:

@@ -408,6 +408,11 @@ class Stream:
             self.dismiss("shut out of a group")
 
     @property
+    def is_finishing(self) -> bool:
+        """Whether it has its last bytes, or was sent them."""
+        return self._finishing is not None
+
+    @property
     def is_shut(self) -> bool:
         """Whether its owner may not go on with it: it ends as soon as it is served."""
         return self._finishing == "shut"

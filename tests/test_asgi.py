@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar
 
 import pytest
@@ -268,6 +268,29 @@ async def test_a_client_whose_stream_the_server_cuts_off_is_sent_back() -> None:
         await request.cut_off()
         assert request.ended
         assert 3000 < request.decoder.reconnection_time <= 6000
+
+
+async def test_a_stream_that_is_cut_off_after_its_close_says_nothing_more() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        task = asyncio.current_task()
+        assert task
+
+        async def cut_off_after_close(message: Any) -> None:
+            await send(message)
+            if b"event: close" in message.get("body", b""):
+                task.cancel()
+
+        await get_asgi_application()(scope, receive, cut_off_after_close)
+
+    request = Request(application)
+    await request.start()
+    while not request.decoder.last_event_id:
+        await request.read()
+    await acancel("news")
+    with suppress(asyncio.CancelledError):
+        await request.rest()
+    assert request.ended
+    assert request.decoder.reconnection_time == 3000
 
 
 async def test_a_response_that_is_not_the_librarys_is_cut_off_as_it_is() -> None:

@@ -196,3 +196,22 @@ def test_an_event_source_is_over_after_a_502(browser: webdriver.Chrome, tmp_path
         source = tab.opened("/events/away/")
         server.kill()
         source.wait_for_state("closed")
+
+
+def test_an_event_stream_comes_back_by_itself_and_misses_nothing(
+    browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    port = free_port()
+    with proxied(tmp_path, port) as proxy, ExitStack() as running:
+        server = running.enter_context(launch("uvicorn", tmp_path, port, APPLICATION, **SOON))
+        tab = running.enter_context(Tab.open(browser, f"http://127.0.0.1:{proxy.port}"))
+        stream = tab.follow_event_stream("/events/away/")
+        wait_until(lambda: stream.last_event_id, "no position")
+        server.kill()
+        # Its stream's end, and then a 502 for each attempt.
+        wait_until(lambda: len(stream.errors) > 3, "it does not come back")
+        missed = ["one", "two", "three"]
+        asyncio.run(manage(tmp_path, "sse_push", "away", "-", input="\n".join(missed) + "\n"))
+        running.enter_context(launch("uvicorn", tmp_path, port, APPLICATION, **SOON))
+        stream.wait_for("message", missed[-1])
+        assert stream.received == [("message", text) for text in missed]

@@ -1,13 +1,17 @@
-"""Whether the logins that streams were opened in still hold, as Django's ``get_user`` judges."""
+"""The logins that streams are opened in, and whether they still hold, as Django's ``get_user``
+judges."""
 
-from collections.abc import Collection, Iterable
+import functools
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
+from django.conf import settings
 from django.contrib.auth import get_user_model, load_backend
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.db import close_old_connections
 from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
 from django.utils.crypto import constant_time_compare
 
 from django_sse.owners import Login
@@ -55,6 +59,26 @@ def renew_login(request: HttpRequest) -> None:
     for cached in ("_cached_user", "_acached_user"):
         vars(request).pop(cached, None)
     AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
+
+
+def spare_session_cookie(view: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what an async view answers from deleting the session's cookie.
+
+    Django deletes the cookie of a session that is gone. A browser comes back to a stream whenever
+    it likes, so that the answer to the cookie of before may come after that of a login, and would
+    take the login's cookie away.
+    """
+
+    @functools.wraps(view)
+    async def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        response: HttpResponseBase = await view(request, *args, **kwargs)
+        session = getattr(request, "session", None)
+        if session is not None and session.is_empty():
+            # What the middleware does not see there, it does not delete.
+            request.COOKIES.pop(settings.SESSION_COOKIE_NAME, None)
+        return response
+
+    return wrapper
 
 
 def _users(keys: Iterable[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
 from django_sse.hub import current_hub, limit_reached_by
 from django_sse.limits import Claim
-from django_sse.logins import renew_login
+from django_sse.logins import renew_login, spare_session_cookie
 from django_sse.owners import is_nobody, owner_of
 from django_sse.position import TERMINAL_MARK, parse_position
 from django_sse.refusals import STORE_AWAY
@@ -104,7 +104,8 @@ class EventStreamView(View):
                 f"{cls.__name__} has both `history` and `initial_events`. Choose one: they both "
                 "tell a new client what happened before."
             )
-        return exempt_from_atomic_requests(cross_origin(super().as_view(**initkwargs)))
+        view = cross_origin(spare_session_cookie(super().as_view(**initkwargs)))
+        return exempt_from_atomic_requests(view)
 
     # What a project's view says
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.conf import settings as django_settings
 from django.contrib import auth
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
@@ -26,6 +27,7 @@ from pytest_django import Settings
 from django_sse import acancel, apublish
 from django_sse.asgi import get_asgi_application
 from django_sse.logins import Judgement, judge
+from django_sse.mixins import LoginRequiredMixin
 from django_sse.owners import Login
 from django_sse.rechecks import Rechecks
 from django_sse.stream import Stream
@@ -105,8 +107,13 @@ class Undecided(News):
         return True
 
 
+class Members(LoginRequiredMixin, News):
+    """For who is logged in."""
+
+
 urlpatterns = [
     path("events/", News.as_view()),
+    path("members/", Members.as_view()),
     path("staff/", StaffOnly.as_view()),
     path("undecided/", Undecided.as_view()),
     path("logout/", logout),
@@ -363,6 +370,22 @@ async def test_a_key_that_no_user_can_have_spoils_the_sweep_for_nobody_else() ->
     valid = Login(str(ada.pk), backend, ada.get_session_auth_hash())
     of_before = Login("not a number", backend, "")
     assert await sync_to_async(judge)([of_before, valid]) == Judgement({of_before}, set())
+
+
+@pytest.mark.usefixtures("rarely")
+async def test_an_answer_to_the_cookie_of_before_takes_no_login_away() -> None:
+    tab = await logged_in()
+    late = AsyncClient()
+    name = django_settings.SESSION_COOKIE_NAME
+    late.cookies[name] = tab.cookies[name].value
+    # As a login does: the late one's session is gone, and the browser has another cookie.
+    await tab.get("/rotate/")
+    streamed = await answer(late)
+    async with reading(streamed):
+        refused = await answer(late, url="/members/")
+    assert (streamed.status_code, refused.status_code) == (200, 401)
+    for response in (streamed, refused):
+        assert name not in response.cookies
 
 
 async def test_logins_are_judged_with_one_query_for_all_of_them(

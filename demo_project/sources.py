@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from keyword import kwlist
 
 from django.conf import settings
-from django.utils.html import conditional_escape, format_html
+from django.utils.html import escape, format_html
 from django.utils.safestring import SafeString, mark_safe
 
 _TEXT = r'"(?:\\.|[^"\\\n])*"|' + r"'(?:\\.|[^'\\\n])*'"
@@ -14,7 +14,7 @@ _JAVASCRIPT = "async await catch const export for from function if import let ne
 _PARTS = {
     ".py": re.compile(
         r"(?P<comment>#.*)"
-        rf'|(?P<string>\b[rbf]?(?:""".*?"""|{_TEXT})|(?:""".*?"""|{_TEXT}))'
+        rf'|(?P<string>\b[rbf]?(?:{_TEXT})|"""(?s:.*?)"""|{_TEXT})'
         r"|(?P<name>(?m:^\s*@[\w.]+))"
         rf"|(?P<keyword>\b(?:{'|'.join(kwlist)})\b)",
     ),
@@ -46,7 +46,7 @@ def highlight(text: str, suffix: str) -> SafeString:
 def _pieces(text: str, parts: re.Pattern[str]) -> Iterator[str]:
     end = 0
     for part in parts.finditer(text):
-        yield conditional_escape(text[end : part.start()])
+        yield escape(text[end : part.start()])
         yield format_html('<span class="{}">{}</span>', part.lastgroup, part.group())
         end = part.end()
-    yield conditional_escape(text[end:])
+    yield escape(text[end:])

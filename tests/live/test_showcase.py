@@ -156,7 +156,11 @@ def test_cancelling_a_group_stops_both_clients_and_reopening_lets_them_go_on(
         return lines
 
     def click(url: str) -> None:
+        """Press a button, and wait until it has been answered."""
+        before = demo.requests.statuses(url)
         page.click(f"[formaction='{url}']")
+        page.wait_for(lambda: len(demo.requests.statuses(url)) > len(before))
+        page.wait_for(lambda: None not in demo.requests.statuses(url))
 
     close = ["close", '{"reason":"cancelled on the page"}']
     stopped = ["error", "readyState CLOSED"]

@@ -127,6 +127,7 @@ def test_two_browsers_chat_in_a_room(
 def test_a_text_appears_word_by_word_and_ends(browser: webdriver.Chrome, demo: Demo) -> None:
     _, text = ANSWERS["websockets"]
     with demo.open(browser, "/text/websockets/") as page:
+        page.wait_for_element("event-stream:is([state=open], [state=closed])")
         # Once more from the beginning, which a script in the page cannot miss.
         page.run(
             "window.lengths = [];"

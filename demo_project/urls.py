@@ -1,4 +1,4 @@
-from django.urls import path
+from django.urls import include, path
 
 from demo_project import views
 
@@ -11,4 +11,5 @@ urlpatterns = [
     path("news/cancel/", views.cancel_news, name="cancel-news"),
     path("news/reopen/", views.reopen_news, name="reopen-news"),
     path("progress/", views.progress, name="progress"),
+    path("recipes/", include("demo_project.recipes.urls")),
 ]

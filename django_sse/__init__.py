@@ -8,11 +8,13 @@ from django_sse.publishing import (
     aposition,
     apublish,
     apublish_many,
+    apublish_template,
     areopen,
     cancel,
     position,
     publish,
     publish_many,
+    publish_template,
     reopen,
 )
 
@@ -29,10 +31,12 @@ __all__ = [
     "aposition",
     "apublish",
     "apublish_many",
+    "apublish_template",
     "areopen",
     "cancel",
     "position",
     "publish",
     "publish_many",
+    "publish_template",
     "reopen",
 ]

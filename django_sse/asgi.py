@@ -15,7 +15,7 @@ from django.core.asgi import get_asgi_application as get_django_application
 from django_sse.backpressure import waiting_for_client
 from django_sse.dead_peers import bound_silence
 from django_sse.refusals import softened
-from django_sse.stream import Stream, jittered_retry
+from django_sse.stream import CLIENT_GONE, Stream, jittered_retry
 from django_sse.tasks import logger, spawn
 
 Scope = MutableMapping[str, Any]
@@ -73,6 +73,7 @@ class HandOff:
         self._ended = False
         self._over = False
         self._disconnected = False
+        self._closed = False
         self._on_close: list[Callable[[], object]] = []
         self._waiting = ExitStack()
 
@@ -115,8 +116,11 @@ class HandOff:
         return self._stream is not None
 
     def call_on_close(self, callback: Callable[[], object]) -> None:
-        """Call back when the request is over, however it ends."""
-        self._on_close.append(callback)
+        """Call back when the request is over, however it ends; at once if it is over already."""
+        if self._closed:
+            callback()
+        else:
+            self._on_close.append(callback)
 
     async def serve(self) -> None:
         """Serve the stream that was taken over until it ends."""
@@ -152,8 +156,10 @@ class HandOff:
     def close(self) -> None:
         """Release what the request still holds.
 
-        Django before 6.1 does not run the ``finally`` of a response whose ASGI task is cancelled.
+        Django before 6.1 does not run the ``finally`` of a response whose ASGI task is cancelled,
+        and goes on with a view that has not answered yet.
         """
+        self._closed = True
         self._waiting.close()
         callbacks, self._on_close = self._on_close, []
         for callback in callbacks:
@@ -180,10 +186,8 @@ class HandOff:
         try:
             async with asyncio.timeout(_FAREWELL_SECONDS):
                 await self._send(_body(last_chunk, more=False))
-        except (OSError, RuntimeError):
-            # Also a timeout, and what ASGI lets a server raise for a client that has gone; uvicorn
-            # on uvloop raises a RuntimeError, if it has not heard of that yet. Returning without it
-            # makes the server drop the connection.
+        except CLIENT_GONE:
+            # Also a timeout. Returning without the end makes the server drop the connection.
             logger.info("A client did not take the end of its stream.")
 
     async def _watch(self, stream: Stream) -> None:

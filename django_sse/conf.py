@@ -79,6 +79,10 @@ SECONDS: Final = Rule(
     "a finite number of seconds from 0",
     lambda value: _is_number(value) and 0 <= value < float("inf"),
 )
+SECONDS_FROM_1: Final = Rule(
+    "a finite number of seconds from 1",
+    lambda value: _is_number(value) and 1 <= value < float("inf"),
+)
 SECONDS_OR_OFF: Final = Rule(
     "a finite number of seconds above 0, or None",
     lambda value: value is None or (_is_number(value) and 0 < value < float("inf")),
@@ -91,10 +95,6 @@ ORIGINS: Final = Rule(
 PROXIES: Final = Rule(
     'a list of addresses and networks such as "10.0.0.0/8", and of "unix:" for Unix sockets',
     _are_proxies,
-)
-SECONDS_FROM_1: Final = Rule(
-    "a finite number of seconds from 1",
-    lambda value: _is_number(value) and 1 <= value < float("inf"),
 )
 YES_OR_NO: Final = Rule("True or False", lambda value: isinstance(value, bool))
 STORE: Final = Rule(
@@ -177,6 +177,7 @@ class Conf:
     TRUSTED_PROXIES: Sequence[str] = _key((), PROXIES)
     """Proxies whose ``X-Forwarded-For`` tells the client's address: addresses, networks, and
     ``"unix:"`` for who connects by a Unix socket. Empty: the peer is the client."""
+
     MAX_AGE: float | None = _key(None, SECONDS_OR_OFF)
     """Seconds after which a stream ends so that its client reconnects: at the latest, and up to a
     fifth earlier, so that those that came together do not leave together. None: never."""

@@ -2,41 +2,32 @@
 
 import asyncio
 from collections import ChainMap, deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import chain, islice
 from typing import Any, Final
-
-from asgiref.sync import ThreadSensitiveContext, sync_to_async
-from django.core.exceptions import PermissionDenied
-from django.db import connections
 
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.base import listen, stop_listening
 from django_sse.layers import default_layer
 from django_sse.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
-from django_sse.logins import judge
 from django_sse.mailbox import LAYER_SECONDS, Mailbox
+from django_sse.rechecks import Rechecks
 from django_sse.shutdown import call_at_shutdown
 from django_sse.stores import get_store
-from django_sse.stores.base import Cursor, GroupState, Hint, closing_wire
+from django_sse.stores.base import Cursor, GroupState, Hint
 from django_sse.stores.states import StateReader
 from django_sse.stream import Stream
 from django_sse.subscription import ALL_TAILS_BYTES, TAIL_BYTES, Subscription
 from django_sse.tasks import logger, spawn
-from django_sse.threads import WorkerThread
 
 # Heartbeats and send timeouts are looked at this often.
 _TICK_SECONDS: Final = 1.0
 # The store is asked for everything, not only for what changed, and is trimmed, this often.
 _SWEEP_SECONDS: Final = 60.0
 _SWEEP_GROUPS: Final = 500
-# Judging all logins pauses for so many times as long as it took, so that it never costs much.
-_LOGINS_PAUSE: Final = 20
-# How long a view may take to say whether its stream is still allowed.
-_ANSWER_SECONDS: Final = 10.0
 # How long a client that does not read may keep a server from shutting down.
 _FAREWELL_SECONDS: Final = 0.5
 
@@ -80,12 +71,10 @@ class Hub:
         self.occupancy = Occupancy()
         self.now = loop.time()
         self._subscriptions: dict[str, Subscription] = {}
-        # By the marks of their owners.
-        self._owned: dict[str, set[Stream]] = {}
-        self._followed = ChainMap[str, Any](self._subscriptions, self._owned)
-        self._logins = WorkerThread("django-sse-logins")
         self._store = get_store()
         self._states = StateReader(self._store)
+        self._rechecks = Rechecks(self.streams, self._store, self._states, self._sync_interval)
+        self._followed = ChainMap[str, Any](self._subscriptions, self._rechecks.owned)
         self._layer = default_layer()
         self._receiver = doorbell_of(self._store).receiver(self)
         self._inbox: deque[Sequence[Hint]] = deque()
@@ -147,8 +136,7 @@ class Hub:
         self.streams.add(stream)
         if len(self.streams) == 1:
             self._start()
-        for mark in stream.owner.marks:
-            self._owned.setdefault(mark, set()).add(stream)
+        self._rechecks.add(stream)
         followed = [self._subscriptions.get(group) or self._subscribe(group) for group in groups]
         for subscription in followed:
             subscription.streams.add(stream)
@@ -162,7 +150,7 @@ class Hub:
             if subscription.entering:
                 await asyncio.wait([subscription.entering], timeout=LAYER_SECONDS)
         # Its owner may have been ended since the view has looked.
-        await self._end_owned(stream.owner.marks)
+        await self._rechecks.look_up(stream.owner.marks)
 
     def leave(self, stream: Stream) -> None:
         """Forget a stream; the last one out closes what was open for it."""
@@ -171,10 +159,7 @@ class Hub:
         self.streams.discard(stream)
         with counting:
             self.occupancy.remove(stream)
-        for mark in stream.owner.marks:
-            self._owned[mark].discard(stream)
-            if not self._owned[mark]:
-                del self._owned[mark]
+        self._rechecks.remove(stream)
         for subscription in stream.subscriptions:
             subscription.streams.discard(stream)
             if not subscription.streams:
@@ -241,10 +226,8 @@ class Hub:
         self.now = self.loop.time()
         if subscription := self._subscriptions.get(hint.group):
             subscription.hear(hint)
-        elif hint.head:
-            spawn(self._end_owned([hint.group]))
         else:
-            spawn(self._judge_logins(self._owned.get(hint.group, ())))
+            self._rechecks.hear(hint)
 
     def compare_soon(self) -> None:
         """Ask the store what is new, at once or after the question under way."""
@@ -266,8 +249,8 @@ class Hub:
         self._tasks = [
             spawn(self._sync()),
             spawn(self._renew_memberships()),
-            spawn(self._watch_logins()),
-            spawn(self._ask_views()),
+            spawn(self._rechecks.watch_logins()),
+            spawn(self._rechecks.ask_views()),
         ]
         self._tick()
         self._stop_watching = call_at_shutdown(self._send_back)
@@ -284,7 +267,7 @@ class Hub:
 
     async def _close(self) -> None:
         await asyncio.wait([spawn(self._receiver.close())], timeout=LAYER_SECONDS)
-        await self._logins.aclose(connections.close_all)
+        await self._rechecks.aclose()
         another = _hubs.get(self.loop)
         if another is None or another._store is not self._store:
             await self._store.aclose()
@@ -324,24 +307,27 @@ class Hub:
 
     async def _compare_with_store(self, cursor: Cursor) -> Cursor:
         hints, cursor = await self._store.achanged(cursor, self._followed)
+        marks = []
         for hint in hints or ():
-            if hint.group in self._subscriptions:
-                self._find(self._subscriptions[hint.group], hint)
-        await self._end_owned(hint.group for hint in hints or () if hint.group in self._owned)
+            if subscription := self._subscriptions.get(hint.group):
+                self._find(subscription, hint)
+            else:
+                marks.append(hint.group)
+        await self._rechecks.look_up(marks)
         if hints is None or self.loop.time() - self._swept > _SWEEP_SECONDS:
             self._swept = self.loop.time()
             await self._sweep()
         return cursor
 
     async def _sweep(self) -> None:
-        groups = chain(list(self._subscriptions), list(self._owned))
+        groups = chain(list(self._subscriptions), list(self._rechecks.owned))
         while some := list(islice(groups, _SWEEP_GROUPS)):
             for group, state in (await self._store.astates(some)).items():
-                if group in self._owned:
-                    await self._end_if_ended(group, state)
-                elif subscription := self._subscriptions.get(group):
+                if subscription := self._subscriptions.get(group):
                     self._find(subscription, Hint(group, state.head, state.cancelled))
                     subscription.tail.bound(self._tail_bytes())
+                else:
+                    await self._rechecks.compare(group, state)
         await self._store.atrim()
 
     def _find(self, subscription: Subscription, hint: Hint) -> None:
@@ -352,79 +338,6 @@ class Hub:
             if subscription.mailbox:
                 spawn(subscription.mailbox.enter_again(hint.group))
         subscription.compare(hint)
-
-    # Owners
-
-    async def _end_owned(self, marks: Iterable[str]) -> None:
-        """End the streams of those owners of whom the store says so."""
-        if marks := list(marks):
-            for mark, state in (await self._states.read(marks)).items():
-                await self._end_if_ended(mark, state)
-
-    async def _end_if_ended(self, mark: str, state: GroupState) -> None:
-        ended = [stream for stream in self._owned.get(mark, ()) if stream.owner.is_ended(state)]
-        if ended:
-            entries = await self._store.aread(mark, state.first - 1, 1)
-            for stream in ended:
-                stream.shut(
-                    entries[0].wire if entries else closing_wire(None), stream.owner.marks[mark]
-                )
-
-    async def _watch_logins(self) -> None:
-        failing = False
-        while True:
-            began = self.loop.time()
-            try:
-                await self._judge_logins(self.streams)
-                failing = False
-            except Exception:
-                if not failing:
-                    logger.exception("Whether the logins of streams still hold cannot be read.")
-                failing = True
-            took = self.loop.time() - began
-            await asyncio.sleep(max(self._sync_interval(), _LOGINS_PAUSE * took))
-
-    async def _judge_logins(self, streams: Collection[Stream]) -> None:
-        """End those of the streams whose login does not hold any more."""
-        owned = [(stream, stream.owner.login) for stream in streams if stream.owner.login]
-        if not owned:
-            return
-        logins = {login for _, login in owned}
-        gone, changed = await self._logins.run(lambda: judge(logins))
-        for stream, login in owned:
-            if login in gone:
-                stream.shut(closing_wire("logged out"))
-            elif login in changed:
-                # Its session may be the one that the password was changed in, and go on.
-                stream.dismiss_unless_logged_in()
-
-    async def _ask_views(self) -> None:
-        while True:
-            await asyncio.sleep(conf().RECHECK_INTERVAL)
-            if asked := [stream for stream in self.streams if stream.still_allowed]:
-                # One thread for all that they do in threads, which ends with its connections.
-                async with ThreadSensitiveContext():
-                    for stream in asked:
-                        await self._ask_view(stream)
-                    await sync_to_async(connections.close_all)()
-
-    async def _ask_view(self, stream: Stream) -> None:
-        assert stream.still_allowed
-        if stream.ended.done():
-            return
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                allowed = await stream.still_allowed()
-        except PermissionDenied:
-            allowed = False
-        except Exception:
-            logger.exception("A view's still_allowed failed; it is asked again later.")
-            return
-        if not allowed:
-            stream.shut(closing_wire("not allowed any more"))
-
-    def _tail_bytes(self) -> int:
-        return min(TAIL_BYTES, ALL_TAILS_BYTES // max(len(self._subscriptions), 1))
 
     async def _renew_memberships(self) -> None:
         # Apart from the sync, which must go on when the layer does not.
@@ -442,3 +355,6 @@ class Hub:
     def _sync_interval(self) -> float:
         chosen = conf().SYNC_INTERVAL
         return self._receiver.poll_seconds if chosen is None else chosen
+
+    def _tail_bytes(self) -> int:
+        return min(TAIL_BYTES, ALL_TAILS_BYTES // max(len(self._subscriptions), 1))

@@ -99,11 +99,16 @@ def reached_limit(stream: Counted, occupancies: Collection[Occupancy], limits: C
         if (most := getattr(limits, limit)) is not None and count >= most:
             return limit
     if limits.MAX_OPEN_GROUPS is not None:
-        opened = set[str]().union(*(hub.groups for hub in occupancies))
-        wanted = opened.union(stream.groups)
-        if len(wanted) > max(limits.MAX_OPEN_GROUPS, len(opened)):
+        opened = [hub.groups for hub in occupancies]
+        new = [group for group in stream.groups if not any(group in groups for groups in opened)]
+        if new and _number_of_different(opened) + len(new) > limits.MAX_OPEN_GROUPS:
             return "MAX_OPEN_GROUPS"
     return None
+
+
+def _number_of_different(groups: Collection[Collection[str]]) -> int:
+    # Nearly always there is one hub, whose groups need not be looked at one by one.
+    return len(set().union(*groups)) if len(groups) > 1 else sum(map(len, groups))
 
 
 def _most(counters: Collection[Counter[str]], keys: Collection[str]) -> int:

@@ -1,10 +1,11 @@
 """Whether the logins that streams were opened in still hold, as Django's ``get_user`` judges."""
 
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from django.contrib.auth import get_user_model, load_backend
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.db import close_old_connections
 from django.http import HttpRequest, HttpResponse
 from django.utils.crypto import constant_time_compare
@@ -59,7 +60,11 @@ def renew_login(request: HttpRequest) -> None:
 def _users(keys: Iterable[str]) -> dict[str, Any]:
     model: Any = get_user_model()
     to_python, to_text = model._meta.pk.to_python, model._meta.pk.value_to_string
-    wanted = [to_python(key) for key in keys]
+    wanted = []
+    for key in keys:
+        # Sessions may be older than the kind of key that users have now: such a one finds nobody.
+        with suppress(ValidationError):
+            wanted.append(to_python(key))
     found: dict[str, Any] = {}
     for begin in range(0, len(wanted), _USERS):
         some = model._default_manager.filter(pk__in=wanted[begin : begin + _USERS])

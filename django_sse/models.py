@@ -27,7 +27,7 @@ class StoredEvent(models.Model):
     number = models.BigIntegerField()
     wire = models.BinaryField()
     closes = models.BooleanField(default=False)
-    exclude = models.CharField(max_length=MARK_LENGTH, default="", blank=True)
+    exclude = models.CharField(max_length=MARK_LENGTH, default="", db_default="", blank=True)
     created = models.DateTimeField(db_index=True)
 
     class Meta:
@@ -51,7 +51,7 @@ class OutboxEvent(models.Model):
     group = GroupField(max_length=99, db_index=True)
     kind = models.SmallIntegerField(choices=[(kind.value, kind.name.lower()) for kind in Kind])
     wire = models.BinaryField()
-    exclude = models.CharField(max_length=MARK_LENGTH, default="", blank=True)
+    exclude = models.CharField(max_length=MARK_LENGTH, default="", db_default="", blank=True)
 
     def __str__(self) -> str:
         return f"{self.group} {self.id}"

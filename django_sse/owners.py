@@ -6,16 +6,16 @@ says when the owner's streams were ended.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from time import time
 from typing import Any, Final
 from uuid import UUID
 
-from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model
 from django.contrib.sessions.backends.base import SessionBase
 from django.contrib.sessions.backends.signed_cookies import SessionStore as CookieSession
 from django.db.models import Model
 from django.http import HttpRequest
-from django.utils.crypto import salted_hmac
 
 from django_sse.conf import conf
 from django_sse.stores.base import MARK, MARK_LENGTH, GroupState, validate_group
@@ -37,8 +37,9 @@ class Login:
 class Owner:
     """Whose a stream is.
 
-    ``user`` is the mark of its user. ``marks`` are that, its session's, and for each of its groups
-    the one of its user in that group, with the group that the mark is about (None: all of them).
+    ``user`` is the mark of its user. ``marks`` are that, its session's and its login's, and for
+    each of its groups the one of its user in that group, with the group that the mark is about
+    (None: all of them).
     ``began`` is when the session's user logged in, in seconds since the epoch; 0 where nobody
     knows.
     """
@@ -48,14 +49,17 @@ class Owner:
     began: float = 0.0
     login: Login | None = None
 
-    def is_ended(self, state: GroupState) -> bool:
-        """Whether the streams that a mark's state is about were ended since the login."""
+    def is_ended(self, mark: str, state: GroupState) -> bool:
+        """Whether the streams that a mark's state is about were ended: a user's since the login."""
+        of_user = mark == self.user or self.marks[mark] is not None
+        # A session and a login that are over stay so, whatever the clocks of several hosts say.
+        began = self.began if of_user else 0.0
         ended = state.first / 1_000_000
-        return self.began < ended and time() - ended < conf().CANCEL_TTL
+        return began < ended and time() - ended < conf().CANCEL_TTL
 
     def groups_left(self, groups: Iterable[str], states: Mapping[str, GroupState]) -> list[str]:
         """Return those of the groups that may be streamed, given the states of the marks."""
-        ended = {about for mark, about in self.marks.items() if self.is_ended(states[mark])}
+        ended = {about for mark, about in self.marks.items() if self.is_ended(mark, states[mark])}
         return [] if None in ended else [group for group in groups if group not in ended]
 
 
@@ -69,6 +73,9 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
         request: The request that it is opened by, which may have a session.
         user: A user or its primary key; None, or an anonymous one, for nobody in particular.
         groups: The groups of the stream.
+
+    Raises:
+        TypeError, ValueError: As ``user_mark``.
     """
     marks: dict[str, str | None] = {}
     session: SessionBase | None = getattr(request, "session", None)
@@ -79,17 +86,22 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
     of_user = user_mark(user)
     marks[of_user] = None
     marks |= {user_mark(user, group): group for group in groups}
-    if session is None or SESSION_KEY not in (data := await _read(session)):
+    data = dict(await session.aitems()) if session is not None else {}
+    if SESSION_KEY not in data:
         return Owner(marks, of_user)
     login = Login(
         str(data[SESSION_KEY]),
         str(data.get(BACKEND_SESSION_KEY)),
         str(data.get(HASH_SESSION_KEY, "")),
     )
+    if conf().END_WITH_LOGIN and (mark := login_mark(data)):
+        marks[mark] = None
+    # Of a session that is another one's nobody knows when its owner came.
+    is_own = of_user == user_mark(login.user)
     return Owner(
         marks,
         of_user,
-        began=data.get(BEGAN_SESSION_KEY, 0.0),
+        began=data.get(BEGAN_SESSION_KEY, 0.0) if is_own else 0.0,
         login=login if conf().END_WITH_LOGIN else None,
     )
 
@@ -112,8 +124,11 @@ def user_mark(user: Any, group: str | None = None) -> str:
             not logged in.
     """
     if is_nobody(user):
-        raise ValueError("An anonymous user has no streams of its own: give one who is logged in.")
-    if isinstance(user, Model):
+        raise ValueError(
+            f"{user} has no streams of its own: give a user who is logged in, or its primary key."
+        )
+    # Another model's instance may have the primary key of a user who is not meant.
+    if isinstance(user, Model) and isinstance(user, get_user_model()):
         if user.pk is None:
             raise ValueError(f"{user!r} has no primary key yet: save it first.")
         # As sessions have it.
@@ -143,6 +158,14 @@ def mark_of(owner: Any) -> str:
     return _session_mark(owner) or ""
 
 
+def login_mark(session: SessionBase | Mapping[str, Any]) -> str | None:
+    """Return the mark of the login in a session, which may get another key meanwhile; None where it
+    is not known when that was."""
+    if SESSION_KEY not in session or BEGAN_SESSION_KEY not in session:
+        return None
+    return _mark("login", f"{session[BEGAN_SESSION_KEY]} {session[SESSION_KEY]}")
+
+
 def _session_mark(session: SessionBase) -> str | None:
     # The key of a session in a cookie is all that it holds, and another one after each change.
     if session.session_key is None or isinstance(session, CookieSession):
@@ -151,9 +174,6 @@ def _session_mark(session: SessionBase) -> str | None:
 
 
 def _mark(of: str, key: str) -> str:
-    digest = salted_hmac(f"django_sse.owners.{of}", key, algorithm="sha256").hexdigest()
+    # Without SECRET_KEY, which may change while streams are open. Nobody guesses a session's key.
+    digest = sha256(f"{of} {key}".encode()).hexdigest()
     return MARK + digest[: MARK_LENGTH - len(MARK)]
-
-
-async def _read(session: SessionBase) -> dict[str, Any]:
-    return dict(await session.aitems())

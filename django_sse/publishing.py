@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Final
 
 from asgiref.sync import sync_to_async
@@ -16,6 +17,17 @@ from django_sse.owners import mark_of, user_mark
 from django_sse.position import format_position
 from django_sse.stores import get_store
 from django_sse.stores.base import Kind, NewEntry, closing_wire, validate_group
+
+
+class _Whose(Enum):
+    EVERYBODY = "everybody"
+
+    def __repr__(self) -> str:
+        return "EVERYBODY"
+
+
+EVERYBODY: Final = _Whose.EVERYBODY
+"""The default of ``cancel``'s ``user``. ``None``, like a user who was not found, is an error."""
 
 _ON_A_LOOP: Final = "{0}() would block the running event loop: use `await a{0}()` there."
 
@@ -69,7 +81,7 @@ def publish_template(
     event: str | None = None,
     exclude: Any = None,
 ) -> Published:
-    """Publish a rendered template, as ``Event.from_template`` makes it; otherwise as ``publish``."""
+    """Publish a template, rendered as by ``Event.from_template``; otherwise as ``publish``."""
     made = Event.from_template(template, context, request, event=event)
     return publish(group, made, exclude=exclude)
 
@@ -85,7 +97,9 @@ async def apublish_template(
 ) -> Published:
     """Publish a template from async code. It is rendered in a thread, for it may query."""
     render = sync_to_async(Event.from_template)
-    return await apublish(group, await render(template, context, request, event=event), exclude=exclude)
+    return await apublish(
+        group, await render(template, context, request, event=event), exclude=exclude
+    )
 
 
 @async_unsafe(_ON_A_LOOP.format("publish_many"))
@@ -112,16 +126,17 @@ async def apublish_many(
 
 
 @async_unsafe(_ON_A_LOOP.format("cancel"))
-def cancel(group: str | None = None, *, user: Any = None, reason: str | None = None) -> None:
+def cancel(group: str | None = None, *, user: Any = EVERYBODY, reason: str | None = None) -> None:
     """Cancel a group, a user's streams, or a user's streams of a group.
 
     They get ``event: close`` and end, and reconnects are answered 204: those of a group until it
     is reopened, those of a user for ``CANCEL_TTL``, but not in a session that began later.
-    Cancelling a cancelled group changes nothing. Inside a transaction it happens with its commit.
+    Cancelling a cancelled group changes nothing. Inside a transaction it happens with its commit:
+    a user who is to come back logs in after that.
 
     Args:
         group: A Channels group name.
-        user: A user or its primary key.
+        user: A user or its primary key; without it, a group is cancelled for everybody.
         reason: Sent to the clients as ``{"reason": reason}``.
 
     Raises:
@@ -133,14 +148,16 @@ def cancel(group: str | None = None, *, user: Any = None, reason: str | None = N
     _append([_closing_entry(group, user, reason)])
 
 
-async def acancel(group: str | None = None, *, user: Any = None, reason: str | None = None) -> None:
+async def acancel(
+    group: str | None = None, *, user: Any = EVERYBODY, reason: str | None = None
+) -> None:
     """Cancel from async code; otherwise as ``cancel``."""
     await _aappend([_closing_entry(group, user, reason)])
 
 
-def end_streams(mark: str, reason: str) -> None:
-    """End an owner's streams, and refuse new ones for ``CANCEL_TTL``. For synchronous code."""
-    _append([NewEntry(mark, closing_wire(reason), Kind.END)])
+def end_streams(marks: Iterable[str], reason: str) -> None:
+    """End owners' streams, and refuse new ones for ``CANCEL_TTL``. For synchronous code."""
+    _append([NewEntry(mark, closing_wire(reason), Kind.END) for mark in marks])
 
 
 @async_unsafe(_ON_A_LOOP.format("reopen"))
@@ -198,14 +215,14 @@ def _entry(group: str, event: Event, exclude: str) -> NewEntry:
 
 
 def _closing_entry(group: str | None, user: Any, reason: str | None) -> NewEntry:
-    if group is None and user is None:
+    if group is None and user is EVERYBODY:
         raise TypeError("Name the group to cancel, or give the user whose streams are to end.")
     if reason is not None and not isinstance(reason, str):
         raise InvalidEvent(f"The reason must be text, not {type(reason).__name__}.")
     wire = closing_wire(reason)
     if len(wire) > conf().MAX_EVENT_BYTES:
         raise InvalidEvent("The reason is longer than DJANGO_SSE['MAX_EVENT_BYTES'] allows.")
-    if user is not None:
+    if user is not EVERYBODY:
         return NewEntry(user_mark(user, group), wire, Kind.END)
     assert group is not None
     return NewEntry(validate_group(group), wire, Kind.CLOSE)

@@ -7,13 +7,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from random import uniform
 from threading import Lock
 from typing import Any, Final
 
 from django_sse.conf import conf
 from django_sse.cors import ALLOW_CREDENTIALS, ALLOW_ORIGIN, cors_headers, varies_by_origin
-from django_sse.stream import jittered_retry
+from django_sse.stream import jittered_retry, jittered_seconds
 from django_sse.tasks import logger
 
 STORE_AWAY: Final = "store away"
@@ -68,7 +67,7 @@ refusals: Final = Refusals()
 
 def retry_after() -> int:
     """Return the seconds of a 503's ``Retry-After``: one to two times RETRY, as of a stream."""
-    return math.ceil(uniform(1, 2) * max(conf().RETRY, 0.5))
+    return math.ceil(jittered_seconds())
 
 
 def is_refused_softly(method: str | None, accept: str) -> bool:

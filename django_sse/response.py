@@ -13,7 +13,7 @@ from django.http.response import HttpResponseBase
 
 from django_sse.asgi import SCOPE_KEY, HandOff
 from django_sse.conf import conf
-from django_sse.event import Event, encode_published, refuse_reserved_name, with_id
+from django_sse.event import Event, refuse_reserved_name, with_id
 from django_sse.exceptions import InvalidGroup
 from django_sse.hub import current_hub
 from django_sse.limits import TooManyStreams
@@ -184,6 +184,8 @@ class GroupStreamResponse(EventStreamResponse):
                 refusals.note(reached or STORE_AWAY, None if reached else error)
                 yield jittered_retry()
                 return
+            if stream.ended.done():
+                return
             first = Event(retry=round(self._retry * 1000)).encode()
             if self._reset:
                 # Without an id: a client that leaves before the new state is told again.
@@ -196,7 +198,13 @@ class GroupStreamResponse(EventStreamResponse):
                 yield first
                 async with aclosing(self._initial_events) as events:
                     async for event in events:
-                        yield encode_published(event, conf().MAX_EVENT_BYTES)
+                        if chunk := stream.encode(event):
+                            yield chunk
+                        if stream.ended.done():
+                            return
+                        if stream.is_shut:
+                            # What is left is not for its owner any more.
+                            break
                 yield checkpoint
             if self._hand_off and self._iterated_whole:
                 handed_off = self._hand_off.take(stream, checkpoint)

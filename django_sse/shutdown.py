@@ -20,6 +20,8 @@ from django_sse.sockets import borrowed, own_sockets
 
 # A look costs some microseconds for each socket that is listened on.
 _WATCH_SECONDS: Final = 0.25
+# To find them among ten thousand others takes a fifth of a second.
+_PAUSE_FACTOR: Final = 4
 
 _watches: Final[dict[asyncio.AbstractEventLoop, "_Watch"]] = {}
 
@@ -64,13 +66,15 @@ class _Watch:
             self._timer.cancel()
 
     def _look(self) -> None:
-        self._timer = self._loop.call_later(_WATCH_SECONDS, self._look, context=Context())
-        if self._is_listening():
-            return
-        for callback in list(self._callbacks):
-            callback()
-        # If it was another socket that was closed, this process goes on serving.
-        self._find()
+        began = self._loop.time()
+        if not self._is_listening():
+            for callback in list(self._callbacks):
+                callback()
+            # If it was another socket that was closed, this process goes on serving.
+            self._find()
+        if self._callbacks:
+            pause = max(_WATCH_SECONDS, _PAUSE_FACTOR * (self._loop.time() - began))
+            self._timer = self._loop.call_later(pause, self._look, context=Context())
 
     def _is_listening(self) -> bool:
         """Whether all sockets are open: a server may close one and wait before the next."""

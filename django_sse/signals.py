@@ -3,15 +3,15 @@
 from time import time
 from typing import Any
 
-from django.contrib.auth import get_user_model
+from django.contrib.auth import SESSION_KEY, get_user_model
 from django.contrib.auth.signals import user_logged_in, user_logged_out
-from django.db import transaction
+from django.db import connections, transaction
 from django.db.models.signals import post_delete, post_save
 from django.http import HttpRequest
 
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
-from django_sse.owners import BEGAN_SESSION_KEY, mark_of, user_mark
+from django_sse.owners import BEGAN_SESSION_KEY, login_mark, mark_of, user_mark
 from django_sse.publishing import end_streams
 from django_sse.stores import get_store
 from django_sse.stores.base import Hint
@@ -26,9 +26,12 @@ def connect() -> None:
         changed.connect(_look_at_user, sender=get_user_model(), dispatch_uid="django_sse")
 
 
-def _note_login(request: HttpRequest, **kwargs: Any) -> None:
-    # A user who was cancelled may come back in a session that began later.
-    request.session[BEGAN_SESSION_KEY] = time()
+def _note_login(request: HttpRequest, user: Any, **kwargs: Any) -> None:
+    """Note when a session's user logged in: one who was cancelled may come back in it."""
+    session = getattr(request, "session", None)
+    # Logins by tokens send the signal, too, and the session may be another user's.
+    if session is not None and session.get(SESSION_KEY) == user._meta.pk.value_to_string(user):
+        session[BEGAN_SESSION_KEY] = time()
 
 
 def _end_session(request: HttpRequest, user: Any, **kwargs: Any) -> None:
@@ -39,8 +42,8 @@ def _end_session(request: HttpRequest, user: Any, **kwargs: Any) -> None:
         return
     try:
         # The session's own mark; where it cannot have one, as in a cookie, its user's.
-        if mark := mark_of(session):
-            end_streams(mark, "logged out")
+        marks = (mark_of(session), login_mark(session))
+        end_streams([mark for mark in marks if mark], "logged out")
     except Exception:
         # Logging out must not fail for it.
         logger.exception("The streams of a session that was logged out could not be ended.")
@@ -52,6 +55,10 @@ def _look_at_user(instance: Any, using: str, **kwargs: Any) -> None:
     if not conf().END_WITH_LOGIN or kwargs.get("update_fields") == {"last_login"}:
         return
     if kwargs.get("created") or instance.pk is None:
+        return
+    connection = connections[using]
+    if not connection.in_atomic_block and not connection.get_autocommit():
+        # Nothing tells of its commit; the sweep finds it.
         return
     hint = Hint(user_mark(instance), 0, cancelled=False)
     transaction.on_commit(lambda: doorbell_of(get_store()).ring([hint]), using=using, robust=True)

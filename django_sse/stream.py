@@ -12,11 +12,15 @@ from django_sse.event import Event, encode_published, with_id
 from django_sse.mailbox import Message
 from django_sse.owners import NOBODY, Owner
 from django_sse.position import TERMINAL_MARK, format_position
-from django_sse.stores.base import closing_wire
+from django_sse.stores.base import Entry, closing_wire
 from django_sse.subscription import HistoryLostError, Subscription
 from django_sse.tasks import logger, spawn, start_eagerly
 
 HEARTBEAT: Final = b":\n\n"
+
+CLIENT_GONE: Final = (OSError, RuntimeError)
+"""What a server's ``send`` may raise for a client that has gone: an OSError, as ASGI says, or the
+RuntimeError of uvloop below uvicorn, where that has not heard of it yet."""
 
 Send = Callable[[bytes], Awaitable[None]]
 MessageHandler = Callable[[Message], Event | None]
@@ -39,9 +43,15 @@ class Registry(Protocol):
         """Forget a stream."""
 
 
+def jittered_seconds() -> float:
+    """Return one to two times RETRY, in seconds: clients shall not come back all at once."""
+    # Where RETRY is less than half a second, they would, or nearly so.
+    return uniform(1, 2) * max(conf().RETRY, 0.5)
+
+
 def jittered_retry() -> bytes:
-    """Return a ``retry`` of one to two times RETRY: clients shall not come back all at once."""
-    return Event(retry=round(uniform(1, 2) * max(conf().RETRY, 0.5) * 1000)).encode()
+    """Return a ``retry`` that sends a client back at a time of its own."""
+    return Event(retry=round(jittered_seconds() * 1000)).encode()
 
 
 class Stream:
@@ -131,7 +141,9 @@ class Stream:
         self._finishing: str | None = None
         self._farewell: Callable[[], bytes] | None = None
         max_age = conf().MAX_AGE
-        self._ends_at = self._hub.now + uniform(1 - _AGE_JITTER, 1) * max_age if max_age else inf
+        # The hub's own clock stands still while it has no streams.
+        now = self._hub.loop.time()
+        self._ends_at = now + uniform(1 - _AGE_JITTER, 1) * max_age if max_age else inf
 
     @property
     def groups(self) -> Collection[str]:
@@ -146,13 +158,14 @@ class Stream:
     # Opening and serving
 
     async def open(self) -> None:
-        """Follow the groups, so that nothing new is missed from here on.
+        """Follow the groups, so that nothing new is missed from here on; not if it has ended.
 
         Raises:
             TooManyStreams: One more would be too many.
             Exception: The event store could not be read.
         """
-        await self._hub.join(self, list(self._taken))
+        if not self.ended.done():
+            await self._hub.join(self, list(self._taken))
 
     def follow(self, subscription: Subscription) -> None:
         """Note a subscription that the hub has entered this stream in."""
@@ -261,6 +274,15 @@ class Stream:
         wire = block.wire if self._filter_event is None else self._filtered(block)
         return with_id(self._position(), wire) if wire and block.number else wire
 
+    def encode(self, event: Event) -> bytes:
+        """Return what is sent of an event of the view's own: nothing where its filter hides it.
+
+        Raises:
+            InvalidEvent: It could not be published, either.
+        """
+        wire = encode_published(event, conf().MAX_EVENT_BYTES)
+        return self._chunk(Block("", Entry(0, wire)))
+
     def _filtered(self, block: Block) -> bytes:
         assert self._filter_event is not None
         try:
@@ -331,9 +353,7 @@ class Stream:
         self._busy_since = self._last_sent = self._hub.now
         try:
             await self._send(chunk)
-        except (OSError, RuntimeError):
-            # What ASGI lets a server raise for a client that has gone; a RuntimeError is uvicorn's
-            # on uvloop, which has stopped to listen to a client that sends one request too many.
+        except CLIENT_GONE:
             self.end("disconnected")
         except Exception:
             logger.exception("Sending to a stream failed; it is ended.")
@@ -386,6 +406,11 @@ class Stream:
             self._finish("shut", lambda: with_id(self._last_position(), closing))
         elif group in self._taken:
             self.dismiss("shut out of a group")
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether its owner may not go on with it: it ends as soon as it is served."""
+        return self._finishing == "shut"
 
     def _last_position(self) -> str:
         # The login may be over by the time that the client comes back, and with it what would

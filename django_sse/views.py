@@ -159,6 +159,16 @@ class EventStreamView(View):
 
     async def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         """Answer with the stream, with 204 where it is over, or with why it is refused."""
+        try:
+            return await self._answer(request)
+        except InvalidGroup as error:
+            return not_found(error)
+        except Http404:
+            return no_store(HttpResponseNotFound())
+        except PermissionDenied:
+            return no_store(HttpResponseForbidden())
+
+    async def _answer(self, request: HttpRequest) -> HttpResponseBase:
         sent_id = last_event_id(request)
         user = await self.get_owner()
         if sent_id.endswith(TERMINAL_MARK) and is_nobody(user):
@@ -211,25 +221,18 @@ class EventStreamView(View):
         return await self.still_allowed()
 
     async def _allowed_groups(self) -> list[str] | HttpResponseBase:
-        try:
-            groups = _unique(await self.get_groups())
-            if len(groups) > conf().MAX_GROUPS:
-                return no_store(
-                    HttpResponseBadRequest(
-                        f"A stream has at most {conf().MAX_GROUPS} groups, not {len(groups)}."
-                    )
+        groups = _unique(await self.get_groups())
+        if len(groups) > conf().MAX_GROUPS:
+            return no_store(
+                HttpResponseBadRequest(
+                    f"A stream has at most {conf().MAX_GROUPS} groups, not {len(groups)}."
                 )
-            allowed = await self.authorize(groups)
-            if isinstance(allowed, HttpResponseBase):
-                return allowed
-            if allowed is not None:
-                groups = _unique(allowed)
-        except InvalidGroup as error:
-            return not_found(error)
-        except Http404:
-            return no_store(HttpResponseNotFound())
-        except PermissionDenied:
-            return no_store(HttpResponseForbidden())
+            )
+        allowed = await self.authorize(groups)
+        if isinstance(allowed, HttpResponseBase):
+            return allowed
+        if allowed is not None:
+            groups = _unique(allowed)
         return groups or no_store(HttpResponseForbidden())
 
     def _client_address(self) -> str | None:

@@ -2,9 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from asgiref.sync import markcoroutinefunction
@@ -48,6 +48,24 @@ async def forever(request: HttpRequest) -> AsyncIterator[Event]:
 forever_ended = asyncio.Event()
 
 
+class Slow(News):
+    """It takes its time to let a client in."""
+
+    asked: ClassVar[asyncio.Event]
+    answers: ClassVar[asyncio.Event]
+
+    async def authorize(self, groups: Sequence[str]) -> None:
+        self.asked.set()
+        await self.answers.wait()
+
+
+async def slow_generator(request: HttpRequest) -> HttpResponseBase:
+    Slow.asked.set()
+    await Slow.answers.wait()
+    response: HttpResponseBase = await forever(request)
+    return response
+
+
 async def stranger(request: HttpRequest) -> HttpResponseBase:
     """An event stream of the project's own."""
 
@@ -62,6 +80,8 @@ async def stranger(request: HttpRequest) -> HttpResponseBase:
 urlpatterns = [
     path("news/", News.as_view()),
     path("forever/", forever),
+    path("slow/", Slow.as_view()),
+    path("slow-generator/", slow_generator),
     path("stranger/", stranger),
 ]
 
@@ -104,6 +124,14 @@ class Request:
     async def next_events(self) -> list[Event]:
         while not (events := await self.read()):
             assert not self.ended
+        return events
+
+    async def rest(self) -> list[Event]:
+        """Read up to the end of the answer, and wait for that of its request."""
+        events = []
+        while not self.ended:
+            events += await self.read()
+        await self.communicator.wait(10)
         return events
 
     async def cancel(self) -> None:
@@ -215,6 +243,23 @@ async def test_a_server_that_cancels_its_task_leaves_no_stream_behind() -> None:
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("path", ["/slow/", "/slow-generator/"])
+async def test_a_server_that_cancels_its_task_before_the_view_answers_leaves_no_stream_behind(
+    path: str,
+) -> None:
+    Slow.asked, Slow.answers = asyncio.Event(), asyncio.Event()
+    request = Request(get_asgi_application(), path)
+    before = asyncio.all_tasks()
+    await request.communicator.send_input({"type": "http.request"})
+    await Slow.asked.wait()
+    await request.cut_off()
+    # Django before 6.1 goes on with the view all the same.
+    Slow.answers.set()
+    async with asyncio.timeout(10):
+        while asyncio.all_tasks() - before or open_streams():
+            await asyncio.sleep(0.01)
+
+
 async def test_a_client_whose_stream_the_server_cuts_off_is_sent_back() -> None:
     async with streaming(get_asgi_application()) as request:
         assert request.decoder.reconnection_time == 3000
@@ -265,9 +310,7 @@ async def test_other_responses_go_out_as_django_made_them() -> None:
     request = Request(get_asgi_application(), "/nowhere/")
     await request.start()
     assert request.status == 404
-    while not request.ended:
-        await request.read()
-    await request.communicator.wait(10)
+    await request.rest()
 
 
 GetResponse = Callable[[HttpRequest], Awaitable[HttpResponseBase]]

@@ -15,8 +15,6 @@ from django_sse import Event, acancel
 from django_sse.cors import cors_headers
 from django_sse.decorators import event_stream, event_stream_headers, no_content_when_cancelled
 from django_sse.position import TERMINAL_MARK
-from django_sse.stores.base import GroupState
-from django_sse.stores.memory import MemoryStore
 from django_sse.views import EventStreamView
 from tests.streams import View, get, reading
 
@@ -30,17 +28,18 @@ class Requested(EventStreamView):
     async def get_groups(self) -> list[str]:
         return self.request.GET.getlist("group")
 
+    async def get_owner(self) -> str | None:
+        token = self.request.GET.get("token")
+        if token == "forged":
+            raise PermissionDenied
+        return token
+
     async def authorize(self, groups: Sequence[str]) -> HttpResponseBase | None:
         if groups == ["denied"]:
             raise PermissionDenied
         if groups == ["unauthorized"]:
             return HttpResponse(status=401)
         return None
-
-
-class DownStore(MemoryStore):
-    async def astates(self, groups: Sequence[str]) -> dict[str, GroupState]:
-        raise ConnectionError("The store is down.")
 
 
 @event_stream("job-{pk}")
@@ -224,6 +223,7 @@ async def test_a_header_of_a_middleware_or_a_view_of_the_projects_own_is_not_rep
         ("/requested/?group=unauthorized", 401),
         ("/requested/", 403),
         ("/requested/?group=denied", 403),
+        ("/requested/?group=mine&token=forged", 403),
         ("/requested/?group=no name", 404),
     ],
 )
@@ -232,6 +232,12 @@ async def test_a_page_may_read_why_it_is_refused(url: str, status: int, method: 
     response = await answer(url, method=method)
     assert response.status_code == status
     assert_readable(response)
+
+
+async def test_an_owner_that_is_refused_is_refused_like_a_group() -> None:
+    response = await answer("/requested/?group=mine&token=forged")
+    assert response.status_code == 403
+    assert response["Cache-Control"] == "no-store"
 
 
 @pytest.mark.parametrize("view", [job, own_job, own_job_sync])
@@ -273,7 +279,7 @@ async def test_a_page_may_read_that_a_generator_is_over() -> None:
 
 
 async def test_a_page_may_read_that_the_store_is_away(settings: Settings) -> None:
-    settings.DJANGO_SSE = {"STORE": f"{__name__}.DownStore", "ALLOWED_ORIGINS": [APP]}
+    settings.DJANGO_SSE = {"STORE": "tests.test_views.DownStore", "ALLOWED_ORIGINS": [APP]}
     response = await answer("/requested/?group=a", Accept="text/event-stream")
     assert_readable(response)
     async with reading(response) as stream:

@@ -42,6 +42,12 @@ class Mine(EventStreamView):
         return event if event.event in (None, self.request.GET["user"]) else None
 
 
+class MineWithState(Mine):
+    async def initial_events(self) -> AsyncGenerator[Event, None]:
+        for user in ("ann", "bob"):
+            yield Event({"state of": user}, event=user)
+
+
 async def seen(stream: EventReader) -> list[str]:
     """Return what a stream shows up to the last event of its group, which everybody may see."""
     return [event.text for event in await stream.until("last")][:-1]
@@ -141,3 +147,18 @@ async def test_two_users_of_a_group_see_each_their_own_in_history_replay_and_liv
                     assert f"old for {user}" in texts
                     assert f"new for {user}" in texts
                     assert all(text.endswith((user, "for all")) for text in texts)
+
+
+async def test_what_a_filter_hides_is_hidden_in_the_initial_events_too() -> None:
+    async with open_stream(MineWithState.as_view(), "/?user=bob") as stream:
+        assert (await stream.next_event()).data == '{"state of":"bob"}'
+        assert stream.text.count("state of") == 1
+
+
+async def test_a_filter_that_fails_on_an_initial_event_ends_its_stream(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with open_stream(MineWithState.as_view()) as stream:
+        assert await stream.rest() == []
+    assert "filter_event failed" in caplog.text
+    assert "state of" not in stream.text

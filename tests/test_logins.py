@@ -1,11 +1,12 @@
 """A stream ends with the login that it was opened in."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from threading import current_thread
 from threading import enumerate as threads
+from time import time_ns
 from typing import ClassVar
 
 import pytest
@@ -14,26 +15,31 @@ from django.contrib import auth
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.core.exceptions import PermissionDenied
+from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
-from django.test import AsyncClient
+from django.test import AsyncClient, RequestFactory
 from django.urls import path
 from pytest_django import Settings
 
-from django_sse import apublish
+from django_sse import acancel, apublish
 from django_sse.asgi import get_asgi_application
 from django_sse.logins import Judgement, judge
 from django_sse.owners import Login
-from django_sse.stores import get_store
+from django_sse.rechecks import Rechecks
+from django_sse.stream import Stream
 from django_sse.views import EventStreamView
 from tests.queries import queries_about
 from tests.streams import EventReader, reading, until
 from tests.test_asgi import Request
+from tests.users import logged_in, user
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.urls(__name__),
-    pytest.mark.usefixtures("everything_ends", "often"),
+    # In this order: what is left at the end is closed by the settings that it was opened by.
+    pytest.mark.usefixtures("often", "everything_ends"),
 ]
 
 NEWS = "/events/"
@@ -46,6 +52,12 @@ class News(EventStreamView):
 
 def logout(request: HttpRequest) -> HttpResponse:
     auth.logout(request)
+    return HttpResponse(status=204)
+
+
+def rotate(request: HttpRequest) -> HttpResponse:
+    """As a project does that has asked for a second factor."""
+    request.session.cycle_key()
     return HttpResponse(status=204)
 
 
@@ -71,45 +83,69 @@ class StaffOnly(News):
         self.asked_in.add(await sync_to_async(lambda: current_thread().name)())
         if self.request.GET.get("fails"):
             raise ZeroDivisionError
+        if self.request.GET.get("cancels"):
+            asking = asyncio.create_task(asyncio.sleep(3600))
+            asking.cancel()
+            await asking
         user = await self.request.auser()
         if not user.is_authenticated:
             raise PermissionDenied
         return bool(user.is_staff)
 
 
+class Undecided(News):
+    """Reads the database, and then takes its time to say."""
+
+    asked_on: ClassVar[list[BaseDatabaseWrapper]] = []
+
+    async def still_allowed(self) -> bool:
+        await User.objects.acount()
+        self.asked_on.append(await sync_to_async(lambda: connections["default"])())
+        await asyncio.Event().wait()
+        return True
+
+
 urlpatterns = [
     path("events/", News.as_view()),
     path("staff/", StaffOnly.as_view()),
+    path("undecided/", Undecided.as_view()),
     path("logout/", logout),
     path("logout-async/", logout_async),
+    path("rotate/", rotate),
     path("password/", change_password),
 ]
 
 
 @pytest.fixture
-async def often(settings: Settings) -> AsyncIterator[None]:
+def often(settings: Settings) -> None:
     """The store is compared with, and logins are judged, often."""
     settings.DJANGO_SSE = {"SYNC_INTERVAL": 0.05}
-    yield
-    # A view that answers 204 may have read it without any hub.
-    await get_store().aclose()
+
+
+@pytest.fixture
+def swept(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Awaitable[None]]:
+    """Waits for a whole sweep over all logins."""
+    finished: list[None] = []
+    judge_logins = Rechecks._judge_logins
+
+    async def judge_and_note(rechecks: Rechecks, streams: Collection[Stream]) -> None:
+        await judge_logins(rechecks, streams)
+        finished.append(None)
+
+    monkeypatch.setattr(Rechecks, "_judge_logins", judge_and_note)
+
+    async def wait() -> None:
+        # The next one to finish may have begun before.
+        wanted = len(finished) + 2
+        await until(lambda: len(finished) >= wanted)
+
+    return wait
 
 
 @pytest.fixture
 def rarely(settings: Settings, often: None) -> None:
     """What ends a stream in time is not the sweep."""
     settings.DJANGO_SSE = {"SYNC_INTERVAL": 3600}
-
-
-async def ada() -> User:
-    return (await User.objects.aget_or_create(username="ada"))[0]
-
-
-async def logged_in(username: str = "ada") -> AsyncClient:
-    client = AsyncClient()
-    user, _ = await User.objects.aget_or_create(username=username)
-    await client.aforce_login(user)
-    return client
 
 
 async def answer(client: AsyncClient, last_event_id: str = "", url: str = NEWS) -> HttpResponseBase:
@@ -155,6 +191,29 @@ async def test_a_logout_ends_the_streams_of_its_session_and_no_others(url: str) 
 
 
 @pytest.mark.usefixtures("rarely")
+async def test_a_logout_ends_the_streams_of_before_the_session_got_another_key() -> None:
+    tab, phone = await logged_in(), await logged_in()
+    async with stream(tab) as before, stream(phone) as other:
+        await tab.get("/rotate/")
+        async with stream(tab) as after:
+            await tab.get("/logout/")
+            for ended in (before, after):
+                assert [event.event for event in await ended.rest()] == ["close"]
+        await goes_on(other)
+
+
+@pytest.mark.usefixtures("rarely")
+async def test_a_logout_counts_whatever_the_clocks_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    tab = await logged_in()
+    async with stream(tab) as reader:
+        with monkeypatch.context() as behind:
+            # Another host's clock, at the logout, is ten seconds behind this one's at the login.
+            behind.setattr("django_sse.stores.base.first_number", lambda: time_ns() // 1000 - 10**7)
+            await tab.get("/logout/")
+        assert [event.event for event in await reader.rest()] == ["close"]
+
+
+@pytest.mark.usefixtures("rarely")
 async def test_a_client_that_comes_back_before_the_session_is_flushed_does_not_get_in() -> None:
     tab = await logged_in()
     answers = []
@@ -167,6 +226,8 @@ async def test_a_client_that_comes_back_before_the_session_is_flushed_does_not_g
     async def status() -> int:
         request = Request(get_asgi_application(), NEWS, headers=[(b"cookie", cookie)])
         await request.start()
+        # A request that is broken off may leave its connection to the database open.
+        await request.rest()
         return request.status
 
     cookie = tab.cookies.output(attrs=[], header="", sep=";").strip().encode()
@@ -190,13 +251,15 @@ async def test_in_a_session_in_a_cookie_a_logout_ends_all_of_the_users_streams(
         await goes_on(other)
 
 
-async def test_a_stream_may_outlive_its_login(settings: Settings) -> None:
+async def test_a_stream_may_outlive_its_login(
+    settings: Settings, swept: Callable[[], Awaitable[None]]
+) -> None:
     settings.DJANGO_SSE = {"END_WITH_LOGIN": False, "SYNC_INTERVAL": 0.05}
     tab = await logged_in()
     async with stream(tab) as reader:
         await tab.get("/logout/")
         await User.objects.filter(username="ada").aupdate(is_active=False, password="!")
-        await asyncio.sleep(0.5)
+        await swept()
         await goes_on(reader)
 
 
@@ -217,19 +280,50 @@ async def test_a_user_who_is_saved_is_looked_at_at_once() -> None:
     async with stream(await logged_in()) as ended, stream(await logged_in("eve")) as other:
         # The first sweep has been.
         await goes_on(ended)
-        user = await ada()
-        user.is_active = False
-        await user.asave()
+        ada = await user()
+        ada.is_active = False
+        await ada.asave()
         assert [event.event for event in await ended.rest()] == ["close"]
         await other.until("going on")
         await goes_on(other)
 
 
-async def test_a_backend_may_let_users_in_who_are_not_active(settings: Settings) -> None:
+@pytest.mark.usefixtures("rarely")
+async def test_a_user_can_be_saved_where_nothing_tells_of_the_commit() -> None:
+    ada = await user()
+
+    def save_with_autocommit_off() -> None:
+        transaction.set_autocommit(False)
+        try:
+            ada.save()
+            transaction.commit()
+        finally:
+            transaction.rollback()
+            transaction.set_autocommit(True)
+
+    await sync_to_async(save_with_autocommit_off)()
+
+
+async def test_a_login_by_a_token_leaves_sessions_as_they_are() -> None:
+    request = RequestFactory().get("/")
+    await auth.user_logged_in.asend(sender=User, request=request, user=await user())
+    # Its user is cancelled, and does not come back by the login of another one.
+    client = await logged_in()
+    await acancel(user=await user())
+    other = await user("bob")
+    request.session = await client.asession()
+    await auth.user_logged_in.asend(sender=User, request=request, user=other)
+    await request.session.asave()
+    assert (await answer(client)).status_code == 204
+
+
+async def test_a_backend_may_let_users_in_who_are_not_active(
+    settings: Settings, swept: Callable[[], Awaitable[None]]
+) -> None:
     settings.AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.AllowAllUsersModelBackend"]
     async with stream(await logged_in()) as reader:
         await User.objects.aupdate(is_active=False)
-        await asyncio.sleep(0.5)
+        await swept()
         await goes_on(reader)
 
 
@@ -252,12 +346,23 @@ async def test_a_password_changed_by_update_is_found_as_well() -> None:
         assert await ended.rest() == []
 
 
-async def test_a_rotated_secret_key_ends_no_stream(settings: Settings) -> None:
+async def test_a_rotated_secret_key_ends_no_stream(
+    settings: Settings, swept: Callable[[], Awaitable[None]]
+) -> None:
     async with stream(await logged_in()) as reader:
         settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
         settings.SECRET_KEY = "another one"
-        await asyncio.sleep(0.5)
+        await swept()
         await goes_on(reader)
+
+
+async def test_a_key_that_no_user_can_have_spoils_the_sweep_for_nobody_else() -> None:
+    """As a session has it from before the users got keys of another kind."""
+    ada = await user()
+    backend = "django.contrib.auth.backends.ModelBackend"
+    valid = Login(str(ada.pk), backend, ada.get_session_auth_hash())
+    of_before = Login("not a number", backend, "")
+    assert await sync_to_async(judge)([of_before, valid]) == Judgement({of_before}, set())
 
 
 async def test_logins_are_judged_with_one_query_for_all_of_them(
@@ -274,7 +379,7 @@ async def test_logins_are_judged_with_one_query_for_all_of_them(
             rounds.append(len(queries))
             return judgement
 
-        monkeypatch.setattr("django_sse.hub.judge", judge_and_count)
+        monkeypatch.setattr("django_sse.rechecks.judge", judge_and_count)
         await until(lambda: len(rounds) >= 3)
         assert set(rounds) == {1}
 
@@ -314,7 +419,26 @@ async def test_asking_views_leaves_no_thread_and_no_connection() -> None:
 
 
 @pytest.mark.usefixtures("asked_often")
+async def test_a_view_that_is_asked_while_the_last_stream_ends_leaves_no_connection() -> None:
+    Undecided.asked_on.clear()
+    async with stream(AsyncClient(), url="/undecided/"):
+        await until(lambda: Undecided.asked_on)
+        [used] = Undecided.asked_on
+        assert used.connection is not None
+    await until(lambda: used.connection is None)
+
+
+@pytest.mark.usefixtures("asked_often")
 async def test_a_view_that_cannot_say_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
     async with stream(await logged_in(), url=f"{STAFF}?fails=1") as reader:
         await until(lambda: caplog.text.count("A view's still_allowed failed") >= 2)
+        await goes_on(reader)
+
+
+@pytest.mark.usefixtures("asked_often")
+async def test_a_view_whose_own_task_was_cancelled_is_asked_again() -> None:
+    async with stream(await logged_in(), url=f"{STAFF}?cancels=1") as reader:
+        for _ in range(2):
+            StaffOnly.asked_in.clear()
+            await until(lambda: StaffOnly.asked_in)
         await goes_on(reader)

@@ -153,9 +153,7 @@ async def ask(url: str, cookie: bytes = b"", *, method: str = "GET", headers: An
         server=("testserver", 80),
     )
     await request.start()
-    while not request.ended:
-        await request.read()
-    await request.communicator.wait(10)
+    await request.rest()
     return request
 
 

@@ -1,7 +1,7 @@
 """Whose a stream is: ended by user, by session, left out of events that its owner has caused."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from asgiref.sync import sync_to_async
 from django.conf import settings as django_settings
-from django.contrib.auth.models import AnonymousUser, User
+from django.contrib.auth.models import AnonymousUser, Group, User
 from django.contrib.sessions.backends.base import SessionBase
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.backends.signed_cookies import SessionStore as CookieSession
@@ -29,6 +29,7 @@ from django_sse.stores.base import validate_group
 from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView
 from tests.streams import EventReader, reading
+from tests.users import logged_in, user
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -47,6 +48,15 @@ class Filtered(Groups):
         return event
 
 
+class Endless(EventStreamView):
+    groups = ["news"]
+
+    async def initial_events(self) -> AsyncGenerator[Event, None]:
+        while True:
+            yield Event("state")
+            await asyncio.sleep(0.01)
+
+
 class OfToken(Groups):
     """Whose stream it is says something else than the session."""
 
@@ -56,20 +66,10 @@ class OfToken(Groups):
 
 urlpatterns = [
     path("events/", Groups.as_view()),
+    path("endless/", Endless.as_view()),
     path("filtered/", Filtered.as_view()),
     path("token/", OfToken.as_view()),
 ]
-
-
-async def user(name: str = "ada") -> User:
-    return (await User.objects.aget_or_create(username=name))[0]
-
-
-async def logged_in(name: str = "ada") -> AsyncClient:
-    """A browser in which a user has logged in."""
-    client = AsyncClient()
-    await client.aforce_login(await user(name))
-    return client
 
 
 async def get(client: AsyncClient, url: str, last_event_id: str = "") -> HttpResponseBase:
@@ -122,7 +122,7 @@ def test_who_can_have_no_stream_has_no_mark(nobody: Any) -> None:
     assert mark_of(nobody) == ""
 
 
-@pytest.mark.parametrize("wrong", [object(), ["ada"], 1.5, b"ada"])
+@pytest.mark.parametrize("wrong", [object(), ["ada"], 1.5, b"ada", Group(pk=1)])
 def test_what_is_no_owner_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="user or its primary key"):
         cancel(user=wrong)
@@ -131,8 +131,11 @@ def test_what_is_no_owner_is_refused(wrong: Any) -> None:
 
 
 def test_who_has_no_streams_cannot_be_cancelled() -> None:
-    with pytest.raises(ValueError, match="anonymous"):
+    with pytest.raises(ValueError, match="AnonymousUser has no streams"):
         cancel(user=AnonymousUser())
+    # A query that has found nobody does not cancel the group for everybody.
+    with pytest.raises(ValueError, match="None has no streams"):
+        cancel("news", user=None)
     with pytest.raises(ValueError, match="save it first"):
         cancel(user=User(username="new"))
     with pytest.raises(TypeError, match=r"group .* or .* user"):
@@ -147,11 +150,8 @@ def test_who_has_no_streams_cannot_be_cancelled() -> None:
 
 
 @pytest.fixture(params=["memory", "database"])
-async def store(request: pytest.FixtureRequest, settings: Settings) -> AsyncIterator[None]:
+def store(request: pytest.FixtureRequest, settings: Settings) -> None:
     settings.DJANGO_SSE = {"STORE": request.param}
-    yield
-    # A view that answers 204 may have read it without any hub.
-    await get_store().aclose()
 
 
 @pytest.mark.usefixtures("store")
@@ -172,6 +172,15 @@ async def test_all_streams_of_a_user_end_and_nobody_elses() -> None:
         await apublish("news", "after")
         for going_on in (others, anonymous):
             assert [event.data for event in await going_on.until("after")] == ["before", "after"]
+
+
+@pytest.mark.usefixtures("store")
+async def test_another_secret_key_lets_nobody_back_in() -> None:
+    browser = await logged_in()
+    await acancel(user=await user())
+    rotated = {"SECRET_KEY": "new", "SECRET_KEY_FALLBACKS": [django_settings.SECRET_KEY]}
+    with override_settings(**rotated):
+        assert (await get(browser, "/events/?group=news")).status_code == 204
 
 
 @pytest.mark.usefixtures("store")
@@ -199,7 +208,6 @@ async def test_a_user_is_refused_for_cancel_ttl() -> None:
         async with asyncio.timeout(10):
             while (await get(browser, "/events/?group=news")).status_code == 204:
                 await asyncio.sleep(0.05)
-        await get_store().aclose()
         await get_store().aclose()
 
 
@@ -283,6 +291,14 @@ async def test_a_user_who_is_cancelled_while_the_stream_opens_does_not_get_in(
         assert [event.event for event in await ended.rest()] == ["close"]
 
 
+async def test_who_is_cancelled_amid_the_initial_events_gets_no_more_of_them() -> None:
+    async with stream(await logged_in(), "/endless/") as reader:
+        await reader.next_event()
+        await acancel(user=await user(), reason="gone")
+        close = (await reader.rest())[-1]
+        assert (close.event, close.json()) == ("close", {"reason": "gone"})
+
+
 async def test_a_client_that_is_far_behind_is_ended_before_it_has_all_of_it() -> None:
     published = await apublish_many(("news", str(n)) for n in range(700))
     position = published[0].id
@@ -315,13 +331,13 @@ async def test_the_owner_is_what_the_view_says() -> None:
 async def test_a_hub_forgets_the_owners_of_streams_that_have_ended() -> None:
     async with stream(await logged_in()):
         hub = current_hub()
-        assert hub._owned
-    assert not hub._owned
+        assert hub._rechecks.owned
+    assert not hub._rechecks.owned
 
 
 async def test_a_visitor_without_a_session_costs_no_look_at_owners() -> None:
     async with stream(AsyncClient()):
-        assert not current_hub()._owned
+        assert not current_hub()._rechecks.owned
 
 
 # Leaving out who has caused an event
@@ -394,3 +410,10 @@ async def test_an_event_published_in_a_transaction_leaves_out_as_well() -> None:
         await in_thread(publish_in_transaction)
         assert [event.data for event in await own.until("last")] == ["last"]
     assert [e.exclude for e in await get_store().aread("news", 0, 9)] == [user_mark(ada), ""]
+
+
+async def test_a_login_of_another_user_lets_no_cancelled_owner_back_in() -> None:
+    await acancel(user="token-7")
+    eve = await logged_in("eve")
+    # Her session began later, but it is not the session of the token's owner.
+    assert (await get(eve, "/token/?group=news&token=token-7")).status_code == 204

@@ -6,10 +6,12 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import transaction
-from django.test import override_settings
+from django.template import TemplateDoesNotExist
+from django.test import RequestFactory, override_settings
+from pytest_django import Settings
 
 import django_sse
 from django_sse import (
@@ -21,11 +23,13 @@ from django_sse import (
     aposition,
     apublish,
     apublish_many,
+    apublish_template,
     areopen,
     cancel,
     position,
     publish,
     publish_many,
+    publish_template,
     reopen,
 )
 from django_sse.event import Decoder
@@ -165,6 +169,52 @@ async def test_every_store_serves_the_same_functions(store: str) -> None:
         assert await aposition("news", "sport") != before
         assert [event.text for event in await published("news")] == ["a"]
         await get_store().aclose()
+
+
+# Templates
+
+ROW = "<li>\n  {{ title }}\n</li>\n"
+RENDERED = "<li>\n  &lt;hi&gt;\n</li>\n"
+
+
+@pytest.fixture
+def row_template(settings: Settings) -> None:
+    loader = ("django.template.loaders.locmem.Loader", {"row.html": ROW})
+    settings.TEMPLATES = [
+        {
+            "BACKEND": "django.template.backends.django.DjangoTemplates",
+            "OPTIONS": {
+                "loaders": [loader],
+                "context_processors": ["django.template.context_processors.request"],
+            },
+        }
+    ]
+
+
+@pytest.mark.usefixtures("row_template")
+async def test_a_template_is_published_line_by_line() -> None:
+    await sync_to_async(publish_template)("news", "row.html", {"title": "<hi>"}, event="row")
+    await apublish_template("news", "row.html", {"title": "<hi>"}, event="row")
+    assert [(event.event, event.text) for event in await published("news")] == [
+        ("row", RENDERED)
+    ] * 2
+
+
+@pytest.mark.usefixtures("row_template")
+def test_an_event_of_a_template_knows_the_request(rf: RequestFactory, settings: Settings) -> None:
+    settings.TEMPLATES[0]["OPTIONS"]["loaders"][0][1]["row.html"] = "{{ request.path }}"
+    assert Event.from_template("row.html", request=rf.get("/here/")) == Event("/here/")
+
+
+async def test_a_template_that_is_none_is_refused_and_nothing_is_published() -> None:
+    with pytest.raises(TemplateDoesNotExist):
+        await apublish_template("news", "nowhere.html")
+    assert await published("news") == []
+
+
+async def test_on_a_running_loop_the_async_form_is_named_for_templates() -> None:
+    with pytest.raises(SynchronousOnlyOperation, match="apublish_template"):
+        publish_template("news", "row.html")
 
 
 def test_every_public_name_is_listed() -> None:

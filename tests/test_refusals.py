@@ -17,8 +17,6 @@ from django_sse import apublish
 from django_sse.asgi import EventStreamApplication, get_asgi_application
 from django_sse.hub import open_streams
 from django_sse.refusals import Refusals, refusals
-from django_sse.stores.base import GroupState
-from django_sse.stores.memory import MemoryStore
 from django_sse.views import EventStreamView
 from tests.clients import connected
 from tests.streams import get, open_stream
@@ -54,11 +52,6 @@ async def not_implemented(request: HttpRequest) -> HttpResponse:
     return HttpResponse("not yet", status=501)
 
 
-class DownStore(MemoryStore):
-    async def astates(self, groups: Sequence[str]) -> dict[str, GroupState]:
-        raise ConnectionError("The store is down.")
-
-
 news = News.as_view()
 
 urlpatterns = [
@@ -83,7 +76,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def down(**keys: Any) -> dict[str, Any]:
-    return {"STORE": f"{__name__}.DownStore", "RETRY": 10, **keys}
+    return {"STORE": "tests.test_views.DownStore", "RETRY": 10, **keys}
 
 
 @pytest.mark.parametrize(
@@ -233,9 +226,7 @@ async def ask(url: str, application: Any = None, **headers: str) -> Request:
         server=("testserver", 80),
     )
     await request.start()
-    while not request.ended:
-        await request.read()
-    await request.communicator.wait(10)
+    await request.rest()
     return request
 
 

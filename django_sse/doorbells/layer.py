@@ -19,7 +19,7 @@ from django_sse.mailbox import LAYER_SECONDS, Mailbox, Message
 from django_sse.stores.base import MARK, Entry, Hint, validate_group_or_mark
 from django_sse.tasks import logger, spawn
 
-T = TypeVar("T")
+Value = TypeVar("Value")
 
 MESSAGE_TYPE: Final = "sse.doorbell"
 
@@ -118,18 +118,24 @@ def from_message(message: Mapping[str, Any]) -> Hint:
     """
     try:
         entries = tuple(
-            Entry(_a(int, number), _a(str, wire).encode(), _a(bool, closes), _a(str, exclude))
+            Entry(
+                _of_type(int, number),
+                _of_type(str, wire).encode(),
+                _of_type(bool, closes),
+                _of_type(str, exclude),
+            )
             for number, wire, closes, exclude in message["entries"]
         )
-        group = validate_group_or_mark(_a(str, message["group"]))
-        return Hint(group, _a(int, message["head"]), _a(bool, message["cancelled"]), entries)
+        group = validate_group_or_mark(_of_type(str, message["group"]))
+        head = _of_type(int, message["head"])
+        return Hint(group, head, _of_type(bool, message["cancelled"]), entries)
     except (KeyError, TypeError) as error:
         raise ValueError("This message is no doorbell.") from error
 
 
-def _a(kind: type[T], value: Any) -> T:
+def _of_type(wanted: type[Value], value: Any) -> Value:
     # Exactly: a bool is no number.
-    if type(value) is not kind:
+    if type(value) is not wanted:
         raise TypeError
     return value
 

@@ -12,12 +12,12 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name="outboxevent",
             name="exclude",
-            field=models.CharField(blank=True, default="", max_length=33),
+            field=models.CharField(blank=True, db_default="", default="", max_length=33),
         ),
         migrations.AddField(
             model_name="storedevent",
             name="exclude",
-            field=models.CharField(blank=True, default="", max_length=33),
+            field=models.CharField(blank=True, db_default="", default="", max_length=33),
         ),
         migrations.AlterField(
             model_name="outboxevent",

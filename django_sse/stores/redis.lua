@@ -68,7 +68,8 @@ local function load(index)
     first = tonumber(kept[1] or 0),
     head = tonumber(kept[2] or origin),
     cancelled = kept[3] == '1',
-    ttl = group_ttl,
+    -- The group of an owner: see MARK.
+    ttl = hash:find(':~[^:]*}:group$') and cancel_ttl or group_ttl,
     -- A stream without a hash is what an eviction has left over.
     starts_empty = not kept[1],
     added = {},
@@ -91,7 +92,7 @@ end
 -- Begins the group of an owner anew.
 local function end_streams(group, wire)
   group.head = math.max(now, group.head + 1)
-  group.first, group.ttl = group.head, cancel_ttl
+  group.first = group.head
   group.changed, group.starts_empty = true, true
   group.added = {{number = group.head, wire = wire}}
   return group.head

@@ -37,9 +37,12 @@ def event_stream_script(context: Context) -> SafeString:
 
     It has the nonce of Django's or of django-csp's Content Security Policy, where there is one.
     """
-    nonce = context.get("csp_nonce") or getattr(context.get("request"), "csp_nonce", None)
+    # Not asked whether it is true: Django's is not before it is written.
+    nonce = context.get("csp_nonce")
+    if nonce is None:
+        nonce = getattr(context.get("request"), "csp_nonce", None)
     return format_html(
         '<script type="module" src="{}"{}></script>',
         static("django_sse/event-stream.js"),
-        format_html(' nonce="{}"', nonce) if nonce else "",
+        "" if nonce is None else format_html(' nonce="{}"', nonce),
     )

@@ -145,7 +145,9 @@ class Tab:
     def follow_event_stream(self, url: str, **options: Any) -> "EventSource":
         """Open the library's own client, an ``EventStream``."""
         name = f"{url} {options}"
-        self.run("return followEventStream(arguments[0], arguments[1], arguments[2])", name, url, options)
+        self.run(
+            "return followEventStream(arguments[0], arguments[1], arguments[2])", name, url, options
+        )
         return EventSource(self, name)
 
     def get(self, url: str) -> float:

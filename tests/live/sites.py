@@ -1,7 +1,9 @@
 """The test project for a browser: clients come back soon, and the network to it can be cut."""
 
 import json
-from collections.abc import Iterator, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ import httpx
 
 from tests.live.browser import Requests
 from tests.live.network import Network
-from tests.live.servers import Server, launch, require
+from tests.live.servers import ROOT, Server, launch, project_environment, require
 from tests.ports import free_port
 
 # Short, so that a browser which is not stopped for good comes back while the test looks on.
@@ -18,7 +20,7 @@ RETRY = 0.2
 # What a client is told that is to come back at a time of its own: so many seconds, up to twice.
 JITTERED_RETRY = 0.5
 # How long a process may take to learn from the store what another one has done, in seconds.
-SYNC_INTERVAL = 0.5
+SYNC_INTERVAL = 1.0
 
 REQUEST_LOG = "requests"
 
@@ -48,6 +50,20 @@ class Site:
 
     def publish(self, group: str, data: str) -> None:
         self.act(f"/publish/{group}/", data=data)
+
+    @contextmanager
+    def pushing(self, group: str) -> Iterator[Callable[[str], None]]:
+        """Give what publishes a line from another process, without waiting for it."""
+        with subprocess.Popen(
+            [sys.executable, "manage.py", "sse_push", group, "-"],
+            cwd=ROOT,
+            env=project_environment(self.server.directory),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        ) as process:
+            yield lambda line: print(line, file=process.stdin, flush=True)
+        assert process.returncode == 0
 
     def cancel(self, group: str, reason: str) -> None:
         self.act(f"/cancel/{group}/", reason=reason)

@@ -37,13 +37,14 @@ def test_it_has_the_interface_of_event_source(tab: Tab, site: Site, group: str) 
     (name,) = tab.run("return Object.keys(sources)")
     missing = tab.run(
         "const stream = sources[arguments[0]].source;"
-        "return ['CONNECTING', 'OPEN', 'CLOSED', 'url', 'withCredentials', 'readyState', 'onopen',"
-        "  'onmessage', 'onerror', 'addEventListener', 'removeEventListener', 'dispatchEvent', 'close']"
-        "  .filter((member) => !(member in stream))",
+        "const members = Object.getOwnPropertyNames(EventSource.prototype);"
+        "return members.filter((member) => !(member in stream))",
         name,
     )
     assert missing == []
-    assert tab.run("return sources[arguments[0]].source.url", name) == f"{site.origin}/events/{group}/"
+    assert (
+        tab.run("return sources[arguments[0]].source.url", name) == f"{site.origin}/events/{group}/"
+    )
 
 
 def test_events_come_with_their_names_texts_and_ids(tab: Tab, site: Site, group: str) -> None:
@@ -88,9 +89,7 @@ def test_a_204_ends_it(tab: Tab, site: Site, group: str) -> None:
 
 
 @pytest.mark.parametrize(("path", "status"), [("/members/{}/", 403), ("/nowhere/{}/", 404)])
-def test_what_is_final_ends_it(
-    tab: Tab, site: Site, group: str, path: str, status: int
-) -> None:
+def test_what_is_final_ends_it(tab: Tab, site: Site, group: str, path: str, status: int) -> None:
     stream = tab.follow_event_stream(path.format(group))
     stream.assert_stays_closed(RETRY)
     assert [message.reason for message in stream.messages] == [str(status)]
@@ -141,7 +140,7 @@ def test_it_comes_back_after_a_bad_gateway(tab: Tab, site: Site, group: str) -> 
     stream.wait_for("message", "missed")
     waits = [after - before for before, after in pairwise(site.network.refused[refused:])]
     assert waits
-    assert all(RETRY <= wait for wait in waits)
+    assert all(wait >= RETRY for wait in waits)
 
 
 def test_it_gives_up_if_told_to(browser: webdriver.Chrome, site: Site, group: str) -> None:
@@ -189,7 +188,9 @@ def test_json_is_parsed_if_asked_for(tab: Tab, site: Site, group: str) -> None:
         site.publish(group, text)
     stream.wait_for("message", "no JSON")
     assert stream.received == [
-        ("message", {"a": [1, None]}), ("message", None), ("message", "no JSON"),
+        ("message", {"a": [1, None]}),
+        ("message", None),
+        ("message", "no JSON"),
     ]
 
 

@@ -19,9 +19,10 @@ from django.test import override_settings
 
 from django_sse import apublish
 from django_sse.exceptions import GroupCancelled
+from django_sse.owners import user_mark
 from django_sse.replay import is_lost
 from django_sse.stores import get_store
-from django_sse.stores.base import NewEntry, closing_wire, first_number
+from django_sse.stores.base import Kind, NewEntry, closing_wire, first_number
 from django_sse.stores.redis import RedisStore
 from django_sse.testing.stores import append, changes, close, event, reopening, state, texts
 from django_sse.testing.threads import in_thread
@@ -82,6 +83,21 @@ async def test_a_durable_redis_that_is_killed_goes_on_where_it_was() -> None:
             assert hints == []
             assert await append(store, event("news", "c")) == [second + 1]
             assert [hint.head for hint in await changes(store, cursor, "news")] == [second + 1]
+
+
+@override_settings(DJANGO_SSE={"CANCEL_TTL": 100, "GROUP_TTL": None})
+async def test_an_owner_who_was_ended_is_kept_no_longer_for_a_restart() -> None:
+    with serve(**APPENDING) as server:
+        async with store_on(server) as store:
+            mark = user_mark(7)
+            await append(store, NewEntry(mark, closing_wire(None), Kind.END))
+            ended = (await state(store, mark)).first
+            server.kill()
+            server.start()
+            assert (await state(store, mark)).first == ended
+            with redis.Redis.from_url(server.url) as client:
+                for key in client.scan_iter(f"*{mark}*"):
+                    assert 0 < client.pttl(key) <= 100_000, key
 
 
 async def test_a_redis_that_forgot_everything_has_lost_every_position() -> None:

@@ -22,6 +22,7 @@ class Command(GroupCommand):
         group, user = options["group"], options["user"]
         if group is None and user is None:
             raise CommandError("Name a group, or give --user.")
-        cancel(group, user=user, reason=options["reason"])
+        whom = {} if user is None else {"user": user}
+        cancel(group, **whom, reason=options["reason"])
         whose = "" if user is None else f"the streams of user {user}"
         self.stdout.write(f"Cancelled {' in '.join(filter(None, (whose, group)))}.")

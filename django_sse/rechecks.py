@@ -1,0 +1,169 @@
+"""Whether open streams may go on: asked again, long after the requests that they were opened by."""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable
+from typing import Final
+
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from django.core.exceptions import PermissionDenied
+from django.db import connections
+
+from django_sse.conf import conf
+from django_sse.logins import judge
+from django_sse.stores.base import EventStore, GroupState, Hint, closing_wire
+from django_sse.stores.states import StateReader
+from django_sse.stream import Stream
+from django_sse.tasks import logger, spawn
+from django_sse.threads import WorkerThread
+
+# Judging all logins pauses for so many times as long as it took, so that it never costs much.
+_LOGINS_PAUSE: Final = 20
+# How long a view may take to say whether its stream is still allowed.
+_ANSWER_SECONDS: Final = 10.0
+
+
+class Rechecks:
+    """Ends the streams of a hub that may not go on any more.
+
+    The event store says whose streams were ended, the users in the database which logins still
+    hold, and a view that has ``still_allowed`` speaks for its own streams.
+
+    Args:
+        streams: The open streams of the hub, those that come later included.
+        store: The hub's store.
+        states: What reads its states.
+        interval: Returns the seconds between two looks at all logins, at the least.
+    """
+
+    def __init__(
+        self,
+        streams: Collection[Stream],
+        store: EventStore,
+        states: StateReader,
+        interval: Callable[[], float],
+    ) -> None:
+        self.owned: dict[str, set[Stream]] = {}
+        """The streams by the marks of their owners."""
+        self._streams = streams
+        self._store = store
+        self._states = states
+        self._interval = interval
+        self._thread = WorkerThread("django-sse-logins")
+
+    def add(self, stream: Stream) -> None:
+        """Note whose a stream is."""
+        for mark in stream.owner.marks:
+            self.owned.setdefault(mark, set()).add(stream)
+
+    def remove(self, stream: Stream) -> None:
+        """Forget a stream that was added."""
+        for mark in stream.owner.marks:
+            self.owned[mark].discard(stream)
+            if not self.owned[mark]:
+                del self.owned[mark]
+
+    async def aclose(self) -> None:
+        """Close the connection to the database; another one is opened when it is needed."""
+        await self._thread.aclose(connections.close_all)
+
+    # Owners
+
+    def hear(self, hint: Hint) -> None:
+        """Take what a doorbell says of a mark: it was ended or, without a head, its user has
+        changed."""
+        if hint.head:
+            spawn(self.look_up([hint.group]))
+        else:
+            spawn(self._judge_logins(self.owned.get(hint.group, ())))
+
+    async def look_up(self, marks: Iterable[str]) -> None:
+        """Ask the store for those of the marks that have streams, and end what it has ended.
+
+        Raises:
+            Exception: The event store could not be read.
+        """
+        if marks := [mark for mark in marks if mark in self.owned]:
+            for mark, state in (await self._states.read(marks)).items():
+                await self.compare(mark, state)
+
+    async def compare(self, mark: str, state: GroupState) -> None:
+        """End the streams that a mark's state in the store has ended.
+
+        Raises:
+            Exception: The event store could not be read.
+        """
+        ended = [
+            stream for stream in self.owned.get(mark, ()) if stream.owner.is_ended(mark, state)
+        ]
+        if ended:
+            entries = await self._store.aread(mark, state.first - 1, 1)
+            for stream in ended:
+                stream.shut(
+                    entries[0].wire if entries else closing_wire(None), stream.owner.marks[mark]
+                )
+
+    # Logins
+
+    async def watch_logins(self) -> None:
+        """Judge all logins, again and again."""
+        loop = asyncio.get_running_loop()
+        failing = False
+        while True:
+            began = loop.time()
+            try:
+                await self._judge_logins(self._streams)
+                failing = False
+            except Exception:
+                if not failing:
+                    logger.exception("Whether the logins of streams still hold cannot be read.")
+                failing = True
+            took = loop.time() - began
+            await asyncio.sleep(max(self._interval(), _LOGINS_PAUSE * took))
+
+    async def _judge_logins(self, streams: Collection[Stream]) -> None:
+        """End those of the streams whose login does not hold any more."""
+        owned = [(stream, stream.owner.login) for stream in streams if stream.owner.login]
+        if not owned:
+            return
+        logins = {login for _, login in owned}
+        gone, changed = await self._thread.run(lambda: judge(logins))
+        for stream, login in owned:
+            if login in gone:
+                stream.shut(closing_wire("logged out"))
+            elif login in changed:
+                # Its session may be the one that the password was changed in, and go on.
+                stream.dismiss_unless_logged_in()
+
+    # Views
+
+    async def ask_views(self) -> None:
+        """Ask the views that have ``still_allowed``, again and again."""
+        while True:
+            await asyncio.sleep(conf().RECHECK_INTERVAL)
+            if asked := [stream for stream in self._streams if stream.still_allowed]:
+                # One thread for all that they do in threads, which ends with its connections.
+                async with ThreadSensitiveContext():
+                    try:
+                        for stream in asked:
+                            await self._ask_view(stream)
+                    finally:
+                        await sync_to_async(connections.close_all)()
+
+    async def _ask_view(self, stream: Stream) -> None:
+        assert stream.still_allowed
+        if stream.ended.done():
+            return
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                allowed = await stream.still_allowed()
+        except PermissionDenied:
+            allowed = False
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                # It was the hub that was stopped, not something that the view waits for.
+                raise
+            logger.exception("A view's still_allowed failed; it is asked again later.")
+            return
+        if not allowed:
+            stream.shut(closing_wire("not allowed any more"))

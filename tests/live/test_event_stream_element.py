@@ -1,0 +1,124 @@
+"""``<event-stream>``: HTML over the wire, into a page without a script of its own."""
+
+from collections.abc import Iterator
+
+import pytest
+from selenium import webdriver
+
+from tests.live.browser import Tab, wait_until
+from tests.live.sites import Site, run
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with run(tmp_path_factory.mktemp("site")) as site:
+        yield site
+        assert "Traceback" not in site.server.log()
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, site: Site) -> Iterator["Page"]:
+    with Tab.open(browser, site.origin) as tab:
+        yield Page(tab)
+
+
+class Page:
+    """A page with the script, and elements that come later."""
+
+    def __init__(self, tab: Tab) -> None:
+        self.tab = tab
+        tab.run("return import('/static/django_sse/event-stream.js').then(() => null)")
+
+    def show(self, html: str) -> None:
+        """Put HTML into the page, and wait until its stream is open."""
+        self.tab.run("document.body.innerHTML = arguments[0]", html)
+        self.wait_for_state("open")
+
+    def wait_for_state(self, state: str) -> None:
+        selector = f"event-stream[state={state}]"
+        wait_until(
+            lambda: self.tab.run("return !!document.querySelector(arguments[0])", selector), state
+        )
+
+    def html(self, selector: str) -> str:
+        return str(self.tab.run("return document.querySelector(arguments[0]).innerHTML", selector))
+
+    def wait_for_html(self, selector: str, html: str) -> None:
+        wait_until(lambda: self.html(selector) == html, lambda: self.html(selector))
+
+
+def test_the_html_of_an_event_is_swapped_in(page: Page, site: Site, group: str) -> None:
+    page.show(f'<event-stream src="/events/{group}/">...</event-stream>')
+    for html in ("<b>one</b>", "<p>\n  two\n</p>\n"):
+        site.publish(group, html)
+        page.wait_for_html("event-stream", html)
+
+
+@pytest.mark.parametrize(
+    ("swap", "html"),
+    [
+        ("innerHTML", '<ul id="list"><b>new</b></ul>'),
+        ("outerHTML", "<b>new</b>"),
+        ("textContent", '<ul id="list">&lt;b&gt;new&lt;/b&gt;</ul>'),
+        ("beforebegin", '<b>new</b><ul id="list"><li>old</li></ul>'),
+        ("afterbegin", '<ul id="list"><b>new</b><li>old</li></ul>'),
+        ("beforeend", '<ul id="list"><li>old</li><b>new</b></ul>'),
+        ("afterend", '<ul id="list"><li>old</li></ul><b>new</b>'),
+    ],
+)
+def test_where_it_goes_is_said_by_target_and_swap(
+    page: Page, site: Site, group: str, swap: str, html: str
+) -> None:
+    page.show(
+        f'<event-stream src="/events/{group}/" target="#list" swap="{swap}"></event-stream>'
+        '<main><ul id="list"><li>old</li></ul></main>'
+    )
+    site.publish(group, "<b>new</b>")
+    page.wait_for_html("main", html)
+
+
+def test_scripts_in_it_do_not_run(page: Page, site: Site, group: str) -> None:
+    page.show(f'<event-stream src="/events/{group}/"></event-stream>')
+    html = "<script>window.ran = true</script>"
+    site.publish(group, html)
+    page.wait_for_html("event-stream", html)
+    assert page.tab.run("return window.ran") is None
+
+
+def test_it_takes_the_events_that_it_names(page: Page, site: Site) -> None:
+    page.show('<event-stream src="/progress/?steps=2" event="step progress"></event-stream>')
+    page.wait_for_html("event-stream", '{"step":2,"steps":2}')
+
+
+def test_the_end_shows_and_is_one(page: Page, site: Site, group: str) -> None:
+    page.show(f'<event-stream src="/events/{group}/"></event-stream>')
+    site.cancel(group, "over")
+    page.wait_for_state("closed")
+    assert site.statuses(f"/events/{group}/") == [200]
+
+
+def test_an_element_that_leaves_the_page_leaves_its_stream(
+    page: Page, site: Site, group: str
+) -> None:
+    page.show(f'<event-stream src="/events/{group}/"></event-stream>')
+    wait_until(lambda: site.open_streams() == 1, "no stream is open")
+    page.tab.run("document.querySelector('event-stream').remove()")
+    wait_until(lambda: site.open_streams() == 0, "the stream is still open")
+
+
+@pytest.mark.parametrize(
+    ("html", "said"),
+    [
+        ("<event-stream></event-stream>", "src"),
+        ('<event-stream src="/events/a/" swap="inside"></event-stream>', "inside"),
+    ],
+)
+def test_what_is_wrong_with_it_is_said(page: Page, html: str, said: str) -> None:
+    error = page.tab.run(
+        "return new Promise((resolve) => {"
+        "  window.addEventListener('error', (event) => resolve(event.message));"
+        "  document.body.innerHTML = arguments[0];"
+        "})",
+        html,
+    )
+    assert said in error

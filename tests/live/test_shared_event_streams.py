@@ -1,0 +1,187 @@
+"""One connection for all tabs of a browser, whichever of them come and go."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from threading import Thread
+
+import pytest
+from selenium import webdriver
+
+from django_sse.position import format_position
+from tests.live.browser import EventSource, Tab, wait_until
+from tests.live.sites import RETRY, Site, run
+
+TABS = 20
+BURST = [str(number) for number in range(500)]
+BURST_LEFT = 200
+# The one that comes first reads for all.
+LEADER = 0
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with run(tmp_path_factory.mktemp("site")) as site:
+        yield site
+        assert "Traceback" not in site.server.log()
+
+
+class Tabs:
+    """Tabs of one browser, each with the same shared stream."""
+
+    def __init__(self, browser: webdriver.Chrome, site: Site, url: str) -> None:
+        self._browser = browser
+        self._site = site
+        self._url = url
+        self._open: list[tuple[EventSource, ExitStack]] = []
+
+    @property
+    def streams(self) -> list[EventSource]:
+        return [stream for stream, _ in self._open]
+
+    def open(self, script: str = "", **options: object) -> EventSource:
+        """Open one more, after a script was run in it."""
+        stack = ExitStack()
+        tab = stack.enter_context(Tab.open(self._browser, self._site.origin))
+        tab.run(script)
+        stream = tab.follow_event_stream(self._url, shared=True, **options)
+        self._open.append((stream, stack))
+        stream.wait_for_state("open")
+        return stream
+
+    def close(self, index: int) -> None:
+        self._open.pop(index)[1].close()
+
+    def close_all(self) -> None:
+        while self._open:
+            self.close(0)
+
+
+@pytest.fixture
+def tabs(browser: webdriver.Chrome, site: Site, group: str) -> Iterator[Tabs]:
+    tabs = Tabs(browser, site, f"/events/{group}/")
+    yield tabs
+    tabs.close_all()
+    wait_until(lambda: site.open_streams() == 0, "a stream is still open")
+
+
+def texts(stream: EventSource) -> list[str]:
+    return [message.data for message in stream.messages if message.type == "message"]
+
+
+def until_one_is_open(site: Site) -> None:
+    wait_until(lambda: site.open_streams() == 1, lambda: f"{site.open_streams()} are open")
+
+
+def test_twenty_tabs_lose_nothing_when_the_one_that_reads_for_all_is_closed_in_a_burst(
+    tabs: Tabs, site: Site, group: str
+) -> None:
+    for _ in range(TABS):
+        tabs.open()
+    until_one_is_open(site)
+    with site.pushing(group) as push:
+
+        def push_the_rest() -> None:
+            for text in BURST[BURST_LEFT:]:
+                push(text)
+                time.sleep(0.005)
+
+        for text in BURST[:BURST_LEFT]:
+            push(text)
+        leader = tabs.streams[LEADER]
+        wait_until(lambda: texts(leader), "the burst does not come")
+        pushing = Thread(target=push_the_rest)
+        pushing.start()
+        assert len(texts(leader)) < len(BURST)
+        tabs.close(LEADER)
+        pushing.join()
+    for stream in tabs.streams:
+        stream.wait_for("message", BURST[-1])
+        assert texts(stream) == BURST
+    until_one_is_open(site)
+
+
+def test_a_tab_that_comes_later_gets_what_it_has_missed(tabs: Tabs, site: Site, group: str) -> None:
+    first = tabs.open()
+    wait_until(lambda: first.last_event_id, "no position")
+    here = first.last_event_id
+    for text in ("one", "two"):
+        site.publish(group, text)
+        first.wait_for("message", text)
+
+    later = tabs.open(lastEventId=here)
+    later.wait_for("message", "two")
+    until_one_is_open(site)
+    site.publish(group, "three")
+    for stream in (first, later):
+        stream.wait_for("message", "three")
+        assert texts(stream) == ["one", "two", "three"]
+
+
+def test_a_cancel_ends_all_tabs(tabs: Tabs, site: Site, group: str) -> None:
+    for _ in range(3):
+        tabs.open()
+    until_one_is_open(site)
+    asked = len(site.statuses(f"/events/{group}/"))
+    site.publish(group, "last")
+    site.cancel(group, "over")
+    for stream in tabs.streams:
+        stream.wait_for_state("closed")
+        assert [message.reason for message in stream.messages] == [None, "over"]
+    tabs.streams[0].assert_stays_closed(RETRY)
+    assert len(site.statuses(f"/events/{group}/")) == asked
+
+
+def test_all_tabs_go_on_after_the_server_was_away(tabs: Tabs, site: Site, group: str) -> None:
+    for _ in range(3):
+        tabs.open()
+    until_one_is_open(site)
+    site.publish(group, "seen")
+    for stream in tabs.streams:
+        stream.wait_for("message", "seen")
+    with site.network.without_server():
+        for stream in tabs.streams:
+            stream.wait_for_state("connecting")
+        site.publish(group, "missed")
+    for stream in tabs.streams:
+        stream.wait_for("message", "missed")
+        stream.wait_for_state("open")
+        assert texts(stream) == ["seen", "missed"]
+    until_one_is_open(site)
+
+
+def test_a_tab_that_closes_its_stream_leaves_the_others_theirs(
+    tabs: Tabs, site: Site, group: str
+) -> None:
+    for _ in range(3):
+        tabs.open()
+    until_one_is_open(site)
+    tabs.streams[LEADER].close()
+    site.publish(group, "later")
+    for stream in tabs.streams[1:]:
+        stream.wait_for("message", "later")
+    assert texts(tabs.streams[LEADER]) == []
+    until_one_is_open(site)
+
+
+def test_a_new_visitor_that_was_reset_shares_too(tabs: Tabs, site: Site, group: str) -> None:
+    site.publish(group, "one")
+    tabs.open()
+    lost = tabs.open(lastEventId=format_position({group: 1}))
+    lost.wait_for("reset", "{}")
+    until_one_is_open(site)
+    site.publish(group, "two")
+    for stream in tabs.streams:
+        stream.wait_for("message", "two")
+        assert texts(stream) == ["two"]
+
+
+def test_where_there_are_no_locks_each_tab_has_its_own(tabs: Tabs, site: Site, group: str) -> None:
+    """As on a page that came over http, from a host that is not this machine."""
+    for _ in range(2):
+        tabs.open("Object.defineProperty(navigator, 'locks', { value: undefined })")
+    wait_until(lambda: site.open_streams() == 2, "they are not two")
+    site.publish(group, "one")
+    for stream in tabs.streams:
+        stream.wait_for("message", "one")
+        assert texts(stream) == ["one"]

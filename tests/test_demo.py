@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import re
@@ -5,18 +6,23 @@ import shlex
 import signal
 import subprocess
 import sys
+from html import unescape
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from django.conf import settings
+from django.contrib.auth.models import User
 from django.contrib.staticfiles import finders
 from django.core.management import call_command
 from django.test import AsyncClient, Client
 from django.urls import reverse
 from django.utils.html import escape
 
+from demo_project.answers import ANSWERS
+from demo_project.ideas import IDEAS, Idea
 from demo_project.management.commands.sample_metrics import Command, sample
+from demo_project.sources import highlight
 from demo_project.views import push_command
 from django_sse import Event, GroupCancelled, acancel, apublish, cancel, publish, reopen
 from django_sse.event import Decoder
@@ -38,23 +44,83 @@ def stored(group: str) -> list[Event]:
     return [event for row in rows for event in decoder.feed(bytes(row.wire))]
 
 
-# The page
+# The pages
 
 
-def test_the_page_names_its_streams_and_what_to_type(client: Client) -> None:
-    page = client.get("/").content.decode()
-    for url in (reverse("headlines"), reverse("metrics"), reverse("progress")):
-        assert f'data-url="{url}' in page
-    assert escape(push_command()) in page
+@pytest.mark.parametrize(
+    ("name", "streams"),
+    [
+        ("index", ["/events/news/latest/"]),
+        ("metrics", ["/events/metrics/latest/"]),
+        ("headlines", ["/events/news/latest/"]),
+        ("job", ["/progress/"]),
+        ("chat", ["/chat/lobby/events/"]),
+        ("text", ["/text/sse/events/"]),
+        ("last-word", ["/events/news/"]),
+        ("tabs", ["/tabs/count/", "/tabs/tab/"]),
+        ("tab", ["/tabs/events/"]),
+    ],
+)
+def test_a_page_names_its_streams(client: Client, name: str, streams: list[str]) -> None:
+    page = client.get(reverse(name)).content.decode()
+    for url in streams:
+        assert re.search(f'(?:data-url|src|action)="{url}"', page), url
 
 
-def test_the_page_brings_its_own_style_and_script(client: Client) -> None:
-    page = client.get("/").content.decode()
-    paths = re.findall(r'(?:href|src)="([^"]*)"', page)
-    assert len(paths) == 3
-    for path in paths:
-        assert path.startswith("/static/")
-        assert finders.find(path.removeprefix("/static/"))
+@pytest.mark.parametrize("name", ["index", "headlines"])
+def test_a_page_says_what_to_type(client: Client, name: str) -> None:
+    assert escape(push_command()) in client.get(reverse(name)).content.decode()
+
+
+def test_the_front_page_and_each_page_lead_to_all_of_them(client: Client) -> None:
+    for url in ["/", *(reverse(idea.name) for idea in IDEAS)]:
+        page = client.get(url).content.decode()
+        for idea in IDEAS:
+            assert f'<a href="{reverse(idea.name)}"' in page
+
+
+@pytest.mark.parametrize("name", ["index", "tab", *(idea.name for idea in IDEAS)])
+def test_a_page_brings_its_own_style_and_scripts(client: Client, name: str) -> None:
+    page = client.get(reverse(name)).content.decode()
+    # What it shows of its source loads nothing.
+    page = re.sub(r"<pre.*?</pre>", "", page, flags=re.DOTALL)
+    loaded = re.findall(r'<(?:script|link|img|iframe)\b[^>]*(?:href|src)="([^"]*)"', page)
+    assert len(loaded) >= 3
+    for path in loaded:
+        if path.startswith("/static/"):
+            assert finders.find(path.removeprefix("/static/")), path
+        else:
+            assert path == reverse("tab")
+
+
+@pytest.mark.parametrize("idea", IDEAS, ids=lambda idea: idea.name)
+def test_a_page_shows_its_source(client: Client, idea: Idea) -> None:
+    response = client.get(reverse(idea.name))
+    assert response.status_code == 200
+    shown = {
+        path: unescape(re.sub("<[^>]*>", "", code))
+        for path, code in re.findall(
+            r'<pre[^>]* aria-label="(.*?)"><code>(.*?)</code></pre>',
+            response.content.decode(),
+            re.DOTALL,
+        )
+    }
+    for path, code in shown.items():
+        assert code == (settings.BASE_DIR / path).read_text().rstrip("\n")
+    # The view, the template, and the page's own scripts are among it.
+    view = sys.modules[response.resolver_match.func.__module__]
+    assert inspect.getsource(view).rstrip("\n") in shown.values()
+    assert f"demo_project/templates/{response.templates[0].name}" in shown
+    page = re.sub(r"<pre.*?</pre>", "", response.content.decode(), flags=re.DOTALL)
+    for script in re.findall(r'<script[^>]* src="/static/(demo_project/[^"]*)"', page):
+        assert script == "demo_project/forms.js" or f"demo_project/static/{script}" in shown
+
+
+def test_source_is_escaped() -> None:
+    assert highlight('x = "<b>"  # <i>', ".py") == (
+        'x = <span class="string">&quot;&lt;b&gt;&quot;</span>  '
+        '<span class="comment"># &lt;i&gt;</span>'
+    )
 
 
 def test_the_push_command_is_for_the_projects_directory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,9 +183,45 @@ async def test_what_is_no_group_is_refused(
 async def test_a_new_page_shows_the_newest_headlines_of_before(async_client: AsyncClient) -> None:
     for number in range(7):
         await apublish("news", {"title": number}, event="headline")
-    async with reading(await async_client.get(reverse("headlines"))) as reader:
-        titles = [(await reader.next_event()).json()["title"] for _ in range(5)]
-    assert titles == [2, 3, 4, 5, 6]
+    async with reading(await async_client.get(reverse("headlines-events"))) as reader:
+        texts = [(await reader.next_event()).text for _ in range(5)]
+    assert texts == [f"<li>{number}</li>" for number in (2, 3, 4, 5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("data", "html"),
+    [
+        ({"title": "<b>hi</b>"}, "<li>&lt;b&gt;hi&lt;/b&gt;</li>"),
+        ("<script>", "<li>&lt;script&gt;</li>"),
+        ({"other": 1}, "<li>{&quot;other&quot;:1}</li>"),
+        (None, "<li>null</li>"),
+    ],
+)
+async def test_whatever_is_published_is_a_headline_without_html(
+    async_client: AsyncClient, data: object, html: str
+) -> None:
+    async with reading(await async_client.get(reverse("headlines-events"))) as reader:
+        await apublish("news", data, event="headline")
+        event = await reader.next_event()
+    assert (event.event, event.text) == ("headline", html)
+
+
+def test_the_page_publishes_a_headline(client: Client) -> None:
+    assert client.post(reverse("publish-news"), HEADLINE).status_code == 204
+    [event] = stored("news")
+    assert (event.event, event.json()) == ("headline", HEADLINE)
+
+
+def test_no_headline_and_a_cancelled_group_are_refused_with_the_reason(client: Client) -> None:
+    refused = client.post(reverse("publish-news"), {"title": ""})
+    assert (refused.status_code, refused.content.decode()) == (
+        400,
+        "* title\n  * This field is required.",
+    )
+    cancel("news")
+    refused = client.post(reverse("publish-news"), HEADLINE)
+    assert refused.status_code == 409
+    assert "is cancelled" in refused.content.decode()
 
 
 # The job
@@ -169,13 +271,13 @@ async def test_a_job_that_cannot_be_is_refused(async_client: AsyncClient, query:
 
 
 async def test_cancel_ends_the_stream_and_stops_its_client(async_client: AsyncClient) -> None:
-    async with reading(await async_client.get(reverse("headlines"))) as reader:
+    async with reading(await async_client.get(reverse("headlines-events"))) as reader:
         assert (await async_client.post(reverse("cancel-news"))).status_code == 204
         [close] = await reader.rest()
     assert close.event == "close"
     assert close.json() == {"reason": "cancelled on the page"}
     again = await async_client.get(
-        reverse("headlines"), headers={"Last-Event-ID": reader.last_event_id}
+        reverse("headlines-events"), headers={"Last-Event-ID": reader.last_event_id}
     )
     assert again.status_code == 204
 
@@ -185,7 +287,7 @@ async def test_a_cancelled_group_still_shows_a_new_page_its_headlines(
 ) -> None:
     await apublish("news", HEADLINE, event="headline")
     await acancel("news")
-    async with reading(await async_client.get(reverse("headlines"))) as reader:
+    async with reading(await async_client.get(reverse("headlines-events"))) as reader:
         events = await reader.rest()
     assert [event.event for event in events] == ["headline", "close"]
 
@@ -198,14 +300,140 @@ def test_reopen_lets_the_group_go_on(client: Client) -> None:
     publish("news", HEADLINE)
 
 
-@pytest.mark.parametrize("name", ["cancel-news", "reopen-news"])
+@pytest.mark.parametrize("name", ["cancel-news", "reopen-news", "publish-numbers"])
 def test_the_buttons_only_work_from_the_page(name: str) -> None:
     browser = Client(enforce_csrf_checks=True)
     assert browser.get(reverse(name)).status_code == 405
     assert browser.post(reverse(name)).status_code == 403
-    browser.get("/")
+    browser.get(reverse("last-word"))
     token = browser.cookies["csrftoken"].value
     assert browser.post(reverse(name), {"csrfmiddlewaretoken": token}).status_code == 204
+
+
+# Users
+
+
+async def test_who_is_kicked_is_out_until_the_next_login(async_client: AsyncClient) -> None:
+    members = reverse("members")
+    assert (await async_client.get(members)).status_code == 401
+    await async_client.post(reverse("login"), {"user": "ada"})
+    async with reading(await async_client.get(members)) as reader:
+        await AsyncClient().post(reverse("kick"), {"user": "ada"})
+        close = (await reader.rest())[-1]
+    assert (close.event, close.json()) == ("close", {"reason": "kicked"})
+    assert (await async_client.get(members)).status_code == 204
+    await async_client.post(reverse("login"), {"user": "ada"})
+    async with reading(await async_client.get(members)):
+        pass
+
+
+async def test_who_is_not_kicked_stays_and_is_told(async_client: AsyncClient) -> None:
+    await AsyncClient().post(reverse("login"), {"user": "ada"})
+    await async_client.post(reverse("login"), {"user": "grace"})
+    async with reading(await async_client.get(reverse("members"))) as reader:
+        await AsyncClient().post(reverse("kick"), {"user": "ada"})
+        assert (await reader.next_event()).text == "<li>Ada was kicked</li>"
+
+
+def test_only_the_demos_users_log_in_and_are_kicked(client: Client) -> None:
+    client.post(reverse("login"), {"user": "root"})
+    assert not User.objects.exists()
+    assert client.post(reverse("kick"), {"user": "root"}).status_code == 404
+
+
+def test_a_user_may_log_out(client: Client) -> None:
+    client.post(reverse("login"), {"user": "ada"})
+    assert f'formaction="{reverse("logout")}"' in client.get(reverse("last-word")).content.decode()
+    client.post(reverse("logout"))
+    assert client.get(reverse("members")).status_code == 401
+
+
+# Chat
+
+
+def test_a_message_goes_to_its_room_as_html_without_html_of_its_own(client: Client) -> None:
+    room = reverse("room", args=["kitchen"])
+    assert client.post(room, {"name": "<i>Ada"}).headers["Location"] == room
+    assert client.post(reverse("say", args=["kitchen"]), {"text": "<b>hi"}).status_code == 204
+    [event] = stored("chat-kitchen")
+    mark = client.session["chatter"]["mark"]
+    assert event.text == f'<li data-by="{mark}"><b>&lt;i&gt;Ada</b> &lt;b&gt;hi</li>\n'
+    assert not stored("chat-lobby")
+
+
+def test_another_name_is_still_the_same_chatter(client: Client) -> None:
+    room = reverse("chat")
+    client.post(room, {"name": "Ada"})
+    mark = client.session["chatter"]["mark"]
+    client.post(room, {"name": "Countess"})
+    assert client.session["chatter"] == {"mark": mark, "name": "Countess"}
+
+
+def test_what_cannot_be_said_is_refused(client: Client) -> None:
+    say = reverse("say", args=["lobby"])
+    assert client.post(say, {"text": "hi"}).status_code == 403
+    assert "This field is required." in client.post(reverse("chat"), {"name": ""}).content.decode()
+    client.post(reverse("chat"), {"name": "Ada"})
+    assert client.post(say, {"text": ""}).status_code == 400
+    for name in ("room", "say"):
+        assert client.post(reverse(name, args=["cellar"]), {"text": "hi"}).status_code == 404
+
+
+# Text
+
+
+async def test_a_text_comes_word_by_word_and_ends(
+    async_client: AsyncClient, no_waiting: None
+) -> None:
+    async with reading(await async_client.get(reverse("answer", args=["end"]))) as reader:
+        *words, close = await reader.rest()
+    assert "".join(unescape(event.text) for event in words) == ANSWERS["end"][1]
+    assert all(len(event.text.split()) == 1 for event in words)
+    assert close.event == "close"
+
+
+async def test_a_text_goes_on_where_its_client_was(
+    async_client: AsyncClient, no_waiting: None
+) -> None:
+    url = reverse("answer", args=["end"])
+    async with reading(await async_client.get(url, headers={"Last-Event-ID": "2"})) as reader:
+        assert (await reader.next_event()).text == ANSWERS["end"][1].split()[3] + " "
+    async with reading(await async_client.get(url, headers={"Last-Event-ID": "²"})) as reader:
+        assert (await reader.next_event()).text == ANSWERS["end"][1].split()[0] + " "
+
+
+async def test_a_question_that_is_none(async_client: AsyncClient, no_waiting: None) -> None:
+    assert (await async_client.get(reverse("topic", args=["life"]))).status_code == 404
+    async with reading(await async_client.get(reverse("answer", args=["life"]))) as reader:
+        *words, _ = await reader.rest()
+    assert "".join(event.text for event in words) == "I do not know."
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("demo_project.text.SECONDS_PER_WORD", 0)
+
+
+# Tabs
+
+
+async def test_the_streams_of_the_tabs_are_counted(async_client: AsyncClient) -> None:
+    async with reading(await async_client.get(reverse("tabs-count"))) as counts:
+        assert (await counts.next_event()).text == "0"
+        async with reading(await async_client.get(reverse("tabs-events"))):
+            assert (await counts.next_event()).text == "1"
+        assert (await counts.next_event()).text == "0"
+
+
+def test_the_numbers_are_published_in_order(client: Client) -> None:
+    assert client.post(reverse("publish-numbers")).status_code == 204
+    assert [event.text for event in stored("tabs")] == [f"<li>{n}</li>" for n in range(1, 11)]
+
+
+def test_twenty_tabs_are_opened(client: Client) -> None:
+    for url, tabs in ((reverse("tabs"), 1), (f"{reverse('tabs')}?open=20", 20)):
+        page = client.get(url).content.decode()
+        assert page.count(f'<iframe src="{reverse("tab")}"') == tabs
 
 
 # The sampler

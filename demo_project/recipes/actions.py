@@ -17,8 +17,8 @@ def action(act: Callable[[HttpRequest], None]) -> Callable[[HttpRequest], HttpRe
     def view(request: HttpRequest) -> HttpResponse:
         try:
             act(request)
-        except GroupCancelled:
-            return HttpResponse(status=409)
+        except GroupCancelled as error:
+            return HttpResponse(str(error), "text/plain", status=409)
         return HttpResponse(status=204)
 
     return view

@@ -28,7 +28,12 @@ class Recipe:
     @property
     def source(self) -> str:
         """The source of its server."""
-        return "\n\n".join(inspect.getsource(part) for part in self.server)
+        return "\n\n".join(inspect.getsource(part) for part in self.server).strip()
+
+    @property
+    def path(self) -> str:
+        """The file that its server is in."""
+        return f"{self.server[0].__module__.replace('.', '/')}.py"
 
 
 TUTORIALS = (

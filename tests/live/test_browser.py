@@ -1,99 +1,78 @@
-"""The demo page in a real browser: what its EventSources ask the server for, and when they stop."""
+"""The demo in a real browser: what its pages ask the server for, and when they stop."""
 
-import asyncio
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.common.by import By
-from selenium.webdriver.support.wait import WebDriverWait
 
-from tests.live.browser import Requests
-from tests.live.client import SECONDS
-from tests.live.servers import Server, manage, serve
+from tests.live.demo import Demo, Page, run
 
-NEWS = "/events/news/latest/"
+NEWS = "/events/news/?client={}"
 PROGRESS = "/progress/?steps=20&delay=0.2"
+NATIVE_PROGRESS = "/progress/?steps=2&delay=0"
 
 RETRY = 0.5
 # How long a browser that was stopped has to stay silent.
 SILENCE_SECONDS = 6 * RETRY
 
 
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    with run(tmp_path_factory.mktemp("demo"), retry=RETRY) as demo:
+        yield demo
+
+
 @dataclass(frozen=True)
-class Demo:
-    """The demo served to a browser, with a log of all requests that reach the server."""
+class Visit:
+    """What a visit has left behind: its pages, still open, and what they have asked for."""
 
-    server: Server
-    browser: webdriver.Chrome
-    requests: Requests
-
-    def open(self) -> None:
-        self.browser.get(f"http://127.0.0.1:{self.server.port}/")
-        self.wait_for("#news[data-state=open]")
-
-    def click(self, selector: str) -> None:
-        self.browser.find_element(By.CSS_SELECTOR, selector).click()
-
-    def wait_for(self, selector: str) -> None:
-        WebDriverWait(self.browser, SECONDS).until(
-            lambda browser: browser.find_elements(By.CSS_SELECTOR, selector), selector
-        )
-
-    def wait_for_headline(self, title: str) -> None:
-        WebDriverWait(self.browser, SECONDS).until(
-            lambda browser: title in browser.find_element(By.ID, "headlines").text, title
-        )
-
-    def manage(self, *arguments: str) -> None:
-        asyncio.run(manage(self.server.directory, *arguments))
+    news: Page
+    job: Page
+    demo: Demo
 
 
 @pytest.fixture(scope="module")
-def demo(browser: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    directory = tmp_path_factory.mktemp("demo")
-    requests = directory / "requests"
-    with serve(
-        "runserver",
-        directory,
-        options=["--noreload"],
-        LIVE_URLCONF="demo_project.urls",
-        LIVE_REQUEST_LOG=str(requests),
-        LIVE_DJANGO_SSE=json.dumps({"RETRY": RETRY}),
-    ) as server:
-        yield Demo(server, browser, Requests(requests))
-        # The page would go on asking for its streams.
-        browser.get("about:blank")
+def visit(browser: webdriver.Chrome, demo: Demo) -> Iterator[Visit]:
+    """A headline came, two jobs were done, and the news was cancelled; then there was silence."""
+    with demo.open(browser, "/last-word/") as news, demo.open(browser, "/job/") as job:
+        news.wait_for_texts("#group .state", "open", "open")
+        demo.manage("sse_push", "news", '{"title": "hi"}', "--event", "headline")
+        news.wait_for(lambda: sum('{"title": "hi"}' in line for line in news.texts("#log li")) == 2)
+        job.click("#job button")
+        job.run("window.native = new EventSource(arguments[0])", NATIVE_PROGRESS)
+        demo.manage("sse_cancel", "news")
+        news.wait_for_texts("#group .state", "closed", "closed")
+        job.wait_for_texts("#job-state", "closed")
+        job.wait_for(lambda: job.run("return native.readyState === EventSource.CLOSED"))
+        time.sleep(SILENCE_SECONDS)
+        yield Visit(news, job, demo)
 
 
-@pytest.fixture(scope="module")
-def visit(demo: Demo) -> Demo:
-    """The demo after a visit: a headline came, a job was done, the news was cancelled; silence."""
-    demo.open()
-    demo.manage("sse_push", "news", '{"title": "hi"}', "--event", "headline")
-    demo.wait_for_headline("hi")
-    demo.click("#start")
-    demo.manage("sse_cancel", "news")
-    demo.wait_for("#news[data-state=closed]")
-    demo.wait_for("#job-connection[data-state=closed]")
-    time.sleep(SILENCE_SECONDS)
-    return demo
+def test_after_a_cancel_the_browser_asks_once_more_and_then_never_again(visit: Visit) -> None:
+    assert visit.demo.requests.statuses(NEWS.format("EventSource")) == [200, 204]
 
 
-def test_after_a_cancel_the_browser_asks_once_more_and_then_never_again(visit: Demo) -> None:
-    assert visit.requests.statuses(NEWS) == [200, 204]
+def test_after_a_cancel_the_librarys_client_never_asks_again(visit: Visit) -> None:
+    assert visit.demo.requests.statuses(NEWS.format("EventStream")) == [200]
 
 
-def test_a_job_runs_once(visit: Demo) -> None:
-    assert visit.requests.statuses(PROGRESS) == [200, 204]
-    visit.wait_for("#progress[value='20']")
+def test_a_job_runs_once(visit: Visit) -> None:
+    assert visit.demo.requests.statuses(PROGRESS) == [200]
+    assert visit.job.run("return document.querySelector('#progress').value") == 20
+    assert visit.job.texts("#step") == ["Done."]
 
 
-def test_after_a_reopen_a_new_page_streams_again(visit: Demo) -> None:
-    visit.manage("sse_reopen", "news")
-    visit.open()
-    visit.manage("sse_push", "news", '{"title": "back again"}', "--event", "headline")
-    visit.wait_for_headline("back again")
+def test_a_job_runs_once_for_an_event_source(visit: Visit) -> None:
+    assert visit.demo.requests.statuses(NATIVE_PROGRESS) == [200, 204]
+
+
+def test_after_a_reopen_a_new_page_streams_again(
+    browser: webdriver.Chrome, demo: Demo, visit: Visit
+) -> None:
+    demo.manage("sse_reopen", "news")
+    with demo.open(browser, "/") as page:
+        page.wait_for_element("event-stream[state=open]")
+        demo.manage("sse_push", "news", '{"title": "back again"}', "--event", "headline")
+        page.wait_for_texts("#headlines li", "back again", "hi")

@@ -52,14 +52,14 @@ class Page:
     def logs(self) -> dict[str, list[Line]]:
         """The log of each connection, by its URL, as it is shown."""
         logs = self.tab.run(
-            "return [...document.querySelectorAll('.connection')].map((connection) => ["
+            "return [...document.querySelectorAll('#connections > div')].map((connection) => ["
             "  connection.querySelector('.url').textContent,"
-            "  [...connection.querySelectorAll('li')].map((line) => ["
-            "    ...line.querySelectorAll('.what, .data, .state')].map((cell) => cell.textContent)"
+            "  [...connection.querySelectorAll('li')].map((line) =>"
+            "    [...line.children].map((cell) => cell.textContent)"
             "  )"
             "])"
         )
-        return {url: [(line[0], line[1], line[2]) for line in lines] for url, lines in logs}
+        return {url: [(what, data, state) for _, what, data, state in log] for url, log in logs}
 
     @property
     def log(self) -> list[Line]:
@@ -70,7 +70,7 @@ class Page:
     @property
     def ready_states(self) -> list[str]:
         """The readyState that is shown of each connection."""
-        return self.texts(".connection output")
+        return self.texts("#connections .state")
 
     def events(self, type: str) -> list[str]:
         """Return the data of the events of a type, as they are shown."""

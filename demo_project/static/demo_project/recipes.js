@@ -21,9 +21,8 @@ class Log {
   add(what, data, readyState) {
     const line = document.createElement("li");
     const time = new Date().toLocaleTimeString("en-GB");
-    for (const [name, text] of Object.entries({ time, what, data, state: STATES[readyState] })) {
+    for (const text of [time, what, data, STATES[readyState]]) {
       const cell = document.createElement("span");
-      cell.className = name;
       cell.textContent = text;
       line.append(cell);
     }
@@ -34,8 +33,9 @@ class Log {
   }
 
   #show(readyState) {
-    this.#element.dataset.state = STATES[readyState].toLowerCase();
-    this.#element.querySelector("output").textContent = `${readyState} ${STATES[readyState]}`;
+    const state = this.#element.querySelector(".state");
+    state.className = `state ${STATES[readyState].toLowerCase()}`;
+    state.textContent = `${readyState} ${STATES[readyState]}`;
   }
 }
 
@@ -83,12 +83,3 @@ document.addEventListener("datastar-sse", ({ detail: { type, argsRaw } }) => {
   datastar ??= new Log("@get", state);
   datastar.add(type, Object.values(argsRaw).join("\n"), state);
 });
-
-for (const form of document.querySelectorAll("form")) {
-  form.addEventListener("submit", async (event) => {
-    event.preventDefault();
-    const body = new FormData(form);
-    const { status } = await fetch(event.submitter.formAction, { method: "POST", body });
-    form.dataset.status = status;
-  });
-}

@@ -1,0 +1,67 @@
+"""The demo's own source for its pages: read from the files, so that it is what runs."""
+
+import re
+from collections.abc import Iterator
+from keyword import kwlist
+from pathlib import Path
+
+from django.utils.html import conditional_escape, format_html
+from django.utils.safestring import SafeString, mark_safe
+
+DIRECTORY = Path(__file__).resolve().parent
+
+_TEXT = r'"(?:\\.|[^"\\\n])*"|' + r"'(?:\\.|[^'\\\n])*'"
+_JAVASCRIPT_WORDS = (
+    *(
+        "async",
+        "await",
+        "class",
+        "const",
+        "else",
+        "export",
+        "for",
+        "function",
+        "if",
+        "import",
+    ),
+    *("from", "let", "new", "of", "return"),
+)
+# The names of the groups are the classes in the style sheet.
+_PARTS = {
+    ".py": re.compile(
+        r"(?P<comment>#.*)"
+        rf'|(?P<string>\b[rbf]?(?:""".*?"""|{_TEXT})|(?:""".*?"""|{_TEXT}))'
+        r"|(?P<name>(?m:^\s*@[\w.]+))"
+        rf"|(?P<keyword>\b(?:{'|'.join(kwlist)})\b)",
+    ),
+    ".js": re.compile(
+        r"(?P<comment>//.*|/\*(?s:.*?)\*/)"
+        rf"|(?P<string>{_TEXT}|`[^`]*`)"
+        rf"|(?P<keyword>\b(?:{'|'.join(_JAVASCRIPT_WORDS)})\b)"
+    ),
+    ".html": re.compile(
+        r"(?P<comment>\{#.*?#\}|<!--(?s:.*?)-->)"
+        r"|(?P<name>\{%.*?%\}|\{\{.*?\}\})"
+        rf"|(?P<keyword></?[\w-]+|/?>)"
+        rf"|(?P<string>=(?:{_TEXT}))"
+    ),
+}
+
+
+def read(path: str) -> str:
+    """Return the text of a file in the demo's directory."""
+    return (DIRECTORY / path).read_text(encoding="utf-8").rstrip("\n")
+
+
+def highlight(text: str, suffix: str) -> SafeString:
+    """Return source as HTML in which comments, strings and words of the language have a class."""
+    return mark_safe("".join(_pieces(text, _PARTS[suffix])))
+
+
+def _pieces(text: str, parts: re.Pattern[str]) -> Iterator[str]:
+    end = 0
+    for part in parts.finditer(text):
+        yield conditional_escape(text[end : part.start()])
+        yield format_html('<span class="{}">{}</span>', part.lastgroup, part.group())
+        end = part.end()
+    yield conditional_escape(text[end:])

@@ -1,0 +1,58 @@
+"""Many tabs on one connection: `shared` is all that it takes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.urls import path
+from django.views.decorators.http import require_POST, require_safe
+
+from django_sse import Event, publish_many
+from django_sse.decorators import event_stream
+from django_sse.hub import current_hub
+from django_sse.views import EventStreamView
+
+BURST = 10
+
+
+class Numbers(EventStreamView):
+    groups = ["tabs"]
+
+
+@require_POST
+def publish_numbers(request: HttpRequest) -> HttpResponse:
+    publish_many([("tabs", Event(f"<li>{number}</li>")) for number in range(1, BURST + 1)])
+    return HttpResponse(status=204)
+
+
+@event_stream
+async def count(request: HttpRequest) -> AsyncIterator[Event]:
+    """Tell how many streams of the group this process holds, whenever that changes."""
+    told = None
+    while True:
+        streams = current_hub().occupancy.groups["tabs"]
+        if streams != told:
+            yield Event(str(streams))
+        told = streams
+        await asyncio.sleep(0.1)
+
+
+@require_safe
+def page(request: HttpRequest) -> HttpResponse:
+    tabs = range(20 if "open" in request.GET else 1)
+    return render(request, "demo_project/tabs.html", {"tabs": tabs, "burst": BURST})
+
+
+@require_safe
+def tab(request: HttpRequest) -> HttpResponse:
+    return render(request, "demo_project/tab.html")
+
+
+urlpatterns = [
+    path("tabs/", page, name="tabs"),
+    path("tabs/tab/", tab, name="tab"),
+    path("tabs/publish/", publish_numbers, name="publish-numbers"),
+    path("tabs/events/", Numbers.as_view(), name="tabs-events"),
+    path("tabs/count/", count, name="tabs-count"),
+]

@@ -1,0 +1,242 @@
+"""Each page of the demo does what it says, in a real browser."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from selenium import webdriver
+
+from demo_project.answers import ANSWERS
+from demo_project.tabs import BURST
+from tests.live.browser import chromium
+from tests.live.demo import Demo, Page, run
+
+NUMBERS = [str(number) for number in range(1, BURST + 1)]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    with run(tmp_path_factory.mktemp("showcase"), retry=0.2) as demo:
+        yield demo
+
+
+@pytest.fixture(scope="module")
+def second_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    """Another Chromium, with another session."""
+    with chromium(tmp_path_factory.mktemp("second-chromium")) as browser:
+        yield browser
+
+
+def test_a_headline_from_a_second_terminal_is_on_the_front_page(
+    browser: webdriver.Chrome, demo: Demo
+) -> None:
+    with demo.open(browser, "/") as page:
+        page.wait_for_element("event-stream[state=open]")
+        demo.manage("sse_push", "news", '{"title": "<b>hi</b>"}', "--event", "headline")
+        page.wait_for_texts("#headlines li", "<b>hi</b>")
+
+
+def test_a_headline_from_the_page_is_on_all_pages(browser: webdriver.Chrome, demo: Demo) -> None:
+    with demo.open(browser, "/headlines/") as page, demo.open(browser, "/headlines/") as other:
+        for each in (page, other):
+            each.wait_for_element("event-stream[state=open]")
+        page.fill("[name=title]", "from the page")
+        page.click("form.stay button")
+        for each in (page, other):
+            each.wait_for_texts("#headlines li:first-child", "from the page")
+
+
+def test_the_metrics_are_drawn(browser: webdriver.Chrome, demo: Demo) -> None:
+    with demo.open(browser, "/metrics/") as page:
+        page.wait_for_texts("#metrics .state", "open")
+        samples = [
+            {"time": time, "cpu": cpu, "memory_used": 2e9, "memory_total": 8e9}
+            | {"received": 1500, "sent": 20}
+            for time, cpu in ((1000, 50), (1030, 42))
+        ]
+        lines = "".join(f"{json.dumps(sample)}\n" for sample in samples)
+        demo.manage("sse_push", "metrics", "-", "--event", "sample", input=lines)
+        page.wait_for_texts(".chart strong", "42 %", "2.0 GB", "1.5 kB/s", "20 B/s")
+        # The older sample is half a minute to the left; both are where their values are.
+        line = page.run("return document.querySelector('.chart.cpu .line').getAttribute('d')")
+        assert line.startswith("M30.00 50.00L60.00 58.00")
+
+
+def test_a_job_shows_its_progress_and_can_be_started_again(
+    browser: webdriver.Chrome, demo: Demo
+) -> None:
+    with demo.open(browser, "/job/") as page:
+        page.run("document.querySelector('[name=steps]').value = 3")
+        for _ in range(2):
+            page.click("#job button")
+            page.wait_for_texts("#step", "Done.")
+            assert page.texts("#job-state") == ["closed"]
+            assert page.run("return document.querySelector('#progress').value") == 3
+    assert demo.requests.statuses("/progress/?steps=3&delay=0.2") == [200, 200]
+
+
+def test_a_job_that_is_refused_says_so(browser: webdriver.Chrome, demo: Demo) -> None:
+    with demo.open(browser, "/job/") as page:
+        page.run("document.querySelector('#job').noValidate = true")
+        page.run("document.querySelector('[name=steps]').value = 0")
+        page.click("#job button")
+        page.wait_for_texts("#step", "The server refused the job: 400.")
+
+
+def test_two_browsers_chat_in_a_room(
+    browser: webdriver.Chrome, second_browser: webdriver.Chrome, demo: Demo
+) -> None:
+    def enter(page: Page, name: str) -> None:
+        page.fill("[name=name]", name)
+        page.click("form button")
+        page.wait_for_element("[name=text]")
+        page.wait_for_element("event-stream[state=open]")
+
+    def say(page: Page, text: str) -> None:
+        page.fill("[name=text]", text)
+        page.click("form.stay button")
+
+    with (
+        demo.open(browser, "/chat/") as ada,
+        demo.open(second_browser, "/chat/") as grace,
+        demo.open(second_browser, "/chat/library/") as elsewhere,
+    ):
+        enter(ada, "Ada")
+        enter(grace, "Grace")
+        said = ["Ada Hello, <b>you</b>!", "Grace Hello, Ada."]
+        say(ada, "Hello, <b>you</b>!")
+        grace.wait_for_texts("#messages li", *said[:1])
+        say(grace, "Hello, Ada.")
+        for page in (ada, grace):
+            page.wait_for_texts("#messages li", *said)
+        # What one has said oneself looks different.
+        sides = (
+            "return [...document.querySelectorAll('#messages li')]"
+            ".map((message) => getComputedStyle(message).alignSelf)"
+        )
+        assert ada.run(sides) == ["end", "start"]
+        assert grace.run(sides) == ["start", "end"]
+        # Another room is another group.
+        elsewhere.wait_for_element("event-stream[state=open]")
+        assert elsewhere.texts("#messages li") == []
+        # Who comes later reads what was said.
+        with demo.open(browser, "/chat/lobby/") as later:
+            later.wait_for_texts("#messages li", *said)
+
+
+def test_a_text_appears_word_by_word_and_ends(browser: webdriver.Chrome, demo: Demo) -> None:
+    _, text = ANSWERS["websockets"]
+    with demo.open(browser, "/text/websockets/") as page:
+        # Once more from the beginning, which a script in the page cannot miss.
+        page.run(
+            "window.lengths = [];"
+            "const answer = document.querySelector('#answer');"
+            "const stream = document.querySelector('event-stream');"
+            "stream.replaceWith(stream.cloneNode());"
+            "answer.replaceChildren();"
+            "new MutationObserver(() => lengths.push(answer.textContent.length))"
+            ".observe(answer, { childList: true })"
+        )
+        page.wait_for_element("event-stream[state=closed]")
+        assert page.texts("#answer") == [text]
+        assert len(page.run("return lengths")) > 10
+    assert demo.requests.statuses("/text/websockets/events/") == [200, 200]
+
+
+def test_cancelling_a_group_stops_both_clients_and_reopening_lets_them_go_on(
+    browser: webdriver.Chrome, demo: Demo
+) -> None:
+    def lines(client: str) -> list[list[str]]:
+        lines: list[list[str]] = page.run(
+            "return [...document.querySelectorAll('#log li')]"
+            ".map((line) => [...line.children].map((cell) => cell.textContent))"
+            ".filter(([client]) => client === arguments[0]).map(([, ...rest]) => rest)",
+            client,
+        )
+        return lines
+
+    def click(url: str) -> None:
+        page.click(f"[formaction='{url}']")
+
+    close = ["close", '{"reason":"cancelled on the page"}']
+    stopped = ["error", "readyState CLOSED"]
+    headline = ["headline", '{"title":"Hello"}']
+    with demo.open(browser, "/last-word/") as page:
+        page.wait_for_texts("#group .state", "open", "open")
+        click("/news/cancel/")
+        page.wait_for_texts("#group .state", "closed", "closed")
+        assert lines("EventStream") == [["open", "readyState OPEN"], close]
+        assert lines("EventSource") == [
+            ["open", "readyState OPEN"],
+            close,
+            ["error", "readyState CONNECTING"],
+            stopped,
+        ]
+
+        click("/news/publish/")
+        page.wait_for(lambda: "is cancelled" in page.texts("#group form output")[0])
+        page.click("#connect")
+        page.wait_for(lambda: lines("EventStream")[-1] == ["close", '{"reason":"204"}'])
+        page.wait_for(lambda: lines("EventSource")[-2:] == [stopped, stopped])
+
+        click("/news/reopen/")
+        click("/news/publish/")
+        page.click("#connect")
+        # What came while they were away is there, once.
+        page.wait_for(lambda: headline in lines("EventStream"))
+        page.wait_for(lambda: headline in lines("EventSource"))
+        click("/news/publish/")
+        page.wait_for(lambda: lines("EventStream").count(headline) == 2)
+        page.wait_for(lambda: lines("EventSource").count(headline) == 2)
+
+
+def test_who_is_kicked_is_out_and_nobody_else(
+    browser: webdriver.Chrome, second_browser: webdriver.Chrome, demo: Demo
+) -> None:
+    with (
+        demo.open(browser, "/last-word/") as ada,
+        demo.open(second_browser, "/last-word/") as grace,
+    ):
+        for page, user in ((ada, "ada"), (grace, "grace")):
+            page.click(f"form[action='/last-word/login/'] [value={user}]")
+            page.wait_for_element("#user event-stream[state=open]")
+        grace.click("form[action='/last-word/kick/'] [value=ada]")
+        ada.wait_for_element("#user event-stream[state=closed]")
+        grace.wait_for(lambda: "Ada was kicked" in grace.texts("#members li"))
+        assert (
+            grace.run("return document.querySelector('#user event-stream').stream.readyState") == 1
+        )
+
+        ada.reload()
+        ada.wait_for_element("#user event-stream[state=closed]")
+        ada.click("form[action='/last-word/login/'] [value=ada]")
+        ada.wait_for_element("#user event-stream[state=open]")
+
+
+def test_twenty_tabs_hold_one_stream(browser: webdriver.Chrome, demo: Demo) -> None:
+    def numbers() -> list[list[str]]:
+        numbers: list[list[str]] = page.run(
+            "return [...document.querySelectorAll('iframe')].map((tab) =>"
+            " [...tab.contentDocument.querySelectorAll('#numbers li')].map((li) => li.textContent))"
+        )
+        return numbers
+
+    def all_are_open() -> bool:
+        states = page.run(
+            "return [...document.querySelectorAll('iframe')].map((tab) =>"
+            " tab.contentDocument.querySelector('event-stream')?.getAttribute('state'))"
+        )
+        return bool(states == ["open"] * 20)
+
+    with demo.open(browser, "/tabs/") as page:
+        page.wait_for_texts("#streams", "1")
+        page.click("[name=open]")
+        page.wait_for(all_are_open)
+        page.wait_for_texts("#streams", "1")
+        page.click("form.stay button")
+        page.wait_for(lambda: numbers() == [NUMBERS] * 20)
+        # The first one may be the one that reads for all of them.
+        page.run("document.querySelector('iframe').remove()")
+        page.click("form.stay button")
+        page.wait_for(lambda: numbers() == [NUMBERS * 2] * 19)
+        page.wait_for_texts("#streams", "1")

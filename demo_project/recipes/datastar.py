@@ -16,6 +16,8 @@ from django_sse.views import EventStreamView
 
 class Stories(EventStreamView):
     groups = ["recipes-datastar"]
+    # Who comes after the end is told `close`, too, instead of a 204 alone.
+    history = 5
 
 
 def merge_fragments(html: str, **arguments: str) -> Event:

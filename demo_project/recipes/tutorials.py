@@ -67,7 +67,7 @@ async def lines(request: HttpRequest) -> AsyncIterator[str]:
 
 
 async def enter(request: HttpRequest) -> HttpResponse:
-    # All that Chromium wants of a cookie which a page of another site takes along.
+    # A page of another site takes along what says all this, and no other cookie.
     cookie = "guest=Ada; Path=/; HttpOnly; Secure; SameSite=None; Partitioned"
     return HttpResponse(status=204, headers={"Set-Cookie": cookie})
 

@@ -107,7 +107,7 @@ STATES: tuple[State, ...] = ("connecting", "open", "closed")
 
 
 class Tab:
-    """A tab of a browser, at a host of a server; follows streams on ``tests/event_sources.html``."""
+    """A tab of a browser, with a page of a server; ``tests/event_sources.html`` follows streams."""
 
     def __init__(self, browser: webdriver.Chrome, handle: str) -> None:
         self._browser = browser

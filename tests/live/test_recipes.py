@@ -371,13 +371,16 @@ def test_html_is_put_into_the_page_until_the_end(
     assert page.texts("#stories strong") == stories
 
 
-def test_htmx_stops_on_a_page_that_is_opened_after_the_end(visitor: Visitor) -> None:
-    stream = "/recipes/htmx/stream/"
+@pytest.mark.parametrize(("recipe", "query"), [("htmx", ""), ("datastar", "?datastar=%7B%7D")])
+def test_what_takes_no_204_for_the_end_stops_on_a_page_that_is_opened_after_it(
+    visitor: Visitor, recipe: str, query: str
+) -> None:
+    stream = f"/recipes/{recipe}/stream/{query}"
     before = visitor.site.statuses(stream)
-    visitor.press("htmx", "begin")
-    visitor.press("htmx", "tell", title="the last one")
-    visitor.press("htmx", "end")
-    page = visitor.open("htmx")
+    visitor.press(recipe, "begin")
+    visitor.press(recipe, "tell", title="the last one")
+    visitor.press(recipe, "end")
+    page = visitor.open(recipe)
     page.wait_for_ready_state("2 CLOSED")
     assert page.texts("#stories strong")[0] == "the last one"
     visitor.requests_of_stopped(stream, [*before, 200])

@@ -3,8 +3,7 @@
 from django.http import HttpRequest
 
 from demo_project.recipes.actions import action
-from django_sse import cancel, reopen
-from django_sse.publishing import publish_template
+from django_sse import cancel, publish_template, reopen
 from django_sse.views import EventStreamView
 
 

@@ -123,16 +123,16 @@ class Visitor:
     stopped: dict[str, list[Request]] = field(default_factory=dict)
 
     @contextmanager
-    def visit(self, recipe: str, host: str = "") -> Iterator[Page]:
+    def visit(self, recipe: str, origin: str = "") -> Iterator[Page]:
         """Open a page for the length of the block."""
         # A name of its own, since a browser has but six connections to each, and others are open.
-        origin = self.site.origin_of(host or f"{recipe}.localhost")
+        origin = origin or self.site.origin_of(f"{recipe}.localhost")
         with Tab.open(self.browser, origin, path_of(recipe)) as tab:
             yield Page(tab)
 
-    def open(self, recipe: str, host: str = "") -> Page:
+    def open(self, recipe: str, origin: str = "") -> Page:
         """Open a page, and leave it open."""
-        return self.tabs.enter_context(self.visit(recipe, host))
+        return self.tabs.enter_context(self.visit(recipe, origin))
 
     def press(self, recipe: str, action: str, **fields: str) -> None:
         """Press a button of a page in another browser, which the network is not in the way of."""
@@ -196,8 +196,8 @@ def visitor(browser: webdriver.Chrome, site: Site) -> Iterator[Visitor]:
 
 @pytest.fixture(scope="module", autouse=True)
 def server_time(visitor: Visitor) -> Page:
-    """The page of the recipe that takes longest, so that it runs beside the others."""
-    return visitor.open("server-time")
+    """The page of the recipe that takes longest, beside the others, whose network is cut."""
+    return visitor.open("server-time", f"http://127.0.0.1:{visitor.site.server.port}")
 
 
 # The tutorials
@@ -259,7 +259,7 @@ def test_another_origin_is_read_with_its_cookies_where_the_page_says_so(visitor:
     path = "/recipes/cross-origin/stream/"
     hosts = ("localhost", "127.0.0.1")
     for host, other in (hosts, reversed(hosts)):
-        page = visitor.open("cross-origin", host)
+        page = visitor.open("cross-origin", visitor.site.origin_of(host))
         streams = {path: "Ada", f"{path}?stranger": None}
         expected = {
             f"{visitor.site.origin_of(other)}{url}": [
@@ -281,7 +281,7 @@ def test_another_origin_is_read_with_its_cookies_where_the_page_says_so(visitor:
     visitor.requests_of_stopped(f"{path}?stranger=", [200, 204] * 2)
 
     # A third name of this machine, which is not allowed.
-    page = visitor.open("cross-origin", "elsewhere.localhost")
+    page = visitor.open("cross-origin", visitor.site.origin_of("elsewhere.localhost"))
     stream = f"{visitor.site.origin_of('localhost')}{path}"
     page.wait_for_logs({stream: [STOPPED], f"{stream}?stranger": [STOPPED]})
     visitor.requests_of_stopped(path, [200, 204] * 2 + [200])

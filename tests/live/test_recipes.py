@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -20,6 +20,8 @@ from tests.live.network import Network
 from tests.live.servers import ROOT, launch
 from tests.live.sites import REQUEST_LOG, RETRY, Site
 from tests.ports import free_port
+
+PACKAGES = ROOT / "demo_project"
 
 # Longer than any of these clients waits before it asks again.
 SILENCE_SECONDS = 2
@@ -163,8 +165,10 @@ def path_of(recipe: str) -> str:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """The demo, with what its pages take from npm, behind a network that can be cut."""
-    npm.install(ROOT / "demo_project")
+    """The demo, with what its pages take from npm if it is there, behind a network to be cut."""
+    # Before the demo is started, which looks for it then.
+    with suppress(pytest.skip.Exception):
+        npm.install(PACKAGES)
     directory = tmp_path_factory.mktemp("recipes")
     port = free_port()
     with Network.to(port) as network:
@@ -184,6 +188,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             # Shown by pytest where a test has failed.
             print(server.log())  # noqa: T201
             assert "Traceback" not in server.log()
+
+
+@pytest.fixture(scope="module")
+def packages(site: Site) -> None:
+    """What the pages take from npm, without which the test is skipped."""
+    npm.install(PACKAGES)
 
 
 @pytest.fixture(scope="module")
@@ -335,6 +345,7 @@ def test_a_204_stops_the_browser_and_who_comes_later(visitor: Visitor) -> None:
 # HTML over the wire
 
 
+@pytest.mark.usefixtures("packages")
 @pytest.mark.parametrize(
     ("recipe", "query", "statuses_at_the_end"),
     [
@@ -371,6 +382,7 @@ def test_html_is_put_into_the_page_until_the_end(
     assert page.texts("#stories strong") == stories
 
 
+@pytest.mark.usefixtures("packages")
 @pytest.mark.parametrize(("recipe", "query"), [("htmx", ""), ("datastar", "?datastar=%7B%7D")])
 def test_what_takes_no_204_for_the_end_stops_on_a_page_that_is_opened_after_it(
     visitor: Visitor, recipe: str, query: str

@@ -98,7 +98,7 @@ def run(
     port = port or free_port()
     environment = {
         "LIVE_DJANGO_SSE": json.dumps({"RETRY": RETRY, "SYNC_INTERVAL": SYNC_INTERVAL, **settings}),
-        "LIVEREQUEST_LOG": str(directory / REQUEST_LOG),
+        "LIVE_REQUEST_LOG": str(directory / REQUEST_LOG),
         **(environment or {}),
     }
     with (

@@ -33,9 +33,10 @@ async def reopen_news(request: HttpRequest) -> HttpResponse:
 
 @require_POST
 def kick(request: HttpRequest) -> HttpResponse:
-    """End a user's streams, here and everywhere. The user may come back by logging in again."""
+    """End a user's streams of the group, in all tabs and browsers, until the next login."""
     user = get_object_or_404(User, username=request.POST.get("user"))
-    cancel(user=user, reason="kicked")
+    # Without the group, it would be all of the user's streams.
+    cancel("members", user=user, reason="kicked")
     publish("members", format_html("<li>{} was kicked</li>", user.username.title()))
     return HttpResponse(status=204)
 

@@ -3,41 +3,25 @@
 import re
 from collections.abc import Iterator
 from keyword import kwlist
-from pathlib import Path
 
-from django.utils.html import conditional_escape, format_html
+from django.conf import settings
+from django.utils.html import escape, format_html
 from django.utils.safestring import SafeString, mark_safe
 
-DIRECTORY = Path(__file__).resolve().parent
-
 _TEXT = r'"(?:\\.|[^"\\\n])*"|' + r"'(?:\\.|[^'\\\n])*'"
-_JAVASCRIPT_WORDS = (
-    *(
-        "async",
-        "await",
-        "class",
-        "const",
-        "else",
-        "export",
-        "for",
-        "function",
-        "if",
-        "import",
-    ),
-    *("from", "let", "new", "of", "return"),
-)
+_JAVASCRIPT = "async await catch const export for from function if import let new of return try"
 # The names of the groups are the classes in the style sheet.
 _PARTS = {
     ".py": re.compile(
         r"(?P<comment>#.*)"
-        rf'|(?P<string>\b[rbf]?(?:""".*?"""|{_TEXT})|(?:""".*?"""|{_TEXT}))'
+        rf'|(?P<string>\b[rbf]?(?:{_TEXT})|"""(?s:.*?)"""|{_TEXT})'
         r"|(?P<name>(?m:^\s*@[\w.]+))"
         rf"|(?P<keyword>\b(?:{'|'.join(kwlist)})\b)",
     ),
     ".js": re.compile(
         r"(?P<comment>//.*|/\*(?s:.*?)\*/)"
         rf"|(?P<string>{_TEXT}|`[^`]*`)"
-        rf"|(?P<keyword>\b(?:{'|'.join(_JAVASCRIPT_WORDS)})\b)"
+        rf"|(?P<keyword>\b(?:{_JAVASCRIPT.replace(' ', '|')})\b)"
     ),
     ".html": re.compile(
         r"(?P<comment>\{#.*?#\}|<!--(?s:.*?)-->)"
@@ -49,8 +33,9 @@ _PARTS = {
 
 
 def read(path: str) -> str:
-    """Return the text of a file in the demo's directory."""
-    return (DIRECTORY / path).read_text(encoding="utf-8").rstrip("\n")
+    """Return the text of a file, by its path in the project's directory."""
+    text: str = (settings.BASE_DIR / path).read_text(encoding="utf-8")
+    return text.rstrip("\n")
 
 
 def highlight(text: str, suffix: str) -> SafeString:
@@ -61,7 +46,7 @@ def highlight(text: str, suffix: str) -> SafeString:
 def _pieces(text: str, parts: re.Pattern[str]) -> Iterator[str]:
     end = 0
     for part in parts.finditer(text):
-        yield conditional_escape(text[end : part.start()])
+        yield escape(text[end : part.start()])
         yield format_html('<span class="{}">{}</span>', part.lastgroup, part.group())
         end = part.end()
-    yield conditional_escape(text[end:])
+    yield escape(text[end:])

@@ -36,7 +36,10 @@ _wanted: Final = WeakKeyDictionary[asyncio.AbstractEventLoop, set[tuple[str, int
 
 
 def bound_silence(peer: Any) -> None:
-    """Have a connection closed once its client has acknowledged nothing for ``SEND_TIMEOUT``.
+    """Have a connection closed once its client has acknowledged nothing for too long.
+
+    That is ``SEND_TIMEOUT`` and a heartbeat more, so that a slow client is ended by its stream
+    first, and a vanished one noticed within two heartbeats and ``SEND_TIMEOUT``.
 
     ASGI shows no sockets, so the connection's own is looked for by the address of its peer.
 
@@ -71,7 +74,7 @@ async def _find_wanted(loop: asyncio.AbstractEventLoop, option: int) -> None:
 def _bound_silence_of(descriptor: int, peers: Container[tuple[str, int]], option: int) -> None:
     # OSError: it has no peer, or was closed meanwhile.
     with suppress(OSError), borrowed(descriptor) as connection:
-        seconds = conf().SEND_TIMEOUT
-        if seconds is not None and connection.getpeername()[:2] in peers:
+        if connection.getpeername()[:2] in peers:
+            seconds = (conf().SEND_TIMEOUT or 0) + (conf().HEARTBEAT or 0)
             milliseconds = round(min(seconds, _LONGEST_SECONDS) * 1000)
             connection.setsockopt(socket.IPPROTO_TCP, option, milliseconds)

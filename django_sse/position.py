@@ -1,7 +1,7 @@
 """How far a stream has got in each of its groups, as the ASCII text of an SSE ``id``.
 
-An entry is the group's mark (a hash, so that the id does not show the name), a dot, and the number
-of the last event in base 36. Entries are joined by ``~``: at most 24 bytes a group.
+An entry is a hash of the group, so that the id does not show its name, a dot, and the number of the
+last event in base 36. Entries are joined by ``~``: at most 24 bytes a group.
 """
 
 import re
@@ -24,14 +24,14 @@ _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 @lru_cache(maxsize=4096)
-def group_mark(group: str) -> str:
+def group_hash(group: str) -> str:
     """Return the 11 characters that stand for a group in a position."""
     return urlsafe_b64encode(blake2b(group.encode(), digest_size=8).digest())[:11].decode()
 
 
 def format_position(numbers: Mapping[str, int]) -> str:
     """Return the id that says how far a stream has got: the last number of each group."""
-    return _JOIN.join(f"{group_mark(group)}.{_base36(number)}" for group, number in numbers.items())
+    return _JOIN.join(f"{group_hash(group)}.{_base36(number)}" for group, number in numbers.items())
 
 
 def parse_position(last_event_id: str, groups: Iterable[str]) -> dict[str, int]:
@@ -46,7 +46,7 @@ def parse_position(last_event_id: str, groups: Iterable[str]) -> dict[str, int]:
     for entry in last_event_id.split(_JOIN):
         if match := _ENTRY.fullmatch(entry):
             numbers.setdefault(match[1], int(match[2], 36))
-    return {group: numbers[mark] for group in groups if (mark := group_mark(group)) in numbers}
+    return {group: numbers[key] for group in groups if (key := group_hash(group)) in numbers}
 
 
 def _base36(number: int) -> str:

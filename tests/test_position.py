@@ -8,7 +8,7 @@ from django_sse.position import (
     MAX_BYTES,
     TERMINAL_MARK,
     format_position,
-    group_mark,
+    group_hash,
     parse_position,
 )
 
@@ -57,7 +57,7 @@ def test_it_is_the_same_in_every_process() -> None:
 
 
 def test_the_mark_of_a_group_is_eleven_characters_and_tells_groups_apart() -> None:
-    marks = {group_mark(f"group-{number}") for number in range(1000)}
+    marks = {group_hash(f"group-{number}") for number in range(1000)}
     assert len(marks) == 1000
     assert {len(mark) for mark in marks} == {11}
 
@@ -81,7 +81,7 @@ def test_the_order_of_entries_does_not_matter() -> None:
     assert parse_position(sent, ["a", "b"]) == {"a": 1, "b": 2}
 
 
-MARK = group_mark("news")
+MARK = group_hash("news")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_the_largest_number_that_is_read_fits_a_database() -> None:
 @given(
     st.text(st.characters(exclude_categories=()))
     | st.lists(
-        st.sampled_from([MARK, group_mark("jobs"), ".", "~", "1", "zz", TERMINAL_MARK, "é"])
+        st.sampled_from([MARK, group_hash("jobs"), ".", "~", "1", "zz", TERMINAL_MARK, "é"])
         | st.text(max_size=3)
     ).map("".join),
     st.lists(names),

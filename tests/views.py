@@ -85,7 +85,7 @@ async def open_streams(request: HttpRequest) -> HttpResponse:
 
 
 def publish(request: HttpRequest, group: str) -> HttpResponse:
-    django_sse.publish(group, request.GET["data"])
+    django_sse.publish(group, request.GET["data"], event=request.GET.get("event"))
     return HttpResponse(status=204)
 
 

@@ -18,9 +18,10 @@ def all_ideas() -> tuple[Idea, ...]:
 @register.inclusion_tag("demo_project/source.html")
 def source(path: str, *, is_open: bool = False) -> dict[str, Any]:
     """Show a file of the demo, by its path in the demo's directory."""
+    path = f"demo_project/{path}"
     text = read(path)
     return {
-        "path": f"demo_project/{path}",
+        "path": path,
         "lines": text.count("\n") + 1,
         "code": highlight(text, Path(path).suffix),
         "is_open": is_open,

@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from django_sse.event import NO_DATA, RESERVED_NAMES
-from django_sse.position import TERMINAL_MARK, group_mark
+from django_sse.position import TERMINAL_MARK, group_hash
 from tests.fuzz.choices import Choices
 
 PUBLIC: Final = ["news", "News", "a", "a-b", "x" * 99]
@@ -169,7 +169,7 @@ def last_event_id(choices: Choices, known: list[str]) -> bytes:
     if kind < 4 and known:
         return choices.pick(known).encode()
     number = choices.pick(["0", "1", "z" * 11, "z" * 12, "hocu80ojke", "A", "-1", "", "9" * 9000])
-    forged = f"{group_mark(choices.pick(GROUPS))}.{number}"
+    forged = f"{group_hash(choices.pick(GROUPS))}.{number}"
     if kind < 7:
         return "~".join([forged, *(choices.pick([forged, *known]) for _ in range(2))]).encode()
     if kind == 7:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selenium import webdriver
+from selenium.webdriver.support.expected_conditions import alert_is_present
+from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.live.client import SECONDS
 from tests.live.servers import unavailable
@@ -27,6 +29,8 @@ def chromium(directory: Path) -> Iterator[webdriver.Chrome]:
         unavailable("chromium and chromedriver are not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
+    # Of servers with a certificate that they have made themselves.
+    options.accept_insecure_certs = True
     for switch in (
         *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "disable-dev-shm-usage"),
         *("no-first-run", "disable-background-networking", "disable-component-update"),
@@ -71,17 +75,21 @@ class Requests:
 
     path: Path
 
-    def of(self, target: str) -> list[Request]:
-        """Return the requests for a target, a path with its query, in the order they came in.
+    def of(self, target: str, *, any_query: bool = False) -> list[Request]:
+        """Return the requests for a target, in the order they came in.
 
-        The query goes without ``lastEventId``.
+        Args:
+            target: A path with its query, but for ``lastEventId``.
+            any_query: It is a path alone, and the query may be any.
         """
         came: dict[str, Request] = {}
         for line in self.path.read_text().splitlines():
             number, what, at, of, last_event_id = json.loads(line)
-            if of == target and what == "request":
+            if target != (of.partition("?")[0] if any_query else of):
+                continue
+            if what == "request":
                 came[number] = Request(at, last_event_id, None)
-            elif of == target:
+            else:
                 came[number] = replace(came[number], status=what)
         return list(came.values())
 
@@ -164,6 +172,26 @@ class Tab:
         self._switch()
         return self._browser.execute_script(script, *arguments)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let nothing run in it for the length of the block, as browsers do in the background."""
+        self._set_lifecycle_state("frozen")
+        try:
+            yield
+        finally:
+            self._set_lifecycle_state("active")
+
+    @contextmanager
+    def showing_a_dialog(self) -> Iterator[None]:
+        """Let nothing run in it for the length of the block, but a dialog."""
+        self.run("setTimeout(alert)")
+        WebDriverWait(self._browser, SECONDS).until(alert_is_present())
+        try:
+            yield
+        finally:
+            self._switch()
+            self._browser.switch_to.alert.accept()
+
     def outlast(self, reconnection_seconds: float | None) -> None:
         """Wait as long as this tab takes to come back many times to a stream that only ends.
 
@@ -174,6 +202,10 @@ class Tab:
         retry = "" if reconnection_seconds is None else f"?retry={reconnection_seconds * 1000:.0f}"
         times = 2 if reconnection_seconds is None else SILENT_TIMES
         self.run("return comeBack(arguments[0], arguments[1])", f"/ends/{retry}", times)
+
+    def _set_lifecycle_state(self, state: Literal["frozen", "active"]) -> None:
+        self._switch()
+        self._browser.execute_cdp_cmd("Page.setWebLifecycleState", {"state": state})
 
     def _switch(self) -> None:
         self._browser.switch_to.window(self._handle)

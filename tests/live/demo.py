@@ -51,7 +51,8 @@ class Page:
 
     def wait_for(self, condition: Callable[[], object]) -> None:
         """Wait until something has become true of the page."""
-        wait_until(condition, lambda: self.run("return document.body.innerText"))
+        live = "return (document.querySelector('.live') ?? document.body).innerText"
+        wait_until(condition, lambda: str(self.run(live)))
 
     def wait_for_texts(self, selector: str, *texts: str) -> None:
         """Wait until the elements are these and no others."""

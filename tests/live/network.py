@@ -15,12 +15,17 @@ _BAD_GATEWAY = (
     b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\nContent-Length: 11\r\n"
     b"Connection: close\r\n\r\nbad gateway"
 )
+_TAIL_BYTES = 1024
 
 
 class Network:
-    """Passes connections on to a server's port, but while it is cut."""
+    """Passes connections on to a server's port, but while it is cut.
+
+    ``tail`` are the last bytes that were passed on to any client.
+    """
 
     def __init__(self, port: int) -> None:
+        self.tail = b""
         self.port = free_port()
         self.refused: list[float] = []
         """The times, in seconds, of what was answered that the server is away."""
@@ -30,6 +35,7 @@ class Network:
         self._to = port
         self._loop = asyncio.new_event_loop()
         self._open: set[asyncio.StreamWriter] = set()
+        self._to_server: set[asyncio.StreamWriter] = set()
         self._listener: asyncio.Server | None = None
 
     @classmethod
@@ -43,15 +49,20 @@ class Network:
             network._call(network._listen())
             yield network
         finally:
-            network._call(network._cut())
+            network._call(network._cut(hang_up=False))
             network._loop.call_soon_threadsafe(network._loop.stop)
             thread.join()
             network._loop.close()
 
     @contextmanager
-    def cut(self) -> Iterator[None]:
-        """For the length of the block reset what is open, and refuse what is tried."""
-        self._call(self._cut())
+    def cut(self, *, hang_up: bool = False) -> Iterator[None]:
+        """For the length of the block reset what is open, and refuse what is tried.
+
+        Args:
+            hang_up: Nothing is reset: the server takes the clients for gone, and they still get
+                all that it has sent before.
+        """
+        self._call(self._cut(hang_up))
         try:
             yield
         finally:
@@ -83,11 +94,15 @@ class Network:
     async def _listen(self) -> None:
         self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
 
-    async def _cut(self) -> None:
+    async def _cut(self, hang_up: bool) -> None:
         assert self._listener
         self._listener.close()
-        for writer in self._open:
-            writer.transport.abort()
+        if hang_up:
+            for writer in self._to_server:
+                writer.write_eof()
+        else:
+            for writer in self._open:
+                writer.transport.abort()
         while self._open:
             await asyncio.sleep(0.01)
 
@@ -102,9 +117,11 @@ class Network:
         except ConnectionError:
             client_writer.close()
             return
+        self._to_server.add(writer)
         await asyncio.gather(
             self._pass_on(client_reader, writer), self._pass_on(reader, client_writer)
         )
+        self._to_server.discard(writer)
 
     async def _refuse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -119,6 +136,8 @@ class Network:
             while data := await reader.read(_CHUNK_BYTES):
                 await self._passes.wait()
                 writer.write(data)
+                if writer not in self._to_server:
+                    self.tail = (self.tail + data)[-_TAIL_BYTES:]
                 await writer.drain()
         writer.close()
         with suppress(ConnectionError):

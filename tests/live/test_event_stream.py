@@ -7,7 +7,7 @@ import pytest
 from selenium import webdriver
 
 from django_sse.position import format_position
-from tests.live.browser import EventSource, Tab, wait_until
+from tests.live.browser import STATES, EventSource, Tab, wait_until
 from tests.live.sites import RETRY, Site, run
 
 OVER = '{"reason":"over"}'
@@ -133,6 +133,7 @@ def test_a_client_that_has_received_nothing_goes_on_too(tab: Tab, site: Site, gr
 
 def test_it_comes_back_after_a_bad_gateway(tab: Tab, site: Site, group: str) -> None:
     stream = opened(tab, f"/events/{group}/", maxDelay=300)
+    wait_until(lambda: stream.last_event_id, "no position")
     refused = len(site.network.refused)
     with site.network.without_server():
         wait_until(lambda: len(site.network.refused) >= refused + 5, "it does not come back")
@@ -151,6 +152,29 @@ def test_it_gives_up_if_told_to(browser: webdriver.Chrome, site: Site, group: st
             stream.wait_for_state("closed")
         assert [message.reason for message in stream.messages] == ["max retries"]
         assert len(site.network.refused) - refused == 2
+
+
+def test_a_server_that_only_says_when_to_come_back_is_given_up(tab: Tab) -> None:
+    """As one does that has too many streams, or no store."""
+    stream = tab.follow_event_stream("/ends/?retry=10", maxRetries=3)
+    stream.wait_for_state("closed")
+    assert [message.reason for message in stream.messages] == ["max retries"]
+    assert stream.errors == ["connecting"] * 3
+
+
+def test_told_to_come_back_at_once_it_comes_later_and_later(tab: Tab) -> None:
+    stream = tab.follow_event_stream("/ends/?retry=0", maxRetries=10)
+    stream.wait_for_state("closed")
+    times = stream.error_times
+    assert times[-1] - times[0] > 0.25
+
+
+def test_a_time_that_is_too_long_for_a_timer_is_not_none(tab: Tab, site: Site) -> None:
+    url = f"/ends/?retry={2**31}"
+    tab.follow_event_stream(url, silence=2**31)
+    wait_until(lambda: site.statuses(url) == [200], "it does not come")
+    tab.outlast(RETRY)
+    assert site.statuses(url) == [200]
 
 
 def test_a_silent_connection_is_given_up(tab: Tab, site: Site, group: str) -> None:
@@ -172,10 +196,27 @@ def test_while_its_page_is_hidden_it_may_pause(
     browser: webdriver.Chrome, tab: Tab, site: Site, group: str
 ) -> None:
     stream = opened(tab, f"/events/{group}/", pauseWhenHidden=True)
+    tab.run(
+        "document.addEventListener('visibilitychange',"
+        "  () => (window.whenHidden ??= sources[arguments[0]].source.readyState))",
+        stream.url,
+    )
     with Tab.open(browser, site.origin):
         wait_until(lambda: site.open_streams() == 0, "the stream is still open")
         site.publish(group, "while hidden")
     stream.wait_for("message", "while hidden")
+    # Asked when it was hidden: a tab that is asked by this test is shown.
+    assert STATES[tab.run("return whenHidden")] == "connecting"
+    assert stream.errors == []
+
+
+def test_a_page_that_is_thawed_goes_on_at_once(tab: Tab, site: Site, group: str) -> None:
+    stream = opened(tab, f"/events/{group}/")
+    wait_until(lambda: stream.last_event_id, "no position")
+    with tab.frozen():
+        wait_until(lambda: site.open_streams() == 0, "the stream is still open")
+        site.publish(group, "while frozen")
+    stream.wait_for("message", "while frozen")
     assert stream.errors == []
 
 

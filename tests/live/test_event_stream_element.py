@@ -106,6 +106,18 @@ def test_an_element_that_leaves_the_page_leaves_its_stream(
     wait_until(lambda: site.open_streams() == 0, "the stream is still open")
 
 
+def test_an_element_that_is_moved_goes_on_where_it_was(page: Page, site: Site, group: str) -> None:
+    page.show(
+        f'<main></main><event-stream src="/history/{group}/" swap="beforeend"></event-stream>'
+    )
+    site.publish(group, "one")
+    page.wait_for_html("event-stream", "one")
+    page.tab.run("document.querySelector('main').append(document.querySelector('event-stream'))")
+    page.wait_for_state("open")
+    site.publish(group, "two")
+    page.wait_for_html("main event-stream", "onetwo")
+
+
 @pytest.mark.parametrize(
     ("html", "said"),
     [

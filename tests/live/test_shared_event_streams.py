@@ -15,8 +15,15 @@ from tests.live.sites import RETRY, Site, run
 TABS = 20
 BURST = [str(number) for number in range(500)]
 BURST_LEFT = 200
+CONNECTIONS_OF_A_HOST = 6
 # The one that comes first reads for all.
 LEADER = 0
+
+CONNECT_LATE = """
+    const late = new Promise((resolve) => (window.letItConnect = resolve));
+    const fetchNow = window.fetch;
+    window.fetch = async (...all) => (await late, fetchNow(...all));
+"""
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +46,15 @@ class Tabs:
     def streams(self) -> list[EventSource]:
         return [stream for stream, _ in self._open]
 
-    def open(self, script: str = "", **options: object) -> EventSource:
-        """Open one more, after a script was run in it."""
+    def open(self, script: str = "", *, waits: bool = True, **options: object) -> EventSource:
+        """Open one more, after a script was run in it; wait until its stream is open."""
         stack = ExitStack()
         tab = stack.enter_context(Tab.open(self._browser, self._site.origin))
         tab.run(script)
         stream = tab.follow_event_stream(self._url, shared=True, **options)
         self._open.append((stream, stack))
-        stream.wait_for_state("open")
+        if waits:
+            stream.wait_for_state("open")
         return stream
 
     def close(self, index: int) -> None:
@@ -174,6 +182,83 @@ def test_a_new_visitor_that_was_reset_shares_too(tabs: Tabs, site: Site, group: 
     for stream in tabs.streams:
         stream.wait_for("message", "two")
         assert texts(stream) == ["two"]
+
+
+def test_the_one_that_reads_for_all_is_not_in_want_of_a_connection(
+    tabs: Tabs, site: Site, group: str
+) -> None:
+    """HTTP/1.1 has six for a host: the tabs that came first must not keep them."""
+    tabs.open(CONNECT_LATE, waits=False)
+    for _ in range(CONNECTIONS_OF_A_HOST + 1):
+        tabs.open(waits=False)
+    tabs.streams[LEADER].tab.run("letItConnect()")
+    for stream in tabs.streams:
+        stream.wait_for_state("open")
+    until_one_is_open(site)
+    site.publish(group, "one")
+    for stream in tabs.streams:
+        stream.wait_for("message", "one")
+        assert texts(stream) == ["one"]
+
+
+def test_a_new_tab_does_not_wait_for_the_one_that_comes_back_late(
+    tabs: Tabs, site: Site, group: str
+) -> None:
+    first = tabs.open()
+    with site.network.without_server():
+        # So many times longer it waits at each.
+        wait_until(lambda: len(first.errors) > 4, "it does not try")
+    tabs.open()
+    first.wait_for_state("open")
+    until_one_is_open(site)
+
+
+def test_a_tab_that_is_frozen_does_not_stop_the_others(tabs: Tabs, site: Site, group: str) -> None:
+    for _ in range(3):
+        tabs.open()
+    until_one_is_open(site)
+    with tabs.streams[LEADER].tab.frozen():
+        site.publish(group, "one")
+        for stream in tabs.streams[1:]:
+            stream.wait_for("message", "one")
+        until_one_is_open(site)
+    for stream in tabs.streams:
+        stream.wait_for("message", "one")
+        assert texts(stream) == ["one"]
+    until_one_is_open(site)
+
+
+def test_a_tab_that_shows_a_dialog_does_not_stop_the_others(
+    tabs: Tabs, site: Site, group: str
+) -> None:
+    for _ in range(3):
+        tabs.open(silence=2000)
+    until_one_is_open(site)
+    with tabs.streams[LEADER].tab.showing_a_dialog():
+        site.publish(group, "one")
+        for stream in tabs.streams[1:]:
+            stream.wait_for("message", "one")
+    for stream in tabs.streams:
+        stream.wait_for("message", "one")
+        assert texts(stream) == ["one"]
+
+
+def test_a_204_ends_those_alone_that_have_everything(tabs: Tabs, site: Site, group: str) -> None:
+    before = tabs.open()
+    wait_until(lambda: before.last_event_id, "no position")
+    here = before.last_event_id
+    tabs.close(0)
+
+    new = tabs.open(CONNECT_LATE, waits=False)
+    old = tabs.open(lastEventId=here, waits=False)
+    wait_until(lambda: site.open_streams() == 0, "it does not make way")
+    for text in ("one", "two"):
+        site.publish(group, text)
+    site.cancel(group, "over")
+    new.tab.run("letItConnect()")
+    old.wait_for("close", '{"reason":"over"}')
+    assert texts(old) == ["one", "two"]
+    new.wait_for("close", '{"reason":"204"}')
 
 
 def test_where_there_are_no_locks_each_tab_has_its_own(tabs: Tabs, site: Site, group: str) -> None:

@@ -127,6 +127,7 @@ def test_two_browsers_chat_in_a_room(
 def test_a_text_appears_word_by_word_and_ends(browser: webdriver.Chrome, demo: Demo) -> None:
     _, text = ANSWERS["websockets"]
     with demo.open(browser, "/text/websockets/") as page:
+        page.wait_for_element("event-stream:is([state=open], [state=closed])")
         # Once more from the beginning, which a script in the page cannot miss.
         page.run(
             "window.lengths = [];"
@@ -156,7 +157,11 @@ def test_cancelling_a_group_stops_both_clients_and_reopening_lets_them_go_on(
         return lines
 
     def click(url: str) -> None:
+        """Press a button, and wait until it has been answered."""
+        before = demo.requests.statuses(url)
         page.click(f"[formaction='{url}']")
+        page.wait_for(lambda: len(demo.requests.statuses(url)) > len(before))
+        page.wait_for(lambda: None not in demo.requests.statuses(url))
 
     close = ["close", '{"reason":"cancelled on the page"}']
     stopped = ["error", "readyState CLOSED"]
@@ -193,13 +198,18 @@ def test_cancelling_a_group_stops_both_clients_and_reopening_lets_them_go_on(
 def test_who_is_kicked_is_out_and_nobody_else(
     browser: webdriver.Chrome, second_browser: webdriver.Chrome, demo: Demo
 ) -> None:
+    def login(page: Page, user: str) -> None:
+        # Answered after the login, a request of the session before would end the new one.
+        page.wait_for_texts("#group .state", "open", "open")
+        page.click(f"form[action='/last-word/login/'] [value={user}]")
+        page.wait_for_element("#user event-stream[state=open]")
+
     with (
         demo.open(browser, "/last-word/") as ada,
         demo.open(second_browser, "/last-word/") as grace,
     ):
-        for page, user in ((ada, "ada"), (grace, "grace")):
-            page.click(f"form[action='/last-word/login/'] [value={user}]")
-            page.wait_for_element("#user event-stream[state=open]")
+        login(ada, "ada")
+        login(grace, "grace")
         grace.click("form[action='/last-word/kick/'] [value=ada]")
         ada.wait_for_element("#user event-stream[state=closed]")
         grace.wait_for(lambda: "Ada was kicked" in grace.texts("#members li"))
@@ -209,8 +219,7 @@ def test_who_is_kicked_is_out_and_nobody_else(
 
         ada.reload()
         ada.wait_for_element("#user event-stream[state=closed]")
-        ada.click("form[action='/last-word/login/'] [value=ada]")
-        ada.wait_for_element("#user event-stream[state=open]")
+        login(ada, "ada")
 
 
 def test_twenty_tabs_hold_one_stream(browser: webdriver.Chrome, demo: Demo) -> None:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from django_sse.position import format_position, group_mark
+from django_sse.position import format_position, group_hash
 from tests.live.client import EndOfStreamError, Response, connect, open_streams, until_open
 from tests.live.servers import Server, manage, require, serve
 
@@ -123,7 +123,7 @@ async def test_a_generator_view_runs_once(server: Server) -> None:
 
 def nonsense(group: str, other: str) -> list[bytes]:
     """Return values of Last-Event-ID that no server gave out for this group."""
-    mark = group_mark(group)
+    mark = group_hash(group)
     texts = [
         *("-1", "-99999999999999999999", "0", "~", "~~~~", ".", "null", "%00", "é"),
         *("9" * 10_240, "~" * 10_240, "a.1~" * 2_560, f"{mark}.1~" * 600),

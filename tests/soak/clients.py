@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from django_sse.position import group_mark, parse_position
+from django_sse.position import group_hash, parse_position
 from tests.live.client import EndOfStreamError, Response, connect
 from tests.live.engines import RETRY
 from tests.soak.verdict import Numbered, Stretch
@@ -76,7 +76,7 @@ class Client:
         self._pause_at = 0.0
         self._random = random.Random(seed)
         self._path = "/events/?" + "&".join(f"group={group}" for group in groups)
-        self._marks = {group: f"{group_mark(group)}.".encode() for group in groups}
+        self._marks = {group: f"{group_hash(group)}.".encode() for group in groups}
         self._last_event_id = b""
         self._retry = 1.0
         self._records: dict[str, list[_Record]] = {group: [] for group in groups}

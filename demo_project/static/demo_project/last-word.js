@@ -24,8 +24,9 @@ function connect(Client) {
 function log(...words) {
   const line = document.createElement("li");
   line.append(...words.map((word) => Object.assign(document.createElement("span"), { textContent: word })));
-  document.querySelector("#log").append(line);
-  line.scrollIntoView({ block: "nearest" });
+  const list = document.querySelector("#log");
+  list.append(line);
+  list.scrollTop = list.scrollHeight;
 }
 
 function connectBoth() {

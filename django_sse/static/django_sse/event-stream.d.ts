@@ -18,7 +18,8 @@ export interface EventStreamOptions {
   json?: boolean;
   /**
    * Share one connection with all tabs of this origin that have a stream of this URL. Needs a
-   * secure context (https, or localhost); elsewhere each tab has its own.
+   * secure context (https, or localhost); elsewhere each tab has its own, as where the server
+   * sends no ids. A position goes into `lastEventId`, for with it in the URL there is no other tab.
    */
   shared?: boolean;
   /** Hold no connection while the page is hidden, or in the back/forward cache. */
@@ -80,8 +81,18 @@ export class EventStream extends EventTarget {
   ): void;
   addEventListener(
     type: string,
-    listener: (this: EventStream, event: StreamEvent) => any,
+    listener: ((this: EventStream, event: StreamEvent) => any) | EventListenerObject | null,
     options?: boolean | AddEventListenerOptions,
+  ): void;
+  removeEventListener<Type extends keyof EventStreamEventMap>(
+    type: Type,
+    listener: (this: EventStream, event: EventStreamEventMap[Type]) => any,
+    options?: boolean | EventListenerOptions,
+  ): void;
+  removeEventListener(
+    type: string,
+    listener: ((this: EventStream, event: StreamEvent) => any) | EventListenerObject | null,
+    options?: boolean | EventListenerOptions,
   ): void;
 }
 

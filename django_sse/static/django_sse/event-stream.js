@@ -11,6 +11,9 @@ const CLOSED = 2;
 /** The milliseconds to come back in, while the server has not said. */
 const RETRY = 3000;
 
+/** The milliseconds in which a tab answers another, unless it is suspended, or shows a dialog. */
+const ANSWER = 1000;
+
 /** Statuses of the client's own that pass: timeout, too early, too many requests. */
 const PASSING = [408, 425, 429];
 
@@ -51,6 +54,11 @@ function parser(onBlock, onRetry) {
     rest = lines.pop();
     lines.forEach(take);
   };
+}
+
+/** Do something after so many milliseconds: of more than 31 bits, browsers make none. */
+function after(milliseconds, what) {
+  return setTimeout(what, Math.min(milliseconds, 2 ** 31 - 1));
 }
 
 /** A connection of one's own: reads blocks, and comes back until it is told to stop. */
@@ -127,18 +135,15 @@ class Connection {
 
   #take(block) {
     // A server that refuses says when to come back, and no more.
-    this.#failures = 0;
+    if ((block.id ?? block.data) !== undefined) this.#failures = 0;
     this.#id = block.id ?? this.#id;
     this.#listener?.took(block);
   }
 
   /** Give a connection up that is silent for too long, heartbeats included. */
   #watch() {
-    const { silence } = this.#options;
     clearTimeout(this.#timer);
-    if (this.#listener && silence < Infinity) {
-      this.#timer = setTimeout(() => this.#request.abort(), silence);
-    }
+    this.#timer = after(this.#options.silence, () => this.#request.abort());
   }
 
   #comeBack() {
@@ -148,9 +153,11 @@ class Connection {
       this.#listener.ended("max retries");
       return;
     }
-    const delay = Math.min(this.#retry * 2 ** this.#failures, Math.max(this.#retry, maxDelay));
+    // Also from nothing it grows.
+    const grown = Math.min((this.#retry || 1) * 2 ** this.#failures, maxDelay);
+    const delay = Math.max(this.#retry, grown);
     this.#failures += 1;
-    this.#timer = setTimeout(() => this.#connect(), delay * (1 + Math.random() / 2));
+    this.#timer = after(delay * (1 + Math.random() / 2), () => this.#connect());
     this.#listener.lost();
   }
 }
@@ -167,9 +174,11 @@ class SharedConnection {
   #id;
   #ledTo;
   #own = null;
+  #state;
   #resign = null;
   #waiting = new AbortController();
   #channel;
+  #timer;
 
   constructor(options, id, listener) {
     this.#options = options;
@@ -185,6 +194,7 @@ class SharedConnection {
   }
 
   close() {
+    clearTimeout(this.#timer);
     this.#listener = null;
     this.#leave();
     this.#waiting.abort();
@@ -193,6 +203,7 @@ class SharedConnection {
   }
 
   #connect() {
+    this.#leave();
     this.#own = new Connection(this.#options, this.#id, {
       opened: () => this.#say("opened"),
       lost: () => this.#say("lost"),
@@ -204,63 +215,89 @@ class SharedConnection {
   #leave() {
     this.#own?.close();
     this.#own = null;
+    this.#state = "";
   }
 
   #lead() {
     if (!this.#listener) return;
     if (!this.#own) this.#connect();
     const resigned = new Promise((resolve) => (this.#resign = resolve));
-    this.#post({ at: this.#id });
+    this.#post();
     return resigned;
   }
 
   #post(message) {
-    if (this.#resign) this.#channel.postMessage(message);
+    if (!this.#resign) return;
+    this.#channel.postMessage({ at: this.#id, open: this.#state === "opened", ...message });
   }
 
   /** Tell this tab, and those that follow, how the connection is. */
   #say(state, reason) {
+    this.#state = state;
     this.#post({ state, reason });
     this.#listener[state](reason);
   }
 
   #take(block) {
-    const before = this.#id;
-    this.#id = block.id ?? before;
-    this.#post({ before, block });
+    const at = this.#id;
+    this.#id = block.id ?? at;
+    this.#post({ at, block });
     this.#listener.took(block);
-    this.#followIfThere();
+    if (this.#isThere()) this.#follow();
   }
 
-  #hear({ asks, at, state, reason, before, block }) {
-    if (asks) this.#post({ at: this.#id });
+  #hear({ asks, at, open, state, reason, block }) {
     // What one that led before has said last is known to this tab, or comes again.
-    if (this.#resign || asks) return;
-    if (state) {
-      if (!this.#own) this.#listener[state](reason);
+    if (this.#resign || asks) {
+      if (asks && this.#state === "lost") this.#connect();
+      if (asks) this.#post();
       return;
     }
-    if (block && this.#id && before === this.#id) {
+    this.#watch();
+    if (block && this.#id && at === this.#id) {
+      this.#ledTo = this.#id = block.id ?? at;
       this.#follow();
-      this.#ledTo = this.#id = block.id ?? before;
-      this.#listener.took(block);
+      this.#listener?.took(block);
       return;
     }
-    this.#ledTo = block ? (block.id ?? before) : at;
-    this.#followIfThere();
-    if (!this.#own && this.#id !== this.#ledTo) this.#connect();
+    this.#ledTo = open ? (block?.id ?? at) : null;
+    if (this.#isThere()) {
+      this.#follow();
+    } else if (state === "ended" && !this.#own && at === this.#id) {
+      this.#listener.ended(reason);
+    } else if (open || state === "ended") {
+      // It has what this tab has not, or the other way round.
+      if (!this.#own) this.#connect();
+    } else if (this.#own || state) {
+      // HTTP/1.1 has six connections for a host: the one that is for all goes first.
+      this.#leave();
+      this.#listener.lost();
+    }
   }
 
-  #followIfThere() {
-    if (this.#listener && !this.#resign && this.#id && this.#id === this.#ledTo) this.#follow();
+  #isThere() {
+    return this.#listener && !this.#resign && this.#id && this.#id === this.#ledTo;
   }
 
   #follow() {
-    if (!this.#own) return;
     this.#leave();
     this.#listener.opened();
   }
+
+  /** Go without the one that leads, if nothing runs in it: it is silent, and does not answer. */
+  #watch() {
+    clearTimeout(this.#timer);
+    this.#timer = after(this.#options.silence, () => {
+      this.#channel.postMessage({ asks: true });
+      this.#timer = after(ANSWER, () => {
+        this.#ledTo = null;
+        if (!this.#own) this.#connect();
+      });
+    });
+  }
 }
+
+const LIFECYCLE = ["visibilitychange", "freeze", "resume"];
 
 export class EventStream extends EventTarget {
   static CONNECTING = CONNECTING;
@@ -275,7 +312,11 @@ export class EventStream extends EventTarget {
   #connection = null;
   #readyState = CONNECTING;
   #lastEventId;
-  #onVisibility = () => (document.hidden ? this.#pause() : this.#connect());
+  /** Chromium lets a frozen page keep its locks, and loses its connections. */
+  #onLifecycle = ({ type }) => {
+    if (type === "freeze" || (this.#options.pauseWhenHidden && document.hidden)) this.#pause();
+    else this.#connect();
+  };
 
   constructor(
     url,
@@ -292,13 +333,13 @@ export class EventStream extends EventTarget {
   ) {
     super();
     url = new URL(url, document.baseURI).href;
-    this.#options = { url, withCredentials, json, shared, silence, maxDelay, maxRetries };
+    this.#options = { url, withCredentials, json, shared, pauseWhenHidden, silence, maxDelay, maxRetries };
     this.#lastEventId = lastEventId;
     for (const type of ["open", "message", "error"]) {
       this.addEventListener(type, (event) => this[`on${type}`]?.(event));
     }
-    if (pauseWhenHidden) document.addEventListener("visibilitychange", this.#onVisibility);
-    if (!pauseWhenHidden || !document.hidden) this.#connect();
+    for (const type of LIFECYCLE) document.addEventListener(type, this.#onLifecycle);
+    this.#onLifecycle({});
   }
 
   get CONNECTING() { return CONNECTING; }
@@ -310,16 +351,16 @@ export class EventStream extends EventTarget {
   get lastEventId() { return this.#lastEventId; }
 
   close() {
-    this.#readyState = CLOSED;
     this.#pause();
-    document.removeEventListener("visibilitychange", this.#onVisibility);
+    this.#readyState = CLOSED;
+    for (const type of LIFECYCLE) document.removeEventListener(type, this.#onLifecycle);
   }
 
   #connect() {
     // Locks are for secure contexts alone.
     const kind = this.#options.shared && navigator.locks ? SharedConnection : Connection;
     this.#connection ??= new kind(this.#options, this.#lastEventId, {
-      opened: () => this.#become(OPEN, "open"),
+      opened: () => this.#readyState === OPEN || this.#become(OPEN, "open"),
       lost: () => this.#become(CONNECTING, "error"),
       ended: (reason) => this.#end(reason, JSON.stringify({ reason })),
       took: (block) => this.#take(block),
@@ -329,6 +370,7 @@ export class EventStream extends EventTarget {
   #pause() {
     this.#connection?.close();
     this.#connection = null;
+    this.#readyState = CONNECTING;
   }
 
   #become(state, type) {
@@ -382,7 +424,8 @@ class EventStreamElement extends HTMLElement {
     }
     if (!this.hasAttribute("src")) throw new TypeError("<event-stream>: it has no src");
     this.stream = new EventStream(this.getAttribute("src"), {
-      lastEventId: this.getAttribute("last-event-id") ?? "",
+      // Moved in the page, it goes on from where it was.
+      lastEventId: (this.stream?.lastEventId || this.getAttribute("last-event-id")) ?? "",
       withCredentials: this.hasAttribute("with-credentials"),
       shared: this.hasAttribute("shared"),
       pauseWhenHidden: this.hasAttribute("pause-when-hidden"),

@@ -18,6 +18,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_sse",
     "demo_project",
+    "demo_project.recipes",
 ]
 
 MIDDLEWARE = [
@@ -58,5 +59,15 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
+# The demo by its two names: each is an origin that reads the streams of the other one.
+_PORT = os.environ.get("DEMO_PORT", "8000")
+DJANGO_SSE = {
+    "ALLOWED_ORIGINS": [f"http://{host}:{_PORT}" for host in ("localhost", "127.0.0.1")],
+    "ALLOW_CREDENTIALS": True,
+}
+
 USE_TZ = True
 STATIC_URL = "static/"
+# What the recipes for htmx, Turbo and Datastar take from npm, where it was installed.
+_PACKAGES = BASE_DIR / "demo_project" / "node_modules"
+STATICFILES_DIRS = [("npm", _PACKAGES)] if _PACKAGES.exists() else []

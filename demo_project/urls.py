@@ -13,4 +13,5 @@ urlpatterns = [
     path("", include("demo_project.text")),
     path("", include("demo_project.last_word")),
     path("", include("demo_project.tabs")),
+    path("recipes/", include("demo_project.recipes.urls")),
 ]

@@ -43,5 +43,8 @@ if mysql.binaries():
         "HOST": "127.0.0.1",
     }
 
+# What the demo allows to other origins is not for the tests.
+DJANGO_SSE: dict[str, Any] = {}  # type: ignore[no-redef]
+
 ROOT_URLCONF = "tests.urls"
 ASGI_APPLICATION = "tests.asgi.application"

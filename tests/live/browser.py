@@ -115,7 +115,7 @@ STATES: tuple[State, ...] = ("connecting", "open", "closed")
 
 
 class Tab:
-    """A tab of a browser with the page ``tests/event_sources.html``, at a host of a server."""
+    """A tab of a browser, with a page of a server; ``tests/event_sources.html`` follows streams."""
 
     def __init__(self, browser: webdriver.Chrome, handle: str) -> None:
         self._browser = browser
@@ -123,13 +123,15 @@ class Tab:
 
     @classmethod
     @contextmanager
-    def open(cls, browser: webdriver.Chrome, origin: str) -> Iterator["Tab"]:
+    def open(
+        cls, browser: webdriver.Chrome, origin: str, path: str = "/event-sources/"
+    ) -> Iterator["Tab"]:
         """Open a tab for the length of the block."""
         first = browser.window_handles[0]
         browser.switch_to.window(first)
         browser.switch_to.new_window("tab")
         tab = cls(browser, browser.current_window_handle)
-        browser.get(f"{origin}/event-sources/")
+        browser.get(f"{origin}{path}")
         try:
             yield tab
         finally:

@@ -22,7 +22,7 @@ JITTERED_RETRY = 0.5
 # How long a process may take to learn from the store what another one has done, in seconds.
 SYNC_INTERVAL = 1.0
 
-_REQUEST_LOG = "requests"
+REQUEST_LOG = "requests"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Site:
 
     @property
     def requests(self) -> Requests:
-        return Requests(self.server.directory / _REQUEST_LOG)
+        return Requests(self.server.directory / REQUEST_LOG)
 
     def statuses(self, url: str) -> list[int | None]:
         """Return the status of each request for a URL."""
@@ -99,7 +99,7 @@ def run(
     port = port or free_port()
     environment = {
         "LIVE_DJANGO_SSE": json.dumps({"RETRY": RETRY, "SYNC_INTERVAL": SYNC_INTERVAL, **settings}),
-        "LIVE_REQUEST_LOG": str(directory / _REQUEST_LOG),
+        "LIVE_REQUEST_LOG": str(directory / REQUEST_LOG),
         **(environment or {}),
     }
     with (

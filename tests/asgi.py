@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl
 from uuid import uuid4
 
 from django.core.asgi import get_asgi_application as get_django_application
@@ -38,12 +38,12 @@ class RequestLog:
 
         if scope["type"] == "http":
             number = uuid4().hex
-            query = parse_qsl(scope["query_string"].decode(), keep_blank_values=True)
-            last_event_id = dict(scope["headers"]).get(b"last-event-id", b"").decode()
+            query = scope["query_string"].decode()
             # Where an EventStream says it.
-            last_event_id = last_event_id or dict(query).get("lastEventId", "")
-            query = [(name, value) for name, value in query if name != "lastEventId"]
-            target = f"{scope['path']}?{urlencode(query)}" if query else scope["path"]
+            asked = dict(parse_qsl(query)).get("lastEventId", "")
+            last_event_id = dict(scope["headers"]).get(b"last-event-id", asked.encode()).decode()
+            rest = [part for part in query.split("&") if not part.startswith("lastEventId=")]
+            target = f"{scope['path']}?{'&'.join(rest)}" if any(rest) else scope["path"]
             self._note(number, "request", target, last_event_id)
         await self.application(scope, receive, send_logged)
 

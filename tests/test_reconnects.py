@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]
 
-CLIENTS = 5000
+CLIENTS = 1000
 MISSED = 50
 HANDFUL = 6
 

@@ -147,11 +147,8 @@ async def test_heartbeats_outlast_the_time_that_nginx_gives_a_silent_server(
 
 
 async def test_a_server_that_comes_back_is_found_again(tmp_path: Path, group: str) -> None:
-    require("uvicorn")
     port = free_port()
-    directory = tmp_path / "nginx"
-    directory.mkdir()
-    with nginx(port, directory) as proxy:
+    with proxied(tmp_path, port) as proxy:
         async with connect(proxy.port, f"/events/{group}/") as response:
             assert response.status == 502
         with launch("uvicorn", tmp_path, port, APPLICATION):

@@ -6,7 +6,7 @@ SECONDS ?= 600
 # More than there are cores: tests on real servers wait most of the time.
 WORKERS ?= 3
 VENV := .venv
-PACKAGES := demo_project
+PACKAGES := demo_project/node_modules
 
 # The newest Django needs a newer Python than the oldest one supported: the tests run on both.
 NEWER_PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-9]*/bin/python 2>/dev/null | sort -rV); do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -19,18 +19,15 @@ help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: $(VENV)/demo demo-packages  ## Set everything up and serve the demo (PORT=8000)
+demo: $(VENV)/demo $(PACKAGES)/installed.json  ## Set everything up and serve the demo (PORT=8000)
 	$(VENV)/bin/python manage.py migrate --verbosity 0
 	@# The sampler ends with its parent, which is the server.
 	$(VENV)/bin/python manage.py sample_metrics & DEMO_PORT=$(PORT) exec $(VENV)/bin/python manage.py runserver $(PORT)
 
 # For three of the recipes, whose pages say so where it could not be installed.
-.PHONY: demo-packages
-demo-packages:
-	@if command -v npm >/dev/null && ! cmp -s $(PACKAGES)/package.json $(PACKAGES)/node_modules/installed.json; then \
-		cd $(PACKAGES) && rm -rf node_modules && npm install --ignore-scripts --no-audit --no-fund --no-package-lock \
-		&& cp package.json node_modules/installed.json || echo "Some of the demo's recipes do without npm's packages."; \
-	fi
+$(PACKAGES)/installed.json: demo_project/package.json
+	@cd demo_project && rm -rf node_modules && npm install --ignore-scripts --no-audit --no-fund --no-package-lock \
+		&& cp package.json node_modules/installed.json || echo "Some of the demo's recipes do without npm's packages."
 
 .PHONY: test
 test: $(VENV)/test  ## Set everything up and run the tests (ARGS= for pytest), on a newer Python too where there is one

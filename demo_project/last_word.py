@@ -1,4 +1,7 @@
-"""The server has the last word: for a group, and for a user."""
+"""The server has the last word: for a group, and for a user.
+
+In the demo anybody may say it. A project asks who: with `permission_required`, for example.
+"""
 
 from django.contrib import auth
 from django.contrib.auth.models import User

@@ -67,6 +67,7 @@ DJANGO_SSE = {
 }
 
 USE_TZ = True
+TIME_ZONE = "UTC"
 STATIC_URL = "static/"
 # What the recipes for htmx, Turbo and Datastar take from npm, where it was installed.
 _PACKAGES = BASE_DIR / "demo_project" / "node_modules"

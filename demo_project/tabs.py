@@ -28,7 +28,10 @@ def publish_numbers(request: HttpRequest) -> HttpResponse:
 
 @event_stream
 async def count(request: HttpRequest) -> AsyncIterator[Event]:
-    """Tell how many streams of the group this process holds, whenever that changes."""
+    """Tell how many streams of the group this process holds, whenever that changes.
+
+    The hub is not of the public API: this page alone looks into it.
+    """
     told = None
     while True:
         streams = current_hub().occupancy.groups["tabs"]

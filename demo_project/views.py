@@ -30,6 +30,7 @@ def push_command() -> str:
 
 
 class Group(EventStreamView):
+    # In the demo anybody may read any group; in a project `authorize` says who.
     groups = ["{group}"]
 
 

@@ -20,6 +20,7 @@ from django.http.response import HttpResponseBase
 from django_sse.cors import cross_origin
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
+from django_sse.logins import spare_session_cookie
 from django_sse.position import TERMINAL_MARK
 from django_sse.response import (
     CONTENT_TYPE,
@@ -105,7 +106,7 @@ def _generator_view(generate: GeneratorView) -> View:
         events = cast("AsyncGenerator[Any, None]", generate(request, *args, **kwargs))
         return GeneratorResponse(request, events)
 
-    return exempt_from_atomic_requests(cross_origin(view))
+    return exempt_from_atomic_requests(cross_origin(spare_session_cookie(view)))
 
 
 def event_stream_headers(view: ViewT) -> ViewT:

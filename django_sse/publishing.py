@@ -96,10 +96,8 @@ async def apublish_template(
     exclude: Any = None,
 ) -> Published:
     """Publish a template from async code. It is rendered in a thread, for it may query."""
-    render = sync_to_async(Event.from_template)
-    return await apublish(
-        group, await render(template, context, request, event=event), exclude=exclude
-    )
+    made = await sync_to_async(Event.from_template)(template, context, request, event=event)
+    return await apublish(group, made, exclude=exclude)
 
 
 @async_unsafe(_ON_A_LOOP.format("publish_many"))

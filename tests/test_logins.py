@@ -26,6 +26,7 @@ from pytest_django import Settings
 
 from django_sse import acancel, apublish
 from django_sse.asgi import get_asgi_application
+from django_sse.decorators import event_stream
 from django_sse.logins import Judgement, judge
 from django_sse.mixins import LoginRequiredMixin
 from django_sse.owners import Login
@@ -111,8 +112,20 @@ class Members(LoginRequiredMixin, News):
     """For who is logged in."""
 
 
+@event_stream
+async def job(request: HttpRequest) -> AsyncIterator[str]:
+    yield "done"
+
+
+async def job_of_user(request: HttpRequest) -> HttpResponseBase:
+    await request.auser()
+    response: HttpResponseBase = await job(request)
+    return response
+
+
 urlpatterns = [
     path("events/", News.as_view()),
+    path("job/", job_of_user),
     path("members/", Members.as_view()),
     path("staff/", StaffOnly.as_view()),
     path("undecided/", Undecided.as_view()),
@@ -380,11 +393,12 @@ async def test_an_answer_to_the_cookie_of_before_takes_no_login_away() -> None:
     late.cookies[name] = tab.cookies[name].value
     # As a login does: the late one's session is gone, and the browser has another cookie.
     await tab.get("/rotate/")
-    streamed = await answer(late)
-    async with reading(streamed):
+    streamed, generated = await answer(late), await answer(late, url="/job/")
+    async with reading(streamed), reading(generated):
         refused = await answer(late, url="/members/")
-    assert (streamed.status_code, refused.status_code) == (200, 401)
-    for response in (streamed, refused):
+    responses = (streamed, generated, refused)
+    assert [response.status_code for response in responses] == [200, 200, 401]
+    for response in responses:
         assert name not in response.cookies
 
 

@@ -83,7 +83,8 @@ async def who(request: HttpRequest) -> AsyncIterator[dict[str, object]]:
 
 @event_stream_headers
 async def numbers(request: HttpRequest) -> HttpResponseBase:
-    done = int(request.headers.get("Last-Event-ID") or 0)
+    seen = request.headers.get("Last-Event-ID", "")
+    done = int(seen) if seen in set("123456789") else 0
 
     async def three_more() -> AsyncIterator[bytes]:
         for number in range(done + 1, done + 4):

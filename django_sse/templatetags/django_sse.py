@@ -33,7 +33,8 @@ def event_stream_script(context: Context) -> SafeString:
     """Return the script that defines ``<event-stream>``, as a module.
 
         {% event_stream_script %}
-        <ul><event-stream src="/events/news/" event="headline" swap="afterbegin"></ul>
+        <ul id="headlines"></ul>
+        <event-stream src="/events/news/" target="#headlines" swap="afterbegin"></event-stream>
 
     It has the nonce of Django's or of django-csp's Content Security Policy, where there is one.
     """

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from selenium import webdriver
 from selenium.webdriver.support.expected_conditions import alert_is_present
@@ -75,17 +75,16 @@ class Requests:
 
     path: Path
 
-    def of(self, target: str, *, any_query: bool = False) -> list[Request]:
+    def of(self, target: str) -> list[Request]:
         """Return the requests for a target, in the order they came in.
 
         Args:
             target: A path with its query, but for ``lastEventId``.
-            any_query: It is a path alone, and the query may be any.
         """
         came: dict[str, Request] = {}
         for line in self.path.read_text().splitlines():
             number, what, at, of, last_event_id = json.loads(line)
-            if target != (of.partition("?")[0] if any_query else of):
+            if of != target:
                 continue
             if what == "request":
                 came[number] = Request(at, last_event_id, None)
@@ -125,7 +124,7 @@ class Tab:
     @contextmanager
     def open(
         cls, browser: webdriver.Chrome, origin: str, path: str = "/event-sources/"
-    ) -> Iterator["Tab"]:
+    ) -> Iterator[Self]:
         """Open a tab for the length of the block."""
         first = browser.window_handles[0]
         browser.switch_to.window(first)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from http.client import HTTPMessage, parse_headers
 from io import BytesIO
+from urllib.parse import urlencode
 
 from django_sse.event import Decoder, Event
 
@@ -210,6 +211,12 @@ async def log_in(port: int) -> str:
         return "; ".join(
             cookie.partition(";")[0] for cookie in response.headers.get_all("set-cookie", [])
         )
+
+
+async def act(port: int, path: str, **query: str) -> None:
+    """Let a view do something."""
+    async with connect(port, f"{path}?{urlencode(query)}") as response:
+        assert response.status < 400, (path, response.status)
 
 
 async def open_streams(port: int) -> int:

@@ -3,42 +3,32 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from tests.live.browser import Requests, wait_until
+from tests.live.browser import Requests, Tab, wait_until
 from tests.live.servers import Server, manage, serve
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(Tab):
     """A page of the demo, in a tab of its own."""
-
-    browser: webdriver.Chrome
-    handle: str
-
-    def run(self, script: str, *arguments: Any) -> Any:
-        """Run a script in the page; return what it returns."""
-        self._switch()
-        return self.browser.execute_script(script, *arguments)
 
     def click(self, selector: str) -> None:
         self._switch()
-        self.browser.find_element(By.CSS_SELECTOR, selector).click()
+        self._browser.find_element(By.CSS_SELECTOR, selector).click()
 
     def fill(self, selector: str, text: str) -> None:
         """Type into an empty field."""
         self._switch()
-        self.browser.find_element(By.CSS_SELECTOR, selector).send_keys(text)
+        self._browser.find_element(By.CSS_SELECTOR, selector).send_keys(text)
 
     def reload(self) -> None:
         self._switch()
-        self.browser.refresh()
+        self._browser.refresh()
 
     def texts(self, selector: str) -> list[str]:
         """Return the text of each element."""
@@ -61,14 +51,6 @@ class Page:
     def wait_for_element(self, selector: str) -> None:
         self.wait_for(lambda: self.run("return document.querySelector(arguments[0])", selector))
 
-    def close(self) -> None:
-        self._switch()
-        self.browser.close()
-        self.browser.switch_to.window(self.browser.window_handles[0])
-
-    def _switch(self) -> None:
-        self.browser.switch_to.window(self.handle)
-
 
 @dataclass(frozen=True)
 class Demo:
@@ -77,17 +59,9 @@ class Demo:
     server: Server
     requests: Requests
 
-    @contextmanager
-    def open(self, browser: webdriver.Chrome, path: str) -> Iterator[Page]:
+    def open(self, browser: webdriver.Chrome, path: str) -> AbstractContextManager[Page]:
         """Open a page for the length of the block."""
-        browser.switch_to.window(browser.window_handles[0])
-        browser.switch_to.new_window("tab")
-        page = Page(browser, browser.current_window_handle)
-        try:
-            browser.get(f"http://127.0.0.1:{self.server.port}{path}")
-            yield page
-        finally:
-            page.close()
+        return Page.open(browser, f"http://127.0.0.1:{self.server.port}", path)
 
     def manage(self, *arguments: str, input: str = "") -> None:
         """Run a management command, as in a second terminal."""

@@ -10,7 +10,7 @@ from selenium import webdriver
 
 from tests.live import http2
 from tests.live.browser import Tab
-from tests.live.client import until_open
+from tests.live.client import act, until_open
 from tests.live.nginx import nginx
 from tests.live.servers import Server, require, serve
 
@@ -26,13 +26,6 @@ class Site:
 
     server: Server
     port: int
-
-    async def act(self, path: str, **query: str) -> str:
-        """Let a view do something, over a connection of its own; return its answer."""
-        async with httpx.AsyncClient() as client:
-            url = f"http://127.0.0.1:{self.server.port}{path}"
-            response = await client.get(url, params=query)
-            return response.raise_for_status().text
 
 
 @pytest.fixture(scope="module", params=["hypercorn", "nginx"])
@@ -63,7 +56,7 @@ async def test_many_streams_share_a_connection_and_have_each_event_at_once(
             assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
             await stream.opened()
         for data in ("one", "two"):
-            await site.act(f"/publish/{group}/", data=data)
+            await act(site.server.port, f"/publish/{group}/", data=data)
             assert [(await stream.event()).data for stream in streams] == [data] * STREAMS
 
 
@@ -85,7 +78,7 @@ async def test_a_stream_that_is_left_is_gone_for_the_server_and_the_others_go_on
         left.leave()
         await until_open(site.server.port, 1)
         await other.opened()
-        await site.act(f"/publish/{group}/", data="still there")
+        await act(site.server.port, f"/publish/{group}/", data="still there")
         assert (await other.event()).data == "still there"
     await until_open(site.server.port, 0)
 
@@ -93,7 +86,7 @@ async def test_a_stream_that_is_left_is_gone_for_the_server_and_the_others_go_on
 async def test_the_position_the_end_and_204_pass(site: Site, group: str) -> None:
     async with http2.connect(site.port) as connection:
         stream = await (await connection.get(f"/events/{group}/")).opened()
-        await site.act(f"/cancel/{group}/", reason="over")
+        await act(site.server.port, f"/cancel/{group}/", reason="over")
         assert (await stream.event()).event == "close"
         await stream.end()
         again = await connection.get(f"/events/{group}/", last_event_id=stream.last_event_id)

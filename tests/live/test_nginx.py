@@ -11,7 +11,7 @@ import pytest
 from selenium import webdriver
 
 from tests.live.browser import Tab, wait_until
-from tests.live.client import connect, until_open
+from tests.live.client import act, connect, until_open
 from tests.live.nginx import Nginx, nginx
 from tests.live.servers import ROOT, Server, launch, manage, require, serve
 from tests.ports import free_port
@@ -50,13 +50,6 @@ def proxied(directory: Path, server_port: int, **directives: str) -> Iterator[Ng
         yield proxy
 
 
-async def act(server: Server, path: str, **query: str) -> str:
-    """Let a view of the server do something, not through the proxy; return its answer."""
-    async with httpx.AsyncClient() as client:
-        response = await client.get(f"http://127.0.0.1:{server.port}{path}", params=query)
-        return response.raise_for_status().text
-
-
 async def test_the_first_bytes_and_each_event_pass_at_once(
     server: Server, proxy: Nginx, group: str
 ) -> None:
@@ -67,7 +60,7 @@ async def test_the_first_bytes_and_each_event_pass_at_once(
         assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert "content-encoding" not in stream.headers
         for data in ("one", "two", "three"):
-            await act(server, f"/publish/{group}/", data=data)
+            await act(server.port, f"/publish/{group}/", data=data)
             async with asyncio.timeout(AT_ONCE_SECONDS):
                 assert (await stream.event()).data == data
 
@@ -78,7 +71,7 @@ async def test_an_event_larger_than_the_buffer_of_a_response_passes_whole(
     data = "x" * 12_000
     async with connect(proxy.port, f"/events/{group}/") as stream:
         await stream.opened()
-        await act(server, f"/publish/{group}/", data=data)
+        await act(server.port, f"/publish/{group}/", data=data)
         assert (await stream.event()).data == data
 
 
@@ -86,7 +79,7 @@ async def test_the_position_passes(server: Server, proxy: Nginx, group: str) -> 
     async with connect(proxy.port, f"/events/{group}/") as stream:
         await stream.opened()
         position = stream.last_event_id
-    await act(server, f"/publish/{group}/", data="missed")
+    await act(server.port, f"/publish/{group}/", data="missed")
     async with connect(proxy.port, f"/events/{group}/", last_event_id=position) as stream:
         assert (await stream.event()).data == "missed"
 
@@ -94,7 +87,7 @@ async def test_the_position_passes(server: Server, proxy: Nginx, group: str) -> 
 async def test_the_end_and_204_pass(server: Server, proxy: Nginx, group: str) -> None:
     async with connect(proxy.port, f"/events/{group}/") as stream:
         await stream.opened()
-        await act(server, f"/cancel/{group}/", reason="over")
+        await act(server.port, f"/cancel/{group}/", reason="over")
         assert [event.event for event in await stream.rest()] == ["close"]
         assert stream.complete
         position = stream.last_event_id
@@ -142,16 +135,13 @@ async def test_heartbeats_outlast_the_time_that_nginx_gives_a_silent_server(
         async with connect(proxy.port, f"/events/{group}/") as stream:
             await stream.opened()
             await asyncio.sleep(patience + 1)
-            await act(server, f"/publish/{group}/", data="still there")
+            await act(server.port, f"/publish/{group}/", data="still there")
             assert (await stream.event()).data == "still there"
 
 
 async def test_a_server_that_comes_back_is_found_again(tmp_path: Path, group: str) -> None:
-    require("uvicorn")
     port = free_port()
-    directory = tmp_path / "nginx"
-    directory.mkdir()
-    with nginx(port, directory) as proxy:
+    with proxied(tmp_path, port) as proxy:
         async with connect(proxy.port, f"/events/{group}/") as response:
             assert response.status == 502
         with launch("uvicorn", tmp_path, port, APPLICATION):

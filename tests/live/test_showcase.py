@@ -199,8 +199,6 @@ def test_who_is_kicked_is_out_and_nobody_else(
     browser: webdriver.Chrome, second_browser: webdriver.Chrome, demo: Demo
 ) -> None:
     def login(page: Page, user: str) -> None:
-        # Answered after the login, a request of the session before would end the new one.
-        page.wait_for_texts("#group .state", "open", "open")
         page.click(f"form[action='/last-word/login/'] [value={user}]")
         page.wait_for_element("#user event-stream[state=open]")
 

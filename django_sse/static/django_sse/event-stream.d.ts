@@ -20,6 +20,8 @@ export interface EventStreamOptions {
    * Share one connection with all tabs of this origin that have a stream of this URL. Needs a
    * secure context (https, or localhost); elsewhere each tab has its own, as where the server
    * sends no ids. A position goes into `lastEventId`, for with it in the URL there is no other tab.
+   * Whoever is logged in reads what another tab's connection brings: where one group's events
+   * differ from user to user, as by `filter_event`, put the user into the URL.
    */
   shared?: boolean;
   /** Hold no connection while the page is hidden, or in the back/forward cache. */

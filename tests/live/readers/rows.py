@@ -43,8 +43,7 @@ class Trial:
     @property
     def statuses(self) -> list[int | None]:
         """The status of each request for the group's stream."""
-        requests = self.site.requests.of(self.path, any_query=True)
-        return [request.status for request in requests]
+        return self.site.statuses(self.path)
 
     def follow(self, path: str) -> Reader:
         """Start the program."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 
@@ -13,6 +14,9 @@ from pytest_django import Settings
 from django_sse.hub import open_streams
 from django_sse.stores import get_store
 from tests import mysql, postgresql
+
+# A shell's job in the background ignores Ctrl-C, and so would the servers that tests start and end.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

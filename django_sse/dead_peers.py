@@ -27,9 +27,9 @@ _LONGEST_SECONDS: Final = 2**31 // 1000
 
 # New streams gather for so long before their sockets are looked for, all at once.
 _GATHER_SECONDS: Final = 0.5
-# A look at a socket costs some microseconds; this many at a time, and on average per second.
+# A look at a socket costs some ten microseconds; this many at a time, and on average per second.
 _AT_A_TIME: Final = 200
-_PER_SECOND: Final = 4000
+_PER_SECOND: Final = 2000
 
 # The peers whose sockets are still to be found; while there are any, a task looks for them.
 _wanted: Final = WeakKeyDictionary[asyncio.AbstractEventLoop, set[tuple[str, int]]]()

@@ -48,7 +48,7 @@ class Tabs:
         return [stream for stream, _ in self._open]
 
     def open(self, script: str = "", *, waits: bool = True, **options: object) -> EventSource:
-        """Open one more, after a script was run in it; wait until its stream is open."""
+        """Open one more, after a script was run in it; wait until its stream has a position."""
         stack = ExitStack()
         tab = stack.enter_context(Tab.open(self._browser, self._site.origin))
         tab.run(script)
@@ -56,6 +56,7 @@ class Tabs:
         self._open.append((stream, stack))
         if waits:
             stream.wait_for_state("open")
+            wait_until(lambda: stream.last_event_id, "no position")
         return stream
 
     def close(self, index: int) -> None:
@@ -135,12 +136,12 @@ def test_a_cancel_ends_all_tabs(tabs: Tabs, site: Site, group: str) -> None:
     for _ in range(3):
         tabs.open()
     until_one_is_open(site)
-    asked = len(site.statuses(f"/events/{group}/"))
     site.publish(group, "last")
     site.cancel(group, "over")
     for stream in tabs.streams:
         stream.wait_for_state("closed")
         assert [message.reason for message in stream.messages] == [None, "over"]
+    asked = len(site.statuses(f"/events/{group}/"))
     tabs.streams[0].assert_stays_closed(RETRY)
     assert len(site.statuses(f"/events/{group}/")) == asked
 

@@ -58,17 +58,20 @@ def bound_silence(peer: Any) -> None:
 
 
 async def _find_wanted(loop: asyncio.AbstractEventLoop, option: int) -> None:
-    await asyncio.sleep(_GATHER_SECONDS)
-    while peers := _wanted[loop]:
-        _wanted[loop] = set()
-        looked_at = 0
-        for descriptor, _ in own_sockets():
-            _bound_silence_of(descriptor, peers, option)
-            looked_at += 1
-            if not looked_at % _AT_A_TIME:
-                await asyncio.sleep(0)
-        await asyncio.sleep(max(_GATHER_SECONDS, looked_at / _PER_SECOND))
-    del _wanted[loop]
+    try:
+        await asyncio.sleep(_GATHER_SECONDS)
+        while peers := _wanted[loop]:
+            _wanted[loop] = set()
+            looked_at = 0
+            for descriptor, _ in own_sockets():
+                _bound_silence_of(descriptor, peers, option)
+                looked_at += 1
+                if not looked_at % _AT_A_TIME:
+                    await asyncio.sleep(0)
+            await asyncio.sleep(max(_GATHER_SECONDS, looked_at / _PER_SECOND))
+    finally:
+        # Whatever has ended it, the next stream begins it anew.
+        del _wanted[loop]
 
 
 def _bound_silence_of(descriptor: int, peers: Container[tuple[str, int]], option: int) -> None:

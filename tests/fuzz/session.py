@@ -23,8 +23,8 @@ from django_sse import (
 )
 from django_sse.asgi import Application
 from django_sse.conf import conf
-from django_sse.doorbells.datagrams import meeting_place
 from django_sse.doorbells.layer import doorbell_group
+from django_sse.doorbells.meeting_place import meeting_place
 from django_sse.event import NO_DATA, encode_published
 from django_sse.hub import open_streams
 from django_sse.position import group_hash, parse_position

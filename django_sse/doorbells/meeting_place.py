@@ -1,0 +1,236 @@
+"""Where the processes of one host meet: a directory of Unix sockets, one for each hub.
+
+Whoever may write beside it can put links, files and other directories in its place, at any moment,
+and the process that publishes may be allowed more than they are. So the directory is opened once,
+never through a link, and looked at; all that follows goes through its descriptor, and touches only
+sockets whose names have the form of ours.
+"""
+
+import os
+import re
+import socket
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+from secrets import token_hex
+from typing import Final
+
+from django_sse.stores.base import EventStore
+
+# The path of a socket has at most 107 bytes on Linux, and 103 elsewhere.
+_MAX_DIRECTORY_BYTES: Final = 80
+_SOCKET_NAME: Final = re.compile(r"[0-9a-f]{16}")
+# Where a descriptor stands for what it has opened, whatever has its name by now: proc(5).
+_DESCRIPTORS: Final = "/proc/self/fd"
+# Linux alone has it: a descriptor of a file that is not opened, such as a socket.
+_O_PATH: Final[int | None] = getattr(os, "O_PATH", None)
+
+# The sockets of this process, which rings its own hubs directly; a forked child has its own.
+_own_sockets: Final[set[tuple[int, str]]] = set()
+
+
+def meeting_place(store: EventStore) -> "MeetingPlace":
+    """Return where the processes meet that share a store."""
+    if store.file:
+        file = store.file.absolute()
+        directory = Path(f"{file}-doorbells")
+        if len(os.fsencode(directory)) <= _MAX_DIRECTORY_BYTES:
+            return MeetingPlace(directory, file)
+    shared = f"{type(store).__name__} {store.file} {store.address}"
+    name = blake2b(shared.encode(), digest_size=8).hexdigest()
+    return MeetingPlace(Path(tempfile.gettempdir(), f"django-sse-{os.geteuid()}-{name}"))
+
+
+class MeetingPlace:
+    """A directory of sockets, which all processes find that share a store.
+
+    Args:
+        directory: Where it is.
+        file: The file beside which it is: who may write that may ring. Without one it is the
+            user's own.
+    """
+
+    def __init__(self, directory: Path, file: Path | None = None) -> None:
+        self.directory = directory
+        self._file = file
+
+    def bind(self) -> tuple[str, socket.socket]:
+        """Return a new socket of this process, and its name.
+
+        Raises:
+            OSError: There can be none.
+        """
+        name = token_hex(8)
+        bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            bound.setblocking(False)
+            try:
+                self._bind(bound, name)
+            except FileNotFoundError:
+                # Another one that was the last has just removed the directory.
+                self._bind(bound, name)
+        except BaseException:
+            bound.close()
+            raise
+        _own_sockets.add((os.getpid(), name))
+        return name, bound
+
+    def has(self, name: str) -> bool:
+        """Whether a socket is still there for others to find."""
+        try:
+            with self._opened() as directory:
+                return _is_socket(name, directory)
+        except OSError:
+            return False
+
+    def release(self, name: str) -> None:
+        """Remove a socket of this process, and the directory after the last one."""
+        _own_sockets.discard((os.getpid(), name))
+        with suppress(OSError), self._opened() as directory:
+            _unlink(name, directory)
+            self.directory.rmdir()
+
+    def send(self, datagrams: Sequence[bytes]) -> None:
+        """Send datagrams to each of the other processes' sockets. Nobody is waited for.
+
+        Raises:
+            OSError: The directory cannot be used.
+        """
+        with suppress(FileNotFoundError), self._opened() as directory:
+            if others := list(_names_of_others(directory)):
+                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                    # A full queue has doorbells enough in it.
+                    sender.setblocking(False)
+                    for name in others:
+                        self._send_to(name, directory, sender, datagrams)
+
+    def _bind(self, bound: socket.socket, name: str) -> None:
+        made = False
+        with suppress(FileExistsError):
+            self.directory.mkdir(mode=0o700)
+            made = True
+        with self._opened() as directory:
+            # One that is not empty was put in the place of what was made.
+            if made and not os.listdir(directory):
+                os.fchmod(directory, 0o700 | self._mode_for_others(os.fstat(directory)))
+            bound.bind(self._path(name, directory))
+            try:
+                self._open_to_others(name, directory)
+            except BaseException:
+                _unlink(name, directory)
+                raise
+
+    def _open_to_others(self, name: str, directory: int) -> None:
+        """Let who may write the file write to a socket of this process, too."""
+        with self._found(name, directory) as (path, status):
+            is_own = status.st_uid == os.geteuid() and status.st_nlink == 1
+            if is_own and (mode := self._mode_for_others(status) & 0o666):
+                os.chmod(path, 0o600 | mode, follow_symlinks=path.startswith(_DESCRIPTORS))
+
+    def _send_to(
+        self, name: str, directory: int, sender: socket.socket, datagrams: Iterable[bytes]
+    ) -> None:
+        try:
+            with self._found(name, directory) as (path, _):
+                for datagram in datagrams:
+                    sender.sendto(datagram, path)
+        except ConnectionRefusedError:
+            # Left behind by a process that was killed.
+            with suppress(OSError):
+                _unlink(name, directory)
+        except OSError:
+            # Full, another user's, or gone.
+            return
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """Give a descriptor of the directory, which nobody can have put there who may not.
+
+        Raises:
+            FileNotFoundError: There is none.
+            OSError: It is a link, another user's, or may be written by who may not write the file.
+        """
+        try:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            directory = os.open(self.directory, flags)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise OSError(
+                f"{self.directory} is no directory to meet in: {error.strerror}"
+            ) from error
+        try:
+            status = os.fstat(directory)
+            owners = {os.geteuid()} | ({self._file.stat().st_uid} if self._file else set())
+            if status.st_uid not in owners:
+                raise PermissionError(f"{self.directory} belongs to another user.")
+            if stat.S_IMODE(status.st_mode) & 0o022 & ~self._mode_for_others(status):
+                raise PermissionError(
+                    f"{self.directory} may be written by others than "
+                    f"{self._file or 'its owner'}: remove it."
+                )
+            yield directory
+        finally:
+            os.close(directory)
+
+    def _mode_for_others(self, status: os.stat_result) -> int:
+        """Return what the group and all others may do, given to whom it belongs: all of it where
+        they may write the file, and else nothing."""
+        if self._file is None:
+            return 0
+        file = self._file.stat()
+        of_group = file.st_mode & stat.S_IWGRP and file.st_gid == status.st_gid
+        return (0o070 if of_group else 0) | (0o007 if file.st_mode & stat.S_IWOTH else 0)
+
+    def _path(self, name: str, directory: int) -> str:
+        through = f"{_DESCRIPTORS}/{directory}"
+        return f"{through if os.path.isdir(through) else self.directory}/{name}"
+
+    @contextmanager
+    def _found(self, name: str, directory: int) -> Iterator[tuple[str, os.stat_result]]:
+        """Give a path that leads to the socket of this name and nowhere else, and its status.
+
+        Raises:
+            OSError: There is none.
+        """
+        if _O_PATH is None or not os.path.isdir(_DESCRIPTORS):
+            # As near as such a system comes to it.
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            _refuse_all_but_sockets(name, status)
+            yield f"{self.directory}/{name}", status
+            return
+        descriptor = os.open(name, _O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            status = os.fstat(descriptor)
+            _refuse_all_but_sockets(name, status)
+            yield f"{_DESCRIPTORS}/{descriptor}", status
+        finally:
+            os.close(descriptor)
+
+
+def _refuse_all_but_sockets(name: str, status: os.stat_result) -> None:
+    if not stat.S_ISSOCK(status.st_mode):
+        raise FileNotFoundError(f"{name} is no socket.")
+
+
+def _names_of_others(directory: int) -> Iterator[str]:
+    process = os.getpid()
+    for name in os.listdir(directory):
+        if _SOCKET_NAME.fullmatch(name) and (process, name) not in _own_sockets:
+            yield name
+
+
+def _is_socket(name: str, directory: int) -> bool:
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISSOCK(status.st_mode)
+
+
+def _unlink(name: str, directory: int) -> None:
+    if _is_socket(name, directory):
+        os.unlink(name, dir_fd=directory)

@@ -24,6 +24,8 @@ _FORBIDDEN_IN_FIELD = re.compile(r"[\r\n\0]")
 # More digits than these Python does not read as a number, and no browser waits that long.
 _MAX_DIGITS: Final = 4300
 _MAX_RETRY: Final = 2**63 - 1
+# What encode() makes, without an id: lines that are not empty, and the empty one that ends them.
+_ONE_BLOCK = re.compile(rb"(?:(?!id[:\n])[^\r\n]+\n)+\n")
 
 # `error` and `open` are EventSource's own, `close` and `reset` are the library's.
 RESERVED_NAMES: Final = frozenset({"error", "open", "close", "reset"})
@@ -181,6 +183,11 @@ def encode_published(event: Event, max_bytes: int) -> bytes:
             f"{max_bytes}. Publish a reference to the content instead of the content."
         )
     return wire
+
+
+def is_one_block_without_id(wire: bytes) -> bool:
+    """Say whether bytes are what ``encode`` makes of one event that has no id."""
+    return _ONE_BLOCK.fullmatch(wire) is not None
 
 
 def with_id(id: str, block: bytes) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from channels.layers import BaseChannelLayer
 
+from django_sse.logs import log_seldom
 from django_sse.tasks import logger, spawn
 
 # Memberships lapse (after 24 hours by default, and in-memory ones by mishap): renewed this often.
@@ -144,8 +145,8 @@ class Mailbox:
                 self._works = True
             try:
                 self._take(message)
-            except Exception:
-                logger.exception("A message of the channel layer was not understood.")
+            except Exception as error:
+                log_seldom("A message of the channel layer was not understood.", exc_info=error)
 
     def _report(self, what: str, *args: object) -> None:
         logger.log(logging.ERROR if self._works else logging.DEBUG, what, *args, exc_info=True)

@@ -1,6 +1,7 @@
 """What a hub knows of one group: its newest events, encoded, and the streams that follow it."""
 
 import asyncio
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final, Protocol
@@ -9,6 +10,7 @@ from django_sse.blocks import Batch, Block, Tail
 from django_sse.conf import conf
 from django_sse.event import Event, encode_published
 from django_sse.exceptions import InvalidEvent
+from django_sse.logs import log_seldom
 from django_sse.mailbox import Mailbox, Message
 from django_sse.replay import join
 from django_sse.stores.base import Entry, EventStore, GroupState, Hint
@@ -108,7 +110,13 @@ class Subscription:
         try:
             wire = encode_published(Event(**fields), conf().MAX_EVENT_BYTES)
         except (InvalidEvent, TypeError) as error:
-            logger.error("A %s message to %r was refused: %s", PLAIN_EVENT, self.group, error)
+            log_seldom(
+                "A message of type %s to %r was refused: %s",
+                PLAIN_EVENT,
+                self.group,
+                error,
+                level=logging.ERROR,
+            )
         else:
             self._deliver([Block(self.group, Entry(0, wire))])
 

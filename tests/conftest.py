@@ -11,6 +11,7 @@ from asgiref.sync import sync_to_async
 from django.db import connections
 from pytest_django import Settings
 
+from django_sse import logs
 from django_sse.hub import open_streams
 from django_sse.stores import get_store
 from tests import mysql, postgresql
@@ -30,6 +31,13 @@ def django_db_modify_db_settings(request: pytest.FixtureRequest) -> Iterator[Non
                 port = servers.enter_context(service.serve(directory))
                 connections.settings[service.ALIAS]["PORT"] = port
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is logged once, or seldom, is logged in each test."""
+    monkeypatch.setattr(logs, "_seldom", logs.Occasions())
+    logs.log_once.cache_clear()
 
 
 @pytest.fixture

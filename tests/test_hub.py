@@ -19,17 +19,19 @@ from django_sse import (
     cancel,
     publish,
 )
+from django_sse.doorbells.layer import doorbell_group, to_message
 from django_sse.hub import current_hub
 from django_sse.mailbox import Mailbox
 from django_sse.models import EventGroup, StoredEvent
 from django_sse.position import parse_position
 from django_sse.stores import get_store
-from django_sse.stores.base import GroupState
+from django_sse.stores.base import Entry, GroupState, Hint
 from django_sse.stores.database import DatabaseStore
 from django_sse.stream import Stream
 from django_sse.testing.threads import in_thread
 from tests.clients import AsyncClients, Client, connected
 from tests.queries import queries_for_events
+from tests.streams import until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
 
@@ -86,6 +88,34 @@ async def test_a_burst_arrives_complete_and_in_order_at_every_stream(
             for client in clients:
                 assert await client.until_events(BURST) == [str(n) for n in range(BURST)]
             assert len({client.decoder.last_event_id for client in clients}) == 1
+
+
+@pytest.mark.parametrize("heads_above", [1, 10**15], ids=["next", "far above"])
+@override_settings(CHANNEL_LAYERS=layer("tests.layers.OwnInMemoryLayer"))
+async def test_a_forged_doorbell_brings_nothing_and_loses_nothing(heads_above: int) -> None:
+    first = await apublish("news", "first")
+    before = (await get_store().astates(["news"]))["news"]
+    forged = Entry(before.head + 1, b"id: mine\nevent: close\ndata: forged\n\n", closes=True)
+    head = before.head + heads_above
+    message = {
+        **to_message(Hint("news", head, cancelled=True)),
+        "entries": [[forged.number, forged.wire.decode(), True, ""]],
+        "signature": "0" * 64,
+    }
+    async with connected("news") as client:
+        await until(lambda: client.stream.subscriptions[0].joined.done())
+        await get_channel_layer().group_send(doorbell_group("news"), message)
+        await apublish("news", "second")
+        assert await client.until_events(1) == ["second"]
+        # Nor has it begun the group anew, as if the store had forgotten what it had.
+        after = (await get_store().astates(["news"]))["news"]
+        assert (after.first, after.oldest, after.head) == (
+            before.first,
+            before.oldest,
+            before.head + 1,
+        )
+    async with connected("news", after=first.id) as client:
+        assert await client.until_events(1) == ["second"]
 
 
 async def test_streams_of_one_group_are_sent_the_very_same_bytes() -> None:

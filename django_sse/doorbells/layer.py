@@ -1,10 +1,13 @@
 """The doorbell that rings over the channel layer.
 
-Doorbells have Channels groups of their own, and may carry the events.
+Doorbells have Channels groups of their own, and may carry the events. What is carried is signed:
+whoever may write to the layer can wake hubs, and do nothing else.
 """
 
 import asyncio
 import atexit
+import hmac
+import json
 import os
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
@@ -15,6 +18,9 @@ from weakref import WeakKeyDictionary
 from channels.layers import BaseChannelLayer
 
 from django_sse.doorbells.base import Doorbell, Listener, Receiver, hearing
+from django_sse.event import is_one_block_without_id
+from django_sse.keys import accepted_keys, signature, signing_key
+from django_sse.logs import log_seldom
 from django_sse.mailbox import LAYER_SECONDS, Mailbox, Message
 from django_sse.stores.base import MARK, Entry, Hint, validate_group_or_mark
 from django_sse.tasks import logger, spawn
@@ -22,6 +28,9 @@ from django_sse.tasks import logger, spawn
 Value = TypeVar("Value")
 
 MESSAGE_TYPE: Final = "sse.doorbell"
+
+# What the key is for that carried entries are signed with.
+_PURPOSE: Final = "doorbell"
 
 # Larger entries are read from the store instead; channel layers are made for small messages.
 _MAX_CARRIED_BYTES: Final = 64 * 1024
@@ -80,7 +89,7 @@ class _LayerReceiver(Receiver):
         try:
             hint = from_message(message)
         except ValueError:
-            logger.warning("A message that is no doorbell was ignored.")
+            log_seldom("A message that is no doorbell was ignored.")
         else:
             self._hub.hear_soon([hint])
 
@@ -97,7 +106,7 @@ def doorbell_group(group: str) -> str:
 
 def to_message(hint: Hint) -> dict[str, Any]:
     """Return the channel layer message that carries a hint."""
-    return {
+    message = {
         "type": MESSAGE_TYPE,
         "group": hint.group,
         "head": hint.head,
@@ -108,29 +117,48 @@ def to_message(hint: Hint) -> dict[str, Any]:
             for entry in _carried(hint.entries)
         ],
     }
+    if message["entries"]:
+        message["signature"] = signature(signing_key(_PURPOSE), _signed(message)).hex()
+    return message
 
 
 def from_message(message: Mapping[str, Any]) -> Hint:
-    """Return the hint that a channel layer message carries.
+    """Return the hint that a channel layer message carries, without entries that are not signed:
+    they are read from the store instead.
 
     Raises:
         ValueError: It carries none.
     """
     try:
-        entries = tuple(
-            Entry(
-                _of_type(int, number),
-                _of_type(str, wire).encode(),
-                _of_type(bool, closes),
-                _of_type(str, exclude),
-            )
-            for number, wire, closes, exclude in message["entries"]
-        )
         group = validate_group_or_mark(_of_type(str, message["group"]))
         head = _of_type(int, message["head"])
-        return Hint(group, head, _of_type(bool, message["cancelled"]), entries)
+        cancelled = _of_type(bool, message["cancelled"])
+        carried = message["entries"] if _is_signed(message) else ()
+        entries = tuple(_entry(*entry) for entry in carried)
     except (KeyError, TypeError) as error:
         raise ValueError("This message is no doorbell.") from error
+    return Hint(group, head, cancelled, entries)
+
+
+def _entry(number: Any, wire: Any, closes: Any, exclude: Any) -> Entry:
+    encoded = _of_type(str, wire).encode()
+    if not is_one_block_without_id(encoded):
+        raise ValueError("What this doorbell carries is no event.")
+    return Entry(_of_type(int, number), encoded, _of_type(bool, closes), _of_type(str, exclude))
+
+
+def _signed(message: Mapping[str, Any]) -> bytes:
+    fields = [message[key] for key in ("group", "head", "cancelled", "entries")]
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
+def _is_signed(message: Mapping[str, Any]) -> bool:
+    given = str(message.get("signature", "")).encode()
+    if not given:
+        return False
+    signed = _signed(message)
+    valid = [signature(key, signed).hex().encode() for key in accepted_keys(_PURPOSE)]
+    return any(hmac.compare_digest(given, other) for other in valid)
 
 
 def _of_type(wanted: type[Value], value: Any) -> Value:
@@ -168,12 +196,13 @@ class _Relay:
     async def _send(self, layer: BaseChannelLayer) -> None:
         while self._waiting:
             group = next(iter(self._waiting))
-            message = to_message(self._waiting.pop(group))
+            hint = self._waiting.pop(group)
             try:
+                message = to_message(hint)
                 async with asyncio.timeout(LAYER_SECONDS):
                     await layer.group_send(doorbell_group(group), message)
-            except Exception:
-                logger.exception("The doorbell of group %r was lost.", group)
+            except Exception as error:
+                log_seldom("The doorbell of group %r was lost.", group, exc_info=error)
 
 
 def _merged(earlier: Hint, later: Hint) -> Hint:

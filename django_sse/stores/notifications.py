@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol, TypeVar
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_sse.logs import log_seldom
 from django_sse.stores.base import Hint, Ring
 from django_sse.tasks import logger, spawn
 
@@ -114,6 +115,9 @@ class Notifications:
             connection.ensure_connection()
             connection.set_autocommit(True)
             with connection.cursor() as cursor:
+                # As it comes: in a database of this encoding anybody may notify of any bytes, and
+                # PostgreSQL ends a connection for which it cannot convert them.
+                cursor.execute("SET client_encoding TO 'SQL_ASCII'")
                 cursor.execute(f"LISTEN {_CHANNEL}")
         except BaseException:
             connection.close()
@@ -183,7 +187,7 @@ class _Ear:
         try:
             self._connection.consume_input()
             while notification := self._connection.notifies():
-                self._take(notification.extra.decode())
+                self._take(notification.extra.decode("utf-8", "replace"))
         except Exception as error:
             # Unread, a lost connection's socket would be readable for ever.
             self._loop.remove_reader(self._socket)
@@ -199,4 +203,4 @@ class _Ear:
         try:
             self._hear([Hint.decode(text)])
         except ValueError:
-            logger.warning("A notification to %r that is no doorbell was ignored.", _CHANNEL)
+            log_seldom("A notification to %r that is no doorbell was ignored.", _CHANNEL)

@@ -169,6 +169,60 @@ async def test_a_notification_that_is_no_doorbell_is_ignored_and_the_next_one_ri
     await receiver.close()
 
 
+async def test_a_flood_of_notifications_that_are_no_doorbells_does_not_flood_the_log(
+    ear: Ear, store: DatabaseStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    def notify() -> None:
+        with connections[ALIAS].cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_notify('django_sse', n::text) FROM generate_series(1, 1000) n"
+            )
+            cursor.execute("NOTIFY django_sse, 'news 1 0'")
+
+    receiver = await open_receiver(store, ear)
+    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    await in_thread(notify)
+    await until(lambda: ear.heard)
+    assert caplog.text.count("no doorbell") == 1
+    await receiver.close()
+
+
+@pytest.fixture
+def database_of_bytes(store: DatabaseStore) -> Iterator[None]:
+    """The alias leads to a database that takes any bytes for text."""
+    name = connections[ALIAS].settings_dict["NAME"]
+    with connections[ALIAS].cursor() as cursor:
+        cursor.execute(
+            "CREATE DATABASE bytes ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' "
+            "TEMPLATE template0"
+        )
+    connections[ALIAS].settings_dict["NAME"] = "bytes"
+    yield
+    connections[ALIAS].close()
+    connections[ALIAS].settings_dict["NAME"] = name
+    with connections[ALIAS].cursor() as cursor:
+        cursor.execute("DROP DATABASE bytes WITH (FORCE)")
+
+
+@pytest.mark.usefixtures("database_of_bytes")
+async def test_a_notification_that_is_no_text_does_not_end_the_listening(
+    ear: Ear, store: DatabaseStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    def notify() -> None:
+        with connections[ALIAS].cursor() as cursor:
+            cursor.execute(r"SELECT pg_notify('django_sse', E'\xff\xfe')")
+            cursor.execute("NOTIFY django_sse, 'news 1 0'")
+
+    await store._in_reader(lambda: connections[ALIAS].close())
+    receiver = await open_receiver(store, ear)
+    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    await in_thread(notify)
+    await until(lambda: ear.heard)
+    assert ear.heard == [Hint("news", 1, cancelled=False)]
+    assert "hears nothing" not in caplog.text
+    await receiver.close()
+
+
 async def test_a_receiver_that_is_closed_leaves_no_connection(
     ear: Ear, store: DatabaseStore
 ) -> None:

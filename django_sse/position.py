@@ -1,15 +1,18 @@
 """How far a stream has got in each of its groups, as the ASCII text of an SSE ``id``.
 
-An entry is a hash of the group, so that the id does not show its name, a dot, and the number of the
-last event in base 36. Entries are joined by ``~``: at most 24 bytes a group.
+An entry is a keyed hash of the group, so that nobody finds its name by trying, a dot, and the
+number of the last event in base 36. Entries are joined by ``~``: at most 24 bytes a group. The last
+part is a signature, so that nobody makes a position up. The keys are of ``SECRET_KEY``.
 """
 
+import hmac
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from hashlib import blake2b
 from typing import Final
+
+from django_sse.keys import accepted_keys, signature, signing_key
 
 TERMINAL_MARK: Final = "~end"
 """What the id ends with that is left with a client for which it is over: the id of a finished
@@ -18,35 +21,67 @@ generator view, and what follows the position of a client whose login has ended.
 MAX_BYTES: Final = 16 * 1024
 """A longer ``Last-Event-ID`` is none of ours, and is not read."""
 
+LOST: Final = -1
+"""The number, before every group's first, of who has a position that nobody can tell any more."""
+
+_PURPOSE: Final = "position"
 _JOIN: Final = "~"
 _ENTRY: Final = re.compile(r"([A-Za-z0-9_-]{11})\.([0-9a-z]{1,11})", re.ASCII)
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
-@lru_cache(maxsize=4096)
-def group_hash(group: str) -> str:
-    """Return the 11 characters that stand for a group in a position."""
-    return urlsafe_b64encode(blake2b(group.encode(), digest_size=8).digest())[:11].decode()
-
-
 def format_position(numbers: Mapping[str, int]) -> str:
     """Return the id that says how far a stream has got: the last number of each group."""
-    return _JOIN.join(f"{group_hash(group)}.{_base36(number)}" for group, number in numbers.items())
+    if not numbers:
+        return ""
+    key = signing_key(_PURPOSE)
+    entries = _JOIN.join(
+        f"{_group_hash(key, group)}.{_base36(number)}" for group, number in numbers.items()
+    )
+    return f"{entries}{_JOIN}{_short(signature(key, entries.encode()))}"
 
 
 def parse_position(last_event_id: str, groups: Iterable[str]) -> dict[str, int]:
     """Return the numbers that a client's ``Last-Event-ID`` has for these groups.
 
-    Never raises, whatever was sent. Entries of other groups and malformed ones are ignored; of
-    several for one group the first counts.
+    Never raises, whatever was sent. Entries of other groups are ignored. What looks like a position
+    and is not signed by us, as one of before a change of ``SECRET_KEY``, has ``LOST`` for all of
+    the groups: their client has missed events, and nobody knows which. Anything else is no
+    position.
     """
-    if len(last_event_id) > MAX_BYTES:
+    if len(last_event_id) > MAX_BYTES or not _ENTRY.search(last_event_id):
         return {}
-    numbers: dict[str, int] = {}
-    for entry in last_event_id.split(_JOIN):
-        if match := _ENTRY.fullmatch(entry):
-            numbers.setdefault(match[1], int(match[2], 36))
-    return {group: numbers[key] for group in groups if (key := group_hash(group)) in numbers}
+    entries, _, signed = last_event_id.removesuffix(TERMINAL_MARK).rpartition(_JOIN)
+    for key in accepted_keys(_PURPOSE):
+        valid = _short(signature(key, entries.encode("utf-8", "replace")))
+        if hmac.compare_digest(valid.encode(), signed.encode("utf-8", "replace")):
+            return _numbers(key, entries, groups)
+    return dict.fromkeys(groups, LOST)
+
+
+def group_hash(group: str) -> str:
+    """Return the 11 characters that stand for a group in the positions that are given out."""
+    return _group_hash(signing_key(_PURPOSE), group)
+
+
+def _numbers(key: bytes, entries: str, groups: Iterable[str]) -> dict[str, int]:
+    numbers = {
+        match[1]: int(match[2], 36)
+        for entry in entries.split(_JOIN)
+        if (match := _ENTRY.fullmatch(entry))
+    }
+    marks = {group: _group_hash(key, group) for group in groups}
+    return {group: numbers[mark] for group, mark in marks.items() if mark in numbers}
+
+
+@lru_cache(maxsize=4096)
+def _group_hash(key: bytes, group: str) -> str:
+    return _short(signature(key, group.encode()))
+
+
+def _short(digest: bytes) -> str:
+    # 64 bits: each try to guess them is a request.
+    return urlsafe_b64encode(digest[:8])[:11].decode()
 
 
 def _base36(number: int) -> str:

@@ -34,10 +34,19 @@ _ON_A_LOOP: Final = "{0}() would block the running event loop: use `await a{0}()
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A published event. ``id`` is what streams of its group alone show, and None while the
-    transaction that it was published in is open."""
+    """A published event.
 
-    id: str | None
+    ``number`` is its place in its group, and None while the transaction that it was published in is
+    open.
+    """
+
+    group: str
+    number: int | None
+
+    @property
+    def id(self) -> str | None:
+        """The id that streams of its group alone show; None without a number."""
+        return None if self.number is None else format_position({self.group: self.number})
 
 
 @async_unsafe(_ON_A_LOOP.format("publish"))
@@ -241,7 +250,4 @@ async def _aappend(entries: Sequence[NewEntry]) -> list[int | None]:
 
 
 def _published(numbers: Sequence[int | None], groups: Sequence[str]) -> list[Published]:
-    return [
-        Published(None if number is None else format_position({group: number}))
-        for number, group in zip(numbers, groups, strict=True)
-    ]
+    return [Published(group, number) for number, group in zip(numbers, groups, strict=True)]

@@ -22,11 +22,15 @@ def join(after: int, entries: Iterable[Entry]) -> tuple[list[Entry], bool]:
     return joined, False
 
 
-def is_lost(number: int, state: GroupState) -> bool:
-    """Whether what follows a number cannot be replayed from a group any more."""
+def is_lost(number: int, state: GroupState, replay_events: int | None = None) -> bool:
+    """Whether what follows a number cannot be replayed from a group any more, or is more than so
+    many events."""
     if number == state.origin:
-        return state.head != state.origin and state.oldest != state.first
-    return number > state.head or number + 1 < state.oldest
+        lost = state.head != state.origin and state.oldest != state.first
+        number = state.first - 1 if state.first else state.head
+    else:
+        lost = number > state.head or number + 1 < state.oldest
+    return lost or (replay_events is not None and state.head - number > replay_events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,10 @@ class StartingPoint:
 
 
 def starting_point(
-    sent: Mapping[str, int], states: Mapping[str, GroupState], history: int
+    sent: Mapping[str, int],
+    states: Mapping[str, GroupState],
+    history: int,
+    replay_events: int | None = None,
 ) -> StartingPoint:
     """Decide where a stream starts, given the position its client sent.
 
@@ -53,8 +60,9 @@ def starting_point(
         sent: The numbers of the client's ``Last-Event-ID``.
         states: The state of each of the stream's groups.
         history: How many past events a group gives to a client without a position in it.
+        replay_events: How many events of a group a client may have missed, to be sent them.
     """
-    reset = any(is_lost(number, states[group]) for group, number in sent.items())
+    reset = any(is_lost(number, states[group], replay_events) for group, number in sent.items())
     known: Mapping[str, int] = {} if reset else sent
     position = {
         group: known[group] if group in known else _for_new_client(state, history)

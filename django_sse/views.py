@@ -1,7 +1,8 @@
 """The class-based view that streams Channels groups."""
 
 import inspect
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from time import time
 from typing import Any, ClassVar
 
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
@@ -26,9 +27,9 @@ from django_sse.hub import current_hub, limit_reached_by
 from django_sse.limits import Claim
 from django_sse.logins import renew_login, spare_session_cookie
 from django_sse.owners import is_nobody, owner_of
-from django_sse.position import TERMINAL_MARK, parse_position
+from django_sse.position import LOST, TERMINAL_MARK, parse_position
 from django_sse.refusals import STORE_AWAY
-from django_sse.replay import starting_point
+from django_sse.replay import is_lost, starting_point
 from django_sse.response import (
     EventStreamResponse,
     GroupStreamResponse,
@@ -39,7 +40,8 @@ from django_sse.response import (
     not_found,
     unavailable,
 )
-from django_sse.stores.base import validate_group
+from django_sse.stores import get_store
+from django_sse.stores.base import GroupState, validate_group
 from django_sse.stream import MessageHandler
 
 
@@ -57,6 +59,14 @@ class EventStreamView(View):
     history: int = 0
     """How many past events of each group a client without a position gets. Where a group was
     cancelled and reopened, that counts among them."""
+
+    replay_events: int | None = None
+    """How many events of a group a client that comes back may have missed, to be sent them; after
+    more it is told ``reset``. None: as many as are kept."""
+
+    replay_age: float | None = None
+    """Seconds since the first event that a client that comes back has missed, for it to be sent
+    them; after more it is told ``reset``. None: as long as they are kept."""
 
     retry: float | None = None
     """Seconds that the browser waits before it reconnects. None: ``DJANGO_SSE["RETRY"]``."""
@@ -182,11 +192,16 @@ class EventStreamView(View):
         try:
             sent = parse_position(sent_id, groups)
             states = await current_hub().states(groups, sent, self.history, owner.marks)
+            sent |= dict.fromkeys(await self._groups_too_old(sent, states), LOST)
         except Exception as error:
             return unavailable(request, STORE_AWAY, error)
         groups = owner.groups_left(groups, states)
-        sent = parse_position(sent_id, groups)
-        begin = starting_point(sent, {group: states[group] for group in groups}, self.history)
+        begin = starting_point(
+            {group: number for group, number in sent.items() if group in groups},
+            {group: states[group] for group in groups},
+            self.history,
+            self.replay_events,
+        )
         if begin.over:
             return no_content()
         claim = Claim(groups, owner.user, self._client_address())
@@ -216,6 +231,25 @@ class EventStreamView(View):
         """Answer with the headers alone: a stream without an end would never complete it."""
         response = await self.get(request, *args, **kwargs)
         return HeadersResponse(request) if isinstance(response, EventStreamResponse) else response
+
+    async def _groups_too_old(
+        self, sent: Mapping[str, int], states: Mapping[str, GroupState]
+    ) -> list[str]:
+        """Return the groups in which the client has missed what is older than ``replay_age``.
+
+        Raises:
+            Exception: The event store could not be read.
+        """
+        if self.replay_age is None:
+            return []
+        since = time() - self.replay_age
+        return [
+            group
+            for group, number in sent.items()
+            if not is_lost(number, states[group])
+            for entry in await get_store().aread(group, number, 1)
+            if entry.time < since
+        ]
 
     async def _ask_again(self) -> bool:
         renew_login(self.request)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from time import time
 from typing import Any
 
 import pytest
@@ -17,10 +18,11 @@ from pytest_django import Settings
 
 from django_sse import Event, acancel, aposition, apublish, areopen, response
 from django_sse.hub import current_hub, open_streams
+from django_sse.position import parse_position
 from django_sse.stores.base import GroupState
 from django_sse.stores.memory import MemoryStore
 from django_sse.views import EventStreamView
-from tests.streams import get, open_stream, reading, until
+from tests.streams import View, get, open_stream, reading, until
 
 
 class News(EventStreamView):
@@ -81,8 +83,10 @@ async def test_a_view_streams_its_groups() -> None:
         first = await apublish("news", {"title": "hi"}, event="headline")
         event = await stream.next_event()
         assert (event.text, event.event) == ('{"title":"hi"}', "headline")
-        assert first.id
-        assert first.id in stream.last_event_id
+        assert parse_position(stream.last_event_id, ["news", "jobs"]) == {
+            "news": first.number,
+            "jobs": 0,
+        }
         await apublish("jobs", "done")
         assert (await stream.next_event()).data == "done"
         assert open_streams() == 1
@@ -323,6 +327,54 @@ async def test_a_client_whose_events_are_not_kept_any_more_is_told(settings: Set
         await until(lambda: stream.last_event_id == last)
         await publish_numbers("news", 5)
         assert (await stream.next_event()).data == "5"
+
+
+async def seen_by_who_comes_back(view: View, last_event_id: str, until: str) -> list[str]:
+    async with open_stream(view, last_event_id=last_event_id) as stream:
+        return [event.event or event.text for event in await stream.until(until)]
+
+
+async def test_a_view_bounds_how_many_events_are_replayed() -> None:
+    view = News.as_view(replay_events=2)
+    ids = await publish_numbers("news", *range(5))
+    assert await seen_by_who_comes_back(view, ids[2], "4") == ["3", "4"]
+    assert await seen_by_who_comes_back(News.as_view(), ids[0], "4") == ["1", "2", "3", "4"]
+    async with open_stream(view, last_event_id=ids[1]) as stream:
+        assert await stream.next_event() == Event("{}", event="reset")
+        await publish_numbers("news", 5)
+        assert (await stream.next_event()).data == "5"
+
+
+async def test_who_was_there_before_the_first_event_is_bounded_too() -> None:
+    start = await aposition("news")
+    await publish_numbers("news", 1, 2, 3)
+    assert await seen_by_who_comes_back(News.as_view(replay_events=3), start, "3") == list("123")
+    async with open_stream(News.as_view(replay_events=2), last_event_id=start) as stream:
+        assert await stream.next_event() == Event("{}", event="reset")
+
+
+async def test_a_view_bounds_how_old_events_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = News.as_view(replay_age=60)
+    ids = await publish_numbers("news", 1, 2)
+    assert await seen_by_who_comes_back(view, ids[0], "2") == ["2"]
+    later = time() + 61
+    monkeypatch.setattr("django_sse.views.time", lambda: later)
+    async with open_stream(view, last_event_id=ids[0]) as stream:
+        assert await stream.next_event() == Event("{}", event="reset")
+    # Who has missed nothing comes back however late.
+    async with open_stream(view, last_event_id=ids[1]) as stream:
+        await publish_numbers("news", 3)
+        assert (await stream.next_event()).data == "3"
+
+
+async def test_who_joins_a_group_reads_nothing_of_before_by_an_id_that_was_made_up() -> None:
+    ids = await publish_numbers("news", 1, 2, 3)
+    entry, signature = ids[2].split("~")
+    made_up = entry[:-1] + chr(ord(entry[-1]) - 1)
+    for sent in (made_up, f"{made_up}~{signature}", f"{entry.split('.')[0]}.0~{signature}"):
+        async with open_stream(news, last_event_id=sent) as stream:
+            await publish_numbers("news", 4)
+            assert [e.event or e.text for e in await stream.until("4")] == ["reset", "4"]
 
 
 async def test_a_client_from_the_future_is_told(settings: Settings) -> None:

@@ -79,13 +79,15 @@ class Entry:
     """A numbered event of a group.
 
     ``closes`` marks the ``close`` of a cancel; ``exclude`` is the mark of the owner whose streams
-    are left out.
+    are left out. ``time`` is when it was appended, in seconds since the epoch, where it was read
+    from a store.
     """
 
     number: int
     wire: bytes
     closes: bool = False
     exclude: str = ""
+    time: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +294,8 @@ class EventStore(ABC):
 
     @abstractmethod
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
-        """Return at most ``limit`` kept entries numbered above ``after``, in order."""
+        """Return at most ``limit`` kept entries numbered above ``after``, in order, each with the
+        time of its append."""
 
     @abstractmethod
     async def achanged(

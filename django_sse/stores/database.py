@@ -129,11 +129,11 @@ class DatabaseStore(EventStore):
 
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
         rows = self._stored.filter(group=group, number__gt=after).order_by("number")
-        columns = rows.values_list("number", "wire", "closes", "exclude")[:limit]
+        columns = rows.values_list("number", "wire", "closes", "exclude", "created")[:limit]
         return await self._in_reader(
             lambda: [
-                Entry(number, bytes(wire), closes, exclude)
-                for number, wire, closes, exclude in columns
+                Entry(number, bytes(wire), closes, exclude, created.timestamp())
+                for number, wire, closes, exclude, created in columns
             ]
         )
 

@@ -2,11 +2,11 @@
 
 from collections import OrderedDict, deque
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import inf
 from threading import Lock
-from time import monotonic
+from time import monotonic, time
 
 from django.db import DEFAULT_DB_ALIAS
 
@@ -75,9 +75,15 @@ class MemoryStore(EventStore):
 
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
         with self._lock:
-            entries = self._trimmed(group).entries
-            skipped = max(after + 1 - entries[0].number, 0) if entries else 0
-            return list(islice(entries, skipped, skipped + limit))
+            kept = self._trimmed(group)
+            skipped = max(after + 1 - kept.entries[0].number, 0) if kept.entries else 0
+            epoch = time() - monotonic()
+            return [
+                replace(entry, time=epoch + appended)
+                for entry, appended in islice(
+                    zip(kept.entries, kept.times, strict=True), skipped, skipped + limit
+                )
+            ]
 
     async def achanged(
         self, cursor: Cursor, groups: Container[str]

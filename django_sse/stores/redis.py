@@ -112,12 +112,14 @@ class RedisStore(EventStore):
         rows: Any = await client.xrange(events, min=max(after + 1, 0), count=limit)
         return [
             Entry(
-                int(stream_id.partition(b"-")[0]),
+                int(number),
                 fields[b"wire"],
                 fields[b"closes"] == b"1",
                 fields.get(b"exclude", b"").decode(),
+                int(milliseconds) / 1000,
             )
             for stream_id, fields in rows
+            for number, milliseconds in [stream_id.split(b"-")]
         ]
 
     async def achanged(

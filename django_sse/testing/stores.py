@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial, wraps
+from time import time
 from typing import TYPE_CHECKING, Any, Final
 
 from asgiref.sync import sync_to_async
@@ -202,6 +203,13 @@ class EventStoreContract(_TestCase):
         wire = "event: grüße\ndata: 😀\u2028\0\x7f\ndata: \n\n".encode()
         await append(store, NewEntry("news", wire))
         self.assertEqual([entry.wire for entry in await store.aread("news", 0, 10)], [wire])
+
+    @_with_store
+    async def test_an_entry_is_read_with_the_time_of_its_append(self, store: EventStore) -> None:
+        await append(store, event("news", "a"))
+        [entry] = await store.aread("news", 0, 10)
+        # By the store's own clock, perhaps.
+        self.assertAlmostEqual(entry.time, time(), delta=60)
 
     @_with_store
     async def test_states_are_told_of_every_group_that_was_asked_for(

@@ -27,7 +27,7 @@ from django_sse.doorbells.layer import doorbell_group
 from django_sse.doorbells.meeting_place import meeting_place
 from django_sse.event import NO_DATA, encode_published
 from django_sse.hub import open_streams
-from django_sse.position import group_hash, parse_position
+from django_sse.position import LOST, group_hash, parse_position
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
 from tests.fuzz import inputs, views
@@ -195,7 +195,7 @@ class Session:
             sent = inputs.last_event_id(self._choices, self._ids).decode("utf-8", "replace")
             position = parse_position(sent, inputs.GROUPS)
             assert position.keys() <= set(inputs.GROUPS)
-            assert all(0 <= number < 2**63 for number in position.values())
+            assert all(LOST <= number < 2**63 for number in position.values())
             self._tally["positions"] += 1
 
     async def _leave(self) -> None:
@@ -276,7 +276,7 @@ class Session:
             if last_id is None:
                 assert self._may_come_without_id(fields, client, groups), f"{fields} without an id"
                 continue
-            entries = last_id.split("~")
+            *entries, _ = last_id.split("~")
             position = parse_position(last_id, groups)
             assert {entry[:11] for entry in entries} <= marks, f"the position {last_id}"
             assert len(position) == len(entries) == len(groups), f"the position {last_id}"

@@ -5,6 +5,7 @@ import sys
 import time
 import unittest
 from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,11 @@ class StripsWhitespace(MemoryStore):
         return [Entry(entry.number, entry.wire.strip(), entry.closes) for entry in entries]
 
 
+class TellsNoTime(MemoryStore):
+    async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
+        return [replace(entry, time=0.0) for entry in await super().aread(group, after, limit)]
+
+
 class ReadsFromTheNumberOn(MemoryStore):
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
         return await super().aread(group, after - 1, limit)
@@ -274,6 +280,7 @@ BROKEN: list[tuple[type[EventStore], str]] = [
     (IgnoresCase, "group_names_are_told_apart_byte_for_byte"),
     (CountsAllGroupsAsOne, "groups_have_numbers_of_their_own"),
     (StripsWhitespace, "an_entry_is_read_as_it_was_appended_byte_for_byte"),
+    (TellsNoTime, "an_entry_is_read_with_the_time_of_its_append"),
     (ReadsFromTheNumberOn, "reading_goes_on_after_a_number_and_stops_at_the_limit"),
     (LeavesOutGroupsWithoutEvents, "states_are_told_of_every_group_that_was_asked_for"),
     (KeepsEverything, "the_newest_events_are_kept_and_older_ones_are_not"),

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from django_sse.event import Decoder, Event, with_id
+from django_sse.event import Event, decode_block, with_id
 from django_sse.mailbox import Message
 from django_sse.position import format_position
 from django_sse.stores.base import Entry
@@ -39,7 +39,7 @@ class Block:
     def event(self) -> Event:
         """Return the event again, for a view's ``filter_event``."""
         if self._event is None:
-            self._event = next(iter(Decoder().feed(self.wire)), Event())
+            self._event = decode_block(self.wire)
         return self._event
 
 

@@ -190,6 +190,23 @@ def is_one_block_without_id(wire: bytes) -> bool:
     return _ONE_BLOCK.fullmatch(wire) is not None
 
 
+def decode_block(wire: bytes) -> Event:
+    """Return the event that ``encode`` has made a block of, with what a browser does not show: its
+    ``retry`` and its comment."""
+    values: dict[str, list[str]] = {}
+    for line in wire.decode().rstrip("\n").split("\n"):
+        field, _, value = line.partition(":")
+        values.setdefault(field, []).append(value.removeprefix(" "))
+    fields = {field: "\n".join(lines) for field, lines in values.items()}
+    return Event(
+        fields.get("data", NO_DATA),
+        event=fields.get("event"),
+        id=fields.get("id"),
+        retry=int(fields["retry"]) if "retry" in fields else None,
+        comment=fields.get(""),
+    )
+
+
 def with_id(id: str, block: bytes) -> bytes:
     """Return an encoded block (none makes a checkpoint) with an ``id`` line in front."""
     return b"id: %s\n%s" % (id.encode("ascii"), block or b"\n")

@@ -22,7 +22,7 @@ from django_sse.refusals import STORE_AWAY, is_refused_softly, refusals, retry_a
 from django_sse.shutdown import call_at_shutdown
 from django_sse.stores.base import closing_wire
 from django_sse.stream import HEARTBEAT, Stream, jittered_retry
-from django_sse.tasks import logger
+from django_sse.tasks import Turns, logger
 
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 
@@ -196,10 +196,13 @@ class GroupStreamResponse(EventStreamResponse):
                 yield (checkpoint := first + checkpoint)
             else:
                 yield first
+                turns = Turns()
                 async with aclosing(self._initial_events) as events:
                     async for event in events:
                         if chunk := stream.encode(event):
                             yield chunk
+                        # Neither the view nor the server need wait for anything here.
+                        await turns.give_way(len(chunk))
                         if stream.ended.done():
                             return
                         if stream.is_shut:

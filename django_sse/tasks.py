@@ -9,6 +9,10 @@ from typing import Any, Final
 
 logger = logging.getLogger("django_sse")
 
+# How long a loop that never waits may hold up the others, and how much it may send meanwhile.
+_TURN_SECONDS: Final = 0.005
+_TURN_BYTES: Final = 64 * 1024
+
 _running: Final[set[asyncio.Task[Any]]] = set()
 
 
@@ -31,6 +35,29 @@ def start_eagerly(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     if sys.version_info >= (3, 12):
         return asyncio.Task(coroutine, loop=loop, context=Context(), eager_start=True)
     return loop.create_task(coroutine, context=Context())
+
+
+class Turns:
+    """Lets others on the event loop have their turns amid what may never wait by itself."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._begin()
+
+    async def give_way(self, size: int) -> None:
+        """Let others run, if it is time.
+
+        Args:
+            size: The bytes that were dealt with since the last call.
+        """
+        self._bytes += size
+        if self._bytes >= _TURN_BYTES or self._loop.time() >= self._ends_at:
+            await asyncio.sleep(0)
+            self._begin()
+
+    def _begin(self) -> None:
+        self._bytes = 0
+        self._ends_at = self._loop.time() + _TURN_SECONDS
 
 
 def _finished(task: asyncio.Task[Any]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar
 
@@ -48,6 +48,23 @@ async def forever(request: HttpRequest) -> AsyncIterator[Event]:
 forever_ended = asyncio.Event()
 
 
+class Board(News):
+    """Its state is long, and costs no wait."""
+
+    rows: ClassVar[int]
+    closed: ClassVar[asyncio.Event]
+
+    async def initial_events(self) -> AsyncGenerator[Event, None]:
+        try:
+            for row in range(self.rows):
+                yield Event({"row": row})
+        finally:
+            self.closed.set()
+
+    def filter_event(self, event: Event) -> Event | None:
+        return None if self.request.GET.get("hide") else event
+
+
 class Slow(News):
     """It takes its time to let a client in."""
 
@@ -79,6 +96,7 @@ async def stranger(request: HttpRequest) -> HttpResponseBase:
 
 urlpatterns = [
     path("news/", News.as_view()),
+    path("board/", Board.as_view()),
     path("forever/", forever),
     path("slow/", Slow.as_view()),
     path("slow-generator/", slow_generator),
@@ -182,6 +200,38 @@ async def test_django_has_finished_the_request_while_the_stream_goes_on() -> Non
             assert [event.text for event in await request.next_events()] == ["after the request"]
     finally:
         request_finished.disconnect(note)
+
+
+@pytest.fixture
+def board() -> None:
+    Board.closed = asyncio.Event()
+
+
+@pytest.mark.usefixtures("board")
+@pytest.mark.parametrize("query", [b"", b"hide=1"], ids=["sent", "hidden"])
+async def test_a_long_state_lets_others_have_their_turns(query: bytes) -> None:
+    Board.rows = 20_000
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while not Board.closed.is_set():
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with streaming(get_asgi_application(), "/board/", query_string=query):
+        await take_turns()
+    assert turns > 10
+
+
+@pytest.mark.usefixtures("board")
+@pytest.mark.parametrize("query", [b"", b"hide=1"], ids=["sent", "hidden"])
+async def test_a_state_without_an_end_stops_when_its_client_leaves(query: bytes) -> None:
+    Board.rows = 10**12
+    async with streaming(get_asgi_application(), "/board/", query_string=query) as request:
+        await request.disconnect()
+        await asyncio.wait_for(Board.closed.wait(), 10)
+    assert open_streams() == 0
 
 
 async def test_the_headers_are_those_of_a_stream_and_identity_does_not_go_out() -> None:

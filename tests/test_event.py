@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 from django.utils.functional import lazystr
 from django.utils.safestring import mark_safe
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from django_sse.event import (
@@ -19,6 +19,7 @@ from django_sse.event import (
     RESERVED_NAMES,
     Decoder,
     Event,
+    decode_block,
     refuse_reserved_name,
     with_id,
 )
@@ -514,6 +515,23 @@ def shown(value: str) -> str:
         value,
     )
     return re.sub("\r\n|\r", "\n", re.sub("[\ud800-\udfff]", "\ufffd", whole))
+
+
+@settings(deadline=None)
+@given(events())
+def test_what_was_encoded_is_decoded_with_all_that_it_has(event: Event) -> None:
+    assume(wire := event.encode())
+
+    def sent(value: str | None) -> str | None:
+        return None if value is None else shown(value)
+
+    assert decode_block(wire) == Event(
+        NO_DATA if event.data is NO_DATA else sent(event.data),
+        event=sent(event.event),
+        id=sent(event.id),
+        retry=event.retry,
+        comment=sent(event.comment),
+    )
 
 
 @settings(deadline=None)

@@ -17,6 +17,7 @@ from django.urls import path
 from pytest_django import Settings
 
 from django_sse import Event, acancel, aposition, apublish, areopen, response
+from django_sse.event import NO_DATA
 from django_sse.hub import current_hub, open_streams
 from django_sse.position import parse_position
 from django_sse.stores.base import GroupState
@@ -654,6 +655,40 @@ async def test_a_filter_sees_what_is_replayed() -> None:
         await apublish("news", text)
     async with open_stream(filtered, last_event_id=position) as stream:
         assert data(await stream.until("last")) == ["first", "last"]
+
+
+class WithoutComments(EventStreamView):
+    """Shows who may not see all of an event only what it is about."""
+
+    groups = ["news"]
+
+    def filter_event(self, event: Event) -> Event | None:
+        if event.comment is None and event.retry is None:
+            return event
+        return None if event.data is NO_DATA else Event(event.data, event=event.event)
+
+
+@pytest.mark.parametrize("live", [True, False], ids=["live", "replayed"])
+async def test_a_filter_sees_comments_and_retry_and_what_it_does_not_return_is_not_sent(
+    live: bool,
+) -> None:
+    async def publish() -> None:
+        await apublish("news", Event(comment="secret\nof two lines"))
+        await apublish("news", Event("shown", event="message-type", comment="secret", retry=86_400))
+        await apublish("news", Event(retry=86_400))
+        await apublish("news", "last")
+
+    position = await aposition("news")
+    if not live:
+        await publish()
+    view = WithoutComments.as_view(retry=1)
+    async with open_stream(view, last_event_id=position) as stream:
+        if live:
+            await publish()
+        shown, _ = await stream.until("last")
+        assert (shown.text, shown.event) == ("shown", "message-type")
+        assert "secret" not in stream.text
+        assert stream.reconnection_time == 1000
 
 
 async def test_a_filter_does_not_see_the_close() -> None:

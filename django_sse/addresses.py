@@ -11,11 +11,15 @@ Address = IPv4Address | IPv6Address
 # What one subscriber is commonly given of IPv6 (RFC 6177), and may take addresses from at will.
 _SUBSCRIBER_PREFIX = 64
 
+# IPv6 addresses of those who have an IPv4 one, in the last 32 bits: RFC 6052, 2.1, and RFC 8215.
+_TRANSLATED = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
+
 
 def client_address(
     peer: str | None, forwarded_for: str, trusted_proxies: Sequence[str]
 ) -> str | None:
-    """Return the address that a request counts for; an IPv6 one as its /64 network.
+    """Return the address that a request counts for; an IPv6 one as its /64 network or, where it is
+    made of an IPv4 address, as that.
 
     Never raises, whatever the header says.
 
@@ -61,7 +65,21 @@ def _is_in(address: Address, networks: Iterable[IPv4Network | IPv6Network]) -> b
 def _counted(address: Address) -> str:
     if isinstance(address, IPv4Address):
         return str(address)
+    if inside := _ipv4_inside(address):
+        return str(inside)
     return str(IPv6Network((int(address), _SUBSCRIBER_PREFIX), strict=False))
+
+
+def _ipv4_inside(address: IPv6Address) -> IPv4Address | None:
+    """Return the IPv4 address whose owner has this one, and as many more as he likes; not for
+    trust, since anybody can send from such an address."""
+    if address.sixtofour:
+        return address.sixtofour
+    if address.teredo:
+        return address.teredo[1]
+    if any(address in network for network in _TRANSLATED):
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return None
 
 
 @lru_cache(maxsize=8)

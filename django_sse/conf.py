@@ -21,6 +21,8 @@ class Rule:
 
     accepts: str
     admits: Callable[[Any], bool]
+    is_secret: bool = False
+    """Whether a value may hold a password, so that texts in it are not shown."""
 
 
 def _is_number(value: Any) -> bool:
@@ -34,11 +36,15 @@ def _is_count(value: Any) -> bool:
 def _is_store(value: Any) -> bool:
     if isinstance(value, dict):
         return (
-            isinstance(value.get("BACKEND"), str)
+            _is_dotted_path(value.get("BACKEND"))
             and isinstance(value.get("OPTIONS", {}), dict)
             and value.keys() <= {"BACKEND", "OPTIONS"}
         )
-    return isinstance(value, str)
+    return _is_dotted_path(value)
+
+
+def _is_dotted_path(value: Any) -> bool:
+    return isinstance(value, str) and all(map(str.isidentifier, value.split(".")))
 
 
 # As browsers send it (RFC 6454, 6.2): no path, and no port that goes without saying.
@@ -101,6 +107,7 @@ STORE: Final = Rule(
     '"database", "memory", "redis", the dotted path of an EventStore, or '
     '{"BACKEND": one of these, "OPTIONS": {...}}',
     _is_store,
+    is_secret=True,
 )
 
 
@@ -204,13 +211,26 @@ def problems(value: Any) -> Iterator[str]:
         if name not in rules:
             yield f"{SETTING} has no key {name!r}. It accepts: {', '.join(rules)}."
         elif not rules[name].admits(given):
-            yield f"{SETTING}[{name!r}] must be {rules[name].accepts}, not {given!r}."
+            shown = _without_secrets(given) if rules[name].is_secret else given
+            yield f"{SETTING}[{name!r}] must be {rules[name].accepts}, not {shown!r}."
     # Browsers refuse the answer: https://fetch.spec.whatwg.org/#cors-protocol-and-credentials
     if value.get("ALLOW_CREDENTIALS") is True and value.get("ALLOWED_ORIGINS") in (["*"], ("*",)):
         yield (
             f"{SETTING}['ALLOW_CREDENTIALS'] does not go with \"*\": name the ALLOWED_ORIGINS "
             "whose pages may send cookies."
         )
+
+
+def _without_secrets(value: Any, key: str = "BACKEND") -> Any:
+    # Checks and errors end up in logs.
+    if isinstance(value, dict):
+        return {name: _without_secrets(item, name) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_secrets(item, key) for item in value]
+    if isinstance(value, str | bytes):
+        text = value if isinstance(value, str) else value.decode("latin-1")
+        return value if key == "BACKEND" and _is_dotted_path(text) else "..."
+    return value
 
 
 @cache

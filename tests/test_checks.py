@@ -1,4 +1,5 @@
 from pathlib import Path
+from traceback import format_exception
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.models import Model
 from pytest_django import Settings
 
+from django_sse import publish
 from django_sse.asgi import EventStreamApplication
 from django_sse.stores.memory import MemoryStore
 
@@ -86,6 +88,42 @@ def test_manage_py_check_shows_what_is_wrong(settings: Settings) -> None:
     settings.DJANGO_SSE = {"HISTORY": 5}
     with pytest.raises(SystemCheckError, match=r"django_sse\.E001.*no key 'HISTORY'"):
         call_command("check", databases=["default"])
+
+
+SECRET_URLS = [
+    "redis://user:pa55word@host:6379/0",
+    "redis://:pa55word@host:no-port",
+    "redis://:no/pa55word@host",
+    "redis://:no?pa55word=@host",
+    "pa55word@host:6379",
+    "redis://host?db=pa55word",
+]
+
+
+@pytest.mark.parametrize("url", SECRET_URLS)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda url: {"STORE": url},
+        lambda url: {"STORE": {"BACKEND": url}},
+        lambda url: {"STORE": {"BACKEND": "redis", "URL": url}},
+        lambda url: {"STORE": {"BACKEND": "redis", "OPTIONS": url}},
+        lambda url: {"STORE": {"BACKEND": "redis", "OPTIONS": {"url": url, "prefixes": ""}}},
+        lambda url: {"STORE": {"BACKEND": "redis", "OPTIONS": {"url": url}}},
+    ],
+)
+def test_no_check_shows_a_password(settings: Settings, setting: Any, url: str) -> None:
+    settings.DJANGO_SSE = setting(url)
+    for message in run_checks(tags=["django_sse"]):
+        assert "pa55word" not in f"{message.msg} {message.hint}"
+
+
+@pytest.mark.parametrize("url", SECRET_URLS[1:5])
+def test_nor_does_publishing(settings: Settings, url: str) -> None:
+    settings.DJANGO_SSE = {"STORE": {"BACKEND": "redis", "OPTIONS": {"url": url}}}
+    with pytest.raises(Exception) as raised:  # noqa: PT011
+        publish("news", "x")
+    assert "pa55word" not in "".join(format_exception(raised.value))
 
 
 # E001 and E002: the setting

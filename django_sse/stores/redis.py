@@ -52,6 +52,9 @@ _OPTIONS: Final[dict[str, Any]] = {
     "timeout": 5.0,
 }
 
+# What redis-py says of it may be a part of the password.
+_BAD_URL: Final = "The redis store's `url` is none that redis-py accepts. It is not shown here."
+
 _Call = tuple[Any, ...]
 
 
@@ -88,7 +91,6 @@ class RedisStore(EventStore):
     ) -> None:
         super().__init__(using=using)
         self.url = url
-        self.address = f"{url} {prefix}"
         self._prefix = prefix
         self._durable = durable
         self._making = Lock()
@@ -97,6 +99,14 @@ class RedisStore(EventStore):
         self._readers: dict[
             asyncio.AbstractEventLoop, tuple[redis.asyncio.Redis, AsyncGenerator[None]]
         ] = {}
+
+    @property
+    def address(self) -> str:  # type: ignore[override]
+        # Without the password, which nobody must be able to try out.
+        server = {"host": "localhost", "port": 6379, "db": 0}
+        server |= _pool(redis.ConnectionPool, self.url).connection_kwargs
+        where = [server.get("path") or (server["host"], server["port"]), server["db"]]
+        return f"{where} {self._prefix}"
 
     # Reading
 
@@ -157,7 +167,8 @@ class RedisStore(EventStore):
         if loop not in self._readers:
             for closed in [other for other in list(self._readers) if other.is_closed()]:
                 self._readers.pop(closed, None)
-            pool = redis.asyncio.BlockingConnectionPool.from_url(
+            pool = _pool(
+                redis.asyncio.BlockingConnectionPool,
                 self.url,
                 **_OPTIONS,
                 # A connection may have been cut while it was idle; what runs here can run twice.
@@ -220,7 +231,8 @@ class RedisStore(EventStore):
         # One for all threads: a second one would close the connections of its pool when it goes.
         with self._making:
             if self._client is None:
-                pool = redis.BlockingConnectionPool.from_url(
+                pool = _pool(
+                    redis.BlockingConnectionPool,
                     self.url,
                     **_OPTIONS,
                     retry=Retry(NoBackoff(), 0),
@@ -278,17 +290,24 @@ class RedisStore(EventStore):
 
     def check(self) -> list[checks.CheckMessage]:
         try:
-            redis.BlockingConnectionPool.from_url(self.url, **_OPTIONS).make_connection()  # type: ignore[no-untyped-call]
-        except (AttributeError, TypeError, ValueError, redis.RedisError) as error:
+            _pool(redis.BlockingConnectionPool, self.url, **_OPTIONS).make_connection()
+        except (AttributeError, ImproperlyConfigured, TypeError, ValueError, redis.RedisError):
             return [
                 checks.Error(
-                    f"The redis store's `url` is none that redis-py accepts: {error}",
+                    _BAD_URL,
                     hint='Give one such as "redis://user:password@host:6379/0" or '
                     '"unix:///run/redis.sock"; redis-py\'s other options go into its query.',
                     id="django_sse.E005",
                 )
             ]
         return []
+
+
+def _pool(kind: type[Any], url: str, **options: Any) -> Any:
+    try:
+        return kind.from_url(url, **options)
+    except (AttributeError, ValueError):
+        raise ImproperlyConfigured(_BAD_URL) from None
 
 
 async def _close_at_end(client: redis.asyncio.Redis) -> AsyncGenerator[None]:

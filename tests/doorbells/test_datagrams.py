@@ -257,7 +257,13 @@ def test_stores_that_are_no_file_meet_by_where_they_are_kept() -> None:
     ]
     places = [meeting_place(store).directory for store in stores]
     assert len(set(places)) == len(stores)
-    assert meeting_place(RedisStore(url="redis://localhost/1")).directory == places[2]
+    # However a process is let in, and whatever one might try out to find its password.
+    for url in (
+        "redis://localhost/1",
+        "redis://:secret@localhost:6379/1",
+        "redis://a:b@localhost/1",
+    ):
+        assert meeting_place(RedisStore(url=url)).directory == places[2]
 
 
 async def test_a_link_in_the_place_of_the_directory_is_not_followed(
@@ -450,6 +456,7 @@ async def test_root_rings_beside_the_file_of_another_account_and_harms_nothing(
     await receiver.close()
 
 
+@pytest.mark.django_db(transaction=True)
 async def test_the_default_store_of_the_tests_has_a_place(ear: Ear) -> None:
     receiver = DatagramDoorbell(get_store()).receiver(ear)
     await receiver.open()

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -37,13 +37,20 @@ class Client:
         scope: The request's scope.
         body: The parts of the request's body.
         plan: When and how it goes.
+        heads: Where groups stand as it comes.
     """
 
     def __init__(
-        self, application: Application, scope: dict[str, Any], body: list[bytes], plan: Plan
+        self,
+        application: Application,
+        scope: dict[str, Any],
+        body: list[bytes],
+        plan: Plan,
+        heads: Mapping[str, int],
     ) -> None:
         self.scope = scope
         self.plan = plan
+        self.heads = heads
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self.body = bytearray()

@@ -11,6 +11,7 @@ from tests.fuzz.choices import Choices
 PUBLIC: Final = ["news", "News", "a", "a-b", "x" * 99]
 SECRET: Final = ["secret", "secret-2"]
 GROUPS: Final = [*PUBLIC, *SECRET]
+ALLOWED_ORIGIN: Final = b"https://app.example"
 NO_GROUPS: Final = ["", "ä", "x" * 100, "a b", "a/b", "a\n", "{group}", "%s", "news\0", ".."]
 
 _PIECES: Final = [
@@ -27,6 +28,7 @@ _HEADERS: Final = [
     *("cookie", "content-encoding", "accept-encoding", "content-length", "content-type", "host"),
     *("last-event-id", "range", "if-none-match", "if-modified-since", "connection", "upgrade"),
     *("transfer-encoding", "authorization", "referer", "x-csrftoken", "accept-language", "te"),
+    *("sec-fetch-site", "sec-fetch-site", "sec-fetch-dest", "origin"),
     *("x-http-method-override", "expect", "sec-fetch-mode", "user-agent", "x-any"),
 ]
 _VALUES: Final = [
@@ -34,6 +36,8 @@ _VALUES: Final = [
     *(b"text/html", b"text/event-stream", b"https://evil.example", b"://", b"http://[", b"::1"),
     *(b"1.2.3.4, " * 40, b"sessionid=x; csrftoken=y", b"sessionid=" + b"e30:1:" * 9, b"=;=;;,"),
     *(b"multipart/form-data; boundary=", b"application/json; charset=\xff", b"keep-alive, upgrade"),
+    *(b"same-origin", b"cross-site", b"same-site", b"none", b"http://testserver", ALLOWED_ORIGIN),
+    *(b"http://testserver:80", b"HTTP://TESTSERVER", b"http://testserver.evil.example"),
     *(b"a" * 9000, b"\xff\xfe", b"\xc3", b"\x7f\x01", b"a, a", b"[::1]:99999", b"bytes=0-"),
 ]
 _PATHS: Final = [
@@ -50,7 +54,10 @@ _TYPES: Final = [
     "",
     None,
 ]
-_ROUTES: Final = ["one", "guarded", "history", "state", "filtered", "handled", "silent", "own"]
+_ROUTES: Final = [
+    *("one", "guarded", "history", "state", "filtered", "handled", "silent", "own"),
+    *("stacked", "bounded"),
+]
 
 
 def text(choices: Choices) -> str:
@@ -123,11 +130,8 @@ def message(choices: Choices) -> dict[Any, Any]:
 
 
 def doorbell(choices: Choices, head: int) -> dict[str, Any]:
-    """Return a forged doorbell, given the head of a group.
-
-    Only the next entry itself is left out: who can put that on the channel layer can publish it.
-    """
-    numbers = [0, 1, -1, head, head - 1, head + 2, head + 1000, 2**63, 2**70, -(2**70)]
+    """Return a forged doorbell, given the head of a group."""
+    numbers = [0, 1, -1, head, head - 1, head + 1, head + 2, head + 1000, 2**63, 2**70, -(2**70)]
     odd: list[Any] = [None, "1", 1.5, [], {}, True, b"1", float("nan")]
     found: dict[str, Any] = {
         "type": "sse.doorbell",
@@ -137,6 +141,8 @@ def doorbell(choices: Choices, head: int) -> dict[str, Any]:
         "entries": choices.pick(
             [
                 [],
+                [[head + 1, "data: forged\n\n", False, ""]],
+                [[head + 1, "id: forged\nevent: close\ndata: forged\n\n", True, ""]],
                 [[choices.pick(numbers), "data: forged\n\n", False, ""]],
                 [[choices.pick(numbers), "forged", True, ""], [choices.pick(odd), "", None, 7]],
                 [[choices.pick(numbers), choices.pick(odd), False, choices.pick(odd)]],
@@ -148,14 +154,19 @@ def doorbell(choices: Choices, head: int) -> dict[str, Any]:
             ]
         ),
     }
+    if choices.one_in(2):
+        # In one piece, as if it were one of ours.
+        found |= {"group": choices.pick(GROUPS), "head": head + 1, "cancelled": False}
+        found["entries"] = [[head + 1, "data: forged\n\n", False, ""]]
+    found["signature"] = choices.pick(["", "0" * 64, "é", None, 7, choices.bytes(32).hex()])
     for name in list(found):
-        if name != "type" and choices.one_in(8):
+        if name != "type" and choices.one_in(16):
             del found[name]
     return found
 
 
 def datagram(choices: Choices, head: int) -> bytes:
-    """Return a forged datagram, given the head of a group."""
+    """Return a forged datagram, or notification, given the head of a group."""
     if choices.one_in(3):
         return choices.bytes(choices.number(2100))
     number = choices.pick([0, 1, -1, head, head + 1, head + 9, 10**30, 10**900])
@@ -165,9 +176,11 @@ def datagram(choices: Choices, head: int) -> bytes:
 
 def last_event_id(choices: Choices, known: list[str]) -> bytes:
     """Return what a client claims to be the last id that it has seen."""
-    kind = choices.number(10)
+    kind = choices.number(12)
     if kind < 4 and known:
         return choices.pick(known).encode()
+    if kind > 9 and known:
+        return _made_up(choices, choices.pick(known)).encode()
     number = choices.pick(["0", "1", "z" * 11, "z" * 12, "hocu80ojke", "A", "-1", "", "9" * 9000])
     forged = f"{group_hash(choices.pick(GROUPS))}.{number}"
     if kind < 7:
@@ -177,6 +190,23 @@ def last_event_id(choices: Choices, known: list[str]) -> bytes:
     if kind == 8:
         return _header_value(choices.bytes(choices.number(60)))
     return b"~" * choices.pick([1, 16 * 1024, 20_000]) + forged.encode()
+
+
+def _made_up(choices: Choices, known: str) -> str:
+    """Return what a member may make of an id that was another's, or his own of before."""
+    entry, _, signature = known.rpartition("~")
+    group, _, number = entry.partition(".")
+    earlier = choices.pick(["0", "1", number[:-1], number[:-1] + "0", f"0{number}", ""])
+    return choices.pick(
+        [
+            entry,
+            f"{group}.{earlier}~{signature}",
+            f"{group}.{earlier}~{entry}~{signature}",
+            f"{entry}~{group}.{earlier}~{signature}",
+            f"{group_hash(choices.pick(GROUPS))}.{number}~{signature}",
+            f"{group}.{earlier}~{signature.swapcase()}",
+        ]
+    )
 
 
 def path(choices: Choices) -> str:
@@ -202,6 +232,7 @@ def query(choices: Choices, known: list[str]) -> bytes:
         b"group=" + choices.pick([*GROUPS, *NO_GROUPS[:4]]).encode()
         for _ in range(choices.number(8))
     ]
+    parts += [choices.pick([b"pass=a", b"pass=b", b"pass=c"]) for _ in range(choices.number(4))]
     if choices.one_in(4):
         name = choices.pick([b"lastEventId", b"last_event_id", b"LASTEVENTID", b"lastEventId[]"])
         parts.append(name + b"=" + last_event_id(choices, known))

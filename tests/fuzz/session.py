@@ -7,6 +7,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -26,10 +27,11 @@ from django_sse.conf import conf
 from django_sse.doorbells.layer import doorbell_group
 from django_sse.doorbells.meeting_place import meeting_place
 from django_sse.event import NO_DATA, encode_published
-from django_sse.hub import open_streams
+from django_sse.hub import current_hub, open_streams
 from django_sse.position import LOST, group_hash, parse_position
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
+from django_sse.stores.notifications import _Ear
 from tests.fuzz import inputs, views
 from tests.fuzz.choices import Choices
 from tests.fuzz.client import Client, Fields, Plan
@@ -50,6 +52,7 @@ class SharedMemoryStore(MemoryStore):
 
 
 _STORES: Final = ["memory", "tests.fuzz.session.SharedMemoryStore"]
+_ALLOWED_ORIGINS: Final = [[], [inputs.ALLOWED_ORIGIN.decode()], ["*"]]
 _LAYERS: Final = ["channels.layers.InMemoryChannelLayer", "tests.layers.OwnInMemoryLayer"]
 
 
@@ -87,6 +90,7 @@ class Session:
             "MAX_GROUPS": 5,
             "BACKLOG_BYTES": 64 * 1024,
             "RETRY": 0,
+            "ALLOWED_ORIGINS": self._choices.pick(_ALLOWED_ORIGINS),
         }
         with override_settings(CHANNEL_LAYERS=layer, DJANGO_SSE=settings):
             try:
@@ -122,7 +126,9 @@ class Session:
         does = choices.pick(["stay", "stay", "stay", "leave", "leave", "stall", "break", "cancel"])
         plan = Plan(does, choices.number(_STEPS_OF_A_CLIENT))  # type: ignore[arg-type]
         body = choices.pick([[b""], [b""], [b""], [b"x" * 9, b"\0" * 9], [b"a=1&data=x"]])
-        self._clients.append(Client(self._application, scope, list(body), plan))
+        states = get_store().states(inputs.GROUPS)
+        heads = {group: state.head for group, state in states.items()}
+        self._clients.append(Client(self._application, scope, list(body), plan, heads))
         self._tally["requests"] += 1
 
     async def _publish(self) -> None:
@@ -174,6 +180,10 @@ class Session:
             await get_channel_layer().group_send(doorbell_group(group), message)
             return
         datagram = inputs.datagram(self._choices, head)
+        if self._choices.one_in(2):
+            self._tally["forged notifications"] += 1
+            notify(datagram)
+            return
         directory = meeting_place(get_store()).directory
         if get_store().crosses_processes and directory.exists():
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
@@ -246,6 +256,8 @@ class Session:
         try:
             self._judge_task(client)
             assert client.status < 500, f"status {client.status}"
+            if is_of_a_foreign_page(client.scope):
+                assert not client.is_stream, "a stream for a foreign page"
             if client.is_stream and not client.scope["path"].startswith(("/own/", "/generator/")):
                 self._judge_stream(client)
             elif client.is_stream:
@@ -287,8 +299,22 @@ class Session:
                 seen[group].append(position[group])
             begin = begin or position
             before = position
+        if begin and not self._has_an_id_of_ours(client):
+            self._judge_begin(client, begin)
         if client.plan.does in ("stay", "stall") and begin:
             self._judge_completeness(client, begin, seen)
+
+    def _has_an_id_of_ours(self, client: Client) -> bool:
+        headers = [value for name, value in client.scope["headers"] if name == b"last-event-id"]
+        sent = b"\n".join([*headers, client.scope["query_string"]])
+        return any(known.encode() in sent for known in self._ids)
+
+    def _judge_begin(self, client: Client, begin: dict[str, int]) -> None:
+        """Fail if a stream that brings no id of ours begins with what was before it."""
+        if client.scope["path"].startswith("/history/"):
+            return
+        for group, number in begin.items():
+            assert number >= client.heads.get(group, 0), f"{group} from {number}, by an id made up"
 
     def _group_of(
         self, client: Client, fields: Fields, before: dict[str, int], position: dict[str, int]
@@ -331,6 +357,35 @@ class Session:
         )
 
 
+def notify(payload: bytes) -> None:
+    """Have a hub's listener hear a notification of PostgreSQL, which takes any bytes."""
+    notifications = iter([SimpleNamespace(extra=payload)])
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        connection = SimpleNamespace(
+            fileno=reader.fileno,
+            pgconn=SimpleNamespace(
+                consume_input=lambda: None, notifies=lambda: next(notifications, None)
+            ),
+        )
+        ear = _Ear(connection, current_hub().hear_soon)
+        ear._read()
+        assert not ear._lost.done(), "a notification has ended the listening"
+        ear.close()
+
+
+def is_of_a_foreign_page(scope: dict[str, Any]) -> bool:
+    """Say whether a browser sends a request for a page that is certainly another origin's."""
+    headers = scope["headers"]
+    sites = [value for name, value in headers if name == b"sec-fetch-site"]
+    origins = [value for name, value in headers if name == b"origin"]
+    if origins and ("*" in conf().ALLOWED_ORIGINS or inputs.ALLOWED_ORIGIN in origins):
+        return False
+    if sites:
+        return sites in ([b"cross-site"], [b"same-site"])
+    return origins in ([b"https://evil.example"], [b"http://testserver.evil.example"], [b"null"])
+
+
 async def _until(client: Client, part: bytes, what: str) -> None:
     try:
         async with asyncio.timeout(SECONDS):
@@ -355,6 +410,10 @@ def allowed_groups(scope: dict[str, Any]) -> list[str]:
         groups = [f"{parts[2]}-{parts[3]}"]
     else:
         groups = [parts[2]] if len(parts) == 4 else []
+    if parts[1] == "stacked":
+        query = parse_qsl(scope["query_string"].decode("utf-8", "replace"), keep_blank_values=True)
+        if not {("pass", "a"), ("pass", "b")} <= set(query):
+            return []
     return [group for group in groups if not group.startswith("secret")]
 
 

@@ -9,6 +9,7 @@ from django.urls import path
 
 from django_sse import Event
 from django_sse.decorators import event_stream, event_stream_headers, no_content_when_cancelled
+from django_sse.mixins import UserPassesTestMixin
 from django_sse.views import EventStreamView
 
 STATE = Event("state", event="state")
@@ -53,6 +54,20 @@ class Handled(One):
         return Event({"title": message["title"]}, event="moved")
 
 
+class HasA(UserPassesTestMixin):
+    async def test_func(self) -> bool:
+        return "a" in self.request.GET.getlist("pass")
+
+
+class HasB(UserPassesTestMixin):
+    async def test_func(self) -> bool:
+        return "b" in self.request.GET.getlist("pass")
+
+
+class Stacked(HasA, HasB, One):
+    """Asks two guards of one kind."""
+
+
 @event_stream("{group}")
 async def guarded(request: HttpRequest, group: str) -> None:
     user = await request.auser()
@@ -83,6 +98,8 @@ urlpatterns = [
     path("filtered/<str:group>/", Filtered.as_view()),
     path("handled/<str:group>/", Handled.as_view()),
     path("silent/<str:group>/", One.as_view(channel_messages=False)),
+    path("stacked/<str:group>/", Stacked.as_view()),
+    path("bounded/<str:group>/", One.as_view(replay_events=2, replay_age=3600)),
     path("guarded/<str:group>/", guarded),
     path("generator/", generator),
     path("own/<str:group>/", own),

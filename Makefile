@@ -25,9 +25,9 @@ demo: $(VENV)/demo $(PACKAGES)/installed.json  ## Set everything up and serve th
 	$(VENV)/bin/python manage.py sample_metrics & DEMO_PORT=$(PORT) exec $(VENV)/bin/python manage.py runserver $(PORT)
 
 # For three of the recipes, whose pages say so where it could not be installed.
-$(PACKAGES)/installed.json: demo_project/package.json
-	@cd demo_project && rm -rf node_modules && npm install --ignore-scripts --no-audit --no-fund --no-package-lock \
-		&& cp package.json node_modules/installed.json || echo "Some of the demo's recipes do without npm's packages."
+$(PACKAGES)/installed.json: demo_project/package.json demo_project/package-lock.json
+	@cd demo_project && rm -rf node_modules && npm ci --ignore-scripts --no-audit --no-fund \
+		&& cp package-lock.json node_modules/installed.json || echo "Some of the demo's recipes do without npm's packages."
 
 .PHONY: test
 test: $(VENV)/test  ## Set everything up and run the tests (ARGS= for pytest), on a newer Python too where there is one

@@ -7,7 +7,8 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 DEBUG = True
 SECRET_KEY = "only for the demo"
-ALLOWED_HOSTS = ["*"]
+# This machine's own names: another one is its owner's, who may let it lead here (DNS rebinding).
+ALLOWED_HOSTS = [".localhost", "127.0.0.1", "[::1]"]
 
 INSTALLED_APPS = [
     # Makes `runserver` an ASGI server.

@@ -1,8 +1,9 @@
-"""The front page, and the stream of any group, for programs."""
+"""The front page, and the streams of all groups but the members', for programs."""
 
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from django.conf import settings
@@ -10,6 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_safe
 
+from demo_project.last_word import Members
 from django_sse.views import EventStreamView
 
 
@@ -29,11 +31,17 @@ def push_command() -> str:
     return f"{setting}{shlex.join(command)} --event headline"
 
 
-class Group(EventStreamView):
-    # In the demo anybody may read any group; in a project `authorize` says who.
+class Public(EventStreamView):
+    """In the demo anybody may read any group, but those that have a stream with a guard."""
+
+    async def authorize(self, groups: Sequence[str]) -> list[str]:
+        return [group for group in groups if group not in Members.groups]
+
+
+class Group(Public):
     groups = ["{group}"]
 
 
-class Groups(EventStreamView):
+class Groups(Public):
     async def get_groups(self) -> list[str]:
         return self.request.GET.getlist("group")

@@ -9,21 +9,22 @@ from tests.live.servers import unavailable
 
 
 def install(directory: Path) -> None:
-    """Install what the ``package.json`` of a directory names, unless these versions are there.
+    """Install what the ``package-lock.json`` of a directory names, unless that is there.
 
     Skips the test without npm; on CI it has to be there.
+
+    Raises:
+        CalledProcessError: npm fails, as it does for a package of another hash.
     """
     if not shutil.which("npm"):
         unavailable("npm is not installed")
-    wanted = (directory / "package.json").read_text()
-    modules = directory / "node_modules"
-    # A copy of the package.json that was installed; written last.
-    installed = modules / "installed.json"
+    wanted = (directory / "package-lock.json").read_text()
+    # A copy of the package-lock.json that was installed; written last.
+    installed = directory / "node_modules" / "installed.json"
     if not installed.exists() or installed.read_text() != wanted:
-        shutil.rmtree(modules, ignore_errors=True)
-        options = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock")
+        options = ("--ignore-scripts", "--no-audit", "--no-fund")
         subprocess.run(
-            ["npm", "install", *options, "--loglevel=error"],
+            ["npm", "ci", *options, "--loglevel=error"],
             cwd=directory,
             # npm leaves packages out for some values of it.
             env={name: value for name, value in os.environ.items() if name != "NODE_ENV"},

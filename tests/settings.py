@@ -43,6 +43,8 @@ if mysql.binaries():
         "HOST": "127.0.0.1",
     }
 
+# Django's name for it where a test's request does not say one.
+ALLOWED_HOSTS = [*demo.ALLOWED_HOSTS, "unknown"]
 # What the demo allows to other origins is not for the tests.
 DJANGO_SSE: dict[str, Any] = {}  # type: ignore[no-redef]
 

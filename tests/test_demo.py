@@ -152,6 +152,19 @@ def test_the_push_command_publishes_a_headline(monkeypatch: pytest.MonkeyPatch) 
     assert (event.event, event.json()) == ("headline", HEADLINE)
 
 
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:8000", "[::1]", "other.localhost"])
+def test_this_machine_is_served_by_each_of_its_names(client: Client, host: str) -> None:
+    assert client.get(reverse("index"), headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["rebound.example:8000", "localhost.example", "192.0.2.1"])
+@pytest.mark.parametrize("name", ["index", "headlines-events"])
+def test_another_name_that_leads_to_this_machine_is_refused(
+    client: Client, name: str, host: str
+) -> None:
+    assert client.get(reverse(name), headers={"Host": host}).status_code == 400
+
+
 # The streams
 
 
@@ -178,6 +191,15 @@ async def test_what_is_no_group_is_refused(
     async_client: AsyncClient, url: str, status: int
 ) -> None:
     assert (await async_client.get(url)).status_code == status
+
+
+async def test_no_other_stream_has_what_the_members_are_told(async_client: AsyncClient) -> None:
+    for url in ("/events/members/", "/events/?group=members"):
+        assert (await async_client.get(url)).status_code == 403
+    async with reading(await async_client.get("/events/?group=members&group=news")) as reader:
+        await apublish("members", "for members")
+        await apublish("news", "for all")
+        assert (await reader.next_event()).text == "for all"
 
 
 async def test_a_new_page_shows_the_newest_headlines_of_before(async_client: AsyncClient) -> None:

@@ -106,6 +106,13 @@ def test_the_buttons_only_work_from_the_page(name: str) -> None:
     assert browser.post(url, {"csrfmiddlewaretoken": token}).status_code == 204
 
 
+@pytest.mark.parametrize("name", ["tick", "join", "leave", "htmx-tell", "turbo-tell"])
+def test_what_is_too_long_is_refused(client: Client, name: str) -> None:
+    long = "a" * 300_000
+    fields = {"text": long, "name": long, "title": long}
+    assert client.post(reverse(f"recipes:{name}"), fields).status_code == 400
+
+
 @pytest.mark.parametrize("recipe", FRAGMENTS, ids=lambda one: one.name)
 def test_what_is_told_after_the_end_is_a_conflict(client: Client, recipe: Recipe) -> None:
     tell, end, begin = (reverse(f"recipes:{recipe.name}-{act}") for act in ("tell", "end", "begin"))

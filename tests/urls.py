@@ -29,6 +29,7 @@ urlpatterns = [
     path("reopen/<str:group>/", views.reopen),
     path("event-sources/", views.event_sources),
     path("ends/", views.ends),
+    path("foreign/", views.foreign),
     path("static/<path:path>", serve, {"insecure": True}),
     path("group-send/<str:group>/", views.group_send),
     path("long-page/", views.long_page),

@@ -8,7 +8,7 @@ from channels.layers import get_channel_layer
 from django.contrib import auth
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 
 import django_sse
 from django_sse import Event, hub
@@ -115,6 +115,17 @@ async def ends(request: HttpRequest) -> HttpResponse:
     """Return a stream that says when to come back, if that is asked for, and ends."""
     retry = request.GET.get("retry")
     return HttpResponse(f"retry: {retry}\n\n" if retry else ":\n\n", "text/event-stream")
+
+
+async def foreign(request: HttpRequest) -> HttpResponse:
+    """Return HTML as an event, or redirect; whatever page asks may read it, with its cookies."""
+    to = request.GET.get("to")
+    response: HttpResponse = HttpResponse("data: <b>foreign</b>\n\n", "text/event-stream")
+    if to:
+        response = HttpResponseRedirect(to)
+    response["Access-Control-Allow-Origin"] = request.headers.get("Origin", "*")
+    response["Access-Control-Allow-Credentials"] = "true"
+    return response
 
 
 async def group_send(request: HttpRequest, group: str) -> HttpResponse:

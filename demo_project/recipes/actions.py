@@ -6,11 +6,12 @@ from functools import wraps
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_POST
 
-from django_sse import GroupCancelled
+from django_sse import GroupCancelled, InvalidEvent
 
 
 def action(act: Callable[[HttpRequest], None]) -> Callable[[HttpRequest], HttpResponse]:
-    """Make a view of what a button does: POST alone, answered 204, or 409 if it is too late."""
+    """Make a view of what a button does: POST alone, answered 204, 409 if it is too late, or 400
+    if it is too long."""
 
     @require_POST
     @wraps(act)
@@ -19,6 +20,8 @@ def action(act: Callable[[HttpRequest], None]) -> Callable[[HttpRequest], HttpRe
             act(request)
         except GroupCancelled as error:
             return HttpResponse(str(error), "text/plain", status=409)
+        except InvalidEvent as error:
+            return HttpResponse(str(error), "text/plain", status=400)
         return HttpResponse(status=204)
 
     return view

@@ -41,6 +41,11 @@ class Site:
         return f"http://{host}:{self.network.port}"
 
     @property
+    def other_origin(self) -> str:
+        """Another origin of the same site, to which browsers send the same cookies."""
+        return f"http://127.0.0.1:{self.server.port}"
+
+    @property
     def requests(self) -> Requests:
         return Requests(self.server.directory / REQUEST_LOG)
 
@@ -76,7 +81,7 @@ class Site:
 
     def act(self, path: str, **query: str) -> str:
         """Let a view do something, which is not in the way of the browser; return its answer."""
-        url = f"http://127.0.0.1:{self.server.port}{path}"
+        url = f"{self.other_origin}{path}"
         # To read the certificates of all authorities would take longer than the request.
         return httpx.get(url, params=query, verify=False).raise_for_status().text
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
+from urllib.parse import urlencode
 
 import pytest
 from selenium import webdriver
@@ -11,6 +12,8 @@ from tests.live.browser import STATES, EventSource, Tab, wait_until
 from tests.live.sites import RETRY, Site, run
 
 OVER = '{"reason":"over"}'
+# What `/foreign/` sends.
+FOREIGN = "<b>foreign</b>"
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +221,60 @@ def test_a_page_that_is_thawed_goes_on_at_once(tab: Tab, site: Site, group: str)
         site.publish(group, "while frozen")
     stream.wait_for("message", "while frozen")
     assert stream.errors == []
+
+
+# Redirects
+
+
+def redirected(origin: str, to: str) -> str:
+    """Return the path of a redirect."""
+    return f"{origin}/foreign/?{urlencode({'to': to})}"
+
+
+def until_it_has_come_back(site: Site, redirect: str) -> None:
+    path = redirect[redirect.index("/foreign/") :]
+    wait_until(lambda: len(site.statuses(path)) > 1, "it does not come back")
+
+
+def test_a_redirect_within_its_origin_is_followed(tab: Tab, site: Site, group: str) -> None:
+    stream = opened(tab, f"/events/{group}", withCredentials=True)
+    site.publish(group, "one")
+    stream.wait_for("message", "one")
+    assert site.statuses(f"/events/{group}") == [301]
+
+
+def test_a_redirect_within_another_origin_is_followed(tab: Tab, site: Site) -> None:
+    stream = tab.follow_event_stream(redirected(site.other_origin, "/foreign/"))
+    stream.wait_for("message", FOREIGN)
+
+
+@pytest.mark.parametrize("credentials", [True, False])
+def test_a_redirect_from_the_pages_origin_to_another_one_is_not_followed(
+    tab: Tab, site: Site, credentials: bool
+) -> None:
+    there = f"/foreign/?from=own&{credentials}"
+    redirect = redirected("", f"{site.other_origin}{there}")
+    stream = tab.follow_event_stream(redirect, withCredentials=credentials)
+    until_it_has_come_back(site, redirect)
+    assert site.statuses(there) == []
+    assert stream.received == []
+
+
+def test_a_redirect_from_another_origin_is_not_followed_with_cookies(tab: Tab, site: Site) -> None:
+    there = "/foreign/?from=other&cookies"
+    redirect = redirected(site.other_origin, f"{site.origin_of('localhost')}{there}")
+    stream = tab.follow_event_stream(redirect, withCredentials=True)
+    until_it_has_come_back(site, redirect)
+    assert site.statuses(there) == []
+    assert stream.received == []
+
+
+def test_what_a_redirect_from_another_origin_leads_to_is_not_read(tab: Tab, site: Site) -> None:
+    there = "/foreign/?from=other"
+    redirect = redirected(site.other_origin, f"{site.origin_of('localhost')}{there}")
+    stream = tab.follow_event_stream(redirect)
+    until_it_has_come_back(site, redirect)
+    assert stream.received == []
 
 
 # What it makes of the events

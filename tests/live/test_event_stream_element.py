@@ -1,12 +1,16 @@
 """``<event-stream>``: HTML over the wire, into a page without a script of its own."""
 
 from collections.abc import Iterator
+from urllib.parse import quote, urlencode
 
 import pytest
 from selenium import webdriver
 
 from tests.live.browser import Tab, wait_until
 from tests.live.sites import Site, run
+
+# What `/foreign/` sends.
+FOREIGN = "<b>foreign</b>"
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +33,13 @@ class Page:
         self.tab = tab
         tab.run("return import('/static/django_sse/event-stream.js').then(() => null)")
 
+    def put(self, html: str) -> None:
+        """Put HTML into the page."""
+        self.tab.run("document.body.innerHTML = arguments[0]", html)
+
     def show(self, html: str) -> None:
         """Put HTML into the page, and wait until its stream is open."""
-        self.tab.run("document.body.innerHTML = arguments[0]", html)
+        self.put(html)
         self.wait_for_state("open")
 
     def wait_for_state(self, state: str) -> None:
@@ -116,6 +124,76 @@ def test_an_element_that_is_moved_goes_on_where_it_was(page: Page, site: Site, g
     page.wait_for_state("open")
     site.publish(group, "two")
     page.wait_for_html("main event-stream", "onetwo")
+
+
+# Whose HTML it is
+
+
+def blob(page: Page) -> str:
+    return str(
+        page.tab.run(
+            "const options = { type: 'text/event-stream' };"
+            "return URL.createObjectURL(new Blob([arguments[0]], options))",
+            f"data: {FOREIGN}\n\n",
+        )
+    )
+
+
+@pytest.mark.parametrize("trusted", ["", "null", "* {page} null blob: data: https://a.example"])
+@pytest.mark.parametrize("scheme", ["data", "blob"])
+def test_what_has_no_origin_is_nobodys_html(
+    page: Page, site: Site, scheme: str, trusted: str
+) -> None:
+    src = blob(page) if scheme == "blob" else f"data:text/event-stream,data:{quote(FOREIGN)}%0A%0A"
+    trusted = trusted.format(page=site.origin)
+    page.put(f'<event-stream src="{src}" trusted-origin="{trusted}">mine</event-stream>')
+    page.wait_for_state("closed")
+    assert page.html("event-stream") == "mine"
+
+
+@pytest.mark.parametrize(
+    ("base", "src", "trusted"),
+    [
+        ("", "{other}/foreign/?case=1", ""),
+        ("", "//{other_host}/foreign/?case=2", "{page} http://{other_host}.example *"),
+        ("<base href='{other}'>", "/foreign/?case=3", "{other}/"),
+    ],
+)
+def test_the_html_of_another_origin_is_not_asked_for(
+    page: Page, site: Site, base: str, src: str, trusted: str
+) -> None:
+    page.tab.run("window.said = []; console.error = (text) => said.push(text)")
+    other_host = site.other_origin.removeprefix("http://")
+    html = f'{base}<event-stream src="{src}" trusted-origin="{trusted}">mine</event-stream>'
+    page.put(html.format(page=site.origin, other=site.other_origin, other_host=other_host))
+    page.wait_for_state("closed")
+    assert page.html("event-stream") == "mine"
+    assert site.statuses(src[src.index("/foreign/") :]) == []
+    [said] = page.tab.run("return said")
+    assert "trusted-origin" in said
+
+
+def test_an_origin_that_is_trusted_is_read(page: Page, site: Site) -> None:
+    page.put(
+        f'<event-stream src="{site.other_origin}/foreign/"'
+        f' trusted-origin="https://a.example\n {site.other_origin}"></event-stream>'
+    )
+    page.wait_for_html("event-stream", FOREIGN)
+
+
+@pytest.mark.parametrize("origin", ["", "{other}"])
+def test_no_redirect_brings_the_html_of_another_origin(page: Page, site: Site, origin: str) -> None:
+    there = f"{site.origin_of('localhost')}/foreign/"
+    redirect = f"/foreign/?{urlencode({'to': there})}&from={origin[1:-1]}"
+    page.put(
+        f'<event-stream src="{origin.format(other=site.other_origin)}{redirect}"'
+        f' trusted-origin="{site.other_origin}">mine</event-stream>'
+    )
+    wait_until(lambda: len(site.statuses(redirect)) > 1, "it does not come back")
+    assert page.html("event-stream") == "mine"
+
+
+# What is wrong with it
 
 
 @pytest.mark.parametrize(

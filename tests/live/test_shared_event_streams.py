@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from threading import Event, Thread
 
 import pytest
@@ -265,6 +266,64 @@ def test_a_204_ends_those_alone_that_have_everything(tabs: Tabs, site: Site, gro
     old.wait_for("close", '{"reason":"over"}')
     assert texts(old) == ["one", "two"]
     new.wait_for("close", '{"reason":"204"}')
+
+
+def test_what_others_post_to_the_tabs_is_ignored(
+    browser: webdriver.Chrome, tabs: Tabs, site: Site, group: str
+) -> None:
+    for _ in range(3):
+        tabs.open("window.uncaught = []; onerror = (message) => uncaught.push(message)")
+    until_one_is_open(site)
+    here = tabs.streams[LEADER].last_event_id
+    asked = site.statuses(f"/events/{group}/")
+    foreign: list[object] = [
+        *(None, True, 5, "text", [], {}, {"hello": "world"}),
+        *({"asks": 1}, {"asks": "me", "at": here, "open": True}),
+        *({"at": 7, "open": True}, {"at": None, "open": True}, {"at": here, "open": "yes"}),
+        *({"at": here, "state": "lost"}, {"at": here, "open": False, "state": ["lost"]}),
+        *(
+            {"at": here, "state": "ended"},
+            {"at": here, "open": False, "state": "ended", "reason": 7},
+        ),
+        {"at": here, "open": True, "block": None},
+        {"at": here, "open": True, "block": "text"},
+        {"at": here, "open": True, "block": {"type": "message", "data": "no origin"}},
+        {"at": here, "open": True, "block": {"type": "message", "data": 7, "origin": site.origin}},
+        {
+            "at": here,
+            "open": True,
+            "block": {"type": ["close"], "data": "{}", "origin": site.origin},
+        },
+        {"at": here, "open": True, "block": {"id": 7, "type": "message", "origin": site.origin}},
+        {"at": here, "block": {"type": "message", "data": "not open", "origin": site.origin}},
+        "last",
+    ]
+    name = f"django_sse - {site.origin}/events/{group}/"
+    for stream in tabs.streams:
+        # Made after that of the stream, so it hears after it.
+        stream.tab.run(
+            "window.listener = new BroadcastChannel(arguments[0]);"
+            "listener.onmessage = ({ data }) => (window.hasHeard ||= data === 'last')",
+            name,
+        )
+    with Tab.open(browser, site.origin) as other:
+        other.run(
+            "const channel = new BroadcastChannel(arguments[0]);"
+            "for (const message of arguments[1]) channel.postMessage(message)",
+            name,
+            foreign,
+        )
+        for stream in tabs.streams:
+            wait_until(partial(stream.tab.run, "return window.hasHeard"), "not heard")
+    for stream in tabs.streams:
+        assert stream.tab.run("return uncaught") == []
+        assert (stream.received, stream.errors, stream.state) == ([], [], "open")
+    assert site.statuses(f"/events/{group}/") == asked
+    site.publish(group, "one")
+    for stream in tabs.streams:
+        stream.wait_for("message", "one")
+        assert texts(stream) == ["one"]
+    until_one_is_open(site)
 
 
 def test_where_there_are_no_locks_each_tab_has_its_own(tabs: Tabs, site: Site, group: str) -> None:

@@ -10,7 +10,7 @@ export interface StreamEndEvent extends MessageEvent {
 }
 
 export interface EventStreamOptions {
-  /** Send cookies to another origin, too. */
+  /** Send cookies to another origin, too. No redirect is followed there then. */
   withCredentials?: boolean;
   /** Where to go on from, such as what `{% event_stream_position %}` says. */
   lastEventId?: string;
@@ -21,7 +21,8 @@ export interface EventStreamOptions {
    * secure context (https, or localhost); elsewhere each tab has its own, as where the server
    * sends no ids. A position goes into `lastEventId`, for with it in the URL there is no other tab.
    * Whoever is logged in reads what another tab's connection brings: where one group's events
-   * differ from user to user, as by `filter_event`, put the user into the URL.
+   * differ from user to user, as by `filter_event`, put the user into the URL. Pages of this origin
+   * trust each other: one that imitates a tab's messages is believed.
    */
   shared?: boolean;
   /** Hold no connection while the page is hidden, or in the back/forward cache. */
@@ -50,7 +51,9 @@ export interface EventStreamEventMap {
 
 /**
  * EventSource's interface, with these differences: `close` and 204 end it; whatever else happens,
- * a 502 included, it comes back, later and later, and keeps its place.
+ * a 502 included, it comes back, later and later, and keeps its place. Redirects are followed
+ * within the URL's origin alone; one to another origin is a lost connection, and asks nothing
+ * there if the URL is of the page's origin, or with `withCredentials`.
  */
 export class EventStream extends EventTarget {
   static readonly CONNECTING: 0;
@@ -101,7 +104,9 @@ export class EventStream extends EventTarget {
 /**
  * `<event-stream src event target swap>`: puts the HTML of events into the page, as it comes.
  *
- * - `src`: the URL of the stream
+ * - `src`: the URL of the stream, of the page's own origin; another one is not asked
+ * - `trusted-origin`: other origins that `src` may be of, such as `https://api.example.com`,
+ *   separated by spaces; what they send is put into the page as HTML. `data:` and `blob:` never are
  * - `event`: the names of the events, separated by spaces; `message` without it
  * - `target`: a CSS selector; the element itself without it
  * - `swap`: `innerHTML`, `outerHTML`, `textContent`, `beforebegin`, `afterbegin`, `beforeend` or

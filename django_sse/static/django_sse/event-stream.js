@@ -104,17 +104,25 @@ class Connection {
     if (this.#listener) this.#comeBack();
   }
 
-  #fetch() {
+  /** Ask for the stream, of this origin alone: what a redirect leads to elsewhere is not read. */
+  async #fetch() {
     const { url, withCredentials } = this.#options;
     const address = new URL(url);
+    const { origin } = address;
+    const isOwn = origin === self.origin;
     // A query needs no preflight, as the header would in another origin.
     if (this.#id) address.searchParams.set("lastEventId", this.#id);
-    return fetch(address, {
+    const response = await fetch(address, {
+      mode: isOwn ? "same-origin" : "cors",
+      // Where one has led is seen when the cookies are there already.
+      redirect: withCredentials && !isOwn ? "error" : "follow",
       headers: { Accept: "text/event-stream" },
       cache: "no-store",
       credentials: withCredentials ? "include" : "same-origin",
       signal: this.#request.signal,
     });
+    if (new URL(response.url).origin !== origin) throw new Error(`Another origin: ${response.url}`);
+    return response;
   }
 
   async #read(response) {
@@ -162,6 +170,24 @@ class Connection {
   }
 }
 
+const isText = (value) => typeof value === "string";
+const isTextOrNone = (value) => value === undefined || isText(value);
+
+/** What tabs post to each other, and what holds of each field: a question, and what is led to. */
+const QUESTION = { asks: (value) => value === true };
+const BLOCK = { id: isTextOrNone, type: isText, data: isTextOrNone, origin: isText };
+const REPORT = {
+  at: isText,
+  open: (value) => typeof value === "boolean",
+  state: (value) => [undefined, "opened", "lost", "ended"].includes(value),
+  reason: isTextOrNone,
+  block: (value) => value === undefined || fits(value, BLOCK),
+};
+
+function fits(value, form) {
+  return Object.entries(form).every(([field, holds]) => holds(Object(value)[field]));
+}
+
 /**
  * One connection for all tabs: the tab that holds the lock leads, reads, and posts what it takes
  * with the id that was before it. A tab that is at that id follows; one that is not, such as a new
@@ -186,7 +212,11 @@ class SharedConnection {
     this.#listener = listener;
     const name = `django_sse ${options.withCredentials ? "+" : "-"} ${options.url}`;
     this.#channel = new BroadcastChannel(name);
-    this.#channel.onmessage = ({ data }) => this.#hear(data);
+    // All that has this origin may post to it.
+    this.#channel.onmessage = ({ data }) => {
+      if (fits(data, QUESTION)) this.#answer();
+      else if (fits(data, REPORT)) this.#hear(data);
+    };
     this.#channel.postMessage({ asks: true });
     this.#connect();
     const { signal } = this.#waiting;
@@ -246,13 +276,14 @@ class SharedConnection {
     if (this.#isThere()) this.#follow();
   }
 
-  #hear({ asks, at, open, state, reason, block }) {
+  #answer() {
+    if (this.#state === "lost") this.#connect();
+    this.#post();
+  }
+
+  #hear({ at, open, state, reason, block }) {
     // What one that led before has said last is known to this tab, or comes again.
-    if (this.#resign || asks) {
-      if (asks && this.#state === "lost") this.#connect();
-      if (asks) this.#post();
-      return;
-    }
+    if (this.#resign) return;
     this.#watch();
     if (block && this.#id && at === this.#id) {
       this.#ledTo = this.#id = block.id ?? at;
@@ -423,7 +454,13 @@ class EventStreamElement extends HTMLElement {
       throw new SyntaxError(`<event-stream swap="${swap}">: not one of ${[...PROPERTIES, ...ADJACENT].join(", ")}`);
     }
     if (!this.hasAttribute("src")) throw new TypeError("<event-stream>: it has no src");
-    this.stream = new EventStream(this.getAttribute("src"), {
+    const src = new URL(this.getAttribute("src"), document.baseURI);
+    if (!this.#trusts(src)) {
+      console.error(`<event-stream src="${src}">: neither of this origin nor of an http(s) one in trusted-origin`);
+      this.setAttribute("state", "closed");
+      return;
+    }
+    this.stream = new EventStream(src, {
       // Moved in the page, it goes on from where it was.
       lastEventId: (this.stream?.lastEventId || this.getAttribute("last-event-id")) ?? "",
       withCredentials: this.hasAttribute("with-credentials"),
@@ -444,6 +481,12 @@ class EventStreamElement extends HTMLElement {
 
   disconnectedCallback() {
     this.stream?.close();
+  }
+
+  /** Whether what a URL answers may be HTML here. A blob has its page's origin, whoever filled it. */
+  #trusts({ protocol, origin }) {
+    const named = this.getAttribute("trusted-origin")?.split(/\s+/) ?? [];
+    return /^https?:$/.test(protocol) && [self.origin, ...named].includes(origin);
   }
 
   #swap(swap, html) {

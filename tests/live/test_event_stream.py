@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -248,13 +249,13 @@ def test_a_redirect_within_another_origin_is_followed(tab: Tab, site: Site) -> N
     stream.wait_for("message", FOREIGN)
 
 
-@pytest.mark.parametrize("credentials", [True, False])
-def test_a_redirect_from_the_pages_origin_to_another_one_is_not_followed(
-    tab: Tab, site: Site, credentials: bool
+@pytest.mark.parametrize("options", [{"withCredentials": True}, {"origins": ["https://a.example"]}])
+def test_a_redirect_from_the_pages_origin_to_another_one_is_not_followed_with_cookies_or_mistrust(
+    tab: Tab, site: Site, options: dict[str, Any]
 ) -> None:
-    there = f"/foreign/?from=own&{credentials}"
+    there = f"/foreign/?from=own&{next(iter(options))}"
     redirect = redirected("", f"{site.other_origin}{there}")
-    stream = tab.follow_event_stream(redirect, withCredentials=credentials)
+    stream = tab.follow_event_stream(redirect, **options)
     until_it_has_come_back(site, redirect)
     assert site.statuses(there) == []
     assert stream.received == []
@@ -269,10 +270,18 @@ def test_a_redirect_from_another_origin_is_not_followed_with_cookies(tab: Tab, s
     assert stream.received == []
 
 
-def test_what_a_redirect_from_another_origin_leads_to_is_not_read(tab: Tab, site: Site) -> None:
-    there = "/foreign/?from=other"
-    redirect = redirected(site.other_origin, f"{site.origin_of('localhost')}{there}")
-    stream = tab.follow_event_stream(redirect)
+@pytest.mark.parametrize("from_other", [True, False])
+def test_a_redirect_to_another_origin_is_followed_without_cookies(
+    tab: Tab, site: Site, from_other: bool
+) -> None:
+    there = f"{site.origin_of('localhost')}/foreign/"
+    stream = tab.follow_event_stream(redirected(site.other_origin if from_other else "", there))
+    stream.wait_for("message", FOREIGN)
+
+
+def test_what_an_origin_answers_that_is_not_listed_is_not_read(tab: Tab, site: Site) -> None:
+    redirect = redirected(site.other_origin, f"{site.origin_of('localhost')}/foreign/?listed")
+    stream = tab.follow_event_stream(redirect, origins=[site.other_origin])
     until_it_has_come_back(site, redirect)
     assert stream.received == []
 

@@ -12,6 +12,11 @@ export interface StreamEndEvent extends MessageEvent {
 export interface EventStreamOptions {
   /** Send cookies to another origin, too. No redirect is followed there then. */
   withCredentials?: boolean;
+  /**
+   * The origins that may answer, also after redirects; anything else is a lost connection. Without
+   * it, whoever answers is read, as by EventSource: `origin` of an event says who did.
+   */
+  origins?: string[];
   /** Where to go on from, such as what `{% event_stream_position %}` says. */
   lastEventId?: string;
   /** Parse `data` as JSON; what is none stays text. */
@@ -51,9 +56,8 @@ export interface EventStreamEventMap {
 
 /**
  * EventSource's interface, with these differences: `close` and 204 end it; whatever else happens,
- * a 502 included, it comes back, later and later, and keeps its place. Redirects are followed
- * within the URL's origin alone; one to another origin is a lost connection, and asks nothing
- * there if the URL is of the page's origin, or with `withCredentials`.
+ * a 502 included, it comes back, later and later, and keeps its place. With `withCredentials` a
+ * redirect to another origin is a lost connection, and asks nothing there.
  */
 export class EventStream extends EventTarget {
   static readonly CONNECTING: 0;

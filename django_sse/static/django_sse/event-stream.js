@@ -104,16 +104,15 @@ class Connection {
     if (this.#listener) this.#comeBack();
   }
 
-  /** Ask for the stream, of this origin alone: what a redirect leads to elsewhere is not read. */
   async #fetch() {
-    const { url, withCredentials } = this.#options;
+    const { url, withCredentials, origins } = this.#options;
     const address = new URL(url);
-    const { origin } = address;
-    const isOwn = origin === self.origin;
+    const isOwn = address.origin === self.origin;
     // A query needs no preflight, as the header would in another origin.
     if (this.#id) address.searchParams.set("lastEventId", this.#id);
     const response = await fetch(address, {
-      mode: isOwn ? "same-origin" : "cors",
+      // No redirect takes cookies to another origin, or brings what is not trusted.
+      mode: isOwn && (withCredentials || origins) ? "same-origin" : "cors",
       // Where one has led is seen when the cookies are there already.
       redirect: withCredentials && !isOwn ? "error" : "follow",
       headers: { Accept: "text/event-stream" },
@@ -121,7 +120,9 @@ class Connection {
       credentials: withCredentials ? "include" : "same-origin",
       signal: this.#request.signal,
     });
-    if (new URL(response.url).origin !== origin) throw new Error(`Another origin: ${response.url}`);
+    if (origins && !origins.includes(new URL(response.url).origin)) {
+      throw new Error(`Not of ${origins.join(" or ")}: ${response.url}`);
+    }
     return response;
   }
 
@@ -210,7 +211,9 @@ class SharedConnection {
     this.#options = options;
     this.#id = id;
     this.#listener = listener;
-    const name = `django_sse ${options.withCredentials ? "+" : "-"} ${options.url}`;
+    // A tab believes what another one reads, so it has to ask for the same.
+    const { url, withCredentials, origins = "" } = options;
+    const name = `django_sse ${withCredentials ? "+" : "-"} ${url} ${origins}`.trim();
     this.#channel = new BroadcastChannel(name);
     // All that has this origin may post to it.
     this.#channel.onmessage = ({ data }) => {
@@ -353,6 +356,7 @@ export class EventStream extends EventTarget {
     url,
     {
       withCredentials = false,
+      origins,
       lastEventId = "",
       json = false,
       shared = false,
@@ -364,7 +368,7 @@ export class EventStream extends EventTarget {
   ) {
     super();
     url = new URL(url, document.baseURI).href;
-    this.#options = { url, withCredentials, json, shared, pauseWhenHidden, silence, maxDelay, maxRetries };
+    this.#options = { url, withCredentials, origins, json, shared, pauseWhenHidden, silence, maxDelay, maxRetries };
     this.#lastEventId = lastEventId;
     for (const type of ["open", "message", "error"]) {
       this.addEventListener(type, (event) => this[`on${type}`]?.(event));
@@ -455,12 +459,15 @@ class EventStreamElement extends HTMLElement {
     }
     if (!this.hasAttribute("src")) throw new TypeError("<event-stream>: it has no src");
     const src = new URL(this.getAttribute("src"), document.baseURI);
-    if (!this.#trusts(src)) {
+    const origins = [self.origin, ...(this.getAttribute("trusted-origin")?.split(/\s+/) ?? [])];
+    // A blob has its page's origin, whoever filled it.
+    if (!/^https?:$/.test(src.protocol) || !origins.includes(src.origin)) {
       console.error(`<event-stream src="${src}">: neither of this origin nor of an http(s) one in trusted-origin`);
       this.setAttribute("state", "closed");
       return;
     }
     this.stream = new EventStream(src, {
+      origins,
       // Moved in the page, it goes on from where it was.
       lastEventId: (this.stream?.lastEventId || this.getAttribute("last-event-id")) ?? "",
       withCredentials: this.hasAttribute("with-credentials"),
@@ -481,12 +488,6 @@ class EventStreamElement extends HTMLElement {
 
   disconnectedCallback() {
     this.stream?.close();
-  }
-
-  /** Whether what a URL answers may be HTML here. A blob has its page's origin, whoever filled it. */
-  #trusts({ protocol, origin }) {
-    const named = this.getAttribute("trusted-origin")?.split(/\s+/) ?? [];
-    return /^https?:$/.test(protocol) && [self.origin, ...named].includes(origin);
   }
 
   #swap(swap, html) {

@@ -4,22 +4,30 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import fields
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, Mock
+from urllib.parse import urlencode
 
 import pytest
+from _pytest.mark import ParameterSet
+from django.contrib.auth.models import AnonymousUser, User
 from django.core.management import BaseCommand, get_commands, load_command_class
-from django.test import AsyncRequestFactory, override_settings
+from django.db import connection, models
+from django.test import AsyncClient, AsyncRequestFactory, RequestFactory, override_settings
+from django.urls import re_path
 
 import django_sse
-from django_sse import position, publish
+from django_sse import apublish, position, publish
 from django_sse.conf import Conf
 from django_sse.event import RESERVED_NAMES
 from django_sse.stores import STORES
 from django_sse.views import EventStreamView
+from tests.streams import reading
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(django_sse.__file__).parent
@@ -54,7 +62,7 @@ def code(cell: str) -> str:
 @pytest.fixture
 def examples() -> Iterator[dict[str, Any]]:
     """The names that all python blocks define, run one after the other."""
-    namespace: dict[str, Any] = {"BASE_DIR": Path()}
+    namespace: dict[str, Any] = {"__name__": "readme", "BASE_DIR": Path()}
     with override_settings(DJANGO_SSE={"STORE": "memory"}):
         for block in blocks("python"):
             exec(compile(block, "README.md", "exec"), namespace)
@@ -96,6 +104,179 @@ def test_the_publishing_examples_publish(examples: dict[str, Any]) -> None:
     before = publish("news", "before").id
     examples["tick"]()
     assert position("news") != before
+
+
+# The views, asked by anybody
+
+
+def views() -> Iterator[ParameterSet]:
+    """Yield the block and the name of each view among the examples, and whether it is guarded."""
+    for block in blocks("python"):
+        for node in ast.parse(block).body:
+            match node:
+                case ast.ClassDef(
+                    name, bases=[*_, ast.Name("EventStreamView")]
+                ) | ast.AsyncFunctionDef(name, ast.arguments(args=[ast.arg("request"), *_])):
+                    # It reads the user, or a mixin does.
+                    source = ast.get_source_segment(block, node) or ""
+                    is_guarded = bool(re.search("auser|RequiredMixin|UserPasses", source))
+                    yield pytest.param(block, name, is_guarded, id=name)
+
+
+def example(name: str, containing: str, examples: dict[str, Any]) -> Any:
+    """Return what is called so in the block that contains a text, since names come twice."""
+    [block] = [block for block in blocks("python") if containing in block]
+    exec(compile(block, "README.md", "exec"), examples)
+    return examples[name]
+
+
+@contextmanager
+def served(view: Any) -> Iterator[None]:
+    """Serve a view at ``/<pk>/``."""
+    if isinstance(view, type):
+        view = view.as_view()  # type: ignore[attr-defined]
+    parameters = signature(view).parameters
+    route = r"^(?P<pk>\d+)/$" if {"pk", "kwargs"} & parameters.keys() else r"^\d+/$"
+
+    class Urls:
+        urlpatterns = [re_path(route, view)]
+
+    with override_settings(ROOT_URLCONF=Urls):
+        yield
+
+
+def model(name: str, **fields: Any) -> Any:
+    meta = type("Meta", (), {"app_label": "tests"})
+    return type(name, (models.Model,), {"__module__": __name__, "Meta": meta, **fields})
+
+
+Room = model("Room", members=models.ManyToManyField(User, related_name="rooms"))
+Membership = model(
+    "Membership",
+    room=models.ForeignKey(Room, models.CASCADE),
+    user=models.ForeignKey(User, models.CASCADE, related_name="+"),
+)
+Card = model(
+    "Card", board=models.ForeignKey(Room, models.CASCADE), title=models.CharField(max_length=9)
+)
+Job = model("Job", owner=models.ForeignKey(User, models.SET_NULL, null=True, related_name="+"))
+
+
+@pytest.fixture
+def tables(transactional_db: None) -> Iterator[None]:
+    """The models that the examples ask who may read what, in the database."""
+    with connection.schema_editor() as editor:
+        for table in (Room, Membership, Card, Job):
+            editor.create_model(table)
+    yield
+    with connection.schema_editor() as editor:
+        for table in (Job, Card, Membership, Room):
+            editor.delete_model(table)
+
+
+# What a client may say that it has got.
+MADE_UP = ["", "x", "-1", "-1000000", "1.5", "\u00b2", "9" * 5000, "\0", "a.b~c.d"]
+
+
+@pytest.mark.usefixtures("tables", "everything_ends")
+@pytest.mark.parametrize(("block", "name", "is_guarded"), [*views()])
+@pytest.mark.parametrize("pk", [1, 10**30], ids=["one", "huge"])
+async def test_each_view_answers_a_stranger(
+    async_client: AsyncClient,
+    examples: dict[str, Any],
+    block: str,
+    name: str,
+    is_guarded: bool,
+    pk: int,
+) -> None:
+    exec(compile(block, "README.md", "exec"), examples)
+    with served(examples[name]):
+        for last_event_id in MADE_UP:
+            query = urlencode({"lastEventId": last_event_id})
+            response = await async_client.get(f"/{pk}/?{query}")
+            if is_guarded:
+                assert response.status_code in (401, 403)
+            else:
+                assert response.status_code == 200
+                async with reading(response) as reader:
+                    await reader.opened()
+
+
+@pytest.mark.usefixtures("tables", "everything_ends")
+@pytest.mark.parametrize(
+    ("name", "containing"),
+    [("Room", "user.rooms"), ("job", "Job.objects"), ("Room", "Membership.objects")],
+)
+async def test_users_read_what_is_theirs_and_nothing_else(
+    async_client: AsyncClient, examples: dict[str, Any], name: str, containing: str
+) -> None:
+    view = example(name, containing, examples)
+    examples |= {"Membership": Membership, "Job": Job}
+    ada, grace = [await User.objects.acreate(username=name) for name in ("ada", "grace")]
+    room = await Room.objects.acreate(pk=1)
+    await room.members.aadd(ada)
+    await Membership.objects.acreate(room=room, user=ada)
+    await Job.objects.acreate(pk=1, owner=ada)
+    # Its owner was deleted.
+    await Job.objects.acreate(pk=2, owner=None)
+    with served(view):
+        for pk in (1, 2):
+            assert (await async_client.get(f"/{pk}/")).status_code in (401, 403)
+        await async_client.aforce_login(ada)
+        async with reading(await async_client.get("/1/")) as reader:
+            await reader.opened()
+        for pk in (2, 10**30):
+            assert (await async_client.get(f"/{pk}/")).status_code == 403
+        await async_client.aforce_login(grace)
+        assert (await async_client.get("/1/")).status_code == 403
+
+
+@pytest.mark.usefixtures("tables", "everything_ends")
+async def test_a_board_shows_its_cards_and_one_that_cannot_be_has_none(
+    async_client: AsyncClient, examples: dict[str, Any]
+) -> None:
+    examples |= {"Card": Card}
+    board = await Room.objects.acreate(pk=1)
+    await Card.objects.acreate(board=board, title="one")
+    await async_client.aforce_login(await User.objects.acreate(username="ada"))
+    with served(examples["Board"]):
+        for pk, cards in ((1, ["card"]), (10**30, [])):
+            async with reading(await async_client.get(f"/{pk}/")) as reader:
+                await reader.opened()
+                await apublish("announcements", "the end", event="end")
+                events = await reader.until("the end")
+            assert [event.event for event in events] == [*cards, "end"]
+
+
+async def test_nobody_is_still_allowed(examples: dict[str, Any]) -> None:
+    view = example("Room", "Membership.objects", examples)()
+    examples["Membership"] = Membership
+    request = AsyncRequestFactory().get("/")
+    # As `auser` is after the end of a session.
+    request.auser = AsyncMock(return_value=AnonymousUser())
+    view.setup(request, pk=1)
+    assert await view.still_allowed() is False
+
+
+@pytest.mark.parametrize(
+    ("last_event_id", "first"), [("3", 4), ("9", 10), *((made_up, 1) for made_up in MADE_UP)]
+)
+async def test_the_generator_begins_behind_an_id_of_its_own_alone(
+    examples: dict[str, Any], last_event_id: str, first: int
+) -> None:
+    view = example("count", "async def count(", examples)
+    examples["asyncio"] = Mock(sleep=AsyncMock())
+    query = urlencode({"lastEventId": last_event_id})
+    async with reading(await view(AsyncRequestFactory().get(f"/?{query}"))) as reader:
+        *steps, close = await reader.rest()
+    assert [event.json()["step"] for event in steps] == [*range(first, 11)]
+    assert close.event == "close"
+
+
+@pytest.mark.parametrize("title", ["", "a" * 300_000])
+def test_any_title_is_submitted(examples: dict[str, Any], title: str) -> None:
+    response = examples["submit"](RequestFactory().post("/", {"title": title} if title else {}))
+    assert response.status_code == 202
 
 
 def test_the_settings_table_lists_every_key_with_its_default() -> None:

@@ -6,15 +6,22 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
+from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth import get_user_model, load_backend
-from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.core.exceptions import (
+    ImproperlyConfigured,
+    SynchronousOnlyOperation,
+    ValidationError,
+)
 from django.db import close_old_connections
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.crypto import constant_time_compare
+from django.utils.functional import LazyObject
 
-from django_sse.owners import Login
+from django_sse.owners import Login, is_nobody, mark_of
+from django_sse.tasks import logger
 
 # Users in one query.
 _USERS: Final = 500
@@ -48,17 +55,62 @@ def judge(logins: Collection[Login]) -> Judgement:
     return judgement
 
 
+async def current_user(request: HttpRequest) -> Any:
+    """Return a request's user as guards see it, whatever has authenticated it; None for one that
+    nothing tells from others, which is logged."""
+    user: Any = await request.auser() if hasattr(request, "auser") else None
+    if is_nobody(user):
+        # What authenticates by other means than sessions may have set this alone.
+        user = getattr(request, "user", None)
+        try:
+            is_nobody(user)
+        except SynchronousOnlyOperation:
+            # It is lazy, and queries.
+            await sync_to_async(is_nobody)(user)
+    if is_nobody(user) or _can_own(user):
+        return user
+    _warn_of(user.__class__)
+    return None
+
+
+def _can_own(user: Any) -> bool:
+    try:
+        return hasattr(user, "is_authenticated") and bool(mark_of(user))
+    except (TypeError, ValueError):
+        return False
+
+
+@functools.cache
+def _warn_of(kind: type) -> None:
+    logger.warning(
+        "The streams of users of the class %s.%s are nobody's, and neither `cancel(user=...)` nor "
+        "a limit reaches them: such a user has to have `is_authenticated`, and `pk` or `id`. "
+        "Give them, or override `get_owner` in the view.",
+        kind.__module__,
+        kind.__qualname__,
+    )
+
+
 def renew_login(request: HttpRequest) -> None:
-    """Let a request's session and user be read again, as Django's middleware does."""
+    """Let a request's session and user be read again, as Django's middleware does.
+
+    A user that something else has authenticated stays as it is.
+    """
     if not hasattr(request, "session") or not hasattr(request, "auser"):
         return
     # Not above: it imports models, which a project without users does not have.
-    from django.contrib.auth.middleware import AuthenticationMiddleware
+    from django.contrib.auth import middleware
 
     request.session = type(request.session)(request.session.session_key)
     for cached in ("_cached_user", "_acached_user"):
         vars(request).pop(cached, None)
-    AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
+    others: dict[str, Any] = {}
+    if getattr(request.auser, "func", None) is not middleware.auser:
+        others["auser"] = request.auser
+    if "user" in vars(request) and not isinstance(vars(request)["user"], LazyObject):
+        others["user"] = request.user
+    middleware.AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
+    vars(request).update(others)
 
 
 def spare_session_cookie(view: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,12 +4,10 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
-from asgiref.sync import ThreadSensitiveContext, sync_to_async
-from django.core.exceptions import PermissionDenied
 from django.db import connections
 
-from django_sse.conf import conf
 from django_sse.logins import judge
+from django_sse.questions import Questions
 from django_sse.stores.base import EventStore, GroupState, Hint, closing_wire
 from django_sse.stores.states import StateReader
 from django_sse.stream import Stream
@@ -18,8 +16,6 @@ from django_sse.threads import WorkerThread
 
 # Judging all logins pauses for so many times as long as it took, so that it never costs much.
 _LOGINS_PAUSE: Final = 20
-# How long a view may take to say whether its stream is still allowed.
-_ANSWER_SECONDS: Final = 10.0
 
 
 class Rechecks:
@@ -49,11 +45,13 @@ class Rechecks:
         self._states = states
         self._interval = interval
         self._thread = WorkerThread("django-sse-logins")
+        self._questions = Questions()
 
     def add(self, stream: Stream) -> None:
         """Note whose a stream is."""
         for mark in stream.owner.marks:
             self.owned.setdefault(mark, set()).add(stream)
+        self._questions.add(stream)
 
     def remove(self, stream: Stream) -> None:
         """Forget a stream that was added."""
@@ -61,6 +59,7 @@ class Rechecks:
             self.owned[mark].discard(stream)
             if not self.owned[mark]:
                 del self.owned[mark]
+        self._questions.remove(stream)
 
     async def aclose(self) -> None:
         """Close the connection to the database; another one is opened when it is needed."""
@@ -138,32 +137,4 @@ class Rechecks:
 
     async def ask_views(self) -> None:
         """Ask the views that have ``still_allowed``, again and again."""
-        while True:
-            await asyncio.sleep(conf().RECHECK_INTERVAL)
-            if asked := [stream for stream in self._streams if stream.still_allowed]:
-                # One thread for all that they do in threads, which ends with its connections.
-                async with ThreadSensitiveContext():
-                    try:
-                        for stream in asked:
-                            await self._ask_view(stream)
-                    finally:
-                        await sync_to_async(connections.close_all)()
-
-    async def _ask_view(self, stream: Stream) -> None:
-        assert stream.still_allowed
-        if stream.ended.done():
-            return
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                allowed = await stream.still_allowed()
-        except PermissionDenied:
-            allowed = False
-        except (Exception, asyncio.CancelledError) as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
-                # It was the hub that was stopped, not something that the view waits for.
-                raise
-            logger.exception("A view's still_allowed failed; it is asked again later.")
-            return
-        if not allowed:
-            stream.shut(closing_wire("not allowed any more"))
+        await self._questions.ask()

@@ -151,7 +151,11 @@ class EventStreamView(View):
 
     async def still_allowed(self) -> bool:
         """Say whether the stream may go on; asked every ``RECHECK_INTERVAL``, long after the
-        request, with its session and its user read again."""
+        request, with its session and its user read again.
+
+        What it raises is a no. Where the database, the network or the time fails, it is asked
+        again, and after that the client is sent back to ``authorize``.
+        """
         return True
 
     # HTTP

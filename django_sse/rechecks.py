@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from typing import Final
 
 from django.db import connections
 
-from django_sse.logins import judge
+from django_sse.logins import judge, without_session
+from django_sse.owners import Login
 from django_sse.questions import Questions
 from django_sse.stores.base import EventStore, GroupState, Hint, closing_wire
 from django_sse.stores.states import StateReader
@@ -104,37 +106,57 @@ class Rechecks:
     # Logins
 
     async def watch_logins(self) -> None:
-        """Judge all logins, again and again."""
+        """Judge all logins, and look for their sessions, again and again."""
         loop = asyncio.get_running_loop()
-        failing = False
+        failing = set()
         while True:
             began = loop.time()
-            try:
-                await self._judge_logins(self._streams)
-                failing = False
-            except Exception:
-                if not failing:
-                    logger.exception("Whether the logins of streams still hold cannot be read.")
-                failing = True
+            for what, judge_all in (
+                ("logins", self._judge_logins),
+                ("sessions", self._look_for_sessions),
+            ):
+                # Apart: users and sessions may be kept in different places.
+                try:
+                    await judge_all(self._streams)
+                    failing.discard(what)
+                except Exception:
+                    if what not in failing:
+                        logger.exception("Whether the %s of streams hold cannot be read.", what)
+                    failing.add(what)
             took = loop.time() - began
             await asyncio.sleep(max(self._interval(), _LOGINS_PAUSE * took))
 
     async def _judge_logins(self, streams: Collection[Stream]) -> None:
         """End those of the streams whose login does not hold any more."""
-        owned = [(stream, stream.owner.login) for stream in streams if stream.owner.login]
-        if not owned:
+        if owned := _with_login(streams):
+            logins = {login for _, login in owned}
+            gone, changed = await self._thread.run(lambda: judge(logins))
+            for stream, login in owned:
+                if login in gone:
+                    stream.shut(closing_wire("logged out"))
+                elif login in changed:
+                    # Its session may be the one that the password was changed in, and go on.
+                    stream.dismiss_unless_logged_in()
+
+    async def _look_for_sessions(self, streams: Collection[Stream]) -> None:
+        """Send the clients back whose session is gone, or has another key now."""
+        if not (owned := _with_login(streams)):
             return
         logins = {login for _, login in owned}
-        gone, changed = await self._thread.run(lambda: judge(logins))
-        for stream, login in owned:
-            if login in gone:
-                stream.shut(closing_wire("logged out"))
-            elif login in changed:
-                # Its session may be the one that the password was changed in, and go on.
-                stream.dismiss_unless_logged_in()
+        gone = await self._thread.run(lambda: without_session(logins))
+        if ended := [stream for stream, login in owned if login in gone]:
+            # Of one that was logged out the store says so, whether or not that was heard yet.
+            with suppress(Exception):
+                await self.look_up({mark for stream in ended for mark in stream.owner.marks})
+        for stream in ended:
+            stream.dismiss_unless_logged_in()
 
     # Views
 
     async def ask_views(self) -> None:
         """Ask the views that have ``still_allowed``, again and again."""
         await self._questions.ask()
+
+
+def _with_login(streams: Iterable[Stream]) -> list[tuple[Stream, Login]]:
+    return [(stream, stream.owner.login) for stream in streams if stream.owner.login]

@@ -194,8 +194,8 @@ class Conf:
     out, are refused with 204."""
 
     END_WITH_LOGIN: bool = _key(True, YES_OR_NO)
-    """Whether a stream ends with the login that it was opened in: when its session is logged out,
-    when its user is deactivated or deleted, or gets another password."""
+    """Whether a stream ends with the login that it was opened in: when its session is logged out
+    or gone, when its user is deactivated or deleted, or gets another password."""
 
     RECHECK_INTERVAL: float = _key(60, SECONDS_FROM_1)
     """Seconds between two calls of a view's ``still_allowed``."""

@@ -1,23 +1,38 @@
-"""The logins that streams are opened in, and whether they still hold, as Django's ``get_user``
+"""The logins that streams are opened in, and whether they and their sessions still hold, as Django
 judges."""
 
 import functools
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
+from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth import get_user_model, load_backend
-from django.core.exceptions import ImproperlyConfigured, ValidationError
-from django.db import close_old_connections
+from django.contrib.sessions.backends.base import SessionBase
+from django.contrib.sessions.backends.cache import SessionStore as CacheSession
+from django.contrib.sessions.backends.cached_db import SessionStore as CachedDatabaseSession
+from django.contrib.sessions.backends.db import SessionStore as DatabaseSession
+from django.core.cache import caches
+from django.core.exceptions import (
+    ImproperlyConfigured,
+    SynchronousOnlyOperation,
+    ValidationError,
+)
+from django.db import close_old_connections, router
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.utils import timezone
 from django.utils.crypto import constant_time_compare
+from django.utils.functional import LazyObject
 
-from django_sse.owners import Login
+from django_sse.owners import Login, is_nobody, mark_of
+from django_sse.tasks import logger
 
-# Users in one query.
-_USERS: Final = 500
+Item = TypeVar("Item")
+
+# Users or sessions in one query.
+_BATCH: Final = 500
 
 
 class Judgement(NamedTuple):
@@ -39,26 +54,137 @@ def judge(logins: Collection[Login]) -> Judgement:
     finally:
         close_old_connections()
     judgement = Judgement(set(), set())
+    failed = False
     for login in logins:
         user = users.get(login.user)
-        if user is None or not _may_log_in(user, login):
-            judgement.gone.add(login)
-        elif not _has_hash(user, login.session_hash):
+        try:
+            if user is None or not _may_log_in(user, login):
+                judgement.gone.add(login)
+            elif not _has_hash(user, login.session_hash):
+                judgement.changed.add(login)
+        except Exception:
+            # Nobody else's login is harmed; the next request of this one shows what is wrong.
             judgement.changed.add(login)
+            if not failed:
+                logger.exception("A login cannot be judged, so its clients are sent back.")
+            failed = True
     return judgement
 
 
+def without_session(logins: Collection[Login]) -> set[Login]:
+    """Return the logins whose session is gone, or has another key now. Blocking: for a thread.
+
+    Raises:
+        Exception: The sessions could not be read.
+    """
+    keys: dict[type[SessionBase], set[str]] = {}
+    for login in logins:
+        if login.session_store and login.session_key:
+            keys.setdefault(login.session_store, set()).add(login.session_key)
+    close_old_connections()
+    try:
+        gone = {(store, key) for store in keys for key in keys[store] - _found(store, keys[store])}
+    finally:
+        close_old_connections()
+    return {login for login in logins if (login.session_store, login.session_key) in gone}
+
+
+def _found(store: type[SessionBase], keys: Collection[str]) -> set[str]:
+    """Return the keys of the sessions that are there, as Django would find them."""
+    in_rows = _reads_as(store, DatabaseSession) or _reads_as(store, CachedDatabaseSession)
+    in_cache = _reads_as(store, CacheSession) or _reads_as(store, CachedDatabaseSession)
+    if not in_rows and not in_cache:
+        session = store()
+        return {key for key in keys if session.exists(key)}
+    found: set[str] = set()
+    if in_rows:
+        found.update(_in_rows(store, list(keys)))
+    if in_cache:
+        found.update(_in_cache(store, list(set(keys) - found)))
+    return found
+
+
+def _reads_as(store: Any, engine: type[SessionBase]) -> bool:
+    """Whether an engine looks for sessions where one of Django's does."""
+    names = ("load", "cache_key", "_get_session_from_db")
+    return all(getattr(store, name, None) is getattr(engine, name, None) for name in names)
+
+
+def _in_rows(store: Any, keys: Sequence[str]) -> Iterator[str]:
+    model = store.get_model_class()
+    # Where sessions are written: a replica may not have the newest ones.
+    valid = model.objects.using(router.db_for_write(model)).filter(expire_date__gt=timezone.now())
+    for some in _batches(keys):
+        yield from valid.filter(session_key__in=some).values_list("session_key", flat=True)
+
+
+def _in_cache(store: Any, keys: Sequence[str]) -> Iterator[str]:
+    prefix = store.cache_key_prefix
+    cache = caches[settings.SESSION_CACHE_ALIAS]
+    try:
+        for some in _batches(keys):
+            for key in cache.get_many([prefix + key for key in some]):
+                yield key.removeprefix(prefix)
+    finally:
+        cache.close()
+
+
+async def current_user(request: HttpRequest) -> Any:
+    """Return a request's user as guards see it, whatever has authenticated it; None for one that
+    nothing tells from others, which is logged."""
+    user: Any = await request.auser() if hasattr(request, "auser") else None
+    if is_nobody(user):
+        # What authenticates by other means than sessions may have set this alone.
+        user = getattr(request, "user", None)
+        try:
+            is_nobody(user)
+        except SynchronousOnlyOperation:
+            # It is lazy, and queries.
+            await sync_to_async(is_nobody)(user)
+    if is_nobody(user) or _can_own(user):
+        return user
+    _warn_of(user.__class__)
+    return None
+
+
+def _can_own(user: Any) -> bool:
+    try:
+        return hasattr(user, "is_authenticated") and bool(mark_of(user))
+    except (TypeError, ValueError):
+        return False
+
+
+@functools.cache
+def _warn_of(kind: type) -> None:
+    logger.warning(
+        "The streams of users of the class %s.%s are nobody's, and neither `cancel(user=...)` nor "
+        "a limit reaches them: such a user has to have `is_authenticated`, and `pk` or `id`. "
+        "Give them, or override `get_owner` in the view.",
+        kind.__module__,
+        kind.__qualname__,
+    )
+
+
 def renew_login(request: HttpRequest) -> None:
-    """Let a request's session and user be read again, as Django's middleware does."""
+    """Let a request's session and user be read again, as Django's middleware does.
+
+    A user that something else has authenticated stays as it is.
+    """
     if not hasattr(request, "session") or not hasattr(request, "auser"):
         return
     # Not above: it imports models, which a project without users does not have.
-    from django.contrib.auth.middleware import AuthenticationMiddleware
+    from django.contrib.auth import middleware
 
     request.session = type(request.session)(request.session.session_key)
     for cached in ("_cached_user", "_acached_user"):
         vars(request).pop(cached, None)
-    AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
+    others: dict[str, Any] = {}
+    if getattr(request.auser, "func", None) is not middleware.auser:
+        others["auser"] = request.auser
+    if "user" in vars(request) and not isinstance(vars(request)["user"], LazyObject):
+        others["user"] = request.user
+    middleware.AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
+    vars(request).update(others)
 
 
 def spare_session_cookie(view: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,10 +216,14 @@ def _users(keys: Iterable[str]) -> dict[str, Any]:
         with suppress(ValidationError):
             wanted.append(to_python(key))
     found: dict[str, Any] = {}
-    for begin in range(0, len(wanted), _USERS):
-        some = model._default_manager.filter(pk__in=wanted[begin : begin + _USERS])
-        found |= {to_text(user): user for user in some}
+    for some in _batches(wanted):
+        found |= {to_text(user): user for user in model._default_manager.filter(pk__in=some)}
     return found
+
+
+def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    for begin in range(0, len(items), _BATCH):
+        yield items[begin : begin + _BATCH]
 
 
 def _may_log_in(user: Any, login: Login) -> bool:

@@ -4,6 +4,7 @@ A mark is the name of a group in the event store which has neither events nor st
 says when the owner's streams were ended.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,6 +15,7 @@ from uuid import UUID
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model
 from django.contrib.sessions.backends.base import SessionBase
 from django.contrib.sessions.backends.signed_cookies import SessionStore as CookieSession
+from django.core.exceptions import ImproperlyConfigured
 from django.db.models import Model
 from django.http import HttpRequest
 
@@ -26,11 +28,14 @@ BEGAN_SESSION_KEY: Final = "_django_sse_began"
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What a session says of the user who is logged in, as Django's ``get_user`` reads it."""
+    """What a session says of the user who is logged in, as Django's ``get_user`` reads it, and
+    where it is kept; None for one that is kept in its cookie."""
 
     user: str
     backend: str
     session_hash: str
+    session_store: type[SessionBase] | None = None
+    session_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,7 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
         str(data[SESSION_KEY]),
         str(data.get(BACKEND_SESSION_KEY)),
         str(data.get(HASH_SESSION_KEY, "")),
+        *_place_of(session),
     )
     if conf().END_WITH_LOGIN and (mark := login_mark(data)):
         marks[mark] = None
@@ -107,44 +113,45 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
 
 
 def is_nobody(user: Any) -> bool:
-    """Whether a user is none, or an anonymous one."""
-    return user is None or getattr(user, "is_anonymous", False) is True
+    """Whether a user is none, or one who is not authenticated."""
+    return (
+        user is None
+        or getattr(user, "is_anonymous", False) is True
+        or getattr(user, "is_authenticated", True) is False
+    )
 
 
 def user_mark(user: Any, group: str | None = None) -> str:
     """Return the mark of a user, or the one of a user in a group.
 
     Args:
-        user: A user, or its primary key.
+        user: A user, or its primary key. What is no model's instance but says whether it
+            ``is_authenticated``, as who comes with a token, counts as the user of its ``pk`` or
+            ``id``. An instance of another model that says so is one of its own.
         group: A Channels group name.
 
     Raises:
         InvalidGroup: The name is none.
-        TypeError, ValueError: It is neither a user nor a primary key, or one that is not saved or
-            not logged in.
+        TypeError, ValueError: It is neither a user nor a primary key, or one that is not saved,
+            has no key, or is not logged in.
     """
     if is_nobody(user):
         raise ValueError(
             f"{user} has no streams of its own: give a user who is logged in, or its primary key."
         )
-    # Another model's instance may have the primary key of a user who is not meant.
-    if isinstance(user, Model) and isinstance(user, get_user_model()):
-        if user.pk is None:
-            raise ValueError(f"{user!r} has no primary key yet: save it first.")
-        # As sessions have it.
-        user = user._meta.pk.value_to_string(user)
-    elif not isinstance(user, int | str | UUID):
-        raise TypeError(f"Give a user or its primary key, not {type(user).__name__}.")
+    whom = _names_of(user)
+    if not whom:
+        raise ValueError(f"{user!r} has neither pk nor id, so nothing tells which streams it has.")
     if group is None:
-        return _mark("user", str(user))
-    return _mark("user in group", f"{validate_group(group)} {user}")
+        return _mark("user", *whom)
+    return _mark("user in group", validate_group(group), *whom)
 
 
 def mark_of(owner: Any) -> str:
     """Return the mark of a user, of its primary key, or of a session.
 
-    It is empty for who cannot have a stream of its own: None, an anonymous user, a session that was
-    never saved.
+    It is empty for who cannot have a stream of its own: None, an anonymous user, one without a key,
+    a session that was never saved.
 
     Raises:
         TypeError, ValueError: As ``user_mark``.
@@ -152,7 +159,7 @@ def mark_of(owner: Any) -> str:
     if is_nobody(owner):
         return ""
     if not isinstance(owner, SessionBase):
-        return user_mark(owner)
+        return user_mark(owner) if _names_of(owner) else ""
     if isinstance(owner, CookieSession):
         return user_mark(owner[SESSION_KEY]) if SESSION_KEY in owner else ""
     return _session_mark(owner) or ""
@@ -163,17 +170,54 @@ def login_mark(session: SessionBase | Mapping[str, Any]) -> str | None:
     is not known when that was."""
     if SESSION_KEY not in session or BEGAN_SESSION_KEY not in session:
         return None
-    return _mark("login", f"{session[BEGAN_SESSION_KEY]} {session[SESSION_KEY]}")
+    return _mark("login", str(session[BEGAN_SESSION_KEY]), str(session[SESSION_KEY]))
+
+
+def _names_of(user: Any) -> list[str]:
+    """Return what names a user, and no other; nothing where nothing does."""
+    if isinstance(user, int | str | UUID):
+        return [str(user)]
+    if not isinstance(user, Model):
+        if not hasattr(user, "is_authenticated"):
+            raise TypeError(f"Give a user or its primary key, not {type(user).__name__}.")
+        keys = (getattr(user, "pk", None), getattr(user, "id", None))
+        return [str(key) for key in keys if key is not None][:1]
+    is_user = _is_user(user)
+    # Another model's instance may have the primary key of a user who is not meant.
+    if not is_user and not hasattr(user, "is_authenticated"):
+        raise TypeError(f"Give a user or its primary key, not {type(user).__name__}.")
+    if user.pk is None:
+        raise ValueError(f"{user!r} has no primary key yet: save it first.")
+    # As sessions have it.
+    key = str(user._meta.pk.value_to_string(user))
+    model: Any = user._meta.concrete_model
+    return [key] if is_user else [model._meta.label_lower, key]
+
+
+def _is_user(instance: Model) -> bool:
+    try:
+        return isinstance(instance, get_user_model())
+    except ImproperlyConfigured:
+        # A project without users, in which others log in.
+        return False
+
+
+def _place_of(session: SessionBase | None) -> tuple[type[SessionBase], str] | tuple[()]:
+    # The key of a session in a cookie is all that it holds, and another one after each change.
+    if session is None or session.session_key is None or isinstance(session, CookieSession):
+        return ()
+    return type(session), session.session_key
 
 
 def _session_mark(session: SessionBase) -> str | None:
-    # The key of a session in a cookie is all that it holds, and another one after each change.
-    if session.session_key is None or isinstance(session, CookieSession):
-        return None
-    return _mark("session", session.session_key)
+    place = _place_of(session)
+    return _mark("session", place[1]) if place else None
 
 
-def _mark(of: str, key: str) -> str:
-    # Without SECRET_KEY, which may change while streams are open. Nobody guesses a session's key.
-    digest = sha256(f"{of} {key}".encode()).hexdigest()
+def _mark(*parts: str) -> str:
+    # As JSON no part can hold what separates it from the next, and with "surrogatepass" no two
+    # texts are the same bytes. Without SECRET_KEY, which may change while streams are open. Nobody
+    # guesses a session's key.
+    text = json.dumps(parts, ensure_ascii=False)
+    digest = sha256(text.encode(errors="surrogatepass")).hexdigest()
     return MARK + digest[: MARK_LENGTH - len(MARK)]

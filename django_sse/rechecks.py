@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from typing import Final
 
-from asgiref.sync import ThreadSensitiveContext, sync_to_async
-from django.core.exceptions import PermissionDenied
 from django.db import connections
 
-from django_sse.conf import conf
-from django_sse.logins import judge
+from django_sse.logins import judge, without_session
+from django_sse.owners import Login
+from django_sse.questions import Questions
 from django_sse.stores.base import EventStore, GroupState, Hint, closing_wire
 from django_sse.stores.states import StateReader
 from django_sse.stream import Stream
@@ -18,8 +18,6 @@ from django_sse.threads import WorkerThread
 
 # Judging all logins pauses for so many times as long as it took, so that it never costs much.
 _LOGINS_PAUSE: Final = 20
-# How long a view may take to say whether its stream is still allowed.
-_ANSWER_SECONDS: Final = 10.0
 
 
 class Rechecks:
@@ -49,11 +47,13 @@ class Rechecks:
         self._states = states
         self._interval = interval
         self._thread = WorkerThread("django-sse-logins")
+        self._questions = Questions()
 
     def add(self, stream: Stream) -> None:
         """Note whose a stream is."""
         for mark in stream.owner.marks:
             self.owned.setdefault(mark, set()).add(stream)
+        self._questions.add(stream)
 
     def remove(self, stream: Stream) -> None:
         """Forget a stream that was added."""
@@ -61,6 +61,7 @@ class Rechecks:
             self.owned[mark].discard(stream)
             if not self.owned[mark]:
                 del self.owned[mark]
+        self._questions.remove(stream)
 
     async def aclose(self) -> None:
         """Close the connection to the database; another one is opened when it is needed."""
@@ -105,65 +106,57 @@ class Rechecks:
     # Logins
 
     async def watch_logins(self) -> None:
-        """Judge all logins, again and again."""
+        """Judge all logins, and look for their sessions, again and again."""
         loop = asyncio.get_running_loop()
-        failing = False
+        failing = set()
         while True:
             began = loop.time()
-            try:
-                await self._judge_logins(self._streams)
-                failing = False
-            except Exception:
-                if not failing:
-                    logger.exception("Whether the logins of streams still hold cannot be read.")
-                failing = True
+            for what, judge_all in (
+                ("logins", self._judge_logins),
+                ("sessions", self._look_for_sessions),
+            ):
+                # Apart: users and sessions may be kept in different places.
+                try:
+                    await judge_all(self._streams)
+                    failing.discard(what)
+                except Exception:
+                    if what not in failing:
+                        logger.exception("Whether the %s of streams hold cannot be read.", what)
+                    failing.add(what)
             took = loop.time() - began
             await asyncio.sleep(max(self._interval(), _LOGINS_PAUSE * took))
 
     async def _judge_logins(self, streams: Collection[Stream]) -> None:
         """End those of the streams whose login does not hold any more."""
-        owned = [(stream, stream.owner.login) for stream in streams if stream.owner.login]
-        if not owned:
+        if owned := _with_login(streams):
+            logins = {login for _, login in owned}
+            gone, changed = await self._thread.run(lambda: judge(logins))
+            for stream, login in owned:
+                if login in gone:
+                    stream.shut(closing_wire("logged out"))
+                elif login in changed:
+                    # Its session may be the one that the password was changed in, and go on.
+                    stream.dismiss_unless_logged_in()
+
+    async def _look_for_sessions(self, streams: Collection[Stream]) -> None:
+        """Send the clients back whose session is gone, or has another key now."""
+        if not (owned := _with_login(streams)):
             return
         logins = {login for _, login in owned}
-        gone, changed = await self._thread.run(lambda: judge(logins))
-        for stream, login in owned:
-            if login in gone:
-                stream.shut(closing_wire("logged out"))
-            elif login in changed:
-                # Its session may be the one that the password was changed in, and go on.
-                stream.dismiss_unless_logged_in()
+        gone = await self._thread.run(lambda: without_session(logins))
+        if ended := [stream for stream, login in owned if login in gone]:
+            # Of one that was logged out the store says so, whether or not that was heard yet.
+            with suppress(Exception):
+                await self.look_up({mark for stream in ended for mark in stream.owner.marks})
+        for stream in ended:
+            stream.dismiss_unless_logged_in()
 
     # Views
 
     async def ask_views(self) -> None:
         """Ask the views that have ``still_allowed``, again and again."""
-        while True:
-            await asyncio.sleep(conf().RECHECK_INTERVAL)
-            if asked := [stream for stream in self._streams if stream.still_allowed]:
-                # One thread for all that they do in threads, which ends with its connections.
-                async with ThreadSensitiveContext():
-                    try:
-                        for stream in asked:
-                            await self._ask_view(stream)
-                    finally:
-                        await sync_to_async(connections.close_all)()
+        await self._questions.ask()
 
-    async def _ask_view(self, stream: Stream) -> None:
-        assert stream.still_allowed
-        if stream.ended.done():
-            return
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                allowed = await stream.still_allowed()
-        except PermissionDenied:
-            allowed = False
-        except (Exception, asyncio.CancelledError) as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
-                # It was the hub that was stopped, not something that the view waits for.
-                raise
-            logger.exception("A view's still_allowed failed; it is asked again later.")
-            return
-        if not allowed:
-            stream.shut(closing_wire("not allowed any more"))
+
+def _with_login(streams: Iterable[Stream]) -> list[tuple[Stream, Login]]:
+    return [(stream, stream.owner.login) for stream in streams if stream.owner.login]

@@ -1,5 +1,6 @@
 """What logins, logouts and changes of users do to streams: receivers of Django's signals."""
 
+from contextlib import suppress
 from time import time
 from typing import Any
 
@@ -29,9 +30,10 @@ def connect() -> None:
 def _note_login(request: HttpRequest, user: Any, **kwargs: Any) -> None:
     """Note when a session's user logged in: one who was cancelled may come back in it."""
     session = getattr(request, "session", None)
-    # Logins by tokens send the signal, too, and the session may be another user's.
-    if session is not None and session.get(SESSION_KEY) == user._meta.pk.value_to_string(user):
-        session[BEGAN_SESSION_KEY] = time()
+    # Logins by tokens send the signal, too, and the session may be another user's, or nobody's.
+    with suppress(TypeError, ValueError):
+        if session is not None and user_mark(session.get(SESSION_KEY)) == user_mark(user):
+            session[BEGAN_SESSION_KEY] = time()
 
 
 def _end_session(request: HttpRequest, user: Any, **kwargs: Any) -> None:

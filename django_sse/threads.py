@@ -1,11 +1,15 @@
 """A thread for what blocks, such as the database, with one job at a time."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from contextvars import Context
 from threading import Lock
 from typing import TypeVar
+
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext
+from django.db import connections
 
 Result = TypeVar("Result")
 
@@ -36,3 +40,26 @@ class WorkerThread:
             executor.shutdown(wait=False)
             # Shielded: a loop that ends meanwhile must not keep it from being run.
             await asyncio.shield(asyncio.wrap_future(closing))
+
+
+@asynccontextmanager
+async def own_thread() -> AsyncGenerator[Callable[[], None]]:
+    """Let ``sync_to_async`` in the block use a thread of the block's own, which ends after it and
+    closes its connections to databases.
+
+    Yields:
+        What gives the thread up for another one, as where it hangs.
+    """
+    context = ThreadSensitiveContext()
+
+    def give_up() -> None:
+        # Not left to asgiref, which waits for the thread: in older versions on the event loop.
+        if executor := SyncToAsync.context_to_thread_executor.pop(context, None):
+            executor.submit(connections.close_all)
+            executor.shutdown(wait=False)
+
+    async with context:
+        try:
+            yield give_up
+        finally:
+            give_up()

@@ -25,7 +25,7 @@ from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
 from django_sse.hub import current_hub, limit_reached_by
 from django_sse.limits import Claim
-from django_sse.logins import renew_login, spare_session_cookie
+from django_sse.logins import current_user, renew_login, spare_session_cookie
 from django_sse.owners import is_nobody, owner_of
 from django_sse.position import LOST, TERMINAL_MARK, parse_position
 from django_sse.refusals import STORE_AWAY
@@ -154,16 +154,18 @@ class EventStreamView(View):
         """Return whose stream it is, for ``cancel(user=...)`` and limits: a user, its primary key,
         or None.
 
-        By default the user of Django's authentication.
+        By default the user of the request, whatever has authenticated it: ``auser()``, or else
+        ``user``.
         """
-        session = getattr(self.request, "session", None)
-        if session is None or session.session_key is None or not hasattr(self.request, "auser"):
-            return None
-        return await self.request.auser()
+        return await current_user(self.request)
 
     async def still_allowed(self) -> bool:
         """Say whether the stream may go on; asked every ``RECHECK_INTERVAL``, long after the
-        request, with its session and its user read again."""
+        request, with its session and its user read again.
+
+        What it raises is a no. Where the database, the network or the time fails, it is asked
+        again, and after that the client is sent back to ``authorize``.
+        """
         return True
 
     # HTTP

@@ -4,17 +4,24 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
 from threading import current_thread
 from threading import enumerate as threads
 from time import time_ns
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.conf import settings as django_settings
 from django.contrib import auth
-from django.contrib.auth.models import User
+from django.contrib.auth.backends import ModelBackend
+from django.contrib.auth.models import Permission, User
+from django.contrib.sessions.backends.cache import SessionStore as CacheSession
+from django.contrib.sessions.backends.file import SessionStore as FileSession
 from django.contrib.sessions.models import Session
+from django.core.cache import caches
 from django.core.exceptions import PermissionDenied
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -22,15 +29,18 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.test import AsyncClient, RequestFactory
 from django.urls import path
+from django.utils import timezone
 from pytest_django import Settings
 
 from django_sse import acancel, apublish
 from django_sse.asgi import get_asgi_application
 from django_sse.decorators import event_stream
-from django_sse.logins import Judgement, judge
+from django_sse.hub import current_hub
+from django_sse.logins import Judgement, judge, without_session
 from django_sse.mixins import LoginRequiredMixin
 from django_sse.owners import Login
 from django_sse.rechecks import Rechecks
+from django_sse.stores import get_store
 from django_sse.stream import Stream
 from django_sse.views import EventStreamView
 from tests.queries import queries_about
@@ -84,16 +94,18 @@ class StaffOnly(News):
 
     async def still_allowed(self) -> bool:
         self.asked_in.add(await sync_to_async(lambda: current_thread().name)())
-        if self.request.GET.get("fails"):
-            raise ZeroDivisionError
-        if self.request.GET.get("cancels"):
-            asking = asyncio.create_task(asyncio.sleep(3600))
-            asking.cancel()
-            await asking
         user = await self.request.auser()
         if not user.is_authenticated:
             raise PermissionDenied
         return bool(user.is_staff)
+
+
+class Rooms(News):
+    """Has a query for its user, whoever that is."""
+
+    async def still_allowed(self) -> bool:
+        user: Any = await self.request.auser()
+        return await Permission.objects.exclude(user=user).aexists()
 
 
 class Undecided(News):
@@ -127,6 +139,7 @@ urlpatterns = [
     path("events/", News.as_view()),
     path("job/", job_of_user),
     path("members/", Members.as_view()),
+    path("rooms/", Rooms.as_view()),
     path("staff/", StaffOnly.as_view()),
     path("undecided/", Undecided.as_view()),
     path("logout/", logout),
@@ -146,13 +159,14 @@ def often(settings: Settings) -> None:
 def swept(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Awaitable[None]]:
     """Waits for a whole sweep over all logins."""
     finished: list[None] = []
-    judge_logins = Rechecks._judge_logins
+    # What comes last in a sweep.
+    look_for_sessions = Rechecks._look_for_sessions
 
-    async def judge_and_note(rechecks: Rechecks, streams: Collection[Stream]) -> None:
-        await judge_logins(rechecks, streams)
+    async def look_and_note(rechecks: Rechecks, streams: Collection[Stream]) -> None:
+        await look_for_sessions(rechecks, streams)
         finished.append(None)
 
-    monkeypatch.setattr(Rechecks, "_judge_logins", judge_and_note)
+    monkeypatch.setattr(Rechecks, "_look_for_sessions", look_and_note)
 
     async def wait() -> None:
         # The next one to finish may have begun before.
@@ -421,6 +435,235 @@ async def test_logins_are_judged_with_one_query_for_all_of_them(
         assert set(rounds) == {1}
 
 
+# Sessions that are gone
+
+
+class EngineOfAProject(FileSession):
+    """Finds its sessions in a way of its own."""
+
+    def load(self) -> Any:
+        return super().load()
+
+
+class PrefixedSession(CacheSession):
+    """Has keys that are not those of Django's engine."""
+
+    @property
+    def cache_key(self) -> str:
+        return f"mine.{super().cache_key}"
+
+    async def acache_key(self) -> str:
+        return f"mine.{await super().acache_key()}"
+
+    def exists(self, session_key: str) -> bool:
+        return f"mine.{self.cache_key_prefix}{session_key}" in caches["default"]
+
+    async def adelete(self, session_key: str | None = None) -> None:
+        key = session_key or self.session_key
+        await caches["default"].adelete(f"mine.{self.cache_key_prefix}{key}")
+
+
+ENGINES = {
+    "db": "django.contrib.sessions.backends.db",
+    "cached_db": "django.contrib.sessions.backends.cached_db",
+    "cache": "django.contrib.sessions.backends.cache",
+    "file": "django.contrib.sessions.backends.file",
+}
+
+
+@pytest.fixture(params=list(ENGINES))
+def engine(
+    request: pytest.FixtureRequest,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Any:
+    monkeypatch.setattr(FileSession, "_storage_path", str(tmp_path), raising=False)
+    settings.SESSION_ENGINE = ENGINES[request.param]
+    return import_module(ENGINES[request.param]).SessionStore
+
+
+def session_key(client: AsyncClient) -> str:
+    return client.cookies[django_settings.SESSION_COOKIE_NAME].value
+
+
+async def assert_sent_back_for_good(ended: EventReader, client: AsyncClient) -> None:
+    assert await ended.rest() == []
+    assert ended.reconnection_time
+    assert (await answer(client, ended.last_event_id)).status_code == 204
+
+
+async def test_who_is_logged_out_everywhere_loses_the_streams(engine: Any) -> None:
+    """As projects do it: they delete the sessions, which sends no signal."""
+    tab, phone, eve = await logged_in(), await logged_in(), await logged_in("eve")
+    async with stream(tab) as first, stream(phone) as second, stream(eve) as other:
+        for client in (tab, phone):
+            await engine(session_key(client)).adelete()
+        await assert_sent_back_for_good(first, tab)
+        await assert_sent_back_for_good(second, phone)
+        await goes_on(other)
+
+
+async def test_sessions_that_are_deleted_by_a_query_lose_their_streams() -> None:
+    tab, eve = await logged_in(), await logged_in("eve")
+    async with stream(tab) as ended, stream(eve) as other:
+        await Session.objects.filter(pk=session_key(tab)).adelete()
+        await assert_sent_back_for_good(ended, tab)
+        await goes_on(other)
+
+
+async def test_a_session_that_has_expired_loses_its_streams() -> None:
+    tab = await logged_in()
+    async with stream(tab) as ended, stream(await logged_in("eve")) as other:
+        expired = timezone.now() - timedelta(seconds=1)
+        await Session.objects.filter(pk=session_key(tab)).aupdate(expire_date=expired)
+        await assert_sent_back_for_good(ended, tab)
+        await goes_on(other)
+
+
+async def test_a_session_that_got_another_key_goes_on_where_it_was(engine: Any) -> None:
+    tab = await logged_in()
+    async with stream(tab) as before:
+        await tab.get("/rotate/")
+        assert await before.rest() == []
+        assert before.reconnection_time
+    await apublish("news", "missed")
+    async with stream(tab, before.last_event_id) as after:
+        assert (await after.next_event()).data == "missed"
+
+
+async def test_a_login_of_another_user_leaves_the_stream_of_before_to_nobody() -> None:
+    tab = await logged_in()
+    async with stream(tab) as before:
+        await tab.aforce_login(await user("eve"))
+        assert await before.rest() == []
+    await acancel(user=await user())
+    async with stream(tab, before.last_event_id) as after:
+        await goes_on(after)
+
+
+async def test_a_session_whose_row_is_gone_holds_where_it_holds_for_django(
+    settings: Settings, swept: Callable[[], Awaitable[None]]
+) -> None:
+    settings.SESSION_ENGINE = ENGINES["cached_db"]
+    tab = await logged_in()
+    async with stream(tab) as reader:
+        await Session.objects.all().adelete()
+        await swept()
+        await goes_on(reader)
+        caches["default"].clear()
+        await assert_sent_back_for_good(reader, tab)
+
+
+@pytest.mark.parametrize("store", [EngineOfAProject, PrefixedSession])
+async def test_an_engine_of_the_projects_own_is_asked_about_each_session(
+    store: Any,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    swept: Callable[[], Awaitable[None]],
+) -> None:
+    monkeypatch.setattr(FileSession, "_storage_path", str(tmp_path), raising=False)
+    monkeypatch.setattr(f"{__name__}.SessionStore", store, raising=False)
+    settings.SESSION_ENGINE = __name__
+    tab, eve = await logged_in(), await logged_in("eve")
+    async with stream(tab) as ended, stream(eve) as other:
+        await swept()
+        await goes_on(ended)
+        await store(session_key(tab)).adelete()
+        assert await ended.rest() == []
+        await other.until("going on")
+        await goes_on(other)
+
+
+async def test_a_session_in_a_cookie_is_not_looked_for(
+    settings: Settings, swept: Callable[[], Awaitable[None]]
+) -> None:
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    async with stream(await logged_in()) as reader:
+        await swept()
+        await goes_on(reader)
+
+
+async def test_sessions_that_cannot_be_read_keep_no_user_from_being_judged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures: list[None] = []
+
+    def fail(*args: object) -> set[str]:
+        failures.append(None)
+        raise OSError
+
+    monkeypatch.setattr("django_sse.logins._found", fail)
+    async with stream(await logged_in()) as ended, stream(await logged_in("eve")) as other:
+        await until(lambda: len(failures) > 3)
+        await goes_on(other)
+        await User.objects.filter(username="ada").aupdate(is_active=False)
+        [_, close] = await ended.rest()
+        assert (close.event, close.json()) == ("close", {"reason": "logged out"})
+    assert caplog.text.count("sessions of streams hold cannot be read") == 1
+
+
+async def test_users_who_cannot_be_read_keep_no_session_from_being_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: object) -> dict[str, Any]:
+        raise OSError
+
+    monkeypatch.setattr("django_sse.logins._users", fail)
+    tab = await logged_in()
+    async with stream(tab) as ended:
+        await Session.objects.all().adelete()
+        await assert_sent_back_for_good(ended, tab)
+
+
+async def test_a_login_that_cannot_be_judged_harms_nobody_elses(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def judge_user(backend: object, user: User) -> bool:
+        if user.username == "bob":
+            raise ZeroDivisionError
+        return user.is_active
+
+    async with (
+        stream(await logged_in()) as ended,
+        stream(await logged_in("bob")) as broken,
+        stream(await logged_in("eve")) as other,
+    ):
+        monkeypatch.setattr(ModelBackend, "user_can_authenticate", judge_user)
+        assert await broken.rest() == []
+        await User.objects.filter(username="ada").aupdate(is_active=False)
+        assert [event.event for event in await ended.rest()] == ["close"]
+        await goes_on(other)
+    assert caplog.text.count("A login cannot be judged") == 1
+
+
+@pytest.mark.usefixtures("rarely")
+async def test_sessions_are_looked_for_with_one_query_for_all_of_them() -> None:
+    async with AsyncExitStack() as streams:
+        for n in range(20):
+            await streams.enter_async_context(stream(await logged_in(f"user{n}")))
+        logins = {stream.owner.login for stream in current_hub().streams if stream.owner.login}
+        assert len(logins) == 20
+        with queries_about("django_session") as queries:
+            assert await sync_to_async(without_session)(logins) == set()
+        assert len(queries) == 1
+
+
+@pytest.mark.parametrize("heard", [True, False])
+async def test_a_logout_tells_why_also_where_the_session_is_missed_first(
+    heard: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tab = await logged_in()
+    async with stream(tab) as ended:
+        if not heard:
+            # As in another process, whose next look at the store comes after that at sessions.
+            monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
+            monkeypatch.setattr(get_store(), "achanged", lambda *_: asyncio.sleep(3600))
+        await tab.get("/logout/")
+        assert [event.json() for event in await ended.rest()] == [{"reason": "logged out"}]
+
+
 # Views that are asked again
 
 
@@ -466,16 +709,11 @@ async def test_a_view_that_is_asked_while_the_last_stream_ends_leaves_no_connect
 
 
 @pytest.mark.usefixtures("asked_often")
-async def test_a_view_that_cannot_say_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
-    async with stream(await logged_in(), url=f"{STAFF}?fails=1") as reader:
-        await until(lambda: caplog.text.count("A view's still_allowed failed") >= 2)
-        await goes_on(reader)
-
-
-@pytest.mark.usefixtures("asked_often")
-async def test_a_view_whose_own_task_was_cancelled_is_asked_again() -> None:
-    async with stream(await logged_in(), url=f"{STAFF}?cancels=1") as reader:
-        for _ in range(2):
-            StaffOnly.asked_in.clear()
-            await until(lambda: StaffOnly.asked_in)
-        await goes_on(reader)
+async def test_a_query_for_the_user_of_a_session_that_is_gone_is_a_no() -> None:
+    """A query for an anonymous user raises, just when it matters."""
+    tab, other = await logged_in(), await logged_in("eve")
+    async with stream(tab, url="/rooms/") as ended, stream(other, url="/rooms/") as going_on:
+        await tab.get("/rotate/")
+        [close] = await ended.rest()
+        assert (close.event, close.json()) == ("close", {"reason": "not allowed any more"})
+        await goes_on(going_on)

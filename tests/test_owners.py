@@ -1,7 +1,7 @@
 """Whose a stream is: ended by user, by session, left out of events that its owner has caused."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -13,22 +13,26 @@ from django.contrib.auth.models import AnonymousUser, Group, User
 from django.contrib.sessions.backends.base import SessionBase
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.backends.signed_cookies import SessionStore as CookieSession
-from django.db import transaction
-from django.http import StreamingHttpResponse
+from django.db import models, transaction
+from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
-from django.test import AsyncClient, override_settings
+from django.test import AsyncClient, RequestFactory, override_settings
 from django.urls import path
+from django.utils.functional import SimpleLazyObject
 from pytest_django import Settings
 
-from django_sse import Event, acancel, apublish, apublish_many, cancel, publish
+from django_sse import Event, acancel, apublish, apublish_many, cancel, logins, publish
 from django_sse.exceptions import InvalidEvent, InvalidGroup
 from django_sse.hub import current_hub
-from django_sse.owners import mark_of, user_mark
+from django_sse.mixins import LoginRequiredMixin
+from django_sse.owners import BEGAN_SESSION_KEY, mark_of, user_mark
+from django_sse.signals import _note_login
 from django_sse.stores import get_store
 from django_sse.stores.base import validate_group
 from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView
-from tests.streams import EventReader, reading
+from tests.queries import queries_about
+from tests.streams import EventReader, reading, until
 from tests.users import logged_in, user
 
 pytestmark = [
@@ -64,10 +68,97 @@ class OfToken(Groups):
         return self.request.GET.get("token")
 
 
+class Guarded(LoginRequiredMixin, Groups):
+    """For whoever is authenticated, by whatever means."""
+
+
+class StillAuthenticated(Guarded):
+    asked = 0
+
+    async def still_allowed(self) -> bool:
+        StillAuthenticated.asked += 1
+        return bool((await self.request.auser()).is_authenticated)
+
+
+class TokenUser:
+    """A user of whom nothing is known but what a token says."""
+
+    is_authenticated = True
+    is_anonymous = False
+
+    def __init__(self, pk: Any) -> None:
+        self.pk = pk
+
+
+class TokenUserWithId:
+    is_authenticated = True
+
+    def __init__(self, pk: Any) -> None:
+        self.id = pk
+
+
+class Keyless:
+    is_authenticated = True
+
+
+class ApiClient(models.Model):
+    """Who is authenticated, and no user of the project."""
+
+    is_authenticated = True
+
+    class Meta:
+        app_label = "tests"
+        managed = False
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+
+class Order(models.Model):
+    class Meta:
+        app_label = "tests"
+        managed = False
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+
+def users_of_tokens(get_response: Callable[[HttpRequest], Any]) -> Callable[..., Any]:
+    """Authenticates by a header, as projects do that have no sessions there."""
+
+    async def middleware(request: HttpRequest) -> Any:
+        how, _, key = request.headers.get("Authorization", "").partition(" ")
+        if how == "auser":
+
+            async def auser() -> Any:
+                return TokenUser(int(key))
+
+            setattr(request, "auser", auser)  # noqa: B010  (it is django-stubs' attribute)
+        elif how == "user":
+            request.user = TokenUserWithId(key)  # type: ignore[assignment]
+        elif how == "lazy":
+            request.user = SimpleLazyObject(lambda: User.objects.get(pk=key))  # type: ignore[assignment]
+        elif how == "client":
+            request.user = ApiClient(pk=key)  # type: ignore[assignment]
+        elif how == "keyless":
+            request.user = Keyless()  # type: ignore[assignment]
+        elif how == "dict":
+            request.user = {"id": key}  # type: ignore[assignment]
+        return await get_response(request)
+
+    return middleware
+
+
+setattr(users_of_tokens, "async_capable", True)  # noqa: B010
+setattr(users_of_tokens, "sync_capable", False)  # noqa: B010
+
+
 urlpatterns = [
     path("events/", Groups.as_view()),
     path("endless/", Endless.as_view()),
     path("filtered/", Filtered.as_view()),
+    path("guarded/", Guarded.as_view()),
+    path("still/", StillAuthenticated.as_view()),
     path("token/", OfToken.as_view()),
 ]
 
@@ -83,6 +174,22 @@ async def stream(
 ) -> AsyncIterator[EventReader]:
     async with reading(await get(client, url, last_event_id)) as reader:
         yield reader
+
+
+class Bearer(AsyncClient):
+    """A client without cookies, that authenticates each request."""
+
+    def __init__(self, how: str, key: Any) -> None:
+        super().__init__()
+        self.authorization = {"Authorization": f"{how} {key}"}
+
+    def generic(self, *args: Any, headers: Any = None, **kwargs: Any) -> Any:
+        return super().generic(*args, headers=self.authorization | (headers or {}), **kwargs)
+
+
+@pytest.fixture
+def tokens(settings: Settings) -> None:
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.users_of_tokens"]
 
 
 def session_of(client: AsyncClient) -> SessionBase:
@@ -112,6 +219,56 @@ async def test_marks_are_different_by_user_group_and_session() -> None:
     assert not any(str(session.session_key) in mark for mark in marks)
 
 
+STRANGE = [
+    "7",
+    "in group chat 7",
+    "chat 7",
+    "group chat",
+    '7", "chat',
+    '["7"]',
+    "7\\",
+    "7\0",
+    "\0",
+    "\N{GRINNING FACE}",
+    # The same character in UTF-16, as text that no encoding has.
+    "\ud83d\ude00",
+    "\ud800",
+    "7 ",
+    "",
+]
+
+
+def test_no_two_names_have_the_same_mark() -> None:
+    groups = ["chat", "7", "in", "group"]
+    marks = [user_mark(name) for name in STRANGE]
+    marks += [user_mark(name, group) for name in STRANGE for group in groups]
+    session = SessionStore("chat-7-chat-7")
+    marks += [mark_of(session), user_mark(f"session {session.session_key}")]
+    assert len(set(marks)) == len(marks)
+
+
+def test_an_instance_of_another_model_is_not_the_user_of_its_key() -> None:
+    assert user_mark(ApiClient(pk=7)) == user_mark(ApiClient(pk=7))
+    others = {user_mark(7), user_mark(ApiClient(pk=8)), user_mark("tests.apiclient 7")}
+    assert user_mark(ApiClient(pk=7)) not in others
+    with pytest.raises(ValueError, match="save it first"):
+        user_mark(ApiClient())
+
+
+@pytest.mark.parametrize("kind", [TokenUser, TokenUserWithId])
+def test_a_user_of_a_token_is_the_user_of_its_key(kind: Callable[[Any], Any]) -> None:
+    assert user_mark(kind(7)) == user_mark(kind("7")) == user_mark(7)
+    with pytest.raises(ValueError, match="neither pk nor id"):
+        user_mark(kind(None))
+
+
+def test_a_project_without_users_has_owners(settings: Settings) -> None:
+    settings.AUTH_USER_MODEL = "nowhere.User"
+    assert user_mark(ApiClient(pk=7)) != user_mark(TokenUser(7))
+    with pytest.raises(TypeError):
+        user_mark(Order(pk=7))
+
+
 async def test_no_group_can_have_the_name_of_a_mark() -> None:
     with pytest.raises(InvalidGroup):
         validate_group(user_mark(await user()))
@@ -122,7 +279,7 @@ def test_who_can_have_no_stream_has_no_mark(nobody: Any) -> None:
     assert mark_of(nobody) == ""
 
 
-@pytest.mark.parametrize("wrong", [object(), ["ada"], 1.5, b"ada", Group(pk=1)])
+@pytest.mark.parametrize("wrong", [object(), ["ada"], 1.5, b"ada", Group(pk=1), Order(pk=1)])
 def test_what_is_no_owner_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="user or its primary key"):
         cancel(user=wrong)
@@ -326,6 +483,126 @@ async def test_the_owner_is_what_the_view_says() -> None:
     assert (await get(AsyncClient(), "/token/?group=news&token=t7")).status_code == 204
     async with stream(AsyncClient(), "/token/?group=news&token=t8"):
         pass
+
+
+@pytest.mark.parametrize("name", STRANGE[1:-1])
+async def test_cancelling_by_a_strange_name_hits_nobody_else(name: str) -> None:
+    async with stream(AsyncClient(), "/token/?group=chat&token=7") as other:
+        await acancel(user=name)
+        await acancel("group", user=name)
+        await apublish("chat", "left out?", exclude=name)
+        assert (await other.next_event()).data == "left out?"
+        assert not other.ended
+    async with stream(AsyncClient(), "/token/?group=chat&token=7"):
+        pass
+
+
+# Users without a session
+
+TOKENS = ["auser", "user", "lazy"]
+
+
+@pytest.mark.usefixtures("tokens", "store")
+@pytest.mark.parametrize("how", TOKENS)
+async def test_a_user_without_a_session_is_cancelled(how: str) -> None:
+    ada, eve = await user(), await user("eve")
+    token = Bearer(how, ada.pk)
+    async with stream(token) as ended, stream(Bearer(how, eve.pk)) as other:
+        await acancel(user=ada, reason="kicked")
+        assert [event.json() for event in await ended.rest()] == [{"reason": "kicked"}]
+        await apublish("news", "goes on")
+        assert (await other.next_event()).data == "goes on"
+    assert (await get(token, "/events/?group=news")).status_code == 204
+
+
+@pytest.mark.usefixtures("tokens")
+@pytest.mark.parametrize("how", TOKENS)
+async def test_a_user_without_a_session_is_left_out(how: str) -> None:
+    ada = await user()
+    async with stream(Bearer(how, ada.pk)) as own, stream(Bearer("auser", ada.pk + 1)) as other:
+        await apublish("news", "own", exclude=ada)
+        await apublish("news", "own", exclude=TokenUser(ada.pk))
+        await apublish("news", "last", exclude=Keyless())
+        assert [event.data for event in await own.until("last")] == ["last"]
+        assert [event.data for event in await other.until("last")] == ["own", "own", "last"]
+
+
+@pytest.mark.usefixtures("tokens")
+@pytest.mark.parametrize("how", TOKENS)
+async def test_the_streams_of_a_user_without_a_session_are_counted(how: str) -> None:
+    ada = await user()
+    with override_settings(DJANGO_SSE={"MAX_STREAMS_PER_USER": 1}):
+        async with stream(Bearer(how, ada.pk)):
+            assert (await get(Bearer(how, ada.pk), "/events/?group=news")).status_code == 503
+            # By whatever means the same user comes.
+            assert (await get(await logged_in(), "/events/?group=news")).status_code == 503
+            async with stream(Bearer(how, (await user("eve")).pk)):
+                pass
+        await get_store().aclose()
+
+
+@pytest.mark.usefixtures("tokens")
+async def test_who_is_no_user_of_the_project_is_told_from_the_user_of_the_same_key() -> None:
+    ada = await user()
+    async with stream(Bearer("client", ada.pk)) as client, stream(await logged_in()) as browser:
+        await acancel(user=ada)
+        assert [event.event for event in await browser.rest()] == ["close"]
+        await apublish("news", "goes on", exclude=ada)
+        assert (await client.next_event()).data == "goes on"
+        await acancel(user=ApiClient(pk=ada.pk))
+        assert [event.event for event in await client.rest()] == ["close"]
+
+
+@pytest.mark.usefixtures("tokens")
+@pytest.mark.parametrize("how", ["keyless", "dict"])
+async def test_whom_nothing_tells_from_others_is_nobody_and_the_log_says_so_once(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    logins._warn_of.cache_clear()
+    for _ in range(2):
+        async with stream(Bearer(how, 7)) as reader:
+            await apublish("news", "hello")
+            assert (await reader.next_event()).data == "hello"
+    assert caplog.text.count("override `get_owner`") == 1
+
+
+@pytest.mark.usefixtures("tokens")
+async def test_a_user_without_a_session_stays_who_it_is_where_a_view_is_asked_again() -> None:
+    ada = await user()
+    with override_settings(DJANGO_SSE={"RECHECK_INTERVAL": 1}):
+        StillAuthenticated.asked = 0
+        async with stream(Bearer("auser", ada.pk), "/still/?group=news") as reader:
+            await until(lambda: StillAuthenticated.asked >= 2)
+            await apublish("news", "goes on")
+            assert (await reader.next_event()).data == "goes on"
+        await get_store().aclose()
+
+
+@pytest.mark.usefixtures("tokens", "store")
+async def test_who_is_kicked_by_token_does_not_come_in_by_a_guard() -> None:
+    ada = await user()
+    token = Bearer("auser", ada.pk)
+    async with stream(token, "/guarded/?group=news") as ended:
+        await acancel("news", user=TokenUser(ada.pk))
+        assert [event.event for event in await ended.rest()] == ["close"]
+    assert (await get(token, "/guarded/?group=news", ended.last_event_id)).status_code == 204
+
+
+async def test_a_visitor_without_a_session_costs_no_query_for_a_user() -> None:
+    with queries_about("auth_user") as users, queries_about("django_session") as sessions:
+        async with stream(AsyncClient()):
+            pass
+    assert (users, sessions) == ([], [])
+
+
+async def test_a_login_of_who_is_no_user_leaves_a_session_as_it_is() -> None:
+    request = RequestFactory().get("/")
+    request.session = await (await logged_in()).asession()
+    began = await request.session.aget(BEGAN_SESSION_KEY)
+    for other in (Keyless(), TokenUser(0), Order(pk=1), ApiClient(pk=(await user()).pk)):
+        # Django's own receiver knows nobody but the project's users.
+        _note_login(request, other)
+    assert request.session[BEGAN_SESSION_KEY] == began
 
 
 async def test_a_hub_forgets_the_owners_of_streams_that_have_ended() -> None:

@@ -1,0 +1,161 @@
+"""Asks views whether their streams are still allowed, long after the requests that they came by."""
+
+import asyncio
+from collections.abc import Callable
+from contextvars import Context
+from math import inf
+from typing import Final
+
+from django.core.exceptions import PermissionDenied
+from django.db import Error as DatabaseFailure
+
+from django_sse.conf import conf
+from django_sse.stores.base import closing_wire
+from django_sse.stream import Stream
+from django_sse.tasks import logger
+from django_sse.threads import own_thread
+
+# How long a view may take to say whether its stream is still allowed.
+_ANSWER_SECONDS: Final = 10.0
+# Streams that are asked about at once: they share a thread for what they do in threads.
+_AT_ONCE: Final = 10
+# When a view is asked again that could not say.
+_AGAIN_SECONDS: Final = 2.0
+# Views are asked this part of RECHECK_INTERVAL early, so that many are asked while there is a
+# thread with a connection.
+_EARLY: Final = 0.05
+# Exceptions that are looked through for the one that has caused them, which may be itself.
+_CAUSES: Final = 10
+# What happens to the streams of a view is logged this often at the most.
+_LOG_SECONDS: Final = 10.0
+
+
+class Questions:
+    """Asks about each stream every ``RECHECK_INTERVAL``, and ends those that are not allowed.
+
+    Where the database, the network or the time fails, the stream is asked about again, and after
+    that its client is sent back, to be authorized anew. Every other exception is a no.
+    """
+
+    def __init__(self) -> None:
+        # Each in the order in which they are due: who was not asked about for longest comes first.
+        self._due: dict[Stream, float] = {}
+        self._due_again: dict[Stream, float] = {}
+        self._logged: dict[tuple[str, str], float] = {}
+
+    def add(self, stream: Stream) -> None:
+        """Ask about a stream from now on, if its view has something to say."""
+        if stream.still_allowed:
+            self._due[stream] = _now() + conf().RECHECK_INTERVAL
+
+    def remove(self, stream: Stream) -> None:
+        """Ask about a stream no more."""
+        self._due.pop(stream, None)
+        self._due_again.pop(stream, None)
+
+    async def ask(self) -> None:
+        """Ask whenever it is time, again and again."""
+        while True:
+            await asyncio.sleep(self._seconds_to_next())
+            async with own_thread() as give_up_thread:
+                await self._ask_all_due(give_up_thread)
+
+    def _seconds_to_next(self) -> float:
+        # Who is added meanwhile is not due before that either.
+        latest = _now() + conf().RECHECK_INTERVAL
+        fronts = (next(iter(due.values()), inf) for due in (self._due, self._due_again))
+        return max(min(latest, *fronts) - _now(), 0.0)
+
+    def _take_due(self) -> tuple[Stream, bool] | None:
+        """Take the next stream to ask about; with it, whether that is for the second time."""
+        early = _EARLY * conf().RECHECK_INTERVAL
+        for waiting, again in ((self._due_again, True), (self._due, False)):
+            stream, due = next(iter(waiting.items()), (None, inf))
+            if stream and due <= _now() + early:
+                del waiting[stream]
+                return stream, again
+        return None
+
+    async def _ask_all_due(self, give_up_thread: Callable[[], None]) -> None:
+        asking: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                while len(asking) < _AT_ONCE and (taken := self._take_due()):
+                    stream, again = taken
+                    asking.add(
+                        asyncio.create_task(self._ask_apart(stream), context=Context())
+                        if again
+                        else asyncio.create_task(self._ask(stream, give_up_thread))
+                    )
+                if not asking:
+                    return
+                _, asking = await asyncio.wait(
+                    asking,
+                    timeout=self._seconds_to_next() if len(asking) < _AT_ONCE else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+        finally:
+            for task in asking:
+                task.cancel()
+            if asking:
+                await asyncio.wait(asking)
+
+    async def _ask_apart(self, stream: Stream) -> None:
+        """Ask again, in another thread than others, in which nothing else can be in the way."""
+        async with own_thread() as give_up_thread:
+            await self._ask(stream, give_up_thread, again=True)
+
+    async def _ask(
+        self, stream: Stream, give_up_thread: Callable[[], None], *, again: bool = False
+    ) -> None:
+        assert stream.still_allowed
+        if stream.is_finishing or stream.ended.done():
+            return
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                allowed = await stream.still_allowed()
+        except PermissionDenied:
+            allowed = False
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                # It was the hub that was stopped, not something that the view waits for.
+                raise
+            if _is_of_surroundings(error):
+                # The thread may hang, or have a connection that is broken.
+                give_up_thread()
+                if again:
+                    self._log(stream, "its clients are sent back to be authorized anew", error)
+                    stream.dismiss("permission unknown")
+                elif not stream.ended.done():
+                    self._due_again[stream] = _now() + _AGAIN_SECONDS
+                return
+            self._log(stream, "that is a no", error)
+            allowed = False
+        if not allowed:
+            stream.shut(closing_wire("not allowed any more"))
+        elif not stream.ended.done():
+            self._due[stream] = _now() + conf().RECHECK_INTERVAL
+
+    def _log(self, stream: Stream, what_follows: str, error: BaseException) -> None:
+        """Log a failure, unless one like it was logged just now: there may be thousands."""
+        view = type(getattr(stream.still_allowed, "__self__", stream.still_allowed)).__qualname__
+        logged = self._logged.get((view, what_follows), -inf)
+        if _now() - logged >= _LOG_SECONDS:
+            self._logged[view, what_follows] = _now()
+            logger.error("still_allowed of %s failed: %s.", view, what_follows, exc_info=error)
+
+
+def _is_of_surroundings(error: BaseException | None) -> bool:
+    """Whether the database, the network or the time has failed, which is no answer; also where a
+    library says so by an exception of its own."""
+    for _ in range(_CAUSES):
+        # A TimeoutError is an OSError.
+        if error is None or isinstance(error, DatabaseFailure | OSError):
+            break
+        error = error.__cause__ or error.__context__
+    return isinstance(error, DatabaseFailure | OSError)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import AnonymousUser, User
 from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.urls import path
+from django.utils.decorators import async_only_middleware
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest_django import Settings
 
 from django_sse import Event, acancel, aposition, apublish, areopen
+from django_sse.asgi import get_asgi_application
 from django_sse.conf import Conf
 from django_sse.hub import _hubs, current_hub, open_streams
 from django_sse.limits import Claim, Occupancy, TooManyStreams, reached_limit
@@ -26,6 +30,7 @@ from django_sse.stream import Stream
 from django_sse.views import EventStreamView
 from tests.clients import connected
 from tests.streams import View, get, open_stream, reading, until
+from tests.test_asgi import Request
 
 EVENT_SOURCE = {"Accept": "text/event-stream"}
 
@@ -149,9 +154,18 @@ class Requested(EventStreamView):
         return await self.request.auser() if hasattr(self.request, "auser") else None
 
 
+class OfToken(Requested):
+    """Streams of whom a request names."""
+
+    async def get_owner(self) -> str:
+        return self.request.GET["token"]
+
+
 requested = Requested.as_view()
 
-pytestmark = pytest.mark.usefixtures("memory_store")
+urlpatterns = [path("requested/", OfToken.as_view())]
+
+pytestmark = [pytest.mark.urls(__name__), pytest.mark.usefixtures("memory_store")]
 
 
 def limit(settings: Settings, **limits: Any) -> None:
@@ -289,6 +303,76 @@ async def test_a_limit_holds_for_streams_that_register_at_once(settings: Setting
         readers = await asyncio.gather(*map(stack.enter_async_context, streams))
         assert sum(bool(reader.last_event_id) for reader in readers) == open_streams() == 5
         assert all(reader.text.startswith("retry: ") for reader in readers)
+
+
+BURST = 150
+
+
+@async_only_middleware
+def giving_way(get_response: View) -> View:
+    """Lets others run between a view's answer and its stream, as most middleware does."""
+
+    async def middleware(request: HttpRequest) -> HttpResponseBase:
+        response: HttpResponseBase = await get_response(request)
+        await asyncio.sleep(0)
+        return response
+
+    return middleware
+
+
+async def connect(number: int, alike: str, headers: dict[str, str]) -> Request:
+    """Open one stream of a burst: all have the user, the address or the group alike."""
+    group = "same" if alike == "group" else f"group-{number}"
+    token = "same" if alike == "user" else f"user-{number}"
+    address = "192.0.2.1" if alike == "address" else f"10.0.0.{number}"
+    request = Request(
+        get_asgi_application(),
+        "/requested/",
+        query_string=f"group={group}&token={token}".encode(),
+        headers=[(name.encode(), value.encode()) for name, value in headers.items()],
+        client=(address, 4711),
+    )
+    await request.start()
+    while not request.decoder.last_event_id and not request.ended:
+        await request.read()
+    return request
+
+
+async def rush(alike: str, headers: dict[str, str]) -> list[Request]:
+    """Let 150 connect at once; return those that are let in, as soon as all are answered."""
+    requests = await asyncio.gather(*(connect(n, alike, headers) for n in range(BURST)))
+    for request in requests:
+        if request.ended:
+            await request.rest()
+            # By the status, or by the end; after the status was sent by the end to all.
+            told_by_status = not request.decoder.reconnection_time
+            assert request.status == (503 if told_by_status else 200)
+            assert not (told_by_status and headers)
+    return [request for request in requests if not request.ended]
+
+
+@pytest.mark.parametrize("headers", [EVENT_SOURCE, {}], ids=["EventSource", "other"])
+@pytest.mark.parametrize(
+    ("limits", "alike"),
+    [
+        ({"MAX_STREAMS": 5}, ""),
+        ({"MAX_STREAMS_PER_USER": 5}, "user"),
+        ({"MAX_STREAMS_PER_ADDRESS": 5}, "address"),
+        ({"MAX_STREAMS_PER_GROUP": 5}, "group"),
+        ({"MAX_OPEN_GROUPS": 5}, ""),
+    ],
+)
+async def test_a_burst_of_150_lets_exactly_five_in_and_five_more_when_they_leave(
+    limits: dict[str, int], alike: str, headers: dict[str, str], settings: Settings
+) -> None:
+    limit(settings, **limits)
+    for middleware in ([], [f"{__name__}.giving_way"]):
+        settings.MIDDLEWARE = middleware
+        let_in = await rush(alike, headers)
+        assert len(let_in) == open_streams() == 5
+        for request in let_in:
+            await request.disconnect()
+        await until(lambda: not open_streams())
 
 
 def test_a_limit_holds_over_event_loops_in_many_threads(

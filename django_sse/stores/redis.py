@@ -189,6 +189,7 @@ class RedisStore(EventStore):
                         entry.kind.name,
                         entry.wire,
                         entry.exclude,
+                        entry.at,
                     )
                 ),
             ),

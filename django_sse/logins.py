@@ -168,7 +168,7 @@ def _warn_of(kind: type) -> None:
 def renew_login(request: HttpRequest) -> None:
     """Let a request's session and user be read again, as Django's middleware does.
 
-    A user that something else has authenticated stays as it is.
+    What something else has set stays as it is: another ``auser``, and a ``user`` that is not lazy.
     """
     if not hasattr(request, "session") or not hasattr(request, "auser"):
         return

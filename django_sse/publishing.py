@@ -139,7 +139,9 @@ def cancel(group: str | None = None, *, user: Any = EVERYBODY, reason: str | Non
     They get ``event: close`` and end, and reconnects are answered 204: those of a group until it
     is reopened, those of a user for ``CANCEL_TTL``, but not in a session that began later.
     Cancelling a cancelled group changes nothing. Inside a transaction it happens with its commit:
-    a user who is to come back logs in after that.
+    a user who is to come back logs in after that. Where the event store cannot be written, its
+    error is raised, and a user's streams are ended all the same once it can: this process tries
+    for ``CANCEL_TTL``.
 
     Args:
         group: A Channels group name.
@@ -151,6 +153,7 @@ def cancel(group: str | None = None, *, user: Any = EVERYBODY, reason: str | Non
         TypeError, ValueError: Neither a group nor a user is given, or what is given as a user is
             none, or not saved or not logged in.
         SynchronousOnlyOperation: Called on a running event loop.
+        Exception: The event store could not be written.
     """
     _append([_closing_entry(group, user, reason)])
 
@@ -163,7 +166,11 @@ async def acancel(
 
 
 def end_streams(marks: Iterable[str], reason: str) -> None:
-    """End owners' streams, and refuse new ones for ``CANCEL_TTL``. For synchronous code."""
+    """End owners' streams, and refuse new ones for ``CANCEL_TTL``. For synchronous code.
+
+    Raises:
+        Exception: The event store could not be written; that is tried again.
+    """
     _append([NewEntry(mark, closing_wire(reason), Kind.END) for mark in marks])
 
 

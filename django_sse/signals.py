@@ -47,8 +47,8 @@ def _end_session(request: HttpRequest, user: Any, **kwargs: Any) -> None:
         marks = (mark_of(session), login_mark(session))
         end_streams([mark for mark in marks if mark], "logged out")
     except Exception:
-        # Logging out must not fail for it.
-        logger.exception("The streams of a session that was logged out could not be ended.")
+        # Logging out must not fail for it, and it is tried again.
+        logger.exception("The streams of a session that was logged out could not be ended yet.")
 
 
 def _look_at_user(instance: Any, using: str, **kwargs: Any) -> None:

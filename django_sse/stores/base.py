@@ -2,8 +2,9 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 from time import time_ns
@@ -15,6 +16,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from django_sse.event import Event
 from django_sse.exceptions import GroupCancelled, InvalidGroup
+from django_sse.stores.unwritten import unwritten
 
 if TYPE_CHECKING:
     from django_sse.stores.notifications import Notifications
@@ -65,13 +67,15 @@ class Kind(IntEnum):
 class NewEntry:
     """What is to be appended to a group: an encoded event without an id.
 
-    ``exclude`` is the mark of the owner whose streams are left out.
+    ``exclude`` is the mark of the owner whose streams are left out. ``at`` is when an ``END`` was
+    ordered that is written late, in microseconds since the epoch; 0 for now.
     """
 
     group: str
     wire: bytes
     kind: Kind = Kind.EVENT
     exclude: str = ""
+    at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +163,7 @@ class Numbering:
             return None
         if entry.kind is Kind.END:
             self.numbered.clear()
-            self.first = self.head = max(first_number(), self.head + 1)
+            self.first = self.head = max(entry.at or first_number(), self.first + 1)
             self.numbered.append(Entry(self.head, entry.wire))
             return self.head
         if entry.kind is Kind.CLOSE:
@@ -201,8 +205,9 @@ class EventStore(ABC):
     event to a cancelled group raises ``GroupCancelled``.
 
     Groups whose names begin with ``MARK`` are those of owners of streams. An ``END`` begins one
-    anew with a first number that is the time, so that its state says when that was. They are kept
-    for ``CANCEL_TTL``, and others for ``GROUP_TTL``.
+    anew with a first number that is the time, so that its state says when that was: the time that
+    it was ordered at, where it is written late. They are kept for ``CANCEL_TTL``, and others for
+    ``GROUP_TTL``.
 
     Transactions: where a transaction is open on ``using``, entries come into being with its commit.
 
@@ -229,7 +234,8 @@ class EventStore(ABC):
         """Append entries and ring; return their numbers (None for ``REOPEN`` and dropped ones).
 
         Inside a transaction on ``using`` the numbers are None, and the ringing is done after the
-        commit. Blocking: for synchronous code.
+        commit. An ``END`` that cannot be written, now or after the commit, is tried again for
+        ``CANCEL_TTL``. Blocking: for synchronous code.
 
         Raises:
             GroupCancelled: An event for a cancelled group; nothing was appended.
@@ -244,18 +250,38 @@ class EventStore(ABC):
                     "Publishing needs autocommit, or a transaction opened by atomic(): otherwise "
                     "nobody could tell when an event comes into being."
                 )
-            numbers, hints = self._append(entries)
+            with self._keeping_ends(entries, ring):
+                numbers, hints = self._append(entries)
             ring(hints)
             return numbers
         commit = self._stage(entries)
+
+        def append_and_ring() -> None:
+            with self._keeping_ends(entries, ring):
+                hints = commit()
+            ring(hints)
+
         # A failing hook must not keep the project's own hooks from running; Django logs it.
-        transaction.on_commit(lambda: ring(commit()), using=self.using, robust=True)
+        transaction.on_commit(append_and_ring, using=self.using, robust=True)
         return [None] * len(entries)
 
     async def aappend(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
         """Append from async code; otherwise as ``append``."""
         # In the thread that async_to_sync or the request keeps, where its transaction is open.
         return await sync_to_async(self.append)(entries, ring)
+
+    @contextmanager
+    def _keeping_ends(self, entries: Sequence[NewEntry], ring: Ring) -> Iterator[None]:
+        """Have the ends tried again that cannot be written: nobody else would shut them out."""
+        now = first_number()
+        try:
+            yield
+        except Exception:
+            ends = [
+                replace(entry, at=entry.at or now) for entry in entries if entry.kind is Kind.END
+            ]
+            unwritten.keep(self, ends, ring)
+            raise
 
     @abstractmethod
     def _append(
@@ -278,10 +304,10 @@ class EventStore(ABC):
         Raises:
             GroupCancelled: An event for a cancelled group; nothing was taken.
         """
-        states = self.states([entry.group for entry in entries])
-        for entry in entries:
-            if entry.kind is Kind.EVENT and states[entry.group].cancelled:
-                raise GroupCancelled(entry.group)
+        groups = [entry.group for entry in entries if entry.kind is Kind.EVENT]
+        for group, state in (self.states(groups) if groups else {}).items():
+            if state.cancelled:
+                raise GroupCancelled(group)
         return lambda: self._append(entries, staged=True)[1]
 
     @abstractmethod

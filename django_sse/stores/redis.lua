@@ -89,9 +89,9 @@ local function add(group, wire, closes, exclude)
   return group.head
 end
 
--- Begins the group of an owner anew.
-local function end_streams(group, wire)
-  group.head = math.max(now, group.head + 1)
+-- Begins the group of an owner anew, at the time that this was ordered or else now.
+local function end_streams(group, wire, at)
+  group.head = math.max(at > 0 and at or now, group.first + 1)
   group.first = group.head
   group.changed, group.starts_empty = true, true
   group.added = {{number = group.head, wire = wire}}
@@ -99,9 +99,9 @@ local function end_streams(group, wire)
 end
 
 -- As `Numbering.take`: 0 for what takes no number, nil for what is refused.
-local function take(group, kind, wire, exclude, staged)
+local function take(group, kind, wire, exclude, at, staged)
   if kind == 'END' then
-    return end_streams(group, wire)
+    return end_streams(group, wire, tonumber(at))
   elseif kind == 'REOPEN' then
     group.changed = group.changed or group.cancelled
     group.cancelled = false
@@ -211,9 +211,9 @@ if operation == 'append' then
     groups[i] = load(i)
   end
   -- Nothing is written before all of it is accepted.
-  for i = 8, #ARGV, 4 do
+  for i = 8, #ARGV, 5 do
     local index = tonumber(ARGV[i])
-    local number = take(groups[index], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], staged)
+    local number = take(groups[index], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], staged)
     if not number then
       return index
     end

@@ -202,6 +202,7 @@ class RedisStore(EventStore):
                         entry.kind.name,
                         entry.wire,
                         entry.exclude,
+                        entry.at,
                     )
                 ),
             ),

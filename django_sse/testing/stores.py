@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial, wraps
 from time import time
 from typing import TYPE_CHECKING, Any, Final
@@ -388,6 +389,23 @@ class EventStoreContract(_TestCase):
         [kept] = await store.aread(OWNER, 0, 10)
         self.assertEqual(kept.number, times[1], "What is older than an end was kept.")
         self.assertIn(times[1], [hint.head for hint in await changes(store, cursor, OWNER)])
+
+    @_with_store
+    async def test_an_end_that_is_written_late_has_the_time_that_it_was_ordered(
+        self, store: EventStore
+    ) -> None:
+        ordered = first_number() - 10_000_000
+        late = replace(end(OWNER, "late"), at=ordered)
+        self.assertEqual(await append_events(store, late), [ordered])
+        now = await state(store, OWNER)
+        self.assertEqual((now.first, now.head), (ordered, ordered))
+        [entry] = await store.aread(OWNER, ordered - 1, 10)
+        self.assertEqual(entry.wire, closing_wire("late"))
+        # Once more, as where the answer to the first attempt was lost.
+        self.assertEqual(await append_events(store, late), [ordered + 1])
+        [number] = await append_events(store, end(OWNER, "now"))
+        self.assertGreater(number, ordered + 5_000_000)
+        self.assertEqual(await append_events(store, late), [number + 1])
 
     @_with_store
     async def test_an_owners_group_is_forgotten_sooner_than_others(self, store: EventStore) -> None:

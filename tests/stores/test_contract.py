@@ -253,6 +253,11 @@ class TakesAnEndForAnEvent(MemoryStore):
         return super()._append(events, **kwargs)
 
 
+class TakesEveryEndForNew(MemoryStore):
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        return super()._append([replace(entry, at=0) for entry in entries], **kwargs)
+
+
 class ForgetsAllGroupsAlike(MemoryStore):
     def _forget_idle_groups(self) -> None:
         super()._forget_idle_groups()
@@ -299,6 +304,7 @@ BROKEN: list[tuple[type[EventStore], str]] = [
     (AlwaysBeginsANewRun, "a_group_that_is_not_behind_keeps_its_numbers"),
     (ForgetsWhoIsLeftOut, "who_is_left_out_of_an_event_is_kept_with_it"),
     (TakesAnEndForAnEvent, "an_end_begins_an_owners_group_anew_and_its_number_is_the_time"),
+    (TakesEveryEndForNew, "an_end_that_is_written_late_has_the_time_that_it_was_ordered"),
     (ForgetsAllGroupsAlike, "an_owners_group_is_forgotten_sooner_than_others"),
     (CannotBeUsedAgain, "a_store_that_was_closed_can_be_used_again"),
     (StaysInItsProcess, "what_another_process_appended_is_read_and_told"),

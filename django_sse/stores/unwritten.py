@@ -1,0 +1,127 @@
+"""Ends of owners' streams that a store could not take: kept in this process, and tried again."""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from threading import Lock, Thread
+from time import sleep, time
+from typing import TYPE_CHECKING, Any, Final
+
+from django.db import connections
+
+from django_sse.conf import conf
+from django_sse.tasks import logger
+
+if TYPE_CHECKING:
+    from django_sse.stores.base import EventStore, NewEntry
+
+# The pause between two attempts, in seconds: the first one, and what it grows to.
+_FIRST_PAUSE: Final = 0.25
+_LONGEST_PAUSE: Final = 4.0
+# Ends that are written at once.
+_BATCH: Final = 100
+# What is kept at the most, and what an end takes beside its wire.
+_MOST_BYTES: Final = 16 * 1024 * 1024
+_END_BYTES: Final = 512
+
+Ring = Callable[[Sequence[Any]], None]
+
+
+class Unwritten:
+    """Keeps ends for ``CANCEL_TTL``, and writes them in a thread that lives while any is left."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, as the child of a fork: what its parent has kept, its parent writes."""
+        self._lock = Lock()
+        # By store and mark, in the order in which they came.
+        self._ends: dict[tuple[EventStore, str], NewEntry] = {}
+        self._bytes = 0
+        self._rings: dict[EventStore, Ring] = {}
+        self._is_writing = False
+
+    def keep(self, store: "EventStore", ends: Sequence["NewEntry"], ring: Ring) -> None:
+        """Keep ends until they are written.
+
+        Args:
+            store: What could not take them.
+            ends: The ends, each with the time that it was ordered.
+            ring: Tells of them once they are written.
+        """
+        if not ends:
+            return
+        lost = 0
+        with self._lock:
+            for end in ends:
+                kept = self._ends.get((store, end.group))
+                if kept is None or kept.at < end.at:
+                    self._drop(store, end.group)
+                    self._ends[store, end.group] = end
+                    self._bytes += _size(end)
+            while self._bytes > _MOST_BYTES:
+                self._drop(*next(iter(self._ends)))
+                lost += 1
+            self._rings[store] = ring
+            begins = bool(self._ends) and not self._is_writing
+            self._is_writing |= begins
+        if lost:
+            logger.error("%d ends of streams are lost: more could not be kept.", lost)
+        if begins:
+            logger.warning("Ends of streams could not be written; they are tried again.")
+            Thread(target=self._write_until_done, name="django-sse-unwritten", daemon=True).start()
+
+    def _write_until_done(self) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            self._write()
+            with self._lock:
+                if not self._ends:
+                    self._rings.clear()
+                    self._is_writing = False
+                    return
+
+    def _write(self) -> None:
+        self._drop_expired()
+        with self._lock:
+            stores = {store for store, _ in self._ends}
+        for store in stores:
+            # It keeps them again where it fails.
+            with suppress(Exception):
+                while ends := self._take(store):
+                    store.append(ends, self._rings[store])
+                    logger.info("%d ends of streams were written at last.", len(ends))
+        with suppress(Exception):
+            connections.close_all()
+
+    def _drop_expired(self) -> None:
+        ordered_since = (time() - conf().CANCEL_TTL) * 1_000_000
+        with self._lock:
+            expired = [key for key, end in self._ends.items() if end.at < ordered_since]
+            for key in expired:
+                self._drop(*key)
+        if expired:
+            logger.error("%d ends of streams are lost: the store was away.", len(expired))
+
+    def _take(self, store: "EventStore") -> list["NewEntry"]:
+        with self._lock:
+            marks = [mark for other, mark in self._ends if other is store][:_BATCH]
+            return [end for mark in marks if (end := self._drop(store, mark))]
+
+    def _drop(self, store: "EventStore", mark: str) -> "NewEntry | None":
+        end = self._ends.pop((store, mark), None)
+        self._bytes -= _size(end) if end else 0
+        return end
+
+
+def _size(end: "NewEntry") -> int:
+    return len(end.wire) + _END_BYTES
+
+
+unwritten: Final = Unwritten()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=unwritten.forget)

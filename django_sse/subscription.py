@@ -108,7 +108,7 @@ class Subscription:
         try:
             wire = encode_published(Event(**fields), conf().MAX_EVENT_BYTES)
         except (InvalidEvent, TypeError) as error:
-            logger.error("A %s message to %r was refused: %s", PLAIN_EVENT, self.group, error)
+            logger.error("A %s message to %r was refused: %r", PLAIN_EVENT, self.group, error)
         else:
             self._deliver([Block(self.group, Entry(0, wire))])
 

@@ -111,7 +111,7 @@ class Subscription:
             wire = encode_published(Event(**fields), conf().MAX_EVENT_BYTES)
         except (InvalidEvent, TypeError) as error:
             log_seldom(
-                "A message of type %s to %r was refused: %s",
+                "A message of type %s to %r was refused: %r",
                 PLAIN_EVENT,
                 self.group,
                 error,

@@ -1,4 +1,5 @@
 import string
+import sys
 
 import pytest
 from hypothesis import example, given, settings
@@ -199,3 +200,50 @@ def test_whatever_a_client_sends_is_parsed_without_an_error(sent: str, groups: l
     position = parse_position(sent, groups)
     assert position.keys() <= set(groups)
     assert set(position.values()) <= {LOST}
+
+
+def calls_to_parse(sent: str) -> int:
+    """Return how many functions are called, built-in ones too: what it costs on any machine."""
+    calls = 0
+
+    def note(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        parse_position(sent, ["news", "jobs"])
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+def position_of_others(length: int) -> str:
+    """Return a position of groups that nobody asks for, about as long as that."""
+    each = len(format_position({"other-0": NOW, "other-1": NOW})) // 2
+    return format_position({f"other-{number}": NOW for number in range(length // each)})
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [position_of_others(2**20), format_position({"news": NOW}) * 2**16, "~" * 2**20, "9" * 2**20],
+    ids=["others", "own", "empty", "digits"],
+)
+def test_what_is_too_long_costs_nothing_however_long_it_is(sent: str) -> None:
+    assert calls_to_parse(sent) == calls_to_parse(sent[: MAX_BYTES + 1]) < 100
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        position_of_others(MAX_BYTES - 200),
+        f"{format_position({'news': NOW})}~" * 500,
+        "~" * MAX_BYTES,
+        "." * MAX_BYTES,
+        "9" * MAX_BYTES,
+    ],
+    ids=["others", "own", "empty", "dots", "digits"],
+)
+def test_what_is_as_long_as_it_may_be_costs_a_few_calls_a_character_at_the_most(sent: str) -> None:
+    assert calls_to_parse(sent) < 5 * MAX_BYTES

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from time import time
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from channels.layers import get_channel_layer
@@ -19,8 +20,9 @@ from pytest_django import Settings
 from django_sse import Event, acancel, aposition, apublish, areopen, response
 from django_sse.event import NO_DATA
 from django_sse.hub import current_hub, open_streams
-from django_sse.position import parse_position
-from django_sse.stores.base import GroupState
+from django_sse.position import format_position, parse_position
+from django_sse.stores import get_store
+from django_sse.stores.base import Entry, GroupState
 from django_sse.stores.memory import MemoryStore
 from django_sse.views import EventStreamView
 from tests.streams import View, get, open_stream, reading, until
@@ -384,6 +386,75 @@ async def test_a_client_from_the_future_is_told(settings: Settings) -> None:
     settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 1}
     async with open_stream(news, last_event_id=last) as stream:
         assert await stream.next_event() == Event("{}", event="reset")
+
+
+async def test_a_position_of_a_former_run_is_told(settings: Settings) -> None:
+    # As where a store has gone back: what comes gets numbers that no client has seen.
+    *_, last = await publish_numbers("news", 1, 2)
+    [head] = parse_position(last, ["news"]).values()
+    await get_store().anew_run("news", head + 5)
+    async with open_stream(news, last_event_id=last) as stream:
+        assert await stream.next_event() == Event("{}", event="reset")
+        await publish_numbers("news", 3)
+        assert (await stream.next_event()).data == "3"
+
+
+def of_others(length: int) -> dict[str, int]:
+    """A position of other groups, about as long as that."""
+    return {f"other-{number}": number for number in range(length // 20)}
+
+
+@pytest.mark.parametrize(
+    ("forge", "told"),
+    [
+        (lambda head: format_position({"news": head + 1}), ["reset"]),
+        (lambda head: format_position({"news": 2**56}), ["reset"]),
+        (lambda head: format_position({"news": head - 1}).replace(".", ".-"), []),
+        (lambda head: format_position({"news": head - 1})[::-1], []),
+        (lambda head: format_position({"news": head - 1})[:-1] + "\0", []),
+        (lambda head: format_position(of_others(16 * 1024)), []),
+        (lambda head: format_position(of_others(2**20)), []),
+        (lambda head: format_position({**of_others(2**20), "news": head - 1}), []),
+        (lambda head: format_position({"news": head - 1}) * 2**16, []),
+        (lambda head: "~" * 2**20, []),
+    ],
+    ids=[
+        *("above the head", "far above it", "negative", "reversed", "cut", "others", "long others"),
+        *("long others and its own", "its own again and again", "nothing"),
+    ],
+)
+@pytest.mark.parametrize("where", ["header", "query"])
+async def test_a_position_that_nobody_was_given_yields_nothing_and_costs_little(
+    where: str,
+    forge: Callable[[int], str],
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    *_, last = await publish_numbers("news", 1, 2, 3)
+    [head] = parse_position(last, ["news"]).values()
+    sent = forge(head)
+    asked: list[str] = []
+    astates, aread = MemoryStore.astates, MemoryStore.aread
+
+    async def states_noted(store: MemoryStore, groups: Sequence[str]) -> dict[str, GroupState]:
+        asked.extend(groups)
+        return await astates(store, groups)
+
+    async def read_noted(store: MemoryStore, group: str, after: int, limit: int) -> list[Entry]:
+        asked.append(group)
+        return await aread(store, group, after, limit)
+
+    monkeypatch.setattr(MemoryStore, "astates", states_noted)
+    monkeypatch.setattr(MemoryStore, "aread", read_noted)
+    path_ = f"/?{urlencode({'lastEventId': sent})}" if where == "query" else "/"
+    async with open_stream(
+        news, path_, last_event_id=sent if where == "header" else None
+    ) as stream:
+        await publish_numbers("news", 4)
+        events = await stream.until("4")
+    assert [event.event for event in events[:-1]] == told
+    assert set(asked) == {"news"}
+    assert len(asked) < 10
 
 
 @pytest.mark.django_db(transaction=True)

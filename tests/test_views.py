@@ -411,7 +411,7 @@ def of_others(length: int) -> dict[str, int]:
         (lambda head: format_position({"news": 2**56}), ["reset"]),
         (lambda head: format_position({"news": head - 1}).replace(".", ".-"), []),
         (lambda head: format_position({"news": head - 1})[::-1], []),
-        (lambda head: format_position({"news": head - 1})[:-1] + "\0", []),
+        (lambda head: format_position({"news": head - 1})[:-1] + "\0", ["reset"]),
         (lambda head: format_position(of_others(16 * 1024)), []),
         (lambda head: format_position(of_others(2**20)), []),
         (lambda head: format_position({**of_others(2**20), "news": head - 1}), []),

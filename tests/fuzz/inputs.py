@@ -27,13 +27,14 @@ _HEADERS: Final = [
     *("cookie", "content-encoding", "accept-encoding", "content-length", "content-type", "host"),
     *("last-event-id", "range", "if-none-match", "if-modified-since", "connection", "upgrade"),
     *("transfer-encoding", "authorization", "referer", "x-csrftoken", "accept-language", "te"),
-    *("x-http-method-override", "expect", "sec-fetch-mode", "user-agent", "x-any"),
+    *("x-http-method-override", "expect", "sec-fetch-site", "user-agent", "x-any"),
 ]
 _VALUES: Final = [
     *(b"", b"*", b"*/*", b"null", b"-1", b"0", b"9" * 30, b"gzip, br;q=0, identity;q=0", b"close"),
     *(b"text/html", b"text/event-stream", b"https://evil.example", b"://", b"http://[", b"::1"),
     *(b"1.2.3.4, " * 40, b"sessionid=x; csrftoken=y", b"sessionid=" + b"e30:1:" * 9, b"=;=;;,"),
     *(b"multipart/form-data; boundary=", b"application/json; charset=\xff", b"keep-alive, upgrade"),
+    *(b"cross-site", b"same-site", b"same-origin", b"none", b"http://testserver", b"//testserver"),
     *(b"a" * 9000, b"\xff\xfe", b"\xc3", b"\x7f\x01", b"a, a", b"[::1]:99999", b"bytes=0-"),
 ]
 _PATHS: Final = [

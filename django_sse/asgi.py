@@ -16,6 +16,7 @@ from django_sse.backpressure import waiting_for_client
 from django_sse.dead_peers import bound_silence
 from django_sse.refusals import softened
 from django_sse.stream import CLIENT_GONE, Stream, jittered_retry
+from django_sse.stream_views import SCOPE_KEY, leads_to_stream
 from django_sse.tasks import logger, spawn
 
 Scope = MutableMapping[str, Any]
@@ -23,8 +24,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-SCOPE_KEY: Final = "django_sse.hand_off"
 
 # How long the end of a stream may take to go out to a client that does not read.
 _FAREWELL_SECONDS: Final = 1.0
@@ -50,8 +49,13 @@ class EventStreamApplication:
             return
         hand_off = HandOff(scope, receive, send)
         try:
-            send = softened(scope, hand_off.send)
-            await self.application({**scope, SCOPE_KEY: hand_off}, hand_off.receive, send)
+            receive, send = softened(
+                scope,
+                hand_off.receive,
+                hand_off.send,
+                lambda: hand_off.is_for_stream or leads_to_stream(scope),
+            )
+            await self.application({**scope, SCOPE_KEY: hand_off}, receive, send)
             await hand_off.serve()
         except asyncio.CancelledError:
             await hand_off.send_back()
@@ -64,6 +68,8 @@ class HandOff:
     """Stands between Django and the server for one request, and takes its stream over."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.is_for_stream = False
+        """Whether the request has reached a view that is an event stream."""
         self._peer = scope.get("client")
         self._receive = receive
         self._send = send

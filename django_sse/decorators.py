@@ -21,6 +21,7 @@ from django_sse.cors import cross_origin
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
 from django_sse.logins import spare_session_cookie
+from django_sse.mixins import AccessMixin
 from django_sse.position import TERMINAL_MARK
 from django_sse.response import (
     CONTENT_TYPE,
@@ -40,6 +41,8 @@ View = Callable[..., Any]
 ViewT = TypeVar("ViewT", bound=View)
 Guard = Callable[..., Awaitable[HttpResponseBase | Iterable[str] | None]]
 GeneratorView = Callable[..., AsyncIterator[Any]]
+
+_ALLOWS_ALL: Final = EventStreamView.authorize
 
 # A browser never comes back after a 500, so the view runs.
 _NOT_READ: Final = "The event store could not be read; the group is taken for not cancelled."
@@ -133,15 +136,22 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
     """Answer 204, which stops EventSource, once all of these groups are cancelled.
 
     For a streaming view of one's own, sync or async. The groups may have the URL's keyword
-    arguments in braces.
+    arguments in braces. What guards the view goes above it: whoever gets here is told what is
+    cancelled.
 
     Raises:
-        TypeError: No group is named.
+        TypeError: No group is named, or the view has a guard of its own.
     """
     if not patterns:
         raise TypeError('Name a group: @no_content_when_cancelled("job-{pk}").')
 
     def decorator(view: ViewT) -> ViewT:
+        if _is_guarded(view):
+            raise TypeError(
+                f"@no_content_when_cancelled({', '.join(map(repr, patterns))}) would tell what is "
+                f"cancelled to whom {view!r} does not let in. Put what guards the view above it; "
+                "an EventStreamView answers 204 by itself."
+            )
         if iscoroutinefunction(view):
 
             @functools.wraps(view)
@@ -187,6 +197,19 @@ def _with_headers(request: HttpRequest, response: HttpResponseBase) -> HttpRespo
         for name, value in stream_headers(request).items():
             response[name] = value
     return response
+
+
+def _is_guarded(view: View) -> bool:
+    """Say whether a view lets in some users alone, as far as that can be seen."""
+    view_class = getattr(view, "view_class", None)
+    return (
+        # What Django's user_passes_test, and all that is made of it, leaves on a view.
+        hasattr(view, "redirect_field_name")
+        # Of Django's access mixins, which cannot be imported where there are no users.
+        or hasattr(view_class, "handle_no_permission")
+        or AccessMixin in getattr(view_class, "__mro__", ())
+        or getattr(view_class, "authorize", _ALLOWS_ALL) is not _ALLOWS_ALL
+    )
 
 
 def _expand(patterns: Sequence[str], kwargs: Mapping[str, Any]) -> list[str]:

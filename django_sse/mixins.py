@@ -2,9 +2,12 @@
 
 Django's own mixins of these names read the user synchronously, which raises in an async view, and
 redirect to a login page: an EventSource follows, gets HTML, and gives up.
+
+Several mixins that have each a test, or permissions, of their own are all asked. A class that
+overrides what it inherits replaces that, as anywhere in Python.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +16,7 @@ from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseForbidden
 from django.views import View
 
-from django_sse.cors import add_cors, is_preflight
+from django_sse.cors import add_cors, is_preflight, preflight_answer
 from django_sse.response import no_store
 
 if TYPE_CHECKING:
@@ -26,13 +29,16 @@ else:
 # and do not know this one.
 _CHALLENGE: Final = 'Cookie realm="login"'
 
+_PERMISSIONS: Final = "permission_required"
+_TEST: Final = "test_func"
 
-class _AccessMixin(_Base):
-    """Says at once where a mixin would not guard its view."""
+
+class AccessMixin(_Base):
+    """What the mixins have in common: says at once where one of them would not guard its view."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if View in cls.__mro__ and cls.__mro__.index(View) < cls.__mro__.index(_AccessMixin):
+        if View in cls.__mro__ and cls.__mro__.index(View) < cls.__mro__.index(AccessMixin):
             raise ImproperlyConfigured(
                 f"{cls.__name__} names its access mixins after the view, where nothing asks them: "
                 "put them first, as in `class Mine(LoginRequiredMixin, EventStreamView)`."
@@ -53,11 +59,11 @@ class _AccessMixin(_Base):
         return super().as_view(**initkwargs)
 
 
-class LoginRequiredMixin(_AccessMixin):
+class LoginRequiredMixin(AccessMixin):
     """Answers 401 to who is not logged in."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        """Answer the request, or refuse it. A preflight has no cookies, and passes."""
+        """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
         return _answer_if(self._is_logged_in, request, answer)
 
@@ -65,7 +71,7 @@ class LoginRequiredMixin(_AccessMixin):
         return bool((await _user(self.request)).is_authenticated)
 
 
-class PermissionRequiredMixin(_AccessMixin):
+class PermissionRequiredMixin(AccessMixin):
     """Answers 403 to users without all of the permissions, and 401 to who is not logged in."""
 
     permission_required: str | Sequence[str] | None = None
@@ -76,27 +82,30 @@ class PermissionRequiredMixin(_AccessMixin):
         """Return the view.
 
         Raises:
-            ImproperlyConfigured: There is no ``permission_required``, or the view is not async.
+            ImproperlyConfigured: There is no ``permission_required``, or that of a mixin is empty,
+                or the view is not async.
         """
-        if not initkwargs.get("permission_required", cls.permission_required):
-            raise ImproperlyConfigured(
-                f"{cls.__name__} needs `permission_required`, such as "
-                '`permission_required = "news.view_headline"`.'
-            )
+        for owner, permissions in _said(cls, PermissionRequiredMixin, _PERMISSIONS, initkwargs):
+            if not permissions:
+                raise ImproperlyConfigured(
+                    f"{owner.__name__} needs `permission_required`, such as "
+                    '`permission_required = "news.view_headline"`.'
+                )
         return super().as_view(**initkwargs)
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        """Answer the request, or refuse it. A preflight has no cookies, and passes."""
+        """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
         return _answer_if(self._has_permissions, request, answer)
 
     async def _has_permissions(self) -> bool:
-        asked = self.permission_required
-        permissions = [asked] if isinstance(asked, str) else asked
-        return bool(await (await _user(self.request)).ahas_perms(permissions))
+        permissions: list[str] = []
+        for asked in _asked(self, PermissionRequiredMixin, _PERMISSIONS):
+            permissions += [asked] if isinstance(asked, str) else asked
+        return bool(permissions) and await (await _user(self.request)).ahas_perms(permissions)
 
 
-class UserPassesTestMixin(_AccessMixin):
+class UserPassesTestMixin(AccessMixin):
     """Answers 403 to users who do not pass a test, and 401 to who is not logged in."""
 
     @classmethod
@@ -104,33 +113,70 @@ class UserPassesTestMixin(_AccessMixin):
         """Return the view.
 
         Raises:
-            ImproperlyConfigured: There is no async ``test_func``, or the view is not async.
+            ImproperlyConfigured: There is no ``test_func``, or one is not async, or the view is
+                not.
         """
-        own = cls.test_func is not UserPassesTestMixin.test_func
-        if not own or not iscoroutinefunction(cls.test_func):
-            raise ImproperlyConfigured(f"{cls.__name__} needs `async def test_func(self)`.")
+        for owner, test_func in _said(cls, UserPassesTestMixin, _TEST, initkwargs):
+            if not iscoroutinefunction(test_func):
+                raise ImproperlyConfigured(f"{owner.__name__} needs `async def test_func(self)`.")
         return super().as_view(**initkwargs)
 
     async def test_func(self) -> bool:
-        """Say whether ``self.request`` may be answered. ``PermissionDenied`` says no, too."""
-        raise NotImplementedError
+        """Say whether ``self.request`` may be answered. ``PermissionDenied`` says no, too.
+
+        This one says yes, for tests that ask ``super().test_func()`` as well.
+        """
+        return True
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        """Answer the request, or refuse it. A preflight has no cookies, and passes."""
+        """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
         return _answer_if(self._passes, request, answer)
 
     async def _passes(self) -> bool:
+        tests = _asked(self, UserPassesTestMixin, _TEST)
         try:
-            return await self.test_func()
+            for test_func in tests:
+                if not await test_func():
+                    return False
         except PermissionDenied:
             return False
+        return bool(tests)
+
+
+def _owners(view: type, mixin: type, name: str) -> list[type]:
+    """Return the classes of a view that say what to ask for, but those that a subclass overrides.
+
+    They are in the order in which Python looks for it; the mixin itself asks for nothing.
+    """
+    owners = [cls for cls in view.__mro__ if name in vars(cls) and cls is not mixin]
+    return [cls for cls in owners if not any(cls in other.__mro__[1:] for other in owners)]
+
+
+def _said(
+    view: type, mixin: type, name: str, initkwargs: Mapping[str, Any]
+) -> list[tuple[type, Any]]:
+    """Return what is asked for, each with the class that says so; None, if no class does."""
+    if name in initkwargs:
+        return [(view, initkwargs[name])]
+    owners = _owners(view, mixin, name)
+    return [(owner, getattr(owner, name)) for owner in owners] or [(view, None)]
+
+
+def _asked(view: View, mixin: type, name: str) -> list[Any]:
+    """Return what is asked for, bound to a view as its attributes are."""
+    if name in vars(view):
+        return [vars(view)[name]]
+    said = [vars(owner)[name] for owner in _owners(type(view), mixin, name)]
+    return [each.__get__(view, type(view)) if hasattr(each, "__get__") else each for each in said]
 
 
 async def _answer_if(
     test: Callable[[], Awaitable[bool]], request: HttpRequest, answer: Callable[[], Any]
 ) -> Any:
-    if is_preflight(request) or await test():
+    if is_preflight(request):
+        return preflight_answer(request)
+    if await test():
         return await answer()
     if (await _user(request)).is_authenticated:
         refusal: HttpResponse = HttpResponseForbidden()

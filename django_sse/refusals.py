@@ -1,8 +1,10 @@
 """What cannot be served now, said so that clients come back: after a 5xx an EventSource never does.
 
-An EventSource gets 200, a ``retry`` of a time of its own, and the end; other clients get 503.
+An EventSource gets 200, a ``retry`` of a time of its own, and the end; other clients get 503. The
+status that the 200 stands for is in the header ``Refused-Status``.
 """
 
+import asyncio
 import math
 import time
 from collections import Counter
@@ -19,6 +21,9 @@ STORE_AWAY: Final = "store away"
 SERVER_ERROR: Final = "server error"
 """Reasons of a refusal. The others are the names of the limits in ``DJANGO_SSE``."""
 
+REFUSED_STATUS: Final = "Refused-Status"
+"""The header of a soft refusal that has the status which it stands for, for access logs."""
+
 # A refusal of a reason is logged this often at the most; with thousands of clients there may be
 # hundreds a second.
 _LOG_SECONDS: Final = 10.0
@@ -33,6 +38,7 @@ _OF_THE_BODY: Final = frozenset(
 )
 
 Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
@@ -82,39 +88,77 @@ def is_refused_softly(method: str | None, accept: str) -> bool:
     return method == "GET" and "text/event-stream" in types and conf().REFUSE_SOFTLY
 
 
-def softened(scope: MutableMapping[str, Any], send: Send) -> Send:
-    """Return a ``send`` that makes a soft refusal of a 5xx to an EventSource.
+def softened(
+    scope: MutableMapping[str, Any],
+    receive: Receive,
+    send: Send,
+    is_for_stream: Callable[[], bool],
+) -> tuple[Receive, Send]:
+    """Return a ``receive`` and a ``send`` that make a soft refusal of a 5xx to an EventSource.
 
-    It is the last thing that a response passes, so that it does not matter who answered: a
-    middleware, before or behind the view, or Django itself.
+    They are the last thing that a response passes, so that it does not matter who answered: a
+    middleware, before or behind the view, or Django itself. A body that goes on after the refusal
+    is dropped, and who sends it is told that the client has gone.
+
+    Args:
+        scope: The request's scope.
+        receive: Receives what the client sends.
+        send: Sends to the client.
+        is_for_stream: Says whether the request is for an event stream; asked at a 5xx alone.
     """
     headers = scope.get("headers", ())
     if not is_refused_softly(scope.get("method"), _header(headers, b"accept")):
-        return send
+        return receive, send
     origin = _header(headers, b"origin")
+    refusing = False
     refused = False
+    receiving: asyncio.Timeout | None = None
+
+    async def receive_until_refused() -> Message:
+        nonlocal receiving
+        try:
+            async with asyncio.timeout(0 if refused else None) as receiving:
+                return await receive()
+        except TimeoutError:
+            if not refused:
+                raise
+            return {"type": "http.disconnect"}
+        finally:
+            receiving = None
 
     async def send_softly(message: Message) -> None:
-        nonlocal refused
-        if message["type"] == "http.response.start" and message["status"] >= 500:
-            refused = True
+        nonlocal refusing, refused
+        if refusing:
+            # What is dropped may have no end, and wait for nothing.
+            await asyncio.sleep(0)
+        elif (
+            message["type"] == "http.response.start"
+            and message["status"] >= 500
+            and is_for_stream()
+        ):
+            refusing = True
             refusals.note(SERVER_ERROR)
-            kept = _soft_headers(message.get("headers", ()), origin)
+            kept = _soft_headers(message, origin)
             await send({**message, "status": 200, "headers": kept})
             await send({"type": "http.response.body", "body": jittered_retry()})
-        elif not refused:
+            refused = True
+            if receiving:
+                receiving.reschedule(0)
+        else:
             await send(message)
 
-    return send_softly
+    return receive_until_refused, send_softly
 
 
-def _soft_headers(headers: Iterable[tuple[bytes, bytes]], origin: str) -> list[tuple[bytes, bytes]]:
+def _soft_headers(start: Message, origin: str) -> list[tuple[bytes, bytes]]:
     added = cors_headers(origin)
     replaced = {name.lower().encode() for name in (ALLOW_ORIGIN, ALLOW_CREDENTIALS) if added}
-    kept = [(name, value) for name, value in headers if name.lower() not in _OF_THE_BODY | replaced]
+    dropped = _OF_THE_BODY | replaced
+    kept = [header for header in start.get("headers", ()) if header[0].lower() not in dropped]
     added |= {
         "Content-Type": "text/event-stream; charset=utf-8",
         "Cache-Control": "no-store",
+        REFUSED_STATUS: str(start["status"]),
     }
     if varies_by_origin():
         # Beside another Vary it counts as one list: RFC 9110, 5.3.

@@ -11,17 +11,23 @@ from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, HttpResponse, HttpResponseNotFound, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
-from django_sse.asgi import SCOPE_KEY, HandOff
 from django_sse.conf import conf
 from django_sse.event import Event, refuse_reserved_name, with_id
 from django_sse.exceptions import InvalidGroup
 from django_sse.hub import current_hub
 from django_sse.limits import TooManyStreams
 from django_sse.position import TERMINAL_MARK, format_position
-from django_sse.refusals import STORE_AWAY, is_refused_softly, refusals, retry_after
+from django_sse.refusals import (
+    REFUSED_STATUS,
+    STORE_AWAY,
+    is_refused_softly,
+    refusals,
+    retry_after,
+)
 from django_sse.shutdown import call_at_shutdown
 from django_sse.stores.base import closing_wire
 from django_sse.stream import HEARTBEAT, Stream, jittered_retry
+from django_sse.stream_views import hand_off_of
 from django_sse.tasks import Turns, logger
 
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
@@ -111,7 +117,9 @@ def unavailable(
     """
     refusals.note(reason, error)
     if is_refused_softly(request.method, request.headers.get("Accept", "")):
-        return EventStreamResponse(request, _chunks(jittered_retry()))
+        soft = EventStreamResponse(request, _chunks(jittered_retry()))
+        soft[REFUSED_STATUS] = "503"
+        return soft
     response = HttpResponse(status=503, headers={"Retry-After": str(retry_after())})
     # Django would log each one as an error, and mail it to the admins.
     response._has_been_logged = True  # type: ignore[attr-defined]
@@ -309,11 +317,6 @@ async def _in_request(stream: Stream) -> AsyncGenerator[bytes, None]:
         yield chunk
         # Resumed: the chunk has gone out.
         queue.task_done()
-
-
-def hand_off_of(request: HttpRequest) -> HandOff | None:
-    """Return the hand-off that the ASGI wrapper has put into a request's scope."""
-    return request.scope.get(SCOPE_KEY) if isinstance(request, ASGIRequest) else None
 
 
 @cache

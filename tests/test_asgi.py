@@ -123,6 +123,7 @@ class Request:
         )
         self.decoder = Decoder()
         self.headers: dict[str, str] = {}
+        self.body = b""
         self.status = 0
         self.ended = False
 
@@ -137,6 +138,7 @@ class Request:
 
     def _take(self, message: Any) -> list[Event]:
         self.ended = not message.get("more_body", False)
+        self.body += message.get("body", b"")
         return self.decoder.feed(message.get("body", b""))
 
     async def next_events(self) -> list[Event]:

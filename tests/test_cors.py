@@ -1,10 +1,12 @@
-"""Pages of other origins, in this process: what allows them to read a view's answers."""
+"""Pages of other origins, in this process: who may ask a view, and who may read its answers."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from io import BytesIO
+from typing import Any, cast
 
 import pytest
 from django.core.exceptions import PermissionDenied
+from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.test import AsyncClient
@@ -14,12 +16,49 @@ from pytest_django import Settings
 from django_sse import Event, acancel
 from django_sse.cors import cors_headers
 from django_sse.decorators import event_stream, event_stream_headers, no_content_when_cancelled
+from django_sse.hub import open_streams
 from django_sse.position import TERMINAL_MARK
 from django_sse.views import EventStreamView
-from tests.streams import View, get, reading
+from tests.streams import View, get, open_stream, reading
 
 APP = "https://app.example.com"
 PREFLIGHT = {"Origin": APP, "Access-Control-Request-Method": "GET"}
+# Names that look like the allowed one, or like that of the request itself.
+OTHERS = [
+    "http://app.example.com",
+    "https://app.example.com:8443",
+    "https://app.example.com.evil.example",
+    "https://evil.app.example.com",
+    "https://evilapp.example.com",
+    "https://app.example.co",
+    "https://evil.example/https://app.example.com",
+    "https://app.example.com/",
+    "https://app.example.com@evil.example",
+    "https://app.example.com, https://evil.example",
+    "https://evil.example,https://app.example.com",
+    "http://testserver:8000",
+    "http://testserver.evil.example",
+    "http://eviltestserver",
+    "http://evil@testserver",
+    "http://testserver/",
+    "http://testserver:",
+    "http://testserver,http://evil.example",
+    "chrome-extension://testserver",
+    "//testserver",
+    "testserver",
+    "null",
+    "NULL",
+    "*",
+    "",
+    "http://[",
+    "://",
+    "\xff",
+    "http://testserver:99999",
+]
+SITES = ["cross-site", "same-site", "", "Same-Origin", "same-origin, cross-site", "anything"]
+
+ran: list[str] = []
+"""What of the project has run: the views, and what they ask."""
 
 
 class Requested(EventStreamView):
@@ -29,6 +68,7 @@ class Requested(EventStreamView):
         return self.request.GET.getlist("group")
 
     async def get_owner(self) -> str | None:
+        ran.append("owner")
         token = self.request.GET.get("token")
         if token == "forged":
             raise PermissionDenied
@@ -43,11 +83,13 @@ class Requested(EventStreamView):
 
 
 @event_stream("job-{pk}")
-async def job(request: HttpRequest, pk: str = "7") -> None: ...
+async def job(request: HttpRequest, pk: str = "7") -> None:
+    ran.append("guard")
 
 
 @event_stream
 async def progress(request: HttpRequest) -> AsyncIterator[Event]:
+    ran.append("generator")
     yield Event("done")
 
 
@@ -57,21 +99,25 @@ async def chunks() -> AsyncIterator[bytes]:
 
 @event_stream_headers
 async def own(request: HttpRequest) -> HttpResponseBase:
+    ran.append("own")
     return StreamingHttpResponse(chunks())
 
 
 @event_stream_headers
 def own_sync(request: HttpRequest) -> HttpResponseBase:
+    ran.append("own")
     return StreamingHttpResponse([Event("mine").encode()])
 
 
 @no_content_when_cancelled("job-{pk}")
 async def own_job(request: HttpRequest, pk: str = "7") -> HttpResponseBase:
+    ran.append("own")
     return HttpResponse("mine")
 
 
 @no_content_when_cancelled("job-{pk}")
 def own_job_sync(request: HttpRequest, pk: str = "7") -> HttpResponseBase:
+    ran.append("own")
     return HttpResponse("mine")
 
 
@@ -93,6 +139,7 @@ urlpatterns = [
 @pytest.fixture
 def allowed(memory_store: None, settings: Settings) -> None:
     settings.DJANGO_SSE = {"STORE": "memory", "ALLOWED_ORIGINS": [APP, "http://localhost:3000"]}
+    ran.clear()
 
 
 async def answer(url: str, *, method: str = "GET", **headers: str) -> HttpResponseBase:
@@ -134,27 +181,6 @@ async def test_a_page_of_an_allowed_origin_may_read_every_kind_of_view(url: str)
 
 
 @pytest.mark.parametrize("url", URLS)
-@pytest.mark.parametrize(
-    "origin",
-    [
-        "http://app.example.com",
-        "https://app.example.com:8443",
-        "https://app.example.com.evil.example",
-        "https://evil.example/https://app.example.com",
-        "null",
-        "*",
-        "",
-    ],
-)
-async def test_a_page_of_another_origin_may_not_and_caches_are_told(url: str, origin: str) -> None:
-    response = await answer(url, Origin=origin)
-    assert response.status_code == 200
-    assert_unreadable(response)
-    assert response["Vary"] == "Origin"
-    response.close()
-
-
-@pytest.mark.parametrize("url", URLS)
 async def test_a_page_of_the_same_origin_needs_nothing_and_caches_are_told(url: str) -> None:
     response = await AsyncClient().get(url)
     assert_unreadable(response)
@@ -165,16 +191,22 @@ async def test_a_page_of_the_same_origin_needs_nothing_and_caches_are_told(url: 
 @pytest.mark.parametrize("url", URLS)
 async def test_there_are_no_headers_by_default(url: str, settings: Settings) -> None:
     settings.DJANGO_SSE = {"STORE": "memory"}
-    response = await answer(url)
+    response = await answer(url, Origin="http://testserver")
+    assert response.status_code == 200
     assert_unreadable(response)
     assert "Vary" not in response
     response.close()
 
 
+@pytest.mark.parametrize("origin", ["null", "https://any.example", APP])
+@pytest.mark.parametrize("site", [None, *SITES])
 @pytest.mark.parametrize("url", URLS)
-async def test_pages_of_every_origin_may_be_allowed(url: str, settings: Settings) -> None:
+async def test_pages_of_every_origin_may_be_allowed(
+    url: str, site: str | None, origin: str, settings: Settings
+) -> None:
     settings.DJANGO_SSE = {"STORE": "memory", "ALLOWED_ORIGINS": ["*"]}
-    response = await answer(url, Origin="null")
+    response = await answer(url, Origin=origin, **sent_from(site))
+    assert response.status_code == 200
     assert response["Access-Control-Allow-Origin"] == "*"
     # The same for all.
     assert "Vary" not in response
@@ -192,9 +224,6 @@ async def test_cookies_may_be_allowed(url: str, settings: Settings) -> None:
     assert response["Access-Control-Allow-Origin"] == APP
     assert response["Access-Control-Allow-Credentials"] == "true"
     response.close()
-    other = await answer(url, Origin="https://evil.example")
-    assert_unreadable(other)
-    other.close()
 
 
 def test_origins_are_compared_as_host_names_are() -> None:
@@ -211,6 +240,173 @@ async def test_a_header_of_a_middleware_or_a_view_of_the_projects_own_is_not_rep
     response = await view(get(headers={"Origin": APP}))
     assert_readable(response)
     assert response["Vary"] == "Cookie, Origin"
+
+
+# Who may ask at all
+
+
+def sent_from(site: str | None) -> dict[str, str]:
+    return {} if site is None else {"Sec-Fetch-Site": site}
+
+
+def assert_foreign(response: HttpResponseBase) -> None:
+    assert response.status_code == 403
+    assert response["Cache-Control"] == "no-store"
+    assert response["Vary"] == "Origin, Sec-Fetch-Site"
+    assert_unreadable(response)
+    assert not response.streaming
+    assert not ran
+
+
+async def asked(url: str, headers: Sequence[tuple[str, str]]) -> HttpResponseBase:
+    """Return what is answered to headers of which there may be several of one name."""
+    scope = cast("ASGIRequest", get(url)).scope
+    sent = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+    request = ASGIRequest({**scope, "headers": sent}, BytesIO())
+    return cast("HttpResponseBase", await requested(request))
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS"])
+@pytest.mark.parametrize("keys", [{}, {"ALLOWED_ORIGINS": [APP], "ALLOW_CREDENTIALS": True}])
+@pytest.mark.parametrize("url", URLS)
+async def test_a_page_that_is_not_allowed_is_refused_before_anything_runs(
+    url: str, keys: dict[str, Any], method: str, settings: Settings
+) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", **keys}
+    assert_foreign(await answer(url, method=method, Origin="https://evil.example"))
+    # As a form of such a page posts, or a form with `Referrer-Policy: no-referrer`.
+    for origin in ("https://evil.example", "null"):
+        headers = {"Sec-Fetch-Site": "cross-site", "Origin": origin}
+        assert_foreign(await answer(url, method=method, **headers))
+
+
+@pytest.mark.parametrize("origin", OTHERS)
+async def test_an_origin_that_is_like_one_that_is_allowed_is_refused(origin: str) -> None:
+    assert_foreign(await asked("/?group=a", [("host", "testserver"), ("origin", origin)]))
+    for site in SITES:
+        headers = [("host", "testserver"), ("origin", origin), ("sec-fetch-site", site)]
+        assert_foreign(await asked("/?group=a", headers))
+
+
+@pytest.mark.parametrize("origins", [(APP, "https://evil.example"), (APP, APP)])
+async def test_of_two_origins_none_is_allowed(origins: Sequence[str]) -> None:
+    headers = [("host", "testserver"), *(("origin", origin) for origin in origins)]
+    assert_foreign(await asked("/?group=a", headers))
+
+
+@pytest.mark.parametrize("allowed", [[], [APP], ["*"]])
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("url", URLS)
+async def test_what_a_page_may_send_but_not_read_is_refused(
+    url: str, site: str, allowed: list[str], settings: Settings
+) -> None:
+    """As for an image, or by fetch with ``no-cors``: with cookies, and without an ``Origin``."""
+    settings.DJANGO_SSE = {"STORE": "memory", "ALLOWED_ORIGINS": allowed}
+    assert_foreign(await AsyncClient().get(url, headers={"Sec-Fetch-Site": site}))
+
+
+async def test_a_foreign_page_takes_up_nothing_of_its_users(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "MAX_STREAMS_PER_USER": 1}
+    url = "/?group=a&token=ada"
+    for _ in range(3):
+        assert_foreign(await requested(get(url, headers={"Sec-Fetch-Site": "cross-site"})))
+    async with open_stream(requested, url, headers={"Sec-Fetch-Site": "same-origin"}) as stream:
+        assert stream.response.status_code == 200
+        assert open_streams() == 1
+        # And is not told how many there are.
+        ran.clear()
+        assert_foreign(await requested(get(url, headers={"Sec-Fetch-Site": "cross-site"})))
+
+
+@pytest.mark.parametrize("origin", [None, "http://testserver", "https://evil.example"])
+@pytest.mark.parametrize("site", ["same-origin", "none"])
+@pytest.mark.parametrize("url", URLS)
+async def test_what_the_browser_says_of_the_site_goes_before_the_origin(
+    url: str, site: str, origin: str | None
+) -> None:
+    headers = {"Sec-Fetch-Site": site, **({"Origin": origin} if origin else {})}
+    response = await AsyncClient().get(url, headers=headers)
+    assert response.status_code == 200
+    assert_unreadable(response)
+    response.close()
+
+
+@pytest.mark.parametrize("site", [None, "same-site", "cross-site"])
+@pytest.mark.parametrize("origin", [APP, APP.upper(), "http://localhost:3000"])
+async def test_an_allowed_origin_may_ask_from_wherever_it_is(site: str | None, origin: str) -> None:
+    response = await answer("/requested/?group=a", Origin=origin, **sent_from(site))
+    assert response.status_code == 200
+    assert_readable(response, origin)
+    response.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("testserver", "http://testserver"),
+        ("testserver", "HTTP://TestServer"),
+        ("TestServer", "http://testserver"),
+        ("testserver", "http://testserver:80"),
+        ("testserver:80", "http://testserver"),
+        # The proxy ends TLS.
+        ("testserver", "https://testserver"),
+        ("testserver", "https://testserver:443"),
+        ("testserver:443", "https://testserver"),
+        ("testserver:80", "https://testserver"),
+        ("testserver:8000", "http://testserver:8000"),
+        ("testserver:8443", "https://testserver:8443"),
+        ("127.0.0.1:8000", "http://127.0.0.1:8000"),
+        ("[::1]:8000", "http://[::1]:8000"),
+        ("[::1]", "http://[::1]"),
+    ],
+)
+async def test_a_page_of_the_same_host_and_port_may_ask(
+    host: str, origin: str, settings: Settings
+) -> None:
+    settings.ALLOWED_HOSTS = ["*"]
+    settings.DJANGO_SSE = {"STORE": "memory"}
+    response = await asked("/?group=a", [("host", host), ("origin", origin)])
+    assert response.status_code == 200
+    response.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("testserver:8000", "http://testserver"),
+        ("testserver:8000", "http://testserver:8001"),
+        ("testserver", "http://testserver:8000"),
+        ("testserver:8080", "http://testserver:80"),
+        ("[::1]:8000", "http://[::2]:8000"),
+        ("[::1]:8000", "http://[::1]"),
+    ],
+)
+async def test_a_page_of_another_host_or_port_may_not(
+    host: str, origin: str, settings: Settings
+) -> None:
+    settings.ALLOWED_HOSTS = ["*"]
+    settings.DJANGO_SSE = {"STORE": "memory"}
+    assert_foreign(await asked("/?group=a", [("host", host), ("origin", origin)]))
+
+
+@pytest.mark.parametrize("host", ["evil.example", "a b", "\xff", ""])
+async def test_a_host_that_is_none_of_the_projects_has_no_pages(
+    host: str, settings: Settings
+) -> None:
+    settings.ALLOWED_HOSTS = ["testserver"]
+    origin = f"http://{host}"
+    assert_foreign(await asked("/?group=a", [("host", host), ("origin", origin)]))
+    response = await asked("/?group=a", [("host", host), ("origin", APP)])
+    assert_readable(response)
+    response.close()
+
+
+@pytest.mark.parametrize("url", URLS)
+async def test_what_is_no_browser_needs_neither_header(url: str, settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory"}
+    response = await AsyncClient().get(url)
+    assert response.status_code == 200
+    response.close()
 
 
 # What else a view answers
@@ -303,8 +499,10 @@ async def test_a_preflight_is_answered_without_asking_the_view(url: str) -> None
         method="OPTIONS",
         Access_Control_Request_Method="GET",
         Access_Control_Request_Headers="cache-control,last-event-id",
+        Sec_Fetch_Site="cross-site",
     )
     assert response.status_code == 204
+    assert not ran
     assert_preflight(response)
 
 
@@ -320,12 +518,16 @@ def assert_allows_methods(response: HttpResponseBase) -> None:
     assert {"GET", "HEAD", "POST"} == set(response["Access-Control-Allow-Methods"].split(", "))
 
 
-async def test_a_preflight_from_another_origin_allows_nothing() -> None:
-    for headers in ({**PREFLIGHT, "Origin": "https://evil.example"}, {**PREFLIGHT, "Origin": ""}):
-        response = await requested(get("/?group=a", method="OPTIONS", headers=headers))
-        assert response.status_code == 204
-        assert "Access-Control-Allow-Origin" not in response
-        assert response["Vary"] == "Origin"
+@pytest.mark.parametrize("site", [None, "cross-site"])
+@pytest.mark.parametrize("origin", OTHERS)
+async def test_a_preflight_from_another_origin_allows_nothing(
+    origin: str, site: str | None
+) -> None:
+    headers = {**PREFLIGHT, "Origin": origin, **sent_from(site)}
+    response = await requested(get("/?group=a", method="OPTIONS", headers=headers))
+    assert response.status_code == 204
+    assert_unreadable(response)
+    assert response["Vary"] == "Origin"
 
 
 async def test_a_preflight_with_credentials_is_answered_so(settings: Settings) -> None:

@@ -6,19 +6,33 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from asgiref.sync import iscoroutinefunction
+from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.contrib.admin.views.decorators import staff_member_required
+from django.contrib.auth import mixins
+from django.contrib.auth.decorators import (
+    login_not_required,
+    login_required,
+    permission_required,
+    user_passes_test,
+)
+from django.contrib.auth.models import AnonymousUser, User
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.test import AsyncClient, Client, RequestFactory
 from django.urls import path
+from django.utils.decorators import method_decorator
+from django.views import View
+from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 from pytest_django import Settings
 
 from django_sse import Event, acancel, aposition, apublish, areopen
 from django_sse.decorators import event_stream, event_stream_headers, no_content_when_cancelled
+from django_sse.mixins import LoginRequiredMixin, PermissionRequiredMixin, UserPassesTestMixin
 from django_sse.position import TERMINAL_MARK
+from django_sse.views import EventStreamView
 from tests.streams import get, open_stream, reading, until
 
 
@@ -519,6 +533,82 @@ async def test_a_view_of_several_groups_answers_204_once_all_of_them_are_cancell
 def test_a_view_of_ones_own_that_names_no_group_is_refused() -> None:
     with pytest.raises(TypeError, match=r'Name a group: @no_content_when_cancelled\("job-{pk}"\)'):
         no_content_when_cancelled()
+
+
+def methods(**attributes: Any) -> dict[str, Any]:
+    async def handler(self: Any, request: HttpRequest) -> HttpResponse:
+        return HttpResponse("mine")
+
+    return {"get": handler, **attributes}
+
+
+def with_view(*bases: type[Any], **attributes: Any) -> Any:
+    """Return a class-based view."""
+    made: Any = type("Guarded", bases, methods(**attributes))
+    return made.as_view()
+
+
+async def always(self: Any) -> bool:
+    return True
+
+
+ASYNC_GUARDED: dict[str, Any] = {
+    "login_required": login_required(own),
+    "login_required-elsewhere": login_required(own, login_url="/enter/"),
+    "login_required-further-in": never_cache(event_stream_headers(login_required(own))),
+    "permission_required": permission_required("auth.view_user", raise_exception=True)(own),
+    "user_passes_test": user_passes_test(lambda user: user.is_active)(own),
+    "staff_member_required": staff_member_required(own),
+    "on-a-class": with_view(View, dispatch=method_decorator(login_required)(View.dispatch)),
+    "mixin": with_view(LoginRequiredMixin, View),
+    "mixin-of-permissions": with_view(PermissionRequiredMixin, View, permission_required="a.b"),
+    "mixin-of-a-test": with_view(UserPassesTestMixin, View, test_func=always),
+    "mixin-of-a-stream": with_view(LoginRequiredMixin, EventStreamView),
+    "mixin-of-djangos": with_view(mixins.LoginRequiredMixin, View),
+    "authorize": with_view(EventStreamView, authorize=lambda self, groups: None),
+    "guard": job,
+}
+
+
+@pytest.mark.parametrize("name", ASYNC_GUARDED)
+def test_a_guard_below_the_204_is_refused_and_told_where_to_go(name: str) -> None:
+    """Whoever is not let in would be told what is cancelled."""
+    with pytest.raises(TypeError) as refused:
+        no_content_when_cancelled("news", "job-{pk}")(ASYNC_GUARDED[name])
+    message = str(refused.value)
+    assert message.startswith("@no_content_when_cancelled('news', 'job-{pk}') would tell what is")
+    assert "Put what guards the view above it" in message
+
+
+def test_a_sync_guard_below_the_204_is_refused_as_well() -> None:
+    with pytest.raises(TypeError, match="Put what guards the view above it"):
+        no_content_when_cancelled("news")(login_required(own_sync))
+
+
+async def test_a_guard_above_the_204_tells_nobody_what_is_cancelled() -> None:
+    view = login_required(no_content_when_cancelled("news")(own))
+    await acancel("news")
+    request = get()
+    request.auser = sync_to_async(AnonymousUser)
+    assert (await view(request)).status_code == 302
+    request.auser = sync_to_async(lambda: User(username="someone"))
+    assert (await view(request)).status_code == 204
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        own,
+        own_sync,
+        progress,
+        login_not_required(own),
+        never_cache(own),
+        with_view(View),
+        EventStreamView.as_view(groups=["news"]),
+    ],
+)
+def test_what_has_no_guard_may_answer_204(view: Any) -> None:
+    assert no_content_when_cancelled("news")(view)
 
 
 @pytest.mark.parametrize("url", ["/own/no name/", "/own-sync/no name/"])

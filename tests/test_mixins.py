@@ -25,6 +25,7 @@ from django_sse.decorators import event_stream
 from django_sse.hub import open_streams
 from django_sse.mixins import LoginRequiredMixin, PermissionRequiredMixin, UserPassesTestMixin
 from django_sse.views import EventStreamView
+from tests.streams import get
 from tests.test_asgi import Request, streaming
 
 APP = "https://app.example.com"
@@ -63,10 +64,105 @@ class Stacked(LoginRequiredMixin, PermissionRequiredMixin, UserPassesTestMixin, 
         return "lucky" in self.request.GET
 
 
+def asks(name: str) -> Any:
+    """Return a test that wants to be named by the request, and notes that it was asked."""
+
+    async def test_func(self: Any) -> bool:
+        asked_for.append(name)
+        return name in self.request.GET
+
+    return test_func
+
+
+asked_for: list[str] = []
+
+
+class StaffOnly(UserPassesTestMixin):
+    test_func = asks("staff")
+
+
+class InTenant(UserPassesTestMixin):
+    test_func = asks("tenant")
+
+
+class OfTenant(InTenant):
+    """Adds to its base's test."""
+
+    async def test_func(self) -> bool:
+        return await super().test_func() and "of" in self.request.GET
+
+
+class ByTheWay:
+    """No mixin of the library's."""
+
+    test_func = asks("by-the-way")
+
+
+class Cooperative(UserPassesTestMixin):
+    async def test_func(self) -> bool:
+        return "cooperative" in self.request.GET and await super().test_func()
+
+
+class TwoTests(StaffOnly, InTenant, EventStreamView):
+    groups = ["news"]
+
+
+class OverriddenTest(OfTenant, StaffOnly, EventStreamView):
+    groups = ["news"]
+
+
+class PlainTest(StaffOnly, ByTheWay, EventStreamView):
+    groups = ["news"]
+
+
+class OwnTest(StaffOnly, InTenant, EventStreamView):
+    groups = ["news"]
+    test_func = asks("own")
+
+
+class CooperativeTest(Cooperative, EventStreamView):
+    groups = ["news"]
+
+
+class Viewers(PermissionRequiredMixin):
+    permission_required = PERMISSION
+
+
+class Changers(PermissionRequiredMixin):
+    permission_required = ("auth.change_user",)
+
+
+class TwoPermissions(Viewers, Changers, EventStreamView):  # type: ignore[misc]
+    groups = ["news"]
+
+
+class Said(PermissionRequiredMixin):
+    @property
+    def permission_required(self) -> str:  # type: ignore[override]
+        return f"auth.{self.request.GET['may']}_user"
+
+
+class SaidByTheRequest(Said, Viewers, EventStreamView):  # type: ignore[override]
+    groups = ["news"]
+
+
 class Page(LoginRequiredMixin, View):
     """A view that is no stream."""
 
     async def get(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse("for members")
+
+
+class Secretive(UserPassesTestMixin, View):
+    """A view that answers OPTIONS itself."""
+
+    async def test_func(self) -> bool:
+        return False
+
+    async def get(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse("for members")
+
+    async def options(self, request: HttpRequest) -> HttpResponse:  # type: ignore[override]
         return HttpResponse("for members")
 
 
@@ -102,6 +198,15 @@ urlpatterns = [
     path("lucky/", Lucky.as_view()),
     path("stacked/", Stacked.as_view()),
     path("page/", Page.as_view()),
+    path("secretive/", Secretive.as_view()),
+    path("two-tests/", TwoTests.as_view()),
+    path("overridden-test/", OverriddenTest.as_view()),
+    path("plain-test/", PlainTest.as_view()),
+    path("own-test/", OwnTest.as_view()),
+    path("cooperative-test/", CooperativeTest.as_view()),
+    path("two-permissions/", TwoPermissions.as_view()),
+    path("one-permission/", TwoPermissions.as_view(permission_required=PERMISSION)),
+    path("said-permission/", SaidByTheRequest.as_view()),
 ]
 for _name, _decorator in DECORATORS.items():
     urlpatterns += [
@@ -223,20 +328,96 @@ async def test_mixins_all_have_to_pass() -> None:
     await assert_streams("/stacked/?lucky", cookie)
 
 
+@pytest.mark.parametrize(
+    ("url", "refused"),
+    [
+        ("/two-tests/?staff&tenant", ["/two-tests/?staff", "/two-tests/?tenant"]),
+        (
+            "/overridden-test/?staff&tenant&of",
+            [f"/overridden-test/?{query}" for query in ("staff&tenant", "staff&of", "tenant&of")],
+        ),
+        ("/plain-test/?staff&by-the-way", ["/plain-test/?staff", "/plain-test/?by-the-way"]),
+        # A method of the view's own goes before what it inherits.
+        ("/own-test/?own", ["/own-test/?staff&tenant"]),
+        ("/cooperative-test/?cooperative", ["/cooperative-test/"]),
+    ],
+)
+async def test_each_test_of_a_mixin_has_to_pass(url: str, refused: list[str]) -> None:
+    cookie = await log_in()
+    for other in refused:
+        assert_refused(await ask(other, cookie), 403)
+    await assert_streams(url, cookie)
+
+
+async def test_after_a_no_nothing_else_is_asked() -> None:
+    cookie = await log_in()
+    asked_for.clear()
+    assert_refused(await ask("/two-tests/?tenant", cookie), 403)
+    assert asked_for == ["staff"]
+    await assert_streams("/two-tests/?staff&tenant", cookie)
+    assert asked_for == ["staff", "staff", "tenant"]
+
+
+@pytest.mark.parametrize("permission", [PERMISSION, "auth.change_user"])
+async def test_the_permissions_of_each_mixin_are_asked_for(permission: str) -> None:
+    cookie = await log_in(permission)
+    assert_refused(await ask("/two-permissions/", cookie), 403)
+    other = {PERMISSION, "auth.change_user"} - {permission}
+    codename = other.pop().partition(".")[2]
+    user = await User.objects.aget()
+    await user.user_permissions.aadd(await Permission.objects.aget(codename=codename))
+    await assert_streams("/two-permissions/", cookie)
+
+
+async def test_a_permission_of_the_view_goes_before_those_that_it_inherits() -> None:
+    await assert_streams("/one-permission/", await log_in(PERMISSION))
+
+
+async def test_a_permission_may_depend_on_the_request() -> None:
+    cookie = await log_in(PERMISSION, "auth.change_user")
+    assert_refused(await ask("/said-permission/?may=delete", cookie), 403)
+    await assert_streams("/said-permission/?may=change", cookie)
+
+
+@pytest.mark.parametrize("view", [UserPassesTestMixin, PermissionRequiredMixin])
+async def test_a_mixin_that_asks_for_nothing_lets_nobody_in(view: type[Any]) -> None:
+    """As where a view is not made by ``as_view``, which refuses it."""
+    careless = type("Careless", (view, EventStreamView), {"groups": ["news"]})()
+    request = get()
+    user = await sync_to_async(user_with)(PERMISSION)
+    request.auser = sync_to_async(lambda: user)
+    careless.setup(request)
+    assert (await careless.dispatch(request)).status_code == 403
+
+
 async def test_an_async_view_that_is_no_stream_can_be_guarded() -> None:
     cookie = await log_in()
     assert (await ask("/page/", cookie)).status == 200
     assert_refused(await ask("/page/", method="OPTIONS"), 401)
 
 
-@pytest.mark.parametrize("allowed", [[], [APP]])
-@pytest.mark.parametrize("url", ["/members/", "/readers/", "/lucky/?deny", "/stacked/", "/page/"])
-async def test_a_preflight_passes(url: str, allowed: list[str], settings: Settings) -> None:
+@pytest.mark.parametrize("allowed", [[], ["https://other.example.com"], [APP], ["*"]])
+@pytest.mark.parametrize(
+    "url", ["/members/", "/readers/", "/lucky/?deny", "/stacked/", "/page/", "/secretive/"]
+)
+async def test_a_preflight_is_answered_without_asking_anybody(
+    url: str, allowed: list[str], settings: Settings
+) -> None:
     settings.DJANGO_SSE = {"STORE": "memory", "ALLOWED_ORIGINS": allowed}
     headers = [(b"access-control-request-method", b"GET")]
-    answer = await ask(url, method="OPTIONS", headers=headers)
-    assert answer.status == (204 if allowed and url != "/page/" else 200)
-    assert ("access-control-allow-headers" in answer.headers) is (answer.status == 204)
+    request = await ask(url, method="OPTIONS", headers=headers)
+    assert request.status == 204
+    assert not request.body
+    given = {name for name in request.headers if name.startswith("access-control-")}
+    if allowed in ([APP], ["*"]):
+        assert {"access-control-allow-origin", "access-control-allow-headers"} <= given
+    else:
+        assert not given
+
+
+async def test_options_that_is_no_preflight_is_guarded_like_any_request() -> None:
+    assert_refused(await ask("/secretive/", method="OPTIONS"), 401)
+    assert_refused(await ask("/secretive/", await log_in(), method="OPTIONS"), 403)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -269,6 +450,19 @@ def test_a_permission_mixin_without_a_permission_is_refused(permission: Any) -> 
     Careless.as_view(permission_required=PERMISSION)
 
 
+@pytest.mark.parametrize("permission", [None, "", [], ()])
+def test_so_is_one_beside_a_mixin_with_a_permission(permission: Any) -> None:
+    class Careless(PermissionRequiredMixin):
+        permission_required = permission
+
+    class View(Viewers, Careless, EventStreamView): ...
+
+    with pytest.raises(ImproperlyConfigured, match="Careless needs `permission_required`"):
+        View.as_view()
+    with pytest.raises(ImproperlyConfigured, match="TwoPermissions needs `permission_required`"):
+        TwoPermissions.as_view(permission_required=permission)
+
+
 def test_a_test_that_is_missing_or_sync_is_refused() -> None:
     class Missing(UserPassesTestMixin, EventStreamView): ...
 
@@ -276,8 +470,16 @@ def test_a_test_that_is_missing_or_sync_is_refused() -> None:
         def test_func(self) -> bool:  # type: ignore[override]
             return True
 
-    for view in (Missing, Sync):
-        with pytest.raises(ImproperlyConfigured, match=r"needs `async def test_func\(self\)`"):
+    class SyncMixin(UserPassesTestMixin):
+        def test_func(self) -> bool:  # type: ignore[override]
+            return True
+
+    class Second(StaffOnly, SyncMixin, EventStreamView): ...
+
+    for view, name in ((Missing, "Missing"), (Sync, "Sync"), (Second, "SyncMixin")):
+        with pytest.raises(
+            ImproperlyConfigured, match=rf"^{name} needs `async def test_func\(self\)`"
+        ):
             view.as_view()
 
 

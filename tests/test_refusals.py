@@ -1,25 +1,34 @@
 """Refusals that a browser survives, as the view and as the ASGI wrapper answer them."""
 
+import asyncio
+import gc
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import pytest
 from asgiref.sync import markcoroutinefunction
 from django.core.exceptions import PermissionDenied
+from django.core.signals import request_finished
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.test import AsyncClient
-from django.urls import path
+from django.urls import clear_url_caches, path, register_converter
+from django.urls.converters import StringConverter
+from django.views.decorators.cache import never_cache
 from pytest_django import Settings
 
 from django_sse import apublish
 from django_sse.asgi import EventStreamApplication, get_asgi_application
+from django_sse.decorators import event_stream, event_stream_headers, no_content_when_cancelled
 from django_sse.hub import open_streams
 from django_sse.refusals import Refusals, refusals
+from django_sse.stream_views import SCOPE_KEY
 from django_sse.views import EventStreamView
 from tests.clients import connected
-from tests.streams import get, open_stream
+from tests.streams import get, open_stream, until
 from tests.test_asgi import Request, streaming
 
 APP = "https://app.example.com"
@@ -52,14 +61,82 @@ async def not_implemented(request: HttpRequest) -> HttpResponse:
     return HttpResponse("not yet", status=501)
 
 
+def sync_page(request: HttpRequest) -> HttpResponse:
+    raise RuntimeError("a secret of the server")
+
+
+@event_stream("news")
+async def guarded(request: HttpRequest) -> None:
+    raise RuntimeError("a secret of the server")
+
+
+@event_stream
+async def generator(request: HttpRequest) -> AsyncIterator[str]:
+    yield "hi"
+
+
+class Careless:
+    """A view that calls another one, which its URL does not show."""
+
+    async def __call__(self, request: HttpRequest) -> HttpResponse:
+        return cast("HttpResponse", await Failing.as_view()(request))
+
+
+markcoroutinefunction(careless := Careless())
+
+
+class Broken(StringConverter):
+    def to_python(self, value: str) -> str:
+        raise RuntimeError("a secret of the server")
+
+
+register_converter(Broken, "broken")
+
+
+class Endless:
+    """A 5xx whose body has no end, and does not wait for anything."""
+
+    def __init__(self) -> None:
+        self.chunks = 0
+        self.ended = False
+        self.closed = threading.Event()
+
+    async def body(self) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                self.chunks += 1
+                yield b"secret"
+        finally:
+            self.ended = True
+
+    async def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        response = StreamingHttpResponse(self.body(), status=503)
+        response._resource_closers.append(self.closed.set)  # type: ignore[attr-defined]
+        return response
+
+
 news = News.as_view()
+failing = Failing.as_view()
+
+# Of streams, however it is said that they are.
+STREAMS: dict[str, Any] = {
+    "failing": failing,
+    "guarded": guarded,
+    "own": event_stream_headers(page),
+    "own-sync": event_stream_headers(sync_page),
+    "cancelled": no_content_when_cancelled("news")(page),
+    "not-implemented": event_stream_headers(not_implemented),
+    "decorated": never_cache(failing),
+    "careless": careless,
+}
+PAGES: dict[str, Any] = {"page": page, "sync-page": sync_page, "pages-own": not_implemented}
 
 urlpatterns = [
     path("news/", news),
-    path("failing/", Failing.as_view()),
+    path("generator/", generator),
     path("denied/", Denied.as_view()),
-    path("page/", page),
-    path("not-implemented/", not_implemented),
+    path("broken/<broken:value>/", news),
+    *(path(f"{name}/", view) for name, view in {**STREAMS, **PAGES}.items()),
 ]
 
 pytestmark = [pytest.mark.urls(__name__), pytest.mark.usefixtures("memory_store", "fresh")]
@@ -93,6 +170,7 @@ async def test_an_event_source_is_sent_back(accept: str, settings: Settings) -> 
     async with open_stream(news, headers={"Accept": accept}) as stream:
         assert await stream.rest() == []
         assert stream.response.status_code == 200
+        assert stream.response["Refused-Status"] == "503"
         assert stream.response["Content-Type"] == "text/event-stream; charset=utf-8"
         assert "no-store" in stream.response["Cache-Control"]
         assert 10_000 <= (stream.reconnection_time or 0) <= 20_000
@@ -216,22 +294,29 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 # As the ASGI wrapper answers what others have refused
 
 
-async def ask(url: str, application: Any = None, **headers: str) -> Request:
-    """Return a whole answer, with the headers of an EventSource on another origin."""
-    given = {"host": "testserver", "accept": "text/event-stream", "origin": APP, **headers}
-    request = Request(
+def request_of(url: str, application: Any = None, *, root: str = "", **headers: str) -> Request:
+    """Return a request with the headers of an EventSource, which is not sent yet."""
+    given = {"host": "testserver", "accept": "text/event-stream", **headers}
+    return Request(
         application or get_asgi_application(),
         url,
         headers=[(name.encode(), value.encode()) for name, value in given.items()],
         server=("testserver", 80),
+        root_path=root,
     )
+
+
+async def ask(url: str, application: Any = None, **headers: str) -> Request:
+    """Return a whole answer to an EventSource."""
+    request = request_of(url, application, **headers)
     await request.start()
     await request.rest()
     return request
 
 
-def assert_sent_back(answer: Request) -> None:
+def assert_sent_back(answer: Request, status: int) -> None:
     assert answer.status == 200
+    assert answer.headers["refused-status"] == str(status)
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert "no-store" in answer.headers["cache-control"]
     assert answer.decoder.reconnection_time
@@ -239,17 +324,28 @@ def assert_sent_back(answer: Request) -> None:
     assert refusals.counts == {"server error": 1}
 
 
-@pytest.mark.parametrize("url", ["/failing/", "/page/", "/not-implemented/"])
+@pytest.mark.parametrize("name", STREAMS)
 @pytest.mark.parametrize("debug", [True, False])
-async def test_a_5xx_of_djangos_sends_an_event_source_back(
-    url: str, debug: bool, settings: Settings
+async def test_a_5xx_of_a_streams_view_sends_an_event_source_back(
+    name: str, debug: bool, settings: Settings
 ) -> None:
     settings.DEBUG = debug
     settings.DEBUG_PROPAGATE_EXCEPTIONS = False
-    answer = await ask(url)
-    assert_sent_back(answer)
+    answer = await ask(f"/{name}/")
+    assert_sent_back(answer, 501 if name == "not-implemented" else 500)
     assert "content-length" not in answer.headers
     assert "allow" not in answer.headers
+
+
+@pytest.mark.parametrize("name", PAGES)
+async def test_a_5xx_of_any_other_view_goes_out_as_it_is(name: str, settings: Settings) -> None:
+    settings.DEBUG_PROPAGATE_EXCEPTIONS = False
+    settings.DJANGO_SSE = {"STORE": "memory", "ALLOWED_ORIGINS": ["*"]}
+    answer = await ask(f"/{name}/", origin=APP)
+    assert answer.status == (501 if name == "pages-own" else 500)
+    assert answer.headers["content-type"].startswith("text/html")
+    assert not {"access-control-allow-origin", "refused-status"} & answer.headers.keys()
+    assert not refusals.counts
 
 
 @pytest.mark.parametrize("status", [500, 501, 502, 503, 504, 599])
@@ -257,6 +353,7 @@ async def test_any_5xx_is_one_and_nothing_of_its_body_goes_out(status: int) -> N
     received: list[Any] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
+        scope[SCOPE_KEY].is_for_stream = True
         await send({"type": "http.response.start", "status": status, "headers": []})
         for more_body in (True, True, False):
             await send({"type": "http.response.body", "body": b"secret", "more_body": more_body})
@@ -277,9 +374,7 @@ async def test_any_5xx_is_one_and_nothing_of_its_body_goes_out(status: int) -> N
     assert not body.get("more_body", False)
 
 
-@pytest.mark.parametrize(
-    ("url", "status"), [("/denied/", 403), ("/nowhere/", 404), ("/failing", 301)]
-)
+@pytest.mark.parametrize(("url", "status"), [("/denied/", 403), ("/nowhere/", 404), ("/news", 301)])
 async def test_what_is_final_stays_so(url: str, status: int, settings: Settings) -> None:
     settings.MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
     assert (await ask(url)).status == status
@@ -289,7 +384,7 @@ async def test_what_is_final_stays_so(url: str, status: int, settings: Settings)
 @pytest.mark.parametrize("accept", ["*/*", "text/html"])
 async def test_other_clients_get_djangos_own_answer(accept: str, settings: Settings) -> None:
     settings.DEBUG_PROPAGATE_EXCEPTIONS = False
-    answer = await ask("/page/", accept=accept)
+    answer = await ask("/failing/", accept=accept)
     assert answer.status == 500
     assert answer.headers["content-type"].startswith("text/html")
     assert not refusals.counts
@@ -347,12 +442,13 @@ def maintenance(get_response: GetResponse) -> GetResponse:
 maintenance.async_capable = True  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("url", ["/news/", "/generator/", "/own/", "/own-sync/", "/decorated/"])
 async def test_a_middlewares_5xx_sends_an_event_source_back_with_its_other_headers(
-    settings: Settings,
+    url: str, settings: Settings
 ) -> None:
     settings.MIDDLEWARE = [f"{__name__}.maintenance"]
-    answer = await ask("/news/")
-    assert_sent_back(answer)
+    answer = await ask(url)
+    assert_sent_back(answer, 503)
     assert answer.headers["set-cookie"].startswith("seen=yes")
     assert answer.headers["x-request-id"] == "7"
     assert answer.headers["vary"] == "Cookie"
@@ -387,6 +483,155 @@ async def test_a_page_of_another_origin_may_read_it(credentials: bool, settings:
 async def test_what_others_allow_an_origin_of_theirs_is_kept(settings: Settings) -> None:
     settings.MIDDLEWARE = [f"{__name__}.maintenance"]
     settings.DJANGO_SSE = {"STORE": "memory", "ALLOWED_ORIGINS": ["https://other.example.com"]}
-    answer = await ask("/news/")
+    answer = await ask("/news/", origin=APP)
     assert answer.headers["access-control-allow-origin"] == "*"
     assert "Origin" in answer.headers["vary"]
+
+
+@pytest.mark.parametrize("url", ["/page/", "/pages-own/", "/nowhere/", "/broken/value/", "/news"])
+async def test_a_middlewares_5xx_of_another_url_goes_out_as_it_is(
+    url: str, settings: Settings
+) -> None:
+    settings.MIDDLEWARE = [f"{__name__}.maintenance"]
+    answer = await ask(url)
+    assert answer.status == 503
+    assert not refusals.counts
+
+
+@pytest.mark.parametrize(
+    ("root", "url", "status"),
+    [("/app", "/app/news/", 200), ("/app", "/app/page/", 503), ("/news", "/news/page/", 503)],
+)
+async def test_a_url_may_be_below_a_root(
+    root: str, url: str, status: int, settings: Settings
+) -> None:
+    settings.MIDDLEWARE = [f"{__name__}.maintenance"]
+    request = request_of(url, root=root)
+    await request.start()
+    await request.rest()
+    assert request.status == status
+
+
+def of_other_urls(get_response: GetResponse) -> GetResponse:
+    """Chooses the URLs, and fails behind the view."""
+
+    async def middleware(request: HttpRequest) -> HttpResponseBase:
+        urls: Any = (path("page/", news), path("news/", page))
+        request.urlconf = urls
+        response = await get_response(request)
+        return response if response.status_code >= 500 else HttpResponse(status=502)
+
+    markcoroutinefunction(middleware)
+    return middleware
+
+
+of_other_urls.async_capable = True  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("url", "status"), [("/page/", 200), ("/news/", 500)])
+async def test_urls_are_those_that_a_middleware_has_chosen(
+    url: str, status: int, settings: Settings
+) -> None:
+    settings.MIDDLEWARE = [f"{__name__}.of_other_urls"]
+    settings.DEBUG_PROPAGATE_EXCEPTIONS = False
+    assert (await ask(url)).status == status
+
+
+async def test_a_5xx_of_an_application_that_is_not_django_goes_out_as_it_is() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"the application's own"})
+
+    answer = await ask("/api/", EventStreamApplication(application))
+    assert answer.status == 500
+    assert answer.body == b"the application's own"
+
+
+@contextmanager
+def finished_requests() -> Iterator[list[object]]:
+    finished: list[object] = []
+
+    def note(sender: object, **kwargs: Any) -> None:
+        finished.append(sender)
+
+    request_finished.connect(note)
+    try:
+        yield finished
+    finally:
+        request_finished.disconnect(note)
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_body_without_an_end_is_closed_once_its_client_is_sent_back(
+    leaves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = Endless()
+    monkeypatch.setattr(
+        f"{__name__}.urlpatterns", [path("endless/", event_stream_headers(endless.__call__))]
+    )
+    clear_url_caches()
+    with finished_requests() as finished:
+        request = request_of("/endless/")
+        await request.start()
+        if leaves:
+            await request.communicator.send_input({"type": "http.disconnect"})
+        # The event loop has to go on, or this waits for ever.
+        await request.rest()
+        assert_sent_back(request, 503)
+        assert b"secret" not in request.body
+        assert await asyncio.to_thread(endless.closed.wait, 10)
+        # What a response was made of that did not come to its end, Django leaves to it.
+        gc.collect()
+        await until(lambda: endless.ended)
+        assert len(finished) == 1
+    clear_url_caches()
+
+
+async def test_others_go_on_while_a_body_without_an_end_is_dropped() -> None:
+    """Also where the application does not listen whether its client is there."""
+    dropped = 0
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal dropped
+        scope[SCOPE_KEY].is_for_stream = True
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        while True:
+            dropped += 1
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+
+    request = request_of("/news/", EventStreamApplication(application))
+    await request.start()
+    while not request.ended:
+        await request.read()
+    before = dropped
+    await until(lambda: dropped > before + 100)
+    await request.cancel()
+
+
+async def test_who_waits_for_its_client_is_told_that_it_has_gone() -> None:
+    received: list[Any] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        scope[SCOPE_KEY].is_for_stream = True
+        received.append(await receive())
+        waiting = asyncio.ensure_future(receive())
+        await asyncio.sleep(0)
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        # It was told, and is told again.
+        received.extend([await waiting, await receive()])
+
+    await ask("/news/", EventStreamApplication(application))
+    assert [message["type"] for message in received] == ["http.request", *["http.disconnect"] * 2]
+
+
+async def test_a_server_that_runs_out_of_time_itself_is_heard() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+    async def receive() -> Any:
+        raise TimeoutError("of the server")
+
+    scope: Any = {"type": "http", "method": "GET", "headers": [(b"accept", b"text/event-stream")]}
+    send: Any = None
+    with pytest.raises(TimeoutError, match="of the server"):
+        await EventStreamApplication(application)(scope, receive, send)

@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonRes
 
 import django_sse
 from django_sse import Event, hub
-from django_sse.decorators import event_stream
+from django_sse.decorators import event_stream, event_stream_headers
 from django_sse.views import EventStreamView
 
 
@@ -138,5 +138,7 @@ async def long_page(request: HttpRequest) -> HttpResponse:
     return HttpResponse("long enough to be compressed " * 100)
 
 
+@event_stream_headers
 async def unavailable(request: HttpRequest) -> HttpResponse:
+    """A stream of the project's own, at a bad time."""
     return HttpResponse("down for maintenance", status=503)

@@ -41,6 +41,7 @@ async def download(request: HttpRequest) -> AsyncIterator[dict[str, object]]:
     await asyncio.sleep(2)
 
 
+@event_stream_headers
 async def maintenance(request: HttpRequest) -> HttpResponse:
     return HttpResponse(status=503)
 

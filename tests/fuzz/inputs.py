@@ -37,7 +37,12 @@ _VALUES: Final = [
     *(b"1.2.3.4, " * 40, b"sessionid=x; csrftoken=y", b"sessionid=" + b"e30:1:" * 9, b"=;=;;,"),
     *(b"multipart/form-data; boundary=", b"application/json; charset=\xff", b"keep-alive, upgrade"),
     *(b"same-origin", b"cross-site", b"same-site", b"none", b"http://testserver", ALLOWED_ORIGIN),
-    *(b"http://testserver:80", b"HTTP://TESTSERVER", b"http://testserver.evil.example"),
+    *(
+        b"http://testserver:80",
+        b"//testserver",
+        b"HTTP://TESTSERVER",
+        b"http://testserver.evil.example",
+    ),
     *(b"a" * 9000, b"\xff\xfe", b"\xc3", b"\x7f\x01", b"a, a", b"[::1]:99999", b"bytes=0-"),
 ]
 _PATHS: Final = [

@@ -17,6 +17,14 @@ from tests.live.browser import Requests
 from tests.live.client import SECONDS, connect
 from tests.live.servers import Server, manage, serve
 
+FIRST_BYTES = """
+const [url, headers] = arguments;
+const abort = new AbortController();
+const response = await fetch(url, {headers, signal: abort.signal});
+const {value} = await response.body.getReader().read();
+abort.abort();
+return response.status + " " + new TextDecoder().decode(value);
+"""
 PAGE = b"""<!doctype html><title>A page of another origin</title><script>
 const sources = {};
 function open_stream(name, url, withCredentials) {
@@ -24,12 +32,9 @@ function open_stream(name, url, withCredentials) {
   source.messages = [];
   source.onmessage = (event) => source.messages.push(event.data);
 }
-async function first_bytes(url, headers) {
-  const abort = new AbortController();
-  const response = await fetch(url, {headers, signal: abort.signal});
-  const {value} = await response.body.getReader().read();
-  abort.abort();
-  return response.status + " " + new TextDecoder().decode(value);
+async function send_blindly(url) {
+  // As an image does: the page may not read the answer, and the browser takes all of it.
+  await fetch(url, {mode: "no-cors", credentials: "include"});
 }
 </script>"""
 CLOSED = 2
@@ -159,20 +164,44 @@ def test_cookies_go_along_only_where_the_page_says_so(visitor: Visitor) -> None:
 
 
 @pytest.mark.parametrize("credentials", [True, False])
-def test_a_page_that_is_not_allowed_reads_nothing_and_asks_once(
+def test_a_page_that_is_not_allowed_is_refused_and_asks_once(
     visitor: Visitor, credentials: bool
 ) -> None:
     group = f"secret-{credentials}"
     visitor.visit(f"http://localhost:{visitor.other}")
     visitor.open("secret", f"/events/{group}/", credentials=credentials)
     visitor.wait_until_closed("secret")
-    assert visitor.statuses(f"/events/{group}/") == [200]
+    assert visitor.statuses(f"/events/{group}/") == [403]
+
+
+@pytest.mark.parametrize("page", ["allowed", "other"])
+def test_a_foreign_page_takes_no_place_of_the_user_who_visits_it(
+    visitor: Visitor, page: str
+) -> None:
+    path, generator = f"/members/{page}-page/", f"/progress/?page={page}"
+    # Of the same site, so that her cookie goes along.
+    origin = f"http://127.0.0.1:{getattr(visitor, page)}"
+    visitor.browser.get(f"http://127.0.0.1:{visitor.server.port}/login/")
+    visitor.visit(origin)
+    for url in (path, path, generator):
+        visitor.browser.execute_async_script(
+            "const [url, done] = arguments; send_blindly(url).then(done)",
+            f"http://127.0.0.1:{visitor.server.port}{url}",
+        )
+    assert visitor.statuses(path) == [403, 403]
+    assert visitor.statuses(generator) == [403]
+
+    # Room for one. Her own page asks for it by itself.
+    visitor.browser.get(f"http://127.0.0.1:{visitor.server.port}/event-sources/")
+    answer = visitor.browser.execute_script(FIRST_BYTES, path, {"Accept": "text/event-stream"})
+    assert "id: " in answer
+    assert visitor.statuses(path)[2:] == [200]
 
 
 def test_a_polyfill_may_send_headers_of_its_own(elsewhere: Visitor) -> None:
     url = f"http://127.0.0.1:{elsewhere.server.port}/events/polyfill/"
     headers = {"Last-Event-ID": "x", "Cache-Control": "no-cache", "Accept": "text/event-stream"}
-    answer = elsewhere.browser.execute_script("return first_bytes(...arguments)", url, headers)
+    answer = elsewhere.browser.execute_script(FIRST_BYTES, url, headers)
     assert answer.startswith("200 retry: 500")
     # The preflight, which django_sse answers before Django's view, and the request.
     assert elsewhere.statuses("/events/polyfill/") == [204, 200]

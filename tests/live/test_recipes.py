@@ -294,8 +294,8 @@ def test_another_origin_is_read_with_its_cookies_where_the_page_says_so(visitor:
     page = visitor.open("cross-origin", visitor.site.origin_of("elsewhere.localhost"))
     stream = f"{visitor.site.origin_of('localhost')}{path}"
     page.wait_for_logs({stream: [STOPPED], f"{stream}?stranger": [STOPPED]})
-    visitor.requests_of_stopped(path, [200, 204] * 2 + [200])
-    visitor.requests_of_stopped(f"{path}?stranger", [200, 204] * 2 + [200])
+    visitor.requests_of_stopped(path, [200, 204] * 2 + [403])
+    visitor.requests_of_stopped(f"{path}?stranger", [200, 204] * 2 + [403])
 
 
 def test_a_stream_that_breaks_goes_on_by_last_event_id(visitor: Visitor) -> None:

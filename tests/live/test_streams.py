@@ -222,10 +222,11 @@ async def test_a_stream_is_not_compressed_and_names_no_encoding(server: Server, 
         assert await data_of(stream, 1) == ["plain text"]
 
 
-async def test_a_5xx_of_the_project_sends_an_event_source_back(server: Server) -> None:
+async def test_a_5xx_of_a_stream_of_the_projects_sends_an_event_source_back(server: Server) -> None:
     path = "/unavailable/"
     async with connect(server.port, path, headers={"Accept": "text/event-stream"}) as refusal:
         assert refusal.status == 200
+        assert refusal.headers["Refused-Status"] == "503"
         assert refusal.headers["Content-Type"] == "text/event-stream; charset=utf-8"
         assert (await refusal.body()).startswith(b"retry: ")
         assert refusal.complete

@@ -4,6 +4,7 @@ import asyncio
 import time
 import unittest
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 from unittest.mock import patch
 
@@ -12,6 +13,7 @@ from channels.layers import BaseChannelLayer, InMemoryChannelLayer
 from django.test import TransactionTestCase
 
 from django_sse import publish
+from django_sse.doorbells.layer import from_message, to_message
 from django_sse.hub import current_hub
 from django_sse.mailbox import Message
 from django_sse.stores import get_store
@@ -247,9 +249,12 @@ class KeepsMembers(InMemoryChannelLayer):  # type: ignore[misc]
 
 
 class Garbles(InMemoryChannelLayer):  # type: ignore[misc]
+    """It signs what it garbles: otherwise nobody would believe it."""
+
     async def group_send(self, group: str, message: Message) -> None:
-        entries = [[n, wire[:-3] + "?\n\n", *others] for n, wire, *others in message["entries"]]
-        await super().group_send(group, {**message, "entries": entries})
+        hint = from_message(message)
+        entries = [replace(entry, wire=entry.wire[:-3] + b"?\n\n") for entry in hint.entries]
+        await super().group_send(group, to_message(replace(hint, entries=tuple(entries))))
 
 
 class GarblesToThoseWhoLeft(Garbles, KeepsMembers):

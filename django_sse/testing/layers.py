@@ -146,6 +146,7 @@ async def publish_elsewhere(group: str, texts: Sequence[str]) -> None:
         "group": group,
         "texts": list(texts),
         "settings": {
+            "SECRET_KEY": settings.SECRET_KEY,
             "INSTALLED_APPS": ["django_sse"],
             "USE_TZ": settings.USE_TZ,
             "DATABASES": databases,

@@ -14,10 +14,11 @@ from django.core.asgi import get_asgi_application as get_django_application
 
 from django_sse.backpressure import waiting_for_client
 from django_sse.dead_peers import bound_silence
+from django_sse.logs import logger
 from django_sse.refusals import softened
 from django_sse.stream import CLIENT_GONE, Stream, jittered_retry
 from django_sse.stream_views import SCOPE_KEY, leads_to_stream
-from django_sse.tasks import logger, spawn
+from django_sse.tasks import spawn
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -21,6 +21,7 @@ from django_sse.cors import cross_origin
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
 from django_sse.logins import spare_session_cookie
+from django_sse.logs import logger
 from django_sse.mixins import AccessMixin
 from django_sse.position import TERMINAL_MARK
 from django_sse.response import (
@@ -34,7 +35,6 @@ from django_sse.response import (
 )
 from django_sse.stores import get_store
 from django_sse.stores.base import GroupState
-from django_sse.tasks import logger
 from django_sse.views import EventStreamView, exempt_from_atomic_requests
 
 View = Callable[..., Any]

@@ -13,6 +13,7 @@ from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.base import listen, stop_listening
 from django_sse.layers import default_layer
 from django_sse.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
+from django_sse.logs import logger
 from django_sse.mailbox import LAYER_SECONDS, Mailbox
 from django_sse.rechecks import Rechecks
 from django_sse.shutdown import call_at_shutdown
@@ -21,7 +22,7 @@ from django_sse.stores.base import Cursor, GroupState, Hint
 from django_sse.stores.states import StateReader
 from django_sse.stream import Stream
 from django_sse.subscription import ALL_TAILS_BYTES, TAIL_BYTES, Subscription
-from django_sse.tasks import logger, spawn
+from django_sse.tasks import spawn
 
 # Heartbeats and send timeouts are looked at this often.
 _TICK_SECONDS: Final = 1.0

@@ -1,10 +1,10 @@
 """The project's channel layer, and whether it reaches other processes."""
 
-from functools import cache
+import logging
 
 from channels.layers import BaseChannelLayer, InMemoryChannelLayer, get_channel_layer
 
-from django_sse.tasks import logger
+from django_sse.logs import log_once
 
 
 def default_layer() -> BaseChannelLayer | None:
@@ -15,7 +15,10 @@ def default_layer() -> BaseChannelLayer | None:
     try:
         return get_channel_layer()
     except Exception as error:
-        _log_once(str(error))
+        log_once(
+            f"The channel layer cannot be used; hubs will do without it: {error}",
+            level=logging.ERROR,
+        )
         return None
 
 
@@ -23,8 +26,3 @@ def crossing_layer() -> BaseChannelLayer | None:
     """Return the default channel layer if it reaches other processes."""
     layer = default_layer()
     return None if type(layer) is InMemoryChannelLayer else layer
-
-
-@cache
-def _log_once(error: str) -> None:
-    logger.error("The channel layer cannot be used; hubs will do without it: %s", error)

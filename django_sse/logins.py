@@ -26,8 +26,8 @@ from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 from django.utils.functional import LazyObject
 
+from django_sse.logs import log_once, logger
 from django_sse.owners import Login, is_nobody, mark_of
-from django_sse.tasks import logger
 
 Item = TypeVar("Item")
 
@@ -143,7 +143,12 @@ async def current_user(request: HttpRequest) -> Any:
             await sync_to_async(is_nobody)(user)
     if is_nobody(user) or _can_own(user):
         return user
-    _warn_of(user.__class__)
+    kind = user.__class__
+    log_once(
+        f"The streams of users of the class {kind.__module__}.{kind.__qualname__} are nobody's: "
+        "neither `cancel(user=...)` nor a limit reaches them. Such a user has to have "
+        "`is_authenticated`, and `pk` or `id`. Give them, or override `get_owner` in the view."
+    )
     return None
 
 
@@ -152,17 +157,6 @@ def _can_own(user: Any) -> bool:
         return hasattr(user, "is_authenticated") and bool(mark_of(user))
     except (TypeError, ValueError):
         return False
-
-
-@functools.cache
-def _warn_of(kind: type) -> None:
-    logger.warning(
-        "The streams of users of the class %s.%s are nobody's, and neither `cancel(user=...)` nor "
-        "a limit reaches them: such a user has to have `is_authenticated`, and `pk` or `id`. "
-        "Give them, or override `get_owner` in the view.",
-        kind.__module__,
-        kind.__qualname__,
-    )
 
 
 def renew_login(request: HttpRequest) -> None:

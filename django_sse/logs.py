@@ -8,7 +8,7 @@ from functools import lru_cache
 from threading import Lock
 from typing import Final
 
-from django_sse.tasks import logger
+logger: Final = logging.getLogger("django_sse")
 
 # What happens again and again is logged this often at the most, each kind of it.
 SELDOM_SECONDS: Final = 10.0
@@ -55,13 +55,8 @@ def log_seldom(
         exc_info: The exception whose traceback is logged.
     """
     if count := _seldom.count(message):
-        logger.log(
-            level,
-            f"{message} (%d since this was last logged)",
-            *args,
-            count,
-            exc_info=exc_info,
-        )
+        whole = f"{message} (%d since this was last logged)"
+        logger.log(level, whole, *args, count, exc_info=exc_info)
 
 
 @lru_cache(maxsize=256)

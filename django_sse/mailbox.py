@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from channels.layers import BaseChannelLayer
 
-from django_sse.logs import log_seldom
-from django_sse.tasks import logger, spawn
+from django_sse.logs import log_seldom, logger
+from django_sse.tasks import spawn
 
 # Memberships lapse (after 24 hours by default, and in-memory ones by mishap): renewed this often.
 _RENEW_SECONDS: Final = 600.0

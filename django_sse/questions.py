@@ -1,6 +1,7 @@
 """Asks views whether their streams are still allowed, long after the requests that they came by."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextvars import Context
 from math import inf
@@ -10,9 +11,9 @@ from django.core.exceptions import PermissionDenied
 from django.db import Error as DatabaseFailure
 
 from django_sse.conf import conf
+from django_sse.logs import log_seldom
 from django_sse.stores.base import closing_wire
 from django_sse.stream import Stream
-from django_sse.tasks import logger
 from django_sse.threads import own_thread
 
 # How long a view may take to say whether its stream is still allowed.
@@ -26,8 +27,6 @@ _AGAIN_SECONDS: Final = 2.0
 _EARLY: Final = 0.05
 # Exceptions that are looked through for the one that has caused them, which may be itself.
 _CAUSES: Final = 10
-# What happens to the streams of a view is logged this often at the most.
-_LOG_SECONDS: Final = 10.0
 
 
 class Questions:
@@ -41,7 +40,6 @@ class Questions:
         # Each in the order in which they are due: who was not asked about for longest comes first.
         self._due: dict[Stream, float] = {}
         self._due_again: dict[Stream, float] = {}
-        self._logged: dict[tuple[str, str], float] = {}
 
     def add(self, stream: Stream) -> None:
         """Ask about a stream from now on, if its view has something to say."""
@@ -138,12 +136,10 @@ class Questions:
             self._due[stream] = _now() + conf().RECHECK_INTERVAL
 
     def _log(self, stream: Stream, what_follows: str, error: BaseException) -> None:
-        """Log a failure, unless one like it was logged just now: there may be thousands."""
         view = type(getattr(stream.still_allowed, "__self__", stream.still_allowed)).__qualname__
-        logged = self._logged.get((view, what_follows), -inf)
-        if _now() - logged >= _LOG_SECONDS:
-            self._logged[view, what_follows] = _now()
-            logger.error("still_allowed of %s failed: %s.", view, what_follows, exc_info=error)
+        # Of each view apart, where there may be thousands of streams.
+        message = f"still_allowed of {view} failed: {what_follows}."
+        log_seldom(message, level=logging.ERROR, exc_info=error)
 
 
 def _is_of_surroundings(error: BaseException | None) -> bool:

@@ -8,12 +8,13 @@ from typing import Final
 from django.db import connections
 
 from django_sse.logins import judge, without_session
+from django_sse.logs import logger
 from django_sse.owners import Login
 from django_sse.questions import Questions
 from django_sse.stores.base import EventStore, GroupState, Hint, closing_wire
 from django_sse.stores.states import StateReader
 from django_sse.stream import Stream
-from django_sse.tasks import logger, spawn
+from django_sse.tasks import spawn
 from django_sse.threads import WorkerThread
 
 # Judging all logins pauses for so many times as long as it took, so that it never costs much.

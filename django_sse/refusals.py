@@ -6,16 +6,13 @@ status that the 200 stands for is in the header ``Refused-Status``.
 
 import asyncio
 import math
-import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from threading import Lock
 from typing import Any, Final
 
 from django_sse.conf import conf
 from django_sse.cors import ALLOW_CREDENTIALS, ALLOW_ORIGIN, cors_headers, varies_by_origin
+from django_sse.logs import Occasions, logger
 from django_sse.stream import jittered_retry, jittered_seconds
-from django_sse.tasks import logger
 
 STORE_AWAY: Final = "store away"
 SERVER_ERROR: Final = "server error"
@@ -23,10 +20,6 @@ SERVER_ERROR: Final = "server error"
 
 REFUSED_STATUS: Final = "Refused-Status"
 """The header of a soft refusal that has the status which it stands for, for access logs."""
-
-# A refusal of a reason is logged this often at the most; with thousands of clients there may be
-# hundreds a second.
-_LOG_SECONDS: Final = 10.0
 
 # What a response with another body has no use for.
 _OF_THE_BODY: Final = frozenset(
@@ -42,30 +35,18 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-class Refusals:
-    """Counts refusals by their reason, and logs some of them."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        """Refusals since the process began, by reason."""
-        self._logged: dict[str, tuple[float, int]] = {}
-        self._lock = Lock()
+class Refusals(Occasions):
+    """Counts refusals by their reason, and logs some of them: there may be hundreds a second."""
 
     def note(self, reason: str, error: BaseException | None = None) -> None:
         """Count a refusal, and log it with its error unless one like it was logged just now."""
-        with self._lock:
-            self.counts[reason] += 1
-            count, now = self.counts[reason], time.monotonic()
-            logged_at, logged = self._logged.get(reason, (-math.inf, 0))
-            if now - logged_at < _LOG_SECONDS:
-                return
-            self._logged[reason] = now, count
-        logger.warning(
-            "Clients are refused and sent back: %s (%d since this was last logged).",
-            reason,
-            count - logged,
-            exc_info=error,
-        )
+        if count := self.count(reason):
+            logger.warning(
+                "Clients are refused and sent back: %s (%d since this was last logged).",
+                reason,
+                count,
+                exc_info=error,
+            )
 
 
 refusals: Final = Refusals()

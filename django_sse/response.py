@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from functools import cache
 from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
@@ -16,6 +15,7 @@ from django_sse.event import Event, refuse_reserved_name, with_id
 from django_sse.exceptions import InvalidGroup
 from django_sse.hub import current_hub
 from django_sse.limits import TooManyStreams
+from django_sse.logs import log_once, logger
 from django_sse.position import TERMINAL_MARK, format_position
 from django_sse.refusals import (
     REFUSED_STATUS,
@@ -28,7 +28,7 @@ from django_sse.shutdown import call_at_shutdown
 from django_sse.stores.base import closing_wire
 from django_sse.stream import HEARTBEAT, Stream, jittered_retry
 from django_sse.stream_views import hand_off_of
-from django_sse.tasks import Turns, logger
+from django_sse.tasks import Turns
 
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 
@@ -229,12 +229,12 @@ class GroupStreamResponse(EventStreamResponse):
 
     def _log_staying(self) -> None:
         if self._hand_off is None:
-            _warn_once(
+            log_once(
                 "A stream stays in its request and keeps a thread and a database connection: "
                 "wrap the project's ASGI application in django_sse.asgi.EventStreamApplication."
             )
         else:
-            _warn_once(
+            log_once(
                 "A stream stays in its request and keeps a thread and a database connection: a "
                 "middleware has replaced its response or content, or set an encoding."
             )
@@ -317,8 +317,3 @@ async def _in_request(stream: Stream) -> AsyncGenerator[bytes, None]:
         yield chunk
         # Resumed: the chunk has gone out.
         queue.task_done()
-
-
-@cache
-def _warn_once(warning: str) -> None:
-    logger.warning(warning)

@@ -12,11 +12,11 @@ from django.http import HttpRequest
 
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
+from django_sse.logs import logger
 from django_sse.owners import BEGAN_SESSION_KEY, login_mark, mark_of, user_mark
 from django_sse.publishing import end_streams
 from django_sse.stores import get_store
 from django_sse.stores.base import Hint
-from django_sse.tasks import logger
 
 
 def connect() -> None:

@@ -9,12 +9,13 @@ from typing import Final, Protocol
 from django_sse.blocks import Batch, Block
 from django_sse.conf import conf
 from django_sse.event import Event, encode_published, with_id
+from django_sse.logs import logger
 from django_sse.mailbox import Message
 from django_sse.owners import NOBODY, Owner
 from django_sse.position import TERMINAL_MARK, format_position
 from django_sse.stores.base import Entry, closing_wire
 from django_sse.subscription import HistoryLostError, Subscription
-from django_sse.tasks import logger, spawn, start_eagerly
+from django_sse.tasks import spawn, start_eagerly
 
 HEARTBEAT: Final = b":\n\n"
 

@@ -10,11 +10,11 @@ from django_sse.blocks import Batch, Block, Tail
 from django_sse.conf import conf
 from django_sse.event import Event, encode_published
 from django_sse.exceptions import InvalidEvent
-from django_sse.logs import log_seldom
+from django_sse.logs import log_seldom, logger
 from django_sse.mailbox import Mailbox, Message
 from django_sse.replay import join
 from django_sse.stores.base import Entry, EventStore, GroupState, Hint
-from django_sse.tasks import logger, spawn
+from django_sse.tasks import spawn
 
 # The type of a plain Channels message that needs no handler.
 PLAIN_EVENT: Final = "sse.event"

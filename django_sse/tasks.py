@@ -1,13 +1,12 @@
 """Tasks of the library's own, that outlive the request in which they start."""
 
 import asyncio
-import logging
 import sys
 from collections.abc import Coroutine
 from contextvars import Context
 from typing import Any, Final
 
-logger = logging.getLogger("django_sse")
+from django_sse.logs import logger
 
 # How long a loop that never waits may hold up the others, and how much it may send meanwhile.
 _TURN_SECONDS: Final = 0.005

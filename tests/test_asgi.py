@@ -21,7 +21,6 @@ from django_sse.asgi import EventStreamApplication, get_asgi_application
 from django_sse.decorators import event_stream
 from django_sse.event import Decoder
 from django_sse.hub import open_streams
-from django_sse.response import _warn_once
 from django_sse.views import EventStreamView
 
 pytestmark = [
@@ -451,7 +450,6 @@ for _middleware in (upper_middleware, rewrapping_middleware, encoding_middleware
 async def test_a_stream_that_a_middleware_changes_stays_in_its_request(
     middleware: str, expected: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _warn_once.cache_clear()
     with override_settings(MIDDLEWARE=[f"{__name__}.{middleware}"]):
         async with streaming(get_asgi_application()) as request:
             await apublish("news", "quiet")
@@ -462,7 +460,6 @@ async def test_a_stream_that_a_middleware_changes_stays_in_its_request(
 async def test_without_the_wrapper_the_stream_works_and_says_what_it_costs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    _warn_once.cache_clear()
     async with streaming(get_django_application()) as request:
         await apublish("news", "x")
         assert [event.text for event in await request.next_events()] == ["x"]

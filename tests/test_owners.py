@@ -21,7 +21,7 @@ from django.urls import path
 from django.utils.functional import SimpleLazyObject
 from pytest_django import Settings
 
-from django_sse import Event, acancel, apublish, apublish_many, cancel, logins, publish
+from django_sse import Event, acancel, apublish, apublish_many, cancel, publish
 from django_sse.exceptions import InvalidEvent, InvalidGroup
 from django_sse.hub import current_hub
 from django_sse.mixins import LoginRequiredMixin
@@ -558,7 +558,6 @@ async def test_who_is_no_user_of_the_project_is_told_from_the_user_of_the_same_k
 async def test_whom_nothing_tells_from_others_is_nobody_and_the_log_says_so_once(
     how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logins._warn_of.cache_clear()
     for _ in range(2):
         async with stream(Bearer(how, 7)) as reader:
             await apublish("news", "hello")

@@ -263,7 +263,7 @@ def test_refusals_are_counted_by_reason_and_logged_once_in_a_while(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("django_sse.refusals.time.monotonic", lambda: now)
+    monkeypatch.setattr("django_sse.logs.time.monotonic", lambda: now)
     noted = Refusals()
     for _ in range(500):
         noted.note("MAX_STREAMS")

@@ -17,7 +17,7 @@ from django.test import AsyncClient, Client, RequestFactory
 from django.urls import path
 from pytest_django import Settings
 
-from django_sse import Event, acancel, aposition, apublish, areopen, response
+from django_sse import Event, acancel, aposition, apublish, areopen
 from django_sse.event import NO_DATA
 from django_sse.hub import current_hub, open_streams
 from django_sse.position import format_position, parse_position
@@ -1175,7 +1175,6 @@ class SoonDownStore(DownStore):
 async def test_a_stream_that_stays_in_its_request_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    response._warn_once.cache_clear()
     for _ in range(2):
         async with open_stream(news) as stream:
             await apublish("news", "hi")

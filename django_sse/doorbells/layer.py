@@ -20,10 +20,10 @@ from channels.layers import BaseChannelLayer
 from django_sse.doorbells.base import Doorbell, Listener, Receiver, hearing
 from django_sse.event import is_one_block_without_id
 from django_sse.keys import accepted_keys, signature, signing_key
-from django_sse.logs import log_seldom
+from django_sse.logs import log_seldom, logger
 from django_sse.mailbox import LAYER_SECONDS, Mailbox, Message
 from django_sse.stores.base import MARK, Entry, Hint, validate_group_or_mark
-from django_sse.tasks import logger, spawn
+from django_sse.tasks import spawn
 
 Value = TypeVar("Value")
 

@@ -9,9 +9,9 @@ from typing import Any, Final, Protocol, TypeVar
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_sse.logs import log_seldom
+from django_sse.logs import log_seldom, logger
 from django_sse.stores.base import Hint, Ring
-from django_sse.tasks import logger, spawn
+from django_sse.tasks import spawn
 
 Result = TypeVar("Result")
 

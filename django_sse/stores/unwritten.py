@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from django.db import connections
 
 from django_sse.conf import conf
-from django_sse.tasks import logger
+from django_sse.logs import logger
 
 if TYPE_CHECKING:
     from django_sse.stores.base import EventStore, NewEntry

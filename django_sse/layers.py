@@ -1,6 +1,6 @@
 """The project's channel layer, and whether it reaches other processes."""
 
-from functools import cache
+from functools import lru_cache
 
 from channels.layers import BaseChannelLayer, InMemoryChannelLayer, get_channel_layer
 
@@ -25,6 +25,7 @@ def crossing_layer() -> BaseChannelLayer | None:
     return None if type(layer) is InMemoryChannelLayer else layer
 
 
-@cache
+# Bounded: a layer may say it in other words each time.
+@lru_cache(maxsize=8)
 def _log_once(error: str) -> None:
     logger.error("The channel layer cannot be used; hubs will do without it: %s", error)

@@ -26,6 +26,11 @@ PROXIES = ["127.0.0.1", "10.0.0.0/8", "fd00::/8"]
         # With a port, as some proxies write it.
         ("127.0.0.1", "198.51.100.1:4711", PROXIES, "198.51.100.1"),
         ("127.0.0.1", "[2001:db8::1]:4711", PROXIES, "2001:db8::/64"),
+        ("127.0.0.1", "198.51.100.1:99999", PROXIES, "198.51.100.1"),
+        ("127.0.0.1", "\t198.51.100.1 \t, 10.0.0.8 ", PROXIES, "198.51.100.1"),
+        ("127.0.0.1", "10.0.0.9, " * 2000 + "10.0.0.8", PROXIES, "10.0.0.9"),
+        # Of a zone, which is of the proxy's own.
+        ("127.0.0.1", "2001:db8::1%eth0", PROXIES, "2001:db8::/64"),
         # IPv6 counts by what one subscriber has.
         ("2001:db8::1", "", [], "2001:db8::/64"),
         ("2001:db8:0:0:ffff::2", "", [], "2001:db8::/64"),
@@ -64,7 +69,11 @@ def test_it_is_the_address_that_nobody_can_make_up(
 
 @pytest.mark.parametrize(
     "entry",
-    ["unknown", "_hidden", "", "1.2.3", "1.2.3.4.5", "999.1.1.1", "::g", "[", "]:1", "\x00"],
+    [
+        *("unknown", "_hidden", "", "1.2.3", "1.2.3.4.5", "999.1.1.1", "::g", "[", "]:1", "\x00"),
+        *("1.2.3.04", "0x7f.1", "2130706433", "1.2.3.4/8", "for=1.2.3.4", '"1.2.3.4"'),
+        *("1.2.3.4\n5", "\u0661.2.3.4", "1.2.3.4;1.2.3.5", "1.2.3.4 1.2.3.5", "x" * 10_000),
+    ],
 )
 def test_an_entry_that_is_no_address_counts_as_the_proxy_that_passed_it_on(entry: str) -> None:
     assert client_address("127.0.0.1", f"198.51.100.1, {entry}", PROXIES) == "127.0.0.1"

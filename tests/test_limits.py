@@ -252,6 +252,28 @@ async def test_an_address_has_its_limit_behind_a_proxy_that_is_trusted(settings:
         assert not await is_refused(requested, request_of(**behind, X_Forwarded_For="192.0.2.2"))
 
 
+async def test_a_header_in_several_lines_is_read_from_the_last_one(settings: Settings) -> None:
+    limit(settings, MAX_STREAMS_PER_ADDRESS=1, TRUSTED_PROXIES=["10.0.0.0/8"])
+
+    async def status(*lines: bytes) -> int:
+        request = Request(
+            get_asgi_application(),
+            "/requested/",
+            query_string=b"group=news&token=ada",
+            headers=[(b"x-forwarded-for", line) for line in lines],
+            client=("10.0.0.1", 4711),
+        )
+        await request.start()
+        await request.disconnect()
+        return request.status
+
+    async with connected("news", address="192.0.2.1"):
+        # The proxy has added the last line, and the client may have sent the others.
+        assert await status(b"192.0.2.9", b"192.0.2.1") == 503
+        assert await status(b"192.0.2.9, 192.0.2.8", b"10.0.0.2, 192.0.2.1", b"10.0.0.3") == 503
+        assert await status(b"192.0.2.1", b"192.0.2.9") == 200
+
+
 async def test_a_client_without_an_address_is_not_counted_by_it(settings: Settings) -> None:
     limit(settings, MAX_STREAMS_PER_ADDRESS=1)
     request = request_of()

@@ -110,6 +110,12 @@ class Response:
                 events.append(await self.event())
         return events
 
+    async def trickle(self, count: int) -> None:
+        """Read so many bytes twenty times a second, until there are no more."""
+        with suppress(ConnectionError):
+            while await self._reader.read(count):
+                await asyncio.sleep(0.05)
+
     def reset(self) -> None:
         """Drop the connection with a RST instead of a goodbye."""
         connection: socket.socket = self._writer.get_extra_info("socket")

@@ -5,7 +5,7 @@ import json
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import psutil
 import pytest
@@ -16,6 +16,7 @@ from tests.live.servers import SERVERS, Server, finish, require, serve, start
 BACKLOG_BYTES = 256 * 1024
 EVENT_BYTES = 16 * 1024
 BURST_BYTES = 24 * 1024 * 1024
+TRICKLING = 5
 SETTINGS = json.dumps(
     {"HEARTBEAT": 1, "SEND_TIMEOUT": 1, "BACKLOG_BYTES": BACKLOG_BYTES, "SYNC_INTERVAL": 0.05}
 )
@@ -73,6 +74,12 @@ def abort(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
+def bytes_held(server: Server) -> int:
+    process = psutil.Process(server.pid)
+    processes = [process, *process.children(recursive=True)]
+    return sum(each.memory_info().rss for each in processes)
+
+
 async def push(server: Server, group: str, count: int) -> None:
     pushing = await start(server.directory, "sse_push", group, "-", LIVE_DJANGO_SSE=SETTINGS)
     await finish(pushing, f"{'x' * EVENT_BYTES}\n" * count)
@@ -102,21 +109,44 @@ async def test_headers_that_never_end_hold_up_nobody(server: Server, group: str)
 async def test_a_client_that_has_stopped_is_let_go_and_costs_little_until_then(
     server: Server, group: str
 ) -> None:
-    def bytes_held() -> int:
-        process = psutil.Process(server.pid)
-        processes = [process, *process.children(recursive=True)]
-        return sum(each.memory_info().rss for each in processes)
-
     async with connect(server.port, f"/events/{group}/", receive_bytes=2048) as stopped:
         await stopped.opened()
         await until_open(server.port, 1)
-        before = bytes_held()
+        before = bytes_held(server)
         pushing = asyncio.create_task(push(server, group, BURST_BYTES // EVENT_BYTES))
         async with asyncio.timeout(SECONDS_TO_LET_GO):
             await until_open(server.port, 0)
         await pushing
-        assert bytes_held() - before < BURST_BYTES
+        assert bytes_held(server) - before < BURST_BYTES
         await assert_others_are_served(server)
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+async def test_clients_that_read_a_little_now_and_then_are_let_go_and_cost_little_until_then(
+    server: Server, group: str, count: int
+) -> None:
+    async with AsyncExitStack() as stack:
+        trickling = [
+            await stack.enter_async_context(
+                connect(server.port, f"/events/{group}/", receive_bytes=2048)
+            )
+            for _ in range(TRICKLING)
+        ]
+        for stream in trickling:
+            await stream.opened()
+        await until_open(server.port, TRICKLING)
+        before = bytes_held(server)
+        reading = [asyncio.create_task(stream.trickle(count)) for stream in trickling]
+        pushing = asyncio.create_task(push(server, group, BURST_BYTES // EVENT_BYTES))
+        async with asyncio.timeout(SECONDS_TO_LET_GO):
+            await assert_others_are_served(server)
+            await until_open(server.port, 0)
+        await pushing
+        await assert_others_are_served(server)
+        assert bytes_held(server) - before < BURST_BYTES
+        for task in reading:
+            task.cancel()
+        await asyncio.wait(reading)
 
 
 async def test_a_reset_at_any_time_leaves_no_stream(server: Server, group: str) -> None:

@@ -22,10 +22,9 @@ from django_sse import Event
 from django_sse.asgi import get_asgi_application
 from django_sse.decorators import event_stream
 from django_sse.hub import current_hub, open_streams
-from django_sse.layers import _log_once
+from django_sse.logs import log_once
 from django_sse.position import format_position
 from django_sse.refusals import refusals
-from django_sse.response import _warn_once
 from django_sse.stores.base import Hint
 from django_sse.views import EventStreamView
 from tests.clients import connected
@@ -96,9 +95,8 @@ def caches() -> Iterator[Any]:
 
 def test_a_cache_has_one_entry_or_a_bound() -> None:
     found = set(caches())
-    assert {_warn_once, _log_once} <= found
-    # Its keys are two texts of the library's own.
-    for cache in found - {_warn_once}:
+    assert log_once in found
+    for cache in found:
         keyed = bool(inspect.signature(cache.__wrapped__).parameters)
         assert not keyed or cache.cache_parameters()["maxsize"], cache
 

@@ -83,8 +83,9 @@ class PermissionRequiredMixin(AccessMixin):
 
         Raises:
             ImproperlyConfigured: There is no ``permission_required``, or that of a mixin is empty,
-                or the view is not async.
+                or there is a method of Django's mixin that is not asked, or the view is not async.
         """
+        _refuse_djangos(cls, "has_permission", "get_permission_required")
         for owner, permissions in _said(cls, PermissionRequiredMixin, _PERMISSIONS, initkwargs):
             if not permissions:
                 raise ImproperlyConfigured(
@@ -113,9 +114,10 @@ class UserPassesTestMixin(AccessMixin):
         """Return the view.
 
         Raises:
-            ImproperlyConfigured: There is no ``test_func``, or one is not async, or the view is
-                not.
+            ImproperlyConfigured: There is no ``test_func``, or one is not async, or there is a
+                method of Django's mixin that is not asked, or the view is not async.
         """
+        _refuse_djangos(cls, "get_test_func")
         for owner, test_func in _said(cls, UserPassesTestMixin, _TEST, initkwargs):
             if not iscoroutinefunction(test_func):
                 raise ImproperlyConfigured(f"{owner.__name__} needs `async def test_func(self)`.")
@@ -144,13 +146,32 @@ class UserPassesTestMixin(AccessMixin):
         return bool(tests)
 
 
+def _refuse_djangos(view: type, *names: str) -> None:
+    for name in names:
+        if hasattr(view, name):
+            raise ImproperlyConfigured(
+                f"{view.__name__} has `{name}`, which Django's mixin asks and that of django_sse does "
+                "not: write `async def test_func(self)` of UserPassesTestMixin instead."
+            )
+
+
 def _owners(view: type, mixin: type, name: str) -> list[type]:
     """Return the classes of a view that say what to ask for, but those that a subclass overrides.
 
     They are in the order in which Python looks for it; the mixin itself asks for nothing.
     """
     owners = [cls for cls in view.__mro__ if name in vars(cls) and cls is not mixin]
-    return [cls for cls in owners if not any(cls in other.__mro__[1:] for other in owners)]
+    return [cls for place, cls in enumerate(owners) if not _is_overridden(cls, owners[:place])]
+
+
+def _is_overridden(cls: type, before: Sequence[type]) -> bool:
+    """Say whether one of the classes before it replaces what a class says, and none stands between
+    the two that would keep `super()` of the one from asking the other."""
+    return any(
+        issubclass(other, cls)
+        and all(issubclass(each, cls) or issubclass(other, each) for each in before[place + 1 :])
+        for place, other in enumerate(before)
+    )
 
 
 def _said(

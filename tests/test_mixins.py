@@ -111,6 +111,12 @@ class OverriddenTest(OfTenant, StaffOnly, EventStreamView):
     groups = ["news"]
 
 
+class BetweenThem(OfTenant, StaffOnly, InTenant, EventStreamView):
+    """Another test keeps the first one from asking the last."""
+
+    groups = ["news"]
+
+
 class PlainTest(StaffOnly, ByTheWay, EventStreamView):
     groups = ["news"]
 
@@ -202,6 +208,7 @@ urlpatterns = [
     path("two-tests/", TwoTests.as_view()),
     path("overridden-test/", OverriddenTest.as_view()),
     path("plain-test/", PlainTest.as_view()),
+    path("between-them/", BetweenThem.as_view()),
     path("own-test/", OwnTest.as_view()),
     path("cooperative-test/", CooperativeTest.as_view()),
     path("two-permissions/", TwoPermissions.as_view()),
@@ -336,6 +343,10 @@ async def test_mixins_all_have_to_pass() -> None:
             "/overridden-test/?staff&tenant&of",
             [f"/overridden-test/?{query}" for query in ("staff&tenant", "staff&of", "tenant&of")],
         ),
+        (
+            "/between-them/?staff&tenant&of",
+            [f"/between-them/?{query}" for query in ("staff&tenant", "staff&of", "tenant&of")],
+        ),
         ("/plain-test/?staff&by-the-way", ["/plain-test/?staff", "/plain-test/?by-the-way"]),
         # A method of the view's own goes before what it inherits.
         ("/own-test/?own", ["/own-test/?staff&tenant"]),
@@ -461,6 +472,27 @@ def test_so_is_one_beside_a_mixin_with_a_permission(permission: Any) -> None:
         View.as_view()
     with pytest.raises(ImproperlyConfigured, match="TwoPermissions needs `permission_required`"):
         TwoPermissions.as_view(permission_required=permission)
+
+
+@pytest.mark.parametrize(
+    ("mixin", "method"),
+    [
+        (PermissionRequiredMixin, "has_permission"),
+        (PermissionRequiredMixin, "get_permission_required"),
+        (UserPassesTestMixin, "get_test_func"),
+    ],
+)
+def test_a_method_of_djangos_mixins_that_would_not_be_asked_is_refused(
+    mixin: type[Any], method: str
+) -> None:
+    said = {
+        "permission_required": PERMISSION,
+        "test_func": asks("staff"),
+        method: lambda self: False,
+    }
+    view: Any = type("Ported", (mixin, EventStreamView), said)
+    with pytest.raises(ImproperlyConfigured, match=f"Ported has `{method}`"):
+        view.as_view()
 
 
 def test_a_test_that_is_missing_or_sync_is_refused() -> None:

@@ -150,8 +150,8 @@ def _refuse_djangos(view: type, *names: str) -> None:
     for name in names:
         if hasattr(view, name):
             raise ImproperlyConfigured(
-                f"{view.__name__} has `{name}`, which Django's mixin asks and that of django_sse does "
-                "not: write `async def test_func(self)` of UserPassesTestMixin instead."
+                f"{view.__name__} has `{name}`, which Django's mixin asks and that of django_sse "
+                "does not: write `async def test_func(self)` of UserPassesTestMixin instead."
             )
 
 

@@ -933,6 +933,8 @@ async def test_a_message_reaches_only_what_the_view_has_added_as_a_handler(
             raise AssertionError
 
     async with open_stream(Own.as_view()) as stream:
+        # What was said of the stream itself.
+        caplog.clear()
         await group_send(message_type)
         await group_send("news.update")
         assert (await stream.next_event()).data == "update"
@@ -1142,7 +1144,7 @@ async def test_a_store_that_is_down_sends_clients_back_at_different_times(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("django_sse.refusals._LOG_SECONDS", 0)
+    monkeypatch.setattr("django_sse.logs.SELDOM_SECONDS", 0)
     # While the request is answered, and when the hub follows the group.
     times = set()
     for _ in range(5):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Container, Iterable, Sequence
+from functools import cached_property
 from hashlib import sha1
 from pathlib import Path
 from threading import Lock
@@ -100,7 +101,7 @@ class RedisStore(EventStore):
             asyncio.AbstractEventLoop, tuple[redis.asyncio.Redis, AsyncGenerator[None]]
         ] = {}
 
-    @property
+    @cached_property
     def address(self) -> str:  # type: ignore[override]
         # Without the password, which nobody must be able to try out.
         server = {"host": "localhost", "port": 6379, "db": 0}

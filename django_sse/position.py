@@ -85,6 +85,8 @@ def _short(digest: bytes) -> str:
 
 
 def _base36(number: int) -> str:
+    if number < 0:
+        raise ValueError(f"No event has the number {number}.")
     digits = ""
     while True:
         number, digit = divmod(number, 36)

@@ -45,6 +45,11 @@ def test_the_position_of_fifty_groups_is_short_enough_to_be_read() -> None:
     assert parse_position(format_position(position), position) == position
 
 
+def test_what_is_lost_is_no_position() -> None:
+    with pytest.raises(ValueError, match="-1"):
+        format_position({"news": LOST})
+
+
 def test_the_position_of_no_groups_is_empty() -> None:
     assert format_position({}) == ""
     assert parse_position("", ["news"]) == {}

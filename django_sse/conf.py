@@ -224,13 +224,16 @@ def problems(value: Any) -> Iterator[str]:
 def _without_secrets(value: Any, key: str = "BACKEND") -> Any:
     # Checks and errors end up in logs.
     if isinstance(value, dict):
-        return {name: _without_secrets(item, name) for name, item in value.items()}
+        return {
+            name if _is_dotted_path(name) else "...": _without_secrets(item, name)
+            for name, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_without_secrets(item, key) for item in value]
-    if isinstance(value, str | bytes):
-        text = value if isinstance(value, str) else value.decode("latin-1")
-        return value if key == "BACKEND" and _is_dotted_path(text) else "..."
-    return value
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    return value if key == "BACKEND" and _is_dotted_path(text) else "..."
 
 
 @cache

@@ -24,7 +24,9 @@ MAX_BYTES: Final = 16 * 1024
 LOST: Final = -1
 """The number, before every group's first, of who has a position that nobody can tell any more."""
 
+# Apart: a group may be named as an entry is, and its hash must not be that entry's signature.
 _PURPOSE: Final = "position"
+_OF_GROUPS: Final = "group in a position"
 _JOIN: Final = "~"
 _ENTRY: Final = re.compile(r"([A-Za-z0-9_-]{11})\.([0-9a-z]{1,11})", re.ASCII)
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -34,11 +36,12 @@ def format_position(numbers: Mapping[str, int]) -> str:
     """Return the id that says how far a stream has got: the last number of each group."""
     if not numbers:
         return ""
-    key = signing_key(_PURPOSE)
+    of_groups = signing_key(_OF_GROUPS)
     entries = _JOIN.join(
-        f"{_group_hash(key, group)}.{_base36(number)}" for group, number in numbers.items()
+        f"{_group_hash(of_groups, group)}.{_base36(number)}" for group, number in numbers.items()
     )
-    return f"{entries}{_JOIN}{_short(signature(key, entries.encode()))}"
+    signed = signature(signing_key(_PURPOSE), entries.encode())
+    return f"{entries}{_JOIN}{_short(signed)}"
 
 
 def parse_position(last_event_id: str, groups: Iterable[str]) -> dict[str, int]:
@@ -52,16 +55,17 @@ def parse_position(last_event_id: str, groups: Iterable[str]) -> dict[str, int]:
     if len(last_event_id) > MAX_BYTES or not _ENTRY.search(last_event_id):
         return {}
     entries, _, signed = last_event_id.removesuffix(TERMINAL_MARK).rpartition(_JOIN)
-    for key in accepted_keys(_PURPOSE):
+    keys = zip(accepted_keys(_PURPOSE), accepted_keys(_OF_GROUPS), strict=True)
+    for key, of_groups in keys:
         valid = _short(signature(key, entries.encode("utf-8", "replace")))
         if hmac.compare_digest(valid.encode(), signed.encode("utf-8", "replace")):
-            return _numbers(key, entries, groups)
+            return _numbers(of_groups, entries, groups)
     return dict.fromkeys(groups, LOST)
 
 
 def group_hash(group: str) -> str:
     """Return the 11 characters that stand for a group in the positions that are given out."""
-    return _group_hash(signing_key(_PURPOSE), group)
+    return _group_hash(signing_key(_OF_GROUPS), group)
 
 
 def _numbers(key: bytes, entries: str, groups: Iterable[str]) -> dict[str, int]:

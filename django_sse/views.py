@@ -245,13 +245,13 @@ class EventStreamView(View):
         if self.replay_age is None:
             return []
         since = time() - self.replay_age
-        return [
-            group
-            for group, number in sent.items()
-            if not is_lost(number, states[group])
-            for entry in await get_store().aread(group, number, 1)
-            if entry.time < since
-        ]
+        too_old = []
+        for group, number in sent.items():
+            # Who has missed nothing, or more than is kept, is not asked about.
+            if number < states[group].head and not is_lost(number, states[group]):
+                missed = await get_store().aread(group, number, 1)
+                too_old += [group for entry in missed if entry.time < since]
+        return too_old
 
     async def _ask_again(self) -> bool:
         renew_login(self.request)

@@ -135,7 +135,7 @@ def from_message(message: Mapping[str, Any]) -> Hint:
         cancelled = _of_type(bool, message["cancelled"])
         carried = message["entries"] if _is_signed(message) else ()
         entries = tuple(_entry(*entry) for entry in carried)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, RecursionError) as error:
         raise ValueError("This message is no doorbell.") from error
     return Hint(group, head, cancelled, entries)
 
@@ -153,12 +153,12 @@ def _signed(message: Mapping[str, Any]) -> bytes:
 
 
 def _is_signed(message: Mapping[str, Any]) -> bool:
-    given = str(message.get("signature", "")).encode()
-    if not given:
+    given = message.get("signature")
+    if not isinstance(given, str):
         return False
     signed = _signed(message)
     valid = [signature(key, signed).hex().encode() for key in accepted_keys(_PURPOSE)]
-    return any(hmac.compare_digest(given, other) for other in valid)
+    return any(hmac.compare_digest(given.encode(), other) for other in valid)
 
 
 def _of_type(wanted: type[Value], value: Any) -> Value:

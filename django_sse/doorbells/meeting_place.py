@@ -115,7 +115,10 @@ class MeetingPlace:
         with self._opened() as directory:
             # One that is not empty was put in the place of what was made.
             if made and not os.listdir(directory):
-                os.fchmod(directory, 0o700 | self._mode_for_others(os.fstat(directory)))
+                status = os.fstat(directory)
+                # What has made it belong to the group of the one above makes sockets do so, too.
+                inherits = status.st_mode & stat.S_ISGID
+                os.fchmod(directory, inherits | 0o700 | self._mode_for_others(status))
             bound.bind(self._path(name, directory))
             try:
                 self._open_to_others(name, directory)

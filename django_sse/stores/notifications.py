@@ -102,8 +102,9 @@ class Notifications:
 
     async def _is_heard_by(self, ear: "_Ear") -> bool:
         test = f"{_TEST}{token_hex(8)}"
+        ear.expect(test)
         await self._in_thread(lambda: self._notify([test]))
-        return await ear.has_heard(test)
+        return await ear.has_heard()
 
     def _connect(self) -> BaseDatabaseWrapper:
         connection = connections[self._listen_alias].copy()
@@ -146,25 +147,30 @@ class _Ear:
         self._hear = hear
         self._loop = asyncio.get_running_loop()
         self._test: asyncio.Event = asyncio.Event()
-        self._last_test = ""
+        self._expected = ""
         self._lost: asyncio.Future[None] = self._loop.create_future()
         self._socket = connection.fileno()
         self._loop.add_reader(self._socket, self._read)
 
-    async def has_heard(self, test: str) -> bool:
-        """Wait for a notification of one's own; say whether it came.
+    def expect(self, test: str) -> None:
+        """Wait for a notification of one's own from now on."""
+        self._expected = test
+        if not self._lost.done():
+            self._test.clear()
+
+    async def has_heard(self) -> bool:
+        """Wait for the notification that is expected; say whether it came.
 
         Raises:
             Exception: The connection was lost.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(_TEST_SECONDS):
-                while self._last_test != test:
-                    if self._lost.done():
-                        self._lost.result()
-                    self._test.clear()
-                    await self._test.wait()
-        return self._last_test == test
+                await self._test.wait()
+                if self._lost.done():
+                    self._lost.result()
+                return True
+        return False
 
     async def listen(self, seconds: float) -> None:
         """Wait.
@@ -196,9 +202,10 @@ class _Ear:
             self._test.set()
 
     def _take(self, text: str) -> None:
-        if text.startswith(_TEST):
-            self._last_test = text
+        if text == self._expected:
             self._test.set()
+        if text.startswith(_TEST):
+            # Another hub's, or anybody's.
             return
         try:
             self._hear([Hint.decode(text)])

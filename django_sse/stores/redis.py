@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS
+from django.views.decorators.debug import sensitive_variables
 
 from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
@@ -305,6 +306,7 @@ class RedisStore(EventStore):
         return []
 
 
+@sensitive_variables()
 def _pool(kind: type[Any], url: str, **options: Any) -> Any:
     try:
         return kind.from_url(url, **options)

@@ -8,7 +8,7 @@ from typing import Final
 from django.db import connections
 
 from django_sse.logins import judge, without_session
-from django_sse.logs import logger
+from django_sse.logs import log_seldom, logger
 from django_sse.owners import Login
 from django_sse.questions import Questions
 from django_sse.stores.base import EventStore, GroupState, Hint, closing_wire
@@ -49,6 +49,10 @@ class Rechecks:
         self._interval = interval
         self._thread = WorkerThread("django-sse-logins")
         self._questions = Questions()
+        # The marks that doorbells have named, and what deals with them.
+        self._to_look_up: set[str] = set()
+        self._to_judge: set[str] = set()
+        self._answering: asyncio.Task[None] | None = None
 
     def add(self, stream: Stream) -> None:
         """Note whose a stream is."""
@@ -73,10 +77,22 @@ class Rechecks:
     def hear(self, hint: Hint) -> None:
         """Take what a doorbell says of a mark: it was ended or, without a head, its user has
         changed."""
-        if hint.head:
-            spawn(self.look_up([hint.group]))
-        else:
-            spawn(self._judge_logins(self.owned.get(hint.group, ())))
+        (self._to_look_up if hint.head else self._to_judge).add(hint.group)
+        if self._answering is None or self._answering.done():
+            self._answering = spawn(self._answer())
+
+    async def _answer(self) -> None:
+        """Do what was heard, all of it that has piled up at once: anybody may ring often."""
+        while self._to_look_up or self._to_judge:
+            marks, self._to_look_up = self._to_look_up, set()
+            changed, self._to_judge = self._to_judge, set()
+            try:
+                await self.look_up(marks)
+                streams = {stream for mark in changed for stream in self.owned.get(mark, ())}
+                await self._judge_logins(streams)
+            except Exception as error:
+                # The next comparison with the store, or sweep of the logins, finds it.
+                log_seldom("What a doorbell says of owners cannot be read.", exc_info=error)
 
     async def look_up(self, marks: Iterable[str]) -> None:
         """Ask the store for those of the marks that have streams, and end what it has ended.

@@ -174,7 +174,12 @@ class Session:
     async def _forge(self) -> None:
         group = self._choices.pick(inputs.GROUPS)
         head = get_store().states([group])[group].head
+        # Somebody has to be there who might believe it.
+        for client in self._clients[-1:]:
+            if client.plan.does == "stay" and group in allowed_groups(client.scope):
+                await _until(client, b"id: ", "a position")
         self._tally["forged doorbells"] += 1
+        self._tally["forged before a stream"] += bool(open_streams())
         if self._choices.one_in(2):
             message = inputs.doorbell(self._choices, head)
             await get_channel_layer().group_send(doorbell_group(group), message)
@@ -191,6 +196,7 @@ class Session:
                 for path in directory.iterdir():
                     with suppress(BlockingIOError):
                         sender.sendto(datagram, str(path))
+                        self._tally["forged datagrams"] += 1
 
     async def _end_group(self) -> None:
         group = self._choices.pick([*inputs.GROUPS, *inputs.NO_GROUPS])
@@ -306,7 +312,8 @@ class Session:
 
     def _has_an_id_of_ours(self, client: Client) -> bool:
         headers = [value for name, value in client.scope["headers"] if name == b"last-event-id"]
-        sent = b"\n".join([*headers, client.scope["query_string"]])
+        query = parse_qsl(client.scope["query_string"].decode("utf-8", "replace"))
+        sent = {*headers, *(value.encode() for _, value in query)}
         return any(known.encode() in sent for known in self._ids)
 
     def _judge_begin(self, client: Client, begin: dict[str, int]) -> None:

@@ -29,6 +29,8 @@ def test_no_request_and_no_event_breaks_anything(fuzzer: Fuzzer) -> None:
     fuzzer.assert_nothing_is_left()
     assert fuzzer.tally["requests"] > 5 * SESSIONS
     assert fuzzer.tally["events"] > 5 * SESSIONS
+    assert fuzzer.tally["forged before a stream"]
+    assert fuzzer.tally["forged datagrams"]
 
 
 def test_an_injected_field_is_found(fuzzer: Fuzzer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from django_sse.doorbells.layer import doorbell_group, to_message
 from django_sse.hub import current_hub
 from django_sse.mailbox import Mailbox
 from django_sse.models import EventGroup, StoredEvent
+from django_sse.owners import Owner, user_mark
 from django_sse.position import parse_position
 from django_sse.stores import get_store
 from django_sse.stores.base import Entry, GroupState, Hint
@@ -116,6 +117,29 @@ async def test_a_forged_doorbell_brings_nothing_and_loses_nothing(heads_above: i
         )
     async with connected("news", after=first.id) as client:
         assert await client.until_events(1) == ["second"]
+
+
+async def test_a_flood_of_doorbells_about_an_owner_asks_the_store_a_few_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    astates = DatabaseStore.astates
+
+    async def states_noted(store: DatabaseStore, groups: Sequence[str]) -> dict[str, GroupState]:
+        asked.extend(groups)
+        return await astates(store, groups)
+
+    mark = user_mark(7)
+    async with connected("news", owner=Owner({mark: None}, mark)) as client:
+        await apublish("news", "1")
+        await client.until_events(1)
+        monkeypatch.setattr(DatabaseStore, "astates", states_noted)
+        for head in range(1000):
+            current_hub().hear_soon([Hint(mark, head, cancelled=False)])
+        await apublish("news", "2")
+        await client.until_events(2)
+        await until(lambda: mark in asked)
+        assert asked.count(mark) < 10
 
 
 async def test_streams_of_one_group_are_sent_the_very_same_bytes() -> None:

@@ -229,6 +229,22 @@ async def test_who_may_write_the_file_may_ring(ear: Ear, store: MemoryStore) -> 
     await receiver.close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another group")
+async def test_who_shares_a_directory_by_its_group_may_ring(ear: Ear, store: MemoryStore) -> None:
+    assert store.file
+    group = 65534
+    for path, mode in ((store.file.parent, 0o2770), (store.file, 0o660)):
+        os.chown(path, -1, group)
+        path.chmod(mode)
+    receiver = DatagramDoorbell(store).receiver(ear)
+    await receiver.open()
+    [path] = meeting_place(store).directory.iterdir()
+    for each, mode in ((path.parent, 0o770), (path, 0o660)):
+        assert each.stat().st_gid == group
+        assert each.stat().st_mode & 0o777 == mode
+    await receiver.close()
+
+
 # Where they meet
 
 

@@ -169,6 +169,19 @@ async def test_a_notification_that_is_no_doorbell_is_ignored_and_the_next_one_ri
     await receiver.close()
 
 
+async def test_what_others_test_themselves_by_makes_no_hub_deaf(
+    ear: Ear, store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notifications = store.notifications
+    assert notifications
+    notify = notifications._notify
+    monkeypatch.setattr(notifications, "_notify", lambda texts: notify([*texts, "?another"]))
+    monkeypatch.setattr("django_sse.stores.notifications._TEST_SECONDS", 1)
+    receiver = await open_receiver(store, ear)
+    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    await receiver.close()
+
+
 async def test_a_flood_of_notifications_that_are_no_doorbells_does_not_flood_the_log(
     ear: Ear, store: DatabaseStore, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -33,6 +33,7 @@ _SETTINGS: Final[dict[str, Any]] = {
         "django.middleware.clickjacking.XFrameOptionsMiddleware",
     ],
     "SESSION_ENGINE": "django.contrib.sessions.backends.signed_cookies",
+    "ALLOWED_HOSTS": ["testserver"],
     "DEBUG": False,
 }
 MAX_BYTES: Final = 2000
@@ -118,6 +119,7 @@ class Fuzzer:
         gc.collect()
         self._assert_silence()
         assert not open_streams()
+        assert self.tally["streams"] or self.tally["sessions"] < 100, "nothing was streamed"
         assert not asyncio.all_tasks(self._loop)
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
         assert held() <= self._before + _KEPT, f"{held()}, and {self._before} at the beginning"

@@ -126,10 +126,27 @@ class Session:
         does = choices.pick(["stay", "stay", "stay", "leave", "leave", "stall", "break", "cancel"])
         plan = Plan(does, choices.number(_STEPS_OF_A_CLIENT))  # type: ignore[arg-type]
         body = choices.pick([[b""], [b""], [b""], [b"x" * 9, b"\0" * 9], [b"a=1&data=x"]])
+        self._send_request(scope, list(body), plan)
+
+    def _open(self, path: str) -> Client:
+        """Ask for a stream as an EventSource does that stays."""
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "GET",
+            "path": path,
+            "query_string": b"",
+            "headers": [(b"host", b"testserver"), (b"accept", b"text/event-stream")],
+        }
+        return self._send_request(scope, [b""], Plan())
+
+    def _send_request(self, scope: dict[str, Any], body: list[bytes], plan: Plan) -> Client:
         states = get_store().states(inputs.GROUPS)
         heads = {group: state.head for group, state in states.items()}
-        self._clients.append(Client(self._application, scope, list(body), plan, heads))
+        client = Client(self._application, scope, body, plan, heads)
+        self._clients.append(client)
         self._tally["requests"] += 1
+        return client
 
     async def _publish(self) -> None:
         groups = [self._choices.pick(inputs.GROUPS) for _ in range(2)]
@@ -174,10 +191,9 @@ class Session:
     async def _forge(self) -> None:
         group = self._choices.pick(inputs.GROUPS)
         head = get_store().states([group])[group].head
-        # Somebody has to be there who might believe it.
-        for client in self._clients[-1:]:
-            if client.plan.does == "stay" and group in allowed_groups(client.scope):
-                await _until(client, b"id: ", "a position")
+        if group in inputs.PUBLIC:
+            # Somebody has to be there who might believe it.
+            await _until(self._open(f"/one/{group}/"), b"id: ", "a position")
         self._tally["forged doorbells"] += 1
         self._tally["forged before a stream"] += bool(open_streams())
         if self._choices.one_in(2):
@@ -264,6 +280,7 @@ class Session:
             assert client.status < 500, f"status {client.status}"
             if is_of_a_foreign_page(client.scope):
                 assert not client.is_stream, "a stream for a foreign page"
+            self._tally["streams"] += client.is_stream
             if client.is_stream and not client.scope["path"].startswith(("/own/", "/generator/")):
                 self._judge_stream(client)
             elif client.is_stream:

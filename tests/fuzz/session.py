@@ -142,7 +142,8 @@ class Session:
 
     def _send_request(self, scope: dict[str, Any], body: list[bytes], plan: Plan) -> Client:
         states = get_store().states(inputs.GROUPS)
-        heads = {group: state.head for group, state in states.items()}
+        # Who has lost events of a cancelled group is shown its close.
+        heads = {group: state.head - state.cancelled for group, state in states.items()}
         client = Client(self._application, scope, body, plan, heads)
         self._clients.append(client)
         self._tally["requests"] += 1

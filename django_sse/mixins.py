@@ -86,7 +86,7 @@ class PermissionRequiredMixin(AccessMixin):
                 or there is a method of Django's mixin that is not asked, or the view is not async.
         """
         _refuse_djangos(cls, "has_permission", "get_permission_required")
-        for owner, permissions in _said(cls, PermissionRequiredMixin, _PERMISSIONS, initkwargs):
+        for owner, permissions in _declared(cls, PermissionRequiredMixin, _PERMISSIONS, initkwargs):
             if not permissions:
                 raise ImproperlyConfigured(
                     f"{owner.__name__} needs `permission_required`, such as "
@@ -101,7 +101,7 @@ class PermissionRequiredMixin(AccessMixin):
 
     async def _has_permissions(self) -> bool:
         permissions: list[str] = []
-        for asked in _asked(self, PermissionRequiredMixin, _PERMISSIONS):
+        for asked in _bound(self, PermissionRequiredMixin, _PERMISSIONS):
             permissions += [asked] if isinstance(asked, str) else asked
         return bool(permissions) and await (await _user(self.request)).ahas_perms(permissions)
 
@@ -118,7 +118,7 @@ class UserPassesTestMixin(AccessMixin):
                 method of Django's mixin that is not asked, or the view is not async.
         """
         _refuse_djangos(cls, "get_test_func")
-        for owner, test_func in _said(cls, UserPassesTestMixin, _TEST, initkwargs):
+        for owner, test_func in _declared(cls, UserPassesTestMixin, _TEST, initkwargs):
             if not iscoroutinefunction(test_func):
                 raise ImproperlyConfigured(f"{owner.__name__} needs `async def test_func(self)`.")
         return super().as_view(**initkwargs)
@@ -136,7 +136,7 @@ class UserPassesTestMixin(AccessMixin):
         return _answer_if(self._passes, request, answer)
 
     async def _passes(self) -> bool:
-        tests = _asked(self, UserPassesTestMixin, _TEST)
+        tests = _bound(self, UserPassesTestMixin, _TEST)
         try:
             for test_func in tests:
                 if not await test_func():
@@ -155,41 +155,51 @@ def _refuse_djangos(view: type, *names: str) -> None:
             )
 
 
-def _owners(view: type, mixin: type, name: str) -> list[type]:
-    """Return the classes of a view that say what to ask for, but those that a subclass overrides.
-
-    They are in the order in which Python looks for it; the mixin itself asks for nothing.
-    """
-    owners = [cls for cls in view.__mro__ if name in vars(cls) and cls is not mixin]
-    return [cls for place, cls in enumerate(owners) if not _is_overridden(cls, owners[:place])]
-
-
-def _is_overridden(cls: type, before: Sequence[type]) -> bool:
-    """Say whether one of the classes before it replaces what a class says, and none stands between
-    the two that would keep `super()` of the one from asking the other."""
-    return any(
-        issubclass(other, cls)
-        and all(issubclass(each, cls) or issubclass(other, each) for each in before[place + 1 :])
-        for place, other in enumerate(before)
-    )
+def _owners(cls: type, mixin: type, name: str) -> list[type]:
+    """Return the classes that say what to ask for: a class that does so speaks for its bases, and
+    where it does not, each of its bases speaks for itself. The mixin itself asks for nothing."""
+    if name in vars(cls):
+        return [] if cls is mixin else [cls]
+    owners = [owner for base in cls.__bases__ for owner in _owners(base, mixin, name)]
+    return list(dict.fromkeys(owners))
 
 
-def _said(
+def _declared(
     view: type, mixin: type, name: str, initkwargs: Mapping[str, Any]
 ) -> list[tuple[type, Any]]:
-    """Return what is asked for, each with the class that says so; None, if no class does."""
-    if name in initkwargs:
-        return [(view, initkwargs[name])]
+    """Return what is asked for, each with the class that says so; None, if no class does.
+
+    Raises:
+        ImproperlyConfigured: An argument of ``as_view`` would replace what several classes say.
+    """
     owners = _owners(view, mixin, name)
+    if name in initkwargs:
+        _refuse_to_replace(view, owners, name)
+        return [(view, initkwargs[name])]
     return [(owner, getattr(owner, name)) for owner in owners] or [(view, None)]
 
 
-def _asked(view: View, mixin: type, name: str) -> list[Any]:
-    """Return what is asked for, bound to a view as its attributes are."""
+def _bound(view: View, mixin: type, name: str) -> list[Any]:
+    """Return what is asked for, bound to a view as its attributes are.
+
+    Raises:
+        ImproperlyConfigured: What was set on the view would replace what several classes say.
+    """
+    owners = _owners(type(view), mixin, name)
     if name in vars(view):
+        _refuse_to_replace(type(view), owners, name)
         return [vars(view)[name]]
-    said = [vars(owner)[name] for owner in _owners(type(view), mixin, name)]
+    said = [vars(owner)[name] for owner in owners]
     return [each.__get__(view, type(view)) if hasattr(each, "__get__") else each for each in said]
+
+
+def _refuse_to_replace(view: type, owners: Sequence[type], name: str) -> None:
+    if len(owners) > 1:
+        raise ImproperlyConfigured(
+            f"{view.__name__} sets `{name}` on the view, in place of what "
+            f"{' and '.join(owner.__name__ for owner in owners)} ask for. Override it in the class "
+            "of the view, or write a property in the mixin."
+        )
 
 
 async def _answer_if(

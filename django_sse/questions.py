@@ -114,7 +114,10 @@ class Questions:
                 allowed = await stream.still_allowed()
         except PermissionDenied:
             allowed = False
-        except (Exception, asyncio.CancelledError) as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            # Also what is no Exception, such as a panic in an extension.
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
                 # It was the hub that was stopped, not something that the view waits for.

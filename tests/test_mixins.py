@@ -152,6 +152,38 @@ class SaidByTheRequest(Said, Viewers, EventStreamView):  # type: ignore[override
     groups = ["news"]
 
 
+class OwnPermission(Viewers, Changers, EventStreamView):
+    groups = ["news"]
+    permission_required = (PERMISSION,)  # type: ignore[assignment]
+
+
+class ByTheUrl(PermissionRequiredMixin):
+    permission_required = PERMISSION
+
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        super().setup(*args, **kwargs)
+        self.permission_required = PERMISSION
+
+
+class SetUp(ByTheUrl, Changers, EventStreamView):  # type: ignore[misc]
+    """What is set on the view would replace what the other mixin asks for."""
+
+    groups = ["news"]
+
+
+class OfStaff(StaffOnly):
+    """Renames it."""
+
+
+class OfAnybody(StaffOnly):
+    async def test_func(self) -> bool:
+        return True
+
+
+class InheritedTest(OfStaff, OfAnybody, EventStreamView):
+    groups = ["news"]
+
+
 class Page(LoginRequiredMixin, View):
     """A view that is no stream."""
 
@@ -212,7 +244,9 @@ urlpatterns = [
     path("own-test/", OwnTest.as_view()),
     path("cooperative-test/", CooperativeTest.as_view()),
     path("two-permissions/", TwoPermissions.as_view()),
-    path("one-permission/", TwoPermissions.as_view(permission_required=PERMISSION)),
+    path("own-permission/", OwnPermission.as_view()),
+    path("set-up/", SetUp.as_view()),
+    path("inherited/", InheritedTest.as_view()),
     path("said-permission/", SaidByTheRequest.as_view()),
 ]
 for _name, _decorator in DECORATORS.items():
@@ -348,6 +382,8 @@ async def test_mixins_all_have_to_pass() -> None:
             [f"/between-them/?{query}" for query in ("staff&tenant", "staff&of", "tenant&of")],
         ),
         ("/plain-test/?staff&by-the-way", ["/plain-test/?staff", "/plain-test/?by-the-way"]),
+        # What a mixin inherits is asked for, whatever another one makes of it.
+        ("/inherited/?staff", ["/inherited/"]),
         # A method of the view's own goes before what it inherits.
         ("/own-test/?own", ["/own-test/?staff&tenant"]),
         ("/cooperative-test/?cooperative", ["/cooperative-test/"]),
@@ -381,7 +417,14 @@ async def test_the_permissions_of_each_mixin_are_asked_for(permission: str) -> N
 
 
 async def test_a_permission_of_the_view_goes_before_those_that_it_inherits() -> None:
-    await assert_streams("/one-permission/", await log_in(PERMISSION))
+    await assert_streams("/own-permission/", await log_in(PERMISSION))
+
+
+async def test_what_several_mixins_ask_for_is_not_replaced_by_what_is_set_on_the_view() -> None:
+    with pytest.raises(ImproperlyConfigured, match="what Viewers and Changers ask for"):
+        TwoPermissions.as_view(permission_required=PERMISSION)
+    # Where it is set for each request, nobody is let in.
+    assert (await ask("/set-up/", await log_in(PERMISSION))).status == 500
 
 
 async def test_a_permission_may_depend_on_the_request() -> None:
@@ -470,8 +513,6 @@ def test_so_is_one_beside_a_mixin_with_a_permission(permission: Any) -> None:
 
     with pytest.raises(ImproperlyConfigured, match="Careless needs `permission_required`"):
         View.as_view()
-    with pytest.raises(ImproperlyConfigured, match="TwoPermissions needs `permission_required`"):
-        TwoPermissions.as_view(permission_required=permission)
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,10 @@ async def test_a_view_that_never_answers_has_its_client_come_back(
         assert reader.reconnection_time
 
 
+class Panic(BaseException):
+    """What an extension raises that is no Python."""
+
+
 def caused_by_itself() -> Answer:
     error = ValueError()
     return raising(error, error)
@@ -237,6 +241,8 @@ def caused_by_itself() -> Answer:
         raising(User.DoesNotExist()),
         caused_by_itself(),
         cancelled_itself,
+        raising(Panic()),
+        raising(BaseExceptionGroup("several", [Panic()])),
     ],
 )
 async def test_every_other_failure_of_a_view_is_a_no(failure: Answer) -> None:

@@ -107,7 +107,7 @@ class Questions:
         self, stream: Stream, give_up_thread: Callable[[], None], *, again: bool = False
     ) -> None:
         assert stream.still_allowed
-        if stream.is_finishing or stream.ended.done():
+        if stream.ended.done():
             return
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):

@@ -207,15 +207,19 @@ class GroupStreamResponse(EventStreamResponse):
                 turns = Turns()
                 async with aclosing(self._initial_events) as events:
                     async for event in events:
+                        if stream.ended.done():
+                            return
+                        if stream.is_barred:
+                            # What is left is not for its owner any more.
+                            stream.leave_without_position()
+                            checkpoint = HEARTBEAT
+                            break
                         if chunk := stream.encode(event):
                             yield chunk
                         # Neither the view nor the server need wait for anything here.
                         await turns.give_way(len(chunk))
-                        if stream.ended.done():
-                            return
-                        if stream.is_shut:
-                            # What is left is not for its owner any more.
-                            break
+                if stream.ended.done():
+                    return
                 yield checkpoint
             if self._hand_off and self._iterated_whole:
                 handed_off = self._hand_off.take(stream, checkpoint)

@@ -27,6 +27,10 @@ Send = Callable[[bytes], Awaitable[None]]
 MessageHandler = Callable[[Message], Event | None]
 Question = Callable[[], Awaitable[bool]]
 
+# Reasons to end for which nothing more of what is left may be sent: its owner may not, or perhaps
+# not, see it any more.
+_BARRING: Final = frozenset({"shut", "shut out of a group", "login changed", "permission unknown"})
+
 # A stream ends at most this part of MAX_AGE early.
 _AGE_JITTER: Final = 0.2
 
@@ -77,6 +81,7 @@ class Stream:
         "__weakref__",
         "_backlog",
         "_backlog_bytes",
+        "_barred",
         "_busy_since",
         "_catching_up",
         "_closing",
@@ -84,6 +89,7 @@ class Stream:
         "_farewell",
         "_filter_event",
         "_finishing",
+        "_has_position",
         "_heartbeat",
         "_hub",
         "_last_sent",
@@ -140,6 +146,8 @@ class Stream:
         self._closing: bytes | None = None
         # Why it is about to end, and with which bytes.
         self._finishing: str | None = None
+        self._barred = False
+        self._has_position = True
         self._farewell: Callable[[], bytes] | None = None
         max_age = conf().MAX_AGE
         # The hub's own clock stands still while it has no streams.
@@ -414,14 +422,18 @@ class Stream:
         return self._finishing is not None
 
     @property
-    def is_shut(self) -> bool:
-        """Whether its owner may not go on with it: it ends as soon as it is served."""
-        return self._finishing == "shut"
+    def is_barred(self) -> bool:
+        """Whether its owner may not, or perhaps not, see more: it ends as soon as it is served."""
+        return self._barred
+
+    def leave_without_position(self) -> None:
+        """Let who comes back begin as a new client: it was not sent all of the first state."""
+        self._has_position = False
 
     def _last_position(self) -> str:
         # The login may be over by the time that the client comes back, and with it what would
         # say that the client is to stop.
-        return self._position() + TERMINAL_MARK
+        return (self._position() if self._has_position else "") + TERMINAL_MARK
 
     def end(self, reason: str) -> None:
         """End the stream now. Ending it again changes nothing."""
@@ -437,7 +449,11 @@ class Stream:
 
     def _finish(self, reason: str, farewell: Callable[[], bytes]) -> None:
         """End the stream with some last bytes, after what is being sent."""
-        if self._finishing or self.ended.done():
+        self._barred |= reason in _BARRING
+        if self.ended.done():
+            return
+        # Who is shut out amid a dismissal is told so instead, while there is time.
+        if self._finishing and not (reason == "shut" and self._farewell):
             return
         self._finishing, self._farewell = reason, farewell
         if self._live:
@@ -452,6 +468,7 @@ class Stream:
     def _say_farewell(self) -> None:
         assert self._finishing
         assert self._farewell
-        self._push(self._farewell())
+        farewell, self._farewell = self._farewell, None
+        self._push(farewell())
         if self._busy_since is None:
             self.end(self._finishing)

@@ -1,9 +1,9 @@
 """Whose a stream is: ended by user, by session, left out of events that its owner has caused."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 import pytest
@@ -59,6 +59,17 @@ class Endless(EventStreamView):
         while True:
             yield Event("state")
             await asyncio.sleep(0.01)
+
+
+class Held(Groups):
+    """Its first state goes on once that is let go."""
+
+    goes_on: ClassVar[asyncio.Event]
+
+    async def initial_events(self) -> AsyncGenerator[Event, None]:
+        yield Event("first")
+        await self.goes_on.wait()
+        yield Event("later")
 
 
 class OfToken(Groups):
@@ -156,6 +167,7 @@ setattr(users_of_tokens, "sync_capable", False)  # noqa: B010
 urlpatterns = [
     path("events/", Groups.as_view()),
     path("endless/", Endless.as_view()),
+    path("held/", Held.as_view()),
     path("filtered/", Filtered.as_view()),
     path("guarded/", Guarded.as_view()),
     path("still/", StillAuthenticated.as_view()),
@@ -454,6 +466,44 @@ async def test_who_is_cancelled_amid_the_initial_events_gets_no_more_of_them() -
         await acancel(user=await user(), reason="gone")
         close = (await reader.rest())[-1]
         assert (close.event, close.json()) == ("close", {"reason": "gone"})
+
+
+async def kick_from_one_group() -> None:
+    await acancel("news", user=await user())
+
+
+async def kick_after_a_dismissal() -> None:
+    [open_] = current_hub().streams
+    open_.dismiss("max age")
+    await acancel(user=await user(), reason="gone")
+
+
+async def change_login() -> None:
+    [open_] = current_hub().streams
+    open_.dismiss_unless_logged_in()
+
+
+@pytest.mark.parametrize("act", [kick_from_one_group, kick_after_a_dismissal, change_login])
+async def test_whoever_is_shut_out_amid_the_initial_events_gets_no_more_of_them(
+    act: Callable[[], Awaitable[None]],
+) -> None:
+    Held.goes_on = asyncio.Event()
+    browser = await logged_in()
+    async with stream(browser, "/held/?group=news&group=jobs") as reader:
+        await reader.next_event()
+        [open_] = current_hub().streams
+        await act()
+        await until(lambda: open_.is_barred)
+        Held.goes_on.set()
+        rest = await reader.rest()
+        assert [event.event for event in rest] == (
+            ["close"] if act is kick_after_a_dismissal else []
+        )
+        # Who may come back is shown all of it.
+        assert reader.last_event_id in ("", "~end")
+    if act is change_login:
+        async with stream(browser, "/held/?group=news&group=jobs", reader.last_event_id) as again:
+            assert [(await again.next_event()).data for _ in range(2)] == ["first", "later"]
 
 
 async def test_a_client_that_is_far_behind_is_ended_before_it_has_all_of_it() -> None:

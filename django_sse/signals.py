@@ -24,7 +24,8 @@ def connect() -> None:
     user_logged_in.connect(_note_login, dispatch_uid="django_sse")
     user_logged_out.connect(_end_session, dispatch_uid="django_sse")
     for changed in (post_save, post_delete):
-        changed.connect(_look_at_user, sender=get_user_model(), dispatch_uid="django_sse")
+        # Of every sender: a proxy of the user model is another one.
+        changed.connect(_look_at_user, dispatch_uid="django_sse")
 
 
 def _note_login(request: HttpRequest, user: Any, **kwargs: Any) -> None:
@@ -53,6 +54,8 @@ def _end_session(request: HttpRequest, user: Any, **kwargs: Any) -> None:
 
 def _look_at_user(instance: Any, using: str, **kwargs: Any) -> None:
     """Have the hubs judge a user's logins again, now and not only at their next sweep."""
+    if not isinstance(instance, get_user_model()):
+        return
     # Django saves the time at each login.
     if not conf().END_WITH_LOGIN or kwargs.get("update_fields") == {"last_login"}:
         return

@@ -309,6 +309,22 @@ async def test_a_user_who_may_not_log_in_any_more_loses_the_streams(how: str) ->
     assert (await answer(tab, ended.last_event_id)).status_code == 204
 
 
+class ProxyUser(User):
+    class Meta:
+        proxy = True
+        app_label = "auth"
+
+
+@pytest.mark.usefixtures("rarely")
+async def test_a_user_who_is_saved_through_a_proxy_of_the_model_is_looked_at_too() -> None:
+    async with stream(await logged_in()) as ended:
+        await goes_on(ended)
+        ada = await ProxyUser.objects.aget(username="ada")
+        ada.is_active = False
+        await ada.asave()
+        assert [event.event for event in await ended.rest()] == ["close"]
+
+
 @pytest.mark.usefixtures("rarely")
 async def test_a_user_who_is_saved_is_looked_at_at_once() -> None:
     async with stream(await logged_in()) as ended, stream(await logged_in("eve")) as other:

@@ -70,7 +70,14 @@ class Unwritten:
             logger.error("%d ends of streams are lost: more could not be kept.", lost)
         if begins:
             logger.warning("Ends of streams could not be written; they are tried again.")
-            Thread(target=self._write_until_done, name="django-sse-unwritten", daemon=True).start()
+            writer = Thread(target=self._write_until_done, name="django-sse-unwritten", daemon=True)
+            try:
+                writer.start()
+            except RuntimeError:
+                # No thread can be had: the next end that comes tries again.
+                logger.exception("Ends of streams cannot be tried again now.")
+                with self._lock:
+                    self._is_writing = False
 
     def _write_until_done(self) -> None:
         pause = _FIRST_PAUSE

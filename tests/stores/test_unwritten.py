@@ -122,6 +122,23 @@ def test_a_kick_that_cannot_be_written_is_an_error_and_is_written_at_last(away: 
     wait(lambda: not writers())
 
 
+def test_a_kick_is_written_at_last_also_where_no_thread_could_be_had(
+    away: Away, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("django_sse.stores.unwritten.Thread.start", refuse)
+        with pytest.raises(OSError, match="away"):
+            cancel(user=7)
+    with pytest.raises(OSError, match="away"):
+        cancel(user=8)
+    away.is_away = False
+    wait(lambda: ended_at(get_store(), 7) and ended_at(get_store(), 8))
+    wait(lambda: not writers())
+
+
 def test_a_kick_in_a_transaction_is_written_at_last(away: Away) -> None:
     with transaction.atomic():
         cancel(user=7)

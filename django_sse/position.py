@@ -18,8 +18,8 @@ TERMINAL_MARK: Final = "~end"
 """What the id ends with that is left with a client for which it is over: the id of a finished
 generator view, and what follows the position of a client whose login has ended."""
 
-MAX_BYTES: Final = 16 * 1024
-"""A longer ``Last-Event-ID`` is none of ours, and is not read."""
+MAX_LENGTH: Final = 16 * 1024
+"""In characters. A longer ``Last-Event-ID`` is none of ours, and is not read."""
 
 LOST: Final = -1
 """The number, before every group's first, of who has a position that nobody can tell any more."""
@@ -52,7 +52,7 @@ def parse_position(last_event_id: str, groups: Iterable[str]) -> dict[str, int]:
     the groups: their client has missed events, and nobody knows which. Anything else is no
     position.
     """
-    if len(last_event_id) > MAX_BYTES or not _ENTRY.search(last_event_id):
+    if len(last_event_id) > MAX_LENGTH or not _ENTRY.search(last_event_id):
         return {}
     entries, _, signed = last_event_id.removesuffix(TERMINAL_MARK).rpartition(_JOIN)
     keys = zip(accepted_keys(_PURPOSE), accepted_keys(_OF_GROUPS), strict=True)

@@ -35,7 +35,7 @@ try:
     from redis.retry import Retry
 except ImportError as error:
     raise ImproperlyConfigured(
-        f"The redis store needs redis-py ({error}): pip install 'django-sse[redis]'."
+        f"The redis store needs redis-py ({error}): pip install 'redis>=5.2'."
     ) from error
 
 _SCRIPT: Final = Path(__file__).with_suffix(".lua").read_text()

@@ -608,7 +608,7 @@ def test_without_redis_py_the_store_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "redis", None)
     with (
         override_settings(DJANGO_SSE={"STORE": "redis"}),
-        pytest.raises(ImproperlyConfigured, match=re.escape("pip install 'django-sse[redis]'")),
+        pytest.raises(ImproperlyConfigured, match=re.escape("pip install 'redis>=5.2'")),
     ):
         get_store()
 

@@ -16,6 +16,8 @@ from tests.live.nginx import Nginx, nginx
 from tests.live.servers import ROOT, Server, launch, manage, require, serve
 from tests.ports import free_port
 
+pytestmark = pytest.mark.once
+
 # Much less than nginx would keep anything for the next heartbeat.
 AT_ONCE_SECONDS = 5
 

@@ -13,11 +13,13 @@ from django.db import Error as DatabaseFailure
 from django_sse.conf import conf
 from django_sse.logs import log_seldom
 from django_sse.stores.base import closing_wire
-from django_sse.stream import Stream
+from django_sse.stream import Question, Stream
 from django_sse.threads import own_thread
 
 # How long a view may take to say whether its stream is still allowed.
 _ANSWER_SECONDS: Final = 10.0
+# How long one that was told to stop may take to do so.
+_GRACE_SECONDS: Final = 1.0
 # Streams that are asked about at once: they share a thread for what they do in threads.
 _AT_ONCE: Final = 10
 # When a view is asked again that could not say.
@@ -110,8 +112,7 @@ class Questions:
         if stream.ended.done():
             return
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                allowed = await stream.still_allowed()
+            allowed = await _answer_of(stream.still_allowed)
         except PermissionDenied:
             allowed = False
         except (KeyboardInterrupt, SystemExit):
@@ -145,6 +146,25 @@ class Questions:
         log_seldom(message, level=logging.ERROR, exc_info=error)
 
 
+async def _answer_of(question: Question) -> bool:
+    """Return what a view says, in time.
+
+    Raises:
+        TimeoutError: It says nothing; it is left behind, even where it takes no notice of that.
+    """
+    answer = asyncio.ensure_future(question())
+    try:
+        await asyncio.wait([answer], timeout=_ANSWER_SECONDS)
+        if not answer.done():
+            raise TimeoutError("It has not answered in time.")
+        return answer.result()
+    finally:
+        # What it still raises is nobody's; asyncio would log it.
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        answer.cancel()
+        await asyncio.wait([answer], timeout=_GRACE_SECONDS)
+
+
 def _is_of_surroundings(error: BaseException | None) -> bool:
     """Whether the database, the network or the time has failed, which is no answer; also where a
     library says so by an exception of its own."""
@@ -152,6 +172,8 @@ def _is_of_surroundings(error: BaseException | None) -> bool:
         # A TimeoutError is an OSError.
         if error is None or isinstance(error, DatabaseFailure | OSError):
             break
+        if isinstance(error, BaseExceptionGroup):
+            return all(_is_of_surroundings(each) for each in error.exceptions)
         error = error.__cause__ or error.__context__
     return isinstance(error, DatabaseFailure | OSError)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from threading import Event as ThreadEvent
 from threading import current_thread
@@ -183,6 +183,7 @@ SURROUNDINGS = [
     pytest.param(raising(ConnectionResetError()), id="ConnectionResetError"),
     pytest.param(raising(TimeoutError()), id="TimeoutError"),
     pytest.param(raising(RuntimeError("a library's"), OSError("its reason")), id="with a cause"),
+    pytest.param(raising(ExceptionGroup("several", [OperationalError(), OSError()])), id="several"),
 ]
 
 
@@ -222,6 +223,27 @@ async def test_a_view_that_never_answers_has_its_client_come_back(
     async with asked(forever, forever) as reader:
         assert await reader.rest() == []
         assert reader.reconnection_time
+
+
+async def test_views_that_cannot_be_cancelled_hold_up_no_other_one_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(questions, "_ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(questions, "_GRACE_SECONDS", 0.05)
+    released = asyncio.Event()
+
+    async def stubborn() -> bool:
+        while not released.is_set():
+            with suppress(asyncio.CancelledError):
+                await released.wait()
+        raise RuntimeError("Nobody waits for this.")
+
+    async with AsyncExitStack() as stack:
+        for _ in range(10):
+            await stack.enter_async_context(connected("news", still_allowed=stubborn))
+        revoked = await stack.enter_async_context(connected("news", still_allowed=no))
+        await until(lambda: "close" in was_told(revoked))
+        released.set()
 
 
 class Panic(BaseException):

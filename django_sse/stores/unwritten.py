@@ -98,6 +98,7 @@ class Unwritten:
         for store in stores:
             # It keeps them again where it fails.
             with suppress(Exception):
+                _ensure_autocommit(store.using)
                 while ends := self._take(store):
                     store.append(ends, self._rings[store])
                     logger.info("%d ends of streams were written at last.", len(ends))
@@ -122,6 +123,13 @@ class Unwritten:
         end = self._ends.pop((store, mark), None)
         self._bytes -= _size(end) if end else 0
         return end
+
+
+def _ensure_autocommit(using: str) -> None:
+    # This thread's own connection, which has no transaction of the project's.
+    connection = connections[using]
+    if not connection.settings_dict["AUTOCOMMIT"]:
+        connection.set_autocommit(True)
 
 
 def _size(end: "NewEntry") -> int:

@@ -139,6 +139,19 @@ def test_a_kick_is_written_at_last_also_where_no_thread_could_be_had(
     wait(lambda: not writers())
 
 
+def test_a_kick_is_written_at_last_also_where_connections_begin_without_autocommit(
+    away: Away, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections["default"].ensure_connection()
+    monkeypatch.setitem(connections["default"].settings_dict, "AUTOCOMMIT", False)
+    with pytest.raises(OSError, match="away"):
+        cancel(user=7)
+    wait(lambda: len(away.attempts) > 1)
+    away.is_away = False
+    wait(lambda: ended_at(get_store(), 7))
+    wait(lambda: not writers())
+
+
 def test_a_kick_in_a_transaction_is_written_at_last(away: Away) -> None:
     with transaction.atomic():
         cancel(user=7)

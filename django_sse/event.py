@@ -17,6 +17,7 @@ from django.template.loader import render_to_string
 from django.utils.functional import Promise
 
 from django_sse.exceptions import InvalidEvent
+from django_sse.text import plain
 
 # The specification knows these three line ends and no other; str.splitlines() has more.
 _LINE_END = re.compile(r"\r\n|\n|\r")
@@ -76,6 +77,7 @@ class Event:
                     f"Event.{field} must not contain CR, LF or NUL, and {value!r} does: "
                     "it would end the line and start a field of its own."
                 )
+            object.__setattr__(self, field, plain(value))
         if self.event is not None and self.data is NO_DATA:
             raise InvalidEvent(
                 f"An event of type {self.event!r} without data fires nothing in a browser. "
@@ -90,8 +92,11 @@ class Event:
             raise InvalidEvent(
                 "Event.retry must be a whole number of milliseconds from 0 to 2**63 - 1."
             )
-        if self.comment is not None and not isinstance(self.comment, str):
-            raise InvalidEvent(f"Event.comment must be text, not {type(self.comment).__name__}.")
+        if self.comment is not None:
+            if not isinstance(self.comment, str):
+                kind = type(self.comment).__name__
+                raise InvalidEvent(f"Event.comment must be text, not {kind}.")
+            object.__setattr__(self, "comment", plain(self.comment))
 
     @classmethod
     def from_template(
@@ -141,7 +146,7 @@ class Event:
         if self.comment is not None:
             yield from (f": {line}" for line in _LINE_END.split(self.comment))
         if self.retry is not None:
-            yield f"retry: {self.retry}"
+            yield f"retry: {int(self.retry)}"
         if self.id is not None:
             yield f"id: {self.id}"
         if self.event is not None:
@@ -213,7 +218,9 @@ def with_id(id: str, block: bytes) -> bytes:
 
 
 def _as_text(data: Any) -> str:
-    if isinstance(data, str | Promise):
+    if isinstance(data, str):
+        return plain(data)
+    if isinstance(data, Promise):
         return str(data)
     try:
         return json.dumps(

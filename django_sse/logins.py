@@ -1,10 +1,12 @@
 """The logins that streams are opened in, and whether they and their sessions still hold, as Django
 judges."""
 
+import asyncio
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
@@ -14,20 +16,17 @@ from django.contrib.sessions.backends.cache import SessionStore as CacheSession
 from django.contrib.sessions.backends.cached_db import SessionStore as CachedDatabaseSession
 from django.contrib.sessions.backends.db import SessionStore as DatabaseSession
 from django.core.cache import caches
-from django.core.exceptions import (
-    ImproperlyConfigured,
-    SynchronousOnlyOperation,
-    ValidationError,
-)
+from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist, ValidationError
 from django.db import close_old_connections, router
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
-from django.utils.functional import LazyObject
+from django.utils.functional import LazyObject, SimpleLazyObject
 
-from django_sse.logs import log_once, logger
-from django_sse.owners import Login, is_nobody, mark_of
+from django_sse.logs import log_once, log_seldom, logger
+from django_sse.owners import Login, is_nobody, loaded, mark_of
+from django_sse.threads import own_thread
 
 Item = TypeVar("Item")
 
@@ -35,30 +34,43 @@ Item = TypeVar("Item")
 _BATCH: Final = 500
 
 
-class Judgement(NamedTuple):
-    """The logins that do not hold any more: for lack of their user, or because it changed."""
+# How long a backend may take to find a user.
+_ANSWER_SECONDS: Final = 10.0
 
-    gone: set[Login]
-    changed: set[Login]
+
+@dataclass(slots=True)
+class Judgement:
+    """The logins that do not hold any more, or perhaps not."""
+
+    absent: set[Login] = field(default_factory=set)
+    """Their user was not found; only the second time says that it is not there."""
+    gone: set[Login] = field(default_factory=set)
+    """Their user may not log in any more, as one who is not active."""
+    changed: set[Login] = field(default_factory=set)
+    """Their session was made with another password."""
+    unknown: set[Login] = field(default_factory=set)
+    """Their user could not be looked for."""
 
 
 def judge(logins: Collection[Login]) -> Judgement:
-    """Return the logins that do not hold any more. Blocking: for a thread.
+    """Judge logins of users whom Django's ModelBackend finds. Blocking: for a thread.
 
-    A login is gone if its user was deleted or may not log in, as one who is not active; it is
-    changed if its session was made with another password.
+    Raises:
+        Exception: The users could not be read.
     """
     close_old_connections()
     try:
         users = _users({login.user for login in logins})
     finally:
         close_old_connections()
-    judgement = Judgement(set(), set())
+    judgement = Judgement()
     failed = False
     for login in logins:
         user = users.get(login.user)
         try:
-            if user is None or not _may_log_in(user, login):
+            if user is None:
+                judgement.absent.add(login)
+            elif not _may_log_in(user, login):
                 judgement.gone.add(login)
             elif not _has_hash(user, login.session_hash):
                 judgement.changed.add(login)
@@ -69,6 +81,37 @@ def judge(logins: Collection[Login]) -> Judgement:
                 logger.exception("A login cannot be judged, so its clients are sent back.")
             failed = True
     return judgement
+
+
+async def ajudge_by_backend(logins: Collection[Login]) -> Judgement:
+    """Judge logins of users whom their backend finds in a way of its own, one after the other."""
+    judgement = Judgement()
+    async with own_thread() as give_up_thread:
+        for login in logins:
+            try:
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    user = await _user_of_backend(login)
+                    if user is None:
+                        judgement.absent.add(login)
+                    elif not _has_hash(user, login.session_hash):
+                        judgement.changed.add(login)
+            except Exception as error:
+                # It may hang, or have a connection that is broken.
+                give_up_thread()
+                judgement.unknown.add(login)
+                log_seldom("%s could not find a user.", login.backend, exc_info=error)
+    return judgement
+
+
+def finds_users_itself(path: str) -> bool:
+    """Whether a backend finds users in another way than Django's ModelBackend."""
+    # Not above: it imports models, which a project without users does not have.
+    from django.contrib.auth.backends import ModelBackend
+
+    backend = type(_backend(path))
+    names = ("get_user", "aget_user")
+    ours = [getattr(backend, name, None) for name in names]
+    return any(method and method not in vars(ModelBackend).values() for method in ours)
 
 
 def without_session(logins: Collection[Login]) -> set[Login]:
@@ -129,18 +172,20 @@ def _in_cache(store: Any, keys: Sequence[str]) -> Iterator[str]:
         cache.close()
 
 
+async def user_of(request: HttpRequest) -> Any:
+    """Return a request's user as the project's pages see it, whatever has authenticated it; None or
+    an anonymous one for nobody."""
+    if not _replaces_user(request) and hasattr(request, "auser"):
+        user = await request.auser()
+        if not is_nobody(user) or _is_djangos_user(request):
+            return user
+    return await loaded(getattr(request, "user", None))
+
+
 async def current_user(request: HttpRequest) -> Any:
-    """Return a request's user as guards see it, whatever has authenticated it; None for one that
-    nothing tells from others, which is logged."""
-    user: Any = await request.auser() if hasattr(request, "auser") else None
-    if is_nobody(user):
-        # What authenticates by other means than sessions may have set this alone.
-        user = getattr(request, "user", None)
-        try:
-            is_nobody(user)
-        except SynchronousOnlyOperation:
-            # It is lazy, and queries.
-            await sync_to_async(is_nobody)(user)
+    """Return a request's user as ``user_of`` does; None for one that nothing tells from others,
+    which is logged."""
+    user = await user_of(request)
     if is_nobody(user) or _can_own(user):
         return user
     kind = user.__class__
@@ -162,23 +207,56 @@ def _can_own(user: Any) -> bool:
 def renew_login(request: HttpRequest) -> None:
     """Let a request's session and user be read again, as Django's middleware does.
 
-    What something else has set stays as it is: another ``auser``, and a ``user`` that is not lazy.
+    What another middleware has set stays: ``auser``, and ``user``, which is read again by its own
+    means if it is lazy. Where it has set ``user`` alone, as to impersonate somebody, ``auser`` is
+    that one, too: the pages know nobody else.
     """
     if not hasattr(request, "session") or not hasattr(request, "auser"):
         return
     # Not above: it imports models, which a project without users does not have.
-    from django.contrib.auth import middleware
+    from django.contrib.auth.middleware import AuthenticationMiddleware
 
     request.session = type(request.session)(request.session.session_key)
     for cached in ("_cached_user", "_acached_user"):
         vars(request).pop(cached, None)
     others: dict[str, Any] = {}
-    if getattr(request.auser, "func", None) is not middleware.auser:
+    if not _is_djangos_auser(request):
         others["auser"] = request.auser
-    if "user" in vars(request) and not isinstance(vars(request)["user"], LazyObject):
-        others["user"] = request.user
-    middleware.AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
+    elif _replaces_user(request):
+        others["auser"] = functools.partial(_user_set_on, request)
+    if "user" in vars(request) and not _is_djangos_user(request):
+        others["user"] = _unread(request.user)
+    AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
     vars(request).update(others)
+
+
+def _replaces_user(request: HttpRequest) -> bool:
+    """Whether a middleware has set another ``user`` and left ``auser`` to Django."""
+    return "user" in vars(request) and not _is_djangos_user(request) and _is_djangos_auser(request)
+
+
+def _is_djangos_user(request: HttpRequest) -> bool:
+    setup = _setup_of(vars(request).get("user"))
+    return getattr(setup, "__module__", None) == "django.contrib.auth.middleware"
+
+
+def _is_djangos_auser(request: HttpRequest) -> bool:
+    function = getattr(getattr(request, "auser", None), "func", None)
+    return getattr(function, "__module__", None) == "django.contrib.auth.middleware"
+
+
+def _setup_of(user: Any) -> Callable[[], Any] | None:
+    """Return what finds a lazy user."""
+    return vars(user).get("_setupfunc") if isinstance(user, LazyObject) else None
+
+
+def _unread(user: Any) -> Any:
+    setup = _setup_of(user)
+    return SimpleLazyObject(setup) if setup else user
+
+
+async def _user_set_on(request: HttpRequest) -> Any:
+    return await loaded(request.user)
 
 
 def spare_session_cookie(view: Callable[..., Any]) -> Callable[..., Any]:
@@ -210,8 +288,10 @@ def _users(keys: Iterable[str]) -> dict[str, Any]:
         with suppress(ValidationError):
             wanted.append(to_python(key))
     found: dict[str, Any] = {}
+    # Where users are written: a replica may not have the newest ones.
+    users = model._default_manager.using(router.db_for_write(model))
     for some in _batches(wanted):
-        found |= {to_text(user): user for user in model._default_manager.filter(pk__in=some)}
+        found |= {to_text(user): user for user in users.filter(pk__in=some)}
     return found
 
 
@@ -220,15 +300,43 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
         yield items[begin : begin + _BATCH]
 
 
+def _backend(path: str) -> Any:
+    """Return an authentication backend; None for one that Django does not ask any more."""
+    if path not in settings.AUTHENTICATION_BACKENDS:
+        return None
+    with suppress(ImportError, ImproperlyConfigured):
+        return load_backend(path)
+    return None
+
+
 def _may_log_in(user: Any, login: Login) -> bool:
-    try:
-        backend: Any = load_backend(login.backend)
-    except (ImportError, ImproperlyConfigured):
-        # Sessions of a backend that was removed are nobody's to Django, too.
+    backend = _backend(login.backend)
+    if backend is None:
         return False
     # Not every backend is a ModelBackend, which asks for `is_active`.
     may_log_in = getattr(backend, "user_can_authenticate", None)
     return bool(may_log_in(user) if may_log_in else getattr(user, "is_active", True))
+
+
+async def _user_of_backend(login: Login) -> Any:
+    """Return whom a login's backend finds, by either of the methods that Django asks.
+
+    Raises:
+        Exception: It could not look for the user.
+    """
+    backend = _backend(login.backend)
+    model: Any = get_user_model()
+    try:
+        key = model._meta.pk.to_python(login.user)
+    except ValidationError:
+        return None
+    user = None
+    with suppress(ObjectDoesNotExist):
+        user = await sync_to_async(backend.get_user)(key)
+    if user is None and hasattr(backend, "aget_user"):
+        with suppress(ObjectDoesNotExist):
+            user = await backend.aget_user(key)
+    return user
 
 
 def _has_hash(user: Any, session_hash: str) -> bool:

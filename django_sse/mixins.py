@@ -17,6 +17,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseForbidden
 from django.views import View
 
 from django_sse.cors import add_cors, is_preflight, preflight_answer
+from django_sse.logins import user_of
+from django_sse.owners import is_nobody
 from django_sse.response import no_store
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ class LoginRequiredMixin(AccessMixin):
         return _answer_if(self._is_logged_in, request, answer)
 
     async def _is_logged_in(self) -> bool:
-        return bool((await _user(self.request)).is_authenticated)
+        return not is_nobody(await _user(self.request))
 
 
 class PermissionRequiredMixin(AccessMixin):
@@ -103,7 +105,8 @@ class PermissionRequiredMixin(AccessMixin):
         permissions: list[str] = []
         for asked in _bound(self, PermissionRequiredMixin, _PERMISSIONS):
             permissions += [asked] if isinstance(asked, str) else asked
-        return bool(permissions) and await (await _user(self.request)).ahas_perms(permissions)
+        user = await _user(self.request)
+        return not is_nobody(user) and bool(permissions) and await user.ahas_perms(permissions)
 
 
 class UserPassesTestMixin(AccessMixin):
@@ -209,16 +212,16 @@ async def _answer_if(
         return preflight_answer(request)
     if await test():
         return await answer()
-    if (await _user(request)).is_authenticated:
-        refusal: HttpResponse = HttpResponseForbidden()
-    else:
+    if is_nobody(await _user(request)):
         refusal = HttpResponse(status=401, headers={"WWW-Authenticate": _CHALLENGE})
+    else:
+        refusal = HttpResponseForbidden()
     return add_cors(request, no_store(refusal))
 
 
 async def _user(request: HttpRequest) -> Any:
-    if not hasattr(request, "auser"):
+    if not hasattr(request, "auser") and not hasattr(request, "user"):
         raise ImproperlyConfigured(
             "The mixins of django_sse need AuthenticationMiddleware in MIDDLEWARE."
         )
-    return await request.auser()
+    return await user_of(request)

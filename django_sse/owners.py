@@ -6,21 +6,29 @@ says when the owner's streams were ended.
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from time import time
+from types import SimpleNamespace
 from typing import Any, Final
 from uuid import UUID
 
+from asgiref.sync import sync_to_async
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model
 from django.contrib.sessions.backends.base import SessionBase
 from django.contrib.sessions.backends.signed_cookies import SessionStore as CookieSession
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import (
+    ImproperlyConfigured,
+    SynchronousOnlyOperation,
+    ValidationError,
+)
 from django.db.models import Model
 from django.http import HttpRequest
 
 from django_sse.conf import conf
 from django_sse.stores.base import MARK, MARK_LENGTH, GroupState, validate_group
+from django_sse.text import plain
 
 BEGAN_SESSION_KEY: Final = "_django_sse_began"
 """Where a session keeps when its user logged in: seconds since the epoch."""
@@ -59,7 +67,7 @@ class Owner:
         of_user = mark == self.user or self.marks[mark] is not None
         # A session and a login that are over stay so, whatever the clocks of several hosts say.
         began = self.began if of_user else 0.0
-        ended = state.first / 1_000_000
+        ended = state.first / 1_000_000 if state.cancelled else 0.0
         return began < ended and time() - ended < conf().CANCEL_TTL
 
     def groups_left(self, groups: Iterable[str], states: Mapping[str, GroupState]) -> list[str]:
@@ -121,6 +129,15 @@ def is_nobody(user: Any) -> bool:
     )
 
 
+async def loaded(user: Any) -> Any:
+    """Return a user who may be lazy, as ``request.user`` is, once it needs no query any more."""
+    try:
+        is_nobody(user)
+    except SynchronousOnlyOperation:
+        await sync_to_async(is_nobody)(user)
+    return user
+
+
 def user_mark(user: Any, group: str | None = None) -> str:
     """Return the mark of a user, or the one of a user in a group.
 
@@ -175,23 +192,40 @@ def login_mark(session: SessionBase | Mapping[str, Any]) -> str | None:
 
 def _names_of(user: Any) -> list[str]:
     """Return what names a user, and no other; nothing where nothing does."""
-    if isinstance(user, int | str | UUID):
-        return [str(user)]
+    if isinstance(user, int | str | UUID) and not isinstance(user, bool):
+        return [_key(user)]
     if not isinstance(user, Model):
         if not hasattr(user, "is_authenticated"):
             raise TypeError(f"Give a user or its primary key, not {type(user).__name__}.")
         keys = (getattr(user, "pk", None), getattr(user, "id", None))
-        return [str(key) for key in keys if key is not None][:1]
+        return [_key(key) for key in keys if key is not None][:1]
     is_user = _is_user(user)
     # Another model's instance may have the primary key of a user who is not meant.
     if not is_user and not hasattr(user, "is_authenticated"):
         raise TypeError(f"Give a user or its primary key, not {type(user).__name__}.")
     if user.pk is None:
         raise ValueError(f"{user!r} has no primary key yet: save it first.")
-    # As sessions have it.
-    key = str(user._meta.pk.value_to_string(user))
+    if is_user:
+        return [_key(user.pk)]
     model: Any = user._meta.concrete_model
-    return [key] if is_user else [model._meta.label_lower, key]
+    return [model._meta.label_lower, str(user._meta.pk.value_to_string(user))]
+
+
+def _key(key: Any) -> str:
+    """Return a user's primary key as sessions have it, in whatever form it is given that the ORM
+    takes. Where no user can have it but one of other means, a UUID has one form, and any other text
+    is what it is."""
+    if isinstance(key, str):
+        text = plain(key)
+    else:
+        text = str(int(key)) if isinstance(key, int) else str(key)
+    with suppress(ImproperlyConfigured, ValidationError):
+        field: Any = get_user_model()._meta.pk
+        value = field.to_python(text)
+        return str(field.value_to_string(SimpleNamespace(**{field.attname: value})))
+    with suppress(ValueError):
+        return str(UUID(text))
+    return text
 
 
 def _is_user(instance: Model) -> bool:

@@ -13,7 +13,7 @@ from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.event import Event, encode_published
 from django_sse.exceptions import InvalidEvent
-from django_sse.owners import mark_of, user_mark
+from django_sse.owners import loaded, mark_of, user_mark
 from django_sse.position import format_position
 from django_sse.stores import get_store
 from django_sse.stores.base import Kind, NewEntry, closing_wire, validate_group
@@ -69,15 +69,15 @@ def publish(group: str, data: Any, *, event: str | None = None, exclude: Any = N
         SynchronousOnlyOperation: Called on a running event loop.
     """
     entry = _entry(group, _event(data, event), mark_of(exclude))
-    return _published(_append([entry]), [group])[0]
+    return _published(_append([entry]), [entry])[0]
 
 
 async def apublish(
     group: str, data: Any, *, event: str | None = None, exclude: Any = None
 ) -> Published:
     """Publish one event to a group from async code; otherwise as ``publish``."""
-    entry = _entry(group, _event(data, event), mark_of(exclude))
-    return _published(await _aappend([entry]), [group])[0]
+    entry = _entry(group, _event(data, event), mark_of(await loaded(exclude)))
+    return _published(await _aappend([entry]), [entry])[0]
 
 
 @async_unsafe(_ON_A_LOOP.format("publish_template"))
@@ -121,15 +121,15 @@ def publish_many(events: Iterable[tuple[str, Any]], *, exclude: Any = None) -> l
         As ``publish``.
     """
     entries = _entries(events, exclude)
-    return _published(_append(entries), [entry.group for entry in entries])
+    return _published(_append(entries), entries)
 
 
 async def apublish_many(
     events: Iterable[tuple[str, Any]], *, exclude: Any = None
 ) -> list[Published]:
     """Publish several events from async code; otherwise as ``publish_many``."""
-    entries = _entries(events, exclude)
-    return _published(await _aappend(entries), [entry.group for entry in entries])
+    entries = _entries(events, await loaded(exclude))
+    return _published(await _aappend(entries), entries)
 
 
 @async_unsafe(_ON_A_LOOP.format("cancel"))
@@ -162,7 +162,7 @@ async def acancel(
     group: str | None = None, *, user: Any = EVERYBODY, reason: str | None = None
 ) -> None:
     """Cancel from async code; otherwise as ``cancel``."""
-    await _aappend([_closing_entry(group, user, reason)])
+    await _aappend([_closing_entry(group, await loaded(user), reason)])
 
 
 def end_streams(marks: Iterable[str], reason: str) -> None:
@@ -175,22 +175,29 @@ def end_streams(marks: Iterable[str], reason: str) -> None:
 
 
 @async_unsafe(_ON_A_LOOP.format("reopen"))
-def reopen(group: str) -> None:
-    """Bring a cancelled group back, with its numbers and its history.
+def reopen(group: str | None = None, *, user: Any = EVERYBODY) -> None:
+    """Undo a cancel: of a group, of a user's streams, or of a user's streams of a group.
 
-    Reopening a group that is not cancelled changes nothing. Inside a transaction it happens with
-    its commit.
+    A group comes back with its numbers and its history. A user who was cancelled is let in again,
+    also in the session of before. Each undoes the ``cancel`` of the same arguments and no other;
+    where there was none it changes nothing. Inside a transaction it happens with its commit.
+
+    Args:
+        group: A Channels group name.
+        user: A user or its primary key; without it, a group is reopened for everybody.
 
     Raises:
         InvalidGroup: The name is none.
+        TypeError, ValueError: As ``cancel``.
         SynchronousOnlyOperation: Called on a running event loop.
+        Exception: The event store could not be written.
     """
-    _append([NewEntry(validate_group(group), b"", Kind.REOPEN)])
+    _append([_reopening_entry(group, user)])
 
 
-async def areopen(group: str) -> None:
-    """Bring a cancelled group back from async code; otherwise as ``reopen``."""
-    await _aappend([NewEntry(validate_group(group), b"", Kind.REOPEN)])
+async def areopen(group: str | None = None, *, user: Any = EVERYBODY) -> None:
+    """Undo a cancel from async code; otherwise as ``reopen``."""
+    await _aappend([_reopening_entry(group, await loaded(user))])
 
 
 @async_unsafe(_ON_A_LOOP.format("position"))
@@ -229,17 +236,25 @@ def _entry(group: str, event: Event, exclude: str) -> NewEntry:
 
 
 def _closing_entry(group: str | None, user: Any, reason: str | None) -> NewEntry:
-    if group is None and user is EVERYBODY:
-        raise TypeError("Name the group to cancel, or give the user whose streams are to end.")
+    name = _group_or_mark(group, user)
     if reason is not None and not isinstance(reason, str):
         raise InvalidEvent(f"The reason must be text, not {type(reason).__name__}.")
     wire = closing_wire(reason)
     if len(wire) > conf().MAX_EVENT_BYTES:
         raise InvalidEvent("The reason is longer than DJANGO_SSE['MAX_EVENT_BYTES'] allows.")
+    return NewEntry(name, wire, Kind.CLOSE if user is EVERYBODY else Kind.END)
+
+
+def _reopening_entry(group: str | None, user: Any) -> NewEntry:
+    return NewEntry(_group_or_mark(group, user), b"", Kind.REOPEN)
+
+
+def _group_or_mark(group: str | None, user: Any) -> str:
     if user is not EVERYBODY:
-        return NewEntry(user_mark(user, group), wire, Kind.END)
-    assert group is not None
-    return NewEntry(validate_group(group), wire, Kind.CLOSE)
+        return user_mark(user, group)
+    if group is None:
+        raise TypeError("Name a group, or give the user whose streams are meant.")
+    return validate_group(group)
 
 
 def _append(entries: Sequence[NewEntry]) -> list[int | None]:
@@ -256,5 +271,5 @@ async def _aappend(entries: Sequence[NewEntry]) -> list[int | None]:
     return await store.aappend(entries, doorbell_of(store).ring)
 
 
-def _published(numbers: Sequence[int | None], groups: Sequence[str]) -> list[Published]:
-    return [Published(group, number) for number, group in zip(numbers, groups, strict=True)]
+def _published(numbers: Sequence[int | None], entries: Sequence[NewEntry]) -> list[Published]:
+    return [Published(entry.group, number) for number, entry in zip(numbers, entries, strict=True)]

@@ -7,9 +7,15 @@ from typing import Final
 
 from django.db import connections
 
-from django_sse.logins import judge, without_session
+from django_sse.logins import (
+    Judgement,
+    ajudge_by_backend,
+    finds_users_itself,
+    judge,
+    without_session,
+)
 from django_sse.logs import log_seldom, logger
-from django_sse.owners import Login
+from django_sse.owners import Login, user_mark
 from django_sse.questions import Questions
 from django_sse.stores.base import EventStore, GroupState, Hint, closing_wire
 from django_sse.stores.states import StateReader
@@ -19,6 +25,8 @@ from django_sse.threads import WorkerThread
 
 # Judging all logins pauses for so many times as long as it took, so that it never costs much.
 _LOGINS_PAUSE: Final = 20
+# When a user who was not found is looked for again.
+_AGAIN_SECONDS: Final = 1.0
 
 
 class Rechecks:
@@ -53,6 +61,8 @@ class Rechecks:
         self._to_look_up: set[str] = set()
         self._to_judge: set[str] = set()
         self._answering: asyncio.Task[None] | None = None
+        # The logins whose user was not found, or not looked for, the last time.
+        self._doubtful: set[Login] = set()
 
     def add(self, stream: Stream) -> None:
         """Note whose a stream is."""
@@ -66,6 +76,8 @@ class Rechecks:
             self.owned[mark].discard(stream)
             if not self.owned[mark]:
                 del self.owned[mark]
+        if stream.owner.login:
+            self._doubtful.discard(stream.owner.login)
         self._questions.remove(stream)
 
     async def aclose(self) -> None:
@@ -145,15 +157,34 @@ class Rechecks:
 
     async def _judge_logins(self, streams: Collection[Stream]) -> None:
         """End those of the streams whose login does not hold any more."""
-        if owned := _with_login(streams):
-            logins = {login for _, login in owned}
-            gone, changed = await self._thread.run(lambda: judge(logins))
-            for stream, login in owned:
-                if login in gone:
-                    stream.shut(closing_wire("logged out"))
-                elif login in changed:
-                    # Its session may be the one that the password was changed in, and go on.
-                    stream.dismiss_unless_logged_in()
+        owned = _with_login(streams)
+        logins = {login for _, login in owned}
+        paths = {login.backend for login in logins}
+        own_ways = {path for path in paths if finds_users_itself(path)}
+        by_backend = {login for login in logins if login.backend in own_ways}
+        if by_model := logins - by_backend:
+            self._heed(owned, by_model, await self._thread.run(lambda: judge(by_model)))
+        if by_backend:
+            self._heed(owned, by_backend, await ajudge_by_backend(by_backend))
+
+    def _heed(
+        self, owned: Iterable[tuple[Stream, Login]], judged: set[Login], judgement: Judgement
+    ) -> None:
+        doubtful = judgement.absent | judgement.unknown
+        again = doubtful & self._doubtful
+        self._doubtful = (self._doubtful - judged) | doubtful
+        for stream, login in owned:
+            if login in judgement.gone or login in judgement.absent & again:
+                stream.shut(closing_wire("logged out"))
+            elif login in judgement.changed or login in judgement.unknown & again:
+                # Its session may be the one that the password was changed in, and go on.
+                stream.dismiss_unless_logged_in()
+            elif login in judgement.absent:
+                self._judge_soon(login)
+
+    def _judge_soon(self, login: Login) -> None:
+        hint = Hint(user_mark(login.user), 0, cancelled=False)
+        asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self.hear, hint)
 
     async def _look_for_sessions(self, streams: Collection[Stream]) -> None:
         """Send the clients back whose session is gone, or has another key now."""

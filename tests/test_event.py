@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from enum import Enum
 from itertools import pairwise
 from typing import Any, cast
 from uuid import UUID
@@ -607,3 +608,18 @@ def test_any_bytes_in_any_split_are_read_as_specified(chunks: list[bytes]) -> No
         decoded = [event for chunk in fed for event in decoder.feed(chunk)]
         read = (decoded, decoder.last_event_id, decoder.reconnection_time)
         assert read == read_as_specified(stream)
+
+
+class Name(str, Enum):  # noqa: UP042  (its str() is its name)
+    PAID = "paid"
+
+
+class Seconds(int, Enum):
+    THREE = 3000
+
+
+def test_a_member_of_an_enum_of_texts_is_its_value() -> None:
+    made = Event(Name.PAID, event=Name.PAID, id=Name.PAID, comment=Name.PAID, retry=Seconds.THREE)
+    assert made.encode() == (b": paid\nretry: 3000\nid: paid\nevent: paid\ndata: paid\n\n")
+    assert Event({Name.PAID: [Name.PAID, Seconds.THREE]}).text == '{"paid":["paid",3000]}'
+    assert type(made.event) is str

@@ -1,3 +1,4 @@
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -10,9 +11,14 @@ from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
 
 
+class Name(str, Enum):  # noqa: UP042  (its str() is its name)
+    PAID = "paid"
+
+
 @pytest.mark.parametrize(
     ("pattern", "kwargs", "group"),
     [
+        ("order-{state}", {"state": Name.PAID}, "order-paid"),
         ("news", {}, "news"),
         ("news", {"pk": 7}, "news"),
         ("job-{pk}", {"pk": 7}, "job-7"),

@@ -1,7 +1,7 @@
 """A stream ends with the login that it was opened in."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -16,7 +16,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.conf import settings as django_settings
 from django.contrib import auth
-from django.contrib.auth.backends import ModelBackend
+from django.contrib.auth.backends import BaseBackend, ModelBackend
 from django.contrib.auth.models import Permission, User
 from django.contrib.sessions.backends.cache import SessionStore as CacheSession
 from django.contrib.sessions.backends.file import SessionStore as FileSession
@@ -32,15 +32,17 @@ from django.urls import path
 from django.utils import timezone
 from pytest_django import Settings
 
-from django_sse import acancel, apublish
+from django_sse import acancel, apublish, logins, signals
 from django_sse.asgi import get_asgi_application
 from django_sse.decorators import event_stream
+from django_sse.doorbells.base import Doorbell
 from django_sse.hub import current_hub
 from django_sse.logins import Judgement, judge, without_session
 from django_sse.mixins import LoginRequiredMixin
-from django_sse.owners import Login
+from django_sse.owners import Login, user_mark
 from django_sse.rechecks import Rechecks
 from django_sse.stores import get_store
+from django_sse.stores.base import Hint
 from django_sse.stream import Stream
 from django_sse.views import EventStreamView
 from tests.queries import queries_about
@@ -412,7 +414,7 @@ async def test_a_key_that_no_user_can_have_spoils_the_sweep_for_nobody_else() ->
     backend = "django.contrib.auth.backends.ModelBackend"
     valid = Login(str(ada.pk), backend, ada.get_session_auth_hash())
     of_before = Login("not a number", backend, "")
-    assert await sync_to_async(judge)([of_before, valid]) == Judgement({of_before}, set())
+    assert await sync_to_async(judge)([of_before, valid]) == Judgement(absent={of_before})
 
 
 @pytest.mark.usefixtures("rarely")
@@ -449,6 +451,201 @@ async def test_logins_are_judged_with_one_query_for_all_of_them(
         monkeypatch.setattr("django_sse.rechecks.judge", judge_and_count)
         await until(lambda: rounds)
         assert set(rounds) == {1}
+
+
+# Whom Django finds
+
+
+class FindsEveryone(BaseBackend):
+    """Finds users in a way of its own, such as in a directory."""
+
+    missing: ClassVar[set[str]] = set()
+    failing = False
+
+    def get_user(self, user_id: Any) -> User | None:
+        if self.failing:
+            raise RuntimeError("The directory is away.")
+        user = User.objects.filter(pk=user_id).first()
+        return None if user is None or user.username in self.missing else user
+
+
+@pytest.fixture
+def own_backend(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.FindsEveryone"]
+    monkeypatch.setattr(FindsEveryone, "missing", set())
+    # ModelBackend, which Django does not ask here, would find nobody.
+    monkeypatch.setattr("django_sse.logins._users", lambda keys: {})
+
+
+@pytest.mark.usefixtures("own_backend")
+async def test_a_user_whom_the_backend_alone_finds_keeps_the_stream(
+    swept: Callable[[], Awaitable[None]],
+) -> None:
+    async with stream(await logged_in()) as reader:
+        await swept()
+        await goes_on(reader)
+
+
+@pytest.mark.usefixtures("own_backend")
+async def test_a_user_whom_the_backend_does_not_find_any_more_loses_the_stream() -> None:
+    async with stream(await logged_in()) as ended, stream(await logged_in("eve")) as other:
+        FindsEveryone.missing.add("ada")
+        [close] = await ended.rest()
+        assert (close.event, close.json()) == ("close", {"reason": "logged out"})
+        await goes_on(other)
+
+
+@pytest.mark.usefixtures("own_backend")
+async def test_after_a_changed_password_a_backend_of_its_own_counts_as_well() -> None:
+    async with stream(await logged_in()) as ended:
+        await User.objects.aupdate(password="another one")
+        assert await ended.rest() == []
+        assert ended.reconnection_time
+
+
+@pytest.mark.usefixtures("own_backend")
+async def test_a_backend_that_fails_once_ends_no_stream_and_twice_sends_clients_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail_once(backend: FindsEveryone, key: Any) -> User:
+        monkeypatch.undo()
+        raise RuntimeError("The directory is away.")
+
+    async with stream(await logged_in()) as reader:
+        with monkeypatch.context() as patch:
+            patch.setattr(FindsEveryone, "get_user", fail_once)
+            await until(lambda: "could not find a user" in caplog.text)
+        await goes_on(reader)
+        FindsEveryone.failing = True
+        try:
+            assert await reader.rest() == []
+        finally:
+            FindsEveryone.failing = False
+        assert reader.reconnection_time
+
+
+async def test_a_user_who_is_missed_once_keeps_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a replica has not got the user yet."""
+    missed: list[None] = []
+
+    def miss(keys: Any) -> dict[str, User]:
+        missed.append(None)
+        return {} if len(missed) == 1 else found(keys)
+
+    found = logins._users
+    monkeypatch.setattr(logins, "_users", miss)
+    async with stream(await logged_in()) as reader:
+        await until(lambda: len(missed) > 2)
+        await goes_on(reader)
+
+
+class ReadsElsewhere:
+    def db_for_read(self, model: Any, **hints: Any) -> str | None:
+        return "replica" if model is User else None
+
+
+async def test_users_are_read_where_they_are_written(settings: Settings) -> None:
+    ada = await user()
+    login = Login(
+        str(ada.pk), "django.contrib.auth.backends.ModelBackend", ada.get_session_auth_hash()
+    )
+    settings.DATABASE_ROUTERS = [f"{__name__}.ReadsElsewhere"]
+    assert await sync_to_async(judge)([login]) == Judgement()
+
+
+async def test_a_backend_that_is_not_asked_any_more_lets_nobody_in(settings: Settings) -> None:
+    async with stream(await logged_in()) as ended:
+        settings.AUTHENTICATION_BACKENDS = []
+        assert [event.event for event in await ended.rest()] == ["close"]
+
+
+# What is told of a user who is saved
+
+
+class HashesTheEmail(User):
+    """Ends its sessions also when its address changes."""
+
+    class Meta:
+        proxy = True
+        app_label = "auth"
+
+    def get_session_auth_hash(self) -> str:
+        return super().get_session_auth_hash() + self.email
+
+
+@pytest.fixture
+def rung(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The marks of the users that hubs were told of."""
+    marks: list[str] = []
+    ring = Doorbell.ring
+
+    def note(doorbell: Doorbell, hints: Sequence[Hint]) -> None:
+        marks.extend(hint.group for hint in hints)
+        ring(doorbell, hints)
+
+    monkeypatch.setattr(Doorbell, "ring", note)
+    return marks
+
+
+@pytest.mark.parametrize(
+    ("changed", "fields", "tells"),
+    [
+        ({}, None, False),
+        ({"first_name": "Ada"}, None, False),
+        ({"last_login": timezone.now()}, ["last_login"], False),
+        ({"email": "ada@example.com"}, ["email"], False),
+        ({"is_active": False}, None, True),
+        ({"is_active": False}, ["is_active"], True),
+        ({"password": "!"}, None, True),
+    ],
+)
+async def test_saving_a_user_tells_only_of_what_logins_are_judged_by(
+    changed: dict[str, Any], fields: list[str] | None, tells: bool, rung: list[str]
+) -> None:
+    await user()
+    ada = await User.objects.aget(username="ada")
+    for name, value in changed.items():
+        setattr(ada, name, value)
+    await ada.asave(update_fields=fields)
+    await ada.asave()
+    assert rung == ([user_mark(ada)] if tells else [])
+
+
+async def test_a_change_that_was_rolled_back_is_told_when_it_is_saved_again(
+    rung: list[str],
+) -> None:
+    ada = await user()
+    ada.is_active = False
+
+    def save_in_vain() -> None:
+        with transaction.atomic():
+            ada.save()
+            transaction.set_rollback(True)
+
+    await sync_to_async(save_in_vain)()
+    assert not rung
+    await ada.asave()
+    assert rung == [user_mark(ada)]
+
+
+async def test_any_field_counts_where_a_project_judges_logins_in_a_way_of_its_own(
+    rung: list[str],
+) -> None:
+    await user()
+    ada = await HashesTheEmail.objects.aget(username="ada")
+    signals._note_loaded(ada)
+    await ada.asave()
+    assert not rung
+    ada.email = "ada@example.com"
+    await ada.asave()
+    assert rung == [user_mark(ada)]
+
+
+async def test_reading_users_in_part_makes_no_query_for_the_rest() -> None:
+    await user()
+    with queries_about("auth_user") as queries:
+        assert (await User.objects.only("username").aget()).username == "ada"
+    assert len(queries) == 1
 
 
 # Sessions that are gone

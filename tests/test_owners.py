@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from enum import Enum
 from typing import Any, ClassVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -21,7 +22,16 @@ from django.urls import path
 from django.utils.functional import SimpleLazyObject
 from pytest_django import Settings
 
-from django_sse import Event, acancel, apublish, apublish_many, cancel, publish
+from django_sse import (
+    Event,
+    acancel,
+    apublish,
+    apublish_many,
+    areopen,
+    cancel,
+    publish,
+    reopen,
+)
 from django_sse.exceptions import InvalidEvent, InvalidGroup
 from django_sse.hub import current_hub
 from django_sse.mixins import LoginRequiredMixin
@@ -217,6 +227,45 @@ async def test_a_mark_is_the_same_for_a_user_and_its_primary_key() -> None:
     assert user_mark(UUID(int=7)) == user_mark(str(UUID(int=7)))
 
 
+class Number(int, Enum):
+    SEVEN = 7
+
+
+class Name(str, Enum):  # noqa: UP042  (its str() is its name)
+    SEVEN = "7"
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["07", " 7", "+7", Number.SEVEN, Name.SEVEN, User(pk="7"), TokenUser("07")],
+    ids=["zero", "space", "sign", "int", "str", "user", "token"],
+)
+def test_a_mark_is_the_same_for_each_form_of_a_key(form: Any) -> None:
+    assert user_mark(form) == user_mark(7)
+    assert user_mark(form, "news") == user_mark(7, "news")
+
+
+class UuidUser(models.Model):
+    id = models.UUIDField(primary_key=True, default=uuid4)
+
+    class Meta:
+        app_label = "tests"
+        managed = False
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+def test_a_uuid_has_many_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = UuidUser()
+    # Also where such a key is one of other means.
+    assert user_mark(ada.id) == user_mark(ada.id.hex) == user_mark(str(ada.id).upper())
+    monkeypatch.setattr("django_sse.owners.get_user_model", lambda: UuidUser)
+    forms = [ada.id, str(ada.id), ada.id.hex, str(ada.id).upper(), f"{{{ada.id}}}", ada.id.urn]
+    assert {user_mark(form) for form in forms} == {user_mark(ada)}
+    assert user_mark("of other means") != user_mark(ada)
+
+
 async def test_marks_are_different_by_user_group_and_session() -> None:
     ada = await user()
     session = session_of(await logged_in())
@@ -245,7 +294,7 @@ STRANGE = [
     # The same character in UTF-16, as text that no encoding has.
     "\ud83d\ude00",
     "\ud800",
-    "7 ",
+    "7_",
     "",
 ]
 
@@ -307,7 +356,7 @@ def test_who_has_no_streams_cannot_be_cancelled() -> None:
         cancel("news", user=None)
     with pytest.raises(ValueError, match="save it first"):
         cancel(user=User(username="new"))
-    with pytest.raises(TypeError, match=r"group .* or .* user"):
+    with pytest.raises(TypeError, match=r"group, or .* user"):
         cancel()
     with pytest.raises(InvalidGroup):
         cancel("no group", user=7)
@@ -366,6 +415,41 @@ async def test_a_user_who_was_cancelled_is_answered_204_until_logging_in_again()
     await apublish("news", "missed")
     async with stream(browser, last_event_id=ended.last_event_id) as again:
         assert (await again.next_event()).data == "missed"
+
+
+@pytest.mark.parametrize("group", [None, "news"])
+@pytest.mark.parametrize("let_in", [areopen, sync_to_async(reopen)], ids=["async", "sync"])
+async def test_a_user_who_was_cancelled_is_let_in_again(group: str | None, let_in: Any) -> None:
+    tab = await logged_in()
+    await acancel(group, user=await user())
+    assert (await get(tab, "/events/?group=news")).status_code == 204
+    await let_in(group, user=str((await user()).pk))
+    async with stream(tab) as reader:
+        await apublish("news", "in again")
+        assert (await reader.next_event()).data == "in again"
+        # It can be done again.
+        await acancel(group, user=await user())
+        assert [event.event for event in await reader.rest()] == ["close"]
+    assert (await get(tab, "/events/?group=news")).status_code == 204
+
+
+async def test_letting_a_user_in_undoes_the_cancel_of_the_same_arguments_alone() -> None:
+    tab, ada = await logged_in(), await user()
+    await acancel("news", user=ada)
+    await acancel(user=ada)
+    await areopen("news", user=ada)
+    assert (await get(tab, "/events/?group=news")).status_code == 204
+    await areopen(user=ada)
+    async with stream(tab):
+        pass
+
+
+async def test_who_was_never_cancelled_is_not_by_being_let_in() -> None:
+    async with stream(await logged_in()) as reader:
+        await areopen(user=await user())
+        await areopen("news", user=await user())
+        await apublish("news", "goes on")
+        assert (await reader.next_event()).data == "goes on"
 
 
 async def test_a_user_is_refused_for_cancel_ttl() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from decimal import Decimal
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from django_sse import (
     GroupCancelled,
     InvalidEvent,
     InvalidGroup,
+    Published,
     acancel,
     aposition,
     apublish,
@@ -36,6 +38,8 @@ from django_sse.event import Decoder
 from django_sse.position import parse_position
 from django_sse.stores import get_store
 from django_sse.testing.threads import in_thread
+from django_sse.views import EventStreamView
+from tests.streams import open_stream
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
 
@@ -153,6 +157,29 @@ async def test_nested_transactions_publish_what_was_not_rolled_back_in_order() -
 
     await in_thread(nest)
     assert [event.text for event in await published("news")] == ["1", "2", "3"]
+
+
+class Name(str, Enum):  # noqa: UP042  (its str() is its name)
+    PAID = "paid"
+
+
+@pytest.mark.parametrize("store", ["memory", "database"])
+async def test_a_group_that_is_a_member_of_an_enum_is_its_value(
+    store: str, settings: Settings
+) -> None:
+    settings.DJANGO_SSE = {"STORE": store}
+    made = await apublish(Name.PAID, Name.PAID, event=Name.PAID)
+    assert made == Published("paid", made.number)
+    assert await published("paid") == [Event("paid", event="paid")]
+    assert made.id == await aposition(Name.PAID) == await aposition("paid")
+    await acancel(Name.PAID)
+    with pytest.raises(GroupCancelled):
+        await apublish("paid", "too late")
+    await areopen(Name.PAID)
+    await apublish("paid", "again")
+    async with open_stream(EventStreamView.as_view(groups=[Name.PAID])) as reader:
+        await apublish(Name.PAID, "live")
+        assert (await reader.next_event()).data == "live"
 
 
 async def test_tasks_that_publish_at_once_all_get_numbers_of_their_own() -> None:

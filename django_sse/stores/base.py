@@ -17,6 +17,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django_sse.event import Event
 from django_sse.exceptions import GroupCancelled, InvalidGroup
 from django_sse.stores.unwritten import unwritten
+from django_sse.text import plain
 
 if TYPE_CHECKING:
     from django_sse.stores.notifications import Notifications
@@ -41,7 +42,7 @@ def validate_group(group: str) -> str:
             f"{group!r} is not a group name: it takes 1 to 99 ASCII letters, digits, "
             "hyphens, underscores and full stops."
         )
-    return group
+    return plain(group)
 
 
 def validate_group_or_mark(name: str) -> str:
@@ -51,7 +52,7 @@ def validate_group_or_mark(name: str) -> str:
         InvalidGroup: It is neither.
     """
     validate_group(name.removeprefix(MARK))
-    return name
+    return plain(name)
 
 
 class Kind(IntEnum):
@@ -60,7 +61,7 @@ class Kind(IntEnum):
     EVENT = 0
     CLOSE = 1  # cancels the group
     REOPEN = 2  # brings it back; takes no number
-    END = 3  # ends an owner's streams: begins the owner's group anew, and its number is the time
+    END = 3  # ends an owner's streams: a CLOSE that begins the group anew, numbered by the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ class Hint:
 
     def encode(self) -> str:
         """Return the hint as text of at most 130 characters, without the entries."""
-        return f"{self.group} {self.head} {int(self.cancelled)}"
+        return f"{plain(self.group)} {self.head} {int(self.cancelled)}"
 
     @classmethod
     def decode(cls, text: str) -> "Hint":
@@ -162,9 +163,13 @@ class Numbering:
             self.cancelled = False
             return None
         if entry.kind is Kind.END:
+            if 0 < entry.at <= self.first:
+                # What was ordered later holds: the owner may have been let in again.
+                return None
             self.numbered.clear()
             self.first = self.head = max(entry.at or first_number(), self.first + 1)
-            self.numbered.append(Entry(self.head, entry.wire))
+            self.numbered.append(Entry(self.head, entry.wire, closes=True))
+            self.cancelled = True
             return self.head
         if entry.kind is Kind.CLOSE:
             if self.cancelled:
@@ -204,10 +209,10 @@ class EventStore(ABC):
     takes a number like an event, once: a second one for a cancelled group is dropped. Appending an
     event to a cancelled group raises ``GroupCancelled``.
 
-    Groups whose names begin with ``MARK`` are those of owners of streams. An ``END`` begins one
-    anew with a first number that is the time, so that its state says when that was: the time that
-    it was ordered at, where it is written late. They are kept for ``CANCEL_TTL``, and others for
-    ``GROUP_TTL``.
+    Groups whose names begin with ``MARK`` are those of owners of streams. An ``END`` cancels one,
+    and begins it anew with a first number that is the time, so that its state says when that was.
+    Where it is written late, that is the time that it was ordered at, and it takes no number if
+    there is a later one. They are kept for ``CANCEL_TTL``, and others for ``GROUP_TTL``.
 
     Transactions: where a transaction is open on ``using``, entries come into being with its commit.
 
@@ -241,6 +246,7 @@ class EventStore(ABC):
             GroupCancelled: An event for a cancelled group; nothing was appended.
             TransactionManagementError: Autocommit is off.
         """
+        unwritten.take_back(self, [e.group for e in entries if e.kind is Kind.REOPEN])
         connection = connections[self.using]
         if not connection.in_atomic_block:
             # Not get_autocommit(), which connects: a store may have nothing to do with a database.

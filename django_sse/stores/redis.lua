@@ -89,12 +89,16 @@ local function add(group, wire, closes, exclude)
   return group.head
 end
 
--- Begins the group of an owner anew, at the time that this was ordered or else now.
+-- Cancels the group of an owner, and begins it anew, at the time that this was ordered or else now.
 local function end_streams(group, wire, at)
+  if at > 0 and at <= group.first then
+    return 0
+  end
   group.head = math.max(at > 0 and at or now, group.first + 1)
   group.first = group.head
   group.changed, group.starts_empty = true, true
-  group.added = {{number = group.head, wire = wire}}
+  group.added = {{number = group.head, wire = wire, closes = true}}
+  group.cancelled, group.closing = true, wire
   return group.head
 end
 

@@ -25,6 +25,7 @@ from django_sse.stores.base import (
     Kind,
     NewEntry,
 )
+from django_sse.text import plain
 
 try:
     import redis
@@ -249,7 +250,7 @@ class RedisStore(EventStore):
 
     def _keys(self, group: str) -> list[str]:
         # What is in braces chooses the slot of a cluster.
-        tag = f"{{{self._prefix}:{group}}}"
+        tag = f"{{{self._prefix}:{plain(group)}}}"
         return [f"{tag}:group", f"{tag}:events"]
 
     def _call(self, operation: str, keys: Sequence[str], *arguments: Any) -> _Call:

@@ -79,6 +79,12 @@ class Unwritten:
                 with self._lock:
                     self._is_writing = False
 
+    def take_back(self, store: "EventStore", marks: Sequence[str]) -> None:
+        """Forget the ends of these owners: they are let in again."""
+        with self._lock:
+            for mark in marks:
+                self._drop(store, mark)
+
     def _write_until_done(self) -> None:
         pause = _FIRST_PAUSE
         while True:

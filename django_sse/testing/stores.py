@@ -381,9 +381,9 @@ class EventStoreContract(_TestCase):
             [number] = await append_events(store, end(OWNER, reason))
             self.assertTrue(before <= number <= first_number(), "The number is not the time.")
             now = await state(store, OWNER)
-            self.assertEqual((now.first, now.head, now.cancelled), (number, number, False))
+            self.assertEqual((now.first, now.head, now.cancelled), (number, number, True))
             [entry] = await store.aread(OWNER, number - 1, 10)
-            self.assertEqual((entry.wire, entry.closes), (closing_wire(reason), False))
+            self.assertEqual((entry.wire, entry.closes), (closing_wire(reason), True))
             times.append(number)
         self.assertGreater(times[1], times[0])
         [kept] = await store.aread(OWNER, 0, 10)
@@ -402,10 +402,22 @@ class EventStoreContract(_TestCase):
         [entry] = await store.aread(OWNER, ordered - 1, 10)
         self.assertEqual(entry.wire, closing_wire("late"))
         # Once more, as where the answer to the first attempt was lost.
-        self.assertEqual(await append_events(store, late), [ordered + 1])
+        self.assertEqual(await append_events(store, late), [])
         [number] = await append_events(store, end(OWNER, "now"))
         self.assertGreater(number, ordered + 5_000_000)
-        self.assertEqual(await append_events(store, late), [number + 1])
+        self.assertEqual(await append_events(store, late), [])
+        self.assertEqual((await state(store, OWNER)).first, number)
+
+    @_with_store
+    async def test_an_owner_who_was_let_in_again_is_not_ended_by_what_was_ordered_before(
+        self, store: EventStore
+    ) -> None:
+        late = replace(end(OWNER, "late"), at=first_number() - 10_000_000)
+        [number] = await append_events(store, end(OWNER, "over"))
+        await append(store, reopening(OWNER))
+        self.assertEqual(await append_events(store, late), [])
+        now = await state(store, OWNER)
+        self.assertEqual((now.first, now.cancelled), (number, False))
 
     @_with_store
     async def test_an_owners_group_is_forgotten_sooner_than_others(self, store: EventStore) -> None:

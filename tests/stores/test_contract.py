@@ -305,6 +305,10 @@ BROKEN: list[tuple[type[EventStore], str]] = [
     (ForgetsWhoIsLeftOut, "who_is_left_out_of_an_event_is_kept_with_it"),
     (TakesAnEndForAnEvent, "an_end_begins_an_owners_group_anew_and_its_number_is_the_time"),
     (TakesEveryEndForNew, "an_end_that_is_written_late_has_the_time_that_it_was_ordered"),
+    (
+        TakesEveryEndForNew,
+        "an_owner_who_was_let_in_again_is_not_ended_by_what_was_ordered_before",
+    ),
     (ForgetsAllGroupsAlike, "an_owners_group_is_forgotten_sooner_than_others"),
     (CannotBeUsedAgain, "a_store_that_was_closed_can_be_used_again"),
     (StaysInItsProcess, "what_another_process_appended_is_read_and_told"),

@@ -13,12 +13,15 @@ from typing import Any, Final, NamedTuple, TypeVar
 from django.core import checks
 from django.db import (
     DEFAULT_DB_ALIAS,
+    Error,
     InterfaceError,
+    InternalError,
     OperationalError,
     connections,
     router,
     transaction,
 )
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F, Max, OuterRef, QuerySet, Subquery
 from django.utils import timezone
 
@@ -56,9 +59,14 @@ _VENDORS: Final = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MyS
 # PostgreSQL's SQLSTATEs.
 _SERIALIZATION_FAILURE: Final = "40001"
 _LOCK_NOT_AVAILABLE: Final = "55P03"
+_READ_ONLY: Final = "25006"
 # MySQL's error numbers: a row changed since its snapshot, a lock waited for too long or, where one
 # does not wait, at all (MariaDB, then MySQL), a deadlock.
 _MYSQL_CONFLICTS: Final = (1020, 1205, 1213, 3572)
+# ... and: the server is read-only (by either of its options), or the connection is.
+_MYSQL_READ_ONLY: Final = (1290, 1836, 1792)
+# What a driver raises where the server, or the way to it, is at fault.
+_FAILURES: Final = (InterfaceError, InternalError, OperationalError)
 
 # SQLite: how long the files of connections that were closed may stay open.
 _REOPEN_SECONDS: Final = 10.0
@@ -113,6 +121,11 @@ class DatabaseStore(EventStore):
     # Reading
 
     def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
+        if connections[self.using].in_atomic_block:
+            return self._read_states(groups)
+        return self._with_connection(lambda: self._read_states(groups))
+
+    def _read_states(self, groups: Sequence[str]) -> dict[str, GroupState]:
         oldest = self._stored.filter(group=OuterRef("name")).order_by("number").values("number")
         rows = self._groups.annotate(oldest=Subquery(oldest[:1])).values_list(
             "name", "first", "head", "oldest", "cancelled"
@@ -125,7 +138,7 @@ class DatabaseStore(EventStore):
         return {group: found.get(group) or GroupState() for group in groups}
 
     async def astates(self, groups: Sequence[str]) -> dict[str, GroupState]:
-        return await self._in_reader(lambda: self.states(groups))
+        return await self._in_reader(lambda: self._read_states(groups))
 
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
         rows = self._stored.filter(group=group, number__gt=after).order_by("number")
@@ -231,7 +244,7 @@ class DatabaseStore(EventStore):
     def _with_connection(self, read: Callable[[], Result]) -> Result:
         try:
             return read()
-        except (OperationalError, InterfaceError):
+        except _FAILURES:
             # The connection may have been lost while it was idle; what runs here can run twice.
             connections[self.using].close()
             return read()
@@ -286,23 +299,37 @@ class DatabaseStore(EventStore):
         """
         # Every such transaction locks its groups in the same order, so none waits in a circle.
         names = sorted(new)
+        # One that was kept from before: only such a one may lead nowhere where a new one does not.
+        is_old = connections[self.using].connection is not None
         while True:
+            may_be_committed = False
             try:
                 with transaction.atomic(using=self.using):
                     rows = self._lock(names, wait=wait)
                     if len(rows) == len(names):
-                        return self._number_locked(rows, new)
+                        numbered = self._number_locked(rows, new)
+                        may_be_committed = True
+                        return numbered
                 # In a transaction of its own: an insert inside would be a lock out of order.
                 self._groups.bulk_create(
                     [EventGroup(name=name, changed=timezone.now()) for name in names],
                     ignore_conflicts=True,
                 )
-            except OperationalError as error:
-                # At REPEATABLE READ and above, and in MySQL at any level, a transaction that met
-                # another one may have to begin again.
-                again = wait and _is_conflict(error)
-                if not again or connections[self.using].in_atomic_block:
+            except _FAILURES as error:
+                connection = connections[self.using]
+                if connection.in_atomic_block:
                     raise
+                if wait and _is_conflict(error):
+                    # At REPEATABLE READ and above, and in MySQL at any level, a transaction that
+                    # met another one may have to begin again.
+                    continue
+                if not _leads_nowhere(connection, error):
+                    raise
+                # Outside of requests nobody else closes it, and every later call would fail, too.
+                connection.close()
+                if may_be_committed or not is_old:
+                    raise
+                is_old = False
 
     def _lock(self, names: Sequence[str], *, wait: bool = True) -> list[EventGroup]:
         features = connections[self.using].features
@@ -496,14 +523,22 @@ def _is_locked(error: OperationalError) -> bool:
     return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _is_conflict(error: OperationalError) -> bool:
+def _leads_nowhere(connection: BaseDatabaseWrapper, error: Error) -> bool:
+    """Whether a connection was lost, or leads to a server that takes no writes, as one does that
+    was the master before a failover."""
+    if _sqlstate(error) == _READ_ONLY or (error.args and error.args[0] in _MYSQL_READ_ONLY):
+        return True
+    return connection.connection is None or not connection.is_usable()
+
+
+def _is_conflict(error: Error) -> bool:
     """Whether a transaction that waited has to begin again."""
     if _sqlstate(error) == _SERIALIZATION_FAILURE:
         return True
     return bool(error.args) and error.args[0] in _MYSQL_CONFLICTS
 
 
-def _sqlstate(error: OperationalError) -> str | None:
+def _sqlstate(error: Error) -> str | None:
     # psycopg's name for it, and psycopg2's.
     cause = error.__cause__
     return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)

@@ -45,6 +45,10 @@ if not durable then
 end
 
 if operation == 'changes' then
+  -- A replica may be behind, and was the master before a failover: its clients are to connect anew.
+  if redis.call('INFO', 'replication'):find('role:slave', 1, true) then
+    return redis.error_reply('READONLY This server is a replica.')
+  end
   local names = {}
   if ARGV[7] ~= '' then
     names = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[7], '+inf')

@@ -5,18 +5,20 @@ import random
 import sqlite3
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import OperationalError, connections, transaction
+from django.db import InterfaceError, OperationalError, connections, transaction
 from django.test import override_settings
 from django.utils import timezone
 
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
-from django_sse.stores.base import GroupState, Hint
+from django_sse.stores.base import GroupState, Hint, Kind
 from django_sse.stores.database import DatabaseStore
 from django_sse.testing.stores import append, event, state, texts
 from django_sse.testing.threads import in_thread
@@ -181,20 +183,98 @@ async def test_reading_goes_on_after_the_connection_was_lost(
     await append(store, event("news", "a"))
     assert texts(await store.aread("news", 0, 10)) == ["a"]
 
-    vendor = connections[store.using].vendor
-    if vendor == "sqlite":
-        pytest.skip("A file has no connection to lose.")
-    end_oneself = {
-        "postgresql": "SELECT pg_terminate_backend(pg_backend_pid())",
-        "mysql": "KILL CONNECTION_ID()",
-    }
-
-    def lose_connection() -> None:
-        with pytest.raises(OperationalError), connections[store.using].cursor() as cursor:
-            cursor.execute(end_oneself[vendor])
-
-    await store._in_reader(lose_connection)
+    await store._in_reader(lambda: spoil(store.using, END_ONESELF))
     assert texts(await store.aread("news", 0, 10)) == ["a"]
+
+
+END_ONESELF = {
+    "postgresql": "SELECT pg_terminate_backend(pg_backend_pid())",
+    "mysql": "KILL CONNECTION_ID()",
+}
+# As every connection to a server is that was the master before a failover.
+TAKE_NO_WRITES = {
+    "postgresql": "SET default_transaction_read_only = on",
+    "mysql": "SET SESSION TRANSACTION READ ONLY",
+}
+
+
+def spoil(alias: str, statements: dict[str, str]) -> None:
+    connection = connections[alias]
+    if connection.vendor == "sqlite":
+        pytest.skip("A file has no server.")
+    with suppress(OperationalError), connection.cursor() as cursor:
+        cursor.execute(statements[connection.vendor])
+
+
+@pytest.mark.parametrize("statements", [END_ONESELF, TAKE_NO_WRITES], ids=["lost", "read-only"])
+async def test_publishing_goes_on_where_the_connection_leads_nowhere(
+    database_store: DatabaseStore, statements: dict[str, str]
+) -> None:
+    store = database_store
+
+    def publish_twice() -> list[int | None]:
+        # As in a worker, or under `apublish`: nobody closes the connection between the two.
+        numbers = store.append([event("news", "a")], silent)
+        spoil(store.using, statements)
+        return numbers + store.append([event("news", "b")], silent)
+
+    first, second = await in_thread(publish_twice)
+    assert second == (first or 0) + 1
+    assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
+
+    def publish_in_transaction() -> None:
+        with transaction.atomic(using=store.using):
+            connections[store.using].ensure_connection()
+            spoil(store.using, END_ONESELF)
+            store.append([event("news", "lost with its transaction")], silent)
+
+    with pytest.raises((OperationalError, InterfaceError)):
+        await in_thread(publish_in_transaction)
+    assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("statements", [END_ONESELF, TAKE_NO_WRITES], ids=["lost", "read-only"])
+async def test_a_hub_goes_on_where_the_connection_leads_nowhere(
+    database_store: DatabaseStore, statements: dict[str, str]
+) -> None:
+    store = database_store
+    _, cursor = await store.achanged(None, {"news"})
+    [number] = await append(store, event("news", "a"))
+    await store._in_reader(lambda: spoil(store.using, statements))
+    # Also what has to be written: a publisher that died has left it behind.
+    await sync_to_async(OutboxEvent.objects.using(store.using).create)(
+        group="news", kind=Kind.EVENT, wire=b"data: b\n\n"
+    )
+    hints, _ = await store.achanged(cursor, {"news"})
+    assert Hint("news", (number or 0) + 1, cancelled=False) in [
+        replace(hint, entries=()) for hint in hints
+    ]
+    assert (await state(store, "news")).head == (number or 0) + 1
+
+
+async def test_an_event_whose_commit_may_have_been_made_is_not_doubled(
+    database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = database_store
+
+    def publish_and_lose_the_answer() -> None:
+        store.append([event("news", "a")], silent)
+        connection: Any = connections[store.using]
+        commit = connection._commit
+
+        def commit_and_lose() -> None:
+            commit()
+            spoil(store.using, END_ONESELF)
+            raise OperationalError("The connection was lost.")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(connection, "_commit", commit_and_lose)
+            with pytest.raises(OperationalError):
+                store.append([event("news", "b")], silent)
+        store.append([event("news", "c")], silent)
+
+    await in_thread(publish_and_lose_the_answer)
+    assert texts(await store.aread("news", 0, 10)) == ["a", "b", "c"]
 
 
 async def test_closing_lets_go_of_the_thread_and_reading_takes_a_new_one(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import chain, islice
+from time import monotonic
 from typing import Any, Final
 
 from django_sse.conf import conf
@@ -13,7 +14,7 @@ from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.base import listen, stop_listening
 from django_sse.layers import default_layer
 from django_sse.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
-from django_sse.logs import logger
+from django_sse.logs import log_seldom, logger
 from django_sse.mailbox import LAYER_SECONDS, Mailbox
 from django_sse.rechecks import Rechecks
 from django_sse.shutdown import call_at_shutdown
@@ -26,7 +27,7 @@ from django_sse.tasks import spawn
 
 # Heartbeats and send timeouts are looked at this often.
 _TICK_SECONDS: Final = 1.0
-# The store is asked for everything, not only for what changed, and is trimmed, this often.
+# The store is asked for everything, not only for what changed, this often.
 _SWEEP_SECONDS: Final = 60.0
 _SWEEP_GROUPS: Final = 500
 # How long a client that does not read may keep a server from shutting down.
@@ -249,6 +250,7 @@ class Hub:
         spawn(self._receiver.open())
         self._tasks = [
             spawn(self._sync()),
+            spawn(self._trim()),
             spawn(self._renew_memberships()),
             spawn(self._rechecks.watch_logins()),
             spawn(self._rechecks.ask_views()),
@@ -329,7 +331,16 @@ class Hub:
                     subscription.tail.bound(self._tail_bytes())
                 else:
                     await self._rechecks.compare(group, state)
-        await self._store.atrim()
+
+    async def _trim(self) -> None:
+        # Apart from the sync, which must not wait for it.
+        while True:
+            if self._store.takes_trim_turn():
+                try:
+                    await self._store.atrim()
+                except Exception as error:
+                    log_seldom("Old events could not be dropped.", exc_info=error)
+            await asyncio.sleep(max(self._store.trim_due - monotonic(), 1.0))
 
     def _find(self, subscription: Subscription, hint: Hint) -> None:
         """Take what the store says of a group, which no doorbell may have told."""

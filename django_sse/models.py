@@ -1,4 +1,5 @@
-"""The tables of the database store."""
+"""The tables of the database store. Times are by the database's clock, in microseconds since the
+epoch."""
 
 from django.db import models
 
@@ -13,7 +14,7 @@ class EventGroup(models.Model):
     first = models.BigIntegerField(default=0)
     head = models.BigIntegerField(default=0)
     cancelled = models.BooleanField(default=False)
-    changed = models.DateTimeField(db_index=True)
+    changed = models.BigIntegerField(db_index=True)
 
     def __str__(self) -> str:
         return self.name
@@ -28,7 +29,7 @@ class StoredEvent(models.Model):
     wire = models.BinaryField()
     closes = models.BooleanField(default=False)
     exclude = models.CharField(max_length=MARK_LENGTH, default="", db_default="", blank=True)
-    created = models.DateTimeField(db_index=True)
+    created = models.BigIntegerField(db_index=True)
 
     class Meta:
         constraints = [

@@ -6,14 +6,16 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from math import inf
 from pathlib import Path
-from time import time_ns
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from time import monotonic, time_ns
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from asgiref.sync import sync_to_async
 from django.core import checks
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
+from django_sse.conf import conf
 from django_sse.event import Event
 from django_sse.exceptions import GroupCancelled, InvalidGroup
 from django_sse.stores.unwritten import unwritten
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from django_sse.stores.notifications import Notifications
 
 _GROUP_NAME: Final = re.compile(r"[A-Za-z0-9\-_.]{1,99}", re.ASCII)
+
+# How often a process trims, at the most.
+_TRIM_SECONDS: Final = 60.0
 
 MARK: Final = "~"
 """What the names of owners' groups begin with, and no other's can: see ``Kind.END``."""
@@ -193,6 +198,13 @@ class Numbering:
         return self.head
 
 
+class Dropped(NamedTuple):
+    """How much was dropped for its age."""
+
+    events: int = 0
+    groups: int = 0
+
+
 Ring = Callable[[Sequence[Hint]], None]
 Cursor = Any
 
@@ -348,8 +360,26 @@ class EventStore(ABC):
             The state of the group afterwards.
         """
 
+    trim_due = 0.0
+    """When this process trims next, by ``time.monotonic``."""
+
+    def takes_trim_turn(self) -> bool:
+        """Whether to trim now; then nobody else in this process does for a while."""
+        if monotonic() < self.trim_due:
+            return False
+        self.trim_due = monotonic() + trim_seconds()
+        return True
+
+    def trim(self) -> Dropped:
+        """Drop what is older than ``HISTORY_AGE``, and groups idle for their time to live; return
+        how much. Blocking.
+
+        A store that does so by itself, as what is older is read or written, drops nothing here.
+        """
+        return Dropped()
+
     async def atrim(self) -> None:
-        """Drop what is older than ``HISTORY_AGE``, and groups idle for their time to live."""
+        """Drop the same, without being in the way of reads."""
 
     async def aclose(self) -> None:
         """Let go of what async reading holds open; the store can be used again afterwards."""
@@ -362,6 +392,11 @@ class EventStore(ABC):
 def closing_wire(reason: str | None) -> bytes:
     """Return the wire of the ``close`` that tells clients that a group is cancelled, and why."""
     return Event({"reason": reason}, event="close").encode()
+
+
+def trim_seconds() -> float:
+    """Return how often a process trims: a minute, or less where less is kept."""
+    return min(_TRIM_SECONDS, max(conf().HISTORY_AGE or inf, 1.0))
 
 
 def first_number() -> int:

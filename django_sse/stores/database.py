@@ -4,7 +4,6 @@ import re
 import sqlite3
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
@@ -22,16 +21,17 @@ from django.db import (
     transaction,
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import F, Max, OuterRef, QuerySet, Subquery
-from django.utils import timezone
+from django.db.models import F, OuterRef, QuerySet, Subquery
 
 from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
 from django_sse.layers import crossing_layer
+from django_sse.logs import log_seldom
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
 from django_sse.stores.base import (
     MARK,
     Cursor,
+    Dropped,
     Entry,
     EventStore,
     GroupState,
@@ -39,16 +39,18 @@ from django_sse.stores.base import (
     Kind,
     NewEntry,
     Numbering,
+    Ring,
     first_number,
 )
+from django_sse.stores.clock import DatabaseTime, database_time
 from django_sse.stores.notifications import Notifications
 from django_sse.threads import Result, WorkerThread
 
 Item = TypeVar("Item")
 
-# A change becomes visible a little after the time that it bears: by the length of a commit, and by
-# what the clocks of several hosts differ. Changes this old are therefore told again.
-_SLACK: Final = timedelta(seconds=10)
+# A change becomes visible a little after the time that it bears, by the length of a commit. Changes
+# this old (microseconds) are therefore told again.
+_SLACK: Final = 10_000_000
 
 # Names or ids in one statement.
 _BATCH: Final = 500
@@ -71,8 +73,9 @@ _FAILURES: Final = (InterfaceError, InternalError, OperationalError)
 # SQLite: how long the files of connections that were closed may stay open.
 _REOPEN_SECONDS: Final = 10.0
 
-# Groups that one trim looks at, so that it never holds up the hub's reads for long.
-_TRIM_GROUPS: Final = 500
+# What one step of trimming drops, so that who publishes never waits for it for long.
+_TRIM_EVENTS: Final = 1000
+_TRIM_GROUPS: Final = 100
 
 
 # Django prefers it to psycopg2, whose connections are another matter.
@@ -80,8 +83,16 @@ _HAS_PSYCOPG_3: Final = find_spec("psycopg") is not None
 
 
 class _Cursor(NamedTuple):
-    time: datetime
+    """``time`` is the database's, ``monotonic`` this process's, of the same moment."""
+
+    time: int
+    monotonic: float
     version: tuple[Any, int] | None
+
+    def is_jumped(self, now: int) -> bool:
+        """Whether the database's clock has been set since, or is another server's."""
+        passed = (monotonic() - self.monotonic) * 1_000_000
+        return abs(now - self.time - passed) > _SLACK / 2
 
 
 class DatabaseStore(EventStore):
@@ -145,33 +156,30 @@ class DatabaseStore(EventStore):
         columns = rows.values_list("number", "wire", "closes", "exclude", "created")[:limit]
         return await self._in_reader(
             lambda: [
-                Entry(number, bytes(wire), closes, exclude, created.timestamp())
+                Entry(number, bytes(wire), closes, exclude, created / 1_000_000)
                 for number, wire, closes, exclude, created in columns
             ]
         )
 
     async def achanged(
         self, cursor: Cursor, groups: Container[str]
-    ) -> tuple[Iterable[Hint], Cursor]:
+    ) -> tuple[Iterable[Hint] | None, Cursor]:
         return await self._in_reader(lambda: self._changed(cursor, groups))
 
     async def anew_run(self, group: str, above: int) -> GroupState:
         return await self._in_reader(lambda: self._begin_run(group, above))
-
-    async def atrim(self) -> None:
-        await self._in_reader(self._trim)
 
     async def aclose(self) -> None:
         await self._reader.aclose(lambda: connections[self.using].close())
 
     def _changed(
         self, cursor: _Cursor | None, groups: Container[str]
-    ) -> tuple[list[Hint], _Cursor]:
+    ) -> tuple[list[Hint] | None, _Cursor]:
         self._release_files()
         version = self._data_version()
         if cursor and version and version == cursor.version:
             return [], cursor
-        now = timezone.now()
+        began, now = monotonic(), database_time(self.using)
         waiting = self._outbox.order_by().values_list("group", flat=True).distinct()
         hints = []
         for group in list(waiting):
@@ -183,11 +191,14 @@ class DatabaseStore(EventStore):
                     raise
                 # Another one is at it: looked at again next time, changed or not.
                 version = None
+        next_cursor = _Cursor(now, began, version)
+        if cursor and cursor.is_jumped(now):
+            return None, next_cursor
         if cursor:
             rows = self._groups.filter(changed__gte=cursor.time - _SLACK)
             changed = rows.values_list("name", "head", "cancelled")
             hints += [Hint(*row) for row in changed if row[0] in groups]
-        return hints, _Cursor(now, version)
+        return hints, next_cursor
 
     def _begin_run(self, name: str, above: int) -> GroupState:
         # Where another one holds the lock, it raises: the hub asks again.
@@ -196,7 +207,7 @@ class DatabaseStore(EventStore):
                 if row.head < above:
                     self._stored.filter(group=name).delete()
                     self._groups.filter(name=name).update(
-                        head=max(first_number(), above + 1), changed=timezone.now()
+                        head=max(first_number(), above + 1), changed=DatabaseTime()
                     )
         return self.states([name])[name]
 
@@ -312,7 +323,7 @@ class DatabaseStore(EventStore):
                         return numbered
                 # In a transaction of its own: an insert inside would be a lock out of order.
                 self._groups.bulk_create(
-                    [EventGroup(name=name, changed=timezone.now()) for name in names],
+                    [EventGroup(name=name, changed=DatabaseTime()) for name in names],
                     ignore_conflicts=True,
                 )
             except _FAILURES as error:
@@ -382,7 +393,6 @@ class DatabaseStore(EventStore):
         return bytes(close.wire) if close else b""
 
     def _keep(self, row: EventGroup, turn: Numbering) -> None:
-        now = timezone.now()
         if row.first and turn.first != row.first:
             self._stored.filter(group=row.name).delete()
         self._stored.bulk_create(
@@ -392,7 +402,7 @@ class DatabaseStore(EventStore):
                 wire=entry.wire,
                 closes=entry.closes,
                 exclude=entry.exclude,
-                created=now,
+                created=DatabaseTime(),
             )
             for entry in turn.numbered
         )
@@ -400,7 +410,7 @@ class DatabaseStore(EventStore):
             first=turn.first,
             head=turn.head,
             cancelled=turn.cancelled,
-            changed=now,
+            changed=DatabaseTime(),
         )
         size = conf().HISTORY_SIZE
         in_bulk = max(size // 10, 1)
@@ -409,36 +419,80 @@ class DatabaseStore(EventStore):
 
     # Trimming
 
-    def _trim(self) -> None:
+    def append(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
+        numbers = super().append(entries, ring)
+        # A site may do nothing but publish.
+        if self.takes_trim_turn():
+            if connections[self.using].in_atomic_block:
+                transaction.on_commit(self._trim_after_publishing, using=self.using, robust=True)
+            else:
+                self._trim_after_publishing()
+        return numbers
+
+    async def atrim(self) -> None:
+        # In a thread and on a connection of its own: no read waits for it.
+        thread = WorkerThread("django-sse-trim")
+        try:
+            await thread.run(self.trim)
+        finally:
+            await thread.aclose(lambda: connections[self.using].close())
+
+    def trim(self) -> Dropped:
+        total = Dropped()
+        while any(dropped := self._trim()):
+            total = Dropped(total.events + dropped.events, total.groups + dropped.groups)
+        return total
+
+    def _trim_after_publishing(self) -> None:
+        try:
+            if any(self._trim()):
+                # There may be more: the next to publish goes on.
+                self.trim_due = 0.0
+        except Exception as error:
+            # Nothing of what was published fails for it.
+            log_seldom("Old events could not be dropped.", exc_info=error)
+
+    def _trim(self) -> Dropped:
+        """Drop at most ``_TRIM_EVENTS`` events or so, and ``_TRIM_GROUPS`` groups; nothing where
+        another one writes to the file."""
         try:
             with self._without_waiting():
-                self._trim_old()
+                return self._drop_some()
         except OperationalError as error:
             if not _is_locked(error):
                 raise
-            # Another one writes to the file: the next trim does it.
+            return Dropped()
 
-    def _trim_old(self) -> None:
-        now = timezone.now()
+    def _drop_some(self) -> Dropped:
+        now = database_time(self.using)
+        events = groups = 0
         if (age := conf().HISTORY_AGE) is not None:
-            old = self._stored.filter(created__lt=now - timedelta(seconds=age)).values("group")
-            for row in old.annotate(last=Max("number")).order_by()[:_TRIM_GROUPS]:
-                self._stored.filter(group=row["group"], number__lte=row["last"]).delete()
+            old = self._stored.filter(created__lt=now - int(age * 1_000_000)).order_by("created")
+            # Up to a number of each group: what is kept has no gaps.
+            last: dict[str, int] = {}
+            for group, number in old.values_list("group", "number")[:_TRIM_EVENTS]:
+                last[group] = max(number, last.get(group, 0))
+            for group, number in last.items():
+                events += self._stored.filter(group=group, number__lte=number).delete()[0]
         of_owners = self._groups.filter(name__startswith=MARK)
         others = self._groups.exclude(name__startswith=MARK)
-        for groups, ttl in ((of_owners, conf().CANCEL_TTL), (others, conf().GROUP_TTL)):
+        for some, ttl in ((of_owners, conf().CANCEL_TTL), (others, conf().GROUP_TTL)):
             if ttl is not None:
-                since = now - timedelta(seconds=ttl)
-                idle = groups.filter(changed__lt=since).values_list("name", flat=True)
+                since = now - int(ttl * 1_000_000)
+                idle = some.filter(changed__lt=since).values_list("name", flat=True)
                 for name in idle[:_TRIM_GROUPS]:
-                    self._forget(name, since)
+                    dropped = self._forget(name, since)
+                    events, groups = events + dropped.events, groups + dropped.groups
+        return Dropped(events, groups)
 
-    def _forget(self, name: str, since: datetime) -> None:
+    def _forget(self, name: str, since: int) -> Dropped:
         with transaction.atomic(using=self.using):
             for row in self._lock([name], wait=False):
                 if row.changed < since and not self._outbox.filter(group=name).exists():
-                    self._stored.filter(group=name).delete()
+                    events = self._stored.filter(group=name).delete()[0]
                     row.delete(using=self.using)
+                    return Dropped(events, 1)
+        return Dropped()
 
     # Configuration
 

@@ -7,7 +7,6 @@ from functools import cached_property
 from hashlib import sha1
 from pathlib import Path
 from threading import Lock
-from time import time
 from typing import Any, Final, NamedTuple
 
 from django.core import checks
@@ -187,7 +186,10 @@ class RedisStore(EventStore):
         # Groups and their events expire by themselves.
         if (ttl := conf().GROUP_TTL) is not None:
             client = await self._reader()
-            await client.zremrangebyscore(self._changes, "-inf", int((time() - ttl) * 1_000_000))
+            # By its own clock, as the scores are.
+            seconds, microseconds = await client.time()
+            since = (seconds - ttl) * 1_000_000 + microseconds
+            await client.zremrangebyscore(self._changes, "-inf", int(since))
 
     async def aclose(self) -> None:
         if reader := self._readers.get(asyncio.get_running_loop()):

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.contrib.auth import get_user_model, load_backend
+from django.contrib.auth import SESSION_KEY, get_user_model, load_backend
 from django.contrib.sessions.backends.base import SessionBase
 from django.contrib.sessions.backends.cache import SessionStore as CacheSession
 from django.contrib.sessions.backends.cached_db import SessionStore as CachedDatabaseSession
@@ -18,6 +18,7 @@ from django.contrib.sessions.backends.db import SessionStore as DatabaseSession
 from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist, ValidationError
 from django.db import close_old_connections, router
+from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
@@ -25,7 +26,7 @@ from django.utils.crypto import constant_time_compare
 from django.utils.functional import LazyObject, SimpleLazyObject
 
 from django_sse.logs import log_once, log_seldom, logger
-from django_sse.owners import Login, is_nobody, loaded, mark_of
+from django_sse.owners import Login, is_nobody, loaded, mark_of, user_mark
 from django_sse.threads import own_thread
 
 Item = TypeVar("Item")
@@ -34,6 +35,10 @@ Item = TypeVar("Item")
 _BATCH: Final = 500
 
 
+# The module of the middleware that sets `user` and `auser`.
+_DJANGOS: Final = "django.contrib.auth.middleware"
+# Where a request keeps whether another middleware has set another user.
+_IS_REPLACED: Final = "_django_sse_replaces_user"
 # How long a backend may take to find a user.
 _ANSWER_SECONDS: Final = 10.0
 
@@ -175,17 +180,17 @@ def _in_cache(store: Any, keys: Sequence[str]) -> Iterator[str]:
 async def user_of(request: HttpRequest) -> Any:
     """Return a request's user as the project's pages see it, whatever has authenticated it; None or
     an anonymous one for nobody."""
-    if not _replaces_user(request) and hasattr(request, "auser"):
-        user = await request.auser()
-        if not is_nobody(user) or _is_djangos_user(request):
-            return user
+    if not await _is_replaced(request) and hasattr(request, "auser"):
+        return await request.auser()
     return await loaded(getattr(request, "user", None))
 
 
 async def current_user(request: HttpRequest) -> Any:
-    """Return a request's user as ``user_of`` does; None for one that nothing tells from others,
-    which is logged."""
+    """Return who owns a request's streams: its user or, where that is nobody, who else is set as
+    ``user``. None for one that nothing tells from others, which is logged."""
     user = await user_of(request)
+    if is_nobody(user) and not (_is_djangos_user(request) and _is_djangos_auser(request)):
+        user = await loaded(getattr(request, "user", None))
     if is_nobody(user) or _can_own(user):
         return user
     kind = user.__class__
@@ -207,9 +212,9 @@ def _can_own(user: Any) -> bool:
 def renew_login(request: HttpRequest) -> None:
     """Let a request's session and user be read again, as Django's middleware does.
 
-    What another middleware has set stays: ``auser``, and ``user``, which is read again by its own
-    means if it is lazy. Where it has set ``user`` alone, as to impersonate somebody, ``auser`` is
-    that one, too: the pages know nobody else.
+    What another middleware has set stays, a ``user`` that is lazy or of the database is read again,
+    too. Where it has set ``user`` alone, as to impersonate somebody, ``auser`` is that one as well:
+    the pages know nobody else.
     """
     if not hasattr(request, "session") or not hasattr(request, "auser"):
         return
@@ -220,29 +225,40 @@ def renew_login(request: HttpRequest) -> None:
     for cached in ("_cached_user", "_acached_user"):
         vars(request).pop(cached, None)
     others: dict[str, Any] = {}
+    is_replaced = vars(request).get(_IS_REPLACED, not _is_djangos_user(request))
     if not _is_djangos_auser(request):
         others["auser"] = request.auser
-    elif _replaces_user(request):
+    elif is_replaced:
         others["auser"] = functools.partial(_user_set_on, request)
-    if "user" in vars(request) and not _is_djangos_user(request):
+    if "user" in vars(request) and is_replaced:
         others["user"] = _unread(request.user)
     AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
     vars(request).update(others)
 
 
-def _replaces_user(request: HttpRequest) -> bool:
-    """Whether a middleware has set another ``user`` and left ``auser`` to Django."""
-    return "user" in vars(request) and not _is_djangos_user(request) and _is_djangos_auser(request)
+async def _is_replaced(request: HttpRequest) -> bool:
+    """Whether a middleware has set another ``user``, and left ``auser`` to Django. A login within
+    the request sets the session's own user, who is no other one."""
+    if "user" not in vars(request) or _is_djangos_user(request) or not _is_djangos_auser(request):
+        return False
+    user, session = await loaded(request.user), getattr(request, "session", None)
+    key = await session.aget(SESSION_KEY) if session is not None else None
+    try:
+        is_other = is_nobody(user) or key is None or user_mark(key) != user_mark(user)
+    except (TypeError, ValueError):
+        is_other = True
+    vars(request)[_IS_REPLACED] = is_other
+    return is_other
 
 
 def _is_djangos_user(request: HttpRequest) -> bool:
     setup = _setup_of(vars(request).get("user"))
-    return getattr(setup, "__module__", None) == "django.contrib.auth.middleware"
+    return getattr(setup, "__module__", None) == _DJANGOS
 
 
 def _is_djangos_auser(request: HttpRequest) -> bool:
     function = getattr(getattr(request, "auser", None), "func", None)
-    return getattr(function, "__module__", None) == "django.contrib.auth.middleware"
+    return getattr(function, "__module__", None) == _DJANGOS
 
 
 def _setup_of(user: Any) -> Callable[[], Any] | None:
@@ -251,8 +267,19 @@ def _setup_of(user: Any) -> Callable[[], Any] | None:
 
 
 def _unread(user: Any) -> Any:
-    setup = _setup_of(user)
-    return SimpleLazyObject(setup) if setup else user
+    """Return a user that is read again."""
+    if setup := _setup_of(user):
+        return SimpleLazyObject(setup)
+    if isinstance(user, Model) and user.pk is not None:
+        users: Any = type(user)._default_manager
+        return SimpleLazyObject(lambda: users.filter(pk=user.pk).first() or _nobody())
+    return user
+
+
+def _nobody() -> Any:
+    from django.contrib.auth.models import AnonymousUser
+
+    return AnonymousUser()
 
 
 async def _user_set_on(request: HttpRequest) -> Any:

@@ -902,6 +902,42 @@ async def test_a_view_ends_streams_whose_permission_is_gone(how: str) -> None:
 
 
 @pytest.mark.usefixtures("asked_often")
+def logs_in(get_response: Callable[[HttpRequest], Any]) -> Callable[..., Any]:
+    """Logs a user in by the request itself, as Django's RemoteUserMiddleware does."""
+
+    async def middleware(request: HttpRequest) -> Any:
+        if key := request.headers.get("X-User"):
+            await auth.alogin(
+                request,
+                await User.objects.aget(pk=key),
+                backend="django.contrib.auth.backends.ModelBackend",
+            )
+        return await get_response(request)
+
+    return middleware
+
+
+setattr(logs_in, "async_capable", True)  # noqa: B010
+setattr(logs_in, "sync_capable", False)  # noqa: B010
+
+
+@pytest.mark.parametrize("how", ["not staff", "logged out"])
+async def test_a_view_sees_what_has_become_of_a_user_who_was_logged_in_by_the_request(
+    how: str, settings: Settings
+) -> None:
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.logs_in"]
+    settings.DJANGO_SSE = {"RECHECK_INTERVAL": 1, "END_WITH_LOGIN": False}
+    ada = await user()
+    await User.objects.filter(pk=ada.pk).aupdate(is_staff=True)
+    async with reading(await AsyncClient().get(STAFF, headers={"X-User": str(ada.pk)})) as ended:
+        await goes_on(ended)
+        if how == "not staff":
+            await User.objects.aupdate(is_staff=False)
+        else:
+            await Session.objects.all().adelete()
+        assert [event.event for event in await ended.rest()] == ["close"]
+
+
 async def test_asking_views_leaves_no_thread_and_no_connection() -> None:
     StaffOnly.asked_in.clear()
     await User.objects.acreate(username="ada", is_staff=True)

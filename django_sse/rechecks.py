@@ -14,7 +14,8 @@ from django_sse.questions import Questions
 from django_sse.stores.base import EventStore, GroupState, Hint, closing_wire
 from django_sse.stores.states import StateReader
 from django_sse.stream import Stream
-from django_sse.tasks import spawn
+from django_sse.subscription import each
+from django_sse.tasks import is_order, spawn
 from django_sse.threads import WorkerThread
 
 # Judging all logins pauses for so many times as long as it took, so that it never costs much.
@@ -115,10 +116,8 @@ class Rechecks:
         ]
         if ended:
             entries = await self._store.aread(mark, state.first - 1, 1)
-            for stream in ended:
-                stream.shut(
-                    entries[0].wire if entries else closing_wire(None), stream.owner.marks[mark]
-                )
+            closing = entries[0].wire if entries else closing_wire(None)
+            each(ended, lambda stream: stream.shut(closing, stream.owner.marks[mark]))
 
     # Logins
 
@@ -136,7 +135,9 @@ class Rechecks:
                 try:
                     await judge_all(self._streams)
                     failing.discard(what)
-                except Exception:
+                except BaseException as error:
+                    if is_order(error):
+                        raise
                     if what not in failing:
                         logger.exception("Whether the %s of streams hold cannot be read.", what)
                     failing.add(what)
@@ -148,12 +149,12 @@ class Rechecks:
         if owned := _with_login(streams):
             logins = {login for _, login in owned}
             gone, changed = await self._thread.run(lambda: judge(logins))
-            for stream, login in owned:
-                if login in gone:
-                    stream.shut(closing_wire("logged out"))
-                elif login in changed:
-                    # Its session may be the one that the password was changed in, and go on.
-                    stream.dismiss_unless_logged_in()
+            closing = closing_wire("logged out")
+            logged_out = [stream for stream, login in owned if login in gone]
+            each(logged_out, lambda stream: stream.shut(closing))
+            # Its session may be the one that the password was changed in, and go on.
+            others = [stream for stream, login in owned if login in changed - gone]
+            each(others, lambda stream: stream.dismiss_unless_logged_in())
 
     async def _look_for_sessions(self, streams: Collection[Stream]) -> None:
         """Send the clients back whose session is gone, or has another key now."""
@@ -165,8 +166,7 @@ class Rechecks:
             # Of one that was logged out the store says so, whether or not that was heard yet.
             with suppress(Exception):
                 await self.look_up({mark for stream in ended for mark in stream.owner.marks})
-        for stream in ended:
-            stream.dismiss_unless_logged_in()
+        each(ended, lambda stream: stream.dismiss_unless_logged_in())
 
     # Views
 

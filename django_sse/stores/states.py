@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable
 
 from django_sse.stores.base import EventStore, GroupState
-from django_sse.tasks import spawn
+from django_sse.tasks import is_order, spawn
 
 
 class StateReader:
@@ -35,12 +35,17 @@ class StateReader:
         return {group: states[group] for group in groups}
 
     async def _read(self) -> None:
-        while answer := self._next:
-            wanted, self._wanted, self._next = self._wanted, set(), None
-            try:
-                answer.set_result(await self._store.astates(list(wanted)))
-            except Exception as error:
-                answer.set_exception(error)
-                # Read here, for the case that nobody waits any more.
-                answer.exception()
-        self._reading = False
+        try:
+            while answer := self._next:
+                wanted, self._wanted, self._next = self._wanted, set(), None
+                try:
+                    answer.set_result(await self._store.astates(list(wanted)))
+                except BaseException as error:
+                    if is_order(error):
+                        answer.cancel()
+                        raise
+                    answer.set_exception(error)
+                    # Read here, for the case that nobody waits any more.
+                    answer.exception()
+        finally:
+            self._reading = False

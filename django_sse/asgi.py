@@ -172,7 +172,10 @@ class HandOff:
         self._waiting.close()
         callbacks, self._on_close = self._on_close, []
         for callback in callbacks:
-            callback()
+            try:
+                callback()
+            except Exception:
+                logger.exception("What a request has held could not be released.")
 
     def _seen_start(self, message: Message) -> Message:
         headers = [(name.lower(), value) for name, value in message.get("headers", ())]

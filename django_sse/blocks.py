@@ -14,9 +14,10 @@ from django_sse.stores.base import Entry
 class Block:
     """One event as it goes over the wire. ``number`` 0 is a plain message: no id, no replay."""
 
-    __slots__ = ("_event", "chunk", "closes", "exclude", "message", "number", "wire")
+    __slots__ = ("_event", "chunk", "closes", "exclude", "group", "message", "number", "wire")
 
     def __init__(self, group: str, entry: Entry, message: Message | None = None) -> None:
+        self.group = group
         self.number = entry.number
         self.wire = entry.wire
         self.closes = entry.closes

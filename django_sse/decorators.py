@@ -15,7 +15,7 @@ from collections.abc import (
 from typing import Any, Final, TypeVar, cast, overload
 
 from asgiref.sync import iscoroutinefunction
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
 from django_sse.cors import cross_origin
@@ -31,6 +31,7 @@ from django_sse.response import (
     HeadersResponse,
     last_event_id,
     no_content,
+    no_store,
     not_found,
     stream_headers,
 )
@@ -43,7 +44,10 @@ ViewT = TypeVar("ViewT", bound=View)
 Guard = Callable[..., Awaitable[HttpResponseBase | Iterable[str] | None]]
 GeneratorView = Callable[..., AsyncIterator[Any]]
 
-_ALLOWS_ALL: Final = EventStreamView.authorize
+_HANDLERS: Final = ("dispatch", *EventStreamView.http_method_names)
+# What may refuse a client, in a view that has its own.
+_REFUSING: Final = ("authorize", "get_groups", "get", "dispatch", "setup")
+_GENERATOR_METHODS: Final = ("GET", "HEAD", "POST", "OPTIONS")
 
 # A browser never comes back after a 500, so the view runs.
 _NOT_READ: Final = "The event store could not be read; the group is taken for not cancelled."
@@ -100,7 +104,9 @@ def _generator_view(generate: GeneratorView) -> View:
     @functools.wraps(generate)
     async def view(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         if request.method == "OPTIONS":
-            return HttpResponse(headers={"Allow": "GET, HEAD, POST, OPTIONS"})
+            return HttpResponse(headers={"Allow": ", ".join(_GENERATOR_METHODS)})
+        if request.method not in _GENERATOR_METHODS:
+            return no_store(HttpResponseNotAllowed(_GENERATOR_METHODS))
         sent = last_event_id(request)
         if sent == TERMINAL_MARK:
             return no_content()
@@ -195,22 +201,35 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
 
 def _with_headers(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
     if isinstance(response, StreamingHttpResponse):
+        if request.method == "HEAD":
+            # A stream without an end would never complete the answer.
+            response.streaming_content = _nothing() if response.is_async else ()
         response["Content-Type"] = CONTENT_TYPE
         for name, value in stream_headers(request).items():
             response[name] = value
     return response
 
 
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield
+
+
 def _is_guarded(view: View) -> bool:
     """Say whether a view lets in some users alone, as far as that can be seen."""
     view_class = getattr(view, "view_class", None)
+    methods = [getattr(view_class, name, None) for name in _HANDLERS]
     return (
         # What Django's user_passes_test, and all that is made of it, leaves on a view.
-        hasattr(view, "redirect_field_name")
+        any(hasattr(each, "redirect_field_name") for each in (view, *methods))
         # Of Django's access mixins, which cannot be imported where there are no users.
         or hasattr(view_class, "handle_no_permission")
         or AccessMixin in getattr(view_class, "__mro__", ())
-        or getattr(view_class, "authorize", _ALLOWS_ALL) is not _ALLOWS_ALL
+        or any(
+            getattr(view_class, name) is not getattr(EventStreamView, name)
+            for name in _REFUSING
+            if EventStreamView in getattr(view_class, "__mro__", ())
+        )
     )
 
 

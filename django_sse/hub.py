@@ -22,8 +22,8 @@ from django_sse.stores import get_store
 from django_sse.stores.base import Cursor, GroupState, Hint
 from django_sse.stores.states import StateReader
 from django_sse.stream import Stream
-from django_sse.subscription import ALL_TAILS_BYTES, TAIL_BYTES, Subscription
-from django_sse.tasks import spawn
+from django_sse.subscription import ALL_TAILS_BYTES, TAIL_BYTES, Subscription, each
+from django_sse.tasks import is_order, spawn
 
 # Heartbeats and send timeouts are looked at this often.
 _TICK_SECONDS: Final = 1.0
@@ -182,9 +182,12 @@ class Hub:
             entering = spawn(self._receiver.enter(subscription.group))
             await asyncio.wait([entering], timeout=LAYER_SECONDS)
             states = await self._states.read([subscription.group])
-        except Exception as error:
+        except BaseException as error:
             # The streams that wait for it end; those that come meanwhile try anew.
             self._forget(subscription)
+            if is_order(error):
+                subscription.joined.cancel()
+                raise
             subscription.joined.set_exception(error)
             subscription.joined.exception()
         else:
@@ -222,7 +225,10 @@ class Hub:
         self._inbox_is_read = True
         while self._inbox:
             for hint in self._inbox.popleft():
-                self._hear(hint)
+                try:
+                    self._hear(hint)
+                except Exception as error:
+                    self._fail(hint.group, error)
 
     def _hear(self, hint: Hint) -> None:
         self.now = self.loop.time()
@@ -230,6 +236,12 @@ class Hub:
             subscription.hear(hint)
         else:
             self._rechecks.hear(hint)
+
+    def _fail(self, group: str, error: BaseException) -> None:
+        """Send the clients of a group back that has failed, which harms no other one."""
+        log_seldom("What is new in group %r cannot be taken.", group, exc_info=error)
+        streams = [stream for stream in self.streams if group in stream.groups]
+        each(streams, lambda stream: stream.fail(error))
 
     def compare_soon(self) -> None:
         """Ask the store what is new, at once or after the question under way."""
@@ -279,15 +291,13 @@ class Hub:
         self.now = self.loop.time()
         self._ticking = self.loop.call_later(_TICK_SECONDS, self._tick, context=Context())
         send_timeout = conf().SEND_TIMEOUT
-        for stream in list(self.streams):
-            stream.tick(self.now, send_timeout)
+        each(list(self.streams), lambda stream: stream.tick(self.now, send_timeout))
 
     def _send_back(self) -> None:
         """Send all clients back: the server is shutting down."""
         self.now = self.loop.time()
-        for stream in list(self.streams):
-            stream.dismiss("shutdown")
-            stream.tick(self.now, _FAREWELL_SECONDS)
+        each(list(self.streams), lambda stream: stream.dismiss("shutdown"))
+        each(list(self.streams), lambda stream: stream.tick(self.now, _FAREWELL_SECONDS))
 
     async def _sync(self) -> None:
         cursor: Cursor = None
@@ -297,7 +307,9 @@ class Hub:
                 if not self._synced:
                     logger.info("The hub can compare itself with the event store again.")
                 self._synced = True
-            except Exception:
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 if self._synced:
                     logger.exception("The hub cannot compare itself with the event store.")
                 self._synced = False
@@ -344,18 +356,24 @@ class Hub:
 
     def _find(self, subscription: Subscription, hint: Hint) -> None:
         """Take what the store says of a group, which no doorbell may have told."""
-        if subscription.joined.done() and hint.head > subscription.head:
-            # A layer that was restarted has forgotten who is in the group, and does not say so.
-            spawn(self._receiver.enter_again(hint.group))
-            if subscription.mailbox:
-                spawn(subscription.mailbox.enter_again(hint.group))
-        subscription.compare(hint)
+        try:
+            if subscription.joined.done() and hint.head > subscription.head:
+                # A layer that was restarted has forgotten who is in the group, and does not say so.
+                spawn(self._receiver.enter_again(hint.group))
+                if subscription.mailbox:
+                    spawn(subscription.mailbox.enter_again(hint.group))
+            subscription.compare(hint)
+        except Exception as error:
+            self._fail(hint.group, error)
 
     async def _renew_memberships(self) -> None:
         # Apart from the sync, which must go on when the layer does not.
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            await self.renew_memberships()
+            try:
+                await self.renew_memberships()
+            except Exception:
+                logger.exception("Memberships of the channel layer could not be renewed.")
 
     async def renew_memberships(self) -> None:
         """Enter again the groups whose membership of the channel layer may have lapsed."""

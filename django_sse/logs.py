@@ -1,17 +1,21 @@
 """The library's log, and ways not to flood it with what may happen a thousand times a second."""
 
+import inspect
 import logging
 import math
 import time
 from collections import Counter
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from threading import Lock
-from typing import Final
+from typing import Any, Final
 
 logger: Final = logging.getLogger("django_sse")
 
 # What happens again and again is logged this often at the most, each kind of it.
 SELDOM_SECONDS: Final = 10.0
+# Of what is logged once, the newest so many are remembered.
+_REMEMBERED: Final = 10_000
 
 
 class Occasions:
@@ -21,6 +25,7 @@ class Occasions:
         self.counts: Counter[str] = Counter()
         """How often it has happened since the process began, by kind."""
         self._logged: dict[str, tuple[float, int]] = {}
+        self._met: dict[Hashable, None] = {}
         self._lock = Lock()
 
     def count(self, kind: str) -> int:
@@ -38,6 +43,16 @@ class Occasions:
                 return 0
             self._logged[kind] = now, count
         return count - logged
+
+    def is_first(self, occasion: Hashable) -> bool:
+        """Say whether something happens for the first time, as far as is remembered."""
+        with self._lock:
+            if occasion in self._met:
+                return False
+            self._met[occasion] = None
+            if len(self._met) > _REMEMBERED:
+                del self._met[next(iter(self._met))]
+        return True
 
 
 _seldom: Final = Occasions()
@@ -57,6 +72,25 @@ def log_seldom(
     if count := _seldom.count(message):
         whole = f"{message} (%d since this was last logged)"
         logger.log(level, whole, *args, count, exc_info=exc_info)
+
+
+def log_first(occasion: Hashable, message: str, *args: object, exc_info: BaseException) -> None:
+    """Log an error that comes again with the same occasion: once for each.
+
+    Args:
+        occasion: What it happens with, such as an event.
+        message: What has happened.
+        args: What goes into the message.
+        exc_info: The exception whose traceback is logged.
+    """
+    if _seldom.is_first(occasion):
+        logger.error(message, *args, exc_info=exc_info)
+
+
+def view_name(method: Callable[..., Any] | None) -> str:
+    """Return the name of the view whose method this is, or the name of a function of none."""
+    named = method if inspect.isfunction(method) else type(getattr(method, "__self__", method))
+    return named.__qualname__
 
 
 @lru_cache(maxsize=256)

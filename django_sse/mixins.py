@@ -7,7 +7,8 @@ Several mixins that have each a test, or permissions, of their own are all asked
 overrides what it inherits replaces that, as anywhere in Python.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +19,9 @@ from django.views import View
 
 from django_sse.cors import add_cors, is_preflight, preflight_answer
 from django_sse.logins import user_of
+from django_sse.logs import log_seldom
 from django_sse.owners import is_nobody
+from django_sse.questions import WrongAnswerError, is_yes
 from django_sse.response import no_store
 
 if TYPE_CHECKING:
@@ -58,7 +61,10 @@ class AccessMixin(_Base):
                 f"{cls.__name__} is no async view, which the mixins of django_sse are for: write "
                 "its handlers as `async def`, or take the mixins of django.contrib.auth."
             )
-        return super().as_view(**initkwargs)
+        view = super().as_view(**initkwargs)
+        # Django's LoginRequiredMiddleware would redirect, preflights as well.
+        view.login_required = False  # type: ignore[attr-defined]
+        return view
 
 
 class LoginRequiredMixin(AccessMixin):
@@ -89,10 +95,14 @@ class PermissionRequiredMixin(AccessMixin):
         """
         _refuse_djangos(cls, "has_permission", "get_permission_required")
         for owner, permissions in _declared(cls, PermissionRequiredMixin, _PERMISSIONS, initkwargs):
-            if not permissions:
+            # A property says so at each request.
+            if not hasattr(permissions, "__get__") and not (
+                # A generator would say so once.
+                isinstance(permissions, Collection) and _names(permissions)
+            ):
                 raise ImproperlyConfigured(
                     f"{owner.__name__} needs `permission_required`, such as "
-                    '`permission_required = "news.view_headline"`.'
+                    '`permission_required = "news.view_headline"`, or a list of them.'
                 )
         return super().as_view(**initkwargs)
 
@@ -104,7 +114,9 @@ class PermissionRequiredMixin(AccessMixin):
     async def _has_permissions(self) -> bool:
         permissions: list[str] = []
         for asked in _bound(self, PermissionRequiredMixin, _PERMISSIONS):
-            permissions += [asked] if isinstance(asked, str) else asked
+            if not (names := _names(asked)):
+                return False
+            permissions += names
         user = await _user(self.request)
         return not is_nobody(user) and bool(permissions) and await user.ahas_perms(permissions)
 
@@ -142,9 +154,15 @@ class UserPassesTestMixin(AccessMixin):
         tests = _bound(self, UserPassesTestMixin, _TEST)
         try:
             for test_func in tests:
-                if not await test_func():
+                if not is_yes(await test_func()):
                     return False
         except PermissionDenied:
+            return False
+        except WrongAnswerError as error:
+            view = type(self).__qualname__
+            log_seldom(
+                f"test_func of {view} is taken for a no.", level=logging.ERROR, exc_info=error
+            )
             return False
         return bool(tests)
 
@@ -156,6 +174,12 @@ def _refuse_djangos(view: type, *names: str) -> None:
                 f"{view.__name__} has `{name}`, which Django's mixin asks and that of django_sse "
                 "does not: write `async def test_func(self)` of UserPassesTestMixin instead."
             )
+
+
+def _names(permissions: Any) -> list[str]:
+    """Return the names of the permissions asked for; none, if one of them is empty."""
+    names = [permissions] if isinstance(permissions, str) else list(permissions or ())
+    return names if all(names) else []
 
 
 def _owners(cls: type, mixin: type, name: str) -> list[type]:

@@ -1,9 +1,9 @@
 """Asks views whether their streams are still allowed, long after the requests that they came by."""
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Callable
-from contextvars import Context
 from math import inf
 from typing import Final
 
@@ -11,10 +11,11 @@ from django.core.exceptions import PermissionDenied
 from django.db import Error as DatabaseFailure
 
 from django_sse.conf import conf
-from django_sse.logs import log_seldom
+from django_sse.logs import log_seldom, view_name
 from django_sse.stores.base import closing_wire
 from django_sse.stream import Question, Stream
-from django_sse.threads import own_thread
+from django_sse.tasks import is_order
+from django_sse.threads import own_thread, with_this_thread
 
 # How long a view may take to say whether its stream is still allowed.
 _ANSWER_SECONDS: Final = 10.0
@@ -29,6 +30,10 @@ _AGAIN_SECONDS: Final = 2.0
 _EARLY: Final = 0.05
 # Exceptions that are looked through for the one that has caused them, which may be itself.
 _CAUSES: Final = 10
+
+
+class WrongAnswerError(TypeError):
+    """A view's question was answered by what is neither True nor False."""
 
 
 class Questions:
@@ -57,8 +62,13 @@ class Questions:
         """Ask whenever it is time, again and again."""
         while True:
             await asyncio.sleep(self._seconds_to_next())
-            async with own_thread() as give_up_thread:
-                await self._ask_all_due(give_up_thread)
+            try:
+                async with own_thread() as give_up_thread:
+                    await self._ask_all_due(give_up_thread)
+            except Exception as error:
+                # Who was not asked about is still due.
+                log_seldom("Views cannot be asked.", level=logging.ERROR, exc_info=error)
+                await asyncio.sleep(_AGAIN_SECONDS)
 
     def _seconds_to_next(self) -> float:
         # Who is added meanwhile is not due before that either.
@@ -82,10 +92,14 @@ class Questions:
             while True:
                 while len(asking) < _AT_ONCE and (taken := self._take_due()):
                     stream, again = taken
+                    # In copies: what the view sets in it is not there when it is asked again.
                     asking.add(
-                        asyncio.create_task(self._ask_apart(stream), context=Context())
+                        asyncio.create_task(self._ask_apart(stream), context=stream.context.copy())
                         if again
-                        else asyncio.create_task(self._ask(stream, give_up_thread))
+                        else asyncio.create_task(
+                            self._ask(stream, give_up_thread),
+                            context=with_this_thread(stream.context),
+                        )
                     )
                 if not asking:
                     return
@@ -112,16 +126,12 @@ class Questions:
         if stream.ended.done():
             return
         try:
-            allowed = await _answer_of(stream.still_allowed)
+            allowed = is_yes(await _answer_of(stream.still_allowed))
         except PermissionDenied:
             allowed = False
-        except (KeyboardInterrupt, SystemExit):
-            raise
         except BaseException as error:
             # Also what is no Exception, such as a panic in an extension.
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
-                # It was the hub that was stopped, not something that the view waits for.
+            if is_order(error):
                 raise
             if _is_of_surroundings(error):
                 # The thread may hang, or have a connection that is broken.
@@ -140,9 +150,9 @@ class Questions:
             self._due[stream] = _now() + conf().RECHECK_INTERVAL
 
     def _log(self, stream: Stream, what_follows: str, error: BaseException) -> None:
-        view = type(getattr(stream.still_allowed, "__self__", stream.still_allowed)).__qualname__
+        assert stream.still_allowed
         # Of each view apart, where there may be thousands of streams.
-        message = f"still_allowed of {view} failed: {what_follows}."
+        message = f"still_allowed of {view_name(stream.still_allowed)} failed: {what_follows}."
         log_seldom(message, level=logging.ERROR, exc_info=error)
 
 
@@ -163,6 +173,23 @@ async def _answer_of(question: Question) -> bool:
         answer.add_done_callback(lambda done: done.cancelled() or done.exception())
         answer.cancel()
         await asyncio.wait([answer], timeout=_GRACE_SECONDS)
+
+
+def is_yes(answer: object) -> bool:
+    """Return what a view's question was answered, where only True is a yes, and False
+    or None a no.
+
+    Raises:
+        WrongAnswerError: It would be true without being meant so, such as a response, or a
+            coroutine that nobody has awaited.
+    """
+    # Not by its truth, which may be a query.
+    if answer is None or isinstance(answer, bool):
+        return bool(answer)
+    if inspect.iscoroutine(answer):
+        answer.close()
+        raise WrongAnswerError("The answer has to be True or False, not a coroutine: `await` it.")
+    raise WrongAnswerError(f"The answer has to be True or False, not {type(answer).__name__}.")
 
 
 def _is_of_surroundings(error: BaseException | None) -> bool:

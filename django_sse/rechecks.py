@@ -20,7 +20,8 @@ from django_sse.questions import Questions
 from django_sse.stores.base import EventStore, GroupState, Hint, closing_wire
 from django_sse.stores.states import StateReader
 from django_sse.stream import Stream
-from django_sse.tasks import spawn
+from django_sse.subscription import each
+from django_sse.tasks import is_order, spawn
 from django_sse.threads import WorkerThread
 
 # Judging all logins pauses for so many times as long as it took, so that it never costs much.
@@ -127,10 +128,8 @@ class Rechecks:
         ]
         if ended:
             entries = await self._store.aread(mark, state.first - 1, 1)
-            for stream in ended:
-                stream.shut(
-                    entries[0].wire if entries else closing_wire(None), stream.owner.marks[mark]
-                )
+            closing = entries[0].wire if entries else closing_wire(None)
+            each(ended, lambda stream: stream.shut(closing, stream.owner.marks[mark]))
 
     # Logins
 
@@ -148,7 +147,9 @@ class Rechecks:
                 try:
                     await judge_all(self._streams)
                     failing.discard(what)
-                except Exception:
+                except BaseException as error:
+                    if is_order(error):
+                        raise
                     if what not in failing:
                         logger.exception("Whether the %s of streams hold cannot be read.", what)
                     failing.add(what)
@@ -173,14 +174,17 @@ class Rechecks:
         doubtful = judgement.absent | judgement.unknown
         again = doubtful & self._doubtful
         self._doubtful = (self._doubtful - judged) | doubtful
-        for stream, login in owned:
-            if login in judgement.gone or login in judgement.absent & again:
-                stream.shut(closing_wire("logged out"))
-            elif login in judgement.changed or login in judgement.unknown & again:
-                # Its session may be the one that the password was changed in, and go on.
-                stream.dismiss_unless_logged_in()
-            elif login in judgement.absent:
-                self._judge_soon(login)
+        closing = closing_wire("logged out")
+        over = judgement.gone | (judgement.absent & again)
+        each([stream for stream, login in owned if login in over], lambda s: s.shut(closing))
+        # Its session may be the one that the password was changed in, and go on.
+        sent_back = judgement.changed | (judgement.unknown & again)
+        each(
+            [stream for stream, login in owned if login in sent_back],
+            lambda stream: stream.dismiss_unless_logged_in(),
+        )
+        for login in judgement.absent - again:
+            self._judge_soon(login)
 
     def _judge_soon(self, login: Login) -> None:
         hint = Hint(user_mark(login.user), 0, cancelled=False)
@@ -196,8 +200,7 @@ class Rechecks:
             # Of one that was logged out the store says so, whether or not that was heard yet.
             with suppress(Exception):
                 await self.look_up({mark for stream in ended for mark in stream.owner.marks})
-        for stream in ended:
-            stream.dismiss_unless_logged_in()
+        each(ended, lambda stream: stream.dismiss_unless_logged_in())
 
     # Views
 

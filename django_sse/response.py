@@ -98,11 +98,14 @@ class EventStreamResponse(StreamingHttpResponse):
         super().__init__(chunks, content_type=CONTENT_TYPE, headers=stream_headers(request))
 
 
-class HeadersResponse(HttpResponse):
-    """The answer to HEAD: an event stream's headers, without the stream."""
+class HeadersResponse(EventStreamResponse):
+    """The answer to HEAD: an event stream's headers, without the stream.
+
+    It streams, so that no middleware gives it the length or the tag of an empty body.
+    """
 
     def __init__(self, request: HttpRequest) -> None:
-        super().__init__(content_type=CONTENT_TYPE, headers=stream_headers(request))
+        super().__init__(request, _chunks())
 
 
 def unavailable(

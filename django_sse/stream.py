@@ -1,7 +1,10 @@
 """One open connection: what it has taken, what waits for its client, and how it ends."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextvars import Context
 from math import inf
 from random import uniform
 from typing import Final, Protocol
@@ -9,13 +12,14 @@ from typing import Final, Protocol
 from django_sse.blocks import Batch, Block
 from django_sse.conf import conf
 from django_sse.event import Event, encode_published, with_id
-from django_sse.logs import logger
+from django_sse.exceptions import InvalidEvent
+from django_sse.logs import log_first, log_seldom, logger, view_name
 from django_sse.mailbox import Message
 from django_sse.owners import NOBODY, Owner
 from django_sse.position import TERMINAL_MARK, format_position
 from django_sse.stores.base import Entry, closing_wire
 from django_sse.subscription import HistoryLostError, Subscription
-from django_sse.tasks import spawn, start_eagerly
+from django_sse.tasks import is_order, spawn, start_eagerly
 
 HEARTBEAT: Final = b":\n\n"
 
@@ -33,6 +37,10 @@ _BARRING: Final = frozenset({"shut", "shut out of a group", "login changed", "pe
 
 # A stream ends at most this part of MAX_AGE early.
 _AGE_JITTER: Final = 0.2
+
+
+class WrongResultError(TypeError):
+    """A view's method has returned what it may not."""
 
 
 class Registry(Protocol):
@@ -75,6 +83,8 @@ class Stream:
         owner: Whose stream it is.
         address: Where its client is, for a limit of streams per address; None if not known.
         still_allowed: Says whether it may go on; asked now and then.
+        context: What the three of them are called in, with what is set there; an empty one for
+            None.
     """
 
     __slots__ = (
@@ -101,6 +111,7 @@ class Stream:
         "_sending",
         "_taken",
         "address",
+        "context",
         "ended",
         "owner",
         "still_allowed",
@@ -120,11 +131,13 @@ class Stream:
         owner: Owner = NOBODY,
         address: str | None = None,
         still_allowed: Question | None = None,
+        context: Context | None = None,
     ) -> None:
         self._hub = hub
         self.owner = owner
         self.address = address
         self.still_allowed = still_allowed
+        self.context = context or Context()
         self.subscriptions: list[Subscription] = []
         self.wants_messages = wants_messages
         self.ended: asyncio.Future[str] = self._hub.loop.create_future()
@@ -255,7 +268,18 @@ class Stream:
 
     def _render(self, group: str, blocks: Sequence[Block]) -> bytes:
         """Return what this stream sends of some blocks, and count them as taken."""
-        chunks = []
+        before = self._taken[group]
+        try:
+            return b"".join(self._chunks(group, blocks))
+        except BaseException as error:
+            # None of it is sent, and all of it to who comes back.
+            self._taken[group] = before
+            self.fail(error)
+            if is_order(error):
+                raise
+            return b""
+
+    def _chunks(self, group: str, blocks: Sequence[Block]) -> Iterator[bytes]:
         for block in blocks:
             if block.number:
                 self._taken[group] = block.number
@@ -265,17 +289,13 @@ class Stream:
                 self._moved_unseen = True
                 continue
             chunk = self._chunk(block)
-            if self.ended.done():
-                # By the view's own failure: what follows must not go out without this one.
-                return b""
             if block.number:
                 self._moved_unseen = not chunk
-            chunks.append(chunk)
-        return b"".join(chunks)
+            yield chunk
 
     def _chunk(self, block: Block) -> bytes:
         if block.message is not None:
-            return self._handled(block.message)
+            return self._handled(block.group, block.message)
         if block.exclude in self.owner.marks:
             return b""
         if self._shares_chunks():
@@ -287,35 +307,65 @@ class Stream:
         """Return what is sent of an event of the view's own: nothing where its filter hides it.
 
         Raises:
-            InvalidEvent: It could not be published, either.
+            InvalidEvent: It is no event, or could not be published, either.
         """
+        if not isinstance(event, Event):
+            raise InvalidEvent(f"initial_events has to yield an Event, not {type(event).__name__}.")
         wire = encode_published(event, conf().MAX_EVENT_BYTES)
         return self._chunk(Block("", Entry(0, wire)))
 
     def _filtered(self, block: Block) -> bytes:
+        """Return what the view's filter shows of an event; what it fails with is hidden."""
         assert self._filter_event is not None
         try:
             event = block.event()
-            shown = self._filter_event(event)
-            if shown is event:
-                return block.wire
-            return encode_published(shown, conf().MAX_EVENT_BYTES) if shown else b""
-        except Exception:
-            logger.exception("A view's filter_event failed; its stream is ended.")
-            self.end("filter failed")
+            shown = self.context.run(self._filter_event, event)
+            return block.wire if shown is event else _wire_of(shown)
+        except BaseException as error:
+            if is_order(error):
+                raise
+            self._log_hidden(block, error)
             return b""
 
-    def _handled(self, message: Message) -> bytes:
+    def _log_hidden(self, block: Block, error: BaseException) -> None:
+        view = view_name(self._filter_event)
+        failed = f"{view}: filter_event failed, so its streams do not show"
+        if isinstance(error, WrongResultError) or not block.number:
+            # It fails with all of them, or this one has no id.
+            log_seldom(
+                f"{failed} an event of %s.",
+                f"group {block.group!r}" if block.group else "initial_events",
+                level=logging.ERROR,
+                exc_info=error,
+            )
+        else:
+            log_first(
+                (view, block.group, block.number),
+                f"{failed} event %s of group %r.",
+                format_position({block.group: block.number}),
+                block.group,
+                exc_info=error,
+            )
+
+    def _handled(self, group: str, message: Message) -> bytes:
+        """Return what the view's handler makes of a message; nothing where it fails."""
         handler = self._message_handler and self._message_handler(str(message.get("type")))
         if not handler:
             return b""
         try:
             # A copy: it is every stream's message.
-            event = handler(dict(message))
-            return encode_published(event, conf().MAX_EVENT_BYTES) if event else b""
-        except Exception:
-            logger.exception("A view's message handler failed; its stream is ended.")
-            self.end("handler failed")
+            return _wire_of(self.context.run(handler, dict(message)))
+        except BaseException as error:
+            if is_order(error):
+                raise
+            log_seldom(
+                f"{view_name(handler)}: a message handler failed, so its streams do not show a "
+                "message of type %r to group %r.",
+                message.get("type"),
+                group,
+                level=logging.ERROR,
+                exc_info=error,
+            )
             return b""
 
     def _position(self) -> str:
@@ -364,7 +414,9 @@ class Stream:
             await self._send(chunk)
         except CLIENT_GONE:
             self.end("disconnected")
-        except Exception:
+        except BaseException as error:
+            if is_order(error):
+                raise
             logger.exception("Sending to a stream failed; it is ended.")
             self.end("send failed")
         self._busy_since = None
@@ -435,6 +487,15 @@ class Stream:
         # say that the client is to stop.
         return (self._position() if self._has_position else "") + TERMINAL_MARK
 
+    def fail(self, error: BaseException) -> None:
+        """End the stream, which has failed by itself, so that its client comes back."""
+        log_seldom("A stream failed; its client is sent back.", level=logging.ERROR, exc_info=error)
+        try:
+            self.dismiss("failed")
+        except Exception:
+            logger.exception("A stream that failed cannot say so to its client.")
+            self.end("failed")
+
     def end(self, reason: str) -> None:
         """End the stream now. Ending it again changes nothing."""
         if self.ended.done():
@@ -472,3 +533,23 @@ class Stream:
         self._push(farewell())
         if self._busy_since is None:
             self.end(self._finishing)
+
+
+def _wire_of(shown: object) -> bytes:
+    """Return the wire of what a view's filter or handler has returned.
+
+    Raises:
+        WrongResultError: It is neither an event nor None.
+        InvalidEvent: It could not be published, either.
+    """
+    if shown is None:
+        return b""
+    if inspect.iscoroutine(shown):
+        shown.close()
+        raise WrongResultError(
+            "It has to be a plain `def`, not `async def`: it is called on the event loop for each "
+            "stream, and must not wait."
+        )
+    if not isinstance(shown, Event):
+        raise WrongResultError(f"It has to return an Event or None, not {type(shown).__name__}.")
+    return encode_published(shown, conf().MAX_EVENT_BYTES)

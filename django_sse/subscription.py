@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from django_sse.blocks import Batch, Block, Tail
 from django_sse.conf import conf
@@ -14,7 +14,7 @@ from django_sse.logs import log_seldom, logger
 from django_sse.mailbox import Mailbox, Message
 from django_sse.replay import join
 from django_sse.stores.base import Entry, EventStore, GroupState, Hint
-from django_sse.tasks import spawn
+from django_sse.tasks import is_order, spawn
 
 # The type of a plain Channels message that needs no handler.
 PLAIN_EVENT: Final = "sse.event"
@@ -47,6 +47,23 @@ class Follower(Protocol):
 
     def dismiss(self, reason: str) -> None:
         """End so that the client comes back."""
+
+    def fail(self, error: BaseException) -> None:
+        """End, for a failure of its own, so that the client comes back."""
+
+
+FollowerT = TypeVar("FollowerT", bound=Follower)
+
+
+def each(streams: Iterable[FollowerT], act: Callable[[FollowerT], object]) -> None:
+    """Do something with each of the streams; one that fails ends, and harms no other."""
+    for stream in streams:
+        try:
+            act(stream)
+        except BaseException as error:
+            stream.fail(error)
+            if is_order(error):
+                raise
 
 
 class Subscription:
@@ -254,8 +271,7 @@ class Subscription:
         """Go on from the store's state where the numbers between are lost, without the streams."""
         self._adopt(state)
         self._pending.clear()
-        for stream in list(self.streams):
-            stream.dismiss("reset")
+        each(list(self.streams), lambda stream: stream.dismiss("reset"))
 
     def _adopt(self, state: GroupState) -> None:
         self.first, self.head = state.first, state.head
@@ -279,24 +295,41 @@ class Subscription:
             asyncio.get_running_loop().call_soon(self._next_batch)
 
     def _next_batch(self) -> None:
-        if self._pending:
-            batch, self._pending = Batch(self._pending), []
-            self._fan_out(batch, iter(list(self.streams)))
-        else:
+        blocks, self._pending = self._pending, []
+        if not blocks:
             self._fanning_out = False
+            return
+        try:
+            batch = Batch(blocks)
+        except Exception as error:
+            # Such as no memory to join them. Who comes back gets them bit by bit.
+            self._fanning_out = False
+            failure = error
+            each(list(self.streams), lambda stream: stream.fail(failure))
+        else:
+            self._fan_out(batch, iter(list(self.streams)))
 
     def _fan_out(self, batch: Batch, streams: Iterator[Follower]) -> None:
+        may_be_more = True
         served = 0
-        for stream in islice(streams, STREAMS_A_TURN):
-            stream.take(self, batch)
-            served += 1
-        loop = asyncio.get_running_loop()
-        if served == STREAMS_A_TURN:
-            loop.call_soon(self._fan_out, batch, streams)
-        else:
-            loop.call_soon(self._next_batch)
+        try:
+            for stream in islice(streams, STREAMS_A_TURN):
+                served += 1
+                try:
+                    stream.take(self, batch)
+                except BaseException as error:
+                    stream.fail(error)
+                    if is_order(error):
+                        raise
+            may_be_more = served == STREAMS_A_TURN
+        finally:
+            # Also where the process is told to end: it may not do so.
+            loop = asyncio.get_running_loop()
+            if may_be_more:
+                loop.call_soon(self._fan_out, batch, streams)
+            else:
+                loop.call_soon(self._next_batch)
 
     def _end_cancelled(self) -> None:
         if self.cancelled:
-            for stream in list(self.streams):
-                stream.end_if_cancelled()
+            each(list(self.streams), lambda stream: stream.end_if_cancelled())

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from time import time
 from typing import Any, ClassVar
 
+from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db import connections, transaction
 from django.http import (
@@ -44,6 +45,7 @@ from django_sse.response import (
 from django_sse.stores import get_store
 from django_sse.stores.base import READ_SECONDS, GroupState, validate_group
 from django_sse.stream import MessageHandler
+from django_sse.threads import request_context
 
 
 class EventStreamView(View):
@@ -107,10 +109,17 @@ class EventStreamView(View):
 
         Raises:
             ImproperlyConfigured: ``groups`` is text instead of a list, or there is ``history``
-                beside ``initial_events``, which both are the past.
+                beside ``initial_events``, which both are the past, or a method is ``async`` that
+                may not be, or is not that has to be.
         """
         _refuse_text(initkwargs.get("groups", cls.groups))
-        if initkwargs.get("history", cls.history) and cls._overrides("initial_events"):
+        for name in ("get_groups", "get_owner", "still_allowed", "initial_events", "filter_event"):
+            _refuse_misfit(cls, name, initkwargs.get(name, getattr(cls, name)))
+        shows_state = initkwargs.get("initial_events", cls.initial_events)
+        if (
+            initkwargs.get("history", cls.history)
+            and shows_state is not EventStreamView.initial_events
+        ):
             raise ImproperlyConfigured(
                 f"{cls.__name__} has both `history` and `initial_events`. Choose one: they both "
                 "tell a new client what happened before."
@@ -147,7 +156,8 @@ class EventStreamView(View):
     def filter_event(self, event: Event) -> Event | None:
         """Return the event to send instead of this one, or None to hide it from this stream.
 
-        Called on the event loop for every event: it must not wait for anything.
+        Called on the event loop for every event, in the context of the request, such as its
+        language: it must not wait for anything. An event that it fails with is hidden, and logged.
         """
         return event
 
@@ -213,6 +223,7 @@ class EventStreamView(View):
         if limit := limit_reached_by(claim):
             return unavailable(request, limit)
         with_state = begin.fresh and self._overrides("initial_events")
+        filters, asks = self._overrides("filter_event"), self._overrides("still_allowed")
         return GroupStreamResponse(
             request,
             begin.position,
@@ -222,12 +233,13 @@ class EventStreamView(View):
             stream_options={
                 "heartbeat": (conf().HEARTBEAT if self.heartbeat is None else self.heartbeat)
                 or None,
-                "filter_event": self.filter_event if self._overrides("filter_event") else None,
+                "filter_event": self.filter_event if filters else None,
                 "message_handler": self._message_handler if self._handler_names else None,
                 "wants_messages": self.channel_messages,
                 "owner": owner,
                 "address": claim.address,
-                "still_allowed": self._ask_again if self._overrides("still_allowed") else None,
+                "still_allowed": self._ask_again if asks else None,
+                "context": request_context() if filters or self._handler_names or asks else None,
             },
         )
 
@@ -270,6 +282,11 @@ class EventStreamView(View):
         allowed = await self.authorize(groups)
         if isinstance(allowed, HttpResponseBase):
             return allowed
+        if isinstance(allowed, bool):
+            raise ImproperlyConfigured(
+                f"{type(self).__name__}.authorize has returned {allowed}. Return None to allow "
+                "all groups or those that are allowed, or raise PermissionDenied."
+            )
         if allowed is not None:
             groups = _unique(allowed)
         return groups or no_store(HttpResponseForbidden())
@@ -290,9 +307,10 @@ class EventStreamView(View):
         name = message_type.replace(".", "_")
         return getattr(self, name) if name in self._handler_names else None
 
-    @classmethod
-    def _overrides(cls, name: str) -> bool:
-        return getattr(cls, name) is not getattr(EventStreamView, name)
+    def _overrides(self, name: str) -> bool:
+        # Also on the instance, as by an argument of `as_view`.
+        method = getattr(self, name)
+        return getattr(method, "__func__", method) is not getattr(EventStreamView, name)
 
 
 def _unique(groups: Iterable[str]) -> list[str]:
@@ -305,6 +323,33 @@ def _refuse_text(groups: Iterable[str]) -> None:
         raise ImproperlyConfigured(
             f"Groups are a list of names, and {groups!r} is one name: give [{groups!r}]."
         )
+    if not isinstance(groups, Iterable):
+        raise ImproperlyConfigured(
+            f"Groups are a list of names, not {type(groups).__name__}: {groups!r}."
+        )
+
+
+def _refuse_misfit(view: type, name: str, method: Any) -> None:
+    """Refuse a method that can only fail, in each request or long after it.
+
+    Raises:
+        ImproperlyConfigured: It is async and must not be, or the other way round.
+    """
+    original = inspect.unwrap(method)
+    is_async = iscoroutinefunction(method) or iscoroutinefunction(original)
+    makes_events = inspect.isgeneratorfunction(original)
+    if name == "filter_event":
+        fits = not (is_async or makes_events or inspect.isasyncgenfunction(original))
+        wanted = "def filter_event(self, event)`: it is called on the event loop and must not wait"
+    elif name == "initial_events":
+        # A plain function may return what an async generator function makes.
+        fits = not (is_async or makes_events)
+        wanted = "async def initial_events(self)` with `yield`"
+    else:
+        fits = is_async or not inspect.isfunction(original)
+        wanted = f"async def {name}(self)`"
+    if not fits:
+        raise ImproperlyConfigured(f"{view.__name__}.{name} has to be `{wanted}.")
 
 
 def exempt_from_atomic_requests(view: Callable[..., Any]) -> Callable[..., Any]:

@@ -901,7 +901,6 @@ async def test_a_view_ends_streams_whose_permission_is_gone(how: str) -> None:
         await goes_on(going_on)
 
 
-@pytest.mark.usefixtures("asked_often")
 def logs_in(get_response: Callable[[HttpRequest], Any]) -> Callable[..., Any]:
     """Logs a user in by the request itself, as Django's RemoteUserMiddleware does."""
 
@@ -938,6 +937,7 @@ async def test_a_view_sees_what_has_become_of_a_user_who_was_logged_in_by_the_re
         assert [event.event for event in await ended.rest()] == ["close"]
 
 
+@pytest.mark.usefixtures("asked_often")
 async def test_asking_views_leaves_no_thread_and_no_connection() -> None:
     StaffOnly.asked_in.clear()
     await User.objects.acreate(username="ada", is_staff=True)

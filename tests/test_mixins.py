@@ -433,6 +433,10 @@ async def test_a_permission_may_depend_on_the_request() -> None:
     await assert_streams("/said-permission/?may=change", cookie)
 
 
+async def test_a_mixin_that_asks_for_nothing_now_lets_nobody_in_beside_another() -> None:
+    assert_refused(await ask("/said-permission/?may=", await log_in(PERMISSION)), 403)
+
+
 @pytest.mark.parametrize("view", [UserPassesTestMixin, PermissionRequiredMixin])
 async def test_a_mixin_that_asks_for_nothing_lets_nobody_in(view: type[Any]) -> None:
     """As where a view is not made by ``as_view``, which refuses it."""
@@ -480,6 +484,73 @@ async def test_what_looks_like_a_preflight_without_being_one_does_not_pass(metho
     assert_refused(await ask("/page/", method=method, headers=headers), 401)
 
 
+async def coroutine() -> bool:
+    return False
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (HttpResponse, "not HttpResponse"),
+        (coroutine, "`await` it"),
+        (lambda: "no", "not str"),
+        (lambda: [False], "not list"),
+    ],
+    ids=["response", "coroutine", "text", "list"],
+)
+async def test_an_answer_that_is_true_without_being_meant_so_is_a_no(
+    answer: Any, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Careless(UserPassesTestMixin, EventStreamView):
+        groups = ["news"]
+
+        async def test_func(self) -> Any:
+            return answer()
+
+    request = get()
+    user = await sync_to_async(user_with)()
+    request.auser = sync_to_async(lambda: user)
+    assert (await Careless.as_view()(request)).status_code == 403
+    [error] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "Careless is taken for a no" in error.getMessage()
+    assert told in caplog.text
+
+
+# Django's LoginRequiredMiddleware
+
+
+@pytest.fixture
+def login_required_everywhere(settings: Settings) -> None:
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ]
+
+
+@pytest.mark.usefixtures("login_required_everywhere")
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("url", ["/members/", "/readers/", "/lucky/?deny", "/stacked/", "/page/"])
+async def test_where_all_have_to_log_in_views_with_a_guard_answer_401(
+    url: str, method: str
+) -> None:
+    assert_refused(await ask(url, method=method), 401)
+
+
+@pytest.mark.usefixtures("login_required_everywhere")
+async def test_where_all_have_to_log_in_preflights_pass_and_members_are_streamed_to() -> None:
+    headers = [(b"access-control-request-method", b"GET")]
+    answer = await ask("/members/", method="OPTIONS", headers=headers)
+    assert answer.status == 204
+    assert answer.headers["access-control-allow-origin"] == APP
+    await assert_streams("/members/", await log_in())
+
+
+@pytest.mark.usefixtures("login_required_everywhere")
+@pytest.mark.parametrize("url", ["/outside/exempt/", "/generator/exempt/"])
+async def test_where_all_have_to_log_in_no_view_without_a_guard_is_open(url: str) -> None:
+    assert (await ask(url)).status == 302
+
+
 def test_a_test_is_no_handler_of_channels_messages() -> None:
     assert Lucky._handler_names == {"news_update"}
 
@@ -494,7 +565,10 @@ def test_a_mixin_behind_the_view_is_refused_when_the_class_is_made() -> None:
         type("Behind", (UserPassesTestMixin, View, LoginRequiredMixin), {})
 
 
-@pytest.mark.parametrize("permission", [None, "", [], ()])
+WITHOUT_PERMISSION = [None, "", [], (), [""], [PERMISSION, ""], iter([PERMISSION])]
+
+
+@pytest.mark.parametrize("permission", WITHOUT_PERMISSION)
 def test_a_permission_mixin_without_a_permission_is_refused(permission: Any) -> None:
     class Careless(PermissionRequiredMixin, EventStreamView):
         permission_required = permission
@@ -504,7 +578,7 @@ def test_a_permission_mixin_without_a_permission_is_refused(permission: Any) -> 
     Careless.as_view(permission_required=PERMISSION)
 
 
-@pytest.mark.parametrize("permission", [None, "", [], ()])
+@pytest.mark.parametrize("permission", WITHOUT_PERMISSION)
 def test_so_is_one_beside_a_mixin_with_a_permission(permission: Any) -> None:
     class Careless(PermissionRequiredMixin):
         permission_required = permission

@@ -14,6 +14,7 @@ from asgiref.sync import sync_to_async
 from django.contrib.auth.models import AnonymousUser, User
 from django.core.exceptions import PermissionDenied
 from django.db import InterfaceError, OperationalError, connections
+from django.http import HttpResponse
 from pytest_django import Settings
 
 from django_sse import apublish, questions
@@ -271,6 +272,23 @@ async def test_every_other_failure_of_a_view_is_a_no(failure: Answer) -> None:
     async with asked(failure) as reader:
         [close] = await reader.rest()
         assert (close.event, close.json()) == ("close", {"reason": "not allowed any more"})
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [(HttpResponse, "not HttpResponse"), (no, "`await` it"), (lambda: "no", "not str")],
+    ids=["response", "coroutine", "text"],
+)
+async def test_an_answer_that_is_true_without_being_meant_so_is_a_no(
+    answer: Any, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def answers() -> Any:
+        return answer()
+
+    async with asked(answers) as reader:
+        assert [event.event for event in await reader.rest()] == ["close"]
+    assert "still_allowed of Asked failed: that is a no." in caplog.text
+    assert told in caplog.text
 
 
 async def test_failures_of_many_streams_are_logged_once_for_each_view(

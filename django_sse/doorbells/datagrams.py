@@ -98,6 +98,8 @@ class _DatagramReceiver(Receiver):
             self._hub.hear_soon([Hint.decode(line) for line in datagram.decode().splitlines()])
         except ValueError:
             log_seldom("A datagram that is no doorbell was ignored.")
+        except Exception as error:
+            log_seldom("A hub could not hear a datagram.", exc_info=error)
 
 
 def _datagrams(hints: Sequence[Hint]) -> Iterator[bytes]:

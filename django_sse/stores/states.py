@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable
 
 from django_sse.stores.base import READ_SECONDS, EventStore, GroupState
-from django_sse.tasks import spawn
+from django_sse.tasks import is_order, spawn
 
 
 class StateReader:
@@ -37,14 +37,19 @@ class StateReader:
         return {group: states[group] for group in groups}
 
     async def _read(self) -> None:
-        while answer := self._next:
-            wanted, self._wanted, self._next = self._wanted, set(), None
-            try:
-                async with asyncio.timeout(READ_SECONDS):
-                    states = await self._store.astates(list(wanted))
-                answer.set_result(states)
-            except Exception as error:
-                answer.set_exception(error)
-                # Read here, for the case that nobody waits any more.
-                answer.exception()
-        self._reading = False
+        try:
+            while answer := self._next:
+                wanted, self._wanted, self._next = self._wanted, set(), None
+                try:
+                    async with asyncio.timeout(READ_SECONDS):
+                        states = await self._store.astates(list(wanted))
+                    answer.set_result(states)
+                except BaseException as error:
+                    if is_order(error):
+                        answer.cancel()
+                        raise
+                    answer.set_exception(error)
+                    # Read here, for the case that nobody waits any more.
+                    answer.exception()
+        finally:
+            self._reading = False

@@ -5,8 +5,9 @@ import math
 import time
 from collections import Counter
 from functools import lru_cache
-from threading import Lock
 from typing import Final
+
+from django_sse.forks import ForkSafeLock, forget_in_child
 
 logger: Final = logging.getLogger("django_sse")
 
@@ -21,7 +22,13 @@ class Occasions:
         self.counts: Counter[str] = Counter()
         """How often it has happened since the process began, by kind."""
         self._logged: dict[str, tuple[float, int]] = {}
-        self._lock = Lock()
+        self._lock = ForkSafeLock()
+        forget_in_child(self)
+
+    def forget(self) -> None:
+        """Begin anew, as the child of a fork."""
+        self.counts.clear()
+        self._logged.clear()
 
     def count(self, kind: str) -> int:
         """Count what has happened; return how often it has since it was last logged, if it is to be

@@ -1,4 +1,4 @@
-"""The child of a fork begins anew: it has its parent's memory, and neither its threads nor its loops."""
+"""The child of a fork begins anew: it has all of its parent's memory, and none of its threads."""
 
 import json
 import subprocess

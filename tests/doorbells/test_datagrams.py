@@ -324,7 +324,7 @@ async def test_a_loop_that_cannot_wait_for_a_socket_leaves_the_store_to_be_asked
     class Loop(asyncio.AbstractEventLoop):
         """One that raises NotImplementedError for whatever it is asked for."""
 
-    ear.loop = Loop()
+    ear.loop = Loop()  # type: ignore[abstract]
     receiver = DatagramDoorbell(store).receiver(ear)
     await receiver.open()
     await receiver.close()

@@ -52,11 +52,12 @@ from django.test import AsyncRequestFactory
 from django_sse import forks, publish
 from django_sse.hub import open_streams
 from django_sse.refusals import refusals
+from django_sse.stores import get_store
+from django_sse.stores.memory import MemoryStore
 from django_sse.views import EventStreamView
 
 call_command("migrate", verbosity=0)
 connections.close_all()
-published = threading.Event()
 
 
 async def stream(opened, *expected):
@@ -133,7 +134,7 @@ def child():
 publish("news", "before")
 connections.close_all()
 stream_of_parent = streaming(b"after")
-held, go_on = threading.Event(), threading.Event()
+held, go_on, kept_in = threading.Event(), threading.Event(), get_store()
 
 
 def hold():
@@ -141,6 +142,8 @@ def hold():
         for lock in list(forks._forgetful):
             if isinstance(lock, forks.ForkSafeLock):
                 stack.enter_context(lock)
+        if isinstance(kept_in, MemoryStore):
+            stack.enter_context(kept_in._lock)
         held.set()
         go_on.wait()
 

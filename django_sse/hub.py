@@ -12,6 +12,7 @@ from typing import Any, Final
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.base import listen, stop_listening
+from django_sse.forks import in_child
 from django_sse.layers import default_layer
 from django_sse.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
 from django_sse.logs import log_seldom, logger
@@ -34,6 +35,8 @@ _SWEEP_GROUPS: Final = 500
 _FAREWELL_SECONDS: Final = 0.5
 
 _hubs: Final[dict[asyncio.AbstractEventLoop, "Hub"]] = {}
+# The streams of its parent do not count in the child of a fork.
+in_child(_hubs.clear)
 
 
 def current_hub() -> "Hub":

@@ -11,8 +11,9 @@ from threading import RLock
 from typing import Final, Protocol
 
 from django_sse.conf import Conf
+from django_sse.forks import ForkSafeLock
 
-counting: Final = RLock()
+counting: Final = ForkSafeLock(RLock)
 """Held from a look at the limits until the stream is counted: they hold over all threads."""
 
 

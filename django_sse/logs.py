@@ -7,8 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable
 from functools import lru_cache
-from threading import Lock
 from typing import Any, Final
+
+from django_sse.forks import ForkSafeLock, forget_in_child
 
 logger: Final = logging.getLogger("django_sse")
 
@@ -26,7 +27,14 @@ class Occasions:
         """How often it has happened since the process began, by kind."""
         self._logged: dict[str, tuple[float, int]] = {}
         self._met: dict[Hashable, None] = {}
-        self._lock = Lock()
+        self._lock = ForkSafeLock()
+        forget_in_child(self)
+
+    def forget(self) -> None:
+        """Begin anew, as the child of a fork."""
+        self.counts.clear()
+        self._logged.clear()
+        self._met.clear()
 
     def count(self, kind: str) -> int:
         """Count what has happened; return how often it has since it was last logged, if it is to be

@@ -1,12 +1,11 @@
 """What every doorbell does: ring the hubs of this process."""
 
 import asyncio
-import os
 from collections.abc import Sequence
-from threading import Lock
 from typing import Final, Protocol
 from weakref import WeakSet
 
+from django_sse.forks import ForkSafeLock, in_child
 from django_sse.logs import log_seldom
 from django_sse.stores.base import Hint
 
@@ -67,13 +66,11 @@ class Doorbell:
         return Receiver()
 
 
-_lock: Final = Lock()
+_lock: Final = ForkSafeLock()
 _listeners: Final[WeakSet[Listener]] = WeakSet()
 
-
-if hasattr(os, "register_at_fork"):
-    # A child has the hubs of its parent, but not their loops.
-    os.register_at_fork(after_in_child=_listeners.clear)
+# A child has the hubs of its parent, but not their loops.
+in_child(_listeners.clear)
 
 
 def listen(listener: Listener) -> None:

@@ -74,7 +74,8 @@ class _DatagramReceiver(Receiver):
 
     async def close(self) -> None:
         if self._socket and self._place:
-            self._hub.loop.remove_reader(self._socket)
+            with suppress(NotImplementedError):
+                self._hub.loop.remove_reader(self._socket)
             self._socket.close()
             self._socket = None
             self._place.release(self._name)

@@ -8,22 +8,25 @@ import asyncio
 import atexit
 import hmac
 import json
-import os
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from threading import Lock, Thread
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from channels.layers import BaseChannelLayer
+from django.core.signals import request_started
 
 from django_sse.doorbells.base import Doorbell, Listener, Receiver, hearing
 from django_sse.event import is_one_block_without_id
+from django_sse.forks import forget_in_child
 from django_sse.keys import accepted_keys, signature, signing_key
 from django_sse.logs import log_seldom, logger
 from django_sse.mailbox import LAYER_SECONDS, Mailbox, Message
 from django_sse.stores.base import MARK, Entry, Hint, validate_group_or_mark
 from django_sse.tasks import spawn
+from django_sse.threads import LoopThread
 
 Value = TypeVar("Value")
 
@@ -34,8 +37,11 @@ _PURPOSE: Final = "doorbell"
 
 # Larger entries are read from the store instead; channel layers are made for small messages.
 _MAX_CARRIED_BYTES: Final = 64 * 1024
-# How long a process that ends waits for its last doorbells to go out.
+# How long a publisher waits for its doorbell to go out, and a process that ends for its last ones.
+_RING_SECONDS: Final = 1.0
 _FLUSH_SECONDS: Final = 2.0
+# They look whether it has this often.
+_LOOK_SECONDS: Final = 0.0005
 
 
 class LayerDoorbell(Doorbell):
@@ -47,12 +53,21 @@ class LayerDoorbell(Doorbell):
     def ring(self, hints: Sequence[Hint]) -> None:
         super().ring(hints)
         try:
-            loop = _loop_to_ring_on()
-            loop.call_soon_threadsafe(_relay(loop).add, self._layer, hints)
-        except Exception:
-            logger.exception(
-                "Ringing over the channel layer failed; hubs will find out by themselves."
+            # On a hub's loop where there is one: layers keep their connections by loop.
+            if hubs := hearing():
+                _send_soon(hubs[0].loop, self._layer, hints)
+                return
+            ringing = _bell.ring(self._layer, hints)
+        except Exception as error:
+            # It may stay so, as where no thread can be had, and others publish, too.
+            log_seldom(
+                "Ringing over the channel layer failed; hubs will find out by themselves.",
+                level=logging.ERROR,
+                exc_info=error,
             )
+        else:
+            # Outside: what ends the publisher's own work, such as a time limit, is not to be lost.
+            _bell.wait_for(ringing)
 
     def receiver(self, hub: Listener) -> Receiver:
         return _LayerReceiver(self._layer, hub)
@@ -172,6 +187,12 @@ def _carried(entries: Sequence[Entry]) -> Sequence[Entry]:
     return entries if sum(len(entry.wire) for entry in entries) <= _MAX_CARRIED_BYTES else ()
 
 
+class _Ringing:
+    """Whether doorbells that were rung are gone: sent, or lost."""
+
+    is_gone = False
+
+
 class _Relay:
     """Sends doorbells over the layer, on one loop, one at a time.
 
@@ -180,29 +201,31 @@ class _Relay:
 
     def __init__(self) -> None:
         self._waiting: dict[str, Hint] = {}
+        self._ringing: list[_Ringing] = []
         self._sending: asyncio.Task[None] | None = None
 
-    async def idle(self) -> None:
-        while self._sending and not self._sending.done():
-            await asyncio.wait([self._sending])
-
-    def add(self, layer: BaseChannelLayer, hints: Sequence[Hint]) -> None:
+    def add(self, layer: BaseChannelLayer, hints: Sequence[Hint], ringing: _Ringing | None) -> None:
         for hint in hints:
             earlier = self._waiting.get(hint.group)
             self._waiting[hint.group] = _merged(earlier, hint) if earlier else hint
+        if ringing:
+            self._ringing.append(ringing)
         if self._sending is None or self._sending.done():
             self._sending = spawn(self._send(layer))
 
     async def _send(self, layer: BaseChannelLayer) -> None:
-        while self._waiting:
-            group = next(iter(self._waiting))
-            hint = self._waiting.pop(group)
-            try:
-                message = to_message(hint)
-                async with asyncio.timeout(LAYER_SECONDS):
-                    await layer.group_send(doorbell_group(group), message)
-            except Exception as error:
-                log_seldom("The doorbell of group %r was lost.", group, exc_info=error)
+        while self._waiting or self._ringing:
+            waiting, self._waiting = self._waiting, {}
+            ringing, self._ringing = self._ringing, []
+            for group, hint in waiting.items():
+                try:
+                    message = to_message(hint)
+                    async with asyncio.timeout(LAYER_SECONDS):
+                        await layer.group_send(doorbell_group(group), message)
+                except Exception as error:
+                    log_seldom("The doorbell of group %r was lost.", group, exc_info=error)
+            for one in ringing:
+                one.is_gone = True
 
 
 def _merged(earlier: Hint, later: Hint) -> Hint:
@@ -213,39 +236,86 @@ def _merged(earlier: Hint, later: Hint) -> Hint:
     return Hint(later.group, newest.head, newest.cancelled, tuple(_carried(entries)))
 
 
-_lock: Final = Lock()
 _relays: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Relay]] = WeakKeyDictionary()
-_own_loop: tuple[int, asyncio.AbstractEventLoop] | None = None
 
 
-def _relay(loop: asyncio.AbstractEventLoop) -> _Relay:
-    with _lock:
-        return _relays.setdefault(loop, _Relay())
+def _send_soon(
+    loop: asyncio.AbstractEventLoop,
+    layer: BaseChannelLayer,
+    hints: Sequence[Hint],
+    ringing: _Ringing | None = None,
+) -> None:
+    relay = _relays.setdefault(loop, _Relay())
+    loop.call_soon_threadsafe(relay.add, layer, hints, ringing)
 
 
-def _loop_to_ring_on() -> asyncio.AbstractEventLoop:
-    # A hub's where there is one: layers keep their connections by loop.
-    hubs = hearing()
-    return hubs[0].loop if hubs else _loop_of_own()
+class _Bell:
+    """Rings for a process without a hub, in a thread of its own.
+
+    A process may end without a word: those that RQ, multiprocessing and Celery fork leave by
+    ``os._exit``, which runs no ``atexit``. So who publishes waits until its doorbell is gone; but
+    not in a process that serves requests, which has no time for it, and ends in good order.
+    """
+
+    def __init__(self) -> None:
+        self._thread = LoopThread("django-sse-doorbell")
+        self.forget()
+        forget_in_child(self)
+
+    def forget(self) -> None:
+        """Begin anew, as the child of a fork: it serves no requests."""
+        self._layer: BaseChannelLayer | None = None
+        self._late: _Ringing | None = None
+        self._serves_requests = False
+
+    def note_request(self, **kwargs: Any) -> None:
+        """Note that this process serves requests."""
+        self._serves_requests = True
+
+    def ring(self, layer: BaseChannelLayer, hints: Sequence[Hint]) -> _Ringing | None:
+        """Send doorbells soon; return what to wait for, if anything.
+
+        Raises:
+            OSError, RuntimeError: No thread can be had now.
+        """
+        self._layer = layer
+        # While a layer hangs, not everyone who publishes waits for it.
+        is_late = self._late and not self._late.is_gone
+        ringing = None if self._serves_requests or is_late or _is_on_loop() else _Ringing()
+        _send_soon(self._thread.loop(), layer, hints, ringing)
+        return ringing
+
+    def wait_for(self, ringing: _Ringing | None) -> None:
+        """Wait a little until doorbells are gone."""
+        if ringing and not _is_gone_within(_RING_SECONDS, ringing):
+            self._late = ringing
+
+    def flush(self) -> None:
+        """Wait until all that was rung is gone, as the process ends."""
+        if loop := self._thread.running:
+            ringing = _Ringing()
+            _send_soon(loop, self._layer, (), ringing)
+            if not _is_gone_within(_FLUSH_SECONDS, ringing):
+                logger.warning("The process ended before its last doorbells went out.")
 
 
-def _loop_of_own() -> asyncio.AbstractEventLoop:
-    """Return the loop of a thread that rings for a process without a hub."""
-    global _own_loop
-    with _lock:
-        if _own_loop is None or _own_loop[0] != os.getpid():
-            loop = asyncio.new_event_loop()
-            Thread(target=loop.run_forever, name="django-sse-doorbell", daemon=True).start()
-            _own_loop = os.getpid(), loop
-            atexit.register(_flush, os.getpid(), loop)
-        return _own_loop[1]
+def _is_gone_within(seconds: float, ringing: _Ringing) -> bool:
+    until = time.monotonic() + seconds
+    while not ringing.is_gone and time.monotonic() < until:
+        # No lock: gevent's and eventlet's greenlets cannot be woken from another thread by one.
+        time.sleep(_LOOK_SECONDS)
+    return ringing.is_gone
 
 
-def _flush(pid: int, loop: asyncio.AbstractEventLoop) -> None:
-    relay = _relays.get(loop)
-    if relay is None or pid != os.getpid():
-        return
+def _is_on_loop() -> bool:
     try:
-        asyncio.run_coroutine_threadsafe(relay.idle(), loop).result(_FLUSH_SECONDS)
-    except TimeoutError:
-        logger.warning("The process ended before its last doorbells went out.")
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+_bell: Final = _Bell()
+
+request_started.connect(_bell.note_request)
+atexit.register(_bell.flush)

@@ -18,6 +18,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Final
 
+from django_sse.forks import in_child
 from django_sse.stores.base import EventStore
 
 # The path of a socket has at most 107 bytes on Linux, and 103 elsewhere.
@@ -28,8 +29,10 @@ _DESCRIPTORS: Final = "/proc/self/fd"
 # Linux alone has it: a descriptor of a file that is not opened, such as a socket.
 _O_PATH: Final[int | None] = getattr(os, "O_PATH", None)
 
-# The sockets of this process, which rings its own hubs directly; a forked child has its own.
-_own_sockets: Final[set[tuple[int, str]]] = set()
+# The sockets of this process, which rings its own hubs directly. To a child of a fork those of its
+# parent are another's.
+_own_sockets: Final[set[str]] = set()
+in_child(_own_sockets.clear)
 
 
 def meeting_place(store: EventStore) -> "MeetingPlace":
@@ -75,7 +78,7 @@ class MeetingPlace:
         except BaseException:
             bound.close()
             raise
-        _own_sockets.add((os.getpid(), name))
+        _own_sockets.add(name)
         return name, bound
 
     def has(self, name: str) -> bool:
@@ -88,7 +91,9 @@ class MeetingPlace:
 
     def release(self, name: str) -> None:
         """Remove a socket of this process, and the directory after the last one."""
-        _own_sockets.discard((os.getpid(), name))
+        if name not in _own_sockets:
+            return
+        _own_sockets.discard(name)
         with suppress(OSError), self._opened() as directory:
             _unlink(name, directory)
             self.directory.rmdir()
@@ -220,9 +225,8 @@ def _refuse_all_but_sockets(name: str, status: os.stat_result) -> None:
 
 
 def _names_of_others(directory: int) -> Iterator[str]:
-    process = os.getpid()
     for name in os.listdir(directory):
-        if _SOCKET_NAME.fullmatch(name) and (process, name) not in _own_sockets:
+        if _SOCKET_NAME.fullmatch(name) and name not in _own_sockets:
             yield name
 
 

@@ -1,7 +1,6 @@
 """The event store that ``DJANGO_SSE["STORE"]`` chooses."""
 
 from functools import cache
-from threading import Lock
 from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
@@ -9,6 +8,7 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from django_sse.conf import SETTING, conf
+from django_sse.forks import ForkSafeLock
 from django_sse.stores.base import EventStore
 
 STORES: Final = {
@@ -18,7 +18,7 @@ STORES: Final = {
 }
 
 
-_making = Lock()
+_making = ForkSafeLock()
 
 
 def get_store() -> EventStore:

@@ -11,6 +11,7 @@ from time import monotonic, time
 from django.db import DEFAULT_DB_ALIAS
 
 from django_sse.conf import conf
+from django_sse.forks import forget_in_child
 from django_sse.stores.base import (
     MARK,
     Cursor,
@@ -65,6 +66,15 @@ class MemoryStore(EventStore):
         self._groups: OrderedDict[str, _Group] = OrderedDict()
         self._of_owners: OrderedDict[str, _Group] = OrderedDict()
         self._change = 0
+        forget_in_child(self)
+
+    def forget(self) -> None:
+        """Go on as the child of a fork: with what was there, unless another thread of the parent
+        was amid changing it."""
+        if self._lock.locked():
+            self._groups.clear()
+            self._of_owners.clear()
+            self._lock = Lock()
 
     def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
         with self._lock:

@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, Container, Iterable, Sequence
 from functools import cached_property
 from hashlib import sha1
 from pathlib import Path
-from threading import Lock
 from typing import Any, Final, NamedTuple
 
 from django.core import checks
@@ -16,6 +15,7 @@ from django.views.decorators.debug import sensitive_variables
 
 from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
+from django_sse.forks import ForkSafeLock
 from django_sse.stores.base import (
     Cursor,
     Entry,
@@ -124,7 +124,7 @@ class RedisStore(EventStore):
         self.url = url
         self._prefix = prefix
         self._durable = durable
-        self._making = Lock()
+        self._making = ForkSafeLock()
         self._client: redis.Redis | None = None
         # A connection belongs to its loop, so each loop has a client; the generator closes it.
         self._readers: dict[

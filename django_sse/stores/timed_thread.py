@@ -8,12 +8,13 @@ from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import Context
 from queue import Empty, SimpleQueue
-from threading import Lock, Thread
+from threading import Thread
 from time import monotonic
 from typing import Any, Final
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_sse.forks import ForkSafeLock
 from django_sse.stores.base import READ_SECONDS
 from django_sse.threads import Result
 
@@ -40,7 +41,7 @@ class TimedThread:
         self._name = name
         self._connect = connect
         self._most = most
-        self._lock = Lock()
+        self._lock = ForkSafeLock()
         self._worker: _Worker | None = None
         self._left_behind: list[_Worker] = []
 

@@ -1,15 +1,15 @@
 """Ends of owners' streams that a store could not take: kept in this process, and tried again."""
 
-import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Lock, Thread
-from time import sleep, time
 from typing import TYPE_CHECKING, Any, Final
 
 from django.db import connections
 
 from django_sse.conf import conf
+from django_sse.forks import forget_in_child
 from django_sse.logs import logger
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Unwritten:
 
     def __init__(self) -> None:
         self.forget()
+        forget_in_child(self)
 
     def forget(self) -> None:
         """Begin anew, as the child of a fork: what its parent has kept, its parent writes."""
@@ -88,7 +89,8 @@ class Unwritten:
     def _write_until_done(self) -> None:
         pause = _FIRST_PAUSE
         while True:
-            sleep(pause)
+            # By the name that gevent and eventlet replace, perhaps after this was imported.
+            time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
             self._write()
             with self._lock:
@@ -112,7 +114,7 @@ class Unwritten:
             connections.close_all()
 
     def _drop_expired(self) -> None:
-        ordered_since = (time() - conf().CANCEL_TTL) * 1_000_000
+        ordered_since = (time.time() - conf().CANCEL_TTL) * 1_000_000
         with self._lock:
             expired = [key for key, end in self._ends.items() if end.at < ordered_since]
             for key in expired:
@@ -143,6 +145,3 @@ def _size(end: "NewEntry") -> int:
 
 
 unwritten: Final = Unwritten()
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=unwritten.forget)

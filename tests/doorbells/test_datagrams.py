@@ -318,6 +318,37 @@ async def test_a_hub_gets_its_socket_once_it_can_have_one(
     await receiver.close()
 
 
+async def test_a_loop_that_cannot_wait_for_a_socket_leaves_the_store_to_be_asked(
+    ear: Ear, store: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Loop(asyncio.AbstractEventLoop):
+        """One that raises NotImplementedError for whatever it is asked for."""
+
+    ear.loop = Loop()  # type: ignore[abstract]
+    receiver = DatagramDoorbell(store).receiver(ear)
+    await receiver.open()
+    await receiver.close()
+    assert receiver.poll_seconds == DEAF_SECONDS
+    assert "There can be no socket" in caplog.text
+
+
+def test_the_child_of_a_fork_leaves_the_sockets_of_its_parent_alone(store: MemoryStore) -> None:
+    place = meeting_place(store)
+    name, bound = place.bind()
+    bound.setblocking(True)
+    bound.settimeout(30)
+    if not (child := os.fork()):
+        place.release(name)
+        # To the child it is another's.
+        place.send([b"news 1 0"])
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert place.has(name)
+    assert bound.recv(100) == b"news 1 0"
+    bound.close()
+    place.release(name)
+
+
 # What others have put there
 
 

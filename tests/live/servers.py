@@ -208,12 +208,14 @@ def database_of(directory: Path) -> Path:
 def _command(name: str, application: str, port: int) -> list[str]:
     bind = ["--host", "127.0.0.1", "--port", str(port)]
     gunicorn = ["--worker-class", "uvicorn_worker.UvicornWorker", "--log-level", "warning"]
+    gevent = ["--worker-class", "gevent", "--log-level", "warning"]
     arguments = {
         "daphne": ["-m", "daphne", "--bind", "127.0.0.1", "--port", str(port), "-v", "0"],
         "uvicorn": ["-m", "uvicorn", *bind, "--log-level", "warning"],
         "hypercorn": ["-m", "hypercorn", "--bind", f"127.0.0.1:{port}", "--log-level", "WARNING"],
         "granian": ["-m", "granian", *bind, "--interface", "asgi", "--log-level", "warning"],
         "gunicorn": ["-m", "gunicorn", "--bind", f"127.0.0.1:{port}", *gunicorn],
+        "gunicorn-gevent": ["-m", "gunicorn", "--bind", f"127.0.0.1:{port}", *gevent],
     }
     if name == "runserver":
         return [sys.executable, "manage.py", name, "--insecure", str(port)]

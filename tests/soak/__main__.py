@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import random
 import sys
 import tempfile
@@ -20,6 +21,8 @@ def main() -> int:
     parser.add_argument("--seed", default=str(random.randrange(10**6)), help="of what goes wrong")
     parser.add_argument("--break", choices=["healing"], dest="broken", help="has to fail")
     chosen = parser.parse_args()
+    # The clients read positions, which are signed.
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     if unknown := set(chosen.engines) - set(ENGINES):
         parser.error(f"no such engine: {', '.join(sorted(unknown))}")
     application = "tests.soak.broken:application" if chosen.broken else "tests.asgi:application"

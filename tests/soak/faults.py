@@ -38,7 +38,8 @@ class Faults:
         self._clients = clients
         self._kinds: dict[str, Fault] = {
             "server killed": self._kill_server,
-            "publisher killed": self._kill_publisher,
+            "publisher killed": lambda: self._kill_publisher(under_gevent=False),
+            "publisher under gevent killed": lambda: self._kill_publisher(under_gevent=True),
             "connections cut by RST": lambda: self._cut(reset=True),
             "connections cut by FIN": lambda: self._cut(reset=False),
         }
@@ -76,8 +77,10 @@ class Faults:
         await self._down()
         await asyncio.to_thread(server.start)
 
-    async def _kill_publisher(self) -> None:
-        publisher = self._random.choice(self._publishers)
+    async def _kill_publisher(self, *, under_gevent: bool) -> None:
+        publisher = self._random.choice(
+            [one for one in self._publishers if (one.how == "greenlets") == under_gevent]
+        )
         publisher.kill()
         await self._down()
         publisher.start()

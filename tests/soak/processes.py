@@ -14,6 +14,8 @@ from tests.ports import free_port
 
 # uvicorn, about a stream that was ended while its client did not take even the end of it.
 _CUT_OFF = "ASGI callable returned without completing response."
+# What Django says where an event loop runs in the way of the database.
+_NO_DATABASE = "SynchronousOnlyOperation"
 # How long a publisher may take over its last event.
 _STOP_SECONDS = 60
 
@@ -48,16 +50,18 @@ class Publisher:
 
     def __init__(self, how: str, directory: Path, environment: dict[str, str], seed: str) -> None:
         self.notes = directory / f"{how}.truth"
-        self._how = how
+        self.how = how
         self._environment = project_environment(directory, **environment)
         self._log = directory / f"{how}.log"
         self._seed = seed
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        green = ["gevent.monkey", "--module"] if self.how == "greenlets" else []
+        module = [*green, "tests.soak.publisher"]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.soak.publisher", self._how, self.notes, self._seed],
+                [sys.executable, "-m", *module, self.how, self.notes, self._seed],
                 cwd=ROOT,
                 env=self._environment,
                 stdout=log,
@@ -69,6 +73,10 @@ class Publisher:
         if self._process:
             self._process.kill()
             self._process.wait()
+
+    def lost_its_database(self) -> bool:
+        """Whether Django has refused it the database, because of an event loop."""
+        return _NO_DATABASE in self._log.read_text()
 
     def stop(self) -> bool:
         """Let it finish; return whether it did."""

@@ -1,6 +1,7 @@
 """A process that publishes until SIGTERM, and notes what became of each event.
 
-``python -m tests.soak.publisher HOW FILE SEED``
+``python -m tests.soak.publisher HOW FILE SEED``, and for the HOW ``greenlets``
+``python -m gevent.monkey --module tests.soak.publisher greenlets FILE SEED``
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Thread
 
 import django
 from asgiref.sync import sync_to_async
@@ -23,6 +25,9 @@ GROUPS = ("busy", "shared", "quiet")
 
 # How often each publisher chooses which of the groups.
 _WEIGHTS = {"plain": (6, 3, 0), "bursts": (9, 1, 0), "transactions": (2, 6, 1)}
+# What goes on at once in greenlets. One alone opens transactions: in those of SQLite no other may
+# write, and where it waits it does not let the first one go on.
+_IN_GREENLETS = ("plain", "plain", "transactions")
 # Large enough for a client that does not read to be noticed.
 _LONG = "x" * 4000
 
@@ -62,8 +67,8 @@ class Publisher:
 
     def __init__(self, how: str, path: Path, seed: str) -> None:
         self._how = how
-        self._notes = Notes(how, path)
-        self._random = random.Random(f"{seed} {how} {path.stat().st_size}")
+        self._notes = Notes(path.stem, path)
+        self._random = random.Random(f"{seed} {path.stem} {path.stat().st_size}")
         self._stopped = False
         # A store without transactions appends in the commit's hook, whose failure Django only logs.
         self._appends_in_hook = conf().STORE != "database"
@@ -71,7 +76,6 @@ class Publisher:
         logging.getLogger("django.db.backends.base").addFilter(self._note_failed_hook)
 
     def run(self) -> None:
-        signal.signal(signal.SIGTERM, self._stop)
         if self._how == "bursts":
             asyncio.run(self._bursts())
         else:
@@ -137,11 +141,35 @@ class Publisher:
         self._hook_failed = True
         return True
 
-    def _stop(self, *args: object) -> None:
+    def stop(self) -> None:
         self._stopped = True
+
+
+def publishers(how: str, path: Path, seed: str) -> list[Publisher]:
+    """Return what publishes in one process, each with a file of its own."""
+    if how != "greenlets":
+        return [Publisher(how, path, seed)]
+    return [
+        Publisher(how, path.with_stem(f"{path.stem}-{number}"), seed)
+        for number, how in enumerate(_IN_GREENLETS)
+    ]
+
+
+def run(publishers: Sequence[Publisher]) -> None:
+    """Publish until SIGTERM."""
+
+    def stop(*args: object) -> None:
+        for publisher in publishers:
+            publisher.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    first, *others = publishers
+    for publisher in others:
+        Thread(target=publisher.run).start()
+    first.run()
 
 
 if __name__ == "__main__":
     django.setup()
     how, path, seed = sys.argv[1:]
-    Publisher(how, Path(path), seed).run()
+    run(publishers(how, Path(path), seed))

@@ -26,7 +26,7 @@ from tests.soak.verdict import (
 
 SERVERS = 2
 CLIENTS = 200
-PUBLISHERS = ("plain", "bursts", "transactions")
+PUBLISHERS = ("plain", "bursts", "transactions", "greenlets")
 
 # What clients follow: most of them the busy group, alone or among others.
 _FOLLOWED = (
@@ -120,6 +120,8 @@ class _Soak:
                 for publisher in self.publishers:
                     if not await asyncio.to_thread(publisher.stop):
                         self.complaints.append("A publisher did not come to an end.")
+                    if publisher.lost_its_database():
+                        self.complaints.append("A publisher was refused its database.")
                 await self._catch_up()
                 await self._ask("cancel")
                 ending = min(self.catching_up, _ENDING_SECONDS)

@@ -1,5 +1,6 @@
 """Decorators for function views: a group's stream, a generator's stream, headers, and the 204."""
 
+import asyncio
 import functools
 import inspect
 from collections.abc import (
@@ -34,7 +35,7 @@ from django_sse.response import (
     stream_headers,
 )
 from django_sse.stores import get_store
-from django_sse.stores.base import GroupState
+from django_sse.stores.base import READ_SECONDS, GroupState
 from django_sse.views import EventStreamView, exempt_from_atomic_requests
 
 View = Callable[..., Any]
@@ -161,7 +162,8 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
                 except InvalidGroup as error:
                     return not_found(error)
                 try:
-                    states = await get_store().astates(groups)
+                    async with asyncio.timeout(READ_SECONDS):
+                        states = await get_store().astates(groups)
                 except Exception:
                     logger.exception(_NOT_READ)
                 else:

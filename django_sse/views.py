@@ -1,5 +1,6 @@
 """The class-based view that streams Channels groups."""
 
+import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from time import time
@@ -41,7 +42,7 @@ from django_sse.response import (
     unavailable,
 )
 from django_sse.stores import get_store
-from django_sse.stores.base import GroupState, validate_group
+from django_sse.stores.base import READ_SECONDS, GroupState, validate_group
 from django_sse.stream import MessageHandler
 
 
@@ -194,7 +195,8 @@ class EventStreamView(View):
         try:
             sent = parse_position(sent_id, groups)
             states = await current_hub().states(groups, sent, self.history, owner.marks)
-            sent |= dict.fromkeys(await self._groups_too_old(sent, states), LOST)
+            async with asyncio.timeout(READ_SECONDS):
+                sent |= dict.fromkeys(await self._groups_too_old(sent, states), LOST)
         except Exception as error:
             return unavailable(request, STORE_AWAY, error)
         groups = owner.groups_left(groups, states)

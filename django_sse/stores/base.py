@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _GROUP_NAME: Final = re.compile(r"[A-Za-z0-9\-_.]{1,99}", re.ASCII)
 
+READ_SECONDS: Final = 4.0
+"""How long a store may take to answer a read: one that hangs is one that is away."""
+
 # How often a process trims, at the most.
 _TRIM_SECONDS: Final = 60.0
 

@@ -44,7 +44,8 @@ from django_sse.stores.base import (
 )
 from django_sse.stores.clock import DatabaseTime, database_time
 from django_sse.stores.notifications import Notifications
-from django_sse.threads import Result, WorkerThread
+from django_sse.stores.timed_thread import TimedThread
+from django_sse.threads import Result
 
 Item = TypeVar("Item")
 
@@ -78,6 +79,22 @@ _TRIM_EVENTS: Final = 1000
 _TRIM_GROUPS: Final = 100
 
 
+# How long, in seconds, a look at what changed numbers what others have left behind: reads wait.
+_NUMBERING_SECONDS: Final = 1.0
+
+# What keeps a thread from waiting for ever for a server that answers nothing: options of drivers,
+# by vendor, in seconds.
+_PATIENCE: Final[dict[str, dict[str, int]]] = {
+    "postgresql": {
+        "connect_timeout": 3,
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+    },
+    "mysql": {"connect_timeout": 3, "read_timeout": 60, "write_timeout": 60},
+}
+
+
 # Django prefers it to psycopg2, whose connections are another matter.
 _HAS_PSYCOPG_3: Final = find_spec("psycopg") is not None
 
@@ -109,7 +126,9 @@ class DatabaseStore(EventStore):
         super().__init__(using=using)
         self.listen_alias = listen_alias or using
         self._notifications = Notifications(using, self.listen_alias, self._in_reader)
-        self._reader = WorkerThread("django-sse-store")
+        self._reader = TimedThread("django-sse-store", self._connect)
+        # No read waits for it.
+        self._trimmer = TimedThread("django-sse-trim", self._connect, most=1)
         self._reopened = 0.0
 
     @property
@@ -170,7 +189,7 @@ class DatabaseStore(EventStore):
         return await self._in_reader(lambda: self._begin_run(group, above))
 
     async def aclose(self) -> None:
-        await self._reader.aclose(lambda: connections[self.using].close())
+        await self._reader.aclose()
 
     def _changed(
         self, cursor: _Cursor | None, groups: Container[str]
@@ -183,6 +202,9 @@ class DatabaseStore(EventStore):
         waiting = self._outbox.order_by().values_list("group", flat=True).distinct()
         hints = []
         for group in list(waiting):
+            if monotonic() - began > _NUMBERING_SECONDS:
+                version = None
+                break
             try:
                 with self._without_waiting():
                     hints += self._number({group: []}, wait=False)[1]
@@ -205,7 +227,7 @@ class DatabaseStore(EventStore):
         with self._without_waiting(), transaction.atomic(using=self.using):
             for row in self._lock([name], wait=False):
                 if row.head < above:
-                    self._stored.filter(group=name).delete()
+                    self._delete(self._stored.filter(group=name))
                     self._groups.filter(name=name).update(
                         head=max(first_number(), above + 1), changed=DatabaseTime()
                     )
@@ -251,6 +273,15 @@ class DatabaseStore(EventStore):
     async def _in_reader(self, read: Callable[[], Result]) -> Result:
         """Run a read in the store's one thread, on the one connection that it keeps."""
         return await self._reader.run(lambda: self._with_connection(read))
+
+    def _connect(self) -> BaseDatabaseWrapper:
+        """Return the connection of the thread that this is called in, which waits in moderation."""
+        connection = connections[self.using]
+        if patience := _PATIENCE.get(connection.vendor):
+            connection = connections[self.using] = connection.copy()
+            options = connection.settings_dict["OPTIONS"]
+            connection.settings_dict["OPTIONS"] = {**patience, **options}
+        return connection
 
     def _with_connection(self, read: Callable[[], Result]) -> Result:
         try:
@@ -394,7 +425,7 @@ class DatabaseStore(EventStore):
 
     def _keep(self, row: EventGroup, turn: Numbering) -> None:
         if row.first and turn.first != row.first:
-            self._stored.filter(group=row.name).delete()
+            self._delete(self._stored.filter(group=row.name))
         self._stored.bulk_create(
             StoredEvent(
                 group=row.name,
@@ -415,7 +446,7 @@ class DatabaseStore(EventStore):
         size = conf().HISTORY_SIZE
         in_bulk = max(size // 10, 1)
         if turn.head // in_bulk != row.head // in_bulk:
-            self._stored.filter(group=row.name, number__lte=turn.head - size).delete()
+            self._delete(self._stored.filter(group=row.name, number__lte=turn.head - size))
 
     # Trimming
 
@@ -430,12 +461,12 @@ class DatabaseStore(EventStore):
         return numbers
 
     async def atrim(self) -> None:
-        # In a thread and on a connection of its own: no read waits for it.
-        thread = WorkerThread("django-sse-trim")
         try:
-            await thread.run(self.trim)
+            while any(await self._trimmer.run(self._trim)):
+                pass
         finally:
-            await thread.aclose(lambda: connections[self.using].close())
+            # It is idle for longer than a connection is worth.
+            await self._trimmer.aclose()
 
     def trim(self) -> Dropped:
         total = Dropped()
@@ -473,7 +504,7 @@ class DatabaseStore(EventStore):
             for group, number in old.values_list("group", "number")[:_TRIM_EVENTS]:
                 last[group] = max(number, last.get(group, 0))
             for group, number in last.items():
-                events += self._stored.filter(group=group, number__lte=number).delete()[0]
+                events += self._delete(self._stored.filter(group=group, number__lte=number))
         of_owners = self._groups.filter(name__startswith=MARK)
         others = self._groups.exclude(name__startswith=MARK)
         for some, ttl in ((of_owners, conf().CANCEL_TTL), (others, conf().GROUP_TTL)):
@@ -489,10 +520,14 @@ class DatabaseStore(EventStore):
         with transaction.atomic(using=self.using):
             for row in self._lock([name], wait=False):
                 if row.changed < since and not self._outbox.filter(group=name).exists():
-                    events = self._stored.filter(group=name).delete()[0]
+                    events = self._delete(self._stored.filter(group=name))
                     row.delete(using=self.using)
                     return Dropped(events, 1)
         return Dropped()
+
+    def _delete(self, rows: QuerySet[StoredEvent]) -> int:
+        """Delete rows. Django's own way would load them, for whoever receives signals of it."""
+        return rows._raw_delete(self.using)
 
     # Configuration
 

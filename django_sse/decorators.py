@@ -21,7 +21,7 @@ from django.http.response import HttpResponseBase
 from django_sse.cors import cross_origin
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
-from django_sse.logins import spare_session_cookie
+from django_sse.logins import with_login
 from django_sse.logs import logger
 from django_sse.mixins import AccessMixin
 from django_sse.position import TERMINAL_MARK
@@ -116,7 +116,7 @@ def _generator_view(generate: GeneratorView) -> View:
         events = cast("AsyncGenerator[Any, None]", generate(request, *args, **kwargs))
         return GeneratorResponse(request, events)
 
-    return exempt_from_atomic_requests(cross_origin(spare_session_cookie(view)))
+    return exempt_from_atomic_requests(cross_origin(with_login(view)))
 
 
 def event_stream_headers(view: ViewT) -> ViewT:

@@ -67,7 +67,7 @@ class Event:
 
     def __post_init__(self) -> None:
         for field in ("event", "id"):
-            value = getattr(self, field)
+            value = plain(getattr(self, field))
             if value is None:
                 continue
             if not isinstance(value, str):
@@ -77,7 +77,7 @@ class Event:
                     f"Event.{field} must not contain CR, LF or NUL, and {value!r} does: "
                     "it would end the line and start a field of its own."
                 )
-            object.__setattr__(self, field, plain(value))
+            object.__setattr__(self, field, value)
         if self.event is not None and self.data is NO_DATA:
             raise InvalidEvent(
                 f"An event of type {self.event!r} without data fires nothing in a browser. "
@@ -93,10 +93,11 @@ class Event:
                 "Event.retry must be a whole number of milliseconds from 0 to 2**63 - 1."
             )
         if self.comment is not None:
-            if not isinstance(self.comment, str):
-                kind = type(self.comment).__name__
-                raise InvalidEvent(f"Event.comment must be text, not {kind}.")
-            object.__setattr__(self, "comment", plain(self.comment))
+            comment = plain(self.comment)
+            if not isinstance(comment, str):
+                raise InvalidEvent(f"Event.comment must be text, not {type(comment).__name__}.")
+            object.__setattr__(self, "comment", comment)
+        object.__setattr__(self, "retry", plain(self.retry))
 
     @classmethod
     def from_template(
@@ -146,7 +147,7 @@ class Event:
         if self.comment is not None:
             yield from (f": {line}" for line in _LINE_END.split(self.comment))
         if self.retry is not None:
-            yield f"retry: {int(self.retry)}"
+            yield f"retry: {self.retry}"
         if self.id is not None:
             yield f"id: {self.id}"
         if self.event is not None:
@@ -218,10 +219,8 @@ def with_id(id: str, block: bytes) -> bytes:
 
 
 def _as_text(data: Any) -> str:
-    if isinstance(data, str):
-        return plain(data)
-    if isinstance(data, Promise):
-        return str(data)
+    if isinstance(data, str | Promise):
+        return str(plain(data))
     try:
         return json.dumps(
             data,

@@ -38,13 +38,11 @@ def expand_group(pattern: str, kwargs: Mapping[str, Any]) -> str:
             "arguments would make the same group."
         )
     separators = set("".join(between))
-    kwargs = {
-        name: plain(value) if isinstance(value, str) else value for name, value in kwargs.items()
-    }
+    kwargs = {name: plain(value) for name, value in kwargs.items()}
     for field in fields:
         if found := separators & set(str(kwargs[field])):
             raise InvalidGroup(
                 f"{field}={kwargs[field]!r} contains {''.join(sorted(found))!r}, which separates "
                 f"the fields of the group pattern {pattern!r}."
             )
-    return validate_group(pattern.format(**kwargs))
+    return validate_group(plain(pattern).format(**kwargs))

@@ -5,6 +5,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -25,9 +26,8 @@ from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 from django.utils.functional import LazyObject, SimpleLazyObject
 
-from django_sse.logs import log_once, log_seldom, logger
+from django_sse.logs import log_once, logger
 from django_sse.owners import Login, is_nobody, loaded, mark_of, user_mark
-from django_sse.threads import own_thread
 
 Item = TypeVar("Item")
 
@@ -48,13 +48,11 @@ class Judgement:
     """The logins that do not hold any more, or perhaps not."""
 
     absent: set[Login] = field(default_factory=set)
-    """Their user was not found; only the second time says that it is not there."""
+    """Their user was not found, which once says nothing."""
     gone: set[Login] = field(default_factory=set)
     """Their user may not log in any more, as one who is not active."""
     changed: set[Login] = field(default_factory=set)
     """Their session was made with another password."""
-    unknown: set[Login] = field(default_factory=set)
-    """Their user could not be looked for."""
 
 
 def judge(logins: Collection[Login]) -> Judgement:
@@ -88,23 +86,20 @@ def judge(logins: Collection[Login]) -> Judgement:
     return judgement
 
 
-async def ajudge_by_backend(logins: Collection[Login]) -> Judgement:
-    """Judge logins of users whom their backend finds in a way of its own, one after the other."""
+async def ajudge_by_backend(login: Login) -> Judgement:
+    """Judge a login of a user whom its backend finds in a way of its own.
+
+    Raises:
+        TimeoutError: The backend has taken more than ten seconds.
+        Exception: It could not look for the user.
+    """
     judgement = Judgement()
-    async with own_thread() as give_up_thread:
-        for login in logins:
-            try:
-                async with asyncio.timeout(_ANSWER_SECONDS):
-                    user = await _user_of_backend(login)
-                    if user is None:
-                        judgement.absent.add(login)
-                    elif not _has_hash(user, login.session_hash):
-                        judgement.changed.add(login)
-            except Exception as error:
-                # It may hang, or have a connection that is broken.
-                give_up_thread()
-                judgement.unknown.add(login)
-                log_seldom("%s could not find a user.", login.backend, exc_info=error)
+    async with asyncio.timeout(_ANSWER_SECONDS):
+        user = await _user_of_backend(login)
+    if user is None:
+        judgement.absent.add(login)
+    elif not _has_hash(user, login.session_hash):
+        judgement.changed.add(login)
     return judgement
 
 
@@ -177,10 +172,18 @@ def _in_cache(store: Any, keys: Sequence[str]) -> Iterator[str]:
         cache.close()
 
 
+async def settle_user(request: HttpRequest) -> None:
+    """Let ``auser`` be the user that the project's pages see, for whatever asks the request: where
+    a middleware has set another ``user`` alone, as to impersonate somebody, that one."""
+    if await _is_replaced(request):
+        setattr(request, "auser", functools.partial(_user_set_on, request))  # noqa: B010
+
+
 async def user_of(request: HttpRequest) -> Any:
     """Return a request's user as the project's pages see it, whatever has authenticated it; None or
     an anonymous one for nobody."""
-    if not await _is_replaced(request) and hasattr(request, "auser"):
+    await settle_user(request)
+    if hasattr(request, "auser"):
         return await request.auser()
     return await loaded(getattr(request, "user", None))
 
@@ -212,9 +215,7 @@ def _can_own(user: Any) -> bool:
 def renew_login(request: HttpRequest) -> None:
     """Let a request's session and user be read again, as Django's middleware does.
 
-    What another middleware has set stays, a ``user`` that is lazy or of the database is read again,
-    too. Where it has set ``user`` alone, as to impersonate somebody, ``auser`` is that one as well:
-    the pages know nobody else.
+    What another middleware has set stays; a ``user`` that is lazy or of the database is read again.
     """
     if not hasattr(request, "session") or not hasattr(request, "auser"):
         return
@@ -228,8 +229,6 @@ def renew_login(request: HttpRequest) -> None:
     is_replaced = vars(request).get(_IS_REPLACED, not _is_djangos_user(request))
     if not _is_djangos_auser(request):
         others["auser"] = request.auser
-    elif is_replaced:
-        others["auser"] = functools.partial(_user_set_on, request)
     if "user" in vars(request) and is_replaced:
         others["user"] = _unread(request.user)
     AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
@@ -237,18 +236,30 @@ def renew_login(request: HttpRequest) -> None:
 
 
 async def _is_replaced(request: HttpRequest) -> bool:
-    """Whether a middleware has set another ``user``, and left ``auser`` to Django. A login within
-    the request sets the session's own user, who is no other one."""
-    if "user" not in vars(request) or _is_djangos_user(request) or not _is_djangos_auser(request):
+    """Whether a middleware has set another ``user`` than ``auser`` is. A login within the request
+    sets the session's own user, who is no other one."""
+    if "user" not in vars(request) or _is_djangos_user(request) or _is_settled(request):
         return False
     user, session = await loaded(request.user), getattr(request, "session", None)
+    if not _is_djangos_auser(request):
+        # Who has set `auser` as well may have left `user` to nobody.
+        both = hasattr(request, "auser") and not is_nobody(user)
+        return both and not _are_one(user, await request.auser())
     key = await session.aget(SESSION_KEY) if session is not None else None
-    try:
-        is_other = is_nobody(user) or key is None or user_mark(key) != user_mark(user)
-    except (TypeError, ValueError):
-        is_other = True
+    is_other = key is None or not _are_one(user, key)
     vars(request)[_IS_REPLACED] = is_other
     return is_other
+
+
+def _are_one(user: Any, other: Any) -> bool:
+    try:
+        return user_mark(user) == user_mark(other)
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_settled(request: HttpRequest) -> bool:
+    return getattr(getattr(request, "auser", None), "func", None) is _user_set_on
 
 
 def _is_djangos_user(request: HttpRequest) -> bool:
@@ -271,9 +282,20 @@ def _unread(user: Any) -> Any:
     if setup := _setup_of(user):
         return SimpleLazyObject(setup)
     if isinstance(user, Model) and user.pk is not None:
-        users: Any = type(user)._default_manager
-        return SimpleLazyObject(lambda: users.filter(pk=user.pk).first() or _nobody())
+        return SimpleLazyObject(lambda: _refreshed(user))
     return user
+
+
+def _refreshed(user: Any) -> Any:
+    """Return a user with its row read again, and what else was set on it, as a token's scopes."""
+    fresh = copy(user)
+    for name in [name for name in vars(fresh) if name.endswith("_perm_cache")]:
+        delattr(fresh, name)
+    try:
+        fresh.refresh_from_db(using=router.db_for_write(type(user), instance=user))
+    except ObjectDoesNotExist:
+        return _nobody()
+    return fresh
 
 
 def _nobody() -> Any:
@@ -283,11 +305,13 @@ def _nobody() -> Any:
 
 
 async def _user_set_on(request: HttpRequest) -> Any:
-    return await loaded(request.user)
+    user: Any = await loaded(request.user)
+    return _nobody() if user is None else user
 
 
-def spare_session_cookie(view: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep what an async view answers from deleting the session's cookie.
+def with_login(view: Callable[..., Any]) -> Callable[..., Any]:
+    """Give an async view the user that the project's pages see, and keep what it answers from
+    deleting the session's cookie.
 
     Django deletes the cookie of a session that is gone. A browser comes back to a stream whenever
     it likes, so that the answer to the cookie of before may come after that of a login, and would
@@ -296,6 +320,7 @@ def spare_session_cookie(view: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(view)
     async def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        await settle_user(request)
         response: HttpResponseBase = await view(request, *args, **kwargs)
         session = getattr(request, "session", None)
         if session is not None and session.is_empty():
@@ -369,5 +394,8 @@ async def _user_of_backend(login: Login) -> Any:
 def _has_hash(user: Any, session_hash: str) -> bool:
     if not hasattr(user, "get_session_auth_hash"):
         return True
-    valid = [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]
-    return any(constant_time_compare(session_hash, other) for other in valid)
+    if constant_time_compare(session_hash, user.get_session_auth_hash()):
+        return True
+    # Asked only now, as Django does: not every user model has it.
+    fallbacks = user.get_session_auth_fallback_hash()
+    return any(constant_time_compare(session_hash, other) for other in fallbacks)

@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from asgiref.sync import iscoroutinefunction
+from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseForbidden
 from django.views import View
 
 from django_sse.cors import add_cors, is_preflight, preflight_answer
-from django_sse.logins import user_of
+from django_sse.logins import settle_user, user_of
 from django_sse.logs import log_seldom
 from django_sse.owners import is_nobody
 from django_sse.questions import WrongAnswerError, is_yes
@@ -118,7 +118,12 @@ class PermissionRequiredMixin(AccessMixin):
                 return False
             permissions += names
         user = await _user(self.request)
-        return not is_nobody(user) and bool(permissions) and await user.ahas_perms(permissions)
+        if is_nobody(user) or not permissions:
+            return False
+        if hasattr(user, "ahas_perms"):
+            return bool(await user.ahas_perms(permissions))
+        # Not every user of a token has it.
+        return bool(await sync_to_async(user.has_perms)(permissions))
 
 
 class UserPassesTestMixin(AccessMixin):
@@ -234,6 +239,7 @@ async def _answer_if(
 ) -> Any:
     if is_preflight(request):
         return preflight_answer(request)
+    await settle_user(request)
     if await test():
         return await answer()
     if is_nobody(await _user(request)):

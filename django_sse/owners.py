@@ -206,26 +206,32 @@ def _names_of(user: Any) -> list[str]:
     if user.pk is None:
         raise ValueError(f"{user!r} has no primary key yet: save it first.")
     if is_user:
-        return [_key(user.pk)]
+        # Of a model that inherits from the user's, with a primary key of its own, the user's.
+        return [_key(getattr(user, get_user_model()._meta.pk.attname))]
     model: Any = user._meta.concrete_model
-    return [model._meta.label_lower, str(user._meta.pk.value_to_string(user))]
+    return [model._meta.label_lower, _key_of(model, user.pk) or str(plain(user.pk))]
 
 
 def _key(key: Any) -> str:
     """Return a user's primary key as sessions have it, in whatever form it is given that the ORM
     takes. Where no user can have it but one of other means, a UUID has one form, and any other text
     is what it is."""
-    if isinstance(key, str):
-        text = plain(key)
-    else:
-        text = str(int(key)) if isinstance(key, int) else str(key)
-    with suppress(ImproperlyConfigured, ValidationError):
-        field: Any = get_user_model()._meta.pk
-        value = field.to_python(text)
-        return str(field.value_to_string(SimpleNamespace(**{field.attname: value})))
+    text = str(plain(key))
+    with suppress(ImproperlyConfigured):
+        if of_user := _key_of(get_user_model(), text):
+            return of_user
     with suppress(ValueError):
         return str(UUID(text))
     return text
+
+
+def _key_of(model: Any, key: Any) -> str | None:
+    """Return a primary key of a model as sessions have it; None where it can be none."""
+    field = model._meta.pk
+    with suppress(TypeError, ValueError, ValidationError):
+        value = field.to_python(key)
+        return str(field.value_to_string(SimpleNamespace(**{field.attname: value})))
+    return None
 
 
 def _is_user(instance: Model) -> bool:

@@ -17,6 +17,7 @@ from django_sse.owners import loaded, mark_of, user_mark
 from django_sse.position import format_position
 from django_sse.stores import get_store
 from django_sse.stores.base import Kind, NewEntry, closing_wire, validate_group
+from django_sse.text import plain
 
 
 class _Whose(Enum):
@@ -237,6 +238,7 @@ def _entry(group: str, event: Event, exclude: str) -> NewEntry:
 
 def _closing_entry(group: str | None, user: Any, reason: str | None) -> NewEntry:
     name = _group_or_mark(group, user)
+    reason = plain(reason)
     if reason is not None and not isinstance(reason, str):
         raise InvalidEvent(f"The reason must be text, not {type(reason).__name__}.")
     wire = closing_wire(reason)

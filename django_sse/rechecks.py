@@ -1,8 +1,9 @@
 """Whether open streams may go on: asked again, long after the requests that they were opened by."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
+from math import inf
 from typing import Final
 
 from django.db import connections
@@ -15,19 +16,23 @@ from django_sse.logins import (
     without_session,
 )
 from django_sse.logs import log_seldom, logger
-from django_sse.owners import Login, user_mark
+from django_sse.owners import Login
 from django_sse.questions import Questions
 from django_sse.stores.base import EventStore, GroupState, Hint, closing_wire
 from django_sse.stores.states import StateReader
 from django_sse.stream import Stream
 from django_sse.subscription import each
 from django_sse.tasks import is_order, spawn
-from django_sse.threads import WorkerThread
+from django_sse.threads import WorkerThread, own_thread
 
 # Judging all logins pauses for so many times as long as it took, so that it never costs much.
 _LOGINS_PAUSE: Final = 20
 # When a user who was not found is looked for again.
 _AGAIN_SECONDS: Final = 1.0
+# How long backends that find users in ways of their own are asked at a stretch.
+_BACKENDS_SECONDS: Final = 10.0
+
+_Logins = Mapping[Login, Collection[Stream]]
 
 
 class Rechecks:
@@ -62,8 +67,11 @@ class Rechecks:
         self._to_look_up: set[str] = set()
         self._to_judge: set[str] = set()
         self._answering: asyncio.Task[None] | None = None
-        # The logins whose user was not found, or not looked for, the last time.
-        self._doubtful: set[Login] = set()
+        # The logins whose user was not found, with the time of the first such look.
+        self._missed: dict[Login, float] = {}
+        # When backends were asked about each of their logins, and whether one is to be asked now.
+        self._asked: dict[Login, float] = {}
+        self._is_urgent = asyncio.Event()
 
     def add(self, stream: Stream) -> None:
         """Note whose a stream is."""
@@ -78,7 +86,7 @@ class Rechecks:
             if not self.owned[mark]:
                 del self.owned[mark]
         if stream.owner.login:
-            self._doubtful.discard(stream.owner.login)
+            self._missed.pop(stream.owner.login, None)
         self._questions.remove(stream)
 
     async def aclose(self) -> None:
@@ -102,6 +110,7 @@ class Rechecks:
             try:
                 await self.look_up(marks)
                 streams = {stream for mark in changed for stream in self.owned.get(mark, ())}
+                self._ask_backends_soon(streams)
                 await self._judge_logins(streams)
             except Exception as error:
                 # The next comparison with the store, or sweep of the logins, finds it.
@@ -135,6 +144,12 @@ class Rechecks:
 
     async def watch_logins(self) -> None:
         """Judge all logins, and look for their sessions, again and again."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._sweep())
+            # Apart from all others, whom they must not hold up.
+            tasks.create_task(self._watch_backends())
+
+    async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         failing = set()
         while True:
@@ -157,38 +172,89 @@ class Rechecks:
             await asyncio.sleep(max(self._interval(), _LOGINS_PAUSE * took))
 
     async def _judge_logins(self, streams: Collection[Stream]) -> None:
-        """End those of the streams whose login does not hold any more."""
-        owned = _with_login(streams)
-        logins = {login for _, login in owned}
-        paths = {login.backend for login in logins}
-        own_ways = {path for path in paths if finds_users_itself(path)}
-        by_backend = {login for login in logins if login.backend in own_ways}
-        if by_model := logins - by_backend:
-            self._heed(owned, by_model, await self._thread.run(lambda: judge(by_model)))
-        if by_backend:
-            self._heed(owned, by_backend, await ajudge_by_backend(by_backend))
+        """End those of the streams whose login does not hold any more, as the database says."""
+        if logins := _by_login(streams, own_ways=False):
+            judgement = await self._thread.run(lambda: judge(logins.keys()))
+            self._heed(logins, judgement)
 
-    def _heed(
-        self, owned: Iterable[tuple[Stream, Login]], judged: set[Login], judgement: Judgement
-    ) -> None:
-        doubtful = judgement.absent | judgement.unknown
-        again = doubtful & self._doubtful
-        self._doubtful = (self._doubtful - judged) | doubtful
-        closing = closing_wire("logged out")
-        over = judgement.gone | (judgement.absent & again)
-        each([stream for stream, login in owned if login in over], lambda s: s.shut(closing))
-        # Its session may be the one that the password was changed in, and go on.
-        sent_back = judgement.changed | (judgement.unknown & again)
-        each(
-            [stream for stream, login in owned if login in sent_back],
-            lambda stream: stream.dismiss_unless_logged_in(),
-        )
-        for login in judgement.absent - again:
-            self._judge_soon(login)
+    async def _watch_backends(self) -> None:
+        """Ask the backends that find users in ways of their own, one login at a time."""
+        loop = asyncio.get_running_loop()
+        pause = 0.0
+        while True:
+            began = loop.time()
+            answers = True
+            try:
+                answers = await self._ask_backends(began - pause)
+            except Exception as error:
+                log_seldom("Backends cannot be asked about logins.", exc_info=error)
+            pause = max(self._interval(), _LOGINS_PAUSE * (loop.time() - began))
+            if not answers:
+                # Who rings does not make more threads hang.
+                await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._is_urgent.wait()
+            self._is_urgent.clear()
 
-    def _judge_soon(self, login: Login) -> None:
-        hint = Hint(user_mark(login.user), 0, cancelled=False)
-        asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self.hear, hint)
+    async def _ask_backends(self, before: float) -> bool:
+        """Ask about the logins that were not asked about since, those first that were not for
+        longest, as long as there is time. Return whether the backends answer in time."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + _BACKENDS_SECONDS
+        logins = _by_login(self._streams, own_ways=True)
+        self._asked = {login: at for login, at in self._asked.items() if login in logins}
+        due = [login for login in logins if self._asked.get(login, -inf) <= before]
+        due.sort(key=lambda login: self._asked.get(login, -inf))
+        if not due:
+            return True
+        async with own_thread() as give_up_thread:
+            for login in due:
+                if loop.time() > ends:
+                    break
+                self._asked[login] = loop.time()
+                try:
+                    judgement = await ajudge_by_backend(login)
+                except Exception as error:
+                    # No answer is no no. The thread may hang, or have a connection that is broken.
+                    give_up_thread()
+                    log_seldom("%s could not find a user.", login.backend, exc_info=error)
+                    if isinstance(error, TimeoutError):
+                        return False
+                else:
+                    self._heed({login: logins[login]}, judgement)
+        return True
+
+    def _ask_backends_soon(self, streams: Iterable[Stream]) -> None:
+        if logins := _by_login(streams, own_ways=True):
+            for login in logins:
+                self._asked.pop(login, None)
+            self._is_urgent.set()
+
+    def _heed(self, logins: _Logins, judgement: Judgement) -> None:
+        for login, streams in logins.items():
+            absent = login in judgement.absent
+            if not absent:
+                self._missed.pop(login, None)
+            if login in judgement.gone:
+                each(streams, _shut)
+            elif login in judgement.changed:
+                # Its session may be the one that the password was changed in, and go on.
+                each(streams, _send_back)
+            if absent:
+                self._miss(login, streams)
+
+    def _miss(self, login: Login, streams: Collection[Stream]) -> None:
+        """End streams whose user was not found before either: a replica may not have it yet."""
+        loop = asyncio.get_running_loop()
+        if login not in self._missed:
+            self._missed[login] = loop.time()
+            for mark in {stream.owner.user for stream in streams if stream.owner.user}:
+                hint = Hint(mark, 0, cancelled=False)
+                loop.call_later(_AGAIN_SECONDS, self.hear, hint)
+        elif loop.time() - self._missed[login] >= _AGAIN_SECONDS:
+            # A backend may read where a user is not for longer: the next request asks it again.
+            each(streams, _send_back if finds_users_itself(login.backend) else _shut)
 
     async def _look_for_sessions(self, streams: Collection[Stream]) -> None:
         """Send the clients back whose session is gone, or has another key now."""
@@ -209,5 +275,24 @@ class Rechecks:
         await self._questions.ask()
 
 
+def _by_login(streams: Iterable[Stream], *, own_ways: bool) -> _Logins:
+    """Return the streams of the logins whose backends find users in ways of their own, or else of
+    the others."""
+    found: dict[Login, list[Stream]] = {}
+    for stream, login in _with_login(streams):
+        found.setdefault(login, []).append(stream)
+    paths = {login.backend for login in found}
+    wanted = {path for path in paths if finds_users_itself(path) is own_ways}
+    return {login: streams for login, streams in found.items() if login.backend in wanted}
+
+
 def _with_login(streams: Iterable[Stream]) -> list[tuple[Stream, Login]]:
     return [(stream, stream.owner.login) for stream in streams if stream.owner.login]
+
+
+def _shut(stream: Stream) -> None:
+    stream.shut(closing_wire("logged out"))
+
+
+def _send_back(stream: Stream) -> None:
+    stream.dismiss_unless_logged_in()

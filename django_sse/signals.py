@@ -5,10 +5,11 @@ from functools import cache
 from time import time
 from typing import Any, Final
 
+from django.apps import apps
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY, get_user_model
 from django.contrib.auth.signals import user_logged_in, user_logged_out
-from django.db import connections, transaction
+from django.db import connections, models, transaction
 from django.db.models.signals import post_delete, post_init, post_save
 from django.http import HttpRequest
 from django.utils.module_loading import import_string
@@ -30,9 +31,10 @@ def connect() -> None:
     """Receive the signals of the project's users and sessions."""
     user_logged_in.connect(_note_login, dispatch_uid="django_sse")
     user_logged_out.connect(_end_session, dispatch_uid="django_sse")
-    # Of the model alone, for it is sent for each object that is made. Where a user is a proxy, each
-    # save of it counts.
-    post_init.connect(_note_loaded, sender=get_user_model(), dispatch_uid="django_sse")
+    # Of users alone, for it is sent for each object that is made.
+    for model in apps.get_models():
+        if issubclass(model, get_user_model()):
+            post_init.connect(_note_loaded, sender=model, dispatch_uid="django_sse")
     for changed in (post_save, post_delete):
         # Of every sender: a proxy of the user model is another one.
         changed.connect(_look_at_user, dispatch_uid="django_sse")
@@ -101,7 +103,7 @@ def _what_counts(user: Any) -> tuple[Any, ...]:
 @cache
 def _fields_that_count(model: Any, backends: tuple[str, ...]) -> tuple[str, ...]:
     """Return the fields that Django judges logins by: any of them, where the project does it in a
-    way of its own, but the one that Django itself saves at each login."""
+    way of its own, but times, which are those of a login or of what a user did last."""
     # Not above: it imports models, which a project without users does not have.
     from django.contrib.auth.backends import ModelBackend
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -109,9 +111,12 @@ def _fields_that_count(model: Any, backends: tuple[str, ...]) -> tuple[str, ...]
     methods: list[tuple[Any, Any, str]] = [(model, AbstractBaseUser, "get_session_auth_hash")]
     with suppress(ImportError):
         for backend in map(import_string, backends):
-            methods += [(backend, ModelBackend, "user_can_authenticate")]
-            methods += [(backend, ModelBackend, "get_user")]
+            for name in ("user_can_authenticate", "get_user", "aget_user"):
+                # What has none of them judges no login: it says what users may do.
+                if hasattr(backend, "get_user") and hasattr(backend, name):
+                    methods += [(backend, ModelBackend, name)]
     if all(getattr(ours, name, None) is getattr(djangos, name) for ours, djangos, name in methods):
         return ("password", "is_active")
-    names = [field.attname for field in model._meta.concrete_fields]
-    return tuple(name for name in names if name != "last_login")
+    fields = model._meta.concrete_fields
+    times = (models.DateField, models.TimeField)
+    return tuple(field.attname for field in fields if not isinstance(field, times))

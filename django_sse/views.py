@@ -27,8 +27,8 @@ from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
 from django_sse.hub import current_hub, limit_reached_by
 from django_sse.limits import Claim
-from django_sse.logins import current_user, renew_login, spare_session_cookie
-from django_sse.owners import is_nobody, owner_of
+from django_sse.logins import current_user, renew_login, with_login
+from django_sse.owners import is_nobody, loaded, owner_of
 from django_sse.position import LOST, TERMINAL_MARK, parse_position
 from django_sse.refusals import STORE_AWAY
 from django_sse.replay import is_lost, starting_point
@@ -124,7 +124,7 @@ class EventStreamView(View):
                 f"{cls.__name__} has both `history` and `initial_events`. Choose one: they both "
                 "tell a new client what happened before."
             )
-        view = cross_origin(spare_session_cookie(super().as_view(**initkwargs)))
+        view = cross_origin(with_login(super().as_view(**initkwargs)))
         return exempt_from_atomic_requests(view)
 
     # What a project's view says
@@ -194,7 +194,7 @@ class EventStreamView(View):
 
     async def _answer(self, request: HttpRequest) -> HttpResponseBase:
         sent_id = last_event_id(request)
-        user = await self.get_owner()
+        user = await loaded(await self.get_owner())
         if sent_id.endswith(TERMINAL_MARK) and is_nobody(user):
             # Its login is over, and so is its stream: no guard needs to be asked.
             return no_content()
@@ -315,7 +315,7 @@ class EventStreamView(View):
 
 def _unique(groups: Iterable[str]) -> list[str]:
     _refuse_text(groups)
-    return [validate_group(group) for group in dict.fromkeys(groups)]
+    return list(dict.fromkeys(map(validate_group, groups)))
 
 
 def _refuse_text(groups: Iterable[str]) -> None:

@@ -10,8 +10,9 @@ from typing import Any, cast
 from uuid import UUID
 
 import pytest
-from django.utils.functional import lazystr
+from django.utils.functional import SimpleLazyObject, lazystr
 from django.utils.safestring import mark_safe
+from django.utils.translation import gettext_lazy
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -622,4 +623,20 @@ def test_a_member_of_an_enum_of_texts_is_its_value() -> None:
     made = Event(Name.PAID, event=Name.PAID, id=Name.PAID, comment=Name.PAID, retry=Seconds.THREE)
     assert made.encode() == (b": paid\nretry: 3000\nid: paid\nevent: paid\ndata: paid\n\n")
     assert Event({Name.PAID: [Name.PAID, Seconds.THREE]}).text == '{"paid":["paid",3000]}'
+    assert type(made.event) is str
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        gettext_lazy("paid"),
+        mark_safe("paid"),
+        SimpleLazyObject(lambda: "paid"),
+    ],
+    ids=["translation", "safe", "lazy object"],
+)
+def test_text_of_any_kind_is_sent_as_text(text: Any) -> None:
+    made = Event(text, event=text, id=text, comment=text)
+    assert made.encode() == b": paid\nid: paid\nevent: paid\ndata: paid\n\n"
+    assert made.event == "paid"
     assert type(made.event) is str

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
-from threading import current_thread
+from threading import Event, current_thread
 from threading import enumerate as threads
 from time import time_ns
 from typing import Any, ClassVar
@@ -461,37 +461,88 @@ class FindsEveryone(BaseBackend):
 
     missing: ClassVar[set[str]] = set()
     failing = False
+    asked = 0
 
     def get_user(self, user_id: Any) -> User | None:
+        FindsEveryone.asked += 1
         if self.failing:
             raise RuntimeError("The directory is away.")
         user = User.objects.filter(pk=user_id).first()
         return None if user is None or user.username in self.missing else user
 
 
+class Hangs(BaseBackend):
+    """Asks a directory that does not answer."""
+
+    begun = Event()
+    goes_on = Event()
+
+    def get_user(self, user_id: Any) -> User | None:
+        if not self.goes_on.is_set():
+            self.begun.set()
+            self.goes_on.wait(60)
+        return User.objects.filter(pk=user_id).first()
+
+
+class SaysWhatUsersMay:
+    """A backend of permissions alone, as those of django-guardian and rules are."""
+
+    def authenticate(self, request: HttpRequest, **credentials: Any) -> None:
+        return None
+
+    def has_perm(self, user: User, permission: str, of: Any = None) -> bool:
+        return False
+
+
 @pytest.fixture
 def own_backend(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.AUTHENTICATION_BACKENDS = [f"{__name__}.FindsEveryone"]
     monkeypatch.setattr(FindsEveryone, "missing", set())
+    monkeypatch.setattr(FindsEveryone, "failing", False)
+    monkeypatch.setattr(FindsEveryone, "asked", 0)
     # ModelBackend, which Django does not ask here, would find nobody.
     monkeypatch.setattr("django_sse.logins._users", lambda keys: {})
 
 
 @pytest.mark.usefixtures("own_backend")
-async def test_a_user_whom_the_backend_alone_finds_keeps_the_stream(
-    swept: Callable[[], Awaitable[None]],
-) -> None:
+async def test_a_user_whom_the_backend_alone_finds_keeps_the_stream() -> None:
     async with stream(await logged_in()) as reader:
-        await swept()
+        # Once by the request, the others long after it.
+        await until(lambda: FindsEveryone.asked > 3)
         await goes_on(reader)
 
 
 @pytest.mark.usefixtures("own_backend")
 async def test_a_user_whom_the_backend_does_not_find_any_more_loses_the_stream() -> None:
-    async with stream(await logged_in()) as ended, stream(await logged_in("eve")) as other:
+    tab = await logged_in()
+    async with stream(tab) as ended, stream(await logged_in("eve")) as other:
         FindsEveryone.missing.add("ada")
-        [close] = await ended.rest()
-        assert (close.event, close.json()) == ("close", {"reason": "logged out"})
+        # The request decides: the backend may read from a replica.
+        await assert_sent_back_for_good(ended, tab)
+        await goes_on(other)
+
+
+@pytest.mark.usefixtures("own_backend")
+async def test_a_user_whom_the_backend_misses_for_a_moment_keeps_the_stream() -> None:
+    async with stream(await logged_in()) as reader:
+        FindsEveryone.missing.add("ada")
+        FindsEveryone.asked = 0
+        await until(lambda: FindsEveryone.asked > 1)
+        FindsEveryone.missing.clear()
+        FindsEveryone.asked = 0
+        await until(lambda: FindsEveryone.asked > 30)
+        await goes_on(reader)
+
+
+@pytest.mark.usefixtures("own_backend", "rarely")
+async def test_a_backend_of_its_own_is_asked_at_once_about_a_user_who_is_saved() -> None:
+    async with stream(await logged_in()) as ended, stream(await logged_in("eve")) as other:
+        await goes_on(ended)
+        ada = await user()
+        ada.set_unusable_password()
+        await ada.asave()
+        assert await ended.rest() == []
+        await other.until("going on")
         await goes_on(other)
 
 
@@ -504,24 +555,42 @@ async def test_after_a_changed_password_a_backend_of_its_own_counts_as_well() ->
 
 
 @pytest.mark.usefixtures("own_backend")
-async def test_a_backend_that_fails_once_ends_no_stream_and_twice_sends_clients_back(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail_once(backend: FindsEveryone, key: Any) -> User:
-        monkeypatch.undo()
-        raise RuntimeError("The directory is away.")
-
+async def test_a_backend_that_cannot_say_ends_no_stream(caplog: pytest.LogCaptureFixture) -> None:
+    """As where the directory is away: nobody is logged out by that."""
     async with stream(await logged_in()) as reader:
-        with monkeypatch.context() as patch:
-            patch.setattr(FindsEveryone, "get_user", fail_once)
-            await until(lambda: "could not find a user" in caplog.text)
-        await goes_on(reader)
         FindsEveryone.failing = True
-        try:
-            assert await reader.rest() == []
-        finally:
-            FindsEveryone.failing = False
-        assert reader.reconnection_time
+        FindsEveryone.asked = 0
+        await until(lambda: FindsEveryone.asked > 3)
+        await goes_on(reader)
+        assert caplog.text.count("could not find a user") == 1
+        FindsEveryone.failing = False
+        FindsEveryone.missing.add("ada")
+        assert await reader.rest() == []
+
+
+async def test_a_backend_that_hangs_holds_up_nobody_else(settings: Settings) -> None:
+    own = f"{__name__}.Hangs"
+    settings.AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.ModelBackend", own]
+    browser = AsyncClient()
+    await browser.aforce_login(await user(), backend=own)
+    Hangs.begun.clear()
+    Hangs.goes_on.set()
+    try:
+        async with stream(browser) as hanging, stream(await logged_in("eve")) as ended:
+            Hangs.goes_on.clear()
+            await until(Hangs.begun.is_set)
+            # Doorbells are answered, users swept, sessions looked for.
+            eve = await user("eve")
+            eve.is_active = False
+            await eve.asave()
+            assert [event.event for event in await ended.rest()] == ["close"]
+            async with stream(await logged_in("bob")) as swept:
+                await User.objects.filter(username="bob").aupdate(is_active=False)
+                assert [event.event for event in await swept.rest()] == ["close"]
+            await Session.objects.all().adelete()
+            await assert_sent_back_for_good(hanging, browser)
+    finally:
+        Hangs.goes_on.set()
 
 
 async def test_a_user_who_is_missed_once_keeps_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -609,6 +678,40 @@ async def test_saving_a_user_tells_only_of_what_logins_are_judged_by(
     await ada.asave(update_fields=fields)
     await ada.asave()
     assert rung == ([user_mark(ada)] if tells else [])
+
+
+@pytest.mark.parametrize(
+    ("backends", "changed", "tells"),
+    [
+        # Of what it may do, which no login is judged by.
+        (["django.contrib.auth.backends.ModelBackend", "SaysWhatUsersMay"], "first_name", False),
+        # When it was last seen, in a field of any name.
+        (["FindsEveryone"], "date_joined", False),
+        (["FindsEveryone"], "first_name", True),
+    ],
+)
+async def test_what_counts_of_a_user_is_what_the_projects_backends_may_judge_by(
+    backends: list[str], changed: str, tells: bool, rung: list[str], settings: Settings
+) -> None:
+    settings.AUTHENTICATION_BACKENDS = [
+        path if "." in path else f"{__name__}.{path}" for path in backends
+    ]
+    await user()
+    ada = await User.objects.aget(username="ada")
+    setattr(ada, changed, timezone.now() if changed == "date_joined" else "Ada")
+    await ada.asave()
+    assert rung == ([user_mark(ada)] if tells else [])
+
+
+class HashesWithoutFallback:
+    """A user as Django's `get_user` takes it, too: not every one has hashes of older keys."""
+
+    def get_session_auth_hash(self) -> str:
+        return "hash"
+
+
+def test_older_hashes_are_asked_for_where_they_are_needed_alone() -> None:
+    assert logins._has_hash(HashesWithoutFallback(), "hash")
 
 
 async def test_a_change_that_was_rolled_back_is_told_when_it_is_saved_again(

@@ -1,17 +1,18 @@
 """Access, through all of Django: middleware, sessions, users, and the hand-off."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, cast
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.decorators import login_required, permission_required, user_passes_test
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient
 from django.urls import path
+from django.utils.functional import SimpleLazyObject
 from django.views import View
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
@@ -230,7 +231,21 @@ DECORATORS: dict[str, Any] = {
 }
 PLACES = ("outside", "guard", "generator")
 
+
+@event_stream("news")
+async def guarded_by_name(request: HttpRequest, name: str) -> None:
+    if (await request.auser()).get_username() != name:
+        raise PermissionDenied
+
+
+@event_stream
+async def generated_for(request: HttpRequest) -> AsyncIterator[str]:
+    yield (await request.auser()).get_username()
+
+
 urlpatterns = [
+    path("guarded-by-name/<str:name>/", guarded_by_name),
+    path("generated-for/", generated_for),
     path("members/", Members.as_view()),
     path("readers/", Readers.as_view()),
     path("lucky/", Lucky.as_view()),
@@ -712,3 +727,96 @@ async def test_a_generator_that_is_exempt_takes_posts_from_other_pages() -> None
         headers=[(b"host", b"testserver")],
     ) as request:
         assert (await request.next_events())[0].text == "for members"
+
+
+# Where a middleware has set another user
+
+
+class TokenUser:
+    """Knows Django's old methods alone."""
+
+    is_authenticated = True
+    pk = 7
+
+    def has_perms(self, permissions: Sequence[str]) -> bool:
+        return set(permissions) <= {PERMISSION}
+
+
+def sets_user(get_response: Callable[[HttpRequest], Any]) -> Callable[..., Any]:
+    """Lets somebody act as somebody else, or as nobody, for all views that ask ``user``."""
+
+    async def middleware(request: HttpRequest) -> Any:
+        how, _, name = request.headers.get("X-As", "").partition(" ")
+        if how == "user":
+            request.user = await User.objects.aget(username=name)
+        elif how == "lazy":
+            request.user = SimpleLazyObject(lambda: User.objects.get(username=name))  # type: ignore[assignment]
+        elif how == "nobody":
+            request.user = AnonymousUser()
+        elif how == "none":
+            request.user = None  # type: ignore[assignment]
+        elif how == "token":
+            request.user = TokenUser()  # type: ignore[assignment]
+        elif how == "both":
+            # Who has come by a token acts as somebody else.
+            bearer = await request.auser()
+
+            async def auser() -> Any:
+                return bearer
+
+            setattr(request, "auser", auser)  # noqa: B010
+            request.user = await User.objects.aget(username=name)
+        return await get_response(request)
+
+    return middleware
+
+
+setattr(sets_user, "async_capable", True)  # noqa: B010
+setattr(sets_user, "sync_capable", False)  # noqa: B010
+
+
+@pytest.fixture
+async def admin(settings: Settings) -> AsyncClient:
+    """The browser of a user with all permissions, in a project that lets her act as others."""
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.sets_user"]
+    client = AsyncClient()
+    await client.aforce_login(await User.objects.acreate_superuser("admin"))
+    await User.objects.acreate_user("eve")
+    return client
+
+
+@pytest.mark.parametrize("how", ["user eve", "lazy eve", "both eve"])
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        ("/members/", 200),
+        ("/readers/", 403),
+        ("/lucky/?lucky=eve", 200),
+        ("/lucky/?lucky=admin", 403),
+        ("/guarded-by-name/admin/", 403),
+        ("/guarded-by-name/eve/", 200),
+        ("/generated-for/", 200),
+    ],
+)
+async def test_who_acts_as_somebody_else_gets_no_more_than_that_one(
+    how: str, url: str, status: int, admin: AsyncClient
+) -> None:
+    response = await admin.get(url, headers={"X-As": how})
+    assert response.status_code == status
+    if url == "/generated-for/":
+        assert isinstance(response, StreamingHttpResponse)
+        chunks = [chunk async for chunk in cast("AsyncIterator[bytes]", response)]
+        assert b"data: eve" in b"".join(chunks)
+
+
+@pytest.mark.parametrize("how", ["nobody", "none"])
+@pytest.mark.parametrize("url", ["/members/", "/readers/", "/lucky/?lucky=admin"])
+async def test_who_acts_as_nobody_is_nobody(how: str, url: str, admin: AsyncClient) -> None:
+    assert (await admin.get(url, headers={"X-As": how})).status_code == 401
+
+
+async def test_the_permissions_of_a_user_who_knows_no_async_methods_are_asked(
+    admin: AsyncClient,
+) -> None:
+    for url, status in {"/readers/": 200, "/two-permissions/": 403}.items():
+        assert (await admin.get(url, headers={"X-As": "token"})).status_code == status

@@ -95,10 +95,31 @@ class Guarded(LoginRequiredMixin, Groups):
 
 class StillAuthenticated(Guarded):
     asked = 0
+    seen: ClassVar[list[str]] = []
 
     async def still_allowed(self) -> bool:
         StillAuthenticated.asked += 1
-        return bool((await self.request.auser()).is_authenticated)
+        user: Any = await self.request.auser()
+        self.seen.append(str(getattr(user, "pk", None) or user.id))
+        return bool(user.is_authenticated)
+
+
+class Scoped(Guarded):
+    """Asks what a token lets its user do."""
+
+    asked = 0
+
+    async def still_allowed(self) -> bool:
+        user: Any = await self.request.auser()
+        Scoped.asked += 1
+        return user.is_active and "news" in user.scopes
+
+
+class OfWhoever(Groups):
+    """Is of the user that synchronous views see."""
+
+    async def get_owner(self) -> Any:
+        return self.request.user
 
 
 class TokenUser:
@@ -159,6 +180,10 @@ def users_of_tokens(get_response: Callable[[HttpRequest], Any]) -> Callable[...,
             request.user = TokenUserWithId(key)  # type: ignore[assignment]
         elif how == "lazy":
             request.user = SimpleLazyObject(lambda: User.objects.get(pk=key))  # type: ignore[assignment]
+        elif how == "scoped":
+            ada: Any = await User.objects.aget(pk=key)
+            ada.scopes = ["news"]
+            request.user = ada
         elif how == "client":
             request.user = ApiClient(pk=key)  # type: ignore[assignment]
         elif how == "keyless":
@@ -181,6 +206,8 @@ urlpatterns = [
     path("filtered/", Filtered.as_view()),
     path("guarded/", Guarded.as_view()),
     path("still/", StillAuthenticated.as_view()),
+    path("scoped/", Scoped.as_view()),
+    path("lazy/", OfWhoever.as_view()),
     path("token/", OfToken.as_view()),
 ]
 
@@ -243,6 +270,25 @@ class Name(str, Enum):  # noqa: UP042  (its str() is its name)
 def test_a_mark_is_the_same_for_each_form_of_a_key(form: Any) -> None:
     assert user_mark(form) == user_mark(7)
     assert user_mark(form, "news") == user_mark(7, "news")
+
+
+class Employee(User):
+    """A user, with a primary key of its own."""
+
+    badge = models.CharField(max_length=9, primary_key=True)
+    user = models.OneToOneField(User, models.CASCADE, parent_link=True)
+
+    class Meta:
+        app_label = "tests"
+        managed = False
+
+
+def test_a_user_of_a_model_that_inherits_is_the_user() -> None:
+    assert user_mark(Employee(badge="e9", id=7, user_id=7)) == user_mark(7)
+
+
+def test_the_key_of_who_is_no_user_has_one_form_too() -> None:
+    assert user_mark(ApiClient(pk="07")) == user_mark(ApiClient(pk=7))
 
 
 class UuidUser(models.Model):
@@ -748,6 +794,61 @@ async def test_a_hub_forgets_the_owners_of_streams_that_have_ended() -> None:
 async def test_a_visitor_without_a_session_costs_no_look_at_owners() -> None:
     async with stream(AsyncClient()):
         assert not current_hub()._rechecks.owned
+
+
+async def lazy_user(name: str = "ada") -> Any:
+    """Return a user as ``request.user`` is, who was not looked up yet."""
+    key = (await user(name)).pk
+    return SimpleLazyObject(lambda: User.objects.get(pk=key))
+
+
+async def test_a_lazy_user_is_looked_up_wherever_async_code_names_one() -> None:
+    tab, other = await logged_in(), await logged_in("eve")
+    async with stream(tab, "/lazy/?group=news") as own, stream(other) as going_on:
+        await apublish("news", "own", exclude=await lazy_user())
+        await apublish_many([("news", "own")], exclude=await lazy_user())
+        await apublish("news", "last")
+        assert [event.data for event in await own.until("last")] == ["last"]
+        await acancel(user=await lazy_user())
+        assert [event.event for event in await own.rest()] == ["close"]
+        assert [event.data for event in await going_on.until("last")] == ["own", "own", "last"]
+    await areopen(user=await lazy_user())
+    async with stream(tab, "/lazy/?group=news"):
+        pass
+
+
+@pytest.mark.usefixtures("tokens")
+@pytest.mark.parametrize("how", ["user", "lazy"])
+async def test_who_acts_as_somebody_else_has_the_streams_of_that_one(how: str) -> None:
+    admin, ada = await logged_in("admin"), await user()
+    acting = {"Authorization": f"{how} {ada.pk}"}
+    with override_settings(DJANGO_SSE={"RECHECK_INTERVAL": 1}):
+        StillAuthenticated.seen.clear()
+        response = await admin.get("/still/?group=news", headers=acting)
+        async with reading(response) as ended:
+            # Asked again, long after the request, it is that one, too.
+            await until(lambda: len(StillAuthenticated.seen) >= 2)
+            assert set(StillAuthenticated.seen) == {str(ada.pk)}
+            await acancel(user=await user("admin"))
+            await apublish("news", "goes on")
+            assert (await ended.next_event()).data == "goes on"
+            await acancel(user=ada)
+            assert [event.event for event in await ended.rest()] == ["close"]
+        await get_store().aclose()
+
+
+@pytest.mark.usefixtures("tokens")
+async def test_a_view_that_is_asked_again_sees_a_tokens_user_as_it_is_then() -> None:
+    """With what the middleware has set on it, and what has become of it in the database."""
+    ada = await user()
+    with override_settings(DJANGO_SSE={"RECHECK_INTERVAL": 1}):
+        async with stream(Bearer("scoped", ada.pk), "/scoped/?group=news") as ended:
+            await until(lambda: Scoped.asked >= 2)
+            await apublish("news", "goes on")
+            assert (await ended.next_event()).data == "goes on"
+            await User.objects.aupdate(is_active=False)
+            assert [event.event for event in await ended.rest()] == ["close"]
+        await get_store().aclose()
 
 
 # Leaving out who has caused an event

@@ -12,6 +12,9 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import transaction
 from django.template import TemplateDoesNotExist
 from django.test import RequestFactory, override_settings
+from django.utils.functional import SimpleLazyObject
+from django.utils.safestring import mark_safe
+from django.utils.translation import gettext_lazy
 from pytest_django import Settings
 
 import django_sse
@@ -249,3 +252,22 @@ def test_every_public_name_is_listed() -> None:
     public = {name for name in vars(django_sse) if not name.startswith("_")}
     modules = {name for name in public if type(vars(django_sse)[name]).__name__ == "module"}
     assert public - modules == set(django_sse.__all__)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [gettext_lazy("paid"), mark_safe("paid"), SimpleLazyObject(lambda: "paid")],
+    ids=["translation", "safe", "lazy object"],
+)
+async def test_a_group_and_a_reason_may_be_text_of_any_kind(text: Any) -> None:
+    assert (await apublish(text, "hi")).group == "paid"
+    await acancel(text, reason=text)
+    assert [event.text for event in await published("paid")] == ["hi", '{"reason":"paid"}']
+
+
+async def test_a_stream_follows_a_group_once_in_whatever_forms_it_is_named() -> None:
+    view = EventStreamView.as_view(groups=["paid", Name.PAID, mark_safe("paid")])
+    async with open_stream(view) as reader:
+        await apublish("paid", "live")
+        assert (await reader.next_event()).data == "live"
+        assert reader.last_event_id == await aposition("paid")

@@ -45,12 +45,13 @@ def validate_group(group: str) -> str:
     Raises:
         InvalidGroup: Not 1 to 99 ASCII letters, digits, hyphens, underscores and full stops.
     """
-    if not isinstance(group, str) or not _GROUP_NAME.fullmatch(group):
+    name = plain(group)
+    if not isinstance(name, str) or not _GROUP_NAME.fullmatch(name):
         raise InvalidGroup(
             f"{group!r} is not a group name: it takes 1 to 99 ASCII letters, digits, "
             "hyphens, underscores and full stops."
         )
-    return plain(group)
+    return name
 
 
 def validate_group_or_mark(name: str) -> str:
@@ -60,7 +61,7 @@ def validate_group_or_mark(name: str) -> str:
         InvalidGroup: It is neither.
     """
     validate_group(name.removeprefix(MARK))
-    return plain(name)
+    return str(plain(name))
 
 
 class Kind(IntEnum):

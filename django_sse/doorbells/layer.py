@@ -10,6 +10,7 @@ import hmac
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from threading import Lock, Thread
 from typing import Any, Final, TypeVar
@@ -34,6 +35,8 @@ _PURPOSE: Final = "doorbell"
 
 # Larger entries are read from the store instead; channel layers are made for small messages.
 _MAX_CARRIED_BYTES: Final = 64 * 1024
+# What waits for a layer that hangs, of all groups together.
+_MAX_WAITING_BYTES: Final = 8 * 1024 * 1024
 # How long a process that ends waits for its last doorbells to go out.
 _FLUSH_SECONDS: Final = 2.0
 
@@ -169,7 +172,11 @@ def _of_type(wanted: type[Value], value: Any) -> Value:
 
 
 def _carried(entries: Sequence[Entry]) -> Sequence[Entry]:
-    return entries if sum(len(entry.wire) for entry in entries) <= _MAX_CARRIED_BYTES else ()
+    return entries if _size(entries) <= _MAX_CARRIED_BYTES else ()
+
+
+def _size(entries: Sequence[Entry]) -> int:
+    return sum(len(entry.wire) for entry in entries)
 
 
 class _Relay:
@@ -180,6 +187,7 @@ class _Relay:
 
     def __init__(self) -> None:
         self._waiting: dict[str, Hint] = {}
+        self._bytes = 0
         self._sending: asyncio.Task[None] | None = None
 
     async def idle(self) -> None:
@@ -189,7 +197,14 @@ class _Relay:
     def add(self, layer: BaseChannelLayer, hints: Sequence[Hint]) -> None:
         for hint in hints:
             earlier = self._waiting.get(hint.group)
-            self._waiting[hint.group] = _merged(earlier, hint) if earlier else hint
+            merged = _merged(earlier, hint) if earlier else hint
+            self._bytes -= _size(earlier.entries) if earlier else 0
+            # Cut here, too: what piles up while a layer is slow must stay small.
+            carried = tuple(_carried(merged.entries))
+            if self._bytes + _size(carried) > _MAX_WAITING_BYTES:
+                carried = ()
+            self._bytes += _size(carried)
+            self._waiting[hint.group] = replace(merged, entries=carried)
         if self._sending is None or self._sending.done():
             self._sending = spawn(self._send(layer))
 
@@ -197,6 +212,7 @@ class _Relay:
         while self._waiting:
             group = next(iter(self._waiting))
             hint = self._waiting.pop(group)
+            self._bytes -= _size(hint.entries)
             try:
                 message = to_message(hint)
                 async with asyncio.timeout(LAYER_SECONDS):
@@ -209,8 +225,7 @@ def _merged(earlier: Hint, later: Hint) -> Hint:
     entries = earlier.entries + later.entries if earlier.entries and later.entries else ()
     # The later one at the same head: a group was reopened.
     newest = max(later, earlier, key=lambda hint: hint.head)
-    # Cut here, too: what piles up while a layer is slow must stay small.
-    return Hint(later.group, newest.head, newest.cancelled, tuple(_carried(entries)))
+    return Hint(later.group, newest.head, newest.cancelled, entries)
 
 
 _lock: Final = Lock()

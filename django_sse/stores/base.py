@@ -30,6 +30,9 @@ MARK: Final = "~"
 MARK_LENGTH: Final = 33
 """The characters of an owner's mark, which is the name of its group."""
 
+READ_BYTES: Final = 256 * 1024
+"""The bytes of the events that one read returns, if it is more than one event."""
+
 
 def validate_group(group: str) -> str:
     """Return the group's name, as Channels allows it.
@@ -326,8 +329,11 @@ class EventStore(ABC):
 
     @abstractmethod
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
-        """Return at most ``limit`` kept entries numbered above ``after``, in order, each with the
-        time of its append."""
+        """Return kept entries numbered above ``after``, in order, each with the time of its append.
+
+        It is the first ``limit`` of them, or as many as have ``READ_BYTES`` together, but at least
+        one. What goes beyond that is not loaded, either: many may read at once.
+        """
 
     @abstractmethod
     async def achanged(

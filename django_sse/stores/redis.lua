@@ -13,6 +13,8 @@ local cancel_ttl = tonumber(ARGV[6])
 
 -- Entries that one call drops for their age.
 local TRIM_STEPS = 100
+-- Entries that are looked at together, to see how many fit into a page.
+local READ_STEP = 10
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2] -- microseconds
@@ -32,6 +34,29 @@ if operation == 'mark' then
     redis.call('ZADD', KEYS[1], score, ARGV[i])
   end
   return score
+end
+
+-- The first entries from a number on, so many or of so many bytes, but at least one.
+if operation == 'read' then
+  local from, limit, room = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
+  local page = {}
+  while #page < limit do
+    local some = redis.call(
+      'XRANGE', KEYS[2], from, '+', 'COUNT', math.min(READ_STEP, limit - #page)
+    )
+    if #some == 0 then
+      break
+    end
+    for _, entry in ipairs(some) do
+      room = room - #entry[2][2]
+      if room < 0 and #page > 0 then
+        return page
+      end
+      table.insert(page, entry)
+      from = text(tonumber(entry[1]:match('%d+')) + 1)
+    end
+  end
+  return page
 end
 
 -- After a restart or a failover it is another one, and acknowledged events may be lost. The second

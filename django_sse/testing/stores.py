@@ -16,6 +16,7 @@ from django_sse.exceptions import GroupCancelled
 from django_sse.replay import is_lost
 from django_sse.stores.base import (
     MARK,
+    READ_BYTES,
     Cursor,
     Entry,
     EventStore,
@@ -177,6 +178,24 @@ class EventStoreContract(_TestCase):
         self.assertEqual([entry.number for entry in read], numbers[2:4])
         self.assertEqual(texts(read), ["2", "3"])
         self.assertEqual(await store.aread("news", numbers[4], 2), [])
+
+    @_with_store
+    async def test_reading_stops_before_it_is_too_many_bytes_but_not_before_the_first(
+        self, store: EventStore
+    ) -> None:
+        large, small = "x" * (READ_BYTES // 3), "y"
+        many = [small, large, small, large, large, "z" * 2 * READ_BYTES, small]
+        numbers = await append_events(store, *(event("news", each) for each in many))
+        pages, after = [], numbers[0] - 1
+        while page := await store.aread("news", after, 50):
+            self.assertTrue(
+                len(page) == 1 or sum(len(entry.wire) for entry in page) <= READ_BYTES,
+                f"{len(page)} entries are more than READ_BYTES.",
+            )
+            pages += page
+            after = page[-1].number
+        self.assertEqual([entry.number for entry in pages], numbers)
+        self.assertEqual(texts(pages), many)
 
     @_with_store
     async def test_groups_have_numbers_of_their_own(self, store: EventStore) -> None:

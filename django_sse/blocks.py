@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
+from django_sse.conf import conf
 from django_sse.event import Event, decode_block, with_id
 from django_sse.mailbox import Message
 from django_sse.position import format_position
@@ -47,7 +48,7 @@ class Block:
 class Batch:
     """The blocks that have piled up in a group, joined once for all its streams."""
 
-    __slots__ = ("blocks", "chunk", "closing", "excluded", "first", "last", "messages")
+    __slots__ = ("blocks", "chunk", "closing", "excluded", "first", "is_large", "last", "messages")
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         numbers = [block.number for block in blocks if block.number]
@@ -58,7 +59,11 @@ class Batch:
         # The marks of owners whose streams are not sent all of it.
         self.excluded = {block.exclude for block in blocks if block.exclude}
         self.closing = next((block for block in reversed(blocks) if block.closes), None)
-        self.chunk = b"".join(block.chunk for block in blocks if not block.closes)
+        size = sum(len(block.chunk) for block in blocks)
+        # More than may wait for a client at a time: then it is nobody's one chunk.
+        self.is_large = size > conf().BACKLOG_BYTES
+        sent = blocks if not self.is_large else ()
+        self.chunk = b"".join(block.chunk for block in sent if not block.closes)
 
     def after(self, number: int, *, with_messages: bool) -> Sequence[Block]:
         """Return the blocks that a stream has not taken yet."""

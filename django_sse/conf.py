@@ -147,7 +147,8 @@ class Conf:
     """Seconds that one send may take before the stream is ended. None: for ever."""
 
     BACKLOG_BYTES: int = _key(1024 * 1024, COUNT)
-    """Bytes that may wait for a slow client before its stream is ended, to be resumed later."""
+    """Bytes that may be on the way to a slow client, or wait for it, before its stream is ended, to
+    be resumed later."""
 
     MAX_EVENT_BYTES: int = _key(256 * 1024, COUNT)
     """Bytes of the largest event that may be published, as encoded."""

@@ -73,9 +73,9 @@ class LoginRequiredMixin(AccessMixin):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
-        return _answer_if(self._is_logged_in, request, answer)
+        return _answer_if(self.__is_logged_in, request, answer)
 
-    async def _is_logged_in(self) -> bool:
+    async def __is_logged_in(self) -> bool:
         return not is_nobody(await _user(self.request))
 
 
@@ -109,9 +109,9 @@ class PermissionRequiredMixin(AccessMixin):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
-        return _answer_if(self._has_permissions, request, answer)
+        return _answer_if(self.__has_permissions, request, answer)
 
-    async def _has_permissions(self) -> bool:
+    async def __has_permissions(self) -> bool:
         permissions: list[str] = []
         for asked in _bound(self, PermissionRequiredMixin, _PERMISSIONS):
             if not (names := _names(asked)):
@@ -153,9 +153,9 @@ class UserPassesTestMixin(AccessMixin):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
-        return _answer_if(self._passes, request, answer)
+        return _answer_if(self.__passes, request, answer)
 
-    async def _passes(self) -> bool:
+    async def __passes(self) -> bool:
         tests = _bound(self, UserPassesTestMixin, _TEST)
         try:
             for test_func in tests:
@@ -221,8 +221,13 @@ def _bound(view: View, mixin: type, name: str) -> list[Any]:
     if name in vars(view):
         _refuse_to_replace(type(view), owners, name)
         return [vars(view)[name]]
-    said = [vars(owner)[name] for owner in owners]
-    return [each.__get__(view, type(view)) if hasattr(each, "__get__") else each for each in said]
+    bound = []
+    for owner in owners:
+        said = vars(owner)[name]
+        bound.append(said.__get__(view, type(view)) if hasattr(said, "__get__") else said)
+        # A cached property keeps its value there, where the next one would find it.
+        vars(view).pop(name, None)
+    return bound
 
 
 def _refuse_to_replace(view: type, owners: Sequence[type], name: str) -> None:

@@ -121,11 +121,12 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
 
 
 def is_nobody(user: Any) -> bool:
-    """Whether a user is none, or one who is not authenticated."""
+    """Whether a user is none, or one who is not authenticated. As Django asks, it is the truth of
+    what the user says that counts."""
     return (
         user is None
-        or getattr(user, "is_anonymous", False) is True
-        or getattr(user, "is_authenticated", True) is False
+        or bool(getattr(user, "is_anonymous", False))
+        or not getattr(user, "is_authenticated", True)
     )
 
 

@@ -79,9 +79,9 @@ class Questions:
     def _take_due(self) -> tuple[Stream, bool] | None:
         """Take the next stream to ask about; with it, whether that is for the second time."""
         early = _EARLY * conf().RECHECK_INTERVAL
-        for waiting, again in ((self._due_again, True), (self._due, False)):
+        for waiting, ahead, again in ((self._due_again, 0.0, True), (self._due, early, False)):
             stream, due = next(iter(waiting.items()), (None, inf))
-            if stream and due <= _now() + early:
+            if stream and due <= _now() + ahead:
                 del waiting[stream]
                 return stream, again
         return None

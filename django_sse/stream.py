@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import Context
 from math import inf
@@ -17,6 +18,7 @@ from django_sse.logs import log_first, log_seldom, logger, view_name
 from django_sse.mailbox import Message
 from django_sse.owners import NOBODY, Owner
 from django_sse.position import TERMINAL_MARK, format_position
+from django_sse.replay import fitting
 from django_sse.stores.base import Entry, closing_wire
 from django_sse.subscription import HistoryLostError, Subscription
 from django_sse.tasks import is_order, spawn, start_eagerly
@@ -34,6 +36,10 @@ Question = Callable[[], Awaitable[bool]]
 # Reasons to end for which nothing more of what is left may be sent: its owner may not, or perhaps
 # not, see it any more.
 _BARRING: Final = frozenset({"shut", "shut out of a group", "login changed", "permission unknown"})
+
+# What one send takes, if it is more than one event: the server has a copy of it, for as long as its
+# client does not read.
+SEND_BYTES: Final = 256 * 1024
 
 # A stream ends at most this part of MAX_AGE early.
 _AGE_JITTER: Final = 0.2
@@ -67,6 +73,12 @@ def jittered_retry() -> bytes:
     return Event(retry=round(jittered_seconds() * 1000)).encode()
 
 
+def jittered_age() -> float:
+    """Return after how many seconds a stream is to end, which is about MAX_AGE; inf for never."""
+    max_age = conf().MAX_AGE
+    return uniform(1 - _AGE_JITTER, 1) * max_age if max_age else inf
+
+
 class Stream:
     """A client's stream of one or more groups.
 
@@ -90,7 +102,6 @@ class Stream:
     __slots__ = (
         "__weakref__",
         "_backlog",
-        "_backlog_bytes",
         "_barred",
         "_busy_since",
         "_catching_up",
@@ -107,6 +118,7 @@ class Stream:
         "_message_handler",
         "_moved_unseen",
         "_parked",
+        "_pending_bytes",
         "_send",
         "_sending",
         "_taken",
@@ -154,7 +166,8 @@ class Stream:
         self._busy_since: float | None = None
         self._last_sent = self._hub.now
         self._backlog: list[bytes] = []
-        self._backlog_bytes = 0
+        # Of what is being sent, what waits for that, and what is parked.
+        self._pending_bytes = 0
         self._moved_unseen = False
         self._closing: bytes | None = None
         # Why it is about to end, and with which bytes.
@@ -162,10 +175,8 @@ class Stream:
         self._barred = False
         self._has_position = True
         self._farewell: Callable[[], bytes] | None = None
-        max_age = conf().MAX_AGE
         # The hub's own clock stands still while it has no streams.
-        now = self._hub.loop.time()
-        self._ends_at = now + uniform(1 - _AGE_JITTER, 1) * max_age if max_age else inf
+        self._ends_at = self._hub.loop.time() + jittered_age()
 
     @property
     def groups(self) -> Collection[str]:
@@ -205,8 +216,16 @@ class Stream:
                 behind = next((sub for sub in self.subscriptions if self._is_behind(sub)), None)
                 if behind is None:
                     break
-                blocks = await behind.read(self._taken[behind.group])
-                if chunk := self._render(behind.group, blocks):
+                blocks = deque(await behind.read(self._taken[behind.group]))
+                if self._sending:
+                    # A heartbeat that went out meanwhile.
+                    await asyncio.wait([self._sending])
+                    continue
+                chunk = self._render(behind.group, blocks)
+                # A client may take its time for the next line.
+                del blocks
+                if chunk:
+                    self._pending_bytes += len(chunk)
                     await self._send_now(chunk)
             except HistoryLostError:
                 self.dismiss("reset")
@@ -225,12 +244,12 @@ class Stream:
     def _go_live(self) -> None:
         self._live = True
         self._catching_up = None
-        parked, self._parked = self._parked, []
-        self._backlog_bytes = 0
+        parked, self._parked = b"".join(self._parked), []
+        self._pending_bytes -= len(parked)
         if self._finishing:
             self._say_farewell()
         else:
-            self._push(b"".join(parked))
+            self._push(parked)
 
     # Taking what the hub hands out
 
@@ -238,21 +257,34 @@ class Stream:
         """Take what is new in a group; what was taken already is skipped."""
         if self._finishing:
             return
+        falls_behind = self._live and batch.is_large and batch.last and self._busy_since is None
+        if falls_behind:
+            # It takes all of that, but not at once.
+            self._live = False
         if not self._live:
             for block in batch.messages if self.wants_messages else ():
                 self._park(self._chunk(block))
+            if falls_behind:
+                self._catching_up = spawn(self._catch_up())
             return
         group = subscription.group
         taken = self._taken[group]
-        if taken < batch.first and self._shares_chunks() and not self._differs_in(batch):
+        if (
+            taken < batch.first
+            and not batch.is_large
+            and self._shares_chunks()
+            and not self._differs_in(batch)
+        ):
             if batch.last:
                 self._taken[group] = batch.last
                 self._moved_unseen = batch.closing is not None
             if batch.closing:
                 self._closing = batch.closing.wire
             self._push(batch.chunk)
-        elif blocks := batch.after(taken, with_messages=self.wants_messages):
-            self._push(self._render(group, blocks))
+        else:
+            blocks = deque(batch.after(taken, with_messages=self.wants_messages))
+            while blocks and not (self.ended.done() or self._finishing):
+                self._push(self._render(group, blocks))
         if subscription.cancelled:
             self.end_if_cancelled()
 
@@ -266,8 +298,9 @@ class Stream:
     def _shares_chunks(self) -> bool:
         return self._filter_event is None and len(self.subscriptions) == 1
 
-    def _render(self, group: str, blocks: Sequence[Block]) -> bytes:
-        """Return what this stream sends of some blocks, and count them as taken."""
+    def _render(self, group: str, blocks: deque[Block]) -> bytes:
+        """Return what this stream sends of the first blocks, as many as one send takes; they are
+        counted as taken, and taken off."""
         before = self._taken[group]
         try:
             return b"".join(self._chunks(group, blocks))
@@ -279,8 +312,11 @@ class Stream:
                 raise
             return b""
 
-    def _chunks(self, group: str, blocks: Sequence[Block]) -> Iterator[bytes]:
-        for block in blocks:
+    def _chunks(self, group: str, blocks: deque[Block]) -> Iterator[bytes]:
+        room = min(SEND_BYTES, conf().BACKLOG_BYTES)
+        has_begun = False
+        while blocks and (len(blocks[0].chunk) <= room or not has_begun):
+            block = blocks.popleft()
             if block.number:
                 self._taken[group] = block.number
             if block.closes:
@@ -291,7 +327,10 @@ class Stream:
             chunk = self._chunk(block)
             if block.number:
                 self._moved_unseen = not chunk
-            yield chunk
+            if chunk:
+                has_begun = True
+                room -= len(chunk)
+                yield chunk
 
     def _chunk(self, block: Block) -> bytes:
         if block.message is not None:
@@ -373,7 +412,7 @@ class Stream:
 
     def _park(self, chunk: bytes) -> None:
         self._parked.append(chunk)
-        self._bound_backlog(chunk)
+        self._bound_pending(chunk)
 
     # Sending
 
@@ -382,26 +421,27 @@ class Stream:
             return
         if self._busy_since is not None:
             self._backlog.append(chunk)
-            self._bound_backlog(chunk)
+            self._bound_pending(chunk)
             return
+        self._pending_bytes += len(chunk)
         # From here on, and not only once the task has begun, which without eager start is later.
         self._busy_since = self._hub.now
         task = start_eagerly(self._send_backlog(chunk))
         if not task.done():
             self._sending = task
 
-    def _bound_backlog(self, chunk: bytes) -> None:
+    def _bound_pending(self, chunk: bytes) -> None:
         # A client that is too slow resumes from its last id: nothing is lost, and nothing piles up.
-        self._backlog_bytes += len(chunk)
-        if self._backlog_bytes > conf().BACKLOG_BYTES:
+        self._pending_bytes += len(chunk)
+        if self._pending_bytes > conf().BACKLOG_BYTES:
             self.end("backlog full")
 
     async def _send_backlog(self, chunk: bytes) -> None:
         await self._send_now(chunk)
         while self._backlog and not self.ended.done():
-            chunk = b"".join(self._backlog)
-            self._backlog.clear()
-            self._backlog_bytes = 0
+            count = fitting(map(len, self._backlog), SEND_BYTES)
+            chunk = b"".join(self._backlog[:count])
+            del self._backlog[:count]
             await self._send_now(chunk)
         self._sending = None
         if self._finishing:
@@ -420,6 +460,7 @@ class Stream:
             logger.exception("Sending to a stream failed; it is ended.")
             self.end("send failed")
         self._busy_since = None
+        self._pending_bytes -= len(chunk)
 
     def tick(self, now: float, send_timeout: float | None) -> None:
         """Send a heartbeat where one is due; end the stream if a send takes too long (seconds), or
@@ -430,7 +471,10 @@ class Stream:
             if send_timeout is not None and now - self._busy_since > send_timeout:
                 self.end("send timeout")
         elif (
-            self._live and self._heartbeat is not None and now - self._last_sent >= self._heartbeat
+            # Also where it waits for the store.
+            (self._live or self._catching_up)
+            and self._heartbeat is not None
+            and now - self._last_sent >= self._heartbeat
         ):
             # Where the position has moved unseen, the heartbeat takes it to the client.
             self._push(with_id(self._position(), b"") if self._moved_unseen else HEARTBEAT)
@@ -524,7 +568,9 @@ class Stream:
             self._go_live()
 
     def _waits_for_store(self) -> bool:
-        return self._busy_since is None and self._catching_up is not asyncio.current_task()
+        # What is sent meanwhile is a heartbeat.
+        is_sending = self._busy_since is not None and self._sending is None
+        return not is_sending and self._catching_up is not asyncio.current_task()
 
     def _say_farewell(self) -> None:
         assert self._finishing

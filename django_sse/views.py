@@ -85,6 +85,7 @@ class EventStreamView(View):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        _refuse_ours(cls)
         # The public methods that a project adds are its handlers of Channels messages; those that
         # it overrides, of a mixin such as `test_func`, are not.
         own = [
@@ -264,7 +265,10 @@ class EventStreamView(View):
             # Who has missed nothing, or more than is kept, is not asked about.
             if number < states[group].head and not is_lost(number, states[group]):
                 missed = await get_store().aread(group, number, 1)
-                too_old += [group for entry in missed if entry.time < since]
+                # What the hub still has of it may be older than what the store keeps.
+                next_number = max(number + 1, states[group].first)
+                if not missed or missed[0].number != next_number or missed[0].time < since:
+                    too_old.append(group)
         return too_old
 
     async def _ask_again(self) -> bool:
@@ -327,6 +331,21 @@ def _refuse_text(groups: Iterable[str]) -> None:
         raise ImproperlyConfigured(
             f"Groups are a list of names, not {type(groups).__name__}: {groups!r}."
         )
+
+
+def _refuse_ours(view: type) -> None:
+    """Refuse a helper of a project's with the name of one of ours, which it would replace.
+
+    Raises:
+        ImproperlyConfigured: There is one.
+    """
+    for name, ours in vars(EventStreamView).items():
+        is_helper = name.startswith("_") and not name.startswith("__") and name != "_handler_names"
+        if is_helper and inspect.getattr_static(view, name) is not ours:
+            raise ImproperlyConfigured(
+                f"{view.__name__}.{name} has the name of a method of EventStreamView's own, which "
+                "it would replace: choose another one."
+            )
 
 
 def _refuse_misfit(view: type, name: str, method: Any) -> None:

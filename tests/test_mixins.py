@@ -10,9 +10,9 @@ from django.contrib.auth.decorators import login_required, permission_required, 
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
-from django.test import AsyncClient
+from django.test import AsyncClient, RequestFactory
 from django.urls import path
-from django.utils.functional import SimpleLazyObject
+from django.utils.functional import SimpleLazyObject, cached_property
 from django.views import View
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
@@ -158,6 +158,22 @@ class OwnPermission(Viewers, Changers, EventStreamView):
     permission_required = (PERMISSION,)  # type: ignore[assignment]
 
 
+class ViewersAtOnce(PermissionRequiredMixin):
+    @cached_property
+    def permission_required(self) -> list[str]:  # type: ignore[override]
+        return ["auth.view_user"]
+
+
+class ChangersAtOnce(PermissionRequiredMixin):
+    @cached_property
+    def permission_required(self) -> list[str]:  # type: ignore[override]
+        return ["auth.change_user"]
+
+
+class TwoCached(ViewersAtOnce, ChangersAtOnce, EventStreamView):
+    groups = ["news"]
+
+
 class ByTheUrl(PermissionRequiredMixin):
     permission_required = PERMISSION
 
@@ -259,6 +275,7 @@ urlpatterns = [
     path("own-test/", OwnTest.as_view()),
     path("cooperative-test/", CooperativeTest.as_view()),
     path("two-permissions/", TwoPermissions.as_view()),
+    path("two-cached/", TwoCached.as_view()),
     path("own-permission/", OwnPermission.as_view()),
     path("set-up/", SetUp.as_view()),
     path("inherited/", InheritedTest.as_view()),
@@ -373,6 +390,14 @@ async def test_a_user_who_is_logged_in_is_streamed_to(url: str) -> None:
 
 async def test_a_user_with_the_permission_is_streamed_to() -> None:
     await assert_streams("/readers/", await log_in(PERMISSION))
+
+
+async def test_permissions_that_properties_keep_are_all_asked_for() -> None:
+    cookie = await log_in(PERMISSION)
+    assert_refused(await ask("/two-cached/", cookie), 403)
+    permission = await Permission.objects.aget(codename="change_user")
+    await (await User.objects.aget()).user_permissions.aadd(permission)
+    await assert_streams("/two-cached/", cookie)
 
 
 async def test_mixins_all_have_to_pass() -> None:
@@ -807,6 +832,32 @@ async def test_who_acts_as_somebody_else_gets_no_more_than_that_one(
         assert isinstance(response, StreamingHttpResponse)
         chunks = [chunk async for chunk in cast("AsyncIterator[bytes]", response)]
         assert b"data: eve" in b"".join(chunks)
+
+
+class Undecided:
+    """Says of being authenticated what is no bool."""
+
+    pk = "anybody"
+
+    def __init__(self, is_authenticated: object) -> None:
+        self.is_authenticated = is_authenticated
+
+
+@pytest.mark.parametrize("answer", [None, 0, ""])
+async def test_who_is_not_quite_authenticated_is_nobody(answer: object) -> None:
+    request = RequestFactory().get("/")
+    request.user = Undecided(answer)  # type: ignore[assignment]
+    assert (await Members.as_view()(request)).status_code == 401
+    request.user = Undecided(1)  # type: ignore[assignment]
+    assert (await Members.as_view()(request)).status_code == 200
+
+
+def test_no_helper_takes_the_place_of_what_guards_a_view() -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"Helped\._allowed_groups"):
+
+        class Helped(EventStreamView):
+            async def _allowed_groups(self) -> list[str]:
+                return ["news"]
 
 
 @pytest.mark.parametrize("how", ["nobody", "none"])

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import AnonymousUser, User
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, SynchronousOnlyOperation
 from django.db import InterfaceError, OperationalError, connections
 from django.http import HttpResponse
 from pytest_django import Settings
@@ -289,6 +289,39 @@ async def test_an_answer_that_is_true_without_being_meant_so_is_a_no(
         assert [event.event for event in await reader.rest()] == ["close"]
     assert "still_allowed of Asked failed: that is a no." in caplog.text
     assert told in caplog.text
+
+
+class Unreadable:
+    """An answer whose truth is a query, as a QuerySet's is."""
+
+    def __bool__(self) -> bool:
+        raise SynchronousOnlyOperation
+
+
+async def test_an_answer_whose_truth_cannot_be_told_is_a_no() -> None:
+    async def answer() -> Any:
+        return Unreadable()
+
+    async with asked(answer) as reader:
+        assert [event.event for event in await reader.rest()] == ["close"]
+
+
+async def test_a_failure_is_given_time_before_the_view_is_asked_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 12, "RETRY": 1}
+    monkeypatch.setattr(questions, "_AGAIN_SECONDS", 0.5)
+    times: list[float] = []
+
+    async def fail_once() -> bool:
+        times.append(asyncio.get_running_loop().time())
+        if len(times) == 1:
+            raise OperationalError
+        return True
+
+    async with connected("news", still_allowed=fail_once) as _:
+        await until(lambda: len(times) == 2)
+    assert times[1] - times[0] >= 0.5
 
 
 async def test_failures_of_many_streams_are_logged_once_for_each_view(

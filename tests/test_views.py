@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from time import time
+from time import monotonic, time
 from typing import Any
 from urllib.parse import urlencode
 
@@ -370,6 +370,26 @@ async def test_a_view_bounds_how_old_events_are_replayed(monkeypatch: pytest.Mon
     async with open_stream(view, last_event_id=ids[1]) as stream:
         await publish_numbers("news", 3)
         assert (await stream.next_event()).data == "3"
+
+
+async def test_what_is_too_old_is_not_replayed_out_of_memory_either(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 1, "HISTORY_SIZE": 10}
+    view = News.as_view(replay_age=60)
+    ids = await publish_numbers("news", 1)
+    # While somebody has the group open, the hub knows what the store has dropped.
+    async with open_stream(news) as other:
+        await publish_numbers("news", *range(2, 7))
+        later = time() + 61
+        now = monotonic() + 61
+        monkeypatch.setattr("django_sse.views.time", lambda: later)
+        monkeypatch.setattr("django_sse.stores.memory.time", lambda: later)
+        monkeypatch.setattr("django_sse.stores.memory.monotonic", lambda: now)
+        await publish_numbers("news", *range(7, 20))
+        await other.until("19")
+        async with open_stream(view, last_event_id=ids[0]) as stream:
+            assert await stream.next_event() == Event("{}", event="reset")
 
 
 async def test_who_joins_a_group_reads_nothing_of_before_by_an_id_that_was_made_up() -> None:

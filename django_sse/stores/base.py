@@ -38,6 +38,9 @@ MARK: Final = "~"
 MARK_LENGTH: Final = 33
 """The characters of an owner's mark, which is the name of its group."""
 
+READ_BYTES: Final = 256 * 1024
+"""The bytes of the events that one read returns, if it is more than one event."""
+
 
 def validate_group(group: str) -> str:
     """Return the group's name, as Channels allows it.
@@ -170,14 +173,15 @@ class Numbering:
         """
         if entry.kind is Kind.REOPEN:
             self.cancelled = False
+            if self.group.startswith(MARK):
+                # Noted with its time, so that no END that was ordered before comes after it.
+                self._begin_anew(closing_wire(None), first_number(), closes=False)
             return None
         if entry.kind is Kind.END:
             if 0 < entry.at <= self.first:
                 # What was ordered later holds: the owner may have been let in again.
                 return None
-            self.numbered.clear()
-            self.first = self.head = max(entry.at or first_number(), self.first + 1)
-            self.numbered.append(Entry(self.head, entry.wire, closes=True))
+            self._begin_anew(entry.wire, entry.at or first_number(), closes=True)
             self.cancelled = True
             return self.head
         if entry.kind is Kind.CLOSE:
@@ -194,6 +198,10 @@ class Numbering:
         if self.cancelled and self.numbered and not self.numbered[-1].closes:
             self._add(self.closing or closing_wire(None), closes=True)
         return Hint(self.group, self.head, self.cancelled, tuple(self.numbered))
+
+    def _begin_anew(self, wire: bytes, number: int, *, closes: bool) -> None:
+        self.first = self.head = max(number, self.first + 1)
+        self.numbered[:] = [Entry(self.head, wire, closes)]
 
     def _add(self, wire: bytes, *, closes: bool, exclude: str = "") -> int:
         self.head = self.head + 1 if self.head else first_number()
@@ -262,7 +270,7 @@ class EventStore(ABC):
             GroupCancelled: An event for a cancelled group; nothing was appended.
             TransactionManagementError: Autocommit is off.
         """
-        unwritten.take_back(self, [e.group for e in entries if e.kind is Kind.REOPEN])
+        reopened = [entry.group for entry in entries if entry.kind is Kind.REOPEN]
         connection = connections[self.using]
         if not connection.in_atomic_block:
             # Not get_autocommit(), which connects: a store may have nothing to do with a database.
@@ -274,6 +282,7 @@ class EventStore(ABC):
                 )
             with self._keeping_ends(entries, ring):
                 numbers, hints = self._append(entries)
+            unwritten.take_back(self, reopened)
             ring(hints)
             return numbers
         commit = self._stage(entries)
@@ -281,6 +290,7 @@ class EventStore(ABC):
         def append_and_ring() -> None:
             with self._keeping_ends(entries, ring):
                 hints = commit()
+            unwritten.take_back(self, reopened)
             ring(hints)
 
         # A failing hook must not keep the project's own hooks from running; Django logs it.
@@ -342,8 +352,11 @@ class EventStore(ABC):
 
     @abstractmethod
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
-        """Return at most ``limit`` kept entries numbered above ``after``, in order, each with the
-        time of its append."""
+        """Return kept entries numbered above ``after``, in order, each with the time of its append.
+
+        It is the first ``limit`` of them, or as many as have ``READ_BYTES`` together, but at least
+        one. What goes beyond that is not loaded, either: many may read at once.
+        """
 
     @abstractmethod
     async def achanged(

@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
@@ -21,15 +22,19 @@ from django.db import (
     transaction,
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import F, OuterRef, QuerySet, Subquery
+from django.db.models import BinaryField, F, OuterRef, QuerySet, Subquery
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Length
 
 from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
 from django_sse.layers import crossing_layer
 from django_sse.logs import log_seldom
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
+from django_sse.replay import fitting
 from django_sse.stores.base import (
     MARK,
+    READ_BYTES,
     Cursor,
     Dropped,
     Entry,
@@ -70,6 +75,10 @@ _MYSQL_CONFLICTS: Final = (1020, 1205, 1213, 3572)
 _MYSQL_READ_ONLY: Final = (1290, 1836, 1792)
 # What a driver raises where the server, or the way to it, is at fault.
 _FAILURES: Final = (InterfaceError, InternalError, OperationalError)
+
+# A page is read in one query, but for events by which more than this would be loaded.
+_LOADED_BYTES: Final = 4 * READ_BYTES
+_SMALL_WIRE: Final = "CASE WHEN LENGTH(wire) <= %s THEN wire END"
 
 # SQLite: how long the files of connections that were closed may stay open.
 _REOPEN_SECONDS: Final = 10.0
@@ -171,14 +180,7 @@ class DatabaseStore(EventStore):
         return await self._in_reader(lambda: self._read_states(groups))
 
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
-        rows = self._stored.filter(group=group, number__gt=after).order_by("number")
-        columns = rows.values_list("number", "wire", "closes", "exclude", "created")[:limit]
-        return await self._in_reader(
-            lambda: [
-                Entry(number, bytes(wire), closes, exclude, created / 1_000_000)
-                for number, wire, closes, exclude, created in columns
-            ]
-        )
+        return await self._in_reader(lambda: self._read(group, after, limit))
 
     async def achanged(
         self, cursor: Cursor, groups: Container[str]
@@ -190,6 +192,38 @@ class DatabaseStore(EventStore):
 
     async def aclose(self) -> None:
         await self._reader.aclose()
+
+    def _read(self, group: str, after: int, limit: int) -> list[Entry]:
+        # Not an expression of Django's own, which takes longer to compile than all of it to read.
+        small = RawSQL(_SMALL_WIRE, [_LOADED_BYTES // limit], output_field=BinaryField())  # noqa: S611
+        rows = self._stored.filter(group=group, number__gt=after).order_by("number")
+        columns = rows.values_list("number", small, "closes", "exclude", "created")
+        page = list(columns[:limit])
+        wires = {number: wire for number, wire, *_ in page}
+        if None in wires.values():
+            wires = self._with_large_wires(group, wires)
+        count = fitting(map(len, wires.values()), READ_BYTES)
+        return [
+            Entry(number, bytes(wires[number]), closes, exclude, created / 1_000_000)
+            for number, _, closes, exclude, created in page[:count]
+        ]
+
+    def _with_large_wires(
+        self, group: str, wires: dict[int, bytes | None]
+    ) -> dict[int, bytes | None]:
+        """Return the first of the wires, as many as fit into one page, with those that are None."""
+        rows = self._stored.filter(group=group)
+        sizes = {number: len(wire) for number, wire in wires.items() if wire is not None}
+        for some in _batches([number for number in wires if number not in sizes]):
+            sizes |= dict(rows.filter(number__in=some).values_list("number", Length("wire")))
+        # One that is not there any more is the end, as it is of any page.
+        there = list(takewhile(sizes.__contains__, wires))
+        count = fitting((sizes[number] for number in there), READ_BYTES)
+        wires = {number: wires[number] for number in there[:count]}
+        for some in _batches([number for number, wire in wires.items() if wire is None]):
+            for number, wire in rows.filter(number__in=some).values_list("number", "wire"):
+                wires[number] = bytes(wire)
+        return dict(takewhile(lambda item: item[1] is not None, wires.items()))
 
     def _changed(
         self, cursor: _Cursor | None, groups: Container[str]

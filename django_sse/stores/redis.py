@@ -17,6 +17,7 @@ from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
 from django_sse.forks import ForkSafeLock
 from django_sse.stores.base import (
+    READ_BYTES,
     Cursor,
     Entry,
     EventStore,
@@ -148,9 +149,8 @@ class RedisStore(EventStore):
         return _by_group(groups, await self._arun(*self._state_calls(groups)))
 
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
-        client = await self._reader()
-        _, events = self._keys(group)
-        rows: Any = await client.xrange(events, min=max(after + 1, 0), count=limit)
+        call = self._call("read", self._keys(group), max(after + 1, 0), limit, READ_BYTES)
+        [rows] = await self._arun(call)
         return [
             Entry(
                 int(number),
@@ -159,7 +159,8 @@ class RedisStore(EventStore):
                 fields.get(b"exclude", b"").decode(),
                 int(milliseconds) / 1000,
             )
-            for stream_id, fields in rows
+            for stream_id, flat in rows
+            for fields in [dict(zip(flat[::2], flat[1::2], strict=True))]
             for number, milliseconds in [stream_id.split(b"-")]
         ]
 

@@ -262,7 +262,7 @@ class EventStore(ABC):
             GroupCancelled: An event for a cancelled group; nothing was appended.
             TransactionManagementError: Autocommit is off.
         """
-        unwritten.take_back(self, [e.group for e in entries if e.kind is Kind.REOPEN])
+        reopened = [entry.group for entry in entries if entry.kind is Kind.REOPEN]
         connection = connections[self.using]
         if not connection.in_atomic_block:
             # Not get_autocommit(), which connects: a store may have nothing to do with a database.
@@ -272,6 +272,7 @@ class EventStore(ABC):
                     "Publishing needs autocommit, or a transaction opened by atomic(): otherwise "
                     "nobody could tell when an event comes into being."
                 )
+            unwritten.take_back(self, reopened)
             with self._keeping_ends(entries, ring):
                 numbers, hints = self._append(entries)
             ring(hints)
@@ -279,6 +280,8 @@ class EventStore(ABC):
         commit = self._stage(entries)
 
         def append_and_ring() -> None:
+            # Only now: where the transaction is rolled back, those ends hold.
+            unwritten.take_back(self, reopened)
             with self._keeping_ends(entries, ring):
                 hints = commit()
             ring(hints)

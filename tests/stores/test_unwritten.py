@@ -19,7 +19,7 @@ from django.test import AsyncClient
 from django.urls import path
 from pytest_django import Settings
 
-from django_sse import acancel, apublish, cancel
+from django_sse import acancel, apublish, cancel, reopen
 from django_sse.owners import user_mark
 from django_sse.stores import get_store, unwritten
 from django_sse.stores.base import EventStore, Kind, NewEntry, closing_wire, first_number
@@ -119,6 +119,17 @@ def test_a_kick_that_cannot_be_written_is_an_error_and_is_written_at_last(away: 
     away.is_away = False
     # Also in a process without an event loop. Its time is that of the order.
     wait(lambda: before <= ended_at(get_store(), 7) <= after)
+    wait(lambda: not writers())
+
+
+def test_a_kick_holds_where_letting_its_user_in_again_is_rolled_back(away: Away) -> None:
+    with pytest.raises(OSError, match="away"):
+        cancel(user=7)
+    with transaction.atomic():
+        reopen(user=7)
+        transaction.set_rollback(True)
+    away.is_away = False
+    wait(lambda: ended_at(get_store(), 7))
     wait(lambda: not writers())
 
 

@@ -834,6 +834,15 @@ async def test_who_acts_as_somebody_else_gets_no_more_than_that_one(
         assert b"data: eve" in b"".join(chunks)
 
 
+class OnlyOthers(LoginRequiredMixin, EventStreamView):
+    """Lets who is logged in no further than that."""
+
+    groups = ["news"]
+
+    async def authorize(self, groups: Sequence[str]) -> None:
+        raise PermissionDenied
+
+
 class Undecided:
     """Says of being authenticated what is no bool."""
 
@@ -843,13 +852,12 @@ class Undecided:
         self.is_authenticated = is_authenticated
 
 
-@pytest.mark.parametrize("answer", [None, 0, ""])
-async def test_who_is_not_quite_authenticated_is_nobody(answer: object) -> None:
+@pytest.mark.parametrize(("answer", "status"), [(None, 401), (0, 401), ("", 401), (1, 403)])
+async def test_who_is_not_quite_authenticated_is_nobody(answer: object, status: int) -> None:
     request = RequestFactory().get("/")
     request.user = Undecided(answer)  # type: ignore[assignment]
-    assert (await Members.as_view()(request)).status_code == 401
-    request.user = Undecided(1)  # type: ignore[assignment]
-    assert (await Members.as_view()(request)).status_code == 200
+    response = await OnlyOthers.as_view()(request)
+    assert response.status_code == status
 
 
 def test_no_helper_takes_the_place_of_what_guards_a_view() -> None:

@@ -6,7 +6,7 @@ says when the owner's streams were ended.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from time import time
 from typing import Any, Final
@@ -20,6 +20,7 @@ from django.db.models import Model
 from django.http import HttpRequest
 
 from django_sse.conf import conf
+from django_sse.namespaces import full_name
 from django_sse.stores.base import MARK, MARK_LENGTH, GroupState, validate_group
 
 BEGAN_SESSION_KEY: Final = "_django_sse_began"
@@ -46,13 +47,25 @@ class Owner:
     each of its groups the one of its user in that group, with the group that the mark is about
     (None: all of them).
     ``began`` is when the session's user logged in, in seconds since the epoch; 0 where nobody
-    knows.
+    knows. ``namespace`` is the tenant's name.
     """
 
     marks: Mapping[str, str | None]
     user: str | None = None
     began: float = 0.0
     login: Login | None = None
+    namespace: str = ""
+
+    def within(self, namespace: str) -> "Owner":
+        """Return an owner among those of all tenants, as stores and hubs know it."""
+        if not namespace:
+            return self
+        marks = {
+            full_name(namespace, mark): about and full_name(namespace, about)
+            for mark, about in self.marks.items()
+        }
+        user = self.user and full_name(namespace, self.user)
+        return replace(self, marks=marks, user=user, namespace=namespace)
 
     def is_ended(self, mark: str, state: GroupState) -> bool:
         """Whether the streams that a mark's state is about were ended: a user's since the login."""

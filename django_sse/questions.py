@@ -3,15 +3,18 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import Context
 from math import inf
 from typing import Final
 
+from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import PermissionDenied
 from django.db import Error as DatabaseFailure
 
 from django_sse.conf import conf
 from django_sse.logs import log_seldom
+from django_sse.namespaces import namespace_context
 from django_sse.stores.base import closing_wire
 from django_sse.stream import Stream
 from django_sse.threads import own_thread
@@ -40,6 +43,8 @@ class Questions:
         # Each in the order in which they are due: who was not asked about for longest comes first.
         self._due: dict[Stream, float] = {}
         self._due_again: dict[Stream, float] = {}
+        # Held by who has the thread that others share, in the tenant of its stream.
+        self._entered = asyncio.Lock()
 
     def add(self, stream: Stream) -> None:
         """Ask about a stream from now on, if its view has something to say."""
@@ -110,8 +115,8 @@ class Questions:
         if stream.ended.done():
             return
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                allowed = await stream.still_allowed()
+            async with self._turn(again), asyncio.timeout(_ANSWER_SECONDS):
+                allowed = await _answer(stream)
         except PermissionDenied:
             allowed = False
         except (KeyboardInterrupt, SystemExit):
@@ -138,11 +143,30 @@ class Questions:
         elif not stream.ended.done():
             self._due[stream] = _now() + conf().RECHECK_INTERVAL
 
+    def _turn(self, again: bool) -> AbstractAsyncContextManager[None]:
+        alone = again or conf().NAMESPACE_CONTEXT is None
+        return nullcontext() if alone else self._entered
+
     def _log(self, stream: Stream, what_follows: str, error: BaseException) -> None:
         view = type(getattr(stream.still_allowed, "__self__", stream.still_allowed)).__qualname__
         # Of each view apart, where there may be thousands of streams.
         message = f"still_allowed of {view} failed: {what_follows}."
         log_seldom(message, level=logging.ERROR, exc_info=error)
+
+
+async def _answer(stream: Stream) -> bool:
+    """Return what the stream's view says, in the tenant that it was opened in."""
+    assert stream.still_allowed
+    if conf().NAMESPACE_CONTEXT is None:
+        return await stream.still_allowed()
+    return await sync_to_async(_answer_within)(stream)
+
+
+def _answer_within(stream: Stream) -> bool:
+    assert stream.still_allowed
+    with namespace_context(stream.owner.namespace):
+        # What the view does in threads comes back to this one, which is in the tenant.
+        return async_to_sync(stream.still_allowed)()
 
 
 def _is_of_surroundings(error: BaseException | None) -> bool:

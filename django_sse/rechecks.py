@@ -1,21 +1,23 @@
 """Whether open streams may go on: asked again, long after the requests that they were opened by."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from django.db import connections
 
 from django_sse.logins import judge, without_session
 from django_sse.logs import log_seldom, logger
+from django_sse.namespaces import namespace_context
 from django_sse.owners import Login
 from django_sse.questions import Questions
 from django_sse.stores.base import EventStore, GroupState, Hint, closing_wire
 from django_sse.stores.states import StateReader
 from django_sse.stream import Stream
 from django_sse.tasks import spawn
-from django_sse.threads import WorkerThread
+from django_sse.threads import Result, WorkerThread
 
 # Judging all logins pauses for so many times as long as it took, so that it never costs much.
 _LOGINS_PAUSE: Final = 20
@@ -145,9 +147,7 @@ class Rechecks:
 
     async def _judge_logins(self, streams: Collection[Stream]) -> None:
         """End those of the streams whose login does not hold any more."""
-        if owned := _with_login(streams):
-            logins = {login for _, login in owned}
-            gone, changed = await self._thread.run(lambda: judge(logins))
+        async for owned, (gone, changed) in self._ask_each_tenant(streams, judge):
             for stream, login in owned:
                 if login in gone:
                     stream.shut(closing_wire("logged out"))
@@ -157,16 +157,38 @@ class Rechecks:
 
     async def _look_for_sessions(self, streams: Collection[Stream]) -> None:
         """Send the clients back whose session is gone, or has another key now."""
-        if not (owned := _with_login(streams)):
-            return
-        logins = {login for _, login in owned}
-        gone = await self._thread.run(lambda: without_session(logins))
-        if ended := [stream for stream, login in owned if login in gone]:
-            # Of one that was logged out the store says so, whether or not that was heard yet.
-            with suppress(Exception):
-                await self.look_up({mark for stream in ended for mark in stream.owner.marks})
-        for stream in ended:
-            stream.dismiss_unless_logged_in()
+        async for owned, gone in self._ask_each_tenant(streams, without_session):
+            if ended := [stream for stream, login in owned if login in gone]:
+                # Of one that was logged out the store says so, whether or not that was heard yet.
+                with suppress(Exception):
+                    await self.look_up({mark for stream in ended for mark in stream.owner.marks})
+            for stream in ended:
+                stream.dismiss_unless_logged_in()
+
+    async def _ask_each_tenant(
+        self, streams: Collection[Stream], question: Callable[[set[Login]], Result]
+    ) -> AsyncIterator[tuple[list[tuple[Stream, Login]], Result]]:
+        """Ask about the logins of each tenant's streams, in the tenant; yields both.
+
+        Raises:
+            Exception: About one of them there was no answer; the others were asked about first.
+        """
+        of_tenants: dict[str, list[tuple[Stream, Login]]] = {}
+        for stream in streams:
+            if stream.owner.login:
+                owned = of_tenants.setdefault(stream.owner.namespace, [])
+                owned.append((stream, stream.owner.login))
+        failure: Exception | None = None
+        for namespace, owned in of_tenants.items():
+            ask = partial(_ask_within, namespace, question, {login for _, login in owned})
+            try:
+                answer = await self._thread.run(ask)
+            except Exception as error:
+                failure = error
+            else:
+                yield owned, answer
+        if failure:
+            raise failure
 
     # Views
 
@@ -175,5 +197,8 @@ class Rechecks:
         await self._questions.ask()
 
 
-def _with_login(streams: Iterable[Stream]) -> list[tuple[Stream, Login]]:
-    return [(stream, stream.owner.login) for stream in streams if stream.owner.login]
+def _ask_within(
+    namespace: str, question: Callable[[set[Login]], Result], logins: set[Login]
+) -> Result:
+    with namespace_context(namespace):
+        return question(logins)

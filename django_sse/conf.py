@@ -241,7 +241,7 @@ def problems(value: Any) -> Iterator[str]:
             f"{SETTING}['ALLOW_CREDENTIALS'] does not go with \"*\": name the ALLOWED_ORIGINS "
             "whose pages may send cookies."
         )
-    if value.get("NAMESPACE_CONTEXT") is not None and value.get("NAMESPACE") is None:
+    if _is_dotted_path(value.get("NAMESPACE_CONTEXT")) and value.get("NAMESPACE") is None:
         yield (
             f"{SETTING}['NAMESPACE_CONTEXT'] is given the names that NAMESPACE returns: set that, "
             "too."

@@ -159,7 +159,12 @@ async def _answer(stream: Stream) -> bool:
     assert stream.still_allowed
     if conf().NAMESPACE_CONTEXT is None:
         return await stream.still_allowed()
-    return await sync_to_async(_answer_within)(stream)
+    answering = asyncio.ensure_future(sync_to_async(_answer_within)(stream))
+    try:
+        return await asyncio.shield(answering)
+    finally:
+        # Not waited for: where its thread hangs, it never ends.
+        answering.cancel()
 
 
 def _answer_within(stream: Stream) -> bool:

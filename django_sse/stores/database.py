@@ -424,9 +424,7 @@ class DatabaseStore(EventStore):
 
     def _refuse_schemas_of_tenants(self) -> None:
         """Refuse tables that the threads of the store, which are no tenant's, would not read."""
-        if self.using not in connections or not hasattr(connections[self.using], "schema_name"):
-            return
-        if not apps.is_installed("django_tenants"):
+        if not self._has_schemas_of_tenants():
             return
         public, of_tenants = _apps_of_schemas()
         app = apps.get_app_config("django_sse")
@@ -441,6 +439,11 @@ class DatabaseStore(EventStore):
                 "django_sse zero`."
             )
 
+    def _has_schemas_of_tenants(self) -> bool:
+        if not apps.is_installed("django_tenants") or self.using not in connections:
+            return False
+        return hasattr(connections[self.using], "schema_name")
+
     def check(self) -> list[checks.CheckMessage]:
         for option, alias in (("using", self.using), ("listen_alias", self.listen_alias)):
             if alias not in connections:
@@ -451,7 +454,10 @@ class DatabaseStore(EventStore):
                         id="django_sse.E003",
                     )
                 ]
-        if not router.allow_migrate_model(self.using, EventGroup):
+        # The router of django-tenants speaks of the current tenant's schema, as in a command.
+        if not self._has_schemas_of_tenants() and not router.allow_migrate_model(
+            self.using, EventGroup
+        ):
             return [
                 checks.Error(
                     f"The database store uses the alias {self.using!r}, but a database router "

@@ -24,6 +24,7 @@ from django_sse.groups import expand_group
 from django_sse.logins import with_login
 from django_sse.logs import logger
 from django_sse.mixins import AccessMixin
+from django_sse.namespaces import acurrent_namespace, current_namespace, full_name
 from django_sse.position import TERMINAL_MARK
 from django_sse.response import (
     CONTENT_TYPE,
@@ -97,7 +98,8 @@ def _group_view(patterns: Sequence[str], options: dict[str, Any], guard: Guard) 
         async def authorize(self, groups: Sequence[str]) -> HttpResponseBase | Iterable[str] | None:
             return await guard(self.request, *self.args, **self.kwargs)
 
-    return functools.wraps(guard)(GuardedView.as_view(**options))
+    # Last: the guard may be exempt from the transactions of some databases only.
+    return exempt_from_atomic_requests(functools.wraps(guard)(GuardedView.as_view(**options)))
 
 
 def _generator_view(generate: GeneratorView) -> View:
@@ -130,7 +132,7 @@ def event_stream_headers(view: ViewT) -> ViewT:
         async def awrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             return _with_headers(request, await view(request, *args, **kwargs))
 
-        return cast("ViewT", cross_origin(awrapper))
+        return cast("ViewT", exempt_from_atomic_requests(cross_origin(awrapper)))
 
     @functools.wraps(view)
     def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
@@ -167,9 +169,10 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
                     groups = _expand(patterns, kwargs)
                 except InvalidGroup as error:
                     return not_found(error)
+                namespace = await acurrent_namespace()
                 try:
                     async with asyncio.timeout(READ_SECONDS):
-                        states = await get_store().astates(groups)
+                        states = await get_store().astates(_within(namespace, groups))
                 except Exception:
                     logger.exception(_NOT_READ)
                 else:
@@ -177,7 +180,7 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
                         return no_content()
                 return cast("HttpResponseBase", await view(request, *args, **kwargs))
 
-            return cast("ViewT", cross_origin(awrapper))
+            return cast("ViewT", exempt_from_atomic_requests(cross_origin(awrapper)))
 
         @functools.wraps(view)
         def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
@@ -185,8 +188,9 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
                 groups = _expand(patterns, kwargs)
             except InvalidGroup as error:
                 return not_found(error)
+            namespace = current_namespace()
             try:
-                states = get_store().states(groups)
+                states = get_store().states(_within(namespace, groups))
             except Exception:
                 logger.exception(_NOT_READ)
             else:
@@ -235,6 +239,10 @@ def _is_guarded(view: View) -> bool:
 
 def _expand(patterns: Sequence[str], kwargs: Mapping[str, Any]) -> list[str]:
     return [expand_group(pattern, kwargs) for pattern in patterns]
+
+
+def _within(namespace: str, groups: Iterable[str]) -> list[str]:
+    return [full_name(namespace, group) for group in groups]
 
 
 def _all_cancelled(states: Mapping[str, GroupState]) -> bool:

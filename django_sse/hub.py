@@ -17,6 +17,7 @@ from django_sse.layers import default_layer
 from django_sse.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
 from django_sse.logs import log_seldom, logger
 from django_sse.mailbox import LAYER_SECONDS, Mailbox
+from django_sse.namespaces import layer_group
 from django_sse.rechecks import Rechecks
 from django_sse.shutdown import call_at_shutdown
 from django_sse.stores import get_store
@@ -256,7 +257,7 @@ class Hub:
         if self._layer is None or subscription.mailbox:
             return
         subscription.mailbox = Mailbox(self._layer, subscription.hear_message)
-        subscription.entering = spawn(subscription.mailbox.enter(subscription.group))
+        subscription.entering = spawn(subscription.mailbox.enter(layer_group(subscription.group)))
 
     # Timers
 
@@ -364,7 +365,7 @@ class Hub:
                 # A layer that was restarted has forgotten who is in the group, and does not say so.
                 spawn(self._receiver.enter_again(hint.group))
                 if subscription.mailbox:
-                    spawn(subscription.mailbox.enter_again(hint.group))
+                    spawn(subscription.mailbox.enter_again(layer_group(hint.group)))
             subscription.compare(hint)
         except Exception as error:
             self._fail(hint.group, error)

@@ -7,7 +7,7 @@ says when the owner's streams were ended.
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from time import time
 from types import SimpleNamespace
@@ -27,6 +27,7 @@ from django.db.models import Model
 from django.http import HttpRequest
 
 from django_sse.conf import conf
+from django_sse.namespaces import full_name
 from django_sse.stores.base import MARK, MARK_LENGTH, GroupState, validate_group
 from django_sse.text import plain
 
@@ -37,13 +38,14 @@ BEGAN_SESSION_KEY: Final = "_django_sse_began"
 @dataclass(frozen=True, slots=True)
 class Login:
     """What a session says of the user who is logged in, as Django's ``get_user`` reads it, and
-    where it is kept; None for one that is kept in its cookie."""
+    where it is kept; None for one that is kept in its cookie. ``namespace`` is its tenant."""
 
     user: str
     backend: str
     session_hash: str
     session_store: type[SessionBase] | None = None
     session_key: str | None = None
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +56,26 @@ class Owner:
     each of its groups the one of its user in that group, with the group that the mark is about
     (None: all of them).
     ``began`` is when the session's user logged in, in seconds since the epoch; 0 where nobody
-    knows.
+    knows. ``namespace`` is the tenant's name.
     """
 
     marks: Mapping[str, str | None]
     user: str | None = None
     began: float = 0.0
     login: Login | None = None
+    namespace: str = ""
+
+    def within(self, namespace: str) -> "Owner":
+        """Return an owner among those of all tenants, as stores and hubs know it."""
+        if not namespace:
+            return self
+        marks = {
+            full_name(namespace, mark): about and full_name(namespace, about)
+            for mark, about in self.marks.items()
+        }
+        user = self.user and full_name(namespace, self.user)
+        login = self.login and replace(self.login, namespace=namespace)
+        return replace(self, marks=marks, user=user, login=login, namespace=namespace)
 
     def is_ended(self, mark: str, state: GroupState) -> bool:
         """Whether the streams that a mark's state is about were ended: a user's since the login."""

@@ -1,7 +1,8 @@
 """Publish to groups, cancel and reopen them: from sync and async code, threads and commands."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final
 
@@ -12,7 +13,8 @@ from django.utils.asyncio import async_unsafe
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.event import Event, encode_published
-from django_sse.exceptions import InvalidEvent
+from django_sse.exceptions import GroupCancelled, InvalidEvent
+from django_sse.namespaces import acurrent_namespace, current_namespace, full_name, plain_name
 from django_sse.owners import loaded, mark_of, user_mark
 from django_sse.position import format_position
 from django_sse.stores import get_store
@@ -43,11 +45,12 @@ class Published:
 
     group: str
     number: int | None
+    _full_name: str = field(repr=False)
 
     @property
     def id(self) -> str | None:
         """The id that streams of its group alone show; None without a number."""
-        return None if self.number is None else format_position({self.group: self.number})
+        return None if self.number is None else format_position({self._full_name: self.number})
 
 
 @async_unsafe(_ON_A_LOOP.format("publish"))
@@ -69,8 +72,7 @@ def publish(group: str, data: Any, *, event: str | None = None, exclude: Any = N
         GroupCancelled: The group is cancelled.
         SynchronousOnlyOperation: Called on a running event loop.
     """
-    entry = _entry(group, _event(data, event), mark_of(exclude))
-    return _published(_append([entry]), [entry])[0]
+    return _append([_entry(group, _event(data, event), mark_of(exclude))])[0]
 
 
 async def apublish(
@@ -78,7 +80,7 @@ async def apublish(
 ) -> Published:
     """Publish one event to a group from async code; otherwise as ``publish``."""
     entry = _entry(group, _event(data, event), mark_of(await loaded(exclude)))
-    return _published(await _aappend([entry]), [entry])[0]
+    return (await _aappend([entry]))[0]
 
 
 @async_unsafe(_ON_A_LOOP.format("publish_template"))
@@ -121,16 +123,14 @@ def publish_many(events: Iterable[tuple[str, Any]], *, exclude: Any = None) -> l
     Raises:
         As ``publish``.
     """
-    entries = _entries(events, exclude)
-    return _published(_append(entries), entries)
+    return _append(_entries(events, exclude))
 
 
 async def apublish_many(
     events: Iterable[tuple[str, Any]], *, exclude: Any = None
 ) -> list[Published]:
     """Publish several events from async code; otherwise as ``publish_many``."""
-    entries = _entries(events, await loaded(exclude))
-    return _published(await _aappend(entries), entries)
+    return await _aappend(_entries(events, await loaded(exclude)))
 
 
 @async_unsafe(_ON_A_LOOP.format("cancel"))
@@ -209,7 +209,9 @@ def position(*groups: str) -> str:
         InvalidGroup: A name is none.
         SynchronousOnlyOperation: Called on a running event loop.
     """
-    states = get_store().states([validate_group(group) for group in groups])
+    plain = [validate_group(group) for group in groups]
+    namespace = current_namespace()
+    states = get_store().states([full_name(namespace, group) for group in plain])
     return format_position({group: state.head for group, state in states.items()})
 
 
@@ -259,19 +261,54 @@ def _group_or_mark(group: str | None, user: Any) -> str:
     return validate_group(group)
 
 
-def _append(entries: Sequence[NewEntry]) -> list[int | None]:
+def _append(entries: Sequence[NewEntry]) -> list[Published]:
     if not entries:
         return []
     store = get_store()
-    return store.append(entries, doorbell_of(store).ring)
+    named = _within(current_namespace(), entries)
+    with _plain_errors():
+        numbers = store.append(named, doorbell_of(store).ring)
+    return _published(entries, named, numbers)
 
 
-async def _aappend(entries: Sequence[NewEntry]) -> list[int | None]:
+async def _aappend(entries: Sequence[NewEntry]) -> list[Published]:
     if not entries:
         return []
     store = get_store()
-    return await store.aappend(entries, doorbell_of(store).ring)
+    named = _within(await acurrent_namespace(), entries)
+    with _plain_errors():
+        numbers = await store.aappend(named, doorbell_of(store).ring)
+    return _published(entries, named, numbers)
 
 
-def _published(numbers: Sequence[int | None], entries: Sequence[NewEntry]) -> list[Published]:
-    return [Published(entry.group, number) for number, entry in zip(numbers, entries, strict=True)]
+def _within(namespace: str, entries: Sequence[NewEntry]) -> Sequence[NewEntry]:
+    """Return the entries under the names that the store has for the tenant's groups and owners."""
+    if not namespace:
+        return entries
+    return [
+        replace(
+            entry,
+            group=full_name(namespace, entry.group),
+            exclude=full_name(namespace, entry.exclude),
+        )
+        for entry in entries
+    ]
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    try:
+        yield
+    except GroupCancelled as error:
+        if (group := plain_name(error.group)) == error.group:
+            raise
+        raise GroupCancelled(group) from None
+
+
+def _published(
+    entries: Sequence[NewEntry], named: Sequence[NewEntry], numbers: Sequence[int | None]
+) -> list[Published]:
+    return [
+        Published(entry.group, number, full.group)
+        for entry, full, number in zip(entries, named, numbers, strict=True)
+    ]

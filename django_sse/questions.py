@@ -4,14 +4,18 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from math import inf
 from typing import Final
 
+from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import PermissionDenied
 from django.db import Error as DatabaseFailure
 
 from django_sse.conf import conf
 from django_sse.logs import log_seldom, view_name
+from django_sse.namespaces import namespace_context
 from django_sse.stores.base import closing_wire
 from django_sse.stream import Question, Stream
 from django_sse.tasks import is_order
@@ -47,6 +51,8 @@ class Questions:
         # Each in the order in which they are due: who was not asked about for longest comes first.
         self._due: dict[Stream, float] = {}
         self._due_again: dict[Stream, float] = {}
+        # Held by who has the thread that others share, in the tenant of its stream.
+        self._entered = asyncio.Lock()
 
     def add(self, stream: Stream) -> None:
         """Ask about a stream from now on, if its view has something to say."""
@@ -126,7 +132,8 @@ class Questions:
         if stream.ended.done():
             return
         try:
-            allowed = is_yes(await _answer_of(stream.still_allowed))
+            async with self._turn(again):
+                allowed = is_yes(await _answer_of(_question_of(stream)))
         except PermissionDenied:
             allowed = False
         except BaseException as error:
@@ -148,6 +155,10 @@ class Questions:
             stream.shut(closing_wire("not allowed any more"))
         elif not stream.ended.done():
             self._due[stream] = _now() + conf().RECHECK_INTERVAL
+
+    def _turn(self, again: bool) -> AbstractAsyncContextManager[None]:
+        alone = again or conf().NAMESPACE_CONTEXT is None
+        return nullcontext() if alone else self._entered
 
     def _log(self, stream: Stream, what_follows: str, error: BaseException) -> None:
         assert stream.still_allowed
@@ -190,6 +201,21 @@ def is_yes(answer: object) -> bool:
         answer.close()
         raise WrongAnswerError("The answer has to be True or False, not a coroutine: `await` it.")
     raise WrongAnswerError(f"The answer has to be True or False, not {type(answer).__name__}.")
+
+
+def _question_of(stream: Stream) -> Question:
+    """Return what asks a stream's view, in the tenant that the stream was opened in."""
+    assert stream.still_allowed
+    if conf().NAMESPACE_CONTEXT is None:
+        return stream.still_allowed
+    return partial(sync_to_async(_answer_within), stream)
+
+
+def _answer_within(stream: Stream) -> bool:
+    assert stream.still_allowed
+    with namespace_context(stream.owner.namespace):
+        # What the view does in threads comes back to this one, which is in the tenant.
+        return async_to_sync(stream.still_allowed)()
 
 
 def _is_of_surroundings(error: BaseException | None) -> bool:

@@ -1,13 +1,16 @@
 """Whether open streams may go on: asked again, long after the requests that they were opened by."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from math import inf
 from typing import Final
 
+from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connections
 
+from django_sse.conf import conf
 from django_sse.logins import (
     Judgement,
     ajudge_by_backend,
@@ -16,6 +19,7 @@ from django_sse.logins import (
     without_session,
 )
 from django_sse.logs import log_seldom, logger
+from django_sse.namespaces import namespace_context
 from django_sse.owners import Login
 from django_sse.questions import Questions
 from django_sse.stores.base import EventStore, GroupState, Hint, closing_wire
@@ -23,7 +27,7 @@ from django_sse.stores.states import StateReader
 from django_sse.stream import Stream
 from django_sse.subscription import each
 from django_sse.tasks import is_order, spawn
-from django_sse.threads import WorkerThread, own_thread
+from django_sse.threads import Result, WorkerThread, own_thread
 
 # Judging all logins pauses for so many times as long as it took, so that it never costs much.
 _LOGINS_PAUSE: Final = 20
@@ -173,9 +177,9 @@ class Rechecks:
 
     async def _judge_logins(self, streams: Collection[Stream]) -> None:
         """End those of the streams whose login does not hold any more, as the database says."""
-        if logins := _by_login(streams, own_ways=False):
-            judgement = await self._thread.run(lambda: judge(logins.keys()))
-            self._heed(logins, judgement)
+        logins = _by_login(streams, own_ways=False)
+        async for of_tenant, judgement in self._ask_each_tenant(logins, judge):
+            self._heed(of_tenant, judgement)
 
     async def _watch_backends(self) -> None:
         """Ask the backends that find users in ways of their own, one login at a time."""
@@ -214,7 +218,7 @@ class Rechecks:
                     break
                 self._asked[login] = loop.time()
                 try:
-                    judgement = await ajudge_by_backend(login)
+                    judgement = await _ajudge_within(login)
                 except Exception as error:
                     # No answer is no no. The thread may hang, or have a connection that is broken.
                     give_up_thread()
@@ -258,15 +262,36 @@ class Rechecks:
 
     async def _look_for_sessions(self, streams: Collection[Stream]) -> None:
         """Send the clients back whose session is gone, or has another key now."""
-        if not (owned := _with_login(streams)):
-            return
-        logins = {login for _, login in owned}
-        gone = await self._thread.run(lambda: without_session(logins))
-        if ended := [stream for stream, login in owned if login in gone]:
-            # Of one that was logged out the store says so, whether or not that was heard yet.
-            with suppress(Exception):
-                await self.look_up({mark for stream in ended for mark in stream.owner.marks})
-        each(ended, lambda stream: stream.dismiss_unless_logged_in())
+        logins = _by_login(streams, own_ways=None)
+        async for of_tenant, gone in self._ask_each_tenant(logins, without_session):
+            if ended := [stream for login in gone for stream in of_tenant[login]]:
+                # Of one that was logged out the store says so, whether or not that was heard yet.
+                with suppress(Exception):
+                    await self.look_up({mark for stream in ended for mark in stream.owner.marks})
+            each(ended, _send_back)
+
+    async def _ask_each_tenant(
+        self, logins: _Logins, question: Callable[[Collection[Login]], Result]
+    ) -> AsyncIterator[tuple[_Logins, Result]]:
+        """Ask about the logins of each tenant, in the tenant; yields both.
+
+        Raises:
+            Exception: About one of them there was no answer; the others were asked about first.
+        """
+        tenants: dict[str, dict[Login, Collection[Stream]]] = {}
+        for login, streams in logins.items():
+            tenants.setdefault(login.namespace, {})[login] = streams
+        failure: Exception | None = None
+        for namespace, of_tenant in tenants.items():
+            ask = partial(_ask_within, namespace, question, of_tenant.keys())
+            try:
+                answer = await self._thread.run(ask)
+            except Exception as error:
+                failure = error
+            else:
+                yield of_tenant, answer
+        if failure:
+            raise failure
 
     # Views
 
@@ -275,19 +300,18 @@ class Rechecks:
         await self._questions.ask()
 
 
-def _by_login(streams: Iterable[Stream], *, own_ways: bool) -> _Logins:
+def _by_login(streams: Iterable[Stream], *, own_ways: bool | None) -> _Logins:
     """Return the streams of the logins whose backends find users in ways of their own, or else of
-    the others."""
+    the others; None for all."""
     found: dict[Login, list[Stream]] = {}
-    for stream, login in _with_login(streams):
-        found.setdefault(login, []).append(stream)
+    for stream in streams:
+        if login := stream.owner.login:
+            found.setdefault(login, []).append(stream)
+    if own_ways is None:
+        return found
     paths = {login.backend for login in found}
     wanted = {path for path in paths if finds_users_itself(path) is own_ways}
     return {login: streams for login, streams in found.items() if login.backend in wanted}
-
-
-def _with_login(streams: Iterable[Stream]) -> list[tuple[Stream, Login]]:
-    return [(stream, stream.owner.login) for stream in streams if stream.owner.login]
 
 
 def _shut(stream: Stream) -> None:
@@ -296,3 +320,22 @@ def _shut(stream: Stream) -> None:
 
 def _send_back(stream: Stream) -> None:
     stream.dismiss_unless_logged_in()
+
+
+def _ask_within(
+    namespace: str, question: Callable[[Collection[Login]], Result], logins: Collection[Login]
+) -> Result:
+    with namespace_context(namespace):
+        return question(logins)
+
+
+async def _ajudge_within(login: Login) -> Judgement:
+    if conf().NAMESPACE_CONTEXT is None:
+        return await ajudge_by_backend(login)
+
+    def judge_within() -> Judgement:
+        with namespace_context(login.namespace):
+            # What the backend does in threads comes back to this one, which is in the tenant.
+            return async_to_sync(ajudge_by_backend)(login)
+
+    return await sync_to_async(judge_within)()

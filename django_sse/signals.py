@@ -17,6 +17,7 @@ from django.utils.module_loading import import_string
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.logs import logger
+from django_sse.namespaces import current_namespace, full_name
 from django_sse.owners import BEGAN_SESSION_KEY, login_mark, mark_of, user_mark
 from django_sse.publishing import end_streams
 from django_sse.stores import get_store
@@ -83,7 +84,13 @@ def _look_at_user(instance: Any, using: str, **kwargs: Any) -> None:
     if not connection.in_atomic_block and not connection.get_autocommit():
         # Nothing tells of its commit; the sweep finds it.
         return
-    hint = Hint(user_mark(instance), 0, cancelled=False)
+    try:
+        mark = full_name(current_namespace(), user_mark(instance))
+    except Exception:
+        # Saving must not fail for it, as where no tenant is current; the sweep finds it.
+        logger.exception("The hubs are not told of a user who was saved or deleted.")
+        return
+    hint = Hint(mark, 0, cancelled=False)
 
     def ring() -> None:
         vars(instance)[_LOADED] = now

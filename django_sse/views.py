@@ -4,11 +4,10 @@ import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from time import time
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
-from django.db import connections, transaction
 from django.http import (
     Http404,
     HttpRequest,
@@ -28,6 +27,7 @@ from django_sse.groups import expand_group
 from django_sse.hub import current_hub, limit_reached_by
 from django_sse.limits import Claim
 from django_sse.logins import current_user, renew_login, with_login
+from django_sse.namespaces import acurrent_namespace, full_name
 from django_sse.owners import is_nobody, loaded, owner_of
 from django_sse.position import LOST, TERMINAL_MARK, parse_position
 from django_sse.refusals import STORE_AWAY
@@ -46,6 +46,8 @@ from django_sse.stores import get_store
 from django_sse.stores.base import READ_SECONDS, GroupState, validate_group
 from django_sse.stream import MessageHandler
 from django_sse.threads import request_context
+
+ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 
 
 class EventStreamView(View):
@@ -202,7 +204,9 @@ class EventStreamView(View):
         groups = await self._allowed_groups()
         if isinstance(groups, HttpResponseBase):
             return groups
-        owner = await owner_of(request, user, groups)
+        namespace = await acurrent_namespace()
+        owner = (await owner_of(request, user, groups)).within(namespace)
+        groups = [full_name(namespace, group) for group in groups]
         try:
             sent = parse_position(sent_id, groups)
             states = await current_hub().states(groups, sent, self.history, owner.marks)
@@ -371,8 +375,15 @@ def _refuse_misfit(view: type, name: str, method: Any) -> None:
         raise ImproperlyConfigured(f"{view.__name__}.{name} has to be `{wanted}.")
 
 
-def exempt_from_atomic_requests(view: Callable[..., Any]) -> Callable[..., Any]:
+class _EveryAlias(set[str]):
+    """The databases whose transactions are not put round a view: those, too, that come later."""
+
+    def __contains__(self, alias: object) -> bool:
+        return True
+
+
+def exempt_from_atomic_requests(view: ViewT) -> ViewT:
     """Return the view without a transaction round it, which Django refuses for async views."""
-    for alias in connections:
-        view = transaction.non_atomic_requests(using=alias)(view)
+    # Where `transaction.non_atomic_requests` notes one alias.
+    setattr(view, "_non_atomic_requests", _EveryAlias())  # noqa: B010
     return view

@@ -17,7 +17,8 @@ from django.contrib.auth.decorators import (
 )
 from django.contrib.auth.models import AnonymousUser, User
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.core.handlers.base import BaseHandler
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.test import AsyncClient, Client, RequestFactory
@@ -465,6 +466,24 @@ async def test_a_project_with_atomic_requests_can_stream(
     monkeypatch.setitem(connections.settings[DEFAULT_DB_ALIAS], "ATOMIC_REQUESTS", True)
     async with reading(await AsyncClient().get(url)) as stream:
         assert stream.text.startswith("retry: ")
+
+
+@event_stream("news")
+@transaction.non_atomic_requests
+async def exempt_from_one(request: HttpRequest) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "view", [job, progress, own, own_job, exempt_from_one, never_cache(job), never_cache(own)]
+)
+def test_no_view_is_put_into_a_transaction_of_a_database_that_was_added_since(
+    view: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = {**connections.settings[DEFAULT_DB_ALIAS], "ATOMIC_REQUESTS": True}
+    monkeypatch.setitem(connections.settings, "tenant_1", added)
+    assert BaseHandler().make_view_atomic(view) is view
+    # A view of one's own that can be in one still is.
+    assert BaseHandler().make_view_atomic(own_job_sync) is not own_job_sync
 
 
 # Views of one's own

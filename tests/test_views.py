@@ -1323,6 +1323,18 @@ async def test_a_project_with_atomic_requests_can_stream(monkeypatch: pytest.Mon
         assert (await stream.next_event()).data == "hi"
 
 
+async def test_a_database_that_was_added_since_has_atomic_requests_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    added = {**connections.settings[DEFAULT_DB_ALIAS], "ATOMIC_REQUESTS": True}
+    monkeypatch.setitem(connections.settings, "tenant_1", added)
+    with pytest.raises(RuntimeError, match="ATOMIC_REQUESTS with async views"):
+        await AsyncClient().get("/plain/")
+    async with reading(await AsyncClient().get("/news/")) as stream:
+        await apublish("news", "hi")
+        assert (await stream.next_event()).data == "hi"
+
+
 # A store that is down
 
 

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from django_sse.stores.notifications import Notifications
 
 _GROUP_NAME: Final = re.compile(r"[A-Za-z0-9\-_.]{1,99}", re.ASCII)
+# In a store, behind the tenant whose it is: see `namespaces`.
+_FULL_NAME: Final = re.compile(rf"(?:[A-Za-z0-9\-_.=]{{1,63}}/)?{_GROUP_NAME.pattern}", re.ASCII)
+
+NAME_LENGTH: Final = 163
+"""The characters of a group's full name, at the most."""
 
 READ_SECONDS: Final = 4.0
 """How long a store may take to answer a read: one that hangs is one that is away."""
@@ -58,12 +63,13 @@ def validate_group(group: str) -> str:
 
 
 def validate_group_or_mark(name: str) -> str:
-    """Return the name of a group, or of an owner's.
+    """Return the full name of a group, or the one of an owner's.
 
     Raises:
         InvalidGroup: It is neither.
     """
-    validate_group(name.removeprefix(MARK))
+    if not _FULL_NAME.fullmatch(name.removeprefix(MARK)):
+        raise InvalidGroup(f"{name!r} is not the name of a group in a store.")
     return str(plain(name))
 
 
@@ -133,7 +139,7 @@ class Hint:
     entries: tuple[Entry, ...] = ()
 
     def encode(self) -> str:
-        """Return the hint as text of at most 130 characters, without the entries."""
+        """Return the hint as text of at most 190 characters, without the entries."""
         return f"{plain(self.group)} {self.head} {int(self.cancelled)}"
 
     @classmethod
@@ -232,6 +238,10 @@ class EventStore(ABC):
     Appending: all entries of one call are appended, or none; groups may be mixed. A ``CLOSE``
     takes a number like an event, once: a second one for a cancelled group is dropped. Appending an
     event to a cancelled group raises ``GroupCancelled``.
+
+    Names: a group's has 1 to 99 ASCII letters, digits, hyphens, underscores and full stops, and
+    before it, where tenants are kept apart, up to 63 of these or ``=`` and a slash. They are
+    compared byte for byte.
 
     Groups whose names begin with ``MARK`` are those of owners of streams. An ``END`` cancels one,
     and begins it anew with a first number that is the time, so that its state says when that was.

@@ -10,7 +10,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 
+from django.apps import apps
+from django.conf import settings
 from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
 from django.db import (
     DEFAULT_DB_ALIAS,
     Error,
@@ -127,12 +130,16 @@ class DatabaseStore(EventStore):
     Inside a transaction an event is only inserted into the outbox, without a number and without a
     lock. After the commit a short transaction of its own numbers what waits in the group, in order,
     under the group's lock; if the publisher has died by then, the next one to look does it.
+
+    Raises:
+        ImproperlyConfigured: django-tenants has the tables elsewhere than in the public schema.
     """
 
     crosses_processes = True
 
     def __init__(self, *, using: str = DEFAULT_DB_ALIAS, listen_alias: str | None = None) -> None:
         super().__init__(using=using)
+        self._refuse_schemas_of_tenants()
         self.listen_alias = listen_alias or using
         self._notifications = Notifications(using, self.listen_alias, self._in_reader)
         self._reader = TimedThread("django-sse-store", self._connect)
@@ -565,6 +572,28 @@ class DatabaseStore(EventStore):
 
     # Configuration
 
+    def _refuse_schemas_of_tenants(self) -> None:
+        """Refuse tables that the threads of the store, which are no tenant's, would not read."""
+        if not self._has_schemas_of_tenants():
+            return
+        public, of_tenants = _apps_of_schemas()
+        app = apps.get_app_config("django_sse")
+        names = {app.name, f"{type(app).__module__}.{type(app).__qualname__}"}
+        if names.isdisjoint(public) or not names.isdisjoint(of_tenants):
+            raise ImproperlyConfigured(
+                "The tables of django_sse have to be in the public schema, and in no other: what a "
+                "tenant publishes would go to tables of its own, which nobody reads. Have "
+                '"django_sse" in SHARED_APPS and not in TENANT_APPS, and run `manage.py '
+                "migrate_schemas --shared`. Drop those that tenants have already before, as long "
+                "as it is in TENANT_APPS: `manage.py migrate_schemas --skip-checks --tenant "
+                "django_sse zero`."
+            )
+
+    def _has_schemas_of_tenants(self) -> bool:
+        if not apps.is_installed("django_tenants") or self.using not in connections:
+            return False
+        return hasattr(connections[self.using], "schema_name")
+
     def check(self) -> list[checks.CheckMessage]:
         for option, alias in (("using", self.using), ("listen_alias", self.listen_alias)):
             if alias not in connections:
@@ -575,7 +604,10 @@ class DatabaseStore(EventStore):
                         id="django_sse.E003",
                     )
                 ]
-        if not router.allow_migrate_model(self.using, EventGroup):
+        # The router of django-tenants speaks of the current tenant's schema, as in a command.
+        if not self._has_schemas_of_tenants() and not router.allow_migrate_model(
+            self.using, EventGroup
+        ):
             return [
                 checks.Error(
                     f"The database store uses the alias {self.using!r}, but a database router "
@@ -636,6 +668,16 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
     """Yield the items in parts that a statement can name: SQLite bounds its variables."""
     for begin in range(0, len(items), _BATCH):
         yield items[begin : begin + _BATCH]
+
+
+def _apps_of_schemas() -> tuple[Collection[str], Collection[str]]:
+    """Return the apps of django-tenants' public schema, and those of all others."""
+    types = getattr(settings, "TENANT_TYPES", None)
+    if not (types and getattr(settings, "HAS_MULTI_TYPE_TENANTS", False)):
+        return getattr(settings, "SHARED_APPS", ()), getattr(settings, "TENANT_APPS", ())
+    public = getattr(settings, "PUBLIC_SCHEMA_NAME", "public")
+    others = {app for name, of_type in types.items() if name != public for app in of_type["APPS"]}
+    return types[public]["APPS"], others
 
 
 def _is_locked(error: OperationalError) -> bool:

@@ -207,6 +207,8 @@ class EventStoreContract(_TestCase):
     @_with_store
     async def test_group_names_are_told_apart_byte_for_byte(self, store: EventStore) -> None:
         names = ["news", "News", "NEWS", "new.s", "new_s", "new-s", "n" * 99]
+        # Of tenants, the longest one among them.
+        names += ["a/news", "A/news", "b/news", "a/b", "=a/news", f"{'n' * 63}/{'n' * 99}"]
         for name in names:
             await append(store, event(name, name))
         await append(store, close("News"))

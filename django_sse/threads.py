@@ -11,7 +11,7 @@ from threading import Thread
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from asgiref.sync import SyncToAsync, ThreadSensitiveContext
+from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
 from django.core.cache import caches
 from django.db import connections
 
@@ -61,11 +61,14 @@ def request_context() -> Context:
     for variable, value in copy_context().items():
         if variable is not SyncToAsync.thread_sensitive_context:
             kept.run(variable.set, value)
-    kept.run(_forget_connections)
+    kept.run(_forget_what_is_held)
     return kept
 
 
-def _forget_connections() -> None:
+def _forget_what_is_held() -> None:
+    # The thread that waits for the request below a sync middleware, which is gone by then.
+    with suppress(AttributeError):
+        del AsyncToSync.executors.current
     for handler in (connections, caches):
         for alias in handler:
             with suppress(AttributeError):

@@ -1040,6 +1040,27 @@ async def test_a_view_sees_what_has_become_of_a_user_who_was_logged_in_by_the_re
         assert [event.event for event in await ended.rest()] == ["close"]
 
 
+def sync_middleware(get_response: Callable[[HttpRequest], Any]) -> Callable[..., Any]:
+    return lambda request: get_response(request)
+
+
+setattr(sync_middleware, "async_capable", False)  # noqa: B010
+
+
+@pytest.mark.usefixtures("asked_often")
+async def test_a_view_below_a_sync_middleware_can_be_asked(settings: Settings) -> None:
+    """It has a thread of its own then: that of its request has ended."""
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.sync_middleware"]
+    StaffOnly.asked_in.clear()
+    ada = await User.objects.acreate(username="ada", is_staff=True)
+    async with stream(await logged_in(), url=STAFF) as ended:
+        await until(lambda: StaffOnly.asked_in)
+        await goes_on(ended)
+        await User.objects.filter(pk=ada.pk).aupdate(is_staff=False)
+        [close] = await ended.rest()
+        assert close.json() == {"reason": "not allowed any more"}
+
+
 @pytest.mark.usefixtures("asked_often")
 async def test_asking_views_leaves_no_thread_and_no_connection() -> None:
     StaffOnly.asked_in.clear()

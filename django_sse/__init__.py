@@ -2,6 +2,7 @@
 
 from django_sse.event import Event
 from django_sse.exceptions import EventStreamError, GroupCancelled, InvalidEvent, InvalidGroup
+from django_sse.namespaces import channel_group
 from django_sse.publishing import (
     Published,
     acancel,
@@ -34,6 +35,7 @@ __all__ = [
     "apublish_template",
     "areopen",
     "cancel",
+    "channel_group",
     "position",
     "publish",
     "publish_many",

@@ -11,8 +11,9 @@ Address = IPv4Address | IPv6Address
 # What one subscriber is commonly given of IPv6 (RFC 6177), and may take addresses from at will.
 _SUBSCRIBER_PREFIX = 64
 
-# IPv6 addresses of those who have an IPv4 one, in the last 32 bits: RFC 6052, 2.1, and RFC 8215.
-_TRANSLATED = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
+# IPv6 addresses of those who have an IPv4 one, in the last 32 bits: RFC 6052, 2.1, RFC 8215, and
+# RFC 2765, 2.1.
+_TRANSLATED = tuple(map(IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "::ffff:0:0:0/96")))
 
 
 def client_address(

@@ -13,6 +13,7 @@ from typing import Any, Final
 from django.core.asgi import get_asgi_application as get_django_application
 
 from django_sse.backpressure import waiting_for_client
+from django_sse.conf import conf
 from django_sse.dead_peers import bound_silence
 from django_sse.logs import logger
 from django_sse.refusals import softened
@@ -75,7 +76,11 @@ class HandOff:
         self._receive = receive
         self._send = send
         self._stream: Stream | None = None
+        # Whether it is an event stream, and one that may be handed off.
+        self._is_streaming = False
         self._is_stream = False
+        self._receiving: asyncio.Timeout | None = None
+        self._given_up = False
         self._last_body = b""
         self._ended = False
         self._over = False
@@ -86,7 +91,15 @@ class HandOff:
 
     async def receive(self) -> Message:
         """Pass on what the server receives; a disconnect is remembered."""
-        message = await self._receive()
+        try:
+            async with asyncio.timeout(0 if self._given_up else None) as self._receiving:
+                message = await self._receive()
+        except TimeoutError:
+            if not self._given_up:
+                raise
+            return {"type": "http.disconnect"}
+        finally:
+            self._receiving = None
         if message["type"] == "http.disconnect":
             self._disconnected = True
             self._waiting.close()
@@ -95,7 +108,9 @@ class HandOff:
     async def send(self, message: Message) -> None:
         """Pass on what Django sends, but not the end of a body that is to go on."""
         if self._over:
-            # Django before 6.1 goes on where the server has cancelled its task.
+            # Django before 6.1 goes on where the server has cancelled its task. What is dropped may
+            # have no end, and wait for nothing.
+            await asyncio.sleep(0)
             return
         if message["type"] == "http.response.start":
             message = self._seen_start(message)
@@ -111,7 +126,21 @@ class HandOff:
                     if not body:
                         return
                     message = {**message, "more_body": True}
-        await self._send(message)
+        if not self._is_streaming:
+            await self._send(message)
+            return
+        try:
+            async with asyncio.timeout(conf().SEND_TIMEOUT):
+                await self._send(message)
+        except TimeoutError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Tell Django that the client has gone: it does not read, and holds the request up."""
+        logger.info("A client did not read its stream, which is ended.")
+        self._over = self._given_up = True
+        if self._receiving:
+            self._receiving.reschedule(0)
 
     def take(self, stream: Stream, last_chunk: bytes) -> bool:
         """Take a stream over, if what it yielded last has gone out as the body of an event stream.
@@ -132,6 +161,8 @@ class HandOff:
     async def serve(self) -> None:
         """Serve the stream that was taken over until it ends."""
         stream = self._stream
+        if self._given_up and not self._disconnected:
+            await self._send_end()
         if stream is None or not self._ended:
             return
         if self._disconnected:
@@ -172,20 +203,23 @@ class HandOff:
         self._waiting.close()
         callbacks, self._on_close = self._on_close, []
         for callback in callbacks:
-            callback()
+            try:
+                callback()
+            except Exception:
+                logger.exception("What a request has held could not be released.")
 
     def _seen_start(self, message: Message) -> Message:
         headers = [(name.lower(), value) for name, value in message.get("headers", ())]
         types = [value for name, value in headers if name == b"content-type"]
-        if not any(value.startswith(b"text/event-stream") for value in types):
+        self._is_streaming = any(value.startswith(b"text/event-stream") for value in types)
+        if not self._is_streaming:
             return message
         identity = (b"content-encoding", b"identity")
         kept = [header for header in headers if header != identity]
         encoded = any(name == b"content-encoding" for name, _ in kept)
         self._is_stream = message["status"] == 200 and not encoded
-        if self._is_stream:
-            bound_silence(self._peer)
-            self._send = self._waiting.enter_context(waiting_for_client(self._send))
+        bound_silence(self._peer)
+        self._send = self._waiting.enter_context(waiting_for_client(self._send))
         # It has kept compressing middleware away; RFC 9110, 8.4.1 wants it not to be sent.
         return {**message, "headers": kept}
 

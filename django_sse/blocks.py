@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
+from django_sse.conf import conf
 from django_sse.event import Event, decode_block, with_id
 from django_sse.mailbox import Message
 from django_sse.position import format_position
@@ -14,9 +15,10 @@ from django_sse.stores.base import Entry
 class Block:
     """One event as it goes over the wire. ``number`` 0 is a plain message: no id, no replay."""
 
-    __slots__ = ("_event", "chunk", "closes", "exclude", "message", "number", "wire")
+    __slots__ = ("_event", "chunk", "closes", "exclude", "group", "message", "number", "wire")
 
     def __init__(self, group: str, entry: Entry, message: Message | None = None) -> None:
+        self.group = group
         self.number = entry.number
         self.wire = entry.wire
         self.closes = entry.closes
@@ -46,7 +48,7 @@ class Block:
 class Batch:
     """The blocks that have piled up in a group, joined once for all its streams."""
 
-    __slots__ = ("blocks", "chunk", "closing", "excluded", "first", "last", "messages")
+    __slots__ = ("blocks", "chunk", "closing", "excluded", "first", "is_large", "last", "messages")
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         numbers = [block.number for block in blocks if block.number]
@@ -57,7 +59,11 @@ class Batch:
         # The marks of owners whose streams are not sent all of it.
         self.excluded = {block.exclude for block in blocks if block.exclude}
         self.closing = next((block for block in reversed(blocks) if block.closes), None)
-        self.chunk = b"".join(block.chunk for block in blocks if not block.closes)
+        size = sum(len(block.chunk) for block in blocks)
+        # More than may wait for a client at a time: then it is nobody's one chunk.
+        self.is_large = size > conf().BACKLOG_BYTES
+        sent = blocks if not self.is_large else ()
+        self.chunk = b"".join(block.chunk for block in sent if not block.closes)
 
     def after(self, number: int, *, with_messages: bool) -> Sequence[Block]:
         """Return the blocks that a stream has not taken yet."""

@@ -7,13 +7,15 @@ from channels import DEFAULT_CHANNEL_LAYER
 from channels.exceptions import InvalidChannelLayerError
 from channels.layers import InMemoryChannelLayer, channel_layers
 from channels.routing import ProtocolTypeRouter
+from django.apps import apps
 from django.conf import settings
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from django_sse.asgi import EventStreamApplication
-from django_sse.conf import SETTING, problems
+from django_sse.conf import SETTING, conf, problems
+from django_sse.namespaces import named_by
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
 
@@ -84,4 +86,41 @@ def check_channel_layer(**kwargs: Any) -> Iterable[checks.CheckMessage]:
             hint='Use the database store, DJANGO_SSE = {"STORE": "database"}, if there is more '
             "than one process.",
             id="django_sse.W004",
+        )
+
+
+@checks.register("django_sse")
+def check_namespace(**kwargs: Any) -> Iterable[checks.CheckMessage]:
+    """E007: what names tenants cannot be had. W006: django-tenants, without all that it takes."""
+    try:
+        chosen = conf()
+    except ImproperlyConfigured:
+        # E001 says so.
+        return
+    for key in ("NAMESPACE", "NAMESPACE_CONTEXT"):
+        try:
+            named_by(key)
+        except Exception as error:
+            yield checks.Error(
+                f"{SETTING}[{key!r}] cannot be used: {error}",
+                hint=f'Name what is there, such as "mysite.tenants.{key.lower()}".',
+                id="django_sse.E007",
+            )
+    if not apps.is_installed("django_tenants"):
+        return
+    if chosen.NAMESPACE is None:
+        yield checks.Warning(
+            "Tenants are not kept apart: what one of them publishes reaches the streams of the "
+            "group of that name at every other one, and its user 7 is everybody's user 7.",
+            hint=f"Leave {SETTING}['NAMESPACE'] out, and the schema is the namespace; or name a "
+            "function that returns what tells tenants apart.",
+            id="django_sse.W006",
+        )
+    elif chosen.NAMESPACE_CONTEXT is None:
+        yield checks.Warning(
+            "The users and sessions of open streams are looked for in the public schema, and so is "
+            "what still_allowed asks for: those of tenants are taken for logged out.",
+            hint=f"Set {SETTING}['NAMESPACE_CONTEXT'] to the path of a context manager that enters "
+            "the tenant whose name it is given.",
+            id="django_sse.W006",
         )

@@ -7,6 +7,7 @@ from functools import cache
 from ipaddress import ip_network
 from typing import Any, Final
 
+from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
@@ -103,6 +104,10 @@ PROXIES: Final = Rule(
     _are_proxies,
 )
 YES_OR_NO: Final = Rule("True or False", lambda value: isinstance(value, bool))
+FUNCTION_OR_OFF: Final = Rule(
+    "the dotted path of a function, or None",
+    lambda value: value is None or _is_dotted_path(value),
+)
 STORE: Final = Rule(
     '"database", "memory", "redis", the dotted path of an EventStore, or '
     '{"BACKEND": one of these, "OPTIONS": {...}}',
@@ -147,7 +152,8 @@ class Conf:
     """Seconds that one send may take before the stream is ended. None: for ever."""
 
     BACKLOG_BYTES: int = _key(1024 * 1024, COUNT)
-    """Bytes that may wait for a slow client before its stream is ended, to be resumed later."""
+    """Bytes that may be on the way to a slow client, or wait for it, before its stream is ended, to
+    be resumed later."""
 
     MAX_EVENT_BYTES: int = _key(256 * 1024, COUNT)
     """Bytes of the largest event that may be published, as encoded."""
@@ -200,6 +206,23 @@ class Conf:
     RECHECK_INTERVAL: float = _key(60, SECONDS_FROM_1)
     """Seconds between two calls of a view's ``still_allowed``."""
 
+    NAMESPACE: str | None = _key(None, FUNCTION_OR_OFF)
+    """The function, without arguments, that returns the name of the current tenant or site: its
+    groups, owners and positions are others than those of the same name elsewhere. It is called
+    where one publishes and where one connects. Not given, with django-tenants: the schema."""
+
+    NAMESPACE_CONTEXT: str | None = _key(None, FUNCTION_OR_OFF)
+    """Returns a context manager, given such a name: what a thread enters to look up the user, the
+    session and ``still_allowed`` of a stream as the tenant's that it was opened in. Not given, with
+    django-tenants: ``schema_context``."""
+
+
+# Where users of django-tenants would leak events until they have read of it.
+_OF_DJANGO_TENANTS: Final = {
+    "NAMESPACE": "django_sse.namespaces.schema_name",
+    "NAMESPACE_CONTEXT": "django_tenants.utils.schema_context",
+}
+
 
 def problems(value: Any) -> Iterator[str]:
     """Say what is wrong with a value of ``DJANGO_SSE``, and what would be accepted."""
@@ -218,6 +241,11 @@ def problems(value: Any) -> Iterator[str]:
         yield (
             f"{SETTING}['ALLOW_CREDENTIALS'] does not go with \"*\": name the ALLOWED_ORIGINS "
             "whose pages may send cookies."
+        )
+    if _is_dotted_path(value.get("NAMESPACE_CONTEXT")) and value.get("NAMESPACE") is None:
+        yield (
+            f"{SETTING}['NAMESPACE_CONTEXT'] is given the names that NAMESPACE returns: set that, "
+            "too."
         )
 
 
@@ -246,6 +274,8 @@ def conf() -> Conf:
     value = getattr(settings, SETTING, {})
     if found := list(problems(value)):
         raise ImproperlyConfigured(" ".join(found))
+    if "NAMESPACE" not in value and apps.is_installed("django_tenants"):
+        value = {**value, **_OF_DJANGO_TENANTS}
     return Conf(**value)
 
 

@@ -1,5 +1,6 @@
 """Decorators for function views: a group's stream, a generator's stream, headers, and the 204."""
 
+import asyncio
 import functools
 import inspect
 from collections.abc import (
@@ -14,15 +15,16 @@ from collections.abc import (
 from typing import Any, Final, TypeVar, cast, overload
 
 from asgiref.sync import iscoroutinefunction
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
 from django_sse.cors import cross_origin
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
-from django_sse.logins import spare_session_cookie
+from django_sse.logins import with_login
 from django_sse.logs import logger
 from django_sse.mixins import AccessMixin
+from django_sse.namespaces import acurrent_namespace, current_namespace, full_name
 from django_sse.position import TERMINAL_MARK
 from django_sse.response import (
     CONTENT_TYPE,
@@ -30,11 +32,12 @@ from django_sse.response import (
     HeadersResponse,
     last_event_id,
     no_content,
+    no_store,
     not_found,
     stream_headers,
 )
 from django_sse.stores import get_store
-from django_sse.stores.base import GroupState
+from django_sse.stores.base import READ_SECONDS, GroupState
 from django_sse.views import EventStreamView, exempt_from_atomic_requests
 
 View = Callable[..., Any]
@@ -42,7 +45,10 @@ ViewT = TypeVar("ViewT", bound=View)
 Guard = Callable[..., Awaitable[HttpResponseBase | Iterable[str] | None]]
 GeneratorView = Callable[..., AsyncIterator[Any]]
 
-_ALLOWS_ALL: Final = EventStreamView.authorize
+_HANDLERS: Final = ("dispatch", *EventStreamView.http_method_names)
+# What may refuse a client, in a view that has its own.
+_REFUSING: Final = ("authorize", "get_groups", "get", "dispatch", "setup")
+_GENERATOR_METHODS: Final = ("GET", "HEAD", "POST", "OPTIONS")
 
 # A browser never comes back after a 500, so the view runs.
 _NOT_READ: Final = "The event store could not be read; the group is taken for not cancelled."
@@ -92,14 +98,17 @@ def _group_view(patterns: Sequence[str], options: dict[str, Any], guard: Guard) 
         async def authorize(self, groups: Sequence[str]) -> HttpResponseBase | Iterable[str] | None:
             return await guard(self.request, *self.args, **self.kwargs)
 
-    return functools.wraps(guard)(GuardedView.as_view(**options))
+    # Last: the guard may be exempt from the transactions of some databases only.
+    return exempt_from_atomic_requests(functools.wraps(guard)(GuardedView.as_view(**options)))
 
 
 def _generator_view(generate: GeneratorView) -> View:
     @functools.wraps(generate)
     async def view(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         if request.method == "OPTIONS":
-            return HttpResponse(headers={"Allow": "GET, HEAD, POST, OPTIONS"})
+            return HttpResponse(headers={"Allow": ", ".join(_GENERATOR_METHODS)})
+        if request.method not in _GENERATOR_METHODS:
+            return no_store(HttpResponseNotAllowed(_GENERATOR_METHODS))
         sent = last_event_id(request)
         if sent == TERMINAL_MARK:
             return no_content()
@@ -109,7 +118,7 @@ def _generator_view(generate: GeneratorView) -> View:
         events = cast("AsyncGenerator[Any, None]", generate(request, *args, **kwargs))
         return GeneratorResponse(request, events)
 
-    return exempt_from_atomic_requests(cross_origin(spare_session_cookie(view)))
+    return exempt_from_atomic_requests(cross_origin(with_login(view)))
 
 
 def event_stream_headers(view: ViewT) -> ViewT:
@@ -123,7 +132,7 @@ def event_stream_headers(view: ViewT) -> ViewT:
         async def awrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             return _with_headers(request, await view(request, *args, **kwargs))
 
-        return cast("ViewT", cross_origin(awrapper))
+        return cast("ViewT", exempt_from_atomic_requests(cross_origin(awrapper)))
 
     @functools.wraps(view)
     def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
@@ -160,8 +169,10 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
                     groups = _expand(patterns, kwargs)
                 except InvalidGroup as error:
                     return not_found(error)
+                namespace = await acurrent_namespace()
                 try:
-                    states = await get_store().astates(groups)
+                    async with asyncio.timeout(READ_SECONDS):
+                        states = await get_store().astates(_within(namespace, groups))
                 except Exception:
                     logger.exception(_NOT_READ)
                 else:
@@ -169,7 +180,7 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
                         return no_content()
                 return cast("HttpResponseBase", await view(request, *args, **kwargs))
 
-            return cast("ViewT", cross_origin(awrapper))
+            return cast("ViewT", exempt_from_atomic_requests(cross_origin(awrapper)))
 
         @functools.wraps(view)
         def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
@@ -177,8 +188,9 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
                 groups = _expand(patterns, kwargs)
             except InvalidGroup as error:
                 return not_found(error)
+            namespace = current_namespace()
             try:
-                states = get_store().states(groups)
+                states = get_store().states(_within(namespace, groups))
             except Exception:
                 logger.exception(_NOT_READ)
             else:
@@ -193,27 +205,44 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
 
 def _with_headers(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
     if isinstance(response, StreamingHttpResponse):
+        if request.method == "HEAD":
+            # A stream without an end would never complete the answer.
+            response.streaming_content = _nothing() if response.is_async else ()
         response["Content-Type"] = CONTENT_TYPE
         for name, value in stream_headers(request).items():
             response[name] = value
     return response
 
 
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield
+
+
 def _is_guarded(view: View) -> bool:
     """Say whether a view lets in some users alone, as far as that can be seen."""
     view_class = getattr(view, "view_class", None)
+    methods = [getattr(view_class, name, None) for name in _HANDLERS]
     return (
         # What Django's user_passes_test, and all that is made of it, leaves on a view.
-        hasattr(view, "redirect_field_name")
+        any(hasattr(each, "redirect_field_name") for each in (view, *methods))
         # Of Django's access mixins, which cannot be imported where there are no users.
         or hasattr(view_class, "handle_no_permission")
         or AccessMixin in getattr(view_class, "__mro__", ())
-        or getattr(view_class, "authorize", _ALLOWS_ALL) is not _ALLOWS_ALL
+        or any(
+            getattr(view_class, name) is not getattr(EventStreamView, name)
+            for name in _REFUSING
+            if EventStreamView in getattr(view_class, "__mro__", ())
+        )
     )
 
 
 def _expand(patterns: Sequence[str], kwargs: Mapping[str, Any]) -> list[str]:
     return [expand_group(pattern, kwargs) for pattern in patterns]
+
+
+def _within(namespace: str, groups: Iterable[str]) -> list[str]:
+    return [full_name(namespace, group) for group in groups]
 
 
 def _all_cancelled(states: Mapping[str, GroupState]) -> bool:

@@ -17,6 +17,7 @@ from django.template.loader import render_to_string
 from django.utils.functional import Promise
 
 from django_sse.exceptions import InvalidEvent
+from django_sse.text import plain
 
 # The specification knows these three line ends and no other; str.splitlines() has more.
 _LINE_END = re.compile(r"\r\n|\n|\r")
@@ -66,7 +67,7 @@ class Event:
 
     def __post_init__(self) -> None:
         for field in ("event", "id"):
-            value = getattr(self, field)
+            value = plain(getattr(self, field))
             if value is None:
                 continue
             if not isinstance(value, str):
@@ -76,6 +77,7 @@ class Event:
                     f"Event.{field} must not contain CR, LF or NUL, and {value!r} does: "
                     "it would end the line and start a field of its own."
                 )
+            object.__setattr__(self, field, value)
         if self.event is not None and self.data is NO_DATA:
             raise InvalidEvent(
                 f"An event of type {self.event!r} without data fires nothing in a browser. "
@@ -90,8 +92,12 @@ class Event:
             raise InvalidEvent(
                 "Event.retry must be a whole number of milliseconds from 0 to 2**63 - 1."
             )
-        if self.comment is not None and not isinstance(self.comment, str):
-            raise InvalidEvent(f"Event.comment must be text, not {type(self.comment).__name__}.")
+        if self.comment is not None:
+            comment = plain(self.comment)
+            if not isinstance(comment, str):
+                raise InvalidEvent(f"Event.comment must be text, not {type(comment).__name__}.")
+            object.__setattr__(self, "comment", comment)
+        object.__setattr__(self, "retry", plain(self.retry))
 
     @classmethod
     def from_template(
@@ -214,7 +220,7 @@ def with_id(id: str, block: bytes) -> bytes:
 
 def _as_text(data: Any) -> str:
     if isinstance(data, str | Promise):
-        return str(data)
+        return str(plain(data))
     try:
         return json.dumps(
             data,

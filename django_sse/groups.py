@@ -8,6 +8,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from django_sse.exceptions import InvalidGroup
 from django_sse.stores.base import validate_group
+from django_sse.text import plain
 
 
 def expand_group(pattern: str, kwargs: Mapping[str, Any]) -> str:
@@ -37,10 +38,11 @@ def expand_group(pattern: str, kwargs: Mapping[str, Any]) -> str:
             "arguments would make the same group."
         )
     separators = set("".join(between))
+    kwargs = {name: plain(value) for name, value in kwargs.items()}
     for field in fields:
         if found := separators & set(str(kwargs[field])):
             raise InvalidGroup(
                 f"{field}={kwargs[field]!r} contains {''.join(sorted(found))!r}, which separates "
                 f"the fields of the group pattern {pattern!r}."
             )
-    return validate_group(pattern.format(**kwargs))
+    return validate_group(plain(pattern).format(**kwargs))

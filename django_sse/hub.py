@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import chain, islice
+from time import monotonic
 from typing import Any, Final
 
 from django_sse.conf import conf
@@ -14,20 +15,21 @@ from django_sse.doorbells.base import listen, stop_listening
 from django_sse.forks import in_child
 from django_sse.layers import default_layer
 from django_sse.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
-from django_sse.logs import logger
+from django_sse.logs import log_seldom, logger
 from django_sse.mailbox import LAYER_SECONDS, Mailbox
+from django_sse.namespaces import layer_group
 from django_sse.rechecks import Rechecks
 from django_sse.shutdown import call_at_shutdown
 from django_sse.stores import get_store
 from django_sse.stores.base import Cursor, GroupState, Hint
 from django_sse.stores.states import StateReader
 from django_sse.stream import Stream
-from django_sse.subscription import ALL_TAILS_BYTES, TAIL_BYTES, Subscription
-from django_sse.tasks import spawn
+from django_sse.subscription import ALL_TAILS_BYTES, TAIL_BYTES, Subscription, each
+from django_sse.tasks import is_order, spawn
 
 # Heartbeats and send timeouts are looked at this often.
 _TICK_SECONDS: Final = 1.0
-# The store is asked for everything, not only for what changed, and is trimmed, this often.
+# The store is asked for everything, not only for what changed, this often.
 _SWEEP_SECONDS: Final = 60.0
 _SWEEP_GROUPS: Final = 500
 # How long a client that does not read may keep a server from shutting down.
@@ -184,9 +186,12 @@ class Hub:
             entering = spawn(self._receiver.enter(subscription.group))
             await asyncio.wait([entering], timeout=LAYER_SECONDS)
             states = await self._states.read([subscription.group])
-        except Exception as error:
+        except BaseException as error:
             # The streams that wait for it end; those that come meanwhile try anew.
             self._forget(subscription)
+            if is_order(error):
+                subscription.joined.cancel()
+                raise
             subscription.joined.set_exception(error)
             subscription.joined.exception()
         else:
@@ -224,7 +229,10 @@ class Hub:
         self._inbox_is_read = True
         while self._inbox:
             for hint in self._inbox.popleft():
-                self._hear(hint)
+                try:
+                    self._hear(hint)
+                except Exception as error:
+                    self._fail(hint.group, error)
 
     def _hear(self, hint: Hint) -> None:
         self.now = self.loop.time()
@@ -232,6 +240,12 @@ class Hub:
             subscription.hear(hint)
         else:
             self._rechecks.hear(hint)
+
+    def _fail(self, group: str, error: BaseException) -> None:
+        """Send the clients of a group back that has failed, which harms no other one."""
+        log_seldom("What is new in group %r cannot be taken.", group, exc_info=error)
+        streams = [stream for stream in self.streams if group in stream.groups]
+        each(streams, lambda stream: stream.fail(error))
 
     def compare_soon(self) -> None:
         """Ask the store what is new, at once or after the question under way."""
@@ -243,7 +257,7 @@ class Hub:
         if self._layer is None or subscription.mailbox:
             return
         subscription.mailbox = Mailbox(self._layer, subscription.hear_message)
-        subscription.entering = spawn(subscription.mailbox.enter(subscription.group))
+        subscription.entering = spawn(subscription.mailbox.enter(layer_group(subscription.group)))
 
     # Timers
 
@@ -252,6 +266,7 @@ class Hub:
         spawn(self._receiver.open())
         self._tasks = [
             spawn(self._sync()),
+            spawn(self._trim()),
             spawn(self._renew_memberships()),
             spawn(self._rechecks.watch_logins()),
             spawn(self._rechecks.ask_views()),
@@ -280,15 +295,13 @@ class Hub:
         self.now = self.loop.time()
         self._ticking = self.loop.call_later(_TICK_SECONDS, self._tick, context=Context())
         send_timeout = conf().SEND_TIMEOUT
-        for stream in list(self.streams):
-            stream.tick(self.now, send_timeout)
+        each(list(self.streams), lambda stream: stream.tick(self.now, send_timeout))
 
     def _send_back(self) -> None:
         """Send all clients back: the server is shutting down."""
         self.now = self.loop.time()
-        for stream in list(self.streams):
-            stream.dismiss("shutdown")
-            stream.tick(self.now, _FAREWELL_SECONDS)
+        each(list(self.streams), lambda stream: stream.dismiss("shutdown"))
+        each(list(self.streams), lambda stream: stream.tick(self.now, _FAREWELL_SECONDS))
 
     async def _sync(self) -> None:
         cursor: Cursor = None
@@ -298,7 +311,9 @@ class Hub:
                 if not self._synced:
                     logger.info("The hub can compare itself with the event store again.")
                 self._synced = True
-            except Exception:
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 if self._synced:
                     logger.exception("The hub cannot compare itself with the event store.")
                 self._synced = False
@@ -332,22 +347,37 @@ class Hub:
                     subscription.tail.bound(self._tail_bytes())
                 else:
                     await self._rechecks.compare(group, state)
-        await self._store.atrim()
+
+    async def _trim(self) -> None:
+        # Apart from the sync, which must not wait for it.
+        while True:
+            if self._store.takes_trim_turn():
+                try:
+                    await self._store.atrim()
+                except Exception as error:
+                    log_seldom("Old events could not be dropped.", exc_info=error)
+            await asyncio.sleep(max(self._store.trim_due - monotonic(), 1.0))
 
     def _find(self, subscription: Subscription, hint: Hint) -> None:
         """Take what the store says of a group, which no doorbell may have told."""
-        if subscription.joined.done() and hint.head > subscription.head:
-            # A layer that was restarted has forgotten who is in the group, and does not say so.
-            spawn(self._receiver.enter_again(hint.group))
-            if subscription.mailbox:
-                spawn(subscription.mailbox.enter_again(hint.group))
-        subscription.compare(hint)
+        try:
+            if subscription.joined.done() and hint.head > subscription.head:
+                # A layer that was restarted has forgotten who is in the group, and does not say so.
+                spawn(self._receiver.enter_again(hint.group))
+                if subscription.mailbox:
+                    spawn(subscription.mailbox.enter_again(layer_group(hint.group)))
+            subscription.compare(hint)
+        except Exception as error:
+            self._fail(hint.group, error)
 
     async def _renew_memberships(self) -> None:
         # Apart from the sync, which must go on when the layer does not.
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            await self.renew_memberships()
+            try:
+                await self.renew_memberships()
+            except Exception:
+                logger.exception("Memberships of the channel layer could not be renewed.")
 
     async def renew_memberships(self) -> None:
         """Enter again the groups whose membership of the channel layer may have lapsed."""

@@ -1,33 +1,33 @@
 """The logins that streams are opened in, and whether they and their sessions still hold, as Django
 judges."""
 
+import asyncio
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, TypeVar
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.contrib.auth import get_user_model, load_backend
+from django.contrib.auth import SESSION_KEY, get_user_model, load_backend
 from django.contrib.sessions.backends.base import SessionBase
 from django.contrib.sessions.backends.cache import SessionStore as CacheSession
 from django.contrib.sessions.backends.cached_db import SessionStore as CachedDatabaseSession
 from django.contrib.sessions.backends.db import SessionStore as DatabaseSession
 from django.core.cache import caches
-from django.core.exceptions import (
-    ImproperlyConfigured,
-    SynchronousOnlyOperation,
-    ValidationError,
-)
+from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist, ValidationError
 from django.db import close_old_connections, router
+from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
-from django.utils.functional import LazyObject
+from django.utils.functional import LazyObject, SimpleLazyObject
 
 from django_sse.logs import log_once, logger
-from django_sse.owners import Login, is_nobody, mark_of
+from django_sse.owners import Login, is_nobody, loaded, mark_of, user_mark
 
 Item = TypeVar("Item")
 
@@ -35,30 +35,45 @@ Item = TypeVar("Item")
 _BATCH: Final = 500
 
 
-class Judgement(NamedTuple):
-    """The logins that do not hold any more: for lack of their user, or because it changed."""
+# The module of the middleware that sets `user` and `auser`.
+_DJANGOS: Final = "django.contrib.auth.middleware"
+# Where a request keeps whether another middleware has set another user.
+_IS_REPLACED: Final = "_django_sse_replaces_user"
+# How long a backend may take to find a user.
+_ANSWER_SECONDS: Final = 10.0
 
-    gone: set[Login]
-    changed: set[Login]
+
+@dataclass(slots=True)
+class Judgement:
+    """The logins that do not hold any more, or perhaps not."""
+
+    absent: set[Login] = field(default_factory=set)
+    """Their user was not found, which once says nothing."""
+    gone: set[Login] = field(default_factory=set)
+    """Their user may not log in any more, as one who is not active."""
+    changed: set[Login] = field(default_factory=set)
+    """Their session was made with another password."""
 
 
 def judge(logins: Collection[Login]) -> Judgement:
-    """Return the logins that do not hold any more. Blocking: for a thread.
+    """Judge logins of users whom Django's ModelBackend finds. Blocking: for a thread.
 
-    A login is gone if its user was deleted or may not log in, as one who is not active; it is
-    changed if its session was made with another password.
+    Raises:
+        Exception: The users could not be read.
     """
     close_old_connections()
     try:
         users = _users({login.user for login in logins})
     finally:
         close_old_connections()
-    judgement = Judgement(set(), set())
+    judgement = Judgement()
     failed = False
     for login in logins:
         user = users.get(login.user)
         try:
-            if user is None or not _may_log_in(user, login):
+            if user is None:
+                judgement.absent.add(login)
+            elif not _may_log_in(user, login):
                 judgement.gone.add(login)
             elif not _has_hash(user, login.session_hash):
                 judgement.changed.add(login)
@@ -69,6 +84,34 @@ def judge(logins: Collection[Login]) -> Judgement:
                 logger.exception("A login cannot be judged, so its clients are sent back.")
             failed = True
     return judgement
+
+
+async def ajudge_by_backend(login: Login) -> Judgement:
+    """Judge a login of a user whom its backend finds in a way of its own.
+
+    Raises:
+        TimeoutError: The backend has taken more than ten seconds.
+        Exception: It could not look for the user.
+    """
+    judgement = Judgement()
+    async with asyncio.timeout(_ANSWER_SECONDS):
+        user = await _user_of_backend(login)
+    if user is None:
+        judgement.absent.add(login)
+    elif not _has_hash(user, login.session_hash):
+        judgement.changed.add(login)
+    return judgement
+
+
+def finds_users_itself(path: str) -> bool:
+    """Whether a backend finds users in another way than Django's ModelBackend."""
+    # Not above: it imports models, which a project without users does not have.
+    from django.contrib.auth.backends import ModelBackend
+
+    backend = type(_backend(path))
+    names = ("get_user", "aget_user")
+    ours = [getattr(backend, name, None) for name in names]
+    return any(method and method not in vars(ModelBackend).values() for method in ours)
 
 
 def without_session(logins: Collection[Login]) -> set[Login]:
@@ -129,18 +172,28 @@ def _in_cache(store: Any, keys: Sequence[str]) -> Iterator[str]:
         cache.close()
 
 
+async def settle_user(request: HttpRequest) -> None:
+    """Let ``auser`` be the user that the project's pages see, for whatever asks the request: where
+    a middleware has set another ``user`` alone, as to impersonate somebody, that one."""
+    if await _is_replaced(request):
+        setattr(request, "auser", functools.partial(_user_set_on, request))  # noqa: B010
+
+
+async def user_of(request: HttpRequest) -> Any:
+    """Return a request's user as the project's pages see it, whatever has authenticated it; None or
+    an anonymous one for nobody."""
+    await settle_user(request)
+    if hasattr(request, "auser"):
+        return await request.auser()
+    return await loaded(getattr(request, "user", None))
+
+
 async def current_user(request: HttpRequest) -> Any:
-    """Return a request's user as guards see it, whatever has authenticated it; None for one that
-    nothing tells from others, which is logged."""
-    user: Any = await request.auser() if hasattr(request, "auser") else None
-    if is_nobody(user):
-        # What authenticates by other means than sessions may have set this alone.
-        user = getattr(request, "user", None)
-        try:
-            is_nobody(user)
-        except SynchronousOnlyOperation:
-            # It is lazy, and queries.
-            await sync_to_async(is_nobody)(user)
+    """Return who owns a request's streams: its user or, where that is nobody, who else is set as
+    ``user``. None for one that nothing tells from others, which is logged."""
+    user = await user_of(request)
+    if is_nobody(user) and not (_is_djangos_user(request) and _is_djangos_auser(request)):
+        user = await loaded(getattr(request, "user", None))
     if is_nobody(user) or _can_own(user):
         return user
     kind = user.__class__
@@ -162,27 +215,103 @@ def _can_own(user: Any) -> bool:
 def renew_login(request: HttpRequest) -> None:
     """Let a request's session and user be read again, as Django's middleware does.
 
-    What something else has set stays as it is: another ``auser``, and a ``user`` that is not lazy.
+    What another middleware has set stays; a ``user`` that is lazy or of the database is read again.
     """
     if not hasattr(request, "session") or not hasattr(request, "auser"):
         return
     # Not above: it imports models, which a project without users does not have.
-    from django.contrib.auth import middleware
+    from django.contrib.auth.middleware import AuthenticationMiddleware
 
     request.session = type(request.session)(request.session.session_key)
     for cached in ("_cached_user", "_acached_user"):
         vars(request).pop(cached, None)
     others: dict[str, Any] = {}
-    if getattr(request.auser, "func", None) is not middleware.auser:
+    is_replaced = vars(request).get(_IS_REPLACED, not _is_djangos_user(request))
+    if not _is_djangos_auser(request):
         others["auser"] = request.auser
-    if "user" in vars(request) and not isinstance(vars(request)["user"], LazyObject):
-        others["user"] = request.user
-    middleware.AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
+    if "user" in vars(request) and is_replaced:
+        others["user"] = _unread(request.user)
+    AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
     vars(request).update(others)
 
 
-def spare_session_cookie(view: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep what an async view answers from deleting the session's cookie.
+async def _is_replaced(request: HttpRequest) -> bool:
+    """Whether a middleware has set another ``user`` than ``auser`` is. A login within the request
+    sets the session's own user, who is no other one."""
+    if "user" not in vars(request) or _is_djangos_user(request) or _is_settled(request):
+        return False
+    user, session = await loaded(request.user), getattr(request, "session", None)
+    if not _is_djangos_auser(request):
+        # Who has set `auser` as well may have left `user` to nobody.
+        both = hasattr(request, "auser") and not is_nobody(user)
+        return both and not _are_one(user, await request.auser())
+    key = await session.aget(SESSION_KEY) if session is not None else None
+    is_other = key is None or not _are_one(user, key)
+    vars(request)[_IS_REPLACED] = is_other
+    return is_other
+
+
+def _are_one(user: Any, other: Any) -> bool:
+    try:
+        return user_mark(user) == user_mark(other)
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_settled(request: HttpRequest) -> bool:
+    return getattr(getattr(request, "auser", None), "func", None) is _user_set_on
+
+
+def _is_djangos_user(request: HttpRequest) -> bool:
+    setup = _setup_of(vars(request).get("user"))
+    return getattr(setup, "__module__", None) == _DJANGOS
+
+
+def _is_djangos_auser(request: HttpRequest) -> bool:
+    function = getattr(getattr(request, "auser", None), "func", None)
+    return getattr(function, "__module__", None) == _DJANGOS
+
+
+def _setup_of(user: Any) -> Callable[[], Any] | None:
+    """Return what finds a lazy user."""
+    return vars(user).get("_setupfunc") if isinstance(user, LazyObject) else None
+
+
+def _unread(user: Any) -> Any:
+    """Return a user that is read again."""
+    if setup := _setup_of(user):
+        return SimpleLazyObject(setup)
+    if isinstance(user, Model) and user.pk is not None:
+        return SimpleLazyObject(lambda: _refreshed(user))
+    return user
+
+
+def _refreshed(user: Any) -> Any:
+    """Return a user with its row read again, and what else was set on it, as a token's scopes."""
+    fresh = copy(user)
+    for name in [name for name in vars(fresh) if name.endswith("_perm_cache")]:
+        delattr(fresh, name)
+    try:
+        fresh.refresh_from_db(using=router.db_for_write(type(user), instance=user))
+    except ObjectDoesNotExist:
+        return _nobody()
+    return fresh
+
+
+def _nobody() -> Any:
+    from django.contrib.auth.models import AnonymousUser
+
+    return AnonymousUser()
+
+
+async def _user_set_on(request: HttpRequest) -> Any:
+    user: Any = await loaded(request.user)
+    return _nobody() if user is None else user
+
+
+def with_login(view: Callable[..., Any]) -> Callable[..., Any]:
+    """Give an async view the user that the project's pages see, and keep what it answers from
+    deleting the session's cookie.
 
     Django deletes the cookie of a session that is gone. A browser comes back to a stream whenever
     it likes, so that the answer to the cookie of before may come after that of a login, and would
@@ -191,6 +320,7 @@ def spare_session_cookie(view: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(view)
     async def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        await settle_user(request)
         response: HttpResponseBase = await view(request, *args, **kwargs)
         session = getattr(request, "session", None)
         if session is not None and session.is_empty():
@@ -210,8 +340,10 @@ def _users(keys: Iterable[str]) -> dict[str, Any]:
         with suppress(ValidationError):
             wanted.append(to_python(key))
     found: dict[str, Any] = {}
+    # Where users are written: a replica may not have the newest ones.
+    users = model._default_manager.using(router.db_for_write(model))
     for some in _batches(wanted):
-        found |= {to_text(user): user for user in model._default_manager.filter(pk__in=some)}
+        found |= {to_text(user): user for user in users.filter(pk__in=some)}
     return found
 
 
@@ -220,19 +352,50 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
         yield items[begin : begin + _BATCH]
 
 
+def _backend(path: str) -> Any:
+    """Return an authentication backend; None for one that Django does not ask any more."""
+    if path not in settings.AUTHENTICATION_BACKENDS:
+        return None
+    with suppress(ImportError, ImproperlyConfigured):
+        return load_backend(path)
+    return None
+
+
 def _may_log_in(user: Any, login: Login) -> bool:
-    try:
-        backend: Any = load_backend(login.backend)
-    except (ImportError, ImproperlyConfigured):
-        # Sessions of a backend that was removed are nobody's to Django, too.
+    backend = _backend(login.backend)
+    if backend is None:
         return False
     # Not every backend is a ModelBackend, which asks for `is_active`.
     may_log_in = getattr(backend, "user_can_authenticate", None)
     return bool(may_log_in(user) if may_log_in else getattr(user, "is_active", True))
 
 
+async def _user_of_backend(login: Login) -> Any:
+    """Return whom a login's backend finds, by either of the methods that Django asks.
+
+    Raises:
+        Exception: It could not look for the user.
+    """
+    backend = _backend(login.backend)
+    model: Any = get_user_model()
+    try:
+        key = model._meta.pk.to_python(login.user)
+    except ValidationError:
+        return None
+    user = None
+    with suppress(ObjectDoesNotExist):
+        user = await sync_to_async(backend.get_user)(key)
+    if user is None and hasattr(backend, "aget_user"):
+        with suppress(ObjectDoesNotExist):
+            user = await backend.aget_user(key)
+    return user
+
+
 def _has_hash(user: Any, session_hash: str) -> bool:
     if not hasattr(user, "get_session_auth_hash"):
         return True
-    valid = [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]
-    return any(constant_time_compare(session_hash, other) for other in valid)
+    if constant_time_compare(session_hash, user.get_session_auth_hash()):
+        return True
+    # Asked only now, as Django does: not every user model has it.
+    fallbacks = user.get_session_auth_fallback_hash()
+    return any(constant_time_compare(session_hash, other) for other in fallbacks)

@@ -1,11 +1,13 @@
 """The library's log, and ways not to flood it with what may happen a thousand times a second."""
 
+import inspect
 import logging
 import math
 import time
 from collections import Counter
+from collections.abc import Callable, Hashable
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from django_sse.forks import ForkSafeLock, forget_in_child
 
@@ -13,6 +15,8 @@ logger: Final = logging.getLogger("django_sse")
 
 # What happens again and again is logged this often at the most, each kind of it.
 SELDOM_SECONDS: Final = 10.0
+# Of what is logged once, the newest so many are remembered.
+_REMEMBERED: Final = 10_000
 
 
 class Occasions:
@@ -22,6 +26,7 @@ class Occasions:
         self.counts: Counter[str] = Counter()
         """How often it has happened since the process began, by kind."""
         self._logged: dict[str, tuple[float, int]] = {}
+        self._met: dict[Hashable, None] = {}
         self._lock = ForkSafeLock()
         forget_in_child(self)
 
@@ -29,6 +34,7 @@ class Occasions:
         """Begin anew, as the child of a fork."""
         self.counts.clear()
         self._logged.clear()
+        self._met.clear()
 
     def count(self, kind: str) -> int:
         """Count what has happened; return how often it has since it was last logged, if it is to be
@@ -45,6 +51,16 @@ class Occasions:
                 return 0
             self._logged[kind] = now, count
         return count - logged
+
+    def is_first(self, occasion: Hashable) -> bool:
+        """Say whether something happens for the first time, as far as is remembered."""
+        with self._lock:
+            if occasion in self._met:
+                return False
+            self._met[occasion] = None
+            if len(self._met) > _REMEMBERED:
+                del self._met[next(iter(self._met))]
+        return True
 
 
 _seldom: Final = Occasions()
@@ -64,6 +80,25 @@ def log_seldom(
     if count := _seldom.count(message):
         whole = f"{message} (%d since this was last logged)"
         logger.log(level, whole, *args, count, exc_info=exc_info)
+
+
+def log_first(occasion: Hashable, message: str, *args: object, exc_info: BaseException) -> None:
+    """Log an error that comes again with the same occasion: once for each.
+
+    Args:
+        occasion: What it happens with, such as an event.
+        message: What has happened.
+        args: What goes into the message.
+        exc_info: The exception whose traceback is logged.
+    """
+    if _seldom.is_first(occasion):
+        logger.error(message, *args, exc_info=exc_info)
+
+
+def view_name(method: Callable[..., Any] | None) -> str:
+    """Return the name of the view whose method this is, or the name of a function of none."""
+    named = method if inspect.isfunction(method) else type(getattr(method, "__self__", method))
+    return named.__qualname__
 
 
 @lru_cache(maxsize=256)

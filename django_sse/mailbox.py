@@ -8,7 +8,7 @@ from typing import Any, Final
 from channels.layers import BaseChannelLayer
 
 from django_sse.logs import log_seldom, logger
-from django_sse.tasks import spawn
+from django_sse.tasks import is_order, spawn
 
 # Memberships lapse (after 24 hours by default, and in-memory ones by mishap): renewed this often.
 _RENEW_SECONDS: Final = 600.0
@@ -145,7 +145,9 @@ class Mailbox:
                 self._works = True
             try:
                 self._take(message)
-            except Exception as error:
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 log_seldom("A message of the channel layer was not understood.", exc_info=error)
 
     def _report(self, what: str, *args: object) -> None:

@@ -7,16 +7,21 @@ Several mixins that have each a test, or permissions, of their own are all asked
 overrides what it inherits replaces that, as anywhere in Python.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from asgiref.sync import iscoroutinefunction
+from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseForbidden
 from django.views import View
 
 from django_sse.cors import add_cors, is_preflight, preflight_answer
+from django_sse.logins import settle_user, user_of
+from django_sse.logs import log_seldom
+from django_sse.owners import is_nobody
+from django_sse.questions import WrongAnswerError, is_yes
 from django_sse.response import no_store
 
 if TYPE_CHECKING:
@@ -56,7 +61,10 @@ class AccessMixin(_Base):
                 f"{cls.__name__} is no async view, which the mixins of django_sse are for: write "
                 "its handlers as `async def`, or take the mixins of django.contrib.auth."
             )
-        return super().as_view(**initkwargs)
+        view = super().as_view(**initkwargs)
+        # Django's LoginRequiredMiddleware would redirect, preflights as well.
+        view.login_required = False  # type: ignore[attr-defined]
+        return view
 
 
 class LoginRequiredMixin(AccessMixin):
@@ -65,10 +73,10 @@ class LoginRequiredMixin(AccessMixin):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
-        return _answer_if(self._is_logged_in, request, answer)
+        return _answer_if(self.__is_logged_in, request, answer)
 
-    async def _is_logged_in(self) -> bool:
-        return bool((await _user(self.request)).is_authenticated)
+    async def __is_logged_in(self) -> bool:
+        return not is_nobody(await _user(self.request))
 
 
 class PermissionRequiredMixin(AccessMixin):
@@ -87,23 +95,35 @@ class PermissionRequiredMixin(AccessMixin):
         """
         _refuse_djangos(cls, "has_permission", "get_permission_required")
         for owner, permissions in _declared(cls, PermissionRequiredMixin, _PERMISSIONS, initkwargs):
-            if not permissions:
+            # A property says so at each request.
+            if not hasattr(permissions, "__get__") and not (
+                # A generator would say so once.
+                isinstance(permissions, Collection) and _names(permissions)
+            ):
                 raise ImproperlyConfigured(
                     f"{owner.__name__} needs `permission_required`, such as "
-                    '`permission_required = "news.view_headline"`.'
+                    '`permission_required = "news.view_headline"`, or a list of them.'
                 )
         return super().as_view(**initkwargs)
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
-        return _answer_if(self._has_permissions, request, answer)
+        return _answer_if(self.__has_permissions, request, answer)
 
-    async def _has_permissions(self) -> bool:
+    async def __has_permissions(self) -> bool:
         permissions: list[str] = []
         for asked in _bound(self, PermissionRequiredMixin, _PERMISSIONS):
-            permissions += [asked] if isinstance(asked, str) else asked
-        return bool(permissions) and await (await _user(self.request)).ahas_perms(permissions)
+            if not (names := _names(asked)):
+                return False
+            permissions += names
+        user = await _user(self.request)
+        if is_nobody(user) or not permissions:
+            return False
+        if hasattr(user, "ahas_perms"):
+            return bool(await user.ahas_perms(permissions))
+        # Not every user of a token has it.
+        return bool(await sync_to_async(user.has_perms)(permissions))
 
 
 class UserPassesTestMixin(AccessMixin):
@@ -133,15 +153,21 @@ class UserPassesTestMixin(AccessMixin):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
-        return _answer_if(self._passes, request, answer)
+        return _answer_if(self.__passes, request, answer)
 
-    async def _passes(self) -> bool:
+    async def __passes(self) -> bool:
         tests = _bound(self, UserPassesTestMixin, _TEST)
         try:
             for test_func in tests:
-                if not await test_func():
+                if not is_yes(await test_func()):
                     return False
         except PermissionDenied:
+            return False
+        except WrongAnswerError as error:
+            view = type(self).__qualname__
+            log_seldom(
+                f"test_func of {view} is taken for a no.", level=logging.ERROR, exc_info=error
+            )
             return False
         return bool(tests)
 
@@ -153,6 +179,12 @@ def _refuse_djangos(view: type, *names: str) -> None:
                 f"{view.__name__} has `{name}`, which Django's mixin asks and that of django_sse "
                 "does not: write `async def test_func(self)` of UserPassesTestMixin instead."
             )
+
+
+def _names(permissions: Any) -> list[str]:
+    """Return the names of the permissions asked for; none, if one of them is empty."""
+    names = [permissions] if isinstance(permissions, str) else list(permissions or ())
+    return names if all(names) else []
 
 
 def _owners(cls: type, mixin: type, name: str) -> list[type]:
@@ -189,8 +221,13 @@ def _bound(view: View, mixin: type, name: str) -> list[Any]:
     if name in vars(view):
         _refuse_to_replace(type(view), owners, name)
         return [vars(view)[name]]
-    said = [vars(owner)[name] for owner in owners]
-    return [each.__get__(view, type(view)) if hasattr(each, "__get__") else each for each in said]
+    bound = []
+    for owner in owners:
+        said = vars(owner)[name]
+        bound.append(said.__get__(view, type(view)) if hasattr(said, "__get__") else said)
+        # A cached property keeps its value there, where the next one would find it.
+        vars(view).pop(name, None)
+    return bound
 
 
 def _refuse_to_replace(view: type, owners: Sequence[type], name: str) -> None:
@@ -207,18 +244,19 @@ async def _answer_if(
 ) -> Any:
     if is_preflight(request):
         return preflight_answer(request)
+    await settle_user(request)
     if await test():
         return await answer()
-    if (await _user(request)).is_authenticated:
-        refusal: HttpResponse = HttpResponseForbidden()
-    else:
+    if is_nobody(await _user(request)):
         refusal = HttpResponse(status=401, headers={"WWW-Authenticate": _CHALLENGE})
+    else:
+        refusal = HttpResponseForbidden()
     return add_cors(request, no_store(refusal))
 
 
 async def _user(request: HttpRequest) -> Any:
-    if not hasattr(request, "auser"):
+    if not hasattr(request, "auser") and not hasattr(request, "user"):
         raise ImproperlyConfigured(
             "The mixins of django_sse need AuthenticationMiddleware in MIDDLEWARE."
         )
-    return await request.auser()
+    return await user_of(request)

@@ -1,19 +1,20 @@
-"""The tables of the database store."""
+"""The tables of the database store. Times are by the database's clock, in microseconds since the
+epoch."""
 
 from django.db import models
 
 from django_sse.fields import GroupField
-from django_sse.stores.base import MARK_LENGTH, Kind
+from django_sse.stores.base import MARK_LENGTH, NAME_LENGTH, Kind
 
 
 class EventGroup(models.Model):
     """A group's last number, and whether it is cancelled; its row is the group's lock."""
 
-    name = GroupField(max_length=99, primary_key=True)
+    name = GroupField(max_length=NAME_LENGTH, primary_key=True)
     first = models.BigIntegerField(default=0)
     head = models.BigIntegerField(default=0)
     cancelled = models.BooleanField(default=False)
-    changed = models.DateTimeField(db_index=True)
+    changed = models.BigIntegerField(db_index=True)
 
     def __str__(self) -> str:
         return self.name
@@ -23,12 +24,12 @@ class StoredEvent(models.Model):
     """A numbered event, as it goes over the wire, without its id."""
 
     id = models.BigAutoField(primary_key=True)
-    group = GroupField(max_length=99)
+    group = GroupField(max_length=NAME_LENGTH)
     number = models.BigIntegerField()
     wire = models.BinaryField()
     closes = models.BooleanField(default=False)
     exclude = models.CharField(max_length=MARK_LENGTH, default="", db_default="", blank=True)
-    created = models.DateTimeField(db_index=True)
+    created = models.BigIntegerField(db_index=True)
 
     class Meta:
         constraints = [
@@ -48,7 +49,7 @@ class OutboxEvent(models.Model):
     """
 
     id = models.BigAutoField(primary_key=True)
-    group = GroupField(max_length=99, db_index=True)
+    group = GroupField(max_length=NAME_LENGTH, db_index=True)
     kind = models.SmallIntegerField(choices=[(kind.value, kind.name.lower()) for kind in Kind])
     wire = models.BinaryField()
     exclude = models.CharField(max_length=MARK_LENGTH, default="", db_default="", blank=True)

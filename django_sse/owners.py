@@ -6,21 +6,30 @@ says when the owner's streams were ended.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from time import time
+from types import SimpleNamespace
 from typing import Any, Final
 from uuid import UUID
 
+from asgiref.sync import sync_to_async
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model
 from django.contrib.sessions.backends.base import SessionBase
 from django.contrib.sessions.backends.signed_cookies import SessionStore as CookieSession
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import (
+    ImproperlyConfigured,
+    SynchronousOnlyOperation,
+    ValidationError,
+)
 from django.db.models import Model
 from django.http import HttpRequest
 
 from django_sse.conf import conf
+from django_sse.namespaces import full_name
 from django_sse.stores.base import MARK, MARK_LENGTH, GroupState, validate_group
+from django_sse.text import plain
 
 BEGAN_SESSION_KEY: Final = "_django_sse_began"
 """Where a session keeps when its user logged in: seconds since the epoch."""
@@ -29,13 +38,14 @@ BEGAN_SESSION_KEY: Final = "_django_sse_began"
 @dataclass(frozen=True, slots=True)
 class Login:
     """What a session says of the user who is logged in, as Django's ``get_user`` reads it, and
-    where it is kept; None for one that is kept in its cookie."""
+    where it is kept; None for one that is kept in its cookie. ``namespace`` is its tenant."""
 
     user: str
     backend: str
     session_hash: str
     session_store: type[SessionBase] | None = None
     session_key: str | None = None
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +56,33 @@ class Owner:
     each of its groups the one of its user in that group, with the group that the mark is about
     (None: all of them).
     ``began`` is when the session's user logged in, in seconds since the epoch; 0 where nobody
-    knows.
+    knows. ``namespace`` is the tenant's name.
     """
 
     marks: Mapping[str, str | None]
     user: str | None = None
     began: float = 0.0
     login: Login | None = None
+    namespace: str = ""
+
+    def within(self, namespace: str) -> "Owner":
+        """Return an owner among those of all tenants, as stores and hubs know it."""
+        if not namespace:
+            return self
+        marks = {
+            full_name(namespace, mark): about and full_name(namespace, about)
+            for mark, about in self.marks.items()
+        }
+        user = self.user and full_name(namespace, self.user)
+        login = self.login and replace(self.login, namespace=namespace)
+        return replace(self, marks=marks, user=user, login=login, namespace=namespace)
 
     def is_ended(self, mark: str, state: GroupState) -> bool:
         """Whether the streams that a mark's state is about were ended: a user's since the login."""
         of_user = mark == self.user or self.marks[mark] is not None
         # A session and a login that are over stay so, whatever the clocks of several hosts say.
         began = self.began if of_user else 0.0
-        ended = state.first / 1_000_000
+        ended = state.first / 1_000_000 if state.cancelled else 0.0
         return began < ended and time() - ended < conf().CANCEL_TTL
 
     def groups_left(self, groups: Iterable[str], states: Mapping[str, GroupState]) -> list[str]:
@@ -113,12 +136,22 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
 
 
 def is_nobody(user: Any) -> bool:
-    """Whether a user is none, or one who is not authenticated."""
+    """Whether a user is none, or one who is not authenticated. As Django asks, it is the truth of
+    what the user says that counts."""
     return (
         user is None
-        or getattr(user, "is_anonymous", False) is True
-        or getattr(user, "is_authenticated", True) is False
+        or bool(getattr(user, "is_anonymous", False))
+        or not getattr(user, "is_authenticated", True)
     )
+
+
+async def loaded(user: Any) -> Any:
+    """Return a user who may be lazy, as ``request.user`` is, once it needs no query any more."""
+    try:
+        is_nobody(user)
+    except SynchronousOnlyOperation:
+        await sync_to_async(is_nobody)(user)
+    return user
 
 
 def user_mark(user: Any, group: str | None = None) -> str:
@@ -175,23 +208,46 @@ def login_mark(session: SessionBase | Mapping[str, Any]) -> str | None:
 
 def _names_of(user: Any) -> list[str]:
     """Return what names a user, and no other; nothing where nothing does."""
-    if isinstance(user, int | str | UUID):
-        return [str(user)]
+    if isinstance(user, int | str | UUID) and not isinstance(user, bool):
+        return [_key(user)]
     if not isinstance(user, Model):
         if not hasattr(user, "is_authenticated"):
             raise TypeError(f"Give a user or its primary key, not {type(user).__name__}.")
         keys = (getattr(user, "pk", None), getattr(user, "id", None))
-        return [str(key) for key in keys if key is not None][:1]
+        return [_key(key) for key in keys if key is not None][:1]
     is_user = _is_user(user)
     # Another model's instance may have the primary key of a user who is not meant.
     if not is_user and not hasattr(user, "is_authenticated"):
         raise TypeError(f"Give a user or its primary key, not {type(user).__name__}.")
     if user.pk is None:
         raise ValueError(f"{user!r} has no primary key yet: save it first.")
-    # As sessions have it.
-    key = str(user._meta.pk.value_to_string(user))
+    if is_user:
+        # Of a model that inherits from the user's, with a primary key of its own, the user's.
+        return [_key(getattr(user, get_user_model()._meta.pk.attname))]
     model: Any = user._meta.concrete_model
-    return [key] if is_user else [model._meta.label_lower, key]
+    return [model._meta.label_lower, _key_of(model, user.pk) or str(plain(user.pk))]
+
+
+def _key(key: Any) -> str:
+    """Return a user's primary key as sessions have it, in whatever form it is given that the ORM
+    takes. Where no user can have it but one of other means, a UUID has one form, and any other text
+    is what it is."""
+    text = str(plain(key))
+    with suppress(ImproperlyConfigured):
+        if of_user := _key_of(get_user_model(), text):
+            return of_user
+    with suppress(ValueError):
+        return str(UUID(text))
+    return text
+
+
+def _key_of(model: Any, key: Any) -> str | None:
+    """Return a primary key of a model as sessions have it; None where it can be none."""
+    field = model._meta.pk
+    with suppress(TypeError, ValueError, ValidationError):
+        value = field.to_python(key)
+        return str(field.value_to_string(SimpleNamespace(**{field.attname: value})))
+    return None
 
 
 def _is_user(instance: Model) -> bool:

@@ -13,13 +13,14 @@ from functools import lru_cache
 from typing import Final
 
 from django_sse.keys import accepted_keys, signature, signing_key
+from django_sse.namespaces import prefix_of
 
 TERMINAL_MARK: Final = "~end"
 """What the id ends with that is left with a client for which it is over: the id of a finished
 generator view, and what follows the position of a client whose login has ended."""
 
-MAX_BYTES: Final = 16 * 1024
-"""A longer ``Last-Event-ID`` is none of ours, and is not read."""
+MAX_LENGTH: Final = 16 * 1024
+"""In characters. A longer ``Last-Event-ID`` is none of ours, and is not read."""
 
 LOST: Final = -1
 """The number, before every group's first, of who has a position that nobody can tell any more."""
@@ -40,7 +41,7 @@ def format_position(numbers: Mapping[str, int]) -> str:
     entries = _JOIN.join(
         f"{_group_hash(of_groups, group)}.{_base36(number)}" for group, number in numbers.items()
     )
-    signed = signature(signing_key(_PURPOSE), entries.encode())
+    signed = signature(signing_key(_PURPOSE), _signed(numbers, entries))
     return f"{entries}{_JOIN}{_short(signed)}"
 
 
@@ -48,16 +49,17 @@ def parse_position(last_event_id: str, groups: Iterable[str]) -> dict[str, int]:
     """Return the numbers that a client's ``Last-Event-ID`` has for these groups.
 
     Never raises, whatever was sent. Entries of other groups are ignored. What looks like a position
-    and is not signed by us, as one of before a change of ``SECRET_KEY``, has ``LOST`` for all of
-    the groups: their client has missed events, and nobody knows which. Anything else is no
-    position.
+    and is not signed by us, as one of before a change of ``SECRET_KEY``, or for another tenant, has
+    ``LOST`` for all of the groups: their client has missed events, and nobody knows which. Anything
+    else is no position.
     """
-    if len(last_event_id) > MAX_BYTES or not _ENTRY.search(last_event_id):
+    if len(last_event_id) > MAX_LENGTH or not _ENTRY.search(last_event_id):
         return {}
     entries, _, signed = last_event_id.removesuffix(TERMINAL_MARK).rpartition(_JOIN)
+    groups = list(groups)
     keys = zip(accepted_keys(_PURPOSE), accepted_keys(_OF_GROUPS), strict=True)
     for key, of_groups in keys:
-        valid = _short(signature(key, entries.encode("utf-8", "replace")))
+        valid = _short(signature(key, _signed(groups, entries)))
         if hmac.compare_digest(valid.encode(), signed.encode("utf-8", "replace")):
             return _numbers(of_groups, entries, groups)
     return dict.fromkeys(groups, LOST)
@@ -66,6 +68,12 @@ def parse_position(last_event_id: str, groups: Iterable[str]) -> dict[str, int]:
 def group_hash(group: str) -> str:
     """Return the 11 characters that stand for a group in the positions that are given out."""
     return _group_hash(signing_key(_OF_GROUPS), group)
+
+
+def _signed(groups: Iterable[str], entries: str) -> bytes:
+    # They are all of one tenant, and no entry has what its prefix ends with.
+    prefix = prefix_of(next(iter(groups), ""))
+    return f"{prefix}{entries}".encode("utf-8", "replace")
 
 
 def _numbers(key: bytes, entries: str, groups: Iterable[str]) -> dict[str, int]:

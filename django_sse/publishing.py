@@ -1,7 +1,8 @@
 """Publish to groups, cancel and reopen them: from sync and async code, threads and commands."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final
 
@@ -12,11 +13,13 @@ from django.utils.asyncio import async_unsafe
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.event import Event, encode_published
-from django_sse.exceptions import InvalidEvent
-from django_sse.owners import mark_of, user_mark
+from django_sse.exceptions import GroupCancelled, InvalidEvent
+from django_sse.namespaces import acurrent_namespace, current_namespace, full_name, plain_name
+from django_sse.owners import loaded, mark_of, user_mark
 from django_sse.position import format_position
 from django_sse.stores import get_store
 from django_sse.stores.base import Kind, NewEntry, closing_wire, validate_group
+from django_sse.text import plain
 
 
 class _Whose(Enum):
@@ -42,11 +45,12 @@ class Published:
 
     group: str
     number: int | None
+    _full_name: str = field(repr=False)
 
     @property
     def id(self) -> str | None:
         """The id that streams of its group alone show; None without a number."""
-        return None if self.number is None else format_position({self.group: self.number})
+        return None if self.number is None else format_position({self._full_name: self.number})
 
 
 @async_unsafe(_ON_A_LOOP.format("publish"))
@@ -68,16 +72,15 @@ def publish(group: str, data: Any, *, event: str | None = None, exclude: Any = N
         GroupCancelled: The group is cancelled.
         SynchronousOnlyOperation: Called on a running event loop.
     """
-    entry = _entry(group, _event(data, event), mark_of(exclude))
-    return _published(_append([entry]), [group])[0]
+    return _append([_entry(group, _event(data, event), mark_of(exclude))])[0]
 
 
 async def apublish(
     group: str, data: Any, *, event: str | None = None, exclude: Any = None
 ) -> Published:
     """Publish one event to a group from async code; otherwise as ``publish``."""
-    entry = _entry(group, _event(data, event), mark_of(exclude))
-    return _published(await _aappend([entry]), [group])[0]
+    entry = _entry(group, _event(data, event), mark_of(await loaded(exclude)))
+    return (await _aappend([entry]))[0]
 
 
 @async_unsafe(_ON_A_LOOP.format("publish_template"))
@@ -120,16 +123,14 @@ def publish_many(events: Iterable[tuple[str, Any]], *, exclude: Any = None) -> l
     Raises:
         As ``publish``.
     """
-    entries = _entries(events, exclude)
-    return _published(_append(entries), [entry.group for entry in entries])
+    return _append(_entries(events, exclude))
 
 
 async def apublish_many(
     events: Iterable[tuple[str, Any]], *, exclude: Any = None
 ) -> list[Published]:
     """Publish several events from async code; otherwise as ``publish_many``."""
-    entries = _entries(events, exclude)
-    return _published(await _aappend(entries), [entry.group for entry in entries])
+    return await _aappend(_entries(events, await loaded(exclude)))
 
 
 @async_unsafe(_ON_A_LOOP.format("cancel"))
@@ -162,7 +163,7 @@ async def acancel(
     group: str | None = None, *, user: Any = EVERYBODY, reason: str | None = None
 ) -> None:
     """Cancel from async code; otherwise as ``cancel``."""
-    await _aappend([_closing_entry(group, user, reason)])
+    await _aappend([_closing_entry(group, await loaded(user), reason)])
 
 
 def end_streams(marks: Iterable[str], reason: str) -> None:
@@ -175,22 +176,29 @@ def end_streams(marks: Iterable[str], reason: str) -> None:
 
 
 @async_unsafe(_ON_A_LOOP.format("reopen"))
-def reopen(group: str) -> None:
-    """Bring a cancelled group back, with its numbers and its history.
+def reopen(group: str | None = None, *, user: Any = EVERYBODY) -> None:
+    """Undo a cancel: of a group, of a user's streams, or of a user's streams of a group.
 
-    Reopening a group that is not cancelled changes nothing. Inside a transaction it happens with
-    its commit.
+    A group comes back with its numbers and its history. A user who was cancelled is let in again,
+    also in the session of before. Each undoes the ``cancel`` of the same arguments and no other;
+    where there was none it changes nothing. Inside a transaction it happens with its commit.
+
+    Args:
+        group: A Channels group name.
+        user: A user or its primary key; without it, a group is reopened for everybody.
 
     Raises:
         InvalidGroup: The name is none.
+        TypeError, ValueError: As ``cancel``.
         SynchronousOnlyOperation: Called on a running event loop.
+        Exception: The event store could not be written.
     """
-    _append([NewEntry(validate_group(group), b"", Kind.REOPEN)])
+    _append([_reopening_entry(group, user)])
 
 
-async def areopen(group: str) -> None:
-    """Bring a cancelled group back from async code; otherwise as ``reopen``."""
-    await _aappend([NewEntry(validate_group(group), b"", Kind.REOPEN)])
+async def areopen(group: str | None = None, *, user: Any = EVERYBODY) -> None:
+    """Undo a cancel from async code; otherwise as ``reopen``."""
+    await _aappend([_reopening_entry(group, await loaded(user))])
 
 
 @async_unsafe(_ON_A_LOOP.format("position"))
@@ -201,7 +209,9 @@ def position(*groups: str) -> str:
         InvalidGroup: A name is none.
         SynchronousOnlyOperation: Called on a running event loop.
     """
-    states = get_store().states([validate_group(group) for group in groups])
+    plain = [validate_group(group) for group in groups]
+    namespace = current_namespace()
+    states = get_store().states([full_name(namespace, group) for group in plain])
     return format_position({group: state.head for group, state in states.items()})
 
 
@@ -229,32 +239,76 @@ def _entry(group: str, event: Event, exclude: str) -> NewEntry:
 
 
 def _closing_entry(group: str | None, user: Any, reason: str | None) -> NewEntry:
-    if group is None and user is EVERYBODY:
-        raise TypeError("Name the group to cancel, or give the user whose streams are to end.")
+    name = _group_or_mark(group, user)
+    reason = plain(reason)
     if reason is not None and not isinstance(reason, str):
         raise InvalidEvent(f"The reason must be text, not {type(reason).__name__}.")
     wire = closing_wire(reason)
     if len(wire) > conf().MAX_EVENT_BYTES:
         raise InvalidEvent("The reason is longer than DJANGO_SSE['MAX_EVENT_BYTES'] allows.")
+    return NewEntry(name, wire, Kind.CLOSE if user is EVERYBODY else Kind.END)
+
+
+def _reopening_entry(group: str | None, user: Any) -> NewEntry:
+    return NewEntry(_group_or_mark(group, user), b"", Kind.REOPEN)
+
+
+def _group_or_mark(group: str | None, user: Any) -> str:
     if user is not EVERYBODY:
-        return NewEntry(user_mark(user, group), wire, Kind.END)
-    assert group is not None
-    return NewEntry(validate_group(group), wire, Kind.CLOSE)
+        return user_mark(user, group)
+    if group is None:
+        raise TypeError("Name a group, or give the user whose streams are meant.")
+    return validate_group(group)
 
 
-def _append(entries: Sequence[NewEntry]) -> list[int | None]:
+def _append(entries: Sequence[NewEntry]) -> list[Published]:
     if not entries:
         return []
     store = get_store()
-    return store.append(entries, doorbell_of(store).ring)
+    named = _within(current_namespace(), entries)
+    with _plain_errors():
+        numbers = store.append(named, doorbell_of(store).ring)
+    return _published(entries, named, numbers)
 
 
-async def _aappend(entries: Sequence[NewEntry]) -> list[int | None]:
+async def _aappend(entries: Sequence[NewEntry]) -> list[Published]:
     if not entries:
         return []
     store = get_store()
-    return await store.aappend(entries, doorbell_of(store).ring)
+    named = _within(await acurrent_namespace(), entries)
+    with _plain_errors():
+        numbers = await store.aappend(named, doorbell_of(store).ring)
+    return _published(entries, named, numbers)
 
 
-def _published(numbers: Sequence[int | None], groups: Sequence[str]) -> list[Published]:
-    return [Published(group, number) for number, group in zip(numbers, groups, strict=True)]
+def _within(namespace: str, entries: Sequence[NewEntry]) -> Sequence[NewEntry]:
+    """Return the entries under the names that the store has for the tenant's groups and owners."""
+    if not namespace:
+        return entries
+    return [
+        replace(
+            entry,
+            group=full_name(namespace, entry.group),
+            exclude=full_name(namespace, entry.exclude),
+        )
+        for entry in entries
+    ]
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    try:
+        yield
+    except GroupCancelled as error:
+        if (group := plain_name(error.group)) == error.group:
+            raise
+        raise GroupCancelled(group) from None
+
+
+def _published(
+    entries: Sequence[NewEntry], named: Sequence[NewEntry], numbers: Sequence[int | None]
+) -> list[Published]:
+    return [
+        Published(entry.group, number, full.group)
+        for entry, full, number in zip(entries, named, numbers, strict=True)
+    ]

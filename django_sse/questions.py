@@ -1,23 +1,30 @@
 """Asks views whether their streams are still allowed, long after the requests that they came by."""
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Callable
-from contextvars import Context
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from math import inf
 from typing import Final
 
+from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import PermissionDenied
 from django.db import Error as DatabaseFailure
 
 from django_sse.conf import conf
-from django_sse.logs import log_seldom
+from django_sse.logs import log_seldom, view_name
+from django_sse.namespaces import namespace_context
 from django_sse.stores.base import closing_wire
-from django_sse.stream import Stream
-from django_sse.threads import own_thread
+from django_sse.stream import Question, Stream
+from django_sse.tasks import is_order
+from django_sse.threads import own_thread, with_this_thread
 
 # How long a view may take to say whether its stream is still allowed.
 _ANSWER_SECONDS: Final = 10.0
+# How long one that was told to stop may take to do so.
+_GRACE_SECONDS: Final = 1.0
 # Streams that are asked about at once: they share a thread for what they do in threads.
 _AT_ONCE: Final = 10
 # When a view is asked again that could not say.
@@ -27,6 +34,10 @@ _AGAIN_SECONDS: Final = 2.0
 _EARLY: Final = 0.05
 # Exceptions that are looked through for the one that has caused them, which may be itself.
 _CAUSES: Final = 10
+
+
+class WrongAnswerError(TypeError):
+    """A view's question was answered by what is neither True nor False."""
 
 
 class Questions:
@@ -40,6 +51,8 @@ class Questions:
         # Each in the order in which they are due: who was not asked about for longest comes first.
         self._due: dict[Stream, float] = {}
         self._due_again: dict[Stream, float] = {}
+        # Held by who has the thread that others share, in the tenant of its stream.
+        self._entered = asyncio.Lock()
 
     def add(self, stream: Stream) -> None:
         """Ask about a stream from now on, if its view has something to say."""
@@ -55,8 +68,13 @@ class Questions:
         """Ask whenever it is time, again and again."""
         while True:
             await asyncio.sleep(self._seconds_to_next())
-            async with own_thread() as give_up_thread:
-                await self._ask_all_due(give_up_thread)
+            try:
+                async with own_thread() as give_up_thread:
+                    await self._ask_all_due(give_up_thread)
+            except Exception as error:
+                # Who was not asked about is still due.
+                log_seldom("Views cannot be asked.", level=logging.ERROR, exc_info=error)
+                await asyncio.sleep(_AGAIN_SECONDS)
 
     def _seconds_to_next(self) -> float:
         # Who is added meanwhile is not due before that either.
@@ -67,9 +85,9 @@ class Questions:
     def _take_due(self) -> tuple[Stream, bool] | None:
         """Take the next stream to ask about; with it, whether that is for the second time."""
         early = _EARLY * conf().RECHECK_INTERVAL
-        for waiting, again in ((self._due_again, True), (self._due, False)):
+        for waiting, ahead, again in ((self._due_again, 0.0, True), (self._due, early, False)):
             stream, due = next(iter(waiting.items()), (None, inf))
-            if stream and due <= _now() + early:
+            if stream and due <= _now() + ahead:
                 del waiting[stream]
                 return stream, again
         return None
@@ -80,10 +98,14 @@ class Questions:
             while True:
                 while len(asking) < _AT_ONCE and (taken := self._take_due()):
                     stream, again = taken
+                    # In copies: what the view sets in it is not there when it is asked again.
                     asking.add(
-                        asyncio.create_task(self._ask_apart(stream), context=Context())
+                        asyncio.create_task(self._ask_apart(stream), context=stream.context.copy())
                         if again
-                        else asyncio.create_task(self._ask(stream, give_up_thread))
+                        else asyncio.create_task(
+                            self._ask(stream, give_up_thread),
+                            context=with_this_thread(stream.context),
+                        )
                     )
                 if not asking:
                     return
@@ -110,17 +132,13 @@ class Questions:
         if stream.ended.done():
             return
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                allowed = await stream.still_allowed()
+            async with self._turn(again):
+                allowed = is_yes(await _answer_of(_question_of(stream)))
         except PermissionDenied:
             allowed = False
-        except (KeyboardInterrupt, SystemExit):
-            raise
         except BaseException as error:
             # Also what is no Exception, such as a panic in an extension.
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
-                # It was the hub that was stopped, not something that the view waits for.
+            if is_order(error):
                 raise
             if _is_of_surroundings(error):
                 # The thread may hang, or have a connection that is broken.
@@ -138,11 +156,66 @@ class Questions:
         elif not stream.ended.done():
             self._due[stream] = _now() + conf().RECHECK_INTERVAL
 
+    def _turn(self, again: bool) -> AbstractAsyncContextManager[None]:
+        alone = again or conf().NAMESPACE_CONTEXT is None
+        return nullcontext() if alone else self._entered
+
     def _log(self, stream: Stream, what_follows: str, error: BaseException) -> None:
-        view = type(getattr(stream.still_allowed, "__self__", stream.still_allowed)).__qualname__
+        assert stream.still_allowed
         # Of each view apart, where there may be thousands of streams.
-        message = f"still_allowed of {view} failed: {what_follows}."
+        message = f"still_allowed of {view_name(stream.still_allowed)} failed: {what_follows}."
         log_seldom(message, level=logging.ERROR, exc_info=error)
+
+
+async def _answer_of(question: Question) -> bool:
+    """Return what a view says, in time.
+
+    Raises:
+        TimeoutError: It says nothing; it is left behind, even where it takes no notice of that.
+    """
+    answer = asyncio.ensure_future(question())
+    try:
+        await asyncio.wait([answer], timeout=_ANSWER_SECONDS)
+        if not answer.done():
+            raise TimeoutError("It has not answered in time.")
+        return answer.result()
+    finally:
+        # What it still raises is nobody's; asyncio would log it.
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        answer.cancel()
+        await asyncio.wait([answer], timeout=_GRACE_SECONDS)
+
+
+def is_yes(answer: object) -> bool:
+    """Return what a view's question was answered, where only True is a yes, and False
+    or None a no.
+
+    Raises:
+        WrongAnswerError: It would be true without being meant so, such as a response, or a
+            coroutine that nobody has awaited.
+    """
+    # Not by its truth, which may be a query.
+    if answer is None or isinstance(answer, bool):
+        return bool(answer)
+    if inspect.iscoroutine(answer):
+        answer.close()
+        raise WrongAnswerError("The answer has to be True or False, not a coroutine: `await` it.")
+    raise WrongAnswerError(f"The answer has to be True or False, not {type(answer).__name__}.")
+
+
+def _question_of(stream: Stream) -> Question:
+    """Return what asks a stream's view, in the tenant that the stream was opened in."""
+    assert stream.still_allowed
+    if conf().NAMESPACE_CONTEXT is None:
+        return stream.still_allowed
+    return partial(sync_to_async(_answer_within), stream)
+
+
+def _answer_within(stream: Stream) -> bool:
+    assert stream.still_allowed
+    with namespace_context(stream.owner.namespace):
+        # What the view does in threads comes back to this one, which is in the tenant.
+        return async_to_sync(stream.still_allowed)()
 
 
 def _is_of_surroundings(error: BaseException | None) -> bool:
@@ -152,6 +225,8 @@ def _is_of_surroundings(error: BaseException | None) -> bool:
         # A TimeoutError is an OSError.
         if error is None or isinstance(error, DatabaseFailure | OSError):
             break
+        if isinstance(error, BaseExceptionGroup):
+            return all(_is_of_surroundings(each) for each in error.exceptions)
         error = error.__cause__ or error.__context__
     return isinstance(error, DatabaseFailure | OSError)
 

@@ -1,24 +1,42 @@
 """Whether open streams may go on: asked again, long after the requests that they were opened by."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
+from math import inf
 from typing import Final
 
+from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connections
 
-from django_sse.logins import judge, without_session
+from django_sse.conf import conf
+from django_sse.logins import (
+    Judgement,
+    ajudge_by_backend,
+    finds_users_itself,
+    judge,
+    without_session,
+)
 from django_sse.logs import log_seldom, logger
+from django_sse.namespaces import namespace_context
 from django_sse.owners import Login
 from django_sse.questions import Questions
 from django_sse.stores.base import EventStore, GroupState, Hint, closing_wire
 from django_sse.stores.states import StateReader
 from django_sse.stream import Stream
-from django_sse.tasks import spawn
-from django_sse.threads import WorkerThread
+from django_sse.subscription import each
+from django_sse.tasks import is_order, spawn
+from django_sse.threads import Result, WorkerThread, own_thread
 
 # Judging all logins pauses for so many times as long as it took, so that it never costs much.
 _LOGINS_PAUSE: Final = 20
+# When a user who was not found is looked for again.
+_AGAIN_SECONDS: Final = 1.0
+# How long backends that find users in ways of their own are asked at a stretch.
+_BACKENDS_SECONDS: Final = 10.0
+
+_Logins = Mapping[Login, Collection[Stream]]
 
 
 class Rechecks:
@@ -53,6 +71,11 @@ class Rechecks:
         self._to_look_up: set[str] = set()
         self._to_judge: set[str] = set()
         self._answering: asyncio.Task[None] | None = None
+        # The logins whose user was not found, with the time of the first such look.
+        self._missed: dict[Login, float] = {}
+        # When backends were asked about each of their logins, and whether one is to be asked now.
+        self._asked: dict[Login, float] = {}
+        self._is_urgent = asyncio.Event()
 
     def add(self, stream: Stream) -> None:
         """Note whose a stream is."""
@@ -66,6 +89,8 @@ class Rechecks:
             self.owned[mark].discard(stream)
             if not self.owned[mark]:
                 del self.owned[mark]
+        if stream.owner.login:
+            self._missed.pop(stream.owner.login, None)
         self._questions.remove(stream)
 
     async def aclose(self) -> None:
@@ -89,6 +114,7 @@ class Rechecks:
             try:
                 await self.look_up(marks)
                 streams = {stream for mark in changed for stream in self.owned.get(mark, ())}
+                self._ask_backends_soon(streams)
                 await self._judge_logins(streams)
             except Exception as error:
                 # The next comparison with the store, or sweep of the logins, finds it.
@@ -115,15 +141,19 @@ class Rechecks:
         ]
         if ended:
             entries = await self._store.aread(mark, state.first - 1, 1)
-            for stream in ended:
-                stream.shut(
-                    entries[0].wire if entries else closing_wire(None), stream.owner.marks[mark]
-                )
+            closing = entries[0].wire if entries else closing_wire(None)
+            each(ended, lambda stream: stream.shut(closing, stream.owner.marks[mark]))
 
     # Logins
 
     async def watch_logins(self) -> None:
         """Judge all logins, and look for their sessions, again and again."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._sweep())
+            # Apart from all others, whom they must not hold up.
+            tasks.create_task(self._watch_backends())
+
+    async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         failing = set()
         while True:
@@ -136,7 +166,9 @@ class Rechecks:
                 try:
                     await judge_all(self._streams)
                     failing.discard(what)
-                except Exception:
+                except BaseException as error:
+                    if is_order(error):
+                        raise
                     if what not in failing:
                         logger.exception("Whether the %s of streams hold cannot be read.", what)
                     failing.add(what)
@@ -144,29 +176,122 @@ class Rechecks:
             await asyncio.sleep(max(self._interval(), _LOGINS_PAUSE * took))
 
     async def _judge_logins(self, streams: Collection[Stream]) -> None:
-        """End those of the streams whose login does not hold any more."""
-        if owned := _with_login(streams):
-            logins = {login for _, login in owned}
-            gone, changed = await self._thread.run(lambda: judge(logins))
-            for stream, login in owned:
-                if login in gone:
-                    stream.shut(closing_wire("logged out"))
-                elif login in changed:
-                    # Its session may be the one that the password was changed in, and go on.
-                    stream.dismiss_unless_logged_in()
+        """End those of the streams whose login does not hold any more, as the database says."""
+        logins = _by_login(streams, own_ways=False)
+        async for of_tenant, judgement in self._ask_each_tenant(logins, judge):
+            self._heed(of_tenant, judgement)
+
+    async def _watch_backends(self) -> None:
+        """Ask the backends that find users in ways of their own, one login at a time."""
+        loop = asyncio.get_running_loop()
+        pause = 0.0
+        while True:
+            began = loop.time()
+            answers = True
+            try:
+                answers = await self._ask_backends(began - pause)
+            except Exception as error:
+                log_seldom("Backends cannot be asked about logins.", exc_info=error)
+            pause = max(self._interval(), _LOGINS_PAUSE * (loop.time() - began))
+            if not answers:
+                # Who rings does not make more threads hang.
+                await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._is_urgent.wait()
+            self._is_urgent.clear()
+
+    async def _ask_backends(self, before: float) -> bool:
+        """Ask about the logins that were not asked about since, those first that were not for
+        longest, as long as there is time. Return whether the backends answer in time."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + _BACKENDS_SECONDS
+        logins = _by_login(self._streams, own_ways=True)
+        self._asked = {login: at for login, at in self._asked.items() if login in logins}
+        due = [login for login in logins if self._asked.get(login, -inf) <= before]
+        due.sort(key=lambda login: self._asked.get(login, -inf))
+        if not due:
+            return True
+        async with own_thread() as give_up_thread:
+            for login in due:
+                if loop.time() > ends:
+                    break
+                self._asked[login] = loop.time()
+                try:
+                    judgement = await _ajudge_within(login)
+                except Exception as error:
+                    # No answer is no no. The thread may hang, or have a connection that is broken.
+                    give_up_thread()
+                    log_seldom("%s could not find a user.", login.backend, exc_info=error)
+                    if isinstance(error, TimeoutError):
+                        return False
+                else:
+                    self._heed({login: logins[login]}, judgement)
+        return True
+
+    def _ask_backends_soon(self, streams: Iterable[Stream]) -> None:
+        if logins := _by_login(streams, own_ways=True):
+            for login in logins:
+                self._asked.pop(login, None)
+            self._is_urgent.set()
+
+    def _heed(self, logins: _Logins, judgement: Judgement) -> None:
+        for login, streams in logins.items():
+            absent = login in judgement.absent
+            if not absent:
+                self._missed.pop(login, None)
+            if login in judgement.gone:
+                each(streams, _shut)
+            elif login in judgement.changed:
+                # Its session may be the one that the password was changed in, and go on.
+                each(streams, _send_back)
+            if absent:
+                self._miss(login, streams)
+
+    def _miss(self, login: Login, streams: Collection[Stream]) -> None:
+        """End streams whose user was not found before either: a replica may not have it yet."""
+        loop = asyncio.get_running_loop()
+        if login not in self._missed:
+            self._missed[login] = loop.time()
+            for mark in {stream.owner.user for stream in streams if stream.owner.user}:
+                hint = Hint(mark, 0, cancelled=False)
+                loop.call_later(_AGAIN_SECONDS, self.hear, hint)
+        elif loop.time() - self._missed[login] >= _AGAIN_SECONDS:
+            # A backend may read where a user is not for longer: the next request asks it again.
+            each(streams, _send_back if finds_users_itself(login.backend) else _shut)
 
     async def _look_for_sessions(self, streams: Collection[Stream]) -> None:
         """Send the clients back whose session is gone, or has another key now."""
-        if not (owned := _with_login(streams)):
-            return
-        logins = {login for _, login in owned}
-        gone = await self._thread.run(lambda: without_session(logins))
-        if ended := [stream for stream, login in owned if login in gone]:
-            # Of one that was logged out the store says so, whether or not that was heard yet.
-            with suppress(Exception):
-                await self.look_up({mark for stream in ended for mark in stream.owner.marks})
-        for stream in ended:
-            stream.dismiss_unless_logged_in()
+        logins = _by_login(streams, own_ways=None)
+        async for of_tenant, gone in self._ask_each_tenant(logins, without_session):
+            if ended := [stream for login in gone for stream in of_tenant[login]]:
+                # Of one that was logged out the store says so, whether or not that was heard yet.
+                with suppress(Exception):
+                    await self.look_up({mark for stream in ended for mark in stream.owner.marks})
+            each(ended, _send_back)
+
+    async def _ask_each_tenant(
+        self, logins: _Logins, question: Callable[[Collection[Login]], Result]
+    ) -> AsyncIterator[tuple[_Logins, Result]]:
+        """Ask about the logins of each tenant, in the tenant; yields both.
+
+        Raises:
+            Exception: About one of them there was no answer; the others were asked about first.
+        """
+        tenants: dict[str, dict[Login, Collection[Stream]]] = {}
+        for login, streams in logins.items():
+            tenants.setdefault(login.namespace, {})[login] = streams
+        failure: Exception | None = None
+        for namespace, of_tenant in tenants.items():
+            ask = partial(_ask_within, namespace, question, of_tenant.keys())
+            try:
+                answer = await self._thread.run(ask)
+            except Exception as error:
+                failure = error
+            else:
+                yield of_tenant, answer
+        if failure:
+            raise failure
 
     # Views
 
@@ -175,5 +300,42 @@ class Rechecks:
         await self._questions.ask()
 
 
-def _with_login(streams: Iterable[Stream]) -> list[tuple[Stream, Login]]:
-    return [(stream, stream.owner.login) for stream in streams if stream.owner.login]
+def _by_login(streams: Iterable[Stream], *, own_ways: bool | None) -> _Logins:
+    """Return the streams of the logins whose backends find users in ways of their own, or else of
+    the others; None for all."""
+    found: dict[Login, list[Stream]] = {}
+    for stream in streams:
+        if login := stream.owner.login:
+            found.setdefault(login, []).append(stream)
+    if own_ways is None:
+        return found
+    paths = {login.backend for login in found}
+    wanted = {path for path in paths if finds_users_itself(path) is own_ways}
+    return {login: streams for login, streams in found.items() if login.backend in wanted}
+
+
+def _shut(stream: Stream) -> None:
+    stream.shut(closing_wire("logged out"))
+
+
+def _send_back(stream: Stream) -> None:
+    stream.dismiss_unless_logged_in()
+
+
+def _ask_within(
+    namespace: str, question: Callable[[Collection[Login]], Result], logins: Collection[Login]
+) -> Result:
+    with namespace_context(namespace):
+        return question(logins)
+
+
+async def _ajudge_within(login: Login) -> Judgement:
+    if conf().NAMESPACE_CONTEXT is None:
+        return await ajudge_by_backend(login)
+
+    def judge_within() -> Judgement:
+        with namespace_context(login.namespace):
+            # What the backend does in threads comes back to this one, which is in the tenant.
+            return async_to_sync(ajudge_by_backend)(login)
+
+    return await sync_to_async(judge_within)()

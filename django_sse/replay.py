@@ -22,6 +22,17 @@ def join(after: int, entries: Iterable[Entry]) -> tuple[list[Entry], bool]:
     return joined, False
 
 
+def fitting(sizes: Iterable[int], max_bytes: int) -> int:
+    """Return how many of the first things fit into so many bytes together, but at least one."""
+    count = 0
+    for size in sizes:
+        max_bytes -= size
+        if max_bytes < 0 and count:
+            break
+        count += 1
+    return count
+
+
 def is_lost(number: int, state: GroupState, replay_events: int | None = None) -> bool:
     """Whether what follows a number cannot be replayed from a group any more, or is more than so
     many events."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
+from math import inf
 from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
@@ -26,11 +27,14 @@ from django_sse.refusals import (
 )
 from django_sse.shutdown import call_at_shutdown
 from django_sse.stores.base import closing_wire
-from django_sse.stream import HEARTBEAT, Stream, jittered_retry
+from django_sse.stream import HEARTBEAT, Stream, jittered_age, jittered_retry
 from django_sse.stream_views import hand_off_of
 from django_sse.tasks import Turns
 
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
+
+# While a stream begins, whether a heartbeat is due or it has to end is looked at this often.
+_LOOK_SECONDS: Final = 1.0
 
 
 def stream_headers(request: HttpRequest) -> dict[str, str]:
@@ -98,11 +102,14 @@ class EventStreamResponse(StreamingHttpResponse):
         super().__init__(chunks, content_type=CONTENT_TYPE, headers=stream_headers(request))
 
 
-class HeadersResponse(HttpResponse):
-    """The answer to HEAD: an event stream's headers, without the stream."""
+class HeadersResponse(EventStreamResponse):
+    """The answer to HEAD: an event stream's headers, without the stream.
+
+    It streams, so that no middleware gives it the length or the tag of an empty body.
+    """
 
     def __init__(self, request: HttpRequest) -> None:
-        super().__init__(content_type=CONTENT_TYPE, headers=stream_headers(request))
+        super().__init__(request, _chunks())
 
 
 def unavailable(
@@ -183,46 +190,33 @@ class GroupStreamResponse(EventStreamResponse):
         if self._hand_off:
             self._hand_off.call_on_close(lambda: stream.end("request ended"))
         handed_off = False
+        last_chunk = b""
+        is_complete = True
         try:
-            try:
-                await stream.open()
-            except Exception as error:
-                # The status has gone out.
-                reached = error.limit if isinstance(error, TooManyStreams) else None
-                refusals.note(reached or STORE_AWAY, None if reached else error)
-                yield jittered_retry()
-                return
+            heartbeat = self._stream_options.get("heartbeat") or inf
+            loop = asyncio.get_running_loop()
+            sent_at, cut_at = loop.time(), inf
+            async with aclosing(_driven(self._begin(stream), stream.ended)) as chunks:
+                async for chunk in chunks:
+                    if stream.ended.done():
+                        return
+                    now = loop.time()
+                    if stream.is_finishing:
+                        # Who is only sent back may get what is left, if that takes a moment.
+                        cut_at = min(cut_at, now if stream.is_barred else now + _LOOK_SECONDS)
+                    if now >= cut_at and (last_chunk or not chunk):
+                        is_complete = False
+                        break
+                    if chunk or now - sent_at >= heartbeat:
+                        yield (last_chunk := chunk or HEARTBEAT)
+                        sent_at = loop.time()
             if stream.ended.done():
                 return
-            first = Event(retry=round(self._retry * 1000)).encode()
-            if self._reset:
-                # Without an id: a client that leaves before the new state is told again.
-                first += Event({}, event="reset").encode()
-            # A client that leaves before its first event has a position, too.
-            checkpoint = with_id(format_position(self._position), b"")
-            if self._initial_events is None:
-                yield (checkpoint := first + checkpoint)
-            else:
-                yield first
-                turns = Turns()
-                async with aclosing(self._initial_events) as events:
-                    async for event in events:
-                        if stream.ended.done():
-                            return
-                        if stream.is_barred:
-                            # What is left is not for its owner any more.
-                            stream.leave_without_position()
-                            checkpoint = HEARTBEAT
-                            break
-                        if chunk := stream.encode(event):
-                            yield chunk
-                        # Neither the view nor the server need wait for anything here.
-                        await turns.give_way(len(chunk))
-                if stream.ended.done():
-                    return
-                yield checkpoint
+            if not is_complete:
+                stream.leave_without_position()
+                yield (last_chunk := HEARTBEAT)
             if self._hand_off and self._iterated_whole:
-                handed_off = self._hand_off.take(stream, checkpoint)
+                handed_off = self._hand_off.take(stream, last_chunk)
             if not handed_off:
                 self._log_staying()
                 async for chunk in _in_request(stream):
@@ -230,6 +224,36 @@ class GroupStreamResponse(EventStreamResponse):
         finally:
             if not handed_off:
                 stream.end("request ended")
+
+    async def _begin(self, stream: Stream) -> AsyncGenerator[bytes, None]:
+        """Yield what a stream begins with, up to its position."""
+        try:
+            await stream.open()
+        except Exception as error:
+            # The status has gone out.
+            reached = error.limit if isinstance(error, TooManyStreams) else None
+            refusals.note(reached or STORE_AWAY, None if reached else error)
+            yield jittered_retry()
+            stream.end("refused")
+            return
+        first = Event(retry=round(self._retry * 1000)).encode()
+        if self._reset:
+            # Without an id: a client that leaves before the new state is told again.
+            first += Event({}, event="reset").encode()
+        # A client that leaves before its first event has a position, too.
+        checkpoint = with_id(format_position(self._position), b"")
+        if self._initial_events is None:
+            yield first + checkpoint
+            return
+        yield first
+        turns = Turns()
+        async with aclosing(self._initial_events) as events:
+            async for event in events:
+                if chunk := stream.encode(event):
+                    yield chunk
+                # Neither the view nor the server need wait for anything here.
+                await turns.give_way(len(chunk))
+        yield checkpoint
 
     def _log_staying(self) -> None:
         if self._hand_off is None:
@@ -262,6 +286,9 @@ class GeneratorResponse(EventStreamResponse):
         driving = asyncio.create_task(self._drive())
         stop_watching = call_at_shutdown(lambda: self._send_back(driving))
         driving.add_done_callback(lambda _: stop_watching())
+        if (age := jittered_age()) < inf:
+            growing_old = asyncio.get_running_loop().call_later(age, self._send_back, driving)
+            driving.add_done_callback(lambda _: growing_old.cancel())
         driving.add_done_callback(lambda _: self._queue.put_nowait(None))
         if self._hand_off:
             self._hand_off.call_on_close(driving.cancel)
@@ -283,7 +310,7 @@ class GeneratorResponse(EventStreamResponse):
             await asyncio.wait([driving])
 
     def _send_back(self, driving: asyncio.Task[None]) -> None:
-        """End the stream so that its client comes back: the server is shutting down."""
+        """End the stream so that its client comes back: it is too old, or the server shuts down."""
         if not driving.cancelling():
             self._queue.put_nowait(jittered_retry())
             driving.cancel()
@@ -306,6 +333,44 @@ class GeneratorResponse(EventStreamResponse):
         if chunk:
             self._queue.put_nowait(chunk)
             await self._queue.join()
+
+
+async def _driven(
+    chunks: AsyncGenerator[bytes, None], ended: asyncio.Future[str]
+) -> AsyncGenerator[bytes, None]:
+    """Yield some chunks, and empty ones while none comes; stop where the stream has ended.
+
+    One task drives the generator from its start to its end: what it opens, it can close.
+    """
+    queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def drive() -> None:
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                queue.put_nowait(chunk)
+                # Until it has gone out.
+                await queue.join()
+
+    driving = asyncio.create_task(drive())
+    driving.add_done_callback(lambda _: queue.put_nowait(None))
+    ended.add_done_callback(lambda _: driving.cancel())
+    try:
+        while True:
+            try:
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    chunk = await queue.get()
+            except TimeoutError:
+                yield b""
+                continue
+            if chunk is None:
+                break
+            yield chunk
+            queue.task_done()
+        if not driving.cancelled():
+            driving.result()
+    finally:
+        driving.cancel()
+        await asyncio.wait([driving])
 
 
 async def _in_request(stream: Stream) -> AsyncGenerator[bytes, None]:

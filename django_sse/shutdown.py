@@ -16,6 +16,7 @@ from contextlib import suppress
 from contextvars import Context
 from typing import Final
 
+from django_sse.logs import logger
 from django_sse.sockets import borrowed, own_sockets
 
 # A look costs some microseconds for each socket that is listened on.
@@ -69,7 +70,10 @@ class _Watch:
         began = self._loop.time()
         if not self._is_listening():
             for callback in list(self._callbacks):
-                callback()
+                try:
+                    callback()
+                except Exception:
+                    logger.exception("Streams could not be told that the server shuts down.")
             # If it was another socket that was closed, this process goes on serving.
             self._find()
         if self._callbacks:

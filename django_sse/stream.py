@@ -1,7 +1,11 @@
 """One open connection: what it has taken, what waits for its client, and how it ends."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+import inspect
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextvars import Context
 from math import inf
 from random import uniform
 from typing import Final, Protocol
@@ -9,13 +13,15 @@ from typing import Final, Protocol
 from django_sse.blocks import Batch, Block
 from django_sse.conf import conf
 from django_sse.event import Event, encode_published, with_id
-from django_sse.logs import logger
+from django_sse.exceptions import InvalidEvent
+from django_sse.logs import log_first, log_seldom, logger, view_name
 from django_sse.mailbox import Message
 from django_sse.owners import NOBODY, Owner
 from django_sse.position import TERMINAL_MARK, format_position
+from django_sse.replay import fitting
 from django_sse.stores.base import Entry, closing_wire
 from django_sse.subscription import HistoryLostError, Subscription
-from django_sse.tasks import spawn, start_eagerly
+from django_sse.tasks import is_order, spawn, start_eagerly
 
 HEARTBEAT: Final = b":\n\n"
 
@@ -31,8 +37,16 @@ Question = Callable[[], Awaitable[bool]]
 # not, see it any more.
 _BARRING: Final = frozenset({"shut", "shut out of a group", "login changed", "permission unknown"})
 
+# What one send takes, if it is more than one event: the server has a copy of it, for as long as its
+# client does not read.
+SEND_BYTES: Final = 256 * 1024
+
 # A stream ends at most this part of MAX_AGE early.
 _AGE_JITTER: Final = 0.2
+
+
+class WrongResultError(TypeError):
+    """A view's method has returned what it may not."""
 
 
 class Registry(Protocol):
@@ -59,6 +73,12 @@ def jittered_retry() -> bytes:
     return Event(retry=round(jittered_seconds() * 1000)).encode()
 
 
+def jittered_age() -> float:
+    """Return after how many seconds a stream is to end, which is about MAX_AGE; inf for never."""
+    max_age = conf().MAX_AGE
+    return uniform(1 - _AGE_JITTER, 1) * max_age if max_age else inf
+
+
 class Stream:
     """A client's stream of one or more groups.
 
@@ -75,12 +95,13 @@ class Stream:
         owner: Whose stream it is.
         address: Where its client is, for a limit of streams per address; None if not known.
         still_allowed: Says whether it may go on; asked now and then.
+        context: What the three of them are called in, with what is set there; an empty one for
+            None.
     """
 
     __slots__ = (
         "__weakref__",
         "_backlog",
-        "_backlog_bytes",
         "_barred",
         "_busy_since",
         "_catching_up",
@@ -97,10 +118,12 @@ class Stream:
         "_message_handler",
         "_moved_unseen",
         "_parked",
+        "_pending_bytes",
         "_send",
         "_sending",
         "_taken",
         "address",
+        "context",
         "ended",
         "owner",
         "still_allowed",
@@ -120,11 +143,13 @@ class Stream:
         owner: Owner = NOBODY,
         address: str | None = None,
         still_allowed: Question | None = None,
+        context: Context | None = None,
     ) -> None:
         self._hub = hub
         self.owner = owner
         self.address = address
         self.still_allowed = still_allowed
+        self.context = context or Context()
         self.subscriptions: list[Subscription] = []
         self.wants_messages = wants_messages
         self.ended: asyncio.Future[str] = self._hub.loop.create_future()
@@ -141,7 +166,8 @@ class Stream:
         self._busy_since: float | None = None
         self._last_sent = self._hub.now
         self._backlog: list[bytes] = []
-        self._backlog_bytes = 0
+        # Of what is being sent, what waits for that, and what is parked.
+        self._pending_bytes = 0
         self._moved_unseen = False
         self._closing: bytes | None = None
         # Why it is about to end, and with which bytes.
@@ -149,10 +175,8 @@ class Stream:
         self._barred = False
         self._has_position = True
         self._farewell: Callable[[], bytes] | None = None
-        max_age = conf().MAX_AGE
         # The hub's own clock stands still while it has no streams.
-        now = self._hub.loop.time()
-        self._ends_at = now + uniform(1 - _AGE_JITTER, 1) * max_age if max_age else inf
+        self._ends_at = self._hub.loop.time() + jittered_age()
 
     @property
     def groups(self) -> Collection[str]:
@@ -192,8 +216,16 @@ class Stream:
                 behind = next((sub for sub in self.subscriptions if self._is_behind(sub)), None)
                 if behind is None:
                     break
-                blocks = await behind.read(self._taken[behind.group])
-                if chunk := self._render(behind.group, blocks):
+                blocks = deque(await behind.read(self._taken[behind.group]))
+                if self._sending:
+                    # A heartbeat that went out meanwhile.
+                    await asyncio.wait([self._sending])
+                    continue
+                chunk = self._render(behind.group, blocks)
+                # A client may take its time for the next line.
+                del blocks
+                if chunk:
+                    self._pending_bytes += len(chunk)
                     await self._send_now(chunk)
             except HistoryLostError:
                 self.dismiss("reset")
@@ -212,12 +244,12 @@ class Stream:
     def _go_live(self) -> None:
         self._live = True
         self._catching_up = None
-        parked, self._parked = self._parked, []
-        self._backlog_bytes = 0
+        parked, self._parked = b"".join(self._parked), []
+        self._pending_bytes -= len(parked)
         if self._finishing:
             self._say_farewell()
         else:
-            self._push(b"".join(parked))
+            self._push(parked)
 
     # Taking what the hub hands out
 
@@ -225,21 +257,34 @@ class Stream:
         """Take what is new in a group; what was taken already is skipped."""
         if self._finishing:
             return
+        falls_behind = self._live and batch.is_large and batch.last and self._busy_since is None
+        if falls_behind:
+            # It takes all of that, but not at once.
+            self._live = False
         if not self._live:
             for block in batch.messages if self.wants_messages else ():
                 self._park(self._chunk(block))
+            if falls_behind:
+                self._catching_up = spawn(self._catch_up())
             return
         group = subscription.group
         taken = self._taken[group]
-        if taken < batch.first and self._shares_chunks() and not self._differs_in(batch):
+        if (
+            taken < batch.first
+            and not batch.is_large
+            and self._shares_chunks()
+            and not self._differs_in(batch)
+        ):
             if batch.last:
                 self._taken[group] = batch.last
                 self._moved_unseen = batch.closing is not None
             if batch.closing:
                 self._closing = batch.closing.wire
             self._push(batch.chunk)
-        elif blocks := batch.after(taken, with_messages=self.wants_messages):
-            self._push(self._render(group, blocks))
+        else:
+            blocks = deque(batch.after(taken, with_messages=self.wants_messages))
+            while blocks and not (self.ended.done() or self._finishing):
+                self._push(self._render(group, blocks))
         if subscription.cancelled:
             self.end_if_cancelled()
 
@@ -253,10 +298,25 @@ class Stream:
     def _shares_chunks(self) -> bool:
         return self._filter_event is None and len(self.subscriptions) == 1
 
-    def _render(self, group: str, blocks: Sequence[Block]) -> bytes:
-        """Return what this stream sends of some blocks, and count them as taken."""
-        chunks = []
-        for block in blocks:
+    def _render(self, group: str, blocks: deque[Block]) -> bytes:
+        """Return what this stream sends of the first blocks, as many as one send takes; they are
+        counted as taken, and taken off."""
+        before = self._taken[group]
+        try:
+            return b"".join(self._chunks(group, blocks))
+        except BaseException as error:
+            # None of it is sent, and all of it to who comes back.
+            self._taken[group] = before
+            self.fail(error)
+            if is_order(error):
+                raise
+            return b""
+
+    def _chunks(self, group: str, blocks: deque[Block]) -> Iterator[bytes]:
+        room = min(SEND_BYTES, conf().BACKLOG_BYTES)
+        has_begun = False
+        while blocks and (len(blocks[0].chunk) <= room or not has_begun):
+            block = blocks.popleft()
             if block.number:
                 self._taken[group] = block.number
             if block.closes:
@@ -265,17 +325,16 @@ class Stream:
                 self._moved_unseen = True
                 continue
             chunk = self._chunk(block)
-            if self.ended.done():
-                # By the view's own failure: what follows must not go out without this one.
-                return b""
             if block.number:
                 self._moved_unseen = not chunk
-            chunks.append(chunk)
-        return b"".join(chunks)
+            if chunk:
+                has_begun = True
+                room -= len(chunk)
+                yield chunk
 
     def _chunk(self, block: Block) -> bytes:
         if block.message is not None:
-            return self._handled(block.message)
+            return self._handled(block.group, block.message)
         if block.exclude in self.owner.marks:
             return b""
         if self._shares_chunks():
@@ -287,35 +346,65 @@ class Stream:
         """Return what is sent of an event of the view's own: nothing where its filter hides it.
 
         Raises:
-            InvalidEvent: It could not be published, either.
+            InvalidEvent: It is no event, or could not be published, either.
         """
+        if not isinstance(event, Event):
+            raise InvalidEvent(f"initial_events has to yield an Event, not {type(event).__name__}.")
         wire = encode_published(event, conf().MAX_EVENT_BYTES)
         return self._chunk(Block("", Entry(0, wire)))
 
     def _filtered(self, block: Block) -> bytes:
+        """Return what the view's filter shows of an event; what it fails with is hidden."""
         assert self._filter_event is not None
         try:
             event = block.event()
-            shown = self._filter_event(event)
-            if shown is event:
-                return block.wire
-            return encode_published(shown, conf().MAX_EVENT_BYTES) if shown else b""
-        except Exception:
-            logger.exception("A view's filter_event failed; its stream is ended.")
-            self.end("filter failed")
+            shown = self.context.run(self._filter_event, event)
+            return block.wire if shown is event else _wire_of(shown)
+        except BaseException as error:
+            if is_order(error):
+                raise
+            self._log_hidden(block, error)
             return b""
 
-    def _handled(self, message: Message) -> bytes:
+    def _log_hidden(self, block: Block, error: BaseException) -> None:
+        view = view_name(self._filter_event)
+        failed = f"{view}: filter_event failed, so its streams do not show"
+        if isinstance(error, WrongResultError) or not block.number:
+            # It fails with all of them, or this one has no id.
+            log_seldom(
+                f"{failed} an event of %s.",
+                f"group {block.group!r}" if block.group else "initial_events",
+                level=logging.ERROR,
+                exc_info=error,
+            )
+        else:
+            log_first(
+                (view, block.group, block.number),
+                f"{failed} event %s of group %r.",
+                format_position({block.group: block.number}),
+                block.group,
+                exc_info=error,
+            )
+
+    def _handled(self, group: str, message: Message) -> bytes:
+        """Return what the view's handler makes of a message; nothing where it fails."""
         handler = self._message_handler and self._message_handler(str(message.get("type")))
         if not handler:
             return b""
         try:
             # A copy: it is every stream's message.
-            event = handler(dict(message))
-            return encode_published(event, conf().MAX_EVENT_BYTES) if event else b""
-        except Exception:
-            logger.exception("A view's message handler failed; its stream is ended.")
-            self.end("handler failed")
+            return _wire_of(self.context.run(handler, dict(message)))
+        except BaseException as error:
+            if is_order(error):
+                raise
+            log_seldom(
+                f"{view_name(handler)}: a message handler failed, so its streams do not show a "
+                "message of type %r to group %r.",
+                message.get("type"),
+                group,
+                level=logging.ERROR,
+                exc_info=error,
+            )
             return b""
 
     def _position(self) -> str:
@@ -323,7 +412,7 @@ class Stream:
 
     def _park(self, chunk: bytes) -> None:
         self._parked.append(chunk)
-        self._bound_backlog(chunk)
+        self._bound_pending(chunk)
 
     # Sending
 
@@ -332,26 +421,27 @@ class Stream:
             return
         if self._busy_since is not None:
             self._backlog.append(chunk)
-            self._bound_backlog(chunk)
+            self._bound_pending(chunk)
             return
+        self._pending_bytes += len(chunk)
         # From here on, and not only once the task has begun, which without eager start is later.
         self._busy_since = self._hub.now
         task = start_eagerly(self._send_backlog(chunk))
         if not task.done():
             self._sending = task
 
-    def _bound_backlog(self, chunk: bytes) -> None:
+    def _bound_pending(self, chunk: bytes) -> None:
         # A client that is too slow resumes from its last id: nothing is lost, and nothing piles up.
-        self._backlog_bytes += len(chunk)
-        if self._backlog_bytes > conf().BACKLOG_BYTES:
+        self._pending_bytes += len(chunk)
+        if self._pending_bytes > conf().BACKLOG_BYTES:
             self.end("backlog full")
 
     async def _send_backlog(self, chunk: bytes) -> None:
         await self._send_now(chunk)
         while self._backlog and not self.ended.done():
-            chunk = b"".join(self._backlog)
-            self._backlog.clear()
-            self._backlog_bytes = 0
+            count = fitting(map(len, self._backlog), SEND_BYTES)
+            chunk = b"".join(self._backlog[:count])
+            del self._backlog[:count]
             await self._send_now(chunk)
         self._sending = None
         if self._finishing:
@@ -364,10 +454,13 @@ class Stream:
             await self._send(chunk)
         except CLIENT_GONE:
             self.end("disconnected")
-        except Exception:
+        except BaseException as error:
+            if is_order(error):
+                raise
             logger.exception("Sending to a stream failed; it is ended.")
             self.end("send failed")
         self._busy_since = None
+        self._pending_bytes -= len(chunk)
 
     def tick(self, now: float, send_timeout: float | None) -> None:
         """Send a heartbeat where one is due; end the stream if a send takes too long (seconds), or
@@ -378,7 +471,10 @@ class Stream:
             if send_timeout is not None and now - self._busy_since > send_timeout:
                 self.end("send timeout")
         elif (
-            self._live and self._heartbeat is not None and now - self._last_sent >= self._heartbeat
+            # Also where it waits for the store.
+            (self._live or self._catching_up)
+            and self._heartbeat is not None
+            and now - self._last_sent >= self._heartbeat
         ):
             # Where the position has moved unseen, the heartbeat takes it to the client.
             self._push(with_id(self._position(), b"") if self._moved_unseen else HEARTBEAT)
@@ -435,6 +531,15 @@ class Stream:
         # say that the client is to stop.
         return (self._position() if self._has_position else "") + TERMINAL_MARK
 
+    def fail(self, error: BaseException) -> None:
+        """End the stream, which has failed by itself, so that its client comes back."""
+        log_seldom("A stream failed; its client is sent back.", level=logging.ERROR, exc_info=error)
+        try:
+            self.dismiss("failed")
+        except Exception:
+            logger.exception("A stream that failed cannot say so to its client.")
+            self.end("failed")
+
     def end(self, reason: str) -> None:
         """End the stream now. Ending it again changes nothing."""
         if self.ended.done():
@@ -463,7 +568,9 @@ class Stream:
             self._go_live()
 
     def _waits_for_store(self) -> bool:
-        return self._busy_since is None and self._catching_up is not asyncio.current_task()
+        # What is sent meanwhile is a heartbeat.
+        is_sending = self._busy_since is not None and self._sending is None
+        return not is_sending and self._catching_up is not asyncio.current_task()
 
     def _say_farewell(self) -> None:
         assert self._finishing
@@ -472,3 +579,23 @@ class Stream:
         self._push(farewell())
         if self._busy_since is None:
             self.end(self._finishing)
+
+
+def _wire_of(shown: object) -> bytes:
+    """Return the wire of what a view's filter or handler has returned.
+
+    Raises:
+        WrongResultError: It is neither an event nor None.
+        InvalidEvent: It could not be published, either.
+    """
+    if shown is None:
+        return b""
+    if inspect.iscoroutine(shown):
+        shown.close()
+        raise WrongResultError(
+            "It has to be a plain `def`, not `async def`: it is called on the event loop for each "
+            "stream, and must not wait."
+        )
+    if not isinstance(shown, Event):
+        raise WrongResultError(f"It has to return an Event or None, not {type(shown).__name__}.")
+    return encode_published(shown, conf().MAX_EVENT_BYTES)

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Final, Protocol
+from math import inf
+from typing import Final, Protocol, TypeVar
 
 from django_sse.blocks import Batch, Block, Tail
 from django_sse.conf import conf
@@ -13,8 +14,8 @@ from django_sse.exceptions import InvalidEvent
 from django_sse.logs import log_seldom, logger
 from django_sse.mailbox import Mailbox, Message
 from django_sse.replay import join
-from django_sse.stores.base import Entry, EventStore, GroupState, Hint
-from django_sse.tasks import spawn
+from django_sse.stores.base import READ_BYTES, Entry, EventStore, GroupState, Hint
+from django_sse.tasks import is_order, spawn
 
 # The type of a plain Channels message that needs no handler.
 PLAIN_EVENT: Final = "sse.event"
@@ -22,12 +23,14 @@ PLAIN_EVENT: Final = "sse.event"
 # groups together.
 TAIL_BYTES: Final = 1024 * 1024
 ALL_TAILS_BYTES: Final = 64 * TAIL_BYTES
-# Events read from the store at a time.
-PAGE: Final = 50
+# Events read from the store at a time, if they are small: see READ_BYTES.
+PAGE: Final = 100
 # How many events the tail is lengthened by at the most, backwards, for one that comes back.
-_LENGTHEN: Final = 10 * PAGE
+_LENGTHEN: Final = 5 * PAGE
 # Streams served in one turn of the event loop, so that a large group never holds it for long.
 STREAMS_A_TURN: Final = 256
+# What a hint takes in memory beside its entries, nearly.
+_HINT_BYTES: Final = 500
 # After an error of the store.
 _PAUSE_SECONDS: Final = 1.0
 
@@ -47,6 +50,23 @@ class Follower(Protocol):
 
     def dismiss(self, reason: str) -> None:
         """End so that the client comes back."""
+
+    def fail(self, error: BaseException) -> None:
+        """End, for a failure of its own, so that the client comes back."""
+
+
+FollowerT = TypeVar("FollowerT", bound=Follower)
+
+
+def each(streams: Iterable[FollowerT], act: Callable[[FollowerT], object]) -> None:
+    """Do something with each of the streams; one that fails ends, and harms no other."""
+    for stream in streams:
+        try:
+            act(stream)
+        except BaseException as error:
+            stream.fail(error)
+            if is_order(error):
+                raise
 
 
 class Subscription:
@@ -69,10 +89,16 @@ class Subscription:
         self._store = store
         self.tail = Tail(TAIL_BYTES)
         self._lengthening = asyncio.Lock()
+        # How many events a page takes that ends where the tail begins.
+        self._step = PAGE
         self._pending: list[Block] = []
         self._fanning_out = False
+        # What was heard before the state was read, and how many bytes that is.
         self._early: list[Hint] = []
+        self._early_bytes = 0
         self._stale = False
+        # The head that the store was last said to have.
+        self._told: float = 0
         self._healing: asyncio.Task[None] | None = None
 
     # What is new
@@ -82,13 +108,15 @@ class Subscription:
         self._adopt(state)
         self.joined.set_result(None)
         early, self._early = self._early, []
+        if self._stale:
+            self.heal()
         for hint in early:
             self.hear(hint)
 
     def hear(self, hint: Hint) -> None:
         """Take a hint: deliver what it brings, fetch what it leaves out, skip what is known."""
         if not self.joined.done():
-            self._early.append(hint)
+            self._keep_early(hint)
         elif hint.head > self.head:
             entries, gap = join(self.head, hint.entries)
             # A group's very first number is known to the store alone.
@@ -96,7 +124,7 @@ class Subscription:
                 self.cancelled = hint.cancelled
                 self._add(entries)
             else:
-                self.heal()
+                self.heal(hint.head)
         elif hint.head == self.head and hint.cancelled != self.cancelled:
             # Hints may overtake each other, so only the store can say which one is true.
             self.heal()
@@ -120,9 +148,24 @@ class Subscription:
         else:
             self._deliver([Block(self.group, Entry(0, wire))])
 
-    def heal(self) -> None:
-        """Fetch from the store what is missing, now or after the fetch that is under way."""
+    def _keep_early(self, hint: Hint) -> None:
+        # For as long as the store takes: what becomes too much is read from it instead.
+        self._early_bytes += _HINT_BYTES + sum(len(entry.wire) for entry in hint.entries)
+        if self._early_bytes <= TAIL_BYTES:
+            self._early.append(hint)
+        else:
+            self._early.clear()
+            self._stale = True
+            self._told = inf
+
+    def heal(self, head: float = inf) -> None:
+        """Fetch from the store what is missing, now or after the fetch that is under way.
+
+        Args:
+            head: How far the group has got, if that is known.
+        """
         self._stale = True
+        self._told = max(self._told, head)
         if self._healing is None or self._healing.done():
             self._healing = spawn(self._heal())
 
@@ -136,15 +179,17 @@ class Subscription:
         while self._stale and self.streams:
             try:
                 self._stale = False
-                await self._fetch()
+                told, self._told = self._told, 0
+                await self._fetch(told)
             except Exception:
                 if not failed:
                     logger.exception("Reading group %r from the event store failed.", self.group)
                 failed = self._stale = True
+                self._told = inf
                 await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _fetch(self) -> None:
-        while not await self._go_on():
+    async def _fetch(self, told: float) -> None:
+        while not await self._go_on(told):
             # The head may move on while the store is asked: a state below what was known before
             # is of a store that has gone back, one below what is known now is merely late.
             known = self.head
@@ -169,15 +214,20 @@ class Subscription:
                 self._reset(state)
                 return
 
-    async def _go_on(self) -> bool:
-        """Fetch what follows the head; say whether that was all there is to know."""
+    async def _go_on(self, told: float) -> bool:
+        """Fetch what follows the head; say whether that was all there is to know.
+
+        Args:
+            told: The head that the store was said to have.
+        """
         while self.head != self.origin:
             page = await self._add_page()
             # Whether a group is cancelled shows in its state: it may have been reopened since.
             if not page or page[-1].closes or page[-1].number != self.head:
                 return False
             self.cancelled = False
-            if len(page) < PAGE:
+            # A page of large events is a short one, too, and not the last.
+            if len(page) < PAGE and self.head >= told:
                 return True
         return False
 
@@ -243,7 +293,15 @@ class Subscription:
         """Read what comes before the tail, if there is room; say whether it has become longer."""
         if not self.tail.has_room:
             return False
-        page = await self._store.aread(self.group, self.tail.first - 1 - PAGE, PAGE)
+        last, step = self.tail.first - 1, self._step
+        page = await self._store.aread(self.group, last - step, step)
+        size = sum(len(entry.wire) for entry in page)
+        if page and page[-1].number < last and len(page) < step:
+            # It was full before it came to where the tail begins.
+            self._step = len(page)
+            return True
+        if 2 * size <= READ_BYTES:
+            self._step = min(2 * step, PAGE)
         return self.tail.prepend(Block(self.group, entry) for entry in reversed(page))
 
     def _from(self, number: int) -> int:
@@ -254,8 +312,7 @@ class Subscription:
         """Go on from the store's state where the numbers between are lost, without the streams."""
         self._adopt(state)
         self._pending.clear()
-        for stream in list(self.streams):
-            stream.dismiss("reset")
+        each(list(self.streams), lambda stream: stream.dismiss("reset"))
 
     def _adopt(self, state: GroupState) -> None:
         self.first, self.head = state.first, state.head
@@ -279,24 +336,41 @@ class Subscription:
             asyncio.get_running_loop().call_soon(self._next_batch)
 
     def _next_batch(self) -> None:
-        if self._pending:
-            batch, self._pending = Batch(self._pending), []
-            self._fan_out(batch, iter(list(self.streams)))
-        else:
+        blocks, self._pending = self._pending, []
+        if not blocks:
             self._fanning_out = False
+            return
+        try:
+            batch = Batch(blocks)
+        except Exception as error:
+            # Such as no memory to join them. Who comes back gets them bit by bit.
+            self._fanning_out = False
+            failure = error
+            each(list(self.streams), lambda stream: stream.fail(failure))
+        else:
+            self._fan_out(batch, iter(list(self.streams)))
 
     def _fan_out(self, batch: Batch, streams: Iterator[Follower]) -> None:
+        may_be_more = True
         served = 0
-        for stream in islice(streams, STREAMS_A_TURN):
-            stream.take(self, batch)
-            served += 1
-        loop = asyncio.get_running_loop()
-        if served == STREAMS_A_TURN:
-            loop.call_soon(self._fan_out, batch, streams)
-        else:
-            loop.call_soon(self._next_batch)
+        try:
+            for stream in islice(streams, STREAMS_A_TURN):
+                served += 1
+                try:
+                    stream.take(self, batch)
+                except BaseException as error:
+                    stream.fail(error)
+                    if is_order(error):
+                        raise
+            may_be_more = served == STREAMS_A_TURN
+        finally:
+            # Also where the process is told to end: it may not do so.
+            loop = asyncio.get_running_loop()
+            if may_be_more:
+                loop.call_soon(self._fan_out, batch, streams)
+            else:
+                loop.call_soon(self._next_batch)
 
     def _end_cancelled(self) -> None:
         if self.cancelled:
-            for stream in list(self.streams):
-                stream.end_if_cancelled()
+            each(list(self.streams), lambda stream: stream.end_if_cancelled())

@@ -36,6 +36,15 @@ def start_eagerly(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     return loop.create_task(coroutine, context=Context())
 
 
+def is_order(error: BaseException) -> bool:
+    """Say whether what was raised is no failure: it ends the process, or the task that runs."""
+    if isinstance(error, asyncio.CancelledError):
+        # What waits for something that was cancelled is not cancelled itself.
+        task = asyncio.current_task()
+        return task is not None and bool(task.cancelling())
+    return isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+
+
 class Turns:
     """Lets others on the event loop have their turns amid what may never wait by itself."""
 

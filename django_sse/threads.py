@@ -5,13 +5,14 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from contextvars import Context
+from contextlib import asynccontextmanager, suppress
+from contextvars import Context, copy_context
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
+from django.core.cache import caches
 from django.db import connections
 
 from django_sse.forks import ForkSafeLock, forget_in_child
@@ -50,6 +51,34 @@ class WorkerThread:
             executor.shutdown(wait=False)
             # Shielded: a loop that ends meanwhile must not keep it from being run.
             await asyncio.shield(asyncio.wrap_future(closing))
+
+
+def request_context() -> Context:
+    """Return a copy of the context of the request that is answered: its language, its time zone,
+    and whatever else is set in it, but nothing that would keep what it holds: no thread, and no
+    connection to a database or a cache."""
+    kept = Context()
+    for variable, value in copy_context().items():
+        if variable is not SyncToAsync.thread_sensitive_context:
+            kept.run(variable.set, value)
+    kept.run(_forget_connections)
+    return kept
+
+
+def _forget_connections() -> None:
+    for handler in (connections, caches):
+        for alias in handler:
+            with suppress(AttributeError):
+                del handler[alias]
+
+
+def with_this_thread(context: Context) -> Context:
+    """Return a copy of a context in which ``sync_to_async`` uses the thread that it uses here, in
+    ``own_thread``."""
+    copied = context.copy()
+    variable = SyncToAsync.thread_sensitive_context
+    copied.run(variable.set, variable.get())
+    return copied
 
 
 class LoopThread:

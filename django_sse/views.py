@@ -1,12 +1,13 @@
 """The class-based view that streams Channels groups."""
 
+import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from time import time
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
+from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
-from django.db import connections, transaction
 from django.http import (
     Http404,
     HttpRequest,
@@ -25,8 +26,9 @@ from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
 from django_sse.hub import current_hub, limit_reached_by
 from django_sse.limits import Claim
-from django_sse.logins import current_user, renew_login, spare_session_cookie
-from django_sse.owners import is_nobody, owner_of
+from django_sse.logins import current_user, renew_login, with_login
+from django_sse.namespaces import acurrent_namespace, full_name
+from django_sse.owners import is_nobody, loaded, owner_of
 from django_sse.position import LOST, TERMINAL_MARK, parse_position
 from django_sse.refusals import STORE_AWAY
 from django_sse.replay import is_lost, starting_point
@@ -41,8 +43,11 @@ from django_sse.response import (
     unavailable,
 )
 from django_sse.stores import get_store
-from django_sse.stores.base import GroupState, validate_group
+from django_sse.stores.base import READ_SECONDS, GroupState, validate_group
 from django_sse.stream import MessageHandler
+from django_sse.threads import request_context
+
+ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 
 
 class EventStreamView(View):
@@ -82,6 +87,7 @@ class EventStreamView(View):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        _refuse_ours(cls)
         # The public methods that a project adds are its handlers of Channels messages; those that
         # it overrides, of a mixin such as `test_func`, are not.
         own = [
@@ -106,15 +112,22 @@ class EventStreamView(View):
 
         Raises:
             ImproperlyConfigured: ``groups`` is text instead of a list, or there is ``history``
-                beside ``initial_events``, which both are the past.
+                beside ``initial_events``, which both are the past, or a method is ``async`` that
+                may not be, or is not that has to be.
         """
         _refuse_text(initkwargs.get("groups", cls.groups))
-        if initkwargs.get("history", cls.history) and cls._overrides("initial_events"):
+        for name in ("get_groups", "get_owner", "still_allowed", "initial_events", "filter_event"):
+            _refuse_misfit(cls, name, initkwargs.get(name, getattr(cls, name)))
+        shows_state = initkwargs.get("initial_events", cls.initial_events)
+        if (
+            initkwargs.get("history", cls.history)
+            and shows_state is not EventStreamView.initial_events
+        ):
             raise ImproperlyConfigured(
                 f"{cls.__name__} has both `history` and `initial_events`. Choose one: they both "
                 "tell a new client what happened before."
             )
-        view = cross_origin(spare_session_cookie(super().as_view(**initkwargs)))
+        view = cross_origin(with_login(super().as_view(**initkwargs)))
         return exempt_from_atomic_requests(view)
 
     # What a project's view says
@@ -146,7 +159,8 @@ class EventStreamView(View):
     def filter_event(self, event: Event) -> Event | None:
         """Return the event to send instead of this one, or None to hide it from this stream.
 
-        Called on the event loop for every event: it must not wait for anything.
+        Called on the event loop for every event, in the context of the request, such as its
+        language: it must not wait for anything. An event that it fails with is hidden, and logged.
         """
         return event
 
@@ -183,18 +197,21 @@ class EventStreamView(View):
 
     async def _answer(self, request: HttpRequest) -> HttpResponseBase:
         sent_id = last_event_id(request)
-        user = await self.get_owner()
+        user = await loaded(await self.get_owner())
         if sent_id.endswith(TERMINAL_MARK) and is_nobody(user):
             # Its login is over, and so is its stream: no guard needs to be asked.
             return no_content()
         groups = await self._allowed_groups()
         if isinstance(groups, HttpResponseBase):
             return groups
-        owner = await owner_of(request, user, groups)
+        namespace = await acurrent_namespace()
+        owner = (await owner_of(request, user, groups)).within(namespace)
+        groups = [full_name(namespace, group) for group in groups]
         try:
             sent = parse_position(sent_id, groups)
             states = await current_hub().states(groups, sent, self.history, owner.marks)
-            sent |= dict.fromkeys(await self._groups_too_old(sent, states), LOST)
+            async with asyncio.timeout(READ_SECONDS):
+                sent |= dict.fromkeys(await self._groups_too_old(sent, states), LOST)
         except Exception as error:
             return unavailable(request, STORE_AWAY, error)
         groups = owner.groups_left(groups, states)
@@ -211,6 +228,7 @@ class EventStreamView(View):
         if limit := limit_reached_by(claim):
             return unavailable(request, limit)
         with_state = begin.fresh and self._overrides("initial_events")
+        filters, asks = self._overrides("filter_event"), self._overrides("still_allowed")
         return GroupStreamResponse(
             request,
             begin.position,
@@ -220,12 +238,13 @@ class EventStreamView(View):
             stream_options={
                 "heartbeat": (conf().HEARTBEAT if self.heartbeat is None else self.heartbeat)
                 or None,
-                "filter_event": self.filter_event if self._overrides("filter_event") else None,
+                "filter_event": self.filter_event if filters else None,
                 "message_handler": self._message_handler if self._handler_names else None,
                 "wants_messages": self.channel_messages,
                 "owner": owner,
                 "address": claim.address,
-                "still_allowed": self._ask_again if self._overrides("still_allowed") else None,
+                "still_allowed": self._ask_again if asks else None,
+                "context": request_context() if filters or self._handler_names or asks else None,
             },
         )
 
@@ -250,7 +269,10 @@ class EventStreamView(View):
             # Who has missed nothing, or more than is kept, is not asked about.
             if number < states[group].head and not is_lost(number, states[group]):
                 missed = await get_store().aread(group, number, 1)
-                too_old += [group for entry in missed if entry.time < since]
+                # What the hub still has of it may be older than what the store keeps.
+                next_number = max(number + 1, states[group].first)
+                if not missed or missed[0].number != next_number or missed[0].time < since:
+                    too_old.append(group)
         return too_old
 
     async def _ask_again(self) -> bool:
@@ -268,6 +290,11 @@ class EventStreamView(View):
         allowed = await self.authorize(groups)
         if isinstance(allowed, HttpResponseBase):
             return allowed
+        if isinstance(allowed, bool):
+            raise ImproperlyConfigured(
+                f"{type(self).__name__}.authorize has returned {allowed}. Return None to allow "
+                "all groups or those that are allowed, or raise PermissionDenied."
+            )
         if allowed is not None:
             groups = _unique(allowed)
         return groups or no_store(HttpResponseForbidden())
@@ -288,14 +315,15 @@ class EventStreamView(View):
         name = message_type.replace(".", "_")
         return getattr(self, name) if name in self._handler_names else None
 
-    @classmethod
-    def _overrides(cls, name: str) -> bool:
-        return getattr(cls, name) is not getattr(EventStreamView, name)
+    def _overrides(self, name: str) -> bool:
+        # Also on the instance, as by an argument of `as_view`.
+        method = getattr(self, name)
+        return getattr(method, "__func__", method) is not getattr(EventStreamView, name)
 
 
 def _unique(groups: Iterable[str]) -> list[str]:
     _refuse_text(groups)
-    return [validate_group(group) for group in dict.fromkeys(groups)]
+    return list(dict.fromkeys(map(validate_group, groups)))
 
 
 def _refuse_text(groups: Iterable[str]) -> None:
@@ -303,10 +331,59 @@ def _refuse_text(groups: Iterable[str]) -> None:
         raise ImproperlyConfigured(
             f"Groups are a list of names, and {groups!r} is one name: give [{groups!r}]."
         )
+    if not isinstance(groups, Iterable):
+        raise ImproperlyConfigured(
+            f"Groups are a list of names, not {type(groups).__name__}: {groups!r}."
+        )
 
 
-def exempt_from_atomic_requests(view: Callable[..., Any]) -> Callable[..., Any]:
+def _refuse_ours(view: type) -> None:
+    """Refuse a helper of a project's with the name of one of ours, which it would replace.
+
+    Raises:
+        ImproperlyConfigured: There is one.
+    """
+    for name, ours in vars(EventStreamView).items():
+        is_helper = name.startswith("_") and not name.startswith("__") and name != "_handler_names"
+        if is_helper and inspect.getattr_static(view, name) is not ours:
+            raise ImproperlyConfigured(
+                f"{view.__name__}.{name} has the name of a method of EventStreamView's own, which "
+                "it would replace: choose another one."
+            )
+
+
+def _refuse_misfit(view: type, name: str, method: Any) -> None:
+    """Refuse a method that can only fail, in each request or long after it.
+
+    Raises:
+        ImproperlyConfigured: It is async and must not be, or the other way round.
+    """
+    original = inspect.unwrap(method)
+    is_async = iscoroutinefunction(method) or iscoroutinefunction(original)
+    makes_events = inspect.isgeneratorfunction(original)
+    if name == "filter_event":
+        fits = not (is_async or makes_events or inspect.isasyncgenfunction(original))
+        wanted = "def filter_event(self, event)`: it is called on the event loop and must not wait"
+    elif name == "initial_events":
+        # A plain function may return what an async generator function makes.
+        fits = not (is_async or makes_events)
+        wanted = "async def initial_events(self)` with `yield`"
+    else:
+        fits = is_async or not inspect.isfunction(original)
+        wanted = f"async def {name}(self)`"
+    if not fits:
+        raise ImproperlyConfigured(f"{view.__name__}.{name} has to be `{wanted}.")
+
+
+class _EveryAlias(set[str]):
+    """The databases whose transactions are not put round a view: those, too, that come later."""
+
+    def __contains__(self, alias: object) -> bool:
+        return True
+
+
+def exempt_from_atomic_requests(view: ViewT) -> ViewT:
     """Return the view without a transaction round it, which Django refuses for async views."""
-    for alias in connections:
-        view = transaction.non_atomic_requests(using=alias)(view)
+    # Where `transaction.non_atomic_requests` notes one alias.
+    setattr(view, "_non_atomic_requests", _EveryAlias())  # noqa: B010
     return view

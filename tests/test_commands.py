@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings as django_settings
+from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import connection
@@ -216,6 +217,7 @@ def test_a_group_is_cancelled_without_a_reason() -> None:
 
 
 def test_a_users_streams_are_cancelled() -> None:
+    User.objects.create(pk=7)
     output = StringIO()
     call_command("sse_cancel", "--user", "7", "--reason", "over", stdout=output)
     call_command("sse_cancel", "news", "--user", "7", stdout=output)
@@ -225,6 +227,27 @@ def test_a_users_streams_are_cancelled() -> None:
     marks = [user_mark(7), user_mark(7, "news")]
     assert all(state.first for state in get_store().states(marks).values())
     assert not get_store().states(["news"])["news"].cancelled
+    call_command("sse_reopen", "--user", "07", stdout=output)
+    call_command("sse_reopen", "news", "--user", "7", stdout=output)
+    assert output.getvalue().endswith(
+        "Reopened the streams of user 07.\nReopened the streams of user 7 in news.\n"
+    )
+    assert not any(state.cancelled for state in get_store().states(marks).values())
+
+
+@pytest.mark.parametrize("command", ["sse_cancel", "sse_reopen"])
+@pytest.mark.parametrize("nobody", ["8", "ada", ""])
+def test_a_user_who_is_not_there_is_an_error_unless_it_is_one_of_other_means(
+    command: str, nobody: str
+) -> None:
+    User.objects.create(pk=7, username="ada")
+    with pytest.raises(CommandError, match=f"no user with the primary key '{nobody}'.*--force"):
+        call_command(command, "--user", nobody)
+    assert not get_store().states([user_mark(nobody)])[user_mark(nobody)].head
+    call_command(command, "--user", nobody, "--force", stdout=StringIO())
+    assert get_store().states([user_mark(nobody)])[user_mark(nobody)].cancelled == (
+        command == "sse_cancel"
+    )
 
 
 def test_nothing_to_cancel_is_refused() -> None:

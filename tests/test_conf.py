@@ -16,6 +16,7 @@ PROXIES = 'a list of addresses and networks such as "10.0.0.0/8"'
 SECONDS_FROM_1 = "a finite number of seconds from 1"
 YES_OR_NO = "True or False"
 STORE = '"database", "memory", "redis", the dotted path of an EventStore'
+FUNCTION_OR_OFF = "the dotted path of a function, or None"
 
 NO_NUMBERS = ["1", b"1", [1], {}, True, False, float("nan"), float("inf"), float("-inf"), 1j]
 NO_COUNTS = [*NO_NUMBERS, 0, -1, 1.0, 1.5, None]
@@ -45,6 +46,7 @@ NO_ORIGINS: list[Any] = [
 ]
 NO_SECONDS_FROM_1 = [*NO_NUMBERS, 0, 0.5, -1, None]
 NO_YES_OR_NO: list[Any] = [None, 0, 1, "True", []]
+NO_FUNCTIONS: list[Any] = [len, b"mysite.tenants.current", "mysite/tenants", "mysite.", "", 1, []]
 NO_STORES: list[Any] = [
     None,
     1,
@@ -122,6 +124,8 @@ KEYS: dict[str, tuple[Any, list[Any], list[Any], str]] = {
     "CANCEL_TTL": (3600, [1, 1.5], NO_SECONDS_FROM_1, SECONDS_FROM_1),
     "END_WITH_LOGIN": (True, [True, False], NO_YES_OR_NO, YES_OR_NO),
     "RECHECK_INTERVAL": (60, [1, 1.5], NO_SECONDS_FROM_1, SECONDS_FROM_1),
+    "NAMESPACE": (None, ["mysite.tenants.current", None], NO_FUNCTIONS, FUNCTION_OR_OFF),
+    "NAMESPACE_CONTEXT": (None, [None], NO_FUNCTIONS, FUNCTION_OR_OFF),
 }
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from asgiref.sync import iscoroutinefunction, sync_to_async
@@ -17,7 +17,8 @@ from django.contrib.auth.decorators import (
 )
 from django.contrib.auth.models import AnonymousUser, User
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.core.handlers.base import BaseHandler
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.test import AsyncClient, Client, RequestFactory
@@ -422,8 +423,18 @@ async def test_a_generator_knows_the_last_event_that_its_client_has_got(
 async def test_head_is_answered_without_running_the_generator() -> None:
     tap = Tap()
     answer = await tap.view(get(method="HEAD"))
-    assert (answer.status_code, answer.content) == (200, b"")
+    assert (answer.status_code, [chunk async for chunk in answer]) == (200, [])
     assert answer["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert tap.requests == []
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE", "PROPFIND"])
+async def test_no_other_method_runs_the_generator(method: str) -> None:
+    tap = Tap()
+    answer = await tap.view(get(method=method))
+    assert answer.status_code == 405
+    assert answer["Allow"] == "GET, HEAD, POST, OPTIONS"
+    assert answer["Cache-Control"] == "no-store"
     assert tap.requests == []
 
 
@@ -457,6 +468,24 @@ async def test_a_project_with_atomic_requests_can_stream(
         assert stream.text.startswith("retry: ")
 
 
+@event_stream("news")
+@transaction.non_atomic_requests
+async def exempt_from_one(request: HttpRequest) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "view", [job, progress, own, own_job, exempt_from_one, never_cache(job), never_cache(own)]
+)
+def test_no_view_is_put_into_a_transaction_of_a_database_that_was_added_since(
+    view: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = {**connections.settings[DEFAULT_DB_ALIAS], "ATOMIC_REQUESTS": True}
+    monkeypatch.setitem(connections.settings, "tenant_1", added)
+    assert BaseHandler().make_view_atomic(view) is view
+    # A view of one's own that can be in one still is.
+    assert BaseHandler().make_view_atomic(own_job_sync) is not own_job_sync
+
+
 # Views of one's own
 
 
@@ -479,6 +508,14 @@ def test_a_sync_view_of_ones_own_is_given_the_headers() -> None:
     # Over WSGI the server decides on the connection.
     assert_headers_of_a_stream(own_sync(RequestFactory().get("/")), None)
     assert_headers_of_a_stream(own_sync(get()), "keep-alive")
+
+
+async def test_head_of_a_view_of_ones_own_is_answered_with_the_headers_alone() -> None:
+    answer = await event_stream_headers(own)(get(method="HEAD"))
+    assert [chunk async for chunk in cast("AsyncIterator[bytes]", answer)] == []
+    assert_headers_of_a_stream(answer, "keep-alive")
+    sync_answer: Any = event_stream_headers(own_sync)(get(method="HEAD"))
+    assert list(sync_answer) == []
 
 
 async def test_an_answer_that_does_not_stream_keeps_its_headers() -> None:
@@ -548,6 +585,11 @@ def with_view(*bases: type[Any], **attributes: Any) -> Any:
     return made.as_view()
 
 
+def with_stream(**attributes: Any) -> Any:
+    made: Any = type("Guarded", (EventStreamView,), attributes)
+    return made.as_view()
+
+
 async def always(self: Any) -> bool:
     return True
 
@@ -565,6 +607,12 @@ ASYNC_GUARDED: dict[str, Any] = {
     "mixin-of-a-test": with_view(UserPassesTestMixin, View, test_func=always),
     "mixin-of-a-stream": with_view(LoginRequiredMixin, EventStreamView),
     "mixin-of-djangos": with_view(mixins.LoginRequiredMixin, View),
+    "on-a-method": with_view(View, get=method_decorator(login_required)(methods()["get"])),
+    "on-a-stream": with_stream(dispatch=method_decorator(login_required)(View.dispatch)),
+    "get": with_stream(**methods()),
+    "get_groups": with_stream(get_groups=always),
+    "dispatch": with_stream(dispatch=lambda self, request: None),
+    "setup": with_stream(setup=lambda self, request: None),
     "authorize": with_view(EventStreamView, authorize=lambda self, groups: None),
     "guard": job,
 }

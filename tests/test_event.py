@@ -4,13 +4,15 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from enum import Enum
 from itertools import pairwise
 from typing import Any, cast
 from uuid import UUID
 
 import pytest
-from django.utils.functional import lazystr
+from django.utils.functional import SimpleLazyObject, lazystr
 from django.utils.safestring import mark_safe
+from django.utils.translation import gettext_lazy
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -607,3 +609,34 @@ def test_any_bytes_in_any_split_are_read_as_specified(chunks: list[bytes]) -> No
         decoded = [event for chunk in fed for event in decoder.feed(chunk)]
         read = (decoded, decoder.last_event_id, decoder.reconnection_time)
         assert read == read_as_specified(stream)
+
+
+class Name(str, Enum):  # noqa: UP042  (its str() is its name)
+    PAID = "paid"
+
+
+class Seconds(int, Enum):
+    THREE = 3000
+
+
+def test_a_member_of_an_enum_of_texts_is_its_value() -> None:
+    made = Event(Name.PAID, event=Name.PAID, id=Name.PAID, comment=Name.PAID, retry=Seconds.THREE)
+    assert made.encode() == (b": paid\nretry: 3000\nid: paid\nevent: paid\ndata: paid\n\n")
+    assert Event({Name.PAID: [Name.PAID, Seconds.THREE]}).text == '{"paid":["paid",3000]}'
+    assert type(made.event) is str
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        gettext_lazy("paid"),
+        mark_safe("paid"),
+        SimpleLazyObject(lambda: "paid"),
+    ],
+    ids=["translation", "safe", "lazy object"],
+)
+def test_text_of_any_kind_is_sent_as_text(text: Any) -> None:
+    made = Event(text, event=text, id=text, comment=text)
+    assert made.encode() == b": paid\nid: paid\nevent: paid\ndata: paid\n\n"
+    assert made.event == "paid"
+    assert type(made.event) is str

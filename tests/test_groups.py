@@ -1,8 +1,10 @@
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.translation import gettext_lazy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -10,9 +12,21 @@ from django_sse.exceptions import InvalidGroup
 from django_sse.groups import expand_group
 
 
+class Name(str, Enum):  # noqa: UP042  (its str() is its name)
+    PAID = "paid"
+
+
+class Level(int, Enum):
+    HIGH = 3
+
+
 @pytest.mark.parametrize(
     ("pattern", "kwargs", "group"),
     [
+        ("order-{state}", {"state": Name.PAID}, "order-paid"),
+        ("level-{level}", {"level": Level.HIGH}, "level-3"),
+        ("{name}", {"name": gettext_lazy("news")}, "news"),
+        (Name.PAID, {}, "paid"),
         ("news", {}, "news"),
         ("news", {"pk": 7}, "news"),
         ("job-{pk}", {"pk": 7}, "job-7"),

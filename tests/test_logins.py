@@ -1,13 +1,13 @@
 """A stream ends with the login that it was opened in."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
-from threading import current_thread
+from threading import Event, current_thread
 from threading import enumerate as threads
 from time import time_ns
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.conf import settings as django_settings
 from django.contrib import auth
-from django.contrib.auth.backends import ModelBackend
+from django.contrib.auth.backends import BaseBackend, ModelBackend
 from django.contrib.auth.models import Permission, User
 from django.contrib.sessions.backends.cache import SessionStore as CacheSession
 from django.contrib.sessions.backends.file import SessionStore as FileSession
@@ -32,15 +32,17 @@ from django.urls import path
 from django.utils import timezone
 from pytest_django import Settings
 
-from django_sse import acancel, apublish
+from django_sse import acancel, apublish, logins, signals
 from django_sse.asgi import get_asgi_application
 from django_sse.decorators import event_stream
+from django_sse.doorbells.base import Doorbell
 from django_sse.hub import current_hub
 from django_sse.logins import Judgement, judge, without_session
 from django_sse.mixins import LoginRequiredMixin
-from django_sse.owners import Login
+from django_sse.owners import Login, user_mark
 from django_sse.rechecks import Rechecks
 from django_sse.stores import get_store
+from django_sse.stores.base import Hint
 from django_sse.stream import Stream
 from django_sse.views import EventStreamView
 from tests.queries import queries_about
@@ -412,7 +414,7 @@ async def test_a_key_that_no_user_can_have_spoils_the_sweep_for_nobody_else() ->
     backend = "django.contrib.auth.backends.ModelBackend"
     valid = Login(str(ada.pk), backend, ada.get_session_auth_hash())
     of_before = Login("not a number", backend, "")
-    assert await sync_to_async(judge)([of_before, valid]) == Judgement({of_before}, set())
+    assert await sync_to_async(judge)([of_before, valid]) == Judgement(absent={of_before})
 
 
 @pytest.mark.usefixtures("rarely")
@@ -449,6 +451,304 @@ async def test_logins_are_judged_with_one_query_for_all_of_them(
         monkeypatch.setattr("django_sse.rechecks.judge", judge_and_count)
         await until(lambda: rounds)
         assert set(rounds) == {1}
+
+
+# Whom Django finds
+
+
+class FindsEveryone(BaseBackend):
+    """Finds users in a way of its own, such as in a directory."""
+
+    missing: ClassVar[set[str]] = set()
+    failing = False
+    asked = 0
+
+    def get_user(self, user_id: Any) -> User | None:
+        FindsEveryone.asked += 1
+        if self.failing:
+            raise RuntimeError("The directory is away.")
+        user = User.objects.filter(pk=user_id).first()
+        return None if user is None or user.username in self.missing else user
+
+
+class Hangs(BaseBackend):
+    """Asks a directory that does not answer."""
+
+    begun = Event()
+    goes_on = Event()
+
+    def get_user(self, user_id: Any) -> User | None:
+        if not self.goes_on.is_set():
+            self.begun.set()
+            self.goes_on.wait(60)
+        return User.objects.filter(pk=user_id).first()
+
+
+class SaysWhatUsersMay:
+    """A backend of permissions alone, as those of django-guardian and rules are."""
+
+    def authenticate(self, request: HttpRequest, **credentials: Any) -> None:
+        return None
+
+    def has_perm(self, user: User, permission: str, of: Any = None) -> bool:
+        return False
+
+
+@pytest.fixture
+def own_backend(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.FindsEveryone"]
+    monkeypatch.setattr(FindsEveryone, "missing", set())
+    monkeypatch.setattr(FindsEveryone, "failing", False)
+    monkeypatch.setattr(FindsEveryone, "asked", 0)
+    # ModelBackend, which Django does not ask here, would find nobody.
+    monkeypatch.setattr("django_sse.logins._users", lambda keys: {})
+
+
+@pytest.mark.usefixtures("own_backend")
+async def test_a_user_whom_the_backend_alone_finds_keeps_the_stream() -> None:
+    async with stream(await logged_in()) as reader:
+        # Once by the request, the others long after it.
+        await until(lambda: FindsEveryone.asked > 3)
+        await goes_on(reader)
+
+
+@pytest.mark.usefixtures("own_backend")
+async def test_a_user_whom_the_backend_does_not_find_any_more_loses_the_stream() -> None:
+    tab = await logged_in()
+    async with stream(tab) as ended, stream(await logged_in("eve")) as other:
+        FindsEveryone.missing.add("ada")
+        # The request decides: the backend may read from a replica.
+        await assert_sent_back_for_good(ended, tab)
+        await goes_on(other)
+
+
+@pytest.mark.usefixtures("own_backend")
+async def test_a_user_whom_the_backend_misses_for_a_moment_keeps_the_stream() -> None:
+    async with stream(await logged_in()) as reader:
+        FindsEveryone.missing.add("ada")
+        FindsEveryone.asked = 0
+        await until(lambda: FindsEveryone.asked)
+        FindsEveryone.missing.clear()
+        FindsEveryone.asked = 0
+        await until(lambda: FindsEveryone.asked > 3)
+        await goes_on(reader)
+
+
+@pytest.mark.usefixtures("own_backend", "rarely")
+async def test_a_backend_of_its_own_is_asked_at_once_about_a_user_who_is_saved() -> None:
+    async with stream(await logged_in()) as ended, stream(await logged_in("eve")) as other:
+        await goes_on(ended)
+        ada = await user()
+        ada.set_unusable_password()
+        await ada.asave()
+        assert await ended.rest() == []
+        await other.until("going on")
+        await goes_on(other)
+
+
+@pytest.mark.usefixtures("own_backend")
+async def test_after_a_changed_password_a_backend_of_its_own_counts_as_well() -> None:
+    async with stream(await logged_in()) as ended:
+        await User.objects.aupdate(password="another one")
+        assert await ended.rest() == []
+        assert ended.reconnection_time
+
+
+@pytest.mark.usefixtures("own_backend")
+async def test_a_backend_that_cannot_say_ends_no_stream(caplog: pytest.LogCaptureFixture) -> None:
+    """As where the directory is away: nobody is logged out by that."""
+    async with stream(await logged_in()) as reader:
+        FindsEveryone.failing = True
+        FindsEveryone.asked = 0
+        await until(lambda: FindsEveryone.asked > 3)
+        await goes_on(reader)
+        assert caplog.text.count("could not find a user") == 1
+        FindsEveryone.failing = False
+        FindsEveryone.missing.add("ada")
+        assert await reader.rest() == []
+
+
+async def test_a_backend_that_hangs_holds_up_nobody_else(settings: Settings) -> None:
+    own = f"{__name__}.Hangs"
+    settings.AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.ModelBackend", own]
+    browser = AsyncClient()
+    await browser.aforce_login(await user(), backend=own)
+    Hangs.begun.clear()
+    Hangs.goes_on.set()
+    try:
+        async with stream(browser) as hanging, stream(await logged_in("eve")) as ended:
+            Hangs.goes_on.clear()
+            await until(Hangs.begun.is_set)
+            # Doorbells are answered, users swept, sessions looked for.
+            eve = await user("eve")
+            eve.is_active = False
+            await eve.asave()
+            assert [event.event for event in await ended.rest()] == ["close"]
+            async with stream(await logged_in("bob")) as swept:
+                await User.objects.filter(username="bob").aupdate(is_active=False)
+                assert [event.event for event in await swept.rest()] == ["close"]
+            await Session.objects.all().adelete()
+            await assert_sent_back_for_good(hanging, browser)
+    finally:
+        Hangs.goes_on.set()
+
+
+async def test_a_user_who_is_missed_once_keeps_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a replica has not got the user yet."""
+    missed: list[None] = []
+
+    def miss(keys: Any) -> dict[str, User]:
+        missed.append(None)
+        return {} if len(missed) == 1 else found(keys)
+
+    found = logins._users
+    monkeypatch.setattr(logins, "_users", miss)
+    async with stream(await logged_in()) as reader:
+        await until(lambda: len(missed) > 2)
+        await goes_on(reader)
+
+
+class ReadsElsewhere:
+    def db_for_read(self, model: Any, **hints: Any) -> str | None:
+        return "replica" if model is User else None
+
+
+async def test_users_are_read_where_they_are_written(settings: Settings) -> None:
+    ada = await user()
+    login = Login(
+        str(ada.pk), "django.contrib.auth.backends.ModelBackend", ada.get_session_auth_hash()
+    )
+    settings.DATABASE_ROUTERS = [f"{__name__}.ReadsElsewhere"]
+    assert await sync_to_async(judge)([login]) == Judgement()
+
+
+async def test_a_backend_that_is_not_asked_any_more_lets_nobody_in(settings: Settings) -> None:
+    async with stream(await logged_in()) as ended:
+        settings.AUTHENTICATION_BACKENDS = []
+        assert [event.event for event in await ended.rest()] == ["close"]
+
+
+# What is told of a user who is saved
+
+
+class HashesTheEmail(User):
+    """Ends its sessions also when its address changes."""
+
+    class Meta:
+        proxy = True
+        app_label = "auth"
+
+    def get_session_auth_hash(self) -> str:
+        return super().get_session_auth_hash() + self.email
+
+
+@pytest.fixture
+def rung(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The marks of the users that hubs were told of."""
+    marks: list[str] = []
+    ring = Doorbell.ring
+
+    def note(doorbell: Doorbell, hints: Sequence[Hint]) -> None:
+        marks.extend(hint.group for hint in hints)
+        ring(doorbell, hints)
+
+    monkeypatch.setattr(Doorbell, "ring", note)
+    return marks
+
+
+@pytest.mark.parametrize(
+    ("changed", "fields", "tells"),
+    [
+        ({}, None, False),
+        ({"first_name": "Ada"}, None, False),
+        ({"last_login": timezone.now()}, ["last_login"], False),
+        ({"email": "ada@example.com"}, ["email"], False),
+        ({"is_active": False}, None, True),
+        ({"is_active": False}, ["is_active"], True),
+        ({"password": "!"}, None, True),
+    ],
+)
+async def test_saving_a_user_tells_only_of_what_logins_are_judged_by(
+    changed: dict[str, Any], fields: list[str] | None, tells: bool, rung: list[str]
+) -> None:
+    await user()
+    ada = await User.objects.aget(username="ada")
+    for name, value in changed.items():
+        setattr(ada, name, value)
+    await ada.asave(update_fields=fields)
+    await ada.asave()
+    assert rung == ([user_mark(ada)] if tells else [])
+
+
+@pytest.mark.parametrize(
+    ("backends", "changed", "tells"),
+    [
+        # Of what it may do, which no login is judged by.
+        (["django.contrib.auth.backends.ModelBackend", "SaysWhatUsersMay"], "first_name", False),
+        # When it was last seen, in a field of any name.
+        (["FindsEveryone"], "date_joined", False),
+        (["FindsEveryone"], "first_name", True),
+    ],
+)
+async def test_what_counts_of_a_user_is_what_the_projects_backends_may_judge_by(
+    backends: list[str], changed: str, tells: bool, rung: list[str], settings: Settings
+) -> None:
+    settings.AUTHENTICATION_BACKENDS = [
+        path if "." in path else f"{__name__}.{path}" for path in backends
+    ]
+    await user()
+    ada = await User.objects.aget(username="ada")
+    setattr(ada, changed, timezone.now() if changed == "date_joined" else "Ada")
+    await ada.asave()
+    assert rung == ([user_mark(ada)] if tells else [])
+
+
+class HashesWithoutFallback:
+    """A user as Django's `get_user` takes it, too: not every one has hashes of older keys."""
+
+    def get_session_auth_hash(self) -> str:
+        return "hash"
+
+
+def test_older_hashes_are_asked_for_where_they_are_needed_alone() -> None:
+    assert logins._has_hash(HashesWithoutFallback(), "hash")
+
+
+async def test_a_change_that_was_rolled_back_is_told_when_it_is_saved_again(
+    rung: list[str],
+) -> None:
+    ada = await user()
+    ada.is_active = False
+
+    def save_in_vain() -> None:
+        with transaction.atomic():
+            ada.save()
+            transaction.set_rollback(True)
+
+    await sync_to_async(save_in_vain)()
+    assert not rung
+    await ada.asave()
+    assert rung == [user_mark(ada)]
+
+
+async def test_any_field_counts_where_a_project_judges_logins_in_a_way_of_its_own(
+    rung: list[str],
+) -> None:
+    await user()
+    ada = await HashesTheEmail.objects.aget(username="ada")
+    signals._note_loaded(ada)
+    await ada.asave()
+    assert not rung
+    ada.email = "ada@example.com"
+    await ada.asave()
+    assert rung == [user_mark(ada)]
+
+
+async def test_reading_users_in_part_makes_no_query_for_the_rest() -> None:
+    await user()
+    with queries_about("auth_user") as queries:
+        assert (await User.objects.only("username").aget()).username == "ada"
+    assert len(queries) == 1
 
 
 # Sessions that are gone
@@ -702,6 +1002,42 @@ async def test_a_view_ends_streams_whose_permission_is_gone(how: str) -> None:
         [close] = await ended.rest()
         assert (close.event, close.json()) == ("close", {"reason": "not allowed any more"})
         await goes_on(going_on)
+
+
+def logs_in(get_response: Callable[[HttpRequest], Any]) -> Callable[..., Any]:
+    """Logs a user in by the request itself, as Django's RemoteUserMiddleware does."""
+
+    async def middleware(request: HttpRequest) -> Any:
+        if key := request.headers.get("X-User"):
+            await auth.alogin(
+                request,
+                await User.objects.aget(pk=key),
+                backend="django.contrib.auth.backends.ModelBackend",
+            )
+        return await get_response(request)
+
+    return middleware
+
+
+setattr(logs_in, "async_capable", True)  # noqa: B010
+setattr(logs_in, "sync_capable", False)  # noqa: B010
+
+
+@pytest.mark.parametrize("how", ["not staff", "logged out"])
+async def test_a_view_sees_what_has_become_of_a_user_who_was_logged_in_by_the_request(
+    how: str, settings: Settings
+) -> None:
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.logs_in"]
+    settings.DJANGO_SSE = {"RECHECK_INTERVAL": 1, "END_WITH_LOGIN": False}
+    ada = await user()
+    await User.objects.filter(pk=ada.pk).aupdate(is_staff=True)
+    async with reading(await AsyncClient().get(STAFF, headers={"X-User": str(ada.pk)})) as ended:
+        await goes_on(ended)
+        if how == "not staff":
+            await User.objects.aupdate(is_staff=False)
+        else:
+            await Session.objects.all().adelete()
+        assert [event.event for event in await ended.rest()] == ["close"]
 
 
 @pytest.mark.usefixtures("asked_often")

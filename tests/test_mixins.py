@@ -1,17 +1,18 @@
 """Access, through all of Django: middleware, sessions, users, and the hand-off."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, cast
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.decorators import login_required, permission_required, user_passes_test
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
-from django.http import HttpRequest, HttpResponse
-from django.test import AsyncClient
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.test import AsyncClient, RequestFactory
 from django.urls import path
+from django.utils.functional import SimpleLazyObject, cached_property
 from django.views import View
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
@@ -157,6 +158,22 @@ class OwnPermission(Viewers, Changers, EventStreamView):
     permission_required = (PERMISSION,)  # type: ignore[assignment]
 
 
+class ViewersAtOnce(PermissionRequiredMixin):
+    @cached_property
+    def permission_required(self) -> list[str]:  # type: ignore[override]
+        return ["auth.view_user"]
+
+
+class ChangersAtOnce(PermissionRequiredMixin):
+    @cached_property
+    def permission_required(self) -> list[str]:  # type: ignore[override]
+        return ["auth.change_user"]
+
+
+class TwoCached(ViewersAtOnce, ChangersAtOnce, EventStreamView):
+    groups = ["news"]
+
+
 class ByTheUrl(PermissionRequiredMixin):
     permission_required = PERMISSION
 
@@ -230,7 +247,21 @@ DECORATORS: dict[str, Any] = {
 }
 PLACES = ("outside", "guard", "generator")
 
+
+@event_stream("news")
+async def guarded_by_name(request: HttpRequest, name: str) -> None:
+    if (await request.auser()).get_username() != name:
+        raise PermissionDenied
+
+
+@event_stream
+async def generated_for(request: HttpRequest) -> AsyncIterator[str]:
+    yield (await request.auser()).get_username()
+
+
 urlpatterns = [
+    path("guarded-by-name/<str:name>/", guarded_by_name),
+    path("generated-for/", generated_for),
     path("members/", Members.as_view()),
     path("readers/", Readers.as_view()),
     path("lucky/", Lucky.as_view()),
@@ -244,6 +275,7 @@ urlpatterns = [
     path("own-test/", OwnTest.as_view()),
     path("cooperative-test/", CooperativeTest.as_view()),
     path("two-permissions/", TwoPermissions.as_view()),
+    path("two-cached/", TwoCached.as_view()),
     path("own-permission/", OwnPermission.as_view()),
     path("set-up/", SetUp.as_view()),
     path("inherited/", InheritedTest.as_view()),
@@ -360,6 +392,14 @@ async def test_a_user_with_the_permission_is_streamed_to() -> None:
     await assert_streams("/readers/", await log_in(PERMISSION))
 
 
+async def test_permissions_that_properties_keep_are_all_asked_for() -> None:
+    cookie = await log_in(PERMISSION)
+    assert_refused(await ask("/two-cached/", cookie), 403)
+    permission = await Permission.objects.aget(codename="change_user")
+    await (await User.objects.aget()).user_permissions.aadd(permission)
+    await assert_streams("/two-cached/", cookie)
+
+
 async def test_mixins_all_have_to_pass() -> None:
     cookie = await log_in(PERMISSION)
     assert_refused(await ask("/stacked/?lucky", cookie), 403)
@@ -433,6 +473,10 @@ async def test_a_permission_may_depend_on_the_request() -> None:
     await assert_streams("/said-permission/?may=change", cookie)
 
 
+async def test_a_mixin_that_asks_for_nothing_now_lets_nobody_in_beside_another() -> None:
+    assert_refused(await ask("/said-permission/?may=", await log_in(PERMISSION)), 403)
+
+
 @pytest.mark.parametrize("view", [UserPassesTestMixin, PermissionRequiredMixin])
 async def test_a_mixin_that_asks_for_nothing_lets_nobody_in(view: type[Any]) -> None:
     """As where a view is not made by ``as_view``, which refuses it."""
@@ -480,6 +524,73 @@ async def test_what_looks_like_a_preflight_without_being_one_does_not_pass(metho
     assert_refused(await ask("/page/", method=method, headers=headers), 401)
 
 
+async def coroutine() -> bool:
+    return False
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (HttpResponse, "not HttpResponse"),
+        (coroutine, "`await` it"),
+        (lambda: "no", "not str"),
+        (lambda: [False], "not list"),
+    ],
+    ids=["response", "coroutine", "text", "list"],
+)
+async def test_an_answer_that_is_true_without_being_meant_so_is_a_no(
+    answer: Any, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Careless(UserPassesTestMixin, EventStreamView):
+        groups = ["news"]
+
+        async def test_func(self) -> Any:
+            return answer()
+
+    request = get()
+    user = await sync_to_async(user_with)()
+    request.auser = sync_to_async(lambda: user)
+    assert (await Careless.as_view()(request)).status_code == 403
+    [error] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "Careless is taken for a no" in error.getMessage()
+    assert told in caplog.text
+
+
+# Django's LoginRequiredMiddleware
+
+
+@pytest.fixture
+def login_required_everywhere(settings: Settings) -> None:
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ]
+
+
+@pytest.mark.usefixtures("login_required_everywhere")
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("url", ["/members/", "/readers/", "/lucky/?deny", "/stacked/", "/page/"])
+async def test_where_all_have_to_log_in_views_with_a_guard_answer_401(
+    url: str, method: str
+) -> None:
+    assert_refused(await ask(url, method=method), 401)
+
+
+@pytest.mark.usefixtures("login_required_everywhere")
+async def test_where_all_have_to_log_in_preflights_pass_and_members_are_streamed_to() -> None:
+    headers = [(b"access-control-request-method", b"GET")]
+    answer = await ask("/members/", method="OPTIONS", headers=headers)
+    assert answer.status == 204
+    assert answer.headers["access-control-allow-origin"] == APP
+    await assert_streams("/members/", await log_in())
+
+
+@pytest.mark.usefixtures("login_required_everywhere")
+@pytest.mark.parametrize("url", ["/outside/exempt/", "/generator/exempt/"])
+async def test_where_all_have_to_log_in_no_view_without_a_guard_is_open(url: str) -> None:
+    assert (await ask(url)).status == 302
+
+
 def test_a_test_is_no_handler_of_channels_messages() -> None:
     assert Lucky._handler_names == {"news_update"}
 
@@ -494,7 +605,10 @@ def test_a_mixin_behind_the_view_is_refused_when_the_class_is_made() -> None:
         type("Behind", (UserPassesTestMixin, View, LoginRequiredMixin), {})
 
 
-@pytest.mark.parametrize("permission", [None, "", [], ()])
+WITHOUT_PERMISSION = [None, "", [], (), [""], [PERMISSION, ""], iter([PERMISSION])]
+
+
+@pytest.mark.parametrize("permission", WITHOUT_PERMISSION)
 def test_a_permission_mixin_without_a_permission_is_refused(permission: Any) -> None:
     class Careless(PermissionRequiredMixin, EventStreamView):
         permission_required = permission
@@ -504,7 +618,7 @@ def test_a_permission_mixin_without_a_permission_is_refused(permission: Any) -> 
     Careless.as_view(permission_required=PERMISSION)
 
 
-@pytest.mark.parametrize("permission", [None, "", [], ()])
+@pytest.mark.parametrize("permission", WITHOUT_PERMISSION)
 def test_so_is_one_beside_a_mixin_with_a_permission(permission: Any) -> None:
     class Careless(PermissionRequiredMixin):
         permission_required = permission
@@ -638,3 +752,130 @@ async def test_a_generator_that_is_exempt_takes_posts_from_other_pages() -> None
         headers=[(b"host", b"testserver")],
     ) as request:
         assert (await request.next_events())[0].text == "for members"
+
+
+# Where a middleware has set another user
+
+
+class TokenUser:
+    """Knows Django's old methods alone."""
+
+    is_authenticated = True
+    pk = 7
+
+    def has_perms(self, permissions: Sequence[str]) -> bool:
+        return set(permissions) <= {PERMISSION}
+
+
+def sets_user(get_response: Callable[[HttpRequest], Any]) -> Callable[..., Any]:
+    """Lets somebody act as somebody else, or as nobody, for all views that ask ``user``."""
+
+    async def middleware(request: HttpRequest) -> Any:
+        how, _, name = request.headers.get("X-As", "").partition(" ")
+        if how == "user":
+            request.user = await User.objects.aget(username=name)
+        elif how == "lazy":
+            request.user = SimpleLazyObject(lambda: User.objects.get(username=name))  # type: ignore[assignment]
+        elif how == "nobody":
+            request.user = AnonymousUser()
+        elif how == "none":
+            request.user = None  # type: ignore[assignment]
+        elif how == "token":
+            request.user = TokenUser()  # type: ignore[assignment]
+        elif how == "both":
+            # Who has come by a token acts as somebody else.
+            bearer = await request.auser()
+
+            async def auser() -> Any:
+                return bearer
+
+            setattr(request, "auser", auser)  # noqa: B010
+            request.user = await User.objects.aget(username=name)
+        return await get_response(request)
+
+    return middleware
+
+
+setattr(sets_user, "async_capable", True)  # noqa: B010
+setattr(sets_user, "sync_capable", False)  # noqa: B010
+
+
+@pytest.fixture
+async def admin(settings: Settings) -> AsyncClient:
+    """The browser of a user with all permissions, in a project that lets her act as others."""
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.sets_user"]
+    client = AsyncClient()
+    await client.aforce_login(await User.objects.acreate_superuser("admin"))
+    await User.objects.acreate_user("eve")
+    return client
+
+
+@pytest.mark.parametrize("how", ["user eve", "lazy eve", "both eve"])
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        ("/members/", 200),
+        ("/readers/", 403),
+        ("/lucky/?lucky=eve", 200),
+        ("/lucky/?lucky=admin", 403),
+        ("/guarded-by-name/admin/", 403),
+        ("/guarded-by-name/eve/", 200),
+        ("/generated-for/", 200),
+    ],
+)
+async def test_who_acts_as_somebody_else_gets_no_more_than_that_one(
+    how: str, url: str, status: int, admin: AsyncClient
+) -> None:
+    response = await admin.get(url, headers={"X-As": how})
+    assert response.status_code == status
+    if url == "/generated-for/":
+        assert isinstance(response, StreamingHttpResponse)
+        chunks = [chunk async for chunk in cast("AsyncIterator[bytes]", response)]
+        assert b"data: eve" in b"".join(chunks)
+
+
+class OnlyOthers(LoginRequiredMixin, EventStreamView):
+    """Lets who is logged in no further than that."""
+
+    groups = ["news"]
+
+    async def authorize(self, groups: Sequence[str]) -> None:
+        raise PermissionDenied
+
+
+class Undecided:
+    """Says of being authenticated what is no bool."""
+
+    pk = "anybody"
+
+    def __init__(self, is_authenticated: object) -> None:
+        self.is_authenticated = is_authenticated
+
+
+@pytest.mark.parametrize(("answer", "status"), [(None, 401), (0, 401), ("", 401), (1, 403)])
+async def test_who_is_not_quite_authenticated_is_nobody(answer: object, status: int) -> None:
+    request = RequestFactory().get("/")
+    request.user = Undecided(answer)  # type: ignore[assignment]
+    response = await OnlyOthers.as_view()(request)
+    assert response.status_code == status
+
+
+def test_no_helper_takes_the_place_of_what_guards_a_view() -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"Helped\._allowed_groups"):
+
+        class Helped(EventStreamView):
+            async def _allowed_groups(self) -> list[str]:
+                return ["news"]
+
+
+@pytest.mark.parametrize("how", ["nobody", "none"])
+@pytest.mark.parametrize("url", ["/members/", "/readers/", "/lucky/?lucky=admin"])
+async def test_who_acts_as_nobody_is_nobody(how: str, url: str, admin: AsyncClient) -> None:
+    assert (await admin.get(url, headers={"X-As": how})).status_code == 401
+
+
+async def test_the_permissions_of_a_user_who_knows_no_async_methods_are_asked(
+    admin: AsyncClient,
+) -> None:
+    for url, status in {"/readers/": 200, "/two-permissions/": 403}.items():
+        assert (await admin.get(url, headers={"X-As": "token"})).status_code == status

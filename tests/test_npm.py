@@ -11,6 +11,8 @@ from tests import npm
 from tests.live.readers.npm import PACKAGE_JSON
 from tests.live.servers import ROOT
 
+pytestmark = pytest.mark.once
+
 DEMO = ROOT / "demo_project"
 DIRECTORIES = pytest.mark.parametrize(
     "directory", [DEMO, PACKAGE_JSON.parent], ids=lambda one: one.name

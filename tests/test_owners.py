@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from enum import Enum
 from typing import Any, ClassVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -21,7 +22,16 @@ from django.urls import path
 from django.utils.functional import SimpleLazyObject
 from pytest_django import Settings
 
-from django_sse import Event, acancel, apublish, apublish_many, cancel, publish
+from django_sse import (
+    Event,
+    acancel,
+    apublish,
+    apublish_many,
+    areopen,
+    cancel,
+    publish,
+    reopen,
+)
 from django_sse.exceptions import InvalidEvent, InvalidGroup
 from django_sse.hub import current_hub
 from django_sse.mixins import LoginRequiredMixin
@@ -85,10 +95,31 @@ class Guarded(LoginRequiredMixin, Groups):
 
 class StillAuthenticated(Guarded):
     asked = 0
+    seen: ClassVar[list[str]] = []
 
     async def still_allowed(self) -> bool:
         StillAuthenticated.asked += 1
-        return bool((await self.request.auser()).is_authenticated)
+        user: Any = await self.request.auser()
+        self.seen.append(str(getattr(user, "pk", None) or user.id))
+        return bool(user.is_authenticated)
+
+
+class Scoped(Guarded):
+    """Asks what a token lets its user do."""
+
+    asked = 0
+
+    async def still_allowed(self) -> bool:
+        user: Any = await self.request.auser()
+        Scoped.asked += 1
+        return user.is_active and "news" in user.scopes
+
+
+class OfWhoever(Groups):
+    """Is of the user that synchronous views see."""
+
+    async def get_owner(self) -> Any:
+        return self.request.user
 
 
 class TokenUser:
@@ -149,6 +180,10 @@ def users_of_tokens(get_response: Callable[[HttpRequest], Any]) -> Callable[...,
             request.user = TokenUserWithId(key)  # type: ignore[assignment]
         elif how == "lazy":
             request.user = SimpleLazyObject(lambda: User.objects.get(pk=key))  # type: ignore[assignment]
+        elif how == "scoped":
+            ada: Any = await User.objects.aget(pk=key)
+            ada.scopes = ["news"]
+            request.user = ada
         elif how == "client":
             request.user = ApiClient(pk=key)  # type: ignore[assignment]
         elif how == "keyless":
@@ -171,6 +206,8 @@ urlpatterns = [
     path("filtered/", Filtered.as_view()),
     path("guarded/", Guarded.as_view()),
     path("still/", StillAuthenticated.as_view()),
+    path("scoped/", Scoped.as_view()),
+    path("lazy/", OfWhoever.as_view()),
     path("token/", OfToken.as_view()),
 ]
 
@@ -217,6 +254,64 @@ async def test_a_mark_is_the_same_for_a_user_and_its_primary_key() -> None:
     assert user_mark(UUID(int=7)) == user_mark(str(UUID(int=7)))
 
 
+class Number(int, Enum):
+    SEVEN = 7
+
+
+class Name(str, Enum):  # noqa: UP042  (its str() is its name)
+    SEVEN = "7"
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["07", " 7", "+7", Number.SEVEN, Name.SEVEN, User(pk="7"), TokenUser("07")],
+    ids=["zero", "space", "sign", "int", "str", "user", "token"],
+)
+def test_a_mark_is_the_same_for_each_form_of_a_key(form: Any) -> None:
+    assert user_mark(form) == user_mark(7)
+    assert user_mark(form, "news") == user_mark(7, "news")
+
+
+class Employee(User):
+    """A user, with a primary key of its own."""
+
+    badge = models.CharField(max_length=9, primary_key=True)
+    user = models.OneToOneField(User, models.CASCADE, parent_link=True)
+
+    class Meta:
+        app_label = "tests"
+        managed = False
+
+
+def test_a_user_of_a_model_that_inherits_is_the_user() -> None:
+    assert user_mark(Employee(badge="e9", id=7, user_id=7)) == user_mark(7)
+
+
+def test_the_key_of_who_is_no_user_has_one_form_too() -> None:
+    assert user_mark(ApiClient(pk="07")) == user_mark(ApiClient(pk=7))
+
+
+class UuidUser(models.Model):
+    id = models.UUIDField(primary_key=True, default=uuid4)
+
+    class Meta:
+        app_label = "tests"
+        managed = False
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+def test_a_uuid_has_many_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = UuidUser()
+    # Also where such a key is one of other means.
+    assert user_mark(ada.id) == user_mark(ada.id.hex) == user_mark(str(ada.id).upper())
+    monkeypatch.setattr("django_sse.owners.get_user_model", lambda: UuidUser)
+    forms = [ada.id, str(ada.id), ada.id.hex, str(ada.id).upper(), f"{{{ada.id}}}", ada.id.urn]
+    assert {user_mark(form) for form in forms} == {user_mark(ada)}
+    assert user_mark("of other means") != user_mark(ada)
+
+
 async def test_marks_are_different_by_user_group_and_session() -> None:
     ada = await user()
     session = session_of(await logged_in())
@@ -245,7 +340,7 @@ STRANGE = [
     # The same character in UTF-16, as text that no encoding has.
     "\ud83d\ude00",
     "\ud800",
-    "7 ",
+    "7_",
     "",
 ]
 
@@ -307,7 +402,7 @@ def test_who_has_no_streams_cannot_be_cancelled() -> None:
         cancel("news", user=None)
     with pytest.raises(ValueError, match="save it first"):
         cancel(user=User(username="new"))
-    with pytest.raises(TypeError, match=r"group .* or .* user"):
+    with pytest.raises(TypeError, match=r"group, or .* user"):
         cancel()
     with pytest.raises(InvalidGroup):
         cancel("no group", user=7)
@@ -366,6 +461,41 @@ async def test_a_user_who_was_cancelled_is_answered_204_until_logging_in_again()
     await apublish("news", "missed")
     async with stream(browser, last_event_id=ended.last_event_id) as again:
         assert (await again.next_event()).data == "missed"
+
+
+@pytest.mark.parametrize("group", [None, "news"])
+@pytest.mark.parametrize("let_in", [areopen, sync_to_async(reopen)], ids=["async", "sync"])
+async def test_a_user_who_was_cancelled_is_let_in_again(group: str | None, let_in: Any) -> None:
+    tab = await logged_in()
+    await acancel(group, user=await user())
+    assert (await get(tab, "/events/?group=news")).status_code == 204
+    await let_in(group, user=str((await user()).pk))
+    async with stream(tab) as reader:
+        await apublish("news", "in again")
+        assert (await reader.next_event()).data == "in again"
+        # It can be done again.
+        await acancel(group, user=await user())
+        assert [event.event for event in await reader.rest()] == ["close"]
+    assert (await get(tab, "/events/?group=news")).status_code == 204
+
+
+async def test_letting_a_user_in_undoes_the_cancel_of_the_same_arguments_alone() -> None:
+    tab, ada = await logged_in(), await user()
+    await acancel("news", user=ada)
+    await acancel(user=ada)
+    await areopen("news", user=ada)
+    assert (await get(tab, "/events/?group=news")).status_code == 204
+    await areopen(user=ada)
+    async with stream(tab):
+        pass
+
+
+async def test_who_was_never_cancelled_is_not_by_being_let_in() -> None:
+    async with stream(await logged_in()) as reader:
+        await areopen(user=await user())
+        await areopen("news", user=await user())
+        await apublish("news", "goes on")
+        assert (await reader.next_event()).data == "goes on"
 
 
 async def test_a_user_is_refused_for_cancel_ttl() -> None:
@@ -664,6 +794,61 @@ async def test_a_hub_forgets_the_owners_of_streams_that_have_ended() -> None:
 async def test_a_visitor_without_a_session_costs_no_look_at_owners() -> None:
     async with stream(AsyncClient()):
         assert not current_hub()._rechecks.owned
+
+
+async def lazy_user(name: str = "ada") -> Any:
+    """Return a user as ``request.user`` is, who was not looked up yet."""
+    key = (await user(name)).pk
+    return SimpleLazyObject(lambda: User.objects.get(pk=key))
+
+
+async def test_a_lazy_user_is_looked_up_wherever_async_code_names_one() -> None:
+    tab, other = await logged_in(), await logged_in("eve")
+    async with stream(tab, "/lazy/?group=news") as own, stream(other) as going_on:
+        await apublish("news", "own", exclude=await lazy_user())
+        await apublish_many([("news", "own")], exclude=await lazy_user())
+        await apublish("news", "last")
+        assert [event.data for event in await own.until("last")] == ["last"]
+        await acancel(user=await lazy_user())
+        assert [event.event for event in await own.rest()] == ["close"]
+        assert [event.data for event in await going_on.until("last")] == ["own", "own", "last"]
+    await areopen(user=await lazy_user())
+    async with stream(tab, "/lazy/?group=news"):
+        pass
+
+
+@pytest.mark.usefixtures("tokens")
+@pytest.mark.parametrize("how", ["user", "lazy"])
+async def test_who_acts_as_somebody_else_has_the_streams_of_that_one(how: str) -> None:
+    admin, ada = await logged_in("admin"), await user()
+    acting = {"Authorization": f"{how} {ada.pk}"}
+    with override_settings(DJANGO_SSE={"RECHECK_INTERVAL": 1}):
+        StillAuthenticated.seen.clear()
+        response = await admin.get("/still/?group=news", headers=acting)
+        async with reading(response) as ended:
+            # Asked again, long after the request, it is that one, too.
+            await until(lambda: len(StillAuthenticated.seen) >= 2)
+            assert set(StillAuthenticated.seen) == {str(ada.pk)}
+            await acancel(user=await user("admin"))
+            await apublish("news", "goes on")
+            assert (await ended.next_event()).data == "goes on"
+            await acancel(user=ada)
+            assert [event.event for event in await ended.rest()] == ["close"]
+        await get_store().aclose()
+
+
+@pytest.mark.usefixtures("tokens")
+async def test_a_view_that_is_asked_again_sees_a_tokens_user_as_it_is_then() -> None:
+    """With what the middleware has set on it, and what has become of it in the database."""
+    ada = await user()
+    with override_settings(DJANGO_SSE={"RECHECK_INTERVAL": 1}):
+        async with stream(Bearer("scoped", ada.pk), "/scoped/?group=news") as ended:
+            await until(lambda: Scoped.asked >= 2)
+            await apublish("news", "goes on")
+            assert (await ended.next_event()).data == "goes on"
+            await User.objects.aupdate(is_active=False)
+            assert [event.event for event in await ended.rest()] == ["close"]
+        await get_store().aclose()
 
 
 # Leaving out who has caused an event

@@ -8,7 +8,7 @@ from pytest_django import Settings
 
 from django_sse.position import (
     LOST,
-    MAX_BYTES,
+    MAX_LENGTH,
     TERMINAL_MARK,
     format_position,
     group_hash,
@@ -184,7 +184,7 @@ def test_the_terminal_mark_is_no_position() -> None:
 
 def test_what_is_too_long_is_not_read() -> None:
     position = {f"group-{number}": 10**17 for number in range(700)}
-    assert len(sent := format_position(position)) > MAX_BYTES
+    assert len(sent := format_position(position)) > MAX_LENGTH
     assert parse_position(sent, ["group-0"]) == {}
 
 
@@ -242,19 +242,19 @@ def position_of_others(length: int) -> str:
     ids=["others", "own", "empty", "digits"],
 )
 def test_what_is_too_long_costs_nothing_however_long_it_is(sent: str) -> None:
-    assert calls_to_parse(sent) == calls_to_parse(sent[: MAX_BYTES + 1]) < 100
+    assert calls_to_parse(sent) == calls_to_parse(sent[: MAX_LENGTH + 1]) < 100
 
 
 @pytest.mark.parametrize(
     "sent",
     [
-        position_of_others(MAX_BYTES - 200),
+        position_of_others(MAX_LENGTH - 200),
         f"{format_position({'news': NOW})}~" * 500,
-        "~" * MAX_BYTES,
-        "." * MAX_BYTES,
-        "9" * MAX_BYTES,
+        "~" * MAX_LENGTH,
+        "." * MAX_LENGTH,
+        "9" * MAX_LENGTH,
     ],
     ids=["others", "own", "empty", "dots", "digits"],
 )
 def test_what_is_as_long_as_it_may_be_costs_a_few_calls_a_character_at_the_most(sent: str) -> None:
-    assert calls_to_parse(sent) < 5 * MAX_BYTES
+    assert calls_to_parse(sent) < 5 * MAX_LENGTH

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from decimal import Decimal
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import transaction
 from django.template import TemplateDoesNotExist
 from django.test import RequestFactory, override_settings
+from django.utils.functional import SimpleLazyObject
+from django.utils.safestring import mark_safe
+from django.utils.translation import gettext_lazy
 from pytest_django import Settings
 
 import django_sse
@@ -36,6 +40,8 @@ from django_sse.event import Decoder
 from django_sse.position import parse_position
 from django_sse.stores import get_store
 from django_sse.testing.threads import in_thread
+from django_sse.views import EventStreamView
+from tests.streams import open_stream
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
 
@@ -155,6 +161,29 @@ async def test_nested_transactions_publish_what_was_not_rolled_back_in_order() -
     assert [event.text for event in await published("news")] == ["1", "2", "3"]
 
 
+class Name(str, Enum):  # noqa: UP042  (its str() is its name)
+    PAID = "paid"
+
+
+@pytest.mark.parametrize("store", ["memory", "database"])
+async def test_a_group_that_is_a_member_of_an_enum_is_its_value(
+    store: str, settings: Settings
+) -> None:
+    settings.DJANGO_SSE = {"STORE": store}
+    made = await apublish(Name.PAID, Name.PAID, event=Name.PAID)
+    assert (type(made.group), made.group) == (str, "paid")
+    assert await published("paid") == [Event("paid", event="paid")]
+    assert made.id == await aposition(Name.PAID) == await aposition("paid")
+    await acancel(Name.PAID)
+    with pytest.raises(GroupCancelled):
+        await apublish("paid", "too late")
+    await areopen(Name.PAID)
+    await apublish("paid", "again")
+    async with open_stream(EventStreamView.as_view(groups=[Name.PAID])) as reader:
+        await apublish(Name.PAID, "live")
+        assert (await reader.next_event()).data == "live"
+
+
 async def test_tasks_that_publish_at_once_all_get_numbers_of_their_own() -> None:
     results = await asyncio.gather(*(apublish("news", n) for n in range(50)))
     assert len({result.id for result in results}) == 50
@@ -222,3 +251,22 @@ def test_every_public_name_is_listed() -> None:
     public = {name for name in vars(django_sse) if not name.startswith("_")}
     modules = {name for name in public if type(vars(django_sse)[name]).__name__ == "module"}
     assert public - modules == set(django_sse.__all__)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [gettext_lazy("paid"), mark_safe("paid"), SimpleLazyObject(lambda: "paid")],
+    ids=["translation", "safe", "lazy object"],
+)
+async def test_a_group_and_a_reason_may_be_text_of_any_kind(text: Any) -> None:
+    assert (await apublish(text, "hi")).group == "paid"
+    await acancel(text, reason=text)
+    assert [event.text for event in await published("paid")] == ["hi", '{"reason":"paid"}']
+
+
+async def test_a_stream_follows_a_group_once_in_whatever_forms_it_is_named() -> None:
+    view = EventStreamView.as_view(groups=["paid", Name.PAID, mark_safe("paid")])
+    async with open_stream(view) as reader:
+        await apublish("paid", "live")
+        assert (await reader.next_event()).data == "live"
+        assert reader.last_event_id == await aposition("paid")

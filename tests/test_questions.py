@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from threading import Event as ThreadEvent
 from threading import current_thread
@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import AnonymousUser, User
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, SynchronousOnlyOperation
 from django.db import InterfaceError, OperationalError, connections
+from django.http import HttpResponse
 from pytest_django import Settings
 
 from django_sse import apublish, questions
@@ -183,6 +184,7 @@ SURROUNDINGS = [
     pytest.param(raising(ConnectionResetError()), id="ConnectionResetError"),
     pytest.param(raising(TimeoutError()), id="TimeoutError"),
     pytest.param(raising(RuntimeError("a library's"), OSError("its reason")), id="with a cause"),
+    pytest.param(raising(ExceptionGroup("several", [OperationalError(), OSError()])), id="several"),
 ]
 
 
@@ -224,6 +226,27 @@ async def test_a_view_that_never_answers_has_its_client_come_back(
         assert reader.reconnection_time
 
 
+async def test_views_that_cannot_be_cancelled_hold_up_no_other_one_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(questions, "_ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(questions, "_GRACE_SECONDS", 0.05)
+    released = asyncio.Event()
+
+    async def stubborn() -> bool:
+        while not released.is_set():
+            with suppress(asyncio.CancelledError):
+                await released.wait()
+        raise RuntimeError("Nobody waits for this.")
+
+    async with AsyncExitStack() as stack:
+        for _ in range(10):
+            await stack.enter_async_context(connected("news", still_allowed=stubborn))
+        revoked = await stack.enter_async_context(connected("news", still_allowed=no))
+        await until(lambda: "close" in was_told(revoked))
+        released.set()
+
+
 class Panic(BaseException):
     """What an extension raises that is no Python."""
 
@@ -249,6 +272,56 @@ async def test_every_other_failure_of_a_view_is_a_no(failure: Answer) -> None:
     async with asked(failure) as reader:
         [close] = await reader.rest()
         assert (close.event, close.json()) == ("close", {"reason": "not allowed any more"})
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [(HttpResponse, "not HttpResponse"), (no, "`await` it"), (lambda: "no", "not str")],
+    ids=["response", "coroutine", "text"],
+)
+async def test_an_answer_that_is_true_without_being_meant_so_is_a_no(
+    answer: Any, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def answers() -> Any:
+        return answer()
+
+    async with asked(answers) as reader:
+        assert [event.event for event in await reader.rest()] == ["close"]
+    assert "still_allowed of Asked failed: that is a no." in caplog.text
+    assert told in caplog.text
+
+
+class Unreadable:
+    """An answer whose truth is a query, as a QuerySet's is."""
+
+    def __bool__(self) -> bool:
+        raise SynchronousOnlyOperation
+
+
+async def test_an_answer_whose_truth_cannot_be_told_is_a_no() -> None:
+    async def answer() -> Any:
+        return Unreadable()
+
+    async with asked(answer) as reader:
+        assert [event.event for event in await reader.rest()] == ["close"]
+
+
+async def test_a_failure_is_given_time_before_the_view_is_asked_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 4, "RETRY": 1}
+    monkeypatch.setattr(questions, "_AGAIN_SECONDS", 0.5)
+    times: list[float] = []
+
+    async def fail_once() -> bool:
+        times.append(asyncio.get_running_loop().time())
+        if len(times) == 1:
+            raise OperationalError
+        return True
+
+    async with connected("news", still_allowed=fail_once) as _:
+        await until(lambda: len(times) == 2)
+    assert times[1] - times[0] >= 0.5
 
 
 async def test_failures_of_many_streams_are_logged_once_for_each_view(

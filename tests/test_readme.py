@@ -100,6 +100,30 @@ async def test_the_first_example_streams_what_it_publishes(examples: dict[str, A
         assert b'event: headline\ndata: {"title":"hi"}\n\n' in await anext(chunks)
 
 
+def test_what_names_tenants_is_in_the_same_example(examples: dict[str, Any]) -> None:
+    of_tenants = [block for block in blocks("python") if '"NAMESPACE"' in block]
+    assert of_tenants
+    for block in of_tenants:
+        defined: dict[str, Any] = {}
+        exec(compile(block, "README.md", "exec"), defined)
+        for path in defined["DJANGO_SSE"].values():
+            assert callable(defined[path.removeprefix("mysite.tenants.")])
+
+
+async def test_the_tenants_of_the_example_are_kept_apart(examples: dict[str, Any]) -> None:
+    of_example = {"NAMESPACE": f"{__name__}.named_in_example"}
+    globals()["named_in_example"] = examples["current_tenant"]
+    view = EventStreamView.as_view(groups=["news"])
+    with override_settings(DJANGO_SSE={"STORE": "memory", **of_example}):
+        with examples["in_tenant"]("north"):
+            response = await view(AsyncRequestFactory().get("/"))
+        async with reading(response) as stream:
+            for name in ("south", "north"):
+                with examples["in_tenant"](name):
+                    await apublish("news", f"of the {name}")
+            assert (await stream.next_event()).data == "of the north"
+
+
 def test_the_publishing_examples_publish(examples: dict[str, Any]) -> None:
     before = publish("news", "before").id
     examples["tick"]()

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from django_sse.replay import StartingPoint as Start
-from django_sse.replay import is_lost, join, starting_point
+from django_sse.replay import fitting, is_lost, join, starting_point
 from django_sse.stores.base import Entry, GroupState
 
 # A group with the numbers 100 to 109, of which 105 and later are kept.
@@ -57,6 +57,17 @@ def test_what_is_joined_is_always_contiguous(after: int, numbers: list[int]) -> 
     assert [entry.number for entry in joined] == list(range(after + 1, after + 1 + len(joined)))
     beyond = [number for number in numbers if number > after + len(joined)]
     assert gap == bool(beyond)
+
+
+# fitting
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 20)), st.integers(0, 50))
+def test_what_fits_is_as_much_as_may_be_and_at_least_one(sizes: list[int], room: int) -> None:
+    count = fitting(sizes, room)
+    assert count <= 1 or sum(sizes[:count]) <= room
+    assert count == len(sizes) or (count and sum(sizes[: count + 1]) > room)
 
 
 # is_lost

@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from time import time
+from time import monotonic, time
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from asgiref.sync import sync_to_async
 from channels.layers import get_channel_layer
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db import DEFAULT_DB_ALIAS, connections
@@ -19,6 +20,7 @@ from pytest_django import Settings
 
 from django_sse import Event, acancel, aposition, apublish, areopen
 from django_sse.event import NO_DATA
+from django_sse.exceptions import InvalidEvent
 from django_sse.hub import current_hub, open_streams
 from django_sse.position import format_position, parse_position
 from django_sse.stores import get_store
@@ -370,6 +372,26 @@ async def test_a_view_bounds_how_old_events_are_replayed(monkeypatch: pytest.Mon
         assert (await stream.next_event()).data == "3"
 
 
+async def test_what_is_too_old_is_not_replayed_out_of_memory_either(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 1, "HISTORY_SIZE": 10}
+    view = News.as_view(replay_age=60)
+    ids = await publish_numbers("news", 1)
+    # While somebody has the group open, the hub knows what the store has dropped.
+    async with open_stream(news) as other:
+        await publish_numbers("news", *range(2, 7))
+        later = time() + 61
+        now = monotonic() + 61
+        monkeypatch.setattr("django_sse.views.time", lambda: later)
+        monkeypatch.setattr("django_sse.stores.memory.time", lambda: later)
+        monkeypatch.setattr("django_sse.stores.memory.monotonic", lambda: now)
+        await publish_numbers("news", *range(7, 20))
+        await other.until("19")
+        async with open_stream(view, last_event_id=ids[0]) as stream:
+            assert await stream.next_event() == Event("{}", event="reset")
+
+
 async def test_who_joins_a_group_reads_nothing_of_before_by_an_id_that_was_made_up() -> None:
     ids = await publish_numbers("news", 1, 2, 3)
     entry, signature = ids[2].split("~")
@@ -659,6 +681,18 @@ async def test_an_event_of_the_state_obeys_the_rules_of_publish(event: Event) ->
         assert stream.last_event_id == ""
 
 
+async def test_a_state_that_is_no_event_says_what_it_has_to_be() -> None:
+    class Wrong(EventStreamView):
+        groups = ["news"]
+
+        async def initial_events(self) -> AsyncGenerator[Any, None]:
+            yield "state"
+
+    async with open_stream(Wrong.as_view()) as stream:
+        with pytest.raises(InvalidEvent, match="initial_events has to yield an Event, not str"):
+            await stream.rest()
+
+
 async def test_a_state_that_cannot_be_read_ends_the_stream_without_a_position() -> None:
     class Failing(EventStreamView):
         groups = ["news"]
@@ -769,18 +803,48 @@ async def test_a_filter_does_not_see_the_close() -> None:
         assert close.event == "close"
 
 
-async def test_a_filter_that_fails_ends_its_own_stream_and_no_other(
+def errors_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the texts of what was logged as an error."""
+    return [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_an_event_that_a_filter_cannot_read_is_hidden_and_logged_once_with_its_id(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with open_stream(filtered) as stream, open_stream(news) as other:
+    async with open_stream(filtered) as stream, open_stream(filtered) as another:
+        start = stream.last_event_id
         await apublish("news", "first")
-        await apublish("news", "broken")
+        broken = (await apublish("news", "broken")).id
         await apublish("news", "last")
-        assert data(await stream.rest()) == ["first"]
-        assert data(await other.until("last")) == ["first", "broken", "last"]
-        assert open_streams() == 1
-    assert "filter_event failed" in caplog.text
+        assert data(await stream.until("last")) == ["first", "last"]
+        assert data(await another.until("last")) == ["first", "last"]
+    # Nor does it end who comes back for it.
+    async with open_stream(filtered, last_event_id=start) as stream:
+        assert data(await stream.until("last")) == ["first", "last"]
+    [error] = errors_of(caplog)
+    assert error.startswith("Filtered: filter_event failed")
+    assert f"event {broken} of group 'news'" in error
     assert "The filter is broken." in caplog.text
+
+
+async def test_each_event_that_a_filter_cannot_read_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with open_stream(filtered) as stream:
+        ids = [(await apublish("news", "broken")).id for _ in range(3)]
+        await apublish("news", "last")
+        await stream.until("last")
+    for published, error in zip(ids, errors_of(caplog), strict=True):
+        assert f"event {published} of" in error
+
+
+async def test_the_position_moves_past_an_event_that_a_filter_cannot_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("django_sse.hub._TICK_SECONDS", 0.01)
+    async with open_stream(Filtered.as_view(heartbeat=0.01)) as stream:
+        broken = (await apublish("news", "broken")).id
+        await until(lambda: stream.last_event_id == broken)
 
 
 @pytest.mark.parametrize("shown", [Event("x", id="7"), Event("x", event="close")])
@@ -791,12 +855,134 @@ async def test_what_a_filter_returns_obeys_the_rules_of_publish(
         groups = ["news"]
 
         def filter_event(self, event: Event) -> Event | None:
-            return shown
+            return shown if event.text == "hi" else event
 
     async with open_stream(Wrong.as_view()) as stream:
         await apublish("news", "hi")
-        assert await stream.rest() == []
+        await apublish("news", "last")
+        assert data(await stream.until("last")) == ["last"]
     assert "filter_event failed" in caplog.text
+
+
+async def later() -> Event:
+    return Event("later")
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        (lambda: "text", "return an Event or None, not str"),
+        (lambda: {"data": "x"}, "return an Event or None, not dict"),
+        (lambda: ("x", "y"), "return an Event or None, not tuple"),
+        (lambda: [Event("x")], "return an Event or None, not list"),
+        (lambda: True, "return an Event or None, not bool"),
+        (lambda: "", "return an Event or None, not str"),
+        (later, "not `async def`"),
+    ],
+    ids=["str", "dict", "tuple", "list", "bool", "empty", "coroutine"],
+)
+@pytest.mark.parametrize("what", ["filter_event", "message handler"])
+async def test_what_is_no_event_is_an_error_that_says_so_and_no_loop(
+    what: str, result: Any, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Wrong(EventStreamView):
+        groups = ["news"]
+
+        def filter_event(self, event: Event) -> Any:
+            return event if event.text == "last" else result()
+
+        def news_update(self, message: dict[str, Any]) -> Any:
+            return result()
+
+    async with open_stream(Wrong.as_view()) as stream:
+        for _ in range(3):
+            if what == "filter_event":
+                await apublish("news", "hi")
+            else:
+                await group_send("news.update")
+        await group_send("sse.event", data="last")
+        assert data(await stream.until("last")) == ["last"]
+    [error] = errors_of(caplog)
+    assert what in error
+    assert "Wrong:" in error
+    assert told in caplog.text
+
+
+async def test_a_failure_that_is_no_exception_is_one_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Panic(BaseException):
+        """As pyo3 has it."""
+
+    class Panicking(EventStreamView):
+        groups = ["news"]
+
+        def filter_event(self, event: Event) -> Event:
+            if event.text == "panic":
+                raise Panic
+            if event.text == "endless":
+                return self.filter_event(event)
+            if event.text == "cancelled":
+                raise asyncio.CancelledError
+            return event
+
+    async with open_stream(Panicking.as_view()) as stream:
+        start = stream.last_event_id
+        for text in ("panic", "endless", "cancelled", "last"):
+            await apublish("news", text)
+        assert data(await stream.until("last")) == ["last"]
+    async with open_stream(Panicking.as_view(), last_event_id=start) as stream:
+        assert data(await stream.until("last")) == ["last"]
+    assert len(errors_of(caplog)) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "wanted"),
+    [
+        ("filter_event", later, "`def filter_event"),
+        ("filter_event", sync_to_async(lambda self, event: event), "`def filter_event"),
+        ("initial_events", later, "`async def initial_events\\(self\\)` with `yield`"),
+        ("initial_events", lambda self: (yield Event("x")), "`async def initial_events"),
+        ("get_groups", lambda self: ["news"], "`async def get_groups"),
+        ("get_owner", lambda self: None, "`async def get_owner"),
+        ("still_allowed", lambda self: True, "`async def still_allowed"),
+    ],
+)
+def test_a_method_that_can_only_fail_is_refused_before_a_client_comes(
+    name: str, method: Any, wanted: str
+) -> None:
+    view: Any = type("Wrong", (News,), {name: method})
+    with pytest.raises(ImproperlyConfigured, match=f"Wrong.{name} has to be {wanted}"):
+        view.as_view()
+    with pytest.raises(ImproperlyConfigured, match=f"News.{name} has to be {wanted}"):
+        News.as_view(**{name: method})
+
+
+async def test_a_filter_may_be_given_in_the_urls() -> None:
+    view = News.as_view(filter_event=lambda event: None if event.text == "hidden" else event)
+    async with open_stream(view) as stream:
+        for text in ("hidden", "last"):
+            await apublish("news", text)
+        assert data(await stream.until("last")) == ["last"]
+
+
+@pytest.mark.parametrize("answer", [True, False])
+async def test_authorize_that_answers_yes_or_no_is_told_what_to_answer(answer: bool) -> None:
+    class Guarded(News):
+        async def authorize(self, groups: Sequence[str]) -> Any:
+            return answer
+
+    with pytest.raises(ImproperlyConfigured, match=r"Guarded.authorize .* raise PermissionDenied"):
+        await Guarded.as_view()(get())
+
+
+async def test_groups_that_are_none_are_told() -> None:
+    class Without(EventStreamView):
+        async def get_groups(self) -> Any:
+            return None
+
+    with pytest.raises(ImproperlyConfigured, match="a list of names, not NoneType"):
+        await Without.as_view()(get())
 
 
 async def test_a_position_that_moved_unseen_is_told_with_the_next_heartbeat(
@@ -941,15 +1127,17 @@ async def test_a_message_reaches_only_what_the_view_has_added_as_a_handler(
     assert not caplog.records
 
 
-async def test_a_handler_that_fails_ends_its_own_stream_and_no_other(
+async def test_a_message_that_a_handler_cannot_read_is_hidden_and_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with open_stream(handling) as stream, open_stream(news) as other:
+    async with open_stream(handling) as stream, open_stream(handling) as other:
         await group_send("news.update", text="broken")
-        assert await stream.rest() == []
-        await apublish("news", "next")
-        assert (await other.next_event()).data == "next"
-    assert "message handler failed" in caplog.text
+        await group_send("news.update", text="next")
+        assert data(await stream.until("next")) == ["next"]
+        assert data(await other.until("next")) == ["next"]
+    [error] = errors_of(caplog)
+    assert error.startswith("Handling: a message handler failed")
+    assert "'news.update' to group 'news'" in error
     assert "The handler is broken." in caplog.text
 
 
@@ -984,10 +1172,23 @@ async def test_streams_need_no_channel_layer(settings: Settings) -> None:
 
 
 async def test_head_is_answered_with_the_headers_alone() -> None:
-    answer = await respond(news, method="HEAD")
-    assert (answer.status_code, answer.content) == (200, b"")
+    answer = await news(get(method="HEAD"))
+    assert (answer.status_code, [chunk async for chunk in answer]) == (200, [])
     async with open_stream(news) as stream:
         assert answer.headers == stream.response.headers
+
+
+async def test_head_is_given_no_length_by_a_middleware(settings: Settings) -> None:
+    settings.MIDDLEWARE = [
+        "django.middleware.http.ConditionalGetMiddleware",
+        "django.middleware.gzip.GZipMiddleware",
+        "django.middleware.common.CommonMiddleware",
+    ]
+    settings.ROOT_URLCONF = __name__
+    head, answer = await AsyncClient().head("/jobs/7/"), await AsyncClient().get("/jobs/7/")
+    assert head.headers == answer.headers
+    assert not {"content-length", "etag"} & {name.lower() for name in head.headers}
+    answer.close()
 
 
 async def test_head_is_answered_204_where_the_stream_is_over() -> None:
@@ -1001,7 +1202,7 @@ async def test_options_lists_the_methods() -> None:
     assert set(answer["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND"])
 async def test_other_methods_are_not_allowed(method: str) -> None:
     answer = await respond(news, method=method)
     assert answer.status_code == 405
@@ -1118,6 +1319,18 @@ async def test_a_project_with_atomic_requests_can_stream(monkeypatch: pytest.Mon
     with pytest.raises(RuntimeError, match="ATOMIC_REQUESTS with async views"):
         await client.get("/plain/")
     async with reading(await client.get("/news/")) as stream:
+        await apublish("news", "hi")
+        assert (await stream.next_event()).data == "hi"
+
+
+async def test_a_database_that_was_added_since_has_atomic_requests_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    added = {**connections.settings[DEFAULT_DB_ALIAS], "ATOMIC_REQUESTS": True}
+    monkeypatch.setitem(connections.settings, "tenant_1", added)
+    with pytest.raises(RuntimeError, match="ATOMIC_REQUESTS with async views"):
+        await AsyncClient().get("/plain/")
+    async with reading(await AsyncClient().get("/news/")) as stream:
         await apublish("news", "hi")
         assert (await stream.next_event()).data == "hi"
 

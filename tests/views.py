@@ -8,7 +8,14 @@ from channels.layers import get_channel_layer
 from django.contrib import auth
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseRedirect,
+    JsonResponse,
+    StreamingHttpResponse,
+)
+from django.utils.translation import gettext
 
 import django_sse
 from django_sse import Event, hub
@@ -43,6 +50,32 @@ class Unauthorized(EventStreamView):
 
     async def authorize(self, groups: Sequence[str]) -> HttpResponse:
         return HttpResponse(status=401)
+
+
+class Localized(EventStreamView):
+    """Adds the name of a day, in the language of its client."""
+
+    groups = ["{group}"]
+
+    def filter_event(self, event: Event) -> Event:
+        return Event(f"{event.text} {gettext('Monday')}")
+
+
+@event_stream("{group}")
+async def guarded(request: HttpRequest, group: str) -> None:
+    """Let everybody in."""
+
+
+@event_stream_headers
+async def by_hand(request: HttpRequest) -> StreamingHttpResponse:
+    """A stream of the project's own, without an end."""
+
+    async def chunks() -> AsyncIterator[str]:
+        while True:
+            yield ":\n\n"
+            await asyncio.sleep(0.1)
+
+    return StreamingHttpResponse(chunks())
 
 
 @event_stream

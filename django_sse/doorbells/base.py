@@ -6,6 +6,7 @@ from typing import Final, Protocol
 from weakref import WeakSet
 
 from django_sse.forks import ForkSafeLock, in_child
+from django_sse.logs import log_seldom
 from django_sse.stores.base import Hint
 
 # How often the store is asked all the same, by hubs that hear of everything and by deaf ones.
@@ -87,7 +88,11 @@ def stop_listening(listener: Listener) -> None:
 def ring_here(hints: Sequence[Hint]) -> None:
     """Tell the hubs of this process. From any thread."""
     for listener in hearing():
-        listener.hear_soon(hints)
+        try:
+            listener.hear_soon(hints)
+        except Exception as error:
+            # The others hear it all the same, and this one finds it in the store.
+            log_seldom("A hub could not hear a doorbell.", exc_info=error)
 
 
 def hearing() -> list[Listener]:

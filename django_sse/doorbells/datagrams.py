@@ -18,7 +18,7 @@ from django_sse.stores.base import EventStore, Hint
 # A datagram finds no room in a full queue, and processes of other hosts may share the store.
 _POLL_SECONDS: Final = 1.0
 # Hints in one datagram; some systems take no more than 2,048 bytes.
-_HINTS: Final = 15
+_HINTS: Final = 10
 _MAX_DATAGRAM_BYTES: Final = 2048
 _DATAGRAMS_A_TURN: Final = 64
 
@@ -99,6 +99,8 @@ class _DatagramReceiver(Receiver):
             self._hub.hear_soon([Hint.decode(line) for line in datagram.decode().splitlines()])
         except ValueError:
             log_seldom("A datagram that is no doorbell was ignored.")
+        except Exception as error:
+            log_seldom("A hub could not hear a datagram.", exc_info=error)
 
 
 def _datagrams(hints: Sequence[Hint]) -> Iterator[bytes]:

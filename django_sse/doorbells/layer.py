@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -37,6 +38,8 @@ _PURPOSE: Final = "doorbell"
 
 # Larger entries are read from the store instead; channel layers are made for small messages.
 _MAX_CARRIED_BYTES: Final = 64 * 1024
+# What waits for a layer that hangs, of all groups together.
+_MAX_WAITING_BYTES: Final = 8 * 1024 * 1024
 # How long a publisher waits for its doorbell to go out, and a process that ends for its last ones.
 _RING_SECONDS: Final = 1.0
 _FLUSH_SECONDS: Final = 2.0
@@ -184,7 +187,11 @@ def _of_type(wanted: type[Value], value: Any) -> Value:
 
 
 def _carried(entries: Sequence[Entry]) -> Sequence[Entry]:
-    return entries if sum(len(entry.wire) for entry in entries) <= _MAX_CARRIED_BYTES else ()
+    return entries if _size(entries) <= _MAX_CARRIED_BYTES else ()
+
+
+def _size(entries: Sequence[Entry]) -> int:
+    return sum(len(entry.wire) for entry in entries)
 
 
 class _Ringing:
@@ -202,12 +209,20 @@ class _Relay:
     def __init__(self) -> None:
         self._waiting: dict[str, Hint] = {}
         self._ringing: list[_Ringing] = []
+        self._bytes = 0
         self._sending: asyncio.Task[None] | None = None
 
     def add(self, layer: BaseChannelLayer, hints: Sequence[Hint], ringing: _Ringing | None) -> None:
         for hint in hints:
             earlier = self._waiting.get(hint.group)
-            self._waiting[hint.group] = _merged(earlier, hint) if earlier else hint
+            merged = _merged(earlier, hint) if earlier else hint
+            self._bytes -= _size(earlier.entries) if earlier else 0
+            # Cut here, too: what piles up while a layer is slow must stay small.
+            carried = tuple(_carried(merged.entries))
+            if self._bytes + _size(carried) > _MAX_WAITING_BYTES:
+                carried = ()
+            self._bytes += _size(carried)
+            self._waiting[hint.group] = replace(merged, entries=carried)
         if ringing:
             self._ringing.append(ringing)
         if self._sending is None or self._sending.done():
@@ -218,6 +233,7 @@ class _Relay:
             waiting, self._waiting = self._waiting, {}
             ringing, self._ringing = self._ringing, []
             for group, hint in waiting.items():
+                self._bytes -= _size(hint.entries)
                 try:
                     message = to_message(hint)
                     async with asyncio.timeout(LAYER_SECONDS):
@@ -232,8 +248,7 @@ def _merged(earlier: Hint, later: Hint) -> Hint:
     entries = earlier.entries + later.entries if earlier.entries and later.entries else ()
     # The later one at the same head: a group was reopened.
     newest = max(later, earlier, key=lambda hint: hint.head)
-    # Cut here, too: what piles up while a layer is slow must stay small.
-    return Hint(later.group, newest.head, newest.cancelled, tuple(_carried(entries)))
+    return Hint(later.group, newest.head, newest.cancelled, entries)
 
 
 _relays: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Relay]] = WeakKeyDictionary()

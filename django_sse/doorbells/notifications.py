@@ -1,17 +1,29 @@
 """The doorbell that PostgreSQL rings itself, by NOTIFY, as events are numbered."""
 
 import asyncio
+from collections.abc import Sequence
 
 from django_sse.doorbells.base import DEAF_SECONDS, HEARING_SECONDS, Doorbell, Listener, Receiver
+from django_sse.logs import log_seldom
+from django_sse.stores.base import Hint
 from django_sse.stores.notifications import Notifications
 from django_sse.tasks import spawn
 
 
 class NotificationDoorbell(Doorbell):
-    """Rings nobody else: numbering an event has notified the hubs of other processes."""
+    """Rings the hubs of other processes only for what has no number, such as a user who was saved:
+    numbering an event has notified them."""
 
     def __init__(self, notifications: Notifications) -> None:
         self._notifications = notifications
+
+    def ring(self, hints: Sequence[Hint]) -> None:
+        super().ring(hints)
+        if without_number := [hint for hint in hints if not hint.head]:
+            try:
+                self._notifications.notify(without_number)
+            except Exception as error:
+                log_seldom("PostgreSQL could not be told of a change.", exc_info=error)
 
     def receiver(self, hub: Listener) -> Receiver:
         return _NotificationReceiver(self._notifications, hub)

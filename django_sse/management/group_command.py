@@ -3,7 +3,10 @@
 from argparse import ArgumentParser
 from typing import Any
 
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.management.base import BaseCommand, CommandError
+from django.db import router
 
 from django_sse.exceptions import EventStreamError
 from django_sse.stores import get_store
@@ -33,3 +36,53 @@ class GroupCommand(BaseCommand):
             EventStreamError: It cannot be done; told to the user.
         """
         raise NotImplementedError
+
+
+class OwnerCommand(GroupCommand):
+    """A command that does something to a group, to a user's streams, or to those of a group."""
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("group", nargs="?", help="a Channels group name")
+        parser.add_argument("--user", help="the primary key of a user")
+        parser.add_argument(
+            "--force",
+            action="store_true",
+            help="take the user for one of other means, such as a token, if there is none",
+        )
+
+    def act(self, **options: Any) -> None:
+        group, user = options["group"], options["user"]
+        if group is None and user is None:
+            raise CommandError("Name a group, or give --user.")
+        if user is not None and not options["force"] and not _is_user(user):
+            raise CommandError(
+                f"There is no user with the primary key {user!r}. Give --force if it is one "
+                "of other means than the project's users, such as a token."
+            )
+        self.act_on(group, {} if user is None else {"user": user}, options)
+        whose = "" if user is None else f"the streams of user {user}"
+        self.stdout.write(f"{self.done} {' in '.join(filter(None, (whose, group)))}.")
+
+    done: str
+    """What it says that it has done, such as "Cancelled"."""
+
+    def act_on(self, group: str | None, whom: dict[str, Any], options: dict[str, Any]) -> None:
+        """Do it.
+
+        Args:
+            group: A Channels group name.
+            whom: ``user``, where one is meant.
+            options: All of the command's options.
+        """
+        raise NotImplementedError
+
+
+def _is_user(key: str) -> bool:
+    try:
+        model: Any = get_user_model()
+        key = model._meta.pk.to_python(key)
+    except (ImproperlyConfigured, ValidationError):
+        return False
+    # The default manager may hide some of them.
+    users = model._base_manager.using(router.db_for_write(model))
+    return bool(users.filter(pk=key).exists())

@@ -6,28 +6,45 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from math import inf
 from pathlib import Path
-from time import time_ns
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from time import monotonic, time_ns
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from asgiref.sync import sync_to_async
 from django.core import checks
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
+from django_sse.conf import conf
 from django_sse.event import Event
 from django_sse.exceptions import GroupCancelled, InvalidGroup
 from django_sse.stores.unwritten import unwritten
+from django_sse.text import plain
 
 if TYPE_CHECKING:
     from django_sse.stores.notifications import Notifications
 
 _GROUP_NAME: Final = re.compile(r"[A-Za-z0-9\-_.]{1,99}", re.ASCII)
+# In a store, behind the tenant whose it is: see `namespaces`.
+_FULL_NAME: Final = re.compile(rf"(?:[A-Za-z0-9\-_.=]{{1,63}}/)?{_GROUP_NAME.pattern}", re.ASCII)
+
+NAME_LENGTH: Final = 163
+"""The characters of a group's full name, at the most."""
+
+READ_SECONDS: Final = 4.0
+"""How long a store may take to answer a read: one that hangs is one that is away."""
+
+# How often a process trims, at the most.
+_TRIM_SECONDS: Final = 60.0
 
 MARK: Final = "~"
 """What the names of owners' groups begin with, and no other's can: see ``Kind.END``."""
 
 MARK_LENGTH: Final = 33
 """The characters of an owner's mark, which is the name of its group."""
+
+READ_BYTES: Final = 256 * 1024
+"""The bytes of the events that one read returns, if it is more than one event."""
 
 
 def validate_group(group: str) -> str:
@@ -36,22 +53,24 @@ def validate_group(group: str) -> str:
     Raises:
         InvalidGroup: Not 1 to 99 ASCII letters, digits, hyphens, underscores and full stops.
     """
-    if not isinstance(group, str) or not _GROUP_NAME.fullmatch(group):
+    name = plain(group)
+    if not isinstance(name, str) or not _GROUP_NAME.fullmatch(name):
         raise InvalidGroup(
             f"{group!r} is not a group name: it takes 1 to 99 ASCII letters, digits, "
             "hyphens, underscores and full stops."
         )
-    return group
+    return name
 
 
 def validate_group_or_mark(name: str) -> str:
-    """Return the name of a group, or of an owner's.
+    """Return the full name of a group, or the one of an owner's.
 
     Raises:
         InvalidGroup: It is neither.
     """
-    validate_group(name.removeprefix(MARK))
-    return name
+    if not _FULL_NAME.fullmatch(name.removeprefix(MARK)):
+        raise InvalidGroup(f"{name!r} is not the name of a group in a store.")
+    return str(plain(name))
 
 
 class Kind(IntEnum):
@@ -60,7 +79,7 @@ class Kind(IntEnum):
     EVENT = 0
     CLOSE = 1  # cancels the group
     REOPEN = 2  # brings it back; takes no number
-    END = 3  # ends an owner's streams: begins the owner's group anew, and its number is the time
+    END = 3  # ends an owner's streams: a CLOSE that begins the group anew, numbered by the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +139,8 @@ class Hint:
     entries: tuple[Entry, ...] = ()
 
     def encode(self) -> str:
-        """Return the hint as text of at most 130 characters, without the entries."""
-        return f"{self.group} {self.head} {int(self.cancelled)}"
+        """Return the hint as text of at most 190 characters, without the entries."""
+        return f"{plain(self.group)} {self.head} {int(self.cancelled)}"
 
     @classmethod
     def decode(cls, text: str) -> "Hint":
@@ -160,11 +179,16 @@ class Numbering:
         """
         if entry.kind is Kind.REOPEN:
             self.cancelled = False
+            if self.group.startswith(MARK):
+                # Noted with its time, so that no END that was ordered before comes after it.
+                self._begin_anew(closing_wire(None), first_number(), closes=False)
             return None
         if entry.kind is Kind.END:
-            self.numbered.clear()
-            self.first = self.head = max(entry.at or first_number(), self.first + 1)
-            self.numbered.append(Entry(self.head, entry.wire))
+            if 0 < entry.at <= self.first:
+                # What was ordered later holds: the owner may have been let in again.
+                return None
+            self._begin_anew(entry.wire, entry.at or first_number(), closes=True)
+            self.cancelled = True
             return self.head
         if entry.kind is Kind.CLOSE:
             if self.cancelled:
@@ -181,11 +205,22 @@ class Numbering:
             self._add(self.closing or closing_wire(None), closes=True)
         return Hint(self.group, self.head, self.cancelled, tuple(self.numbered))
 
+    def _begin_anew(self, wire: bytes, number: int, *, closes: bool) -> None:
+        self.first = self.head = max(number, self.first + 1)
+        self.numbered[:] = [Entry(self.head, wire, closes)]
+
     def _add(self, wire: bytes, *, closes: bool, exclude: str = "") -> int:
         self.head = self.head + 1 if self.head else first_number()
         self.first = self.first or self.head
         self.numbered.append(Entry(self.head, wire, closes, exclude))
         return self.head
+
+
+class Dropped(NamedTuple):
+    """How much was dropped for its age."""
+
+    events: int = 0
+    groups: int = 0
 
 
 Ring = Callable[[Sequence[Hint]], None]
@@ -204,10 +239,14 @@ class EventStore(ABC):
     takes a number like an event, once: a second one for a cancelled group is dropped. Appending an
     event to a cancelled group raises ``GroupCancelled``.
 
-    Groups whose names begin with ``MARK`` are those of owners of streams. An ``END`` begins one
-    anew with a first number that is the time, so that its state says when that was: the time that
-    it was ordered at, where it is written late. They are kept for ``CANCEL_TTL``, and others for
-    ``GROUP_TTL``.
+    Names: a group's has 1 to 99 ASCII letters, digits, hyphens, underscores and full stops, and
+    before it, where tenants are kept apart, up to 63 of these or ``=`` and a slash. They are
+    compared byte for byte.
+
+    Groups whose names begin with ``MARK`` are those of owners of streams. An ``END`` cancels one,
+    and begins it anew with a first number that is the time, so that its state says when that was.
+    Where it is written late, that is the time that it was ordered at, and it takes no number if
+    there is a later one. They are kept for ``CANCEL_TTL``, and others for ``GROUP_TTL``.
 
     Transactions: where a transaction is open on ``using``, entries come into being with its commit.
 
@@ -241,6 +280,7 @@ class EventStore(ABC):
             GroupCancelled: An event for a cancelled group; nothing was appended.
             TransactionManagementError: Autocommit is off.
         """
+        reopened = [entry.group for entry in entries if entry.kind is Kind.REOPEN]
         connection = connections[self.using]
         if not connection.in_atomic_block:
             # Not get_autocommit(), which connects: a store may have nothing to do with a database.
@@ -252,6 +292,7 @@ class EventStore(ABC):
                 )
             with self._keeping_ends(entries, ring):
                 numbers, hints = self._append(entries)
+            unwritten.take_back(self, reopened)
             ring(hints)
             return numbers
         commit = self._stage(entries)
@@ -259,6 +300,7 @@ class EventStore(ABC):
         def append_and_ring() -> None:
             with self._keeping_ends(entries, ring):
                 hints = commit()
+            unwritten.take_back(self, reopened)
             ring(hints)
 
         # A failing hook must not keep the project's own hooks from running; Django logs it.
@@ -320,8 +362,11 @@ class EventStore(ABC):
 
     @abstractmethod
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
-        """Return at most ``limit`` kept entries numbered above ``after``, in order, each with the
-        time of its append."""
+        """Return kept entries numbered above ``after``, in order, each with the time of its append.
+
+        It is the first ``limit`` of them, or as many as have ``READ_BYTES`` together, but at least
+        one. What goes beyond that is not loaded, either: many may read at once.
+        """
 
     @abstractmethod
     async def achanged(
@@ -342,8 +387,26 @@ class EventStore(ABC):
             The state of the group afterwards.
         """
 
+    trim_due = 0.0
+    """When this process trims next, by ``time.monotonic``."""
+
+    def takes_trim_turn(self) -> bool:
+        """Whether to trim now; then nobody else in this process does for a while."""
+        if monotonic() < self.trim_due:
+            return False
+        self.trim_due = monotonic() + trim_seconds()
+        return True
+
+    def trim(self) -> Dropped:
+        """Drop what is older than ``HISTORY_AGE``, and groups idle for their time to live; return
+        how much. Blocking.
+
+        A store that does so by itself, as what is older is read or written, drops nothing here.
+        """
+        return Dropped()
+
     async def atrim(self) -> None:
-        """Drop what is older than ``HISTORY_AGE``, and groups idle for their time to live."""
+        """Drop the same, without being in the way of reads."""
 
     async def aclose(self) -> None:
         """Let go of what async reading holds open; the store can be used again afterwards."""
@@ -356,6 +419,11 @@ class EventStore(ABC):
 def closing_wire(reason: str | None) -> bytes:
     """Return the wire of the ``close`` that tells clients that a group is cancelled, and why."""
     return Event({"reason": reason}, event="close").encode()
+
+
+def trim_seconds() -> float:
+    """Return how often a process trims: a minute, or less where less is kept."""
+    return min(_TRIM_SECONDS, max(conf().HISTORY_AGE or inf, 1.0))
 
 
 def first_number() -> int:

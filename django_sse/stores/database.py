@@ -4,31 +4,42 @@ import re
 import sqlite3
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 
+from django.apps import apps
+from django.conf import settings
 from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
 from django.db import (
     DEFAULT_DB_ALIAS,
+    Error,
     InterfaceError,
+    InternalError,
     OperationalError,
     connections,
     router,
     transaction,
 )
-from django.db.models import F, Max, OuterRef, QuerySet, Subquery
-from django.utils import timezone
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import BinaryField, F, OuterRef, QuerySet, Subquery
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Length
 
 from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
 from django_sse.layers import crossing_layer
+from django_sse.logs import log_seldom
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
+from django_sse.replay import fitting
 from django_sse.stores.base import (
     MARK,
+    READ_BYTES,
     Cursor,
+    Dropped,
     Entry,
     EventStore,
     GroupState,
@@ -36,16 +47,19 @@ from django_sse.stores.base import (
     Kind,
     NewEntry,
     Numbering,
+    Ring,
     first_number,
 )
+from django_sse.stores.clock import DatabaseTime, database_time
 from django_sse.stores.notifications import Notifications
-from django_sse.threads import Result, WorkerThread
+from django_sse.stores.timed_thread import TimedThread
+from django_sse.threads import Result
 
 Item = TypeVar("Item")
 
-# A change becomes visible a little after the time that it bears: by the length of a commit, and by
-# what the clocks of several hosts differ. Changes this old are therefore told again.
-_SLACK: Final = timedelta(seconds=10)
+# A change becomes visible a little after the time that it bears, by the length of a commit. Changes
+# this old (microseconds) are therefore told again.
+_SLACK: Final = 10_000_000
 
 # Names or ids in one statement.
 _BATCH: Final = 500
@@ -56,15 +70,41 @@ _VENDORS: Final = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MyS
 # PostgreSQL's SQLSTATEs.
 _SERIALIZATION_FAILURE: Final = "40001"
 _LOCK_NOT_AVAILABLE: Final = "55P03"
+_READ_ONLY: Final = "25006"
 # MySQL's error numbers: a row changed since its snapshot, a lock waited for too long or, where one
 # does not wait, at all (MariaDB, then MySQL), a deadlock.
 _MYSQL_CONFLICTS: Final = (1020, 1205, 1213, 3572)
+# ... and: the server is read-only (by either of its options), or the connection is.
+_MYSQL_READ_ONLY: Final = (1290, 1836, 1792)
+# What a driver raises where the server, or the way to it, is at fault.
+_FAILURES: Final = (InterfaceError, InternalError, OperationalError)
+
+# A page is read in one query, but for events by which more than this would be loaded.
+_LOADED_BYTES: Final = 4 * READ_BYTES
+_SMALL_WIRE: Final = "CASE WHEN LENGTH(wire) <= %s THEN wire END"
 
 # SQLite: how long the files of connections that were closed may stay open.
 _REOPEN_SECONDS: Final = 10.0
 
-# Groups that one trim looks at, so that it never holds up the hub's reads for long.
-_TRIM_GROUPS: Final = 500
+# What one step of trimming drops, so that who publishes never waits for it for long.
+_TRIM_EVENTS: Final = 1000
+_TRIM_GROUPS: Final = 100
+
+
+# How long, in seconds, a look at what changed numbers what others have left behind: reads wait.
+_NUMBERING_SECONDS: Final = 1.0
+
+# What keeps a thread from waiting for ever for a server that answers nothing: options of drivers,
+# by vendor, in seconds.
+_PATIENCE: Final[dict[str, dict[str, int]]] = {
+    "postgresql": {
+        "connect_timeout": 3,
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+    },
+    "mysql": {"connect_timeout": 3, "read_timeout": 60, "write_timeout": 60},
+}
 
 
 # Django prefers it to psycopg2, whose connections are another matter.
@@ -72,8 +112,16 @@ _HAS_PSYCOPG_3: Final = find_spec("psycopg") is not None
 
 
 class _Cursor(NamedTuple):
-    time: datetime
+    """``time`` is the database's, ``monotonic`` this process's, of the same moment."""
+
+    time: int
+    monotonic: float
     version: tuple[Any, int] | None
+
+    def is_jumped(self, now: int) -> bool:
+        """Whether the database's clock has been set since, or is another server's."""
+        passed = (monotonic() - self.monotonic) * 1_000_000
+        return abs(now - self.time - passed) > _SLACK / 2
 
 
 class DatabaseStore(EventStore):
@@ -82,15 +130,21 @@ class DatabaseStore(EventStore):
     Inside a transaction an event is only inserted into the outbox, without a number and without a
     lock. After the commit a short transaction of its own numbers what waits in the group, in order,
     under the group's lock; if the publisher has died by then, the next one to look does it.
+
+    Raises:
+        ImproperlyConfigured: django-tenants has the tables elsewhere than in the public schema.
     """
 
     crosses_processes = True
 
     def __init__(self, *, using: str = DEFAULT_DB_ALIAS, listen_alias: str | None = None) -> None:
         super().__init__(using=using)
+        self._refuse_schemas_of_tenants()
         self.listen_alias = listen_alias or using
         self._notifications = Notifications(using, self.listen_alias, self._in_reader)
-        self._reader = WorkerThread("django-sse-store")
+        self._reader = TimedThread("django-sse-store", self._connect)
+        # No read waits for it.
+        self._trimmer = TimedThread("django-sse-trim", self._connect, most=1)
         self._reopened = 0.0
 
     @property
@@ -113,6 +167,11 @@ class DatabaseStore(EventStore):
     # Reading
 
     def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
+        if connections[self.using].in_atomic_block:
+            return self._read_states(groups)
+        return self._with_connection(lambda: self._read_states(groups))
+
+    def _read_states(self, groups: Sequence[str]) -> dict[str, GroupState]:
         oldest = self._stored.filter(group=OuterRef("name")).order_by("number").values("number")
         rows = self._groups.annotate(oldest=Subquery(oldest[:1])).values_list(
             "name", "first", "head", "oldest", "cancelled"
@@ -125,43 +184,68 @@ class DatabaseStore(EventStore):
         return {group: found.get(group) or GroupState() for group in groups}
 
     async def astates(self, groups: Sequence[str]) -> dict[str, GroupState]:
-        return await self._in_reader(lambda: self.states(groups))
+        return await self._in_reader(lambda: self._read_states(groups))
 
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
-        rows = self._stored.filter(group=group, number__gt=after).order_by("number")
-        columns = rows.values_list("number", "wire", "closes", "exclude", "created")[:limit]
-        return await self._in_reader(
-            lambda: [
-                Entry(number, bytes(wire), closes, exclude, created.timestamp())
-                for number, wire, closes, exclude, created in columns
-            ]
-        )
+        return await self._in_reader(lambda: self._read(group, after, limit))
 
     async def achanged(
         self, cursor: Cursor, groups: Container[str]
-    ) -> tuple[Iterable[Hint], Cursor]:
+    ) -> tuple[Iterable[Hint] | None, Cursor]:
         return await self._in_reader(lambda: self._changed(cursor, groups))
 
     async def anew_run(self, group: str, above: int) -> GroupState:
         return await self._in_reader(lambda: self._begin_run(group, above))
 
-    async def atrim(self) -> None:
-        await self._in_reader(self._trim)
-
     async def aclose(self) -> None:
-        await self._reader.aclose(lambda: connections[self.using].close())
+        await self._reader.aclose()
+
+    def _read(self, group: str, after: int, limit: int) -> list[Entry]:
+        # Not an expression of Django's own, which takes longer to compile than all of it to read.
+        small = RawSQL(_SMALL_WIRE, [_LOADED_BYTES // limit], output_field=BinaryField())  # noqa: S611
+        rows = self._stored.filter(group=group, number__gt=after).order_by("number")
+        columns = rows.values_list("number", small, "closes", "exclude", "created")
+        page = list(columns[:limit])
+        wires = {number: wire for number, wire, *_ in page}
+        if None in wires.values():
+            wires = self._with_large_wires(group, wires)
+        count = fitting(map(len, wires.values()), READ_BYTES)
+        return [
+            Entry(number, bytes(wires[number]), closes, exclude, created / 1_000_000)
+            for number, _, closes, exclude, created in page[:count]
+        ]
+
+    def _with_large_wires(
+        self, group: str, wires: dict[int, bytes | None]
+    ) -> dict[int, bytes | None]:
+        """Return the first of the wires, as many as fit into one page, with those that are None."""
+        rows = self._stored.filter(group=group)
+        sizes = {number: len(wire) for number, wire in wires.items() if wire is not None}
+        for some in _batches([number for number in wires if number not in sizes]):
+            sizes |= dict(rows.filter(number__in=some).values_list("number", Length("wire")))
+        # One that is not there any more is the end, as it is of any page.
+        there = list(takewhile(sizes.__contains__, wires))
+        count = fitting((sizes[number] for number in there), READ_BYTES)
+        wires = {number: wires[number] for number in there[:count]}
+        for some in _batches([number for number, wire in wires.items() if wire is None]):
+            for number, wire in rows.filter(number__in=some).values_list("number", "wire"):
+                wires[number] = bytes(wire)
+        return dict(takewhile(lambda item: item[1] is not None, wires.items()))
 
     def _changed(
         self, cursor: _Cursor | None, groups: Container[str]
-    ) -> tuple[list[Hint], _Cursor]:
+    ) -> tuple[list[Hint] | None, _Cursor]:
         self._release_files()
         version = self._data_version()
         if cursor and version and version == cursor.version:
             return [], cursor
-        now = timezone.now()
+        began, now = monotonic(), database_time(self.using)
         waiting = self._outbox.order_by().values_list("group", flat=True).distinct()
         hints = []
         for group in list(waiting):
+            if monotonic() - began > _NUMBERING_SECONDS:
+                version = None
+                break
             try:
                 with self._without_waiting():
                     hints += self._number({group: []}, wait=False)[1]
@@ -170,20 +254,23 @@ class DatabaseStore(EventStore):
                     raise
                 # Another one is at it: looked at again next time, changed or not.
                 version = None
+        next_cursor = _Cursor(now, began, version)
+        if cursor and cursor.is_jumped(now):
+            return None, next_cursor
         if cursor:
             rows = self._groups.filter(changed__gte=cursor.time - _SLACK)
             changed = rows.values_list("name", "head", "cancelled")
             hints += [Hint(*row) for row in changed if row[0] in groups]
-        return hints, _Cursor(now, version)
+        return hints, next_cursor
 
     def _begin_run(self, name: str, above: int) -> GroupState:
         # Where another one holds the lock, it raises: the hub asks again.
         with self._without_waiting(), transaction.atomic(using=self.using):
             for row in self._lock([name], wait=False):
                 if row.head < above:
-                    self._stored.filter(group=name).delete()
+                    self._delete(self._stored.filter(group=name))
                     self._groups.filter(name=name).update(
-                        head=max(first_number(), above + 1), changed=timezone.now()
+                        head=max(first_number(), above + 1), changed=DatabaseTime()
                     )
         return self.states([name])[name]
 
@@ -228,10 +315,19 @@ class DatabaseStore(EventStore):
         """Run a read in the store's one thread, on the one connection that it keeps."""
         return await self._reader.run(lambda: self._with_connection(read))
 
+    def _connect(self) -> BaseDatabaseWrapper:
+        """Return the connection of the thread that this is called in, which waits in moderation."""
+        connection = connections[self.using]
+        if patience := _PATIENCE.get(connection.vendor):
+            connection = connections[self.using] = connection.copy()
+            options = connection.settings_dict["OPTIONS"]
+            connection.settings_dict["OPTIONS"] = {**patience, **options}
+        return connection
+
     def _with_connection(self, read: Callable[[], Result]) -> Result:
         try:
             return read()
-        except (OperationalError, InterfaceError):
+        except _FAILURES:
             # The connection may have been lost while it was idle; what runs here can run twice.
             connections[self.using].close()
             return read()
@@ -286,23 +382,37 @@ class DatabaseStore(EventStore):
         """
         # Every such transaction locks its groups in the same order, so none waits in a circle.
         names = sorted(new)
+        # One that was kept from before: only such a one may lead nowhere where a new one does not.
+        is_old = connections[self.using].connection is not None
         while True:
+            may_be_committed = False
             try:
                 with transaction.atomic(using=self.using):
                     rows = self._lock(names, wait=wait)
                     if len(rows) == len(names):
-                        return self._number_locked(rows, new)
+                        numbered = self._number_locked(rows, new)
+                        may_be_committed = True
+                        return numbered
                 # In a transaction of its own: an insert inside would be a lock out of order.
                 self._groups.bulk_create(
-                    [EventGroup(name=name, changed=timezone.now()) for name in names],
+                    [EventGroup(name=name, changed=DatabaseTime()) for name in names],
                     ignore_conflicts=True,
                 )
-            except OperationalError as error:
-                # At REPEATABLE READ and above, and in MySQL at any level, a transaction that met
-                # another one may have to begin again.
-                again = wait and _is_conflict(error)
-                if not again or connections[self.using].in_atomic_block:
+            except _FAILURES as error:
+                connection = connections[self.using]
+                if connection.in_atomic_block:
                     raise
+                if wait and _is_conflict(error):
+                    # At REPEATABLE READ and above, and in MySQL at any level, a transaction that
+                    # met another one may have to begin again.
+                    continue
+                if not _leads_nowhere(connection, error):
+                    raise
+                # Outside of requests nobody else closes it, and every later call would fail, too.
+                connection.close()
+                if may_be_committed or not is_old:
+                    raise
+                is_old = False
 
     def _lock(self, names: Sequence[str], *, wait: bool = True) -> list[EventGroup]:
         features = connections[self.using].features
@@ -355,9 +465,8 @@ class DatabaseStore(EventStore):
         return bytes(close.wire) if close else b""
 
     def _keep(self, row: EventGroup, turn: Numbering) -> None:
-        now = timezone.now()
         if row.first and turn.first != row.first:
-            self._stored.filter(group=row.name).delete()
+            self._delete(self._stored.filter(group=row.name))
         self._stored.bulk_create(
             StoredEvent(
                 group=row.name,
@@ -365,7 +474,7 @@ class DatabaseStore(EventStore):
                 wire=entry.wire,
                 closes=entry.closes,
                 exclude=entry.exclude,
-                created=now,
+                created=DatabaseTime(),
             )
             for entry in turn.numbered
         )
@@ -373,47 +482,117 @@ class DatabaseStore(EventStore):
             first=turn.first,
             head=turn.head,
             cancelled=turn.cancelled,
-            changed=now,
+            changed=DatabaseTime(),
         )
         size = conf().HISTORY_SIZE
         in_bulk = max(size // 10, 1)
         if turn.head // in_bulk != row.head // in_bulk:
-            self._stored.filter(group=row.name, number__lte=turn.head - size).delete()
+            self._delete(self._stored.filter(group=row.name, number__lte=turn.head - size))
 
     # Trimming
 
-    def _trim(self) -> None:
+    def append(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
+        numbers = super().append(entries, ring)
+        # A site may do nothing but publish.
+        if self.takes_trim_turn():
+            if connections[self.using].in_atomic_block:
+                transaction.on_commit(self._trim_after_publishing, using=self.using, robust=True)
+            else:
+                self._trim_after_publishing()
+        return numbers
+
+    async def atrim(self) -> None:
+        try:
+            while any(await self._trimmer.run(self._trim)):
+                pass
+        finally:
+            # It is idle for longer than a connection is worth.
+            await self._trimmer.aclose()
+
+    def trim(self) -> Dropped:
+        total = Dropped()
+        while any(dropped := self._trim()):
+            total = Dropped(total.events + dropped.events, total.groups + dropped.groups)
+        return total
+
+    def _trim_after_publishing(self) -> None:
+        try:
+            if any(self._trim()):
+                # There may be more: the next to publish goes on.
+                self.trim_due = 0.0
+        except Exception as error:
+            # Nothing of what was published fails for it.
+            log_seldom("Old events could not be dropped.", exc_info=error)
+
+    def _trim(self) -> Dropped:
+        """Drop at most ``_TRIM_EVENTS`` events or so, and ``_TRIM_GROUPS`` groups; nothing where
+        another one writes to the file."""
         try:
             with self._without_waiting():
-                self._trim_old()
+                return self._drop_some()
         except OperationalError as error:
             if not _is_locked(error):
                 raise
-            # Another one writes to the file: the next trim does it.
+            return Dropped()
 
-    def _trim_old(self) -> None:
-        now = timezone.now()
+    def _drop_some(self) -> Dropped:
+        now = database_time(self.using)
+        events = groups = 0
         if (age := conf().HISTORY_AGE) is not None:
-            old = self._stored.filter(created__lt=now - timedelta(seconds=age)).values("group")
-            for row in old.annotate(last=Max("number")).order_by()[:_TRIM_GROUPS]:
-                self._stored.filter(group=row["group"], number__lte=row["last"]).delete()
+            old = self._stored.filter(created__lt=now - int(age * 1_000_000)).order_by("created")
+            # Up to a number of each group: what is kept has no gaps.
+            last: dict[str, int] = {}
+            for group, number in old.values_list("group", "number")[:_TRIM_EVENTS]:
+                last[group] = max(number, last.get(group, 0))
+            for group, number in last.items():
+                events += self._delete(self._stored.filter(group=group, number__lte=number))
         of_owners = self._groups.filter(name__startswith=MARK)
         others = self._groups.exclude(name__startswith=MARK)
-        for groups, ttl in ((of_owners, conf().CANCEL_TTL), (others, conf().GROUP_TTL)):
+        for some, ttl in ((of_owners, conf().CANCEL_TTL), (others, conf().GROUP_TTL)):
             if ttl is not None:
-                since = now - timedelta(seconds=ttl)
-                idle = groups.filter(changed__lt=since).values_list("name", flat=True)
+                since = now - int(ttl * 1_000_000)
+                idle = some.filter(changed__lt=since).values_list("name", flat=True)
                 for name in idle[:_TRIM_GROUPS]:
-                    self._forget(name, since)
+                    dropped = self._forget(name, since)
+                    events, groups = events + dropped.events, groups + dropped.groups
+        return Dropped(events, groups)
 
-    def _forget(self, name: str, since: datetime) -> None:
+    def _forget(self, name: str, since: int) -> Dropped:
         with transaction.atomic(using=self.using):
             for row in self._lock([name], wait=False):
                 if row.changed < since and not self._outbox.filter(group=name).exists():
-                    self._stored.filter(group=name).delete()
+                    events = self._delete(self._stored.filter(group=name))
                     row.delete(using=self.using)
+                    return Dropped(events, 1)
+        return Dropped()
+
+    def _delete(self, rows: QuerySet[StoredEvent]) -> int:
+        """Delete rows. Django's own way would load them, for whoever receives signals of it."""
+        return rows._raw_delete(self.using)
 
     # Configuration
+
+    def _refuse_schemas_of_tenants(self) -> None:
+        """Refuse tables that the threads of the store, which are no tenant's, would not read."""
+        if not self._has_schemas_of_tenants():
+            return
+        public, of_tenants = _apps_of_schemas()
+        app = apps.get_app_config("django_sse")
+        names = {app.name, f"{type(app).__module__}.{type(app).__qualname__}"}
+        if names.isdisjoint(public) or not names.isdisjoint(of_tenants):
+            raise ImproperlyConfigured(
+                "The tables of django_sse have to be in the public schema, and in no other: what a "
+                "tenant publishes would go to tables of its own, which nobody reads. Have "
+                '"django_sse" in SHARED_APPS and not in TENANT_APPS, and run `manage.py '
+                "migrate_schemas --shared`. Drop those that tenants have already before, as long "
+                "as it is in TENANT_APPS: `manage.py migrate_schemas --skip-checks --tenant "
+                "django_sse zero`."
+            )
+
+    def _has_schemas_of_tenants(self) -> bool:
+        if not apps.is_installed("django_tenants") or self.using not in connections:
+            return False
+        return hasattr(connections[self.using], "schema_name")
 
     def check(self) -> list[checks.CheckMessage]:
         for option, alias in (("using", self.using), ("listen_alias", self.listen_alias)):
@@ -425,7 +604,10 @@ class DatabaseStore(EventStore):
                         id="django_sse.E003",
                     )
                 ]
-        if not router.allow_migrate_model(self.using, EventGroup):
+        # The router of django-tenants speaks of the current tenant's schema, as in a command.
+        if not self._has_schemas_of_tenants() and not router.allow_migrate_model(
+            self.using, EventGroup
+        ):
             return [
                 checks.Error(
                     f"The database store uses the alias {self.using!r}, but a database router "
@@ -488,6 +670,16 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
         yield items[begin : begin + _BATCH]
 
 
+def _apps_of_schemas() -> tuple[Collection[str], Collection[str]]:
+    """Return the apps of django-tenants' public schema, and those of all others."""
+    types = getattr(settings, "TENANT_TYPES", None)
+    if not (types and getattr(settings, "HAS_MULTI_TYPE_TENANTS", False)):
+        return getattr(settings, "SHARED_APPS", ()), getattr(settings, "TENANT_APPS", ())
+    public = getattr(settings, "PUBLIC_SCHEMA_NAME", "public")
+    others = {app for name, of_type in types.items() if name != public for app in of_type["APPS"]}
+    return types[public]["APPS"], others
+
+
 def _is_locked(error: OperationalError) -> bool:
     """Whether another transaction was in the way, and this one did not wait."""
     if _sqlstate(error) == _LOCK_NOT_AVAILABLE or _is_conflict(error):
@@ -496,14 +688,22 @@ def _is_locked(error: OperationalError) -> bool:
     return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _is_conflict(error: OperationalError) -> bool:
+def _leads_nowhere(connection: BaseDatabaseWrapper, error: Error) -> bool:
+    """Whether a connection was lost, or leads to a server that takes no writes, as one does that
+    was the master before a failover."""
+    if _sqlstate(error) == _READ_ONLY or (error.args and error.args[0] in _MYSQL_READ_ONLY):
+        return True
+    return connection.connection is None or not connection.is_usable()
+
+
+def _is_conflict(error: Error) -> bool:
     """Whether a transaction that waited has to begin again."""
     if _sqlstate(error) == _SERIALIZATION_FAILURE:
         return True
     return bool(error.args) and error.args[0] in _MYSQL_CONFLICTS
 
 
-def _sqlstate(error: OperationalError) -> str | None:
+def _sqlstate(error: Error) -> str | None:
     # psycopg's name for it, and psycopg2's.
     cause = error.__cause__
     return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)

@@ -12,8 +12,10 @@ from django.db import DEFAULT_DB_ALIAS
 
 from django_sse.conf import conf
 from django_sse.forks import forget_in_child
+from django_sse.replay import fitting
 from django_sse.stores.base import (
     MARK,
+    READ_BYTES,
     Cursor,
     Entry,
     EventStore,
@@ -88,12 +90,11 @@ class MemoryStore(EventStore):
             kept = self._trimmed(group)
             skipped = max(after + 1 - kept.entries[0].number, 0) if kept.entries else 0
             epoch = time() - monotonic()
-            return [
-                replace(entry, time=epoch + appended)
-                for entry, appended in islice(
-                    zip(kept.entries, kept.times, strict=True), skipped, skipped + limit
-                )
-            ]
+            page = list(
+                islice(zip(kept.entries, kept.times, strict=True), skipped, skipped + limit)
+            )
+            count = fitting((len(entry.wire) for entry, _ in page), READ_BYTES)
+            return [replace(entry, time=epoch + appended) for entry, appended in page[:count]]
 
     async def achanged(
         self, cursor: Cursor, groups: Container[str]

@@ -21,6 +21,8 @@ _TEST: Final = "?"
 
 # How long one's own notification may take to be heard.
 _TEST_SECONDS: Final = 5.0
+# How long a server may take to answer a new connection.
+_CONNECT_SECONDS: Final = 5
 # A connection may go deaf without a word: tested this often.
 _RETEST_SECONDS: Final = 60.0
 # After a connection was lost.
@@ -110,6 +112,8 @@ class Notifications:
         connection = connections[self._listen_alias].copy()
         # From a pool it would go back to it still listening.
         connection.settings_dict["OPTIONS"].pop("pool", None)
+        # The thread is the event loop's, which has few.
+        connection.settings_dict["OPTIONS"].setdefault("connect_timeout", _CONNECT_SECONDS)
         # It is closed in another thread, perhaps.
         connection.inc_thread_sharing()
         try:

@@ -13,6 +13,8 @@ local cancel_ttl = tonumber(ARGV[6])
 
 -- Entries that one call drops for their age.
 local TRIM_STEPS = 100
+-- Entries that are looked at together, to see how many fit into a page.
+local READ_STEP = 10
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2] -- microseconds
@@ -34,6 +36,29 @@ if operation == 'mark' then
   return score
 end
 
+-- The first entries from a number on, so many or of so many bytes, but at least one.
+if operation == 'read' then
+  local from, limit, room = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
+  local page = {}
+  while #page < limit do
+    local some = redis.call(
+      'XRANGE', KEYS[2], from, '+', 'COUNT', math.min(READ_STEP, limit - #page)
+    )
+    if #some == 0 then
+      break
+    end
+    for _, entry in ipairs(some) do
+      room = room - #entry[2][2]
+      if room < 0 and #page > 0 then
+        return page
+      end
+      table.insert(page, entry)
+      from = text(tonumber(entry[1]:match('%d+')) + 1)
+    end
+  end
+  return page
+end
+
 -- After a restart or a failover it is another one, and acknowledged events may be lost. The second
 -- half is of the server's last promotion: it may have been master before, with other data.
 local run, origin = '', 0
@@ -45,6 +70,10 @@ if not durable then
 end
 
 if operation == 'changes' then
+  -- A replica may be behind, and was the master before a failover: its clients are to connect anew.
+  if redis.call('INFO', 'replication'):find('role:slave', 1, true) then
+    return redis.error_reply('READONLY This server is a replica.')
+  end
   local names = {}
   if ARGV[7] ~= '' then
     names = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[7], '+inf')
@@ -62,6 +91,7 @@ end
 local function load(index)
   local hash, events = KEYS[2 * index - 1], KEYS[2 * index]
   local kept = redis.call('HMGET', hash, 'first', 'head', 'cancelled', 'run')
+  local is_of_owner = hash:find(':~[^:]*}:group$') ~= nil
   local group = {
     hash = hash,
     events = events,
@@ -69,7 +99,8 @@ local function load(index)
     head = tonumber(kept[2] or origin),
     cancelled = kept[3] == '1',
     -- The group of an owner: see MARK.
-    ttl = hash:find(':~[^:]*}:group$') and cancel_ttl or group_ttl,
+    is_of_owner = is_of_owner,
+    ttl = is_of_owner and cancel_ttl or group_ttl,
     -- A stream without a hash is what an eviction has left over.
     starts_empty = not kept[1],
     added = {},
@@ -89,19 +120,27 @@ local function add(group, wire, closes, exclude)
   return group.head
 end
 
--- Begins the group of an owner anew, at the time that this was ordered or else now.
-local function end_streams(group, wire, at)
-  group.head = math.max(at > 0 and at or now, group.first + 1)
+-- Begins the group of an owner anew, at a time: cancelled or, as it is to be let in again, not.
+local function begin_anew(group, wire, at, cancelled)
+  group.head = math.max(at, group.first + 1)
   group.first = group.head
   group.changed, group.starts_empty = true, true
-  group.added = {{number = group.head, wire = wire}}
+  group.added = {{number = group.head, wire = wire, closes = cancelled}}
+  group.cancelled, group.closing = cancelled, wire
   return group.head
 end
 
 -- As `Numbering.take`: 0 for what takes no number, nil for what is refused.
 local function take(group, kind, wire, exclude, at, staged)
+  at = tonumber(at)
   if kind == 'END' then
-    return end_streams(group, wire, tonumber(at))
+    if at > 0 and at <= group.first then
+      return 0
+    end
+    return begin_anew(group, wire, at > 0 and at or now, true)
+  elseif kind == 'REOPEN' and group.is_of_owner then
+    begin_anew(group, wire, now, false)
+    return 0
   elseif kind == 'REOPEN' then
     group.changed = group.changed or group.cancelled
     group.cancelled = false

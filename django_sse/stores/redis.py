@@ -1,11 +1,11 @@
 """Keeps events in Redis Streams: for processes on any number of machines."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Container, Iterable, Sequence
 from functools import cached_property
 from hashlib import sha1
 from pathlib import Path
-from time import time
 from typing import Any, Final, NamedTuple
 
 from django.core import checks
@@ -17,6 +17,7 @@ from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
 from django_sse.forks import ForkSafeLock
 from django_sse.stores.base import (
+    READ_BYTES,
     Cursor,
     Entry,
     EventStore,
@@ -25,17 +26,26 @@ from django_sse.stores.base import (
     Kind,
     NewEntry,
 )
+from django_sse.text import plain
 
 try:
     import redis
     import redis.asyncio
     from redis.asyncio.retry import Retry as AsyncRetry
     from redis.backoff import NoBackoff
-    from redis.exceptions import NoScriptError
+    from redis.exceptions import (
+        BusyLoadingError,
+        ClusterDownError,
+        MasterDownError,
+        NoScriptError,
+        ReadOnlyError,
+        ResponseError,
+        TryAgainError,
+    )
     from redis.retry import Retry
 except ImportError as error:
     raise ImproperlyConfigured(
-        f"The redis store needs redis-py ({error}): pip install 'django-sse[redis]'."
+        f"The redis store needs redis-py ({error}): pip install 'redis>=5.2'."
     ) from error
 
 _SCRIPT: Final = Path(__file__).with_suffix(".lua").read_text()
@@ -53,6 +63,25 @@ _OPTIONS: Final[dict[str, Any]] = {
     "max_connections": 8,
     "timeout": 5.0,
 }
+
+# What a server says that does not take what it is sent, or does not take it now: a replica, which
+# was the master before a failover, one that starts, one that is cut off from its replicas.
+_WRONG_SERVER: Final = (
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    ReadOnlyError,
+    TryAgainError,
+)
+_WRONG_SERVER_CODES: Final = (
+    "READONLY",
+    "LOADING",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "UNBLOCKED",
+    "NOREPLICAS",
+    "MISCONF",
+)
 
 # What redis-py says of it may be a part of the password.
 _BAD_URL: Final = "The redis store's `url` is none that redis-py accepts. It is not shown here."
@@ -78,7 +107,8 @@ class RedisStore(EventStore):
     Inside a transaction on ``using``, a cancel or a reopen counts from the commit on, and what is
     published is lost if the process dies between the commit and its hook.
 
-    Publishing never tries twice, since an event could be doubled; it raises redis-py's own errors.
+    Publishing raises redis-py's own errors. It tries again only where the server has refused it, as
+    one does that is no master any more: otherwise an event could be doubled.
     """
 
     crosses_processes = True
@@ -119,9 +149,8 @@ class RedisStore(EventStore):
         return _by_group(groups, await self._arun(*self._state_calls(groups)))
 
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
-        client = await self._reader()
-        _, events = self._keys(group)
-        rows: Any = await client.xrange(events, min=max(after + 1, 0), count=limit)
+        call = self._call("read", self._keys(group), max(after + 1, 0), limit, READ_BYTES)
+        [rows] = await self._arun(call)
         return [
             Entry(
                 int(number),
@@ -130,7 +159,8 @@ class RedisStore(EventStore):
                 fields.get(b"exclude", b"").decode(),
                 int(milliseconds) / 1000,
             )
-            for stream_id, fields in rows
+            for stream_id, flat in rows
+            for fields in [dict(zip(flat[::2], flat[1::2], strict=True))]
             for number, milliseconds in [stream_id.split(b"-")]
         ]
 
@@ -157,7 +187,10 @@ class RedisStore(EventStore):
         # Groups and their events expire by themselves.
         if (ttl := conf().GROUP_TTL) is not None:
             client = await self._reader()
-            await client.zremrangebyscore(self._changes, "-inf", int((time() - ttl) * 1_000_000))
+            # By its own clock, as the scores are.
+            seconds, microseconds = await client.time()
+            since = (seconds - ttl) * 1_000_000 + microseconds
+            await client.zremrangebyscore(self._changes, "-inf", int(since))
 
     async def aclose(self) -> None:
         if reader := self._readers.get(asyncio.get_running_loop()):
@@ -231,7 +264,7 @@ class RedisStore(EventStore):
 
     @property
     def _publisher(self) -> redis.Redis:
-        # One for all threads: a second one would close the connections of its pool when it goes.
+        # One for all threads.
         with self._making:
             if self._client is None:
                 pool = _pool(
@@ -240,7 +273,8 @@ class RedisStore(EventStore):
                     **_OPTIONS,
                     retry=Retry(NoBackoff(), 0),
                 )
-                self._client = redis.Redis.from_pool(pool)
+                # Not from_pool(), by which it would close what other threads use when it goes.
+                self._client = redis.Redis(connection_pool=pool)
             return self._client
 
     @property
@@ -249,7 +283,7 @@ class RedisStore(EventStore):
 
     def _keys(self, group: str) -> list[str]:
         # What is in braces chooses the slot of a cluster.
-        tag = f"{{{self._prefix}:{group}}}"
+        tag = f"{{{self._prefix}:{plain(group)}}}"
         return [f"{tag}:group", f"{tag}:events"]
 
     def _call(self, operation: str, keys: Sequence[str], *arguments: Any) -> _Call:
@@ -272,22 +306,32 @@ class RedisStore(EventStore):
 
     def _run(self, *calls: _Call) -> list[Any]:
         """Run the script for each of the calls, in one round trip; from any thread."""
-        with self._publisher.pipeline(transaction=False) as pipe:
-            replies = _queue(pipe, calls).execute(raise_on_error=False)
-            if (done := _run_so_far(replies)) < len(calls):
-                self._publisher.script_load(_SCRIPT)
-                replies[done:] = _queue(pipe, calls[done:]).execute(raise_on_error=False)
+        client = self._publisher
+        replies = _execute(client, calls)
+        if (done := _done_by_right_server(replies)) < len(calls):
+            self._give_up(client)
+            client = self._publisher
+            replies[done:] = _execute(client, calls[done:])
+            if _done_by_right_server(replies) < len(calls):
+                self._give_up(client)
         return _checked(replies)
 
     async def _arun(self, *calls: _Call) -> list[Any]:
         """Run the script for each of the calls, in one round trip; on the running loop."""
         client = await self._reader()
-        async with client.pipeline(transaction=False) as pipe:
-            replies = await _queue(pipe, calls).execute(raise_on_error=False)
-            if (done := _run_so_far(replies)) < len(calls):
-                await client.script_load(_SCRIPT)
-                replies[done:] = await _queue(pipe, calls[done:]).execute(raise_on_error=False)
+        replies = await _aexecute(client, calls)
+        if (done := _done_by_right_server(replies)) < len(calls):
+            await self.aclose()
+            replies[done:] = await _aexecute(client, calls[done:])
+            if _done_by_right_server(replies) < len(calls):
+                await self.aclose()
         return _checked(replies)
+
+    def _give_up(self, client: redis.Redis) -> None:
+        """Connect anew from now on. What other threads do just now goes on, on the old client."""
+        with self._making:
+            if self._client is client:
+                self._client = None
 
     # Configuration
 
@@ -341,6 +385,24 @@ def _queue(pipe: Any, calls: Iterable[_Call]) -> Any:
     return pipe
 
 
+def _execute(client: redis.Redis, calls: Sequence[_Call]) -> list[Any]:
+    with client.pipeline(transaction=False) as pipe:
+        replies: list[Any] = _queue(pipe, calls).execute(raise_on_error=False)
+        if (done := _run_so_far(replies)) < len(calls):
+            client.script_load(_SCRIPT)
+            replies[done:] = _queue(pipe, calls[done:]).execute(raise_on_error=False)
+    return replies
+
+
+async def _aexecute(client: redis.asyncio.Redis, calls: Sequence[_Call]) -> list[Any]:
+    async with client.pipeline(transaction=False) as pipe:
+        replies: list[Any] = await _queue(pipe, calls).execute(raise_on_error=False)
+        if (done := _run_so_far(replies)) < len(calls):
+            await client.script_load(_SCRIPT)
+            replies[done:] = await _queue(pipe, calls[done:]).execute(raise_on_error=False)
+    return replies
+
+
 def _run_so_far(replies: Sequence[Any]) -> int:
     """Return how many calls came before the first one at which the server did not know the script.
 
@@ -349,6 +411,24 @@ def _run_so_far(replies: Sequence[Any]) -> int:
     """
     unknown = (n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError))
     return next(unknown, len(replies))
+
+
+def _done_by_right_server(replies: Sequence[Any]) -> int:
+    """Return how many calls came before the first one that the server was not to do.
+
+    As a reply such an error drops no connection, and an address leads to another server after a
+    failover. Nothing was done: a server refuses a script before it writes.
+    """
+    refused = (n for n, reply in enumerate(replies) if _is_of_wrong_server(reply))
+    return next(refused, len(replies))
+
+
+def _is_of_wrong_server(reply: Any) -> bool:
+    if isinstance(reply, _WRONG_SERVER):
+        return True
+    # Before Redis 7 the error of a script has its reason somewhere in the text.
+    text = str(reply) if isinstance(reply, ResponseError) else ""
+    return any(re.search(rf"\b{code}\b", text) for code in _WRONG_SERVER_CODES)
 
 
 def _checked(replies: list[Any]) -> list[Any]:

@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Iterable
 
-from django_sse.stores.base import EventStore, GroupState
-from django_sse.tasks import spawn
+from django_sse.stores.base import READ_SECONDS, EventStore, GroupState
+from django_sse.tasks import is_order, spawn
 
 
 class StateReader:
@@ -20,7 +20,7 @@ class StateReader:
         """Return the states of the groups, as they are from this call on.
 
         Raises:
-            Exception: The event store could not be read.
+            Exception: The event store could not be read, or not in time.
         """
         groups = list(groups)
         self._wanted.update(groups)
@@ -30,17 +30,26 @@ class StateReader:
         if not self._reading:
             self._reading = True
             spawn(self._read())
-        # Shielded: it is others' answer, too.
-        states = await asyncio.shield(answer)
+        # Not only the question, which may wait for another one that hangs.
+        async with asyncio.timeout(READ_SECONDS):
+            # Shielded: it is others' answer, too.
+            states = await asyncio.shield(answer)
         return {group: states[group] for group in groups}
 
     async def _read(self) -> None:
-        while answer := self._next:
-            wanted, self._wanted, self._next = self._wanted, set(), None
-            try:
-                answer.set_result(await self._store.astates(list(wanted)))
-            except Exception as error:
-                answer.set_exception(error)
-                # Read here, for the case that nobody waits any more.
-                answer.exception()
-        self._reading = False
+        try:
+            while answer := self._next:
+                wanted, self._wanted, self._next = self._wanted, set(), None
+                try:
+                    async with asyncio.timeout(READ_SECONDS):
+                        states = await self._store.astates(list(wanted))
+                    answer.set_result(states)
+                except BaseException as error:
+                    if is_order(error):
+                        answer.cancel()
+                        raise
+                    answer.set_exception(error)
+                    # Read here, for the case that nobody waits any more.
+                    answer.exception()
+        finally:
+            self._reading = False

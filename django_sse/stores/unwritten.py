@@ -80,6 +80,12 @@ class Unwritten:
                 with self._lock:
                     self._is_writing = False
 
+    def take_back(self, store: "EventStore", marks: Sequence[str]) -> None:
+        """Forget the ends of these owners: they are let in again."""
+        with self._lock:
+            for mark in marks:
+                self._drop(store, mark)
+
     def _write_until_done(self) -> None:
         pause = _FIRST_PAUSE
         while True:
@@ -100,6 +106,7 @@ class Unwritten:
         for store in stores:
             # It keeps them again where it fails.
             with suppress(Exception):
+                _ensure_autocommit(store.using)
                 while ends := self._take(store):
                     store.append(ends, self._rings[store])
                     logger.info("%d ends of streams were written at last.", len(ends))
@@ -124,6 +131,13 @@ class Unwritten:
         end = self._ends.pop((store, mark), None)
         self._bytes -= _size(end) if end else 0
         return end
+
+
+def _ensure_autocommit(using: str) -> None:
+    # This thread's own connection, which has no transaction of the project's.
+    connection = connections[using]
+    if not connection.settings_dict["AUTOCOMMIT"]:
+        connection.set_autocommit(True)
 
 
 def _size(end: "NewEntry") -> int:

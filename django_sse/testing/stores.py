@@ -16,6 +16,7 @@ from django_sse.exceptions import GroupCancelled
 from django_sse.replay import is_lost
 from django_sse.stores.base import (
     MARK,
+    READ_BYTES,
     Cursor,
     Entry,
     EventStore,
@@ -179,6 +180,24 @@ class EventStoreContract(_TestCase):
         self.assertEqual(await store.aread("news", numbers[4], 2), [])
 
     @_with_store
+    async def test_reading_stops_before_it_is_too_many_bytes_but_not_before_the_first(
+        self, store: EventStore
+    ) -> None:
+        large, small = "x" * (READ_BYTES // 3), "y"
+        many = [small, large, small, large, large, "z" * 2 * READ_BYTES, small]
+        numbers = await append_events(store, *(event("news", each) for each in many))
+        pages, after = [], numbers[0] - 1
+        while page := await store.aread("news", after, 50):
+            self.assertTrue(
+                len(page) == 1 or sum(len(entry.wire) for entry in page) <= READ_BYTES,
+                f"{len(page)} entries are more than READ_BYTES.",
+            )
+            pages += page
+            after = page[-1].number
+        self.assertEqual([entry.number for entry in pages], numbers)
+        self.assertEqual(texts(pages), many)
+
+    @_with_store
     async def test_groups_have_numbers_of_their_own(self, store: EventStore) -> None:
         numbers = await append_events(store, event("a", "1"), event("b", "1"), event("a", "2"))
         self.assertEqual(numbers[2], numbers[0] + 1)
@@ -188,6 +207,8 @@ class EventStoreContract(_TestCase):
     @_with_store
     async def test_group_names_are_told_apart_byte_for_byte(self, store: EventStore) -> None:
         names = ["news", "News", "NEWS", "new.s", "new_s", "new-s", "n" * 99]
+        # Of tenants, the longest one among them.
+        names += ["a/news", "A/news", "b/news", "a/b", "=a/news", f"{'n' * 63}/{'n' * 99}"]
         for name in names:
             await append(store, event(name, name))
         await append(store, close("News"))
@@ -381,9 +402,9 @@ class EventStoreContract(_TestCase):
             [number] = await append_events(store, end(OWNER, reason))
             self.assertTrue(before <= number <= first_number(), "The number is not the time.")
             now = await state(store, OWNER)
-            self.assertEqual((now.first, now.head, now.cancelled), (number, number, False))
+            self.assertEqual((now.first, now.head, now.cancelled), (number, number, True))
             [entry] = await store.aread(OWNER, number - 1, 10)
-            self.assertEqual((entry.wire, entry.closes), (closing_wire(reason), False))
+            self.assertEqual((entry.wire, entry.closes), (closing_wire(reason), True))
             times.append(number)
         self.assertGreater(times[1], times[0])
         [kept] = await store.aread(OWNER, 0, 10)
@@ -402,10 +423,30 @@ class EventStoreContract(_TestCase):
         [entry] = await store.aread(OWNER, ordered - 1, 10)
         self.assertEqual(entry.wire, closing_wire("late"))
         # Once more, as where the answer to the first attempt was lost.
-        self.assertEqual(await append_events(store, late), [ordered + 1])
+        self.assertEqual(await append_events(store, late), [])
         [number] = await append_events(store, end(OWNER, "now"))
         self.assertGreater(number, ordered + 5_000_000)
-        self.assertEqual(await append_events(store, late), [number + 1])
+        self.assertEqual(await append_events(store, late), [])
+        self.assertEqual((await state(store, OWNER)).first, number)
+
+    @_with_store
+    async def test_an_owner_who_was_let_in_again_is_not_ended_by_what_was_ordered_before(
+        self, store: EventStore
+    ) -> None:
+        for is_ended in (False, True):
+            if is_ended:
+                await append_events(store, end(OWNER, "over"))
+            ordered = first_number()
+            await append(store, reopening(OWNER))
+            self.assertEqual(
+                await append_events(store, replace(end(OWNER, "late"), at=ordered)), []
+            )
+            now = await state(store, OWNER)
+            self.assertFalse(now.cancelled)
+            self.assertGreaterEqual(now.first, ordered)
+        [number] = await append_events(store, end(OWNER, "over"))
+        now = await state(store, OWNER)
+        self.assertEqual((now.first, now.cancelled), (number, True))
 
     @_with_store
     async def test_an_owners_group_is_forgotten_sooner_than_others(self, store: EventStore) -> None:

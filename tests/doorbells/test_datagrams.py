@@ -152,7 +152,7 @@ async def test_a_datagram_that_is_no_doorbell_is_logged_and_the_next_one_rings(
     await receiver.open()
     [path] = meeting_place(store).directory.iterdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        for garbage in (b"", b"\xff\0", b"news", b"a/b 1 0", b"news 1 0\nx", b"1 " * 5000):
+        for garbage in (b"", b"\xff\0", b"news", b"a/b/c 1 0", b"news 1 0\nx", b"1 " * 5000):
             sender.sendto(garbage, str(path))
         sender.sendto(b"news 1 0", str(path))
         await until(lambda: ear.heard)

@@ -13,6 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django_sse.doorbells.base import DEAF_SECONDS, HEARING_SECONDS, Receiver
 from django_sse.doorbells.notifications import NotificationDoorbell
 from django_sse.hub import current_hub
+from django_sse.owners import user_mark
 from django_sse.stores import get_store
 from django_sse.stores.base import Hint, NewEntry
 from django_sse.stores.database import DatabaseStore
@@ -72,6 +73,25 @@ async def test_what_another_process_publishes_arrives_without_asking_the_store()
         for number in range(20):
             await in_thread(lambda number=number: publish_elsewhere(str(number)))  # type: ignore[misc]
         assert await client.until_events(20) == [str(number) for number in range(20)]
+
+
+async def test_what_has_no_number_is_told_as_well(store: DatabaseStore) -> None:
+    """As that a user has changed, which no group's event says."""
+    ear = Ear(asyncio.get_running_loop())
+    receiver = await open_receiver(store, ear)
+    try:
+        await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+        mark = user_mark(7)
+        hints = [Hint(mark, 0, cancelled=False), Hint("news", 7, cancelled=False)]
+        assert store.notifications
+        doorbell = NotificationDoorbell(store.notifications)
+        # As in a process without a hub: the ear is another one's.
+        await in_thread(lambda: doorbell.ring(hints))
+        await until(lambda: mark in [hint.group for hint in ear.heard])
+        # Numbering it has told of it.
+        assert "news" not in [hint.group for hint in ear.heard]
+    finally:
+        await receiver.close()
 
 
 @pytest.mark.usefixtures("postgresql_alone")

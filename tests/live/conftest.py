@@ -9,6 +9,12 @@ from tests.live.browser import chromium
 from tests.live.servers import SERVERS, Server, require, serve
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # Those in a browser are about what a server has sent, which the others test on each Python.
+    if "browser" in getattr(item, "fixturenames", ()):
+        item.add_marker("once")
+
+
 @pytest.fixture(scope="module", params=SERVERS)
 def running_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -15,6 +15,8 @@ from tests.live.client import act, connect, until_open
 from tests.live.nginx import Nginx, nginx
 from tests.live.servers import ROOT, Server, launch, manage, require, serve
 from tests.ports import free_port
+
+pytestmark = pytest.mark.once
 
 # Much less than nginx would keep anything for the next heartbeat.
 AT_ONCE_SECONDS = 5
@@ -174,6 +176,35 @@ def test_an_event_source_outlasts_a_server_that_is_away_if_nginx_answers_for_it(
         running.enter_context(launch("uvicorn", tmp_path, port, APPLICATION, **SOON))
         httpx.get(f"http://127.0.0.1:{port}/publish/away/?data=back").raise_for_status()
         source.wait_for("message", "back")
+
+
+async def test_behind_the_readmes_nginx_the_host_and_each_address_are_the_clients(
+    tmp_path: Path, group: str
+) -> None:
+    settings = '{"MAX_STREAMS_PER_ADDRESS": 1, "TRUSTED_PROXIES": ["127.0.0.1"]}'
+    with (
+        serve("uvicorn", tmp_path, LIVE_DJANGO_SSE=settings) as server,
+        proxied(tmp_path, server.port, more=readme_configuration(server.port)) as proxy,
+    ):
+        origin = f"http://127.0.0.1:{proxy.port}"
+
+        async def statuses(address: str) -> list[int]:
+            """Open two streams from an address of this machine; return what they are answered."""
+            transport = httpx.AsyncHTTPTransport(local_address=address)
+            answers = []
+            async with (
+                httpx.AsyncClient(transport=transport, headers={"Origin": origin}) as client,
+                AsyncExitStack() as open_streams,
+            ):
+                for _ in range(2):
+                    request = client.stream("GET", f"{origin}/events/{group}/")
+                    answers.append((await open_streams.enter_async_context(request)).status_code)
+            return answers
+
+        assert await statuses("127.0.0.2") == [200, 503]
+        async with connect(proxy.port, f"/events/{group}/", headers={"Origin": origin}) as stream:
+            await stream.opened()
+            assert await statuses("127.0.0.3") == [200, 503]
 
 
 def test_an_event_source_is_over_after_a_502(browser: webdriver.Chrome, tmp_path: Path) -> None:

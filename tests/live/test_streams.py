@@ -188,10 +188,31 @@ async def test_no_last_event_id_is_an_error_or_opens_another_group(
 
 
 async def test_head_answers_with_the_headers_alone(server: Server, group: str) -> None:
-    async with connect(server.port, f"/events/{group}/", method="HEAD") as response:
-        assert response.status == 200
-        assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
-        await until_open(server.port, 0)
+    for path in (f"/events/{group}/", "/progress/", f"/guarded/{group}/", "/by-hand/"):
+        async with connect(server.port, path, method="HEAD") as head:
+            assert head.status == 200
+            assert head.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+            await until_open(server.port, 0)
+            async with connect(server.port, path) as stream:
+                assert _of_the_stream(head) == _of_the_stream(stream)
+                assert "Content-Length" not in head.headers
+
+
+def _of_the_stream(response: Response) -> dict[str, str]:
+    """Return the headers without those of the connection, which servers set as they like."""
+    own = ("date", "server", "transfer-encoding", "connection")
+    return {
+        name.lower(): value for name, value in response.headers.items() if name.lower() not in own
+    }
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE"])
+async def test_no_other_method_runs_a_generator_view(server: Server, method: str) -> None:
+    token = "a" * 32
+    headers = {"Cookie": f"csrftoken={token}", "X-CSRFToken": token, "Content-Length": "0"}
+    async with connect(server.port, "/progress/", method=method, headers=headers) as response:
+        assert response.status == 405
+        assert response.headers["Allow"] == "GET, HEAD, POST, OPTIONS"
 
 
 async def test_a_stream_cannot_be_posted_to(server: Server, group: str) -> None:
@@ -233,6 +254,25 @@ async def test_a_5xx_of_a_stream_of_the_projects_sends_an_event_source_back(serv
     async with connect(server.port, path) as page:
         assert page.status == 503
         assert await page.body() == b"down for maintenance"
+
+
+@pytest.mark.parametrize("name", ["uvicorn", "daphne"])
+async def test_a_filter_speaks_the_language_of_each_client(
+    name: str, tmp_path: Path, group: str
+) -> None:
+    require(name)
+    languages = {"de": "Montag", "fr": "lundi", "en": "Monday", "sv": "måndag"}
+    locale = "django.middleware.locale.LocaleMiddleware"
+    with serve(name, tmp_path, LIVE_MIDDLEWARE=locale) as server:
+        async with AsyncExitStack() as stack:
+            streams: dict[str, Response] = {}
+            for language, monday in languages.items():
+                headers = {"Accept-Language": language}
+                opening = connect(server.port, f"/localized/{group}/", headers=headers)
+                streams[monday] = await (await stack.enter_async_context(opening)).opened()
+            await push(server, group, "one", "two")
+            for monday, stream in streams.items():
+                assert await data_of(stream, 2) == [f"one {monday}", f"two {monday}"]
 
 
 async def test_without_the_wrapper_a_stream_works_too(tmp_path: Path, group: str) -> None:

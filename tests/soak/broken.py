@@ -21,7 +21,7 @@ def _hear(self: Subscription, hint: Hint) -> None:
         self.heal()
 
 
-async def _fetch(self: Subscription) -> None:
+async def _fetch(self: Subscription, told: float) -> None:
     """Take the newest event alone."""
     state = (await self._store.astates([self.group]))[self.group]
     entries = await self._store.aread(self.group, state.head - 1, 1)

@@ -169,6 +169,14 @@ class ReadsFromTheNumberOn(MemoryStore):
         return await super().aread(group, after - 1, limit)
 
 
+class ReadsAsMuchAsThereIs(MemoryStore):
+    async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
+        page: list[Entry] = []
+        while some := await super().aread(group, page[-1].number if page else after, limit):
+            page += some
+        return page[:limit]
+
+
 class LeavesOutGroupsWithoutEvents(MemoryStore):
     def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
         states = super().states(groups)
@@ -287,6 +295,10 @@ BROKEN: list[tuple[type[EventStore], str]] = [
     (StripsWhitespace, "an_entry_is_read_as_it_was_appended_byte_for_byte"),
     (TellsNoTime, "an_entry_is_read_with_the_time_of_its_append"),
     (ReadsFromTheNumberOn, "reading_goes_on_after_a_number_and_stops_at_the_limit"),
+    (
+        ReadsAsMuchAsThereIs,
+        "reading_stops_before_it_is_too_many_bytes_but_not_before_the_first",
+    ),
     (LeavesOutGroupsWithoutEvents, "states_are_told_of_every_group_that_was_asked_for"),
     (KeepsEverything, "the_newest_events_are_kept_and_older_ones_are_not"),
     (CreatesWhatItReads, "a_group_never_published_to_is_empty_and_reading_creates_nothing"),
@@ -305,6 +317,10 @@ BROKEN: list[tuple[type[EventStore], str]] = [
     (ForgetsWhoIsLeftOut, "who_is_left_out_of_an_event_is_kept_with_it"),
     (TakesAnEndForAnEvent, "an_end_begins_an_owners_group_anew_and_its_number_is_the_time"),
     (TakesEveryEndForNew, "an_end_that_is_written_late_has_the_time_that_it_was_ordered"),
+    (
+        TakesEveryEndForNew,
+        "an_owner_who_was_let_in_again_is_not_ended_by_what_was_ordered_before",
+    ),
     (ForgetsAllGroupsAlike, "an_owners_group_is_forgotten_sooner_than_others"),
     (CannotBeUsedAgain, "a_store_that_was_closed_can_be_used_again"),
     (StaysInItsProcess, "what_another_process_appended_is_read_and_told"),

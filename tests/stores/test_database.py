@@ -4,22 +4,32 @@ import asyncio
 import random
 import sqlite3
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from io import StringIO
 from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import OperationalError, connections, transaction
+from django.core.management import call_command
+from django.db import InterfaceError, OperationalError, connections, transaction
+from django.db.models import F
 from django.test import override_settings
 from django.utils import timezone
 
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
-from django_sse.stores.base import GroupState, Hint
+from django_sse.owners import user_mark
+from django_sse.stores import get_store
+from django_sse.stores.base import GroupState, Hint, Kind
+from django_sse.stores.clock import database_time
 from django_sse.stores.database import DatabaseStore
-from django_sse.testing.stores import append, event, state, texts
+from django_sse.testing.stores import append, end, event, state, texts
 from django_sse.testing.threads import in_thread
+from tests.clients import connected
 
 
 def silent(hints: Sequence[Hint]) -> None:
@@ -124,7 +134,7 @@ async def test_history_is_bounded_by_age(database_store: DatabaseStore) -> None:
     await append(store, *(event("news", str(n)) for n in range(3)))
     await append(store, event("sport", "new"))
     stored = StoredEvent.objects.using(store.using)
-    old = timezone.now() - timedelta(hours=25)
+    old = await sync_to_async(database_time)(store.using) - 25 * 3600 * 1_000_000
     last = (await state(store, "news")).head
     await stored.filter(group="news", number__lt=last).aupdate(created=old)
     await store.atrim()
@@ -138,7 +148,7 @@ async def test_idle_groups_are_forgotten_and_begin_again_beyond_their_numbers(
     store = database_store
     [before] = await append(store, event("news", "a"))
     await append(store, event("sport", "b"))
-    idle = timezone.now() - timedelta(days=8)
+    idle = await sync_to_async(database_time)(store.using) - 8 * 24 * 3600 * 1_000_000
     await EventGroup.objects.using(store.using).filter(name="news").aupdate(changed=idle)
     await store.atrim()
     assert await state(store, "news") == GroupState()
@@ -147,6 +157,183 @@ async def test_idle_groups_are_forgotten_and_begin_again_beyond_their_numbers(
     assert before is not None
     assert after is not None
     assert after > before
+
+
+# Trimming, wherever something is published or visited
+
+
+async def age(store: DatabaseStore, seconds: float) -> None:
+    """Let everything that is kept be older."""
+    older = int(seconds * 1_000_000)
+    await StoredEvent.objects.using(store.using).aupdate(created=F("created") - older)
+    await EventGroup.objects.using(store.using).aupdate(changed=F("changed") - older)
+    # As when the process has not trimmed for long.
+    store.trim_due = 0.0
+
+
+async def count_of(store: DatabaseStore, group: str) -> int:
+    return await StoredEvent.objects.using(store.using).filter(group=group).acount()
+
+
+async def test_a_site_that_only_publishes_keeps_no_more_than_its_history(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+    await append(store, *(event("news", str(n)) for n in range(3)))
+    await age(store, 25 * 3600)
+    await append(store, event("sport", "new"))
+    assert await count_of(store, "news") == 0
+    assert texts(await store.aread("sport", 0, 10)) == ["new"]
+    # Groups as well, in their time.
+    await age(store, 8 * 24 * 3600)
+    await append(store, event("sport", "newer"))
+    assert await state(store, "news") == GroupState()
+
+
+async def test_nothing_is_dropped_in_a_transaction_of_the_project(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+    await append(store, event("news", "old"))
+    await age(store, 25 * 3600)
+
+    def publish_in_transaction() -> None:
+        with transaction.atomic(using=store.using):
+            store.append([event("sport", "new")], silent)
+            assert StoredEvent.objects.using(store.using).filter(group="news").exists()
+
+    await in_thread(publish_in_transaction)
+    assert await count_of(store, "news") == 0
+
+
+async def test_who_publishes_drops_a_bounded_number_at_once_and_the_next_ones_the_rest(
+    database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("django_sse.stores.database._TRIM_EVENTS", 10)
+    store = database_store
+    await append(store, *(event(f"group-{n}", "old") for n in range(25)))
+    await age(store, 25 * 3600)
+    left = []
+    for _ in range(3):
+        await append(store, event("sport", "new"))
+        left.append(
+            await StoredEvent.objects.using(store.using).filter(group__startswith="group").acount()
+        )
+    assert left == [15, 5, 0]
+
+
+async def test_what_cannot_be_dropped_harms_nothing_that_is_published(
+    database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(alias: str) -> int:
+        raise OperationalError("The disk is full.")
+
+    monkeypatch.setattr("django_sse.stores.database.database_time", fail)
+    store = database_store
+    await append(store, event("news", "a"))
+    assert texts(await store.aread("news", 0, 10)) == ["a"]
+    assert "could not be dropped" in caplog.text
+
+
+@pytest.mark.usefixtures("everything_ends")
+async def test_visits_drop_what_is_too_old_however_short_they_are(
+    database_store: DatabaseStore,
+) -> None:
+    options = {"BACKEND": "database", "OPTIONS": {"using": database_store.using}}
+    with override_settings(DJANGO_SSE={"STORE": options}):
+        store = get_store()
+        assert isinstance(store, DatabaseStore)
+        await append(store, event("news", "old"))
+        await age(store, 25 * 3600)
+        async with connected("sport"):
+            pass
+        async with asyncio.timeout(30):
+            while await count_of(store, "news"):
+                await asyncio.sleep(0.01)
+
+
+async def test_the_command_says_what_it_has_dropped(database_store: DatabaseStore) -> None:
+    store = database_store
+    await append(store, *(event("news", str(n)) for n in range(3)), event("sport", "a"))
+    await age(store, 25 * 3600)
+    stored = StoredEvent.objects.using(store.using)
+    await stored.filter(group="sport").aupdate(created=F("created") + 25 * 3600 * 1_000_000)
+    groups = EventGroup.objects.using(store.using)
+    await groups.filter(name="sport").aupdate(changed=F("changed") - 7 * 24 * 3600 * 1_000_000)
+    output = StringIO()
+
+    def trim() -> None:
+        options = {"BACKEND": "database", "OPTIONS": {"using": store.using}}
+        with override_settings(DJANGO_SSE={"STORE": options}):
+            call_command("sse_trim", stdout=output)
+
+    await sync_to_async(trim)()
+    assert output.getvalue() == "Dropped 4 events and 1 groups.\n"
+
+
+# Time
+
+
+class Host:
+    """The clock of a host, which is another one than the database's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead = 0
+        now = timezone.now
+        monkeypatch.setattr(timezone, "now", lambda: now() + timedelta(seconds=self.ahead))
+        monkeypatch.setattr(
+            "django_sse.stores.base.time_ns", lambda: time.time_ns() + self.ahead * 10**9
+        )
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    return Host(monkeypatch)
+
+
+async def test_what_a_host_publishes_whose_clock_is_behind_is_found_at_once(
+    database_store: DatabaseStore, host: Host
+) -> None:
+    store = database_store
+    _, cursor = await store.achanged(None, {"news"})
+    host.ahead = -3600
+    [number] = await append(store, event("news", "from afar"))
+    host.ahead = 0
+    hints, _ = await store.achanged(cursor, {"news"})
+    assert (number, False) in [(hint.head, hint.cancelled) for hint in hints or ()]
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_a_host_whose_clock_is_set_drops_nothing(
+    database_store: DatabaseStore, host: Host, hours: int
+) -> None:
+    """As by an hour where a project has ``USE_TZ = False``, in spring."""
+    store = database_store
+    with override_settings(DJANGO_SSE={"HISTORY_AGE": 1800, "CANCEL_TTL": 1800}):
+        await append(store, event("news", "a"), end(user_mark(7), "kicked"))
+        host.ahead = hours * 3600
+        await store.atrim()
+        assert texts(await store.aread("news", 0, 10)) == ["a"]
+        assert (await state(store, user_mark(7))).cancelled
+
+
+async def test_after_a_jump_of_the_databases_clock_everything_is_looked_at(
+    database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = database_store
+    await append(store, event("news", "a"))
+    _, cursor = await store.achanged(None, {"news"})
+
+    def an_hour_before(alias: str) -> int:
+        return database_time(alias) - 3600 * 1_000_000
+
+    await append(store, event("news", "b"))
+    monkeypatch.setattr("django_sse.stores.database.database_time", an_hour_before)
+    hints, cursor = await store.achanged(cursor, {"news"})
+    assert hints is None
+    await append(store, event("news", "c"))
+    hints, _ = await store.achanged(cursor, {"news"})
+    assert [hint.group for hint in hints or ()] == ["news"]
 
 
 async def test_an_unchanged_sqlite_file_is_not_queried(
@@ -171,7 +358,7 @@ async def test_an_unchanged_sqlite_file_is_not_queried(
     assert captured == ["PRAGMA data_version"]
     [number] = await append(store, event("news", "a"))
     hints, _ = await store.achanged(cursor, {"news"})
-    assert Hint("news", number or 0, cancelled=False) in hints
+    assert Hint("news", number or 0, cancelled=False) in list(hints or ())
 
 
 async def test_reading_goes_on_after_the_connection_was_lost(
@@ -181,20 +368,98 @@ async def test_reading_goes_on_after_the_connection_was_lost(
     await append(store, event("news", "a"))
     assert texts(await store.aread("news", 0, 10)) == ["a"]
 
-    vendor = connections[store.using].vendor
-    if vendor == "sqlite":
-        pytest.skip("A file has no connection to lose.")
-    end_oneself = {
-        "postgresql": "SELECT pg_terminate_backend(pg_backend_pid())",
-        "mysql": "KILL CONNECTION_ID()",
-    }
-
-    def lose_connection() -> None:
-        with pytest.raises(OperationalError), connections[store.using].cursor() as cursor:
-            cursor.execute(end_oneself[vendor])
-
-    await store._in_reader(lose_connection)
+    await store._in_reader(lambda: spoil(store.using, END_ONESELF))
     assert texts(await store.aread("news", 0, 10)) == ["a"]
+
+
+END_ONESELF = {
+    "postgresql": "SELECT pg_terminate_backend(pg_backend_pid())",
+    "mysql": "KILL CONNECTION_ID()",
+}
+# As every connection to a server is that was the master before a failover.
+TAKE_NO_WRITES = {
+    "postgresql": "SET default_transaction_read_only = on",
+    "mysql": "SET SESSION TRANSACTION READ ONLY",
+}
+
+
+def spoil(alias: str, statements: dict[str, str]) -> None:
+    connection = connections[alias]
+    if connection.vendor == "sqlite":
+        pytest.skip("A file has no server.")
+    with suppress(OperationalError), connection.cursor() as cursor:
+        cursor.execute(statements[connection.vendor])
+
+
+@pytest.mark.parametrize("statements", [END_ONESELF, TAKE_NO_WRITES], ids=["lost", "read-only"])
+async def test_publishing_goes_on_where_the_connection_leads_nowhere(
+    database_store: DatabaseStore, statements: dict[str, str]
+) -> None:
+    store = database_store
+
+    def publish_twice() -> list[int | None]:
+        # As in a worker, or under `apublish`: nobody closes the connection between the two.
+        numbers = store.append([event("news", "a")], silent)
+        spoil(store.using, statements)
+        return numbers + store.append([event("news", "b")], silent)
+
+    first, second = await in_thread(publish_twice)
+    assert second == (first or 0) + 1
+    assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
+
+    def publish_in_transaction() -> None:
+        with transaction.atomic(using=store.using):
+            connections[store.using].ensure_connection()
+            spoil(store.using, END_ONESELF)
+            store.append([event("news", "lost with its transaction")], silent)
+
+    with pytest.raises((OperationalError, InterfaceError)):
+        await in_thread(publish_in_transaction)
+    assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("statements", [END_ONESELF, TAKE_NO_WRITES], ids=["lost", "read-only"])
+async def test_a_hub_goes_on_where_the_connection_leads_nowhere(
+    database_store: DatabaseStore, statements: dict[str, str]
+) -> None:
+    store = database_store
+    _, cursor = await store.achanged(None, {"news"})
+    [number] = await append(store, event("news", "a"))
+    await store._in_reader(lambda: spoil(store.using, statements))
+    # Also what has to be written: a publisher that died has left it behind.
+    await sync_to_async(OutboxEvent.objects.using(store.using).create)(
+        group="news", kind=Kind.EVENT, wire=b"data: b\n\n"
+    )
+    hints, _ = await store.achanged(cursor, {"news"})
+    assert Hint("news", (number or 0) + 1, cancelled=False) in [
+        replace(hint, entries=()) for hint in hints or ()
+    ]
+    assert (await state(store, "news")).head == (number or 0) + 1
+
+
+async def test_an_event_whose_commit_may_have_been_made_is_not_doubled(
+    database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = database_store
+
+    def publish_and_lose_the_answer() -> None:
+        store.append([event("news", "a")], silent)
+        connection: Any = connections[store.using]
+        commit = connection._commit
+
+        def commit_and_lose() -> None:
+            commit()
+            spoil(store.using, END_ONESELF)
+            raise OperationalError("The connection was lost.")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(connection, "_commit", commit_and_lose)
+            with pytest.raises(OperationalError):
+                store.append([event("news", "b")], silent)
+        store.append([event("news", "c")], silent)
+
+    await in_thread(publish_and_lose_the_answer)
+    assert texts(await store.aread("news", 0, 10)) == ["a", "b", "c"]
 
 
 async def test_closing_lets_go_of_the_thread_and_reading_takes_a_new_one(

@@ -19,7 +19,7 @@ from django.test import AsyncClient
 from django.urls import path
 from pytest_django import Settings
 
-from django_sse import acancel, apublish, cancel
+from django_sse import acancel, apublish, cancel, reopen
 from django_sse.owners import user_mark
 from django_sse.stores import get_store, unwritten
 from django_sse.stores.base import EventStore, Kind, NewEntry, closing_wire, first_number
@@ -122,6 +122,17 @@ def test_a_kick_that_cannot_be_written_is_an_error_and_is_written_at_last(away: 
     wait(lambda: not writers())
 
 
+def test_a_kick_holds_where_letting_its_user_in_again_is_rolled_back(away: Away) -> None:
+    with pytest.raises(OSError, match="away"):
+        cancel(user=7)
+    with transaction.atomic():
+        reopen(user=7)
+        transaction.set_rollback(True)
+    away.is_away = False
+    wait(lambda: ended_at(get_store(), 7))
+    wait(lambda: not writers())
+
+
 def test_a_kick_is_written_at_last_also_where_no_thread_could_be_had(
     away: Away, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +148,38 @@ def test_a_kick_is_written_at_last_also_where_no_thread_could_be_had(
     away.is_away = False
     wait(lambda: ended_at(get_store(), 7) and ended_at(get_store(), 8))
     wait(lambda: not writers())
+
+
+def test_a_kick_is_written_at_last_also_where_connections_begin_without_autocommit(
+    away: Away, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections["default"].ensure_connection()
+    monkeypatch.setitem(connections["default"].settings_dict, "AUTOCOMMIT", False)
+    with pytest.raises(OSError, match="away"):
+        cancel(user=7)
+    wait(lambda: len(away.attempts) > 1)
+    away.is_away = False
+    wait(lambda: ended_at(get_store(), 7))
+    wait(lambda: not writers())
+
+
+def test_letting_in_takes_a_kept_kick_back_once_it_has_come_to_be(away: Away) -> None:
+    with pytest.raises(OSError, match="away"):
+        cancel(user=7)
+    with pytest.raises(OSError, match="away"):
+        reopen(user=7)
+
+    def reopen_in_vain() -> None:
+        with transaction.atomic():
+            reopen(user=7)
+            transaction.set_rollback(True)
+
+    reopen_in_vain()
+    away.is_away = False
+    wait(lambda: ended_at(get_store(), 7))
+    wait(lambda: not writers())
+    reopen(user=7)
+    assert not get_store().states([user_mark(7)])[user_mark(7)].cancelled
 
 
 def test_a_kick_in_a_transaction_is_written_at_last(away: Away) -> None:

@@ -1,28 +1,20 @@
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import CommandError
-
 from django_sse import cancel
-from django_sse.management.group_command import GroupCommand
+from django_sse.management.group_command import OwnerCommand
 
 
-class Command(GroupCommand):
+class Command(OwnerCommand):
     help = (
         "Cancels a group, a user's streams, or a user's streams of a group: they end, and their "
         "clients are stopped."
     )
+    done = "Cancelled"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("group", nargs="?", help="a Channels group name")
-        parser.add_argument("--user", help="the primary key of a user")
+        super().add_arguments(parser)
         parser.add_argument("--reason", help="told to the clients with the event `close`")
 
-    def act(self, **options: Any) -> None:
-        group, user = options["group"], options["user"]
-        if group is None and user is None:
-            raise CommandError("Name a group, or give --user.")
-        whom = {} if user is None else {"user": user}
+    def act_on(self, group: str | None, whom: dict[str, Any], options: dict[str, Any]) -> None:
         cancel(group, **whom, reason=options["reason"])
-        whose = "" if user is None else f"the streams of user {user}"
-        self.stdout.write(f"Cancelled {' in '.join(filter(None, (whose, group)))}.")

@@ -1,12 +1,15 @@
 from typing import Any
 
 from django_sse import reopen
-from django_sse.management.group_command import GroupCommand
+from django_sse.management.group_command import OwnerCommand
 
 
-class Command(GroupCommand):
-    help = "Brings a cancelled group back, with its numbers and its history."
+class Command(OwnerCommand):
+    help = (
+        "Undoes a cancel: a group comes back with its numbers and its history, and a user's "
+        "streams are let in again."
+    )
+    done = "Reopened"
 
-    def act(self, **options: Any) -> None:
-        reopen(options["group"])
-        self.stdout.write(f"Reopened {options['group']}.")
+    def act_on(self, group: str | None, whom: dict[str, Any], options: dict[str, Any]) -> None:
+        reopen(group, **whom)

@@ -24,6 +24,8 @@ from tests.live.readers.rows import (
 )
 from tests.live.sites import Site, run
 
+pytestmark = pytest.mark.once
+
 Result = TypeVar("Result")
 
 # Short, so that the clients that heed it are back soon.

@@ -1,0 +1,19 @@
+from argparse import ArgumentParser
+from typing import Any
+
+from django_sse.management.group_command import GroupCommand
+from django_sse.stores import get_store
+
+
+class Command(GroupCommand):
+    help = (
+        "Drops events that are older than HISTORY_AGE, and groups that are idle for their time to "
+        "live. Publishing and streaming do so as well, in small steps."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        pass
+
+    def act(self, **options: Any) -> None:
+        dropped = get_store().trim()
+        self.stdout.write(f"Dropped {dropped.events} events and {dropped.groups} groups.")

@@ -1,0 +1,1 @@
+"""A project on django-tenants: a schema of PostgreSQL for each tenant."""

@@ -135,6 +135,7 @@ class Client:
             self._random.choice(self._ports),
             self._path,
             last_event_id=self._last_event_id,
+            headers={"Accept": "text/event-stream"},
             receive_bytes=_SMALL_WINDOW if self._slow else None,
         ) as response:
             if response.status == 200:

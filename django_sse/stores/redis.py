@@ -34,9 +34,11 @@ try:
     from redis.asyncio.retry import Retry as AsyncRetry
     from redis.backoff import NoBackoff
     from redis.exceptions import (
+        AskError,
         BusyLoadingError,
         ClusterDownError,
         MasterDownError,
+        MovedError,
         NoScriptError,
         ReadOnlyError,
         ResponseError,
@@ -67,9 +69,11 @@ _OPTIONS: Final[dict[str, Any]] = {
 # What a server says that does not take what it is sent, or does not take it now: a replica, which
 # was the master before a failover, one that starts, one that is cut off from its replicas.
 _WRONG_SERVER: Final = (
+    AskError,
     BusyLoadingError,
     ClusterDownError,
     MasterDownError,
+    MovedError,
     ReadOnlyError,
     TryAgainError,
 )

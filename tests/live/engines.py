@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from tests import postgresql, redis
-from tests.redis import RedisServer
+from tests.redis import RedisPair, RedisServer
 
 _DURABLE_REDIS = {"appendonly": "yes", "appendfsync": "always"}
 # Killed, it is back where it was a second or two ago.
@@ -21,7 +21,7 @@ class Services:
     """What runs for an engine, and how the project's processes find it."""
 
     environment: dict[str, str]
-    redis: RedisServer | None = None
+    redis: RedisServer | RedisPair | None = None
     end_sessions: Callable[[], None] | None = None
     """Ends every connection to PostgreSQL."""
 
@@ -57,7 +57,13 @@ class Engine:
                 services.end_sessions = lambda: _end_sessions(port)
                 services.environment["LIVE_DATABASES"] = json.dumps({"default": _database(port)})
             if self.redis is not None:
-                server = services.redis = stack.enter_context(redis.serve(**self.redis))
+                # A store outlives its master.
+                server: RedisServer | RedisPair = (
+                    stack.enter_context(redis.serve_pair(**self.redis))
+                    if self.redis_store
+                    else stack.enter_context(redis.serve(**self.redis))
+                )
+                services.redis = server
                 if self.layer:
                     config = {"hosts": [server.url], **self.layer_options}
                     services.environment["LIVE_CHANNEL_LAYERS"] = json.dumps(

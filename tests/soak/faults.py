@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 from tests.live.engines import Services
-from tests.redis import RedisServer
+from tests.redis import RedisPair, RedisServer
 from tests.soak.clients import Client
 from tests.soak.processes import Publisher, Server
 
@@ -52,6 +52,10 @@ class Faults:
             self._kinds["Redis connections cut"] = lambda: _command(
                 redis, "CLIENT KILL TYPE normal", "CLIENT KILL TYPE pubsub"
             )
+            if isinstance(redis, RedisPair):
+                self._kinds["Redis master demoted"] = lambda: self._demote(
+                    redis, forgetful=forgetful
+                )
             if forgetful:
                 self._kinds["Redis emptied"] = lambda: _command(redis, "FLUSHALL")
 
@@ -89,12 +93,20 @@ class Faults:
         for client in self._random.sample(self._clients, len(self._clients) // 2):
             client.cut(reset=reset)
 
-    async def _restart(self, redis: RedisServer, end: Callable[[], None]) -> None:
+    async def _demote(self, redis: RedisPair, *, forgetful: bool) -> None:
+        """Let master and replica change places, with the connections to the old master open."""
+        if forgetful:
+            down = self._random.uniform(*_DOWN_SECONDS)
+            await asyncio.to_thread(redis.lose_master, down)
+        else:
+            await asyncio.to_thread(redis.fail_over)
+
+    async def _restart(self, redis: RedisServer | RedisPair, end: Callable[[], None]) -> None:
         await asyncio.to_thread(end)
         await self._down()
         await asyncio.to_thread(redis.start)
 
-    async def _pause(self, redis: RedisServer) -> None:
+    async def _pause(self, redis: RedisServer | RedisPair) -> None:
         redis.pause()
         await asyncio.sleep(self._random.uniform(*_PAUSE_SECONDS))
         redis.resume()
@@ -103,7 +115,7 @@ class Faults:
         await asyncio.sleep(self._random.uniform(*_DOWN_SECONDS))
 
 
-async def _command(redis: RedisServer, *commands: str) -> None:
+async def _command(redis: RedisServer | RedisPair, *commands: str) -> None:
     """Give Redis commands on a connection of its own, one after the other."""
 
     def give() -> None:

@@ -1,8 +1,7 @@
 """One open connection: what it has taken, what waits for its client, and how it ends."""
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from math import inf
 from random import uniform
 from typing import Final, Protocol
@@ -14,8 +13,8 @@ from django_sse.logs import logger
 from django_sse.mailbox import Message
 from django_sse.owners import NOBODY, Owner
 from django_sse.position import TERMINAL_MARK, format_position
-from django_sse.replay import fitting
-from django_sse.stores.base import Entry, closing_wire
+from django_sse.replay import filling
+from django_sse.stores.base import READ_BYTES, Entry, closing_wire
 from django_sse.subscription import HistoryLostError, Subscription
 from django_sse.tasks import spawn, start_eagerly
 
@@ -33,9 +32,9 @@ Question = Callable[[], Awaitable[bool]]
 # not, see it any more.
 _BARRING: Final = frozenset({"shut", "shut out of a group", "login changed", "permission unknown"})
 
-# What one send takes, if it is more than one event: the server has a copy of it, for as long as its
-# client does not read.
-SEND_BYTES: Final = 256 * 1024
+# With how many bytes a send is full, however few events that are: the server has a copy of them for
+# as long as its client does not read.
+SEND_BYTES: Final = READ_BYTES
 
 # A stream ends at most this part of MAX_AGE early.
 _AGE_JITTER: Final = 0.2
@@ -203,7 +202,7 @@ class Stream:
                 behind = next((sub for sub in self.subscriptions if self._is_behind(sub)), None)
                 if behind is None:
                     break
-                blocks = deque(await behind.read(self._taken[behind.group]))
+                blocks = iter(await behind.read(self._taken[behind.group]))
                 if self._sending:
                     # A heartbeat that went out meanwhile.
                     await asyncio.wait([self._sending])
@@ -244,10 +243,10 @@ class Stream:
         """Take what is new in a group; what was taken already is skipped."""
         if self._finishing:
             return
-        falls_behind = self._live and batch.is_large and batch.last and self._busy_since is None
-        if falls_behind:
+        falls_behind = False
+        if batch.is_large and batch.last and self._live and self._busy_since is None:
             # It takes all of that, but not at once.
-            self._live = False
+            falls_behind, self._live = True, False
         if not self._live:
             for block in batch.messages if self.wants_messages else ():
                 self._park(self._chunk(block))
@@ -269,9 +268,11 @@ class Stream:
                 self._closing = batch.closing.wire
             self._push(batch.chunk)
         else:
-            blocks = deque(batch.after(taken, with_messages=self.wants_messages))
-            while blocks and not (self.ended.done() or self._finishing):
-                self._push(self._render(group, blocks))
+            blocks = iter(batch.after(taken, with_messages=self.wants_messages))
+            while chunk := self._render(group, blocks):
+                self._push(chunk)
+                if self.ended.done() or self._finishing:
+                    break
         if subscription.cancelled:
             self.end_if_cancelled()
 
@@ -285,13 +286,12 @@ class Stream:
     def _shares_chunks(self) -> bool:
         return self._filter_event is None and len(self.subscriptions) == 1
 
-    def _render(self, group: str, blocks: deque[Block]) -> bytes:
-        """Return what this stream sends of the first blocks, as many as one send takes; they are
-        counted as taken, and taken off."""
-        chunks: list[bytes] = []
+    def _render(self, group: str, blocks: Iterator[Block]) -> bytes:
+        """Return what this stream sends of some blocks, as many of them as one send takes, and
+        count those as taken; nothing where none of them is shown."""
+        chunks = []
         room = min(SEND_BYTES, conf().BACKLOG_BYTES)
-        while blocks and (len(blocks[0].chunk) <= room or not chunks):
-            block = blocks.popleft()
+        for block in blocks:
             if block.number:
                 self._taken[group] = block.number
             if block.closes:
@@ -305,9 +305,10 @@ class Stream:
                 return b""
             if block.number:
                 self._moved_unseen = not chunk
-            if chunk:
-                chunks.append(chunk)
-                room -= len(chunk)
+            chunks.append(chunk)
+            room -= len(chunk)
+            if room <= 0:
+                break
         return b"".join(chunks)
 
     def _chunk(self, block: Block) -> bytes:
@@ -387,7 +388,7 @@ class Stream:
     async def _send_backlog(self, chunk: bytes) -> None:
         await self._send_now(chunk)
         while self._backlog and not self.ended.done():
-            count = fitting(map(len, self._backlog), SEND_BYTES)
+            count = filling(map(len, self._backlog), SEND_BYTES)
             chunk = b"".join(self._backlog[:count])
             del self._backlog[:count]
             await self._send_now(chunk)

@@ -11,7 +11,7 @@ from time import monotonic, time
 from django.db import DEFAULT_DB_ALIAS
 
 from django_sse.conf import conf
-from django_sse.replay import fitting
+from django_sse.replay import filling
 from django_sse.stores.base import (
     MARK,
     READ_BYTES,
@@ -83,7 +83,7 @@ class MemoryStore(EventStore):
             page = list(
                 islice(zip(kept.entries, kept.times, strict=True), skipped, skipped + limit)
             )
-            count = fitting((len(entry.wire) for entry, _ in page), READ_BYTES)
+            count = filling((len(entry.wire) for entry, _ in page), READ_BYTES)
             return [replace(entry, time=epoch + appended) for entry, appended in page[:count]]
 
     async def achanged(

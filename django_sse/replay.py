@@ -22,14 +22,13 @@ def join(after: int, entries: Iterable[Entry]) -> tuple[list[Entry], bool]:
     return joined, False
 
 
-def fitting(sizes: Iterable[int], max_bytes: int) -> int:
-    """Return how many of the first things fit into so many bytes together, but at least one."""
+def filling(sizes: Iterable[int], room: int) -> int:
+    """Return how many of the first things fill so many bytes; the last of them may go beyond."""
     count = 0
-    for size in sizes:
-        max_bytes -= size
-        if max_bytes < 0 and count:
+    for count, size in enumerate(sizes, 1):  # noqa: B007
+        room -= size
+        if room <= 0:
             break
-        count += 1
     return count
 
 

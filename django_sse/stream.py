@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import Context
 from math import inf
@@ -18,8 +17,8 @@ from django_sse.logs import log_first, log_seldom, logger, view_name
 from django_sse.mailbox import Message
 from django_sse.owners import NOBODY, Owner
 from django_sse.position import TERMINAL_MARK, format_position
-from django_sse.replay import fitting
-from django_sse.stores.base import Entry, closing_wire
+from django_sse.replay import filling
+from django_sse.stores.base import READ_BYTES, Entry, closing_wire
 from django_sse.subscription import HistoryLostError, Subscription
 from django_sse.tasks import is_order, spawn, start_eagerly
 
@@ -37,9 +36,9 @@ Question = Callable[[], Awaitable[bool]]
 # not, see it any more.
 _BARRING: Final = frozenset({"shut", "shut out of a group", "login changed", "permission unknown"})
 
-# What one send takes, if it is more than one event: the server has a copy of it, for as long as its
-# client does not read.
-SEND_BYTES: Final = 256 * 1024
+# With how many bytes a send is full, however few events that are: the server has a copy of them for
+# as long as its client does not read.
+SEND_BYTES: Final = READ_BYTES
 
 # A stream ends at most this part of MAX_AGE early.
 _AGE_JITTER: Final = 0.2
@@ -216,7 +215,7 @@ class Stream:
                 behind = next((sub for sub in self.subscriptions if self._is_behind(sub)), None)
                 if behind is None:
                     break
-                blocks = deque(await behind.read(self._taken[behind.group]))
+                blocks = iter(await behind.read(self._taken[behind.group]))
                 if self._sending:
                     # A heartbeat that went out meanwhile.
                     await asyncio.wait([self._sending])
@@ -257,10 +256,10 @@ class Stream:
         """Take what is new in a group; what was taken already is skipped."""
         if self._finishing:
             return
-        falls_behind = self._live and batch.is_large and batch.last and self._busy_since is None
-        if falls_behind:
+        falls_behind = False
+        if batch.is_large and batch.last and self._live and self._busy_since is None:
             # It takes all of that, but not at once.
-            self._live = False
+            falls_behind, self._live = True, False
         if not self._live:
             for block in batch.messages if self.wants_messages else ():
                 self._park(self._chunk(block))
@@ -282,9 +281,11 @@ class Stream:
                 self._closing = batch.closing.wire
             self._push(batch.chunk)
         else:
-            blocks = deque(batch.after(taken, with_messages=self.wants_messages))
-            while blocks and not (self.ended.done() or self._finishing):
-                self._push(self._render(group, blocks))
+            blocks = iter(batch.after(taken, with_messages=self.wants_messages))
+            while chunk := self._render(group, blocks):
+                self._push(chunk)
+                if self.ended.done() or self._finishing:
+                    break
         if subscription.cancelled:
             self.end_if_cancelled()
 
@@ -298,9 +299,9 @@ class Stream:
     def _shares_chunks(self) -> bool:
         return self._filter_event is None and len(self.subscriptions) == 1
 
-    def _render(self, group: str, blocks: deque[Block]) -> bytes:
-        """Return what this stream sends of the first blocks, as many as one send takes; they are
-        counted as taken, and taken off."""
+    def _render(self, group: str, blocks: Iterator[Block]) -> bytes:
+        """Return what this stream sends of some blocks, as many of them as one send takes, and
+        count those as taken; nothing where none of them is shown."""
         before = self._taken[group]
         try:
             return b"".join(self._chunks(group, blocks))
@@ -312,11 +313,9 @@ class Stream:
                 raise
             return b""
 
-    def _chunks(self, group: str, blocks: deque[Block]) -> Iterator[bytes]:
+    def _chunks(self, group: str, blocks: Iterator[Block]) -> Iterator[bytes]:
         room = min(SEND_BYTES, conf().BACKLOG_BYTES)
-        has_begun = False
-        while blocks and (len(blocks[0].chunk) <= room or not has_begun):
-            block = blocks.popleft()
+        for block in blocks:
             if block.number:
                 self._taken[group] = block.number
             if block.closes:
@@ -327,10 +326,10 @@ class Stream:
             chunk = self._chunk(block)
             if block.number:
                 self._moved_unseen = not chunk
-            if chunk:
-                has_begun = True
-                room -= len(chunk)
-                yield chunk
+            yield chunk
+            room -= len(chunk)
+            if room <= 0:
+                break
 
     def _chunk(self, block: Block) -> bytes:
         if block.message is not None:
@@ -439,7 +438,7 @@ class Stream:
     async def _send_backlog(self, chunk: bytes) -> None:
         await self._send_now(chunk)
         while self._backlog and not self.ended.done():
-            count = fitting(map(len, self._backlog), SEND_BYTES)
+            count = filling(map(len, self._backlog), SEND_BYTES)
             chunk = b"".join(self._backlog[:count])
             del self._backlog[:count]
             await self._send_now(chunk)

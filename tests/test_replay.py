@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from django_sse.replay import StartingPoint as Start
-from django_sse.replay import fitting, is_lost, join, starting_point
+from django_sse.replay import filling, is_lost, join, starting_point
 from django_sse.stores.base import Entry, GroupState
 
 # A group with the numbers 100 to 109, of which 105 and later are kept.
@@ -59,15 +59,15 @@ def test_what_is_joined_is_always_contiguous(after: int, numbers: list[int]) -> 
     assert gap == bool(beyond)
 
 
-# fitting
+# filling
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 20)), st.integers(0, 50))
-def test_what_fits_is_as_much_as_may_be_and_at_least_one(sizes: list[int], room: int) -> None:
-    count = fitting(sizes, room)
-    assert count <= 1 or sum(sizes[:count]) <= room
-    assert count == len(sizes) or (count and sum(sizes[: count + 1]) > room)
+def test_only_the_last_of_what_fills_a_room_goes_beyond_it(sizes: list[int], room: int) -> None:
+    count = filling(sizes, room)
+    assert count <= 1 or sum(sizes[: count - 1]) < room
+    assert count == len(sizes) or (count and sum(sizes[:count]) >= room)
 
 
 # is_lost

@@ -43,8 +43,8 @@ MARK: Final = "~"
 MARK_LENGTH: Final = 33
 """The characters of an owner's mark, which is the name of its group."""
 
-READ_BYTES: Final = 256 * 1024
-"""The bytes of the events that one read returns, if it is more than one event."""
+READ_BYTES: Final = 192 * 1024
+"""The bytes of events with which a read is full, however few they are."""
 
 
 def validate_group(group: str) -> str:
@@ -364,8 +364,8 @@ class EventStore(ABC):
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
         """Return kept entries numbered above ``after``, in order, each with the time of its append.
 
-        It is the first ``limit`` of them, or as many as have ``READ_BYTES`` together, but at least
-        one. What goes beyond that is not loaded, either: many may read at once.
+        It is the first ``limit`` of them, or as many as it takes to have ``READ_BYTES``: the last
+        one may go beyond. What follows is not loaded, either, since many may read at once.
         """
 
     @abstractmethod

@@ -34,7 +34,7 @@ from django_sse.exceptions import GroupCancelled
 from django_sse.layers import crossing_layer
 from django_sse.logs import log_seldom
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
-from django_sse.replay import fitting
+from django_sse.replay import filling
 from django_sse.stores.base import (
     MARK,
     READ_BYTES,
@@ -80,7 +80,7 @@ _MYSQL_READ_ONLY: Final = (1290, 1836, 1792)
 _FAILURES: Final = (InterfaceError, InternalError, OperationalError)
 
 # A page is read in one query, but for events by which more than this would be loaded.
-_LOADED_BYTES: Final = 4 * READ_BYTES
+_LOADED_BYTES: Final = 1024 * 1024
 _SMALL_WIRE: Final = "CASE WHEN LENGTH(wire) <= %s THEN wire END"
 
 # SQLite: how long the files of connections that were closed may stay open.
@@ -209,7 +209,7 @@ class DatabaseStore(EventStore):
         wires = {number: wire for number, wire, *_ in page}
         if None in wires.values():
             wires = self._with_large_wires(group, wires)
-        count = fitting(map(len, wires.values()), READ_BYTES)
+        count = filling(map(len, wires.values()), READ_BYTES)
         return [
             Entry(number, bytes(wires[number]), closes, exclude, created / 1_000_000)
             for number, _, closes, exclude, created in page[:count]
@@ -225,7 +225,7 @@ class DatabaseStore(EventStore):
             sizes |= dict(rows.filter(number__in=some).values_list("number", Length("wire")))
         # One that is not there any more is the end, as it is of any page.
         there = list(takewhile(sizes.__contains__, wires))
-        count = fitting((sizes[number] for number in there), READ_BYTES)
+        count = filling((sizes[number] for number in there), READ_BYTES)
         wires = {number: wires[number] for number in there[:count]}
         for some in _batches([number for number, wire in wires.items() if wire is None]):
             for number, wire in rows.filter(number__in=some).values_list("number", "wire"):

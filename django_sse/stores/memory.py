@@ -12,7 +12,7 @@ from django.db import DEFAULT_DB_ALIAS
 
 from django_sse.conf import conf
 from django_sse.forks import forget_in_child
-from django_sse.replay import fitting
+from django_sse.replay import filling
 from django_sse.stores.base import (
     MARK,
     READ_BYTES,
@@ -93,7 +93,7 @@ class MemoryStore(EventStore):
             page = list(
                 islice(zip(kept.entries, kept.times, strict=True), skipped, skipped + limit)
             )
-            count = fitting((len(entry.wire) for entry, _ in page), READ_BYTES)
+            count = filling((len(entry.wire) for entry, _ in page), READ_BYTES)
             return [replace(entry, time=epoch + appended) for entry, appended in page[:count]]
 
     async def achanged(

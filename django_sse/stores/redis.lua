@@ -36,7 +36,7 @@ if operation == 'mark' then
   return score
 end
 
--- The first entries from a number on, so many or of so many bytes, but at least one.
+-- The first entries from a number on, so many or as many as fill so many bytes.
 if operation == 'read' then
   local from, limit, room = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
   local page = {}
@@ -48,13 +48,13 @@ if operation == 'read' then
       break
     end
     for _, entry in ipairs(some) do
+      page[#page + 1] = entry
       room = room - #entry[2][2]
-      if room < 0 and #page > 0 then
+      if room <= 0 then
         return page
       end
-      table.insert(page, entry)
-      from = text(tonumber(entry[1]:match('%d+')) + 1)
     end
+    from = text(tonumber(some[#some][1]:match('%d+')) + 1)
   end
   return page
 end

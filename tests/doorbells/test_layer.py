@@ -60,9 +60,9 @@ def test_a_message_carries_a_hint_through_any_serializer(hint: Hint) -> None:
 
 
 def test_entries_too_large_for_a_message_are_left_to_the_store() -> None:
-    fitting = Entry(7, b"data:%s\n\n" % (b"x" * (64 * 1024 - 7)))
-    assert from_message(to_message(Hint("news", 7, False, (fitting,)))).entries == (fitting,)
-    large = (Entry(7, b"data:x\n\n"), Entry(8, fitting.wire))
+    filling = Entry(7, b"data:%s\n\n" % (b"x" * (64 * 1024 - 7)))
+    assert from_message(to_message(Hint("news", 7, False, (filling,)))).entries == (filling,)
+    large = (Entry(7, b"data:x\n\n"), Entry(8, filling.wire))
     assert from_message(to_message(Hint("news", 8, False, large))) == Hint("news", 8, False)
 
 

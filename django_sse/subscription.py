@@ -262,11 +262,11 @@ class Subscription:
             number: The position of the stream's client, if it has one.
             history: How many past events it gets if it has none.
         """
-        if not self.joined.done() or self.cancelled:
+        if not self.joined.done() or self.cancelled or (number is None and history):
+            # How much of the past is not too old, the store knows: the tail may be older.
             return None
         state = GroupState(self.first, self.head, self.tail.first, origin=self.origin)
-        oldest = self.first - 1 if self.head != self.origin else self.head
-        begin = max(self.head - history, oldest) if number is None else number
+        begin = self.head if number is None else number
         return state if self.tail.first - 1 <= begin <= self.head else None
 
     async def read(self, after: int) -> list[Block]:

@@ -392,6 +392,21 @@ async def test_what_is_too_old_is_not_replayed_out_of_memory_either(
             assert await stream.next_event() == Event("{}", event="reset")
 
 
+async def test_a_new_visitor_gets_no_history_that_is_too_old_out_of_memory(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "HISTORY_AGE": 60}
+    view = News.as_view(history=50)
+    await publish_numbers("news", 1)
+    async with open_stream(view) as first:
+        assert (await first.next_event()).data == "1"
+        now = monotonic() + 61
+        monkeypatch.setattr("django_sse.stores.memory.monotonic", lambda: now)
+        await publish_numbers("news", 2)
+        async with open_stream(view) as later:
+            assert (await later.next_event()).data == "2"
+
+
 async def test_who_joins_a_group_reads_nothing_of_before_by_an_id_that_was_made_up() -> None:
     ids = await publish_numbers("news", 1, 2, 3)
     entry, signature = ids[2].split("~")

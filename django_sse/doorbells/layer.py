@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from channels.layers import BaseChannelLayer
+from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import request_started
 
 from django_sse.doorbells.base import Doorbell, Listener, Receiver, hearing
@@ -136,7 +137,11 @@ def to_message(hint: Hint) -> dict[str, Any]:
         ],
     }
     if message["entries"]:
-        message["signature"] = signature(signing_key(_PURPOSE), _signed(message)).hex()
+        try:
+            message["signature"] = signature(signing_key(_PURPOSE), _signed(message)).hex()
+        except ImproperlyConfigured:
+            # Without SECRET_KEY, as in a worker's settings, it wakes and no more.
+            message["entries"] = []
     return message
 
 

@@ -329,6 +329,9 @@ class RedisStore(EventStore):
             replies[done:] = await _aexecute(client, calls[done:])
             if _done_by_right_server(replies) < len(calls):
                 await self.aclose()
+        if (task := asyncio.current_task()) and task.cancelling():
+            # redis-py has been seen to swallow it.
+            raise asyncio.CancelledError
         return _checked(replies)
 
     def _give_up(self, client: redis.Redis) -> None:

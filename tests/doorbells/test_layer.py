@@ -13,6 +13,7 @@ import pytest
 from channels.layers import get_channel_layer
 from django.conf import settings as django_settings
 from django.db import connection
+from django.test import override_settings
 from pytest_django import Settings
 
 from django_sse.doorbells import doorbell_of
@@ -57,6 +58,13 @@ def test_a_message_carries_a_hint_through_any_serializer(hint: Hint) -> None:
     message = to_message(hint)
     assert message["type"] == "sse.doorbell"
     assert from_message(json.loads(json.dumps(message))) == hint
+
+
+def test_without_a_secret_key_a_message_wakes_and_carries_nothing() -> None:
+    """As in the settings of a worker, which may have none."""
+    with override_settings(SECRET_KEY=""):
+        message = to_message(hint(7))
+    assert from_message(message) == Hint("news", 7, cancelled=False)
 
 
 def test_entries_too_large_for_a_message_are_left_to_the_store() -> None:

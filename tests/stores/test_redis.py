@@ -533,6 +533,19 @@ async def test_closing_lets_go_of_the_connections_and_reading_takes_new_ones(
     assert texts(await store.aread("news", 0, 10)) == ["a"]
 
 
+async def test_who_is_cancelled_while_it_asks_redis_ends(store: RedisStore) -> None:
+    async def ask_without_end() -> None:
+        while True:
+            await state(store, "news")
+
+    for number in range(100):
+        asking = asyncio.create_task(ask_without_end())
+        await asyncio.sleep(number / 50_000)
+        asking.cancel()
+        done, _ = await asyncio.wait([asking], timeout=SECONDS)
+        assert done
+
+
 async def test_a_group_lives_in_one_slot_of_a_cluster() -> None:
     # Without `cluster-port` it listens where the ports of clients are.
     with serve(**{"cluster-enabled": "yes", "cluster-port": str(free_port())}) as server:

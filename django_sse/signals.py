@@ -1,7 +1,7 @@
 """What logins, logouts and changes of users do to streams: receivers of Django's signals."""
 
 from contextlib import suppress
-from functools import cache
+from functools import lru_cache
 from time import time
 from typing import Any, Final
 
@@ -107,7 +107,7 @@ def _what_counts(user: Any) -> tuple[Any, ...]:
     return tuple(values.get(name, _NOT_LOADED) for name in names)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _fields_that_count(model: Any, backends: tuple[str, ...]) -> tuple[str, ...]:
     """Return the fields that Django judges logins by: any of them, where the project does it in a
     way of its own, but times, which are those of a login or of what a user did last."""

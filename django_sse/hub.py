@@ -92,6 +92,11 @@ class Hub:
         self._ticking: asyncio.TimerHandle | None = None
 
     @property
+    def current(self) -> "Hub":
+        """The hub of its loop, which is another one once the last stream of this one has left."""
+        return current_hub()
+
+    @property
     def outdated(self) -> bool:
         """Whether no stream is open, and the settings are not those that it was made with."""
         if self.streams:

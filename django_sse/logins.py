@@ -3,6 +3,7 @@ judges."""
 
 import asyncio
 import functools
+import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
@@ -24,7 +25,7 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
-from django.utils.functional import LazyObject, SimpleLazyObject
+from django.utils.functional import LazyObject, SimpleLazyObject, cached_property
 
 from django_sse.logs import log_once, logger
 from django_sse.owners import Login, is_nobody, loaded, mark_of, user_mark
@@ -35,6 +36,7 @@ Item = TypeVar("Item")
 _BATCH: Final = 500
 
 
+_CACHED: Final = (functools.cached_property, cached_property)
 # The module of the middleware that sets `user` and `auser`.
 _DJANGOS: Final = "django.contrib.auth.middleware"
 # Where a request keeps whether another middleware has set another user.
@@ -280,17 +282,23 @@ def _setup_of(user: Any) -> Callable[[], Any] | None:
 def _unread(user: Any) -> Any:
     """Return a user that is read again."""
     if setup := _setup_of(user):
-        return SimpleLazyObject(setup)
-    if isinstance(user, Model) and user.pk is not None:
+        # It may find the instance of before again, which it keeps on the request.
+        return SimpleLazyObject(lambda: _refreshed(setup()))
+    if isinstance(user, Model):
         return SimpleLazyObject(lambda: _refreshed(user))
     return user
 
 
 def _refreshed(user: Any) -> Any:
-    """Return a user with its row read again, and what else was set on it, as a token's scopes."""
+    """Return a user with its row read again, and what else was set on it, as a token's scopes, but
+    nothing that was worked out from the row of before."""
+    if not isinstance(user, Model) or user.pk is None:
+        return user
     fresh = copy(user)
-    for name in [name for name in vars(fresh) if name.endswith("_perm_cache")]:
-        delattr(fresh, name)
+    for name in list(vars(fresh)):
+        kept = inspect.getattr_static(type(fresh), name, None)
+        if name.endswith("_perm_cache") or isinstance(kept, _CACHED):
+            delattr(fresh, name)
     try:
         fresh.refresh_from_db(using=router.db_for_write(type(user), instance=user))
     except ObjectDoesNotExist:

@@ -76,7 +76,9 @@ class LoginRequiredMixin(AccessMixin):
         return _answer_if(self.__is_logged_in, request, answer)
 
     async def __is_logged_in(self) -> bool:
-        return not is_nobody(await _user(self.request))
+        user = await _user(self.request)
+        # A primary key says nothing of that, and is no user of a request.
+        return bool(getattr(user, "is_authenticated", False)) and not is_nobody(user)
 
 
 class PermissionRequiredMixin(AccessMixin):
@@ -120,9 +122,8 @@ class PermissionRequiredMixin(AccessMixin):
         user = await _user(self.request)
         if is_nobody(user) or not permissions:
             return False
-        if hasattr(user, "ahas_perms"):
-            return bool(await user.ahas_perms(permissions))
-        # Not every user of a token has it.
+        # Not `ahas_perms`, which passes over what a project overrides of the sync ones, as backends
+        # do that are not async.
         return bool(await sync_to_async(user.has_perms)(permissions))
 
 

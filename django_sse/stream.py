@@ -54,6 +54,10 @@ class Registry(Protocol):
     loop: asyncio.AbstractEventLoop
     now: float
 
+    @property
+    def current(self) -> "Registry":
+        """The hub of the loop now: one without streams is discarded."""
+
     async def join(self, stream: "Stream", groups: Sequence[str]) -> None:
         """Let a stream follow its groups."""
 
@@ -197,6 +201,8 @@ class Stream:
             Exception: The event store could not be read.
         """
         if not self.ended.done():
+            # Since this stream was made, its hub's last one may have left it.
+            self._hub = self._hub.current
             await self._hub.join(self, list(self._taken))
 
     def follow(self, subscription: Subscription) -> None:

@@ -290,7 +290,7 @@ class EventStreamView(View):
         allowed = await self.authorize(groups)
         if isinstance(allowed, HttpResponseBase):
             return allowed
-        if isinstance(allowed, bool):
+        if isinstance(allowed, bool | Mapping):
             raise ImproperlyConfigured(
                 f"{type(self).__name__}.authorize has returned {allowed}. Return None to allow "
                 "all groups or those that are allowed, or raise PermissionDenied."

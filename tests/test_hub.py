@@ -20,7 +20,7 @@ from django_sse import (
     publish,
 )
 from django_sse.doorbells.layer import doorbell_group, to_message
-from django_sse.hub import current_hub
+from django_sse.hub import current_hub, open_streams
 from django_sse.mailbox import Mailbox
 from django_sse.models import EventGroup, StoredEvent
 from django_sse.owners import Owner, user_mark
@@ -554,3 +554,14 @@ async def test_what_a_sync_costs_does_not_grow_with_the_groups_that_are_followed
     assert len([query for query in queries if not query.startswith("INSERT")]) <= 20, queries
     for stream in streams:
         stream.end("test is over")
+
+
+async def test_a_stream_that_was_made_for_a_hub_that_has_ended_is_counted_by_the_next_one() -> None:
+    async with connected("news") as last:
+        waiting = Stream(current_hub(), {"news": 0})
+        last.stream.end("left")
+        async with connected("news"):
+            await waiting.open()
+            assert open_streams() == 2
+            waiting.end("test is over")
+            assert open_streams() == 1

@@ -30,6 +30,7 @@ from django.http.response import HttpResponseBase
 from django.test import AsyncClient, RequestFactory
 from django.urls import path
 from django.utils import timezone
+from django.utils.functional import SimpleLazyObject, cached_property
 from pytest_django import Settings
 
 from django_sse import acancel, apublish, logins, signals
@@ -37,7 +38,7 @@ from django_sse.asgi import get_asgi_application
 from django_sse.decorators import event_stream
 from django_sse.doorbells.base import Doorbell
 from django_sse.hub import current_hub
-from django_sse.logins import Judgement, judge, without_session
+from django_sse.logins import Judgement, judge, renew_login, without_session
 from django_sse.mixins import LoginRequiredMixin
 from django_sse.owners import Login, user_mark
 from django_sse.rechecks import Rechecks
@@ -1045,6 +1046,38 @@ def sync_middleware(get_response: Callable[[HttpRequest], Any]) -> Callable[...,
 
 
 setattr(sync_middleware, "async_capable", False)  # noqa: B010
+
+
+class Member(User):
+    class Meta:
+        proxy = True
+        app_label = "auth"
+
+    @cached_property
+    def is_manager(self) -> bool:
+        return self.is_staff
+
+
+@pytest.mark.parametrize("is_kept", [True, False], ids=["found once", "set at once"])
+async def test_what_was_worked_out_of_a_users_row_is_not_taken_for_what_it_is_now(
+    is_kept: bool,
+) -> None:
+    await User.objects.acreate(username="ada", is_staff=True)
+    ada = await Member.objects.aget(username="ada")
+    assert ada.is_manager
+    request = RequestFactory().get("/")
+    request.session = CacheSession()
+
+    async def auser() -> Any:
+        return ada
+
+    setattr(request, "auser", auser)  # noqa: B010
+    request.user = SimpleLazyObject(lambda: ada) if is_kept else ada  # type: ignore[assignment]
+    await User.objects.aupdate(is_staff=False)
+    renew_login(request)
+    user: Any = request.user
+    assert not await sync_to_async(lambda: user.is_staff)()
+    assert not await sync_to_async(lambda: user.is_manager)()
 
 
 @pytest.mark.usefixtures("asked_often")

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.decorators import login_required, permission_required, user_passes_test
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
@@ -398,6 +399,22 @@ async def test_permissions_that_properties_keep_are_all_asked_for() -> None:
     permission = await Permission.objects.aget(codename="change_user")
     await (await User.objects.aget()).user_permissions.aadd(permission)
     await assert_streams("/two-cached/", cookie)
+
+
+class Refusing(ModelBackend):
+    """Refuses permissions where Django's sync methods ask it."""
+
+    def has_perm(self, user_obj: Any, perm: str, obj: Any = None) -> bool:
+        raise PermissionDenied
+
+
+async def test_a_backend_that_is_not_async_is_asked_for_permissions(settings: Settings) -> None:
+    cookie = await log_in(PERMISSION)
+    settings.AUTHENTICATION_BACKENDS = [
+        f"{__name__}.Refusing",
+        "django.contrib.auth.backends.ModelBackend",
+    ]
+    assert_refused(await ask("/readers/", cookie), 403)
 
 
 async def test_mixins_all_have_to_pass() -> None:

@@ -175,9 +175,14 @@ def _in_cache(store: Any, keys: Sequence[str]) -> Iterator[str]:
 
 
 async def settle_user(request: HttpRequest) -> None:
-    """Let ``auser`` be the user that the project's pages see, for whatever asks the request: where
-    a middleware has set another ``user`` alone, as to impersonate somebody, that one."""
-    if await _is_replaced(request):
+    """Let ``auser`` be the user that the project's pages see, for whatever asks the request.
+
+    That is ``user``, unless a middleware has set ``auser`` as well. Django's own finds the user of
+    the session once more: it knows nothing of what was done to ``user``, nor of a backend's
+    ``get_user`` that is not async.
+    """
+    of_pages = "user" in vars(request) and _is_djangos_auser(request)
+    if await _is_replaced(request) or of_pages:
         setattr(request, "auser", functools.partial(_user_set_on, request))  # noqa: B010
 
 
@@ -313,7 +318,10 @@ def _nobody() -> Any:
 
 
 async def _user_set_on(request: HttpRequest) -> Any:
-    user: Any = await loaded(request.user)
+    if _setup_of(request.user):
+        # In a thread: what finds the user may block.
+        await sync_to_async(is_nobody)(request.user)
+    user = await loaded(request.user)
     return _nobody() if user is None else user
 
 
@@ -379,7 +387,7 @@ def _may_log_in(user: Any, login: Login) -> bool:
 
 
 async def _user_of_backend(login: Login) -> Any:
-    """Return whom a login's backend finds, by either of the methods that Django asks.
+    """Return whom a login's backend finds, as the project's pages ask it.
 
     Raises:
         Exception: It could not look for the user.
@@ -390,13 +398,9 @@ async def _user_of_backend(login: Login) -> Any:
         key = model._meta.pk.to_python(login.user)
     except ValidationError:
         return None
-    user = None
     with suppress(ObjectDoesNotExist):
-        user = await sync_to_async(backend.get_user)(key)
-    if user is None and hasattr(backend, "aget_user"):
-        with suppress(ObjectDoesNotExist):
-            user = await backend.aget_user(key)
-    return user
+        return await sync_to_async(backend.get_user)(key)
+    return None
 
 
 def _has_hash(user: Any, session_hash: str) -> bool:

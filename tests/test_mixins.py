@@ -417,6 +417,48 @@ async def test_a_backend_that_is_not_async_is_asked_for_permissions(settings: Se
     assert_refused(await ask("/readers/", cookie), 403)
 
 
+class Suspending(ModelBackend):
+    """Finds no user who is suspended, where Django's sync methods ask it."""
+
+    def get_user(self, user_id: Any) -> Any:
+        user = super().get_user(user_id)
+        return None if user and user.first_name == "suspended" else user
+
+
+async def test_a_user_whom_a_backend_that_is_not_async_refuses_is_nobody(
+    settings: Settings,
+) -> None:
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.Suspending"]
+    cookie = await log_in(PERMISSION)
+    await assert_streams("/members/", cookie)
+    await User.objects.aupdate(first_name="suspended")
+    assert_refused(await ask("/members/", cookie), 401)
+
+
+def lowers_user(get_response: Callable[[HttpRequest], Any]) -> Callable[..., Any]:
+    """Takes an admin's rights away where she has not asked for them."""
+
+    async def middleware(request: HttpRequest) -> Any:
+        user: Any = request.user
+        await sync_to_async(bool)(user)
+        user.is_superuser = False
+        return await get_response(request)
+
+    return middleware
+
+
+setattr(lowers_user, "async_capable", True)  # noqa: B010
+setattr(lowers_user, "sync_capable", False)  # noqa: B010
+
+
+async def test_what_a_middleware_does_to_the_user_counts(settings: Settings) -> None:
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.lowers_user"]
+    client = AsyncClient()
+    await client.aforce_login(await User.objects.acreate_superuser("admin"))
+    assert (await client.get("/readers/")).status_code == 403
+    assert (await client.get("/members/")).status_code == 200
+
+
 async def test_mixins_all_have_to_pass() -> None:
     cookie = await log_in(PERMISSION)
     assert_refused(await ask("/stacked/?lucky", cookie), 403)

@@ -34,8 +34,7 @@ Item = TypeVar("Item")
 
 # Users or sessions in one query.
 _BATCH: Final = 500
-
-
+# Properties that keep what they were worked out to be.
 _CACHED: Final = (functools.cached_property, cached_property)
 # The module of the middleware that sets `user` and `auser`.
 _DJANGOS: Final = "django.contrib.auth.middleware"
@@ -181,9 +180,15 @@ async def settle_user(request: HttpRequest) -> None:
     the session once more: it knows nothing of what was done to ``user``, nor of a backend's
     ``get_user`` that is not async.
     """
-    of_pages = "user" in vars(request) and _is_djangos_auser(request)
-    if await _is_replaced(request) or of_pages:
-        setattr(request, "auser", functools.partial(_user_set_on, request))  # noqa: B010
+    if "user" not in vars(request) or _is_settled(request):
+        return
+    if _is_djangos_auser(request):
+        if not _is_djangos_user(request):
+            # Read again, it is the session's own user, or whoever is in that one's place.
+            vars(request)[_IS_REPLACED] = not await _is_of_session(request)
+    elif not await _replaces_auser(request):
+        return
+    setattr(request, "auser", functools.partial(_user_set_on, request))  # noqa: B010
 
 
 async def user_of(request: HttpRequest) -> Any:
@@ -199,7 +204,7 @@ async def current_user(request: HttpRequest) -> Any:
     """Return who owns a request's streams: its user or, where that is nobody, who else is set as
     ``user``. None for one that nothing tells from others, which is logged."""
     user = await user_of(request)
-    if is_nobody(user) and not (_is_djangos_user(request) and _is_djangos_auser(request)):
+    if is_nobody(user):
         user = await loaded(getattr(request, "user", None))
     if is_nobody(user) or _can_own(user):
         return user
@@ -242,20 +247,20 @@ def renew_login(request: HttpRequest) -> None:
     vars(request).update(others)
 
 
-async def _is_replaced(request: HttpRequest) -> bool:
-    """Whether a middleware has set another ``user`` than ``auser`` is. A login within the request
-    sets the session's own user, who is no other one."""
-    if "user" not in vars(request) or _is_djangos_user(request) or _is_settled(request):
-        return False
-    user, session = await loaded(request.user), getattr(request, "session", None)
-    if not _is_djangos_auser(request):
-        # Who has set `auser` as well may have left `user` to nobody.
-        both = hasattr(request, "auser") and not is_nobody(user)
-        return both and not _are_one(user, await request.auser())
+async def _is_of_session(request: HttpRequest) -> bool:
+    """Whether ``user`` is the user of the session, as after a login within the request."""
+    session = getattr(request, "session", None)
     key = await session.aget(SESSION_KEY) if session is not None else None
-    is_other = key is None or not _are_one(user, key)
-    vars(request)[_IS_REPLACED] = is_other
-    return is_other
+    return key is not None and _are_one(await loaded(request.user), key)
+
+
+async def _replaces_auser(request: HttpRequest) -> bool:
+    """Whether ``user`` is somebody else than a middleware's own ``auser`` is."""
+    if _is_djangos_user(request) or not hasattr(request, "auser"):
+        return False
+    user = await loaded(request.user)
+    # Who has set `auser` may have left `user` to nobody.
+    return not is_nobody(user) and not _are_one(user, await request.auser())
 
 
 def _are_one(user: Any, other: Any) -> bool:

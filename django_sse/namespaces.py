@@ -20,6 +20,7 @@ from django.utils.module_loading import import_string
 
 from django_sse.conf import SETTING, conf
 from django_sse.stores.base import MARK, MARK_LENGTH, validate_group
+from django_sse.text import plain
 
 # No group's name has it.
 _JOIN: Final = "/"
@@ -48,8 +49,7 @@ def current_namespace() -> str:
             f"{conf().NAMESPACE}, which {SETTING}['NAMESPACE'] names, has to return the name of "
             f"the current tenant as a str, not {name!r}."
         )
-    # Of an Enum's member, its value.
-    return str.__str__(name)
+    return str(plain(name))
 
 
 async def acurrent_namespace() -> str:

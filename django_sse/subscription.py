@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from math import inf
+from operator import length_hint
 from typing import Final, Protocol, TypeVar
 
 from django_sse.blocks import Batch, Block, Tail
@@ -351,22 +352,12 @@ class Subscription:
             self._fan_out(batch, iter(list(self.streams)))
 
     def _fan_out(self, batch: Batch, streams: Iterator[Follower]) -> None:
-        may_be_more = True
-        served = 0
         try:
-            for stream in islice(streams, STREAMS_A_TURN):
-                served += 1
-                try:
-                    stream.take(self, batch)
-                except BaseException as error:
-                    stream.fail(error)
-                    if is_order(error):
-                        raise
-            may_be_more = served == STREAMS_A_TURN
+            each(islice(streams, STREAMS_A_TURN), lambda stream: stream.take(self, batch))
         finally:
             # Also where the process is told to end: it may not do so.
             loop = asyncio.get_running_loop()
-            if may_be_more:
+            if length_hint(streams):
                 loop.call_soon(self._fan_out, batch, streams)
             else:
                 loop.call_soon(self._next_batch)

@@ -394,7 +394,7 @@ class EventStore(ABC):
         """Whether to trim now; then nobody else in this process does for a while."""
         if monotonic() < self.trim_due:
             return False
-        self.trim_due = monotonic() + trim_seconds()
+        self.trim_due = monotonic() + _trim_seconds()
         return True
 
     def trim(self) -> Dropped:
@@ -421,8 +421,8 @@ def closing_wire(reason: str | None) -> bytes:
     return Event({"reason": reason}, event="close").encode()
 
 
-def trim_seconds() -> float:
-    """Return how often a process trims: a minute, or less where less is kept."""
+def _trim_seconds() -> float:
+    # Less often than this, what is kept for less would lie about for longer than it is kept.
     return min(_TRIM_SECONDS, max(conf().HISTORY_AGE or inf, 1.0))
 
 

@@ -77,14 +77,8 @@ _WRONG_SERVER: Final = (
     ReadOnlyError,
     TryAgainError,
 )
-_WRONG_SERVER_CODES: Final = (
-    "READONLY",
-    "LOADING",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "UNBLOCKED",
-    "NOREPLICAS",
-    "MISCONF",
+_WRONG_SERVER_CODES: Final = re.compile(
+    r"\b(READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|UNBLOCKED|NOREPLICAS|MISCONF)\b"
 )
 
 # What redis-py says of it may be a part of the password.
@@ -431,11 +425,10 @@ def _done_by_right_server(replies: Sequence[Any]) -> int:
 
 
 def _is_of_wrong_server(reply: Any) -> bool:
-    if isinstance(reply, _WRONG_SERVER):
-        return True
     # Before Redis 7 the error of a script has its reason somewhere in the text.
-    text = str(reply) if isinstance(reply, ResponseError) else ""
-    return any(re.search(rf"\b{code}\b", text) for code in _WRONG_SERVER_CODES)
+    return isinstance(reply, _WRONG_SERVER) or (
+        isinstance(reply, ResponseError) and _WRONG_SERVER_CODES.search(str(reply)) is not None
+    )
 
 
 def _checked(replies: list[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -657,95 +657,6 @@ async def test_a_failover_to_a_server_that_was_master_before_is_a_loss() -> None
             assert is_lost(seen, await state(store, "news"))
         first.close()
         second.close()
-
-
-class Pair:
-    """A master and its replica, by one address that leads to whichever is the master."""
-
-    def __init__(self, directory: Path, one: RedisServer, two: RedisServer) -> None:
-        self.url = f"unix://{directory}/master"
-        self._directory = directory
-        self._one, self._two = one, two
-        self._first: Any = redis.Redis.from_url(one.url)
-        self._second: Any = redis.Redis.from_url(two.url)
-        self._lead_to("one")
-
-    async def until_replicated(self) -> None:
-        async def is_replicated() -> bool:
-            one, two = self._first.info("replication"), self._second.info("replication")
-            done = one["master_repl_offset"] == two["master_repl_offset"]
-            return bool(done and two.get("master_link_status") == "up")
-
-        await until(is_replicated)
-
-    def fail_over(self) -> None:
-        """Let the replica take over. The old master goes on as its replica, and its connections
-        stay open."""
-        self._second.execute_command("REPLICAOF", "NO", "ONE")
-        self._first.execute_command("REPLICAOF", "127.0.0.1", self._two.port)
-        self._lead_to("two")
-
-    def close(self) -> None:
-        self._first.close()
-        self._second.close()
-
-    def _lead_to(self, name: str) -> None:
-        # In one step, as a name's address changes.
-        link = self._directory / "new"
-        link.symlink_to(self._directory / name)
-        link.rename(self._directory / "master")
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
-    with serve(unixsocket=f"{tmp_path}/one") as one, serve(unixsocket=f"{tmp_path}/two") as two:
-        replica: Any = redis.Redis.from_url(two.url)
-        replica.execute_command("REPLICAOF", "127.0.0.1", one.port)
-        replica.close()
-        pair = Pair(tmp_path, one, two)
-        yield pair
-        pair.close()
-
-
-@pytest.mark.usefixtures("everything_ends")
-@pytest.mark.parametrize("durable", [True, False])
-async def test_after_a_failover_publishers_go_on_at_the_new_master(
-    pair: Pair, durable: bool
-) -> None:
-    store = RedisStore(url=pair.url, durable=durable)
-    try:
-        await append(store, event("news", "0"))
-        await store.astates(["news"])
-        await pair.until_replicated()
-        pair.fail_over()
-        # From threads and from loops, which have connections of their own.
-        await append(store, event("news", "1"))
-        await store.achanged(None, {"news"})
-        await store.anew_run("news", (await state(store, "news")).head)
-        await append(store, event("news", "2"))
-        kept = texts(await store.aread("news", 0, 10))
-        assert kept == (["0", "1", "2"] if durable else ["1", "2"])
-    finally:
-        await store.aclose()
-
-
-@pytest.mark.usefixtures("everything_ends")
-async def test_after_a_failover_streams_go_on_and_miss_nothing(pair: Pair) -> None:
-    options: dict[str, Any] = {"url": pair.url, "durable": True}
-    settings = {"STORE": {"BACKEND": "redis", "OPTIONS": options}, "SYNC_INTERVAL": 0.1}
-    with override_settings(DJANGO_SSE=settings):
-        async with connected("news") as stream:
-            await apublish("news", "0")
-            await stream.until_events(1)
-            await pair.until_replicated()
-            pair.fail_over()
-            # Another process rings nobody here: it is found in the store.
-            another_process = RedisStore(**options)
-            await append(another_process, event("news", "1"))
-            assert await stream.until_events(2) == ["0", "1"]
-            await apublish("news", "2")
-            assert await stream.until_events(3) == ["0", "1", "2"]
-            await another_process.aclose()
 
 
 async def test_a_first_replica_and_a_backup_are_no_loss() -> None:

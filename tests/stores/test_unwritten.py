@@ -122,17 +122,6 @@ def test_a_kick_that_cannot_be_written_is_an_error_and_is_written_at_last(away: 
     wait(lambda: not writers())
 
 
-def test_a_kick_holds_where_letting_its_user_in_again_is_rolled_back(away: Away) -> None:
-    with pytest.raises(OSError, match="away"):
-        cancel(user=7)
-    with transaction.atomic():
-        reopen(user=7)
-        transaction.set_rollback(True)
-    away.is_away = False
-    wait(lambda: ended_at(get_store(), 7))
-    wait(lambda: not writers())
-
-
 def test_a_kick_is_written_at_last_also_where_no_thread_could_be_had(
     away: Away, monkeypatch: pytest.MonkeyPatch
 ) -> None:

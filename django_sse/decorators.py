@@ -1,6 +1,5 @@
 """Decorators for function views: a group's stream, a generator's stream, headers, and the 204."""
 
-import asyncio
 import functools
 import inspect
 from collections.abc import (
@@ -38,6 +37,7 @@ from django_sse.response import (
 )
 from django_sse.stores import get_store
 from django_sse.stores.base import READ_SECONDS, GroupState
+from django_sse.tasks import in_time
 from django_sse.views import EventStreamView, exempt_from_atomic_requests
 
 View = Callable[..., Any]
@@ -171,8 +171,8 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
                     return not_found(error)
                 namespace = await acurrent_namespace()
                 try:
-                    async with asyncio.timeout(READ_SECONDS):
-                        states = await get_store().astates(_within(namespace, groups))
+                    reading = get_store().astates(_within(namespace, groups))
+                    states = await in_time(reading, READ_SECONDS)
                 except Exception:
                     logger.exception(_NOT_READ)
                 else:

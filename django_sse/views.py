@@ -1,6 +1,5 @@
 """The class-based view that streams Channels groups."""
 
-import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from time import time
@@ -45,6 +44,7 @@ from django_sse.response import (
 from django_sse.stores import get_store
 from django_sse.stores.base import READ_SECONDS, GroupState, validate_group
 from django_sse.stream import MessageHandler
+from django_sse.tasks import in_time
 from django_sse.threads import request_context
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
@@ -210,8 +210,8 @@ class EventStreamView(View):
         try:
             sent = parse_position(sent_id, groups)
             states = await current_hub().states(groups, sent, self.history, owner.marks)
-            async with asyncio.timeout(READ_SECONDS):
-                sent |= dict.fromkeys(await self._groups_too_old(sent, states), LOST)
+            too_old = await in_time(self._groups_too_old(sent, states), READ_SECONDS)
+            sent |= dict.fromkeys(too_old, LOST)
         except Exception as error:
             return unavailable(request, STORE_AWAY, error)
         groups = owner.groups_left(groups, states)

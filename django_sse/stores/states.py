@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable
 
 from django_sse.stores.base import READ_SECONDS, EventStore, GroupState
-from django_sse.tasks import is_order, spawn
+from django_sse.tasks import in_time, is_order, spawn
 
 
 class StateReader:
@@ -31,9 +31,8 @@ class StateReader:
             self._reading = True
             spawn(self._read())
         # Not only the question, which may wait for another one that hangs.
-        async with asyncio.timeout(READ_SECONDS):
-            # Shielded: it is others' answer, too.
-            states = await asyncio.shield(answer)
+        # Shielded: it is others' answer, too.
+        states = await in_time(asyncio.shield(answer), READ_SECONDS)
         return {group: states[group] for group in groups}
 
     async def _read(self) -> None:
@@ -41,9 +40,9 @@ class StateReader:
             while answer := self._next:
                 wanted, self._wanted, self._next = self._wanted, set(), None
                 try:
-                    async with asyncio.timeout(READ_SECONDS):
-                        states = await self._store.astates(list(wanted))
-                    answer.set_result(states)
+                    answer.set_result(
+                        await in_time(self._store.astates(list(wanted)), READ_SECONDS)
+                    )
                 except BaseException as error:
                     if is_order(error):
                         answer.cancel()

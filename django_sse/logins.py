@@ -258,9 +258,8 @@ async def _replaces_auser(request: HttpRequest) -> bool:
     """Whether ``user`` is somebody else than a middleware's own ``auser`` is."""
     if _is_djangos_user(request) or not hasattr(request, "auser"):
         return False
-    user = await loaded(request.user)
-    # Who has set `auser` may have left `user` to nobody.
-    return not is_nobody(user) and not _are_one(user, await request.auser())
+    # A gate may have set it to nobody, after whoever has set `auser`.
+    return not _are_one(await loaded(request.user), await request.auser())
 
 
 def _are_one(user: Any, other: Any) -> bool:

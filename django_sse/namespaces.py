@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from typing import Any, Final
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
@@ -19,6 +19,7 @@ from django.utils.asyncio import async_unsafe
 from django.utils.module_loading import import_string
 
 from django_sse.conf import SETTING, conf
+from django_sse.keys import signature, signing_key
 from django_sse.stores.base import MARK, MARK_LENGTH, validate_group
 from django_sse.text import plain
 
@@ -123,8 +124,10 @@ def layer_group(full: str) -> str:
     """Return the Channels group of a group's plain messages."""
     if not prefix_of(full):
         return full
-    # A Channels group is 99 characters at the most, and has no character that groups have not.
-    return f"sse.{blake2b(full.encode(), digest_size=16, person=b'messages').hexdigest()}"
+    # A Channels group is 99 characters at the most, and has no character that groups have not: who
+    # is no tenant's may name one of his own alike, so nobody must be able to work it out.
+    digest = signature(signing_key("messages of a tenant's group"), full.encode()).hex()
+    return f"sse.{digest[:32]}"
 
 
 @async_unsafe("channel_group() may block: use `await sync_to_async(channel_group)(...)` there.")

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from time import time
 from types import SimpleNamespace
 from typing import Any, Final
 from uuid import UUID
@@ -32,7 +31,7 @@ from django_sse.stores.base import MARK, MARK_LENGTH, GroupState, validate_group
 from django_sse.text import plain
 
 BEGAN_SESSION_KEY: Final = "_django_sse_began"
-"""Where a session keeps when its user logged in: seconds since the epoch."""
+"""Where a session keeps when its user logged in: seconds since the epoch, by the store's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +54,8 @@ class Owner:
     ``user`` is the mark of its user. ``marks`` are that, its session's and its login's, and for
     each of its groups the one of its user in that group, with the group that the mark is about
     (None: all of them).
-    ``began`` is when the session's user logged in, in seconds since the epoch; 0 where nobody
-    knows. ``namespace`` is the tenant's name.
+    ``began`` is when the session's user logged in, by the store's clock, in seconds since the
+    epoch; 0 where nobody knows. ``namespace`` is the tenant's name.
     """
 
     marks: Mapping[str, str | None]
@@ -80,10 +79,9 @@ class Owner:
     def is_ended(self, mark: str, state: GroupState) -> bool:
         """Whether the streams that a mark's state is about were ended: a user's since the login."""
         of_user = mark == self.user or self.marks[mark] is not None
-        # A session and a login that are over stay so, whatever the clocks of several hosts say.
+        # A session and a login that are over stay so.
         began = self.began if of_user else 0.0
-        ended = state.first / 1_000_000 if state.cancelled else 0.0
-        return began < ended and time() - ended < conf().CANCEL_TTL
+        return state.cancelled and began < state.first / 1_000_000
 
     def groups_left(self, groups: Iterable[str], states: Mapping[str, GroupState]) -> list[str]:
         """Return those of the groups that may be streamed, given the states of the marks."""

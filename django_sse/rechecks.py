@@ -1,7 +1,7 @@
 """Whether open streams may go on: asked again, long after the requests that they were opened by."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -67,10 +67,9 @@ class Rechecks:
         self._interval = interval
         self._thread = WorkerThread("django-sse-logins")
         self._questions = Questions()
-        # The marks that doorbells have named, and what deals with them.
-        self._to_look_up: set[str] = set()
-        self._to_judge: set[str] = set()
-        self._answering: asyncio.Task[None] | None = None
+        # The marks that doorbells have named. Apart: a database that hangs holds up no kick.
+        self._to_look_up = _Pile(self.look_up)
+        self._to_judge = _Pile(self._judge_users)
         # The logins whose user was not found, with the time of the first such look.
         self._missed: dict[Login, float] = {}
         # When backends were asked about each of their logins, and whether one is to be asked now.
@@ -103,22 +102,6 @@ class Rechecks:
         """Take what a doorbell says of a mark: it was ended or, without a head, its user has
         changed."""
         (self._to_look_up if hint.head else self._to_judge).add(hint.group)
-        if self._answering is None or self._answering.done():
-            self._answering = spawn(self._answer())
-
-    async def _answer(self) -> None:
-        """Do what was heard, all of it that has piled up at once: anybody may ring often."""
-        while self._to_look_up or self._to_judge:
-            marks, self._to_look_up = self._to_look_up, set()
-            changed, self._to_judge = self._to_judge, set()
-            try:
-                await self.look_up(marks)
-                streams = {stream for mark in changed for stream in self.owned.get(mark, ())}
-                self._ask_backends_soon(streams)
-                await self._judge_logins(streams)
-            except Exception as error:
-                # The next comparison with the store, or sweep of the logins, finds it.
-                log_seldom("What a doorbell says of owners cannot be read.", exc_info=error)
 
     async def look_up(self, marks: Iterable[str]) -> None:
         """Ask the store for those of the marks that have streams, and end what it has ended.
@@ -174,6 +157,11 @@ class Rechecks:
                     failing.add(what)
             took = loop.time() - began
             await asyncio.sleep(max(self._interval(), _LOGINS_PAUSE * took))
+
+    async def _judge_users(self, marks: Collection[str]) -> None:
+        streams = {stream for mark in marks for stream in self.owned.get(mark, ())}
+        self._ask_backends_soon(streams)
+        await self._judge_logins(streams)
 
     async def _judge_logins(self, streams: Collection[Stream]) -> None:
         """End those of the streams whose login does not hold any more, as the database says."""
@@ -298,6 +286,33 @@ class Rechecks:
     async def ask_views(self) -> None:
         """Ask the views that have ``still_allowed``, again and again."""
         await self._questions.ask()
+
+
+class _Pile:
+    """Deals with names, all that have piled up at once: anybody may ring often.
+
+    Args:
+        deal: Deals with some names.
+    """
+
+    def __init__(self, deal: Callable[[Collection[str]], Awaitable[None]]) -> None:
+        self._deal = deal
+        self._names: set[str] = set()
+        self._dealing: asyncio.Task[None] | None = None
+
+    def add(self, name: str) -> None:
+        self._names.add(name)
+        if self._dealing is None or self._dealing.done():
+            self._dealing = spawn(self._deal_with_all())
+
+    async def _deal_with_all(self) -> None:
+        while self._names:
+            names, self._names = self._names, set()
+            try:
+                await self._deal(names)
+            except Exception as error:
+                # The next comparison with the store, or sweep of the logins, finds it.
+                log_seldom("What a doorbell says of owners cannot be read.", exc_info=error)
 
 
 def _by_login(streams: Iterable[Stream], *, own_ways: bool | None) -> _Logins:

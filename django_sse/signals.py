@@ -2,7 +2,6 @@
 
 from contextlib import suppress
 from functools import lru_cache
-from time import time
 from typing import Any, Final
 
 from django.apps import apps
@@ -47,7 +46,8 @@ def _note_login(request: HttpRequest, user: Any, **kwargs: Any) -> None:
     # Logins by tokens send the signal, too, and the session may be another user's, or nobody's.
     with suppress(TypeError, ValueError):
         if session is not None and user_mark(session.get(SESSION_KEY)) == user_mark(user):
-            session[BEGAN_SESSION_KEY] = time()
+            # By the clock that says when a user was cancelled.
+            session[BEGAN_SESSION_KEY] = get_store().clock.time()
 
 
 def _end_session(request: HttpRequest, user: Any, **kwargs: Any) -> None:

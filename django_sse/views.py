@@ -2,10 +2,9 @@
 
 import inspect
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from time import time
 from typing import Any, ClassVar, TypeVar
 
-from asgiref.sync import iscoroutinefunction
+from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import (
     Http404,
@@ -263,7 +262,7 @@ class EventStreamView(View):
         """
         if self.replay_age is None:
             return []
-        since = time() - self.replay_age
+        since = await sync_to_async(get_store().clock.time)() - self.replay_age
         too_old = []
         for group, number in sent.items():
             # Who has missed nothing, or more than is kept, is not asked about.

@@ -18,6 +18,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django_sse.conf import conf
 from django_sse.event import Event
 from django_sse.exceptions import GroupCancelled, InvalidGroup
+from django_sse.stores.clock import StoreClock
 from django_sse.stores.unwritten import unwritten
 from django_sse.text import plain
 
@@ -158,7 +159,8 @@ class Numbering:
     """Gives the entries of one group their numbers; what every store does under its lock.
 
     ``closing`` is the wire of the ``close`` that a cancelled group ended with. Where ``first`` is
-    another one afterwards, nothing older is kept.
+    another one afterwards, nothing older is kept. ``now`` returns the store's time, in microseconds
+    since the epoch.
     """
 
     group: str
@@ -166,6 +168,7 @@ class Numbering:
     head: int
     cancelled: bool
     closing: bytes = b""
+    now: Callable[[], int] = field(default_factory=lambda: first_number)
     numbered: list[Entry] = field(default_factory=list)
 
     def take(self, entry: NewEntry, *, staged: bool = False) -> int | None:
@@ -181,13 +184,13 @@ class Numbering:
             self.cancelled = False
             if self.group.startswith(MARK):
                 # Noted with its time, so that no END that was ordered before comes after it.
-                self._begin_anew(closing_wire(None), first_number(), closes=False)
+                self._begin_anew(closing_wire(None), self.now(), closes=False)
             return None
         if entry.kind is Kind.END:
             if 0 < entry.at <= self.first:
                 # What was ordered later holds: the owner may have been let in again.
                 return None
-            self._begin_anew(entry.wire, entry.at or first_number(), closes=True)
+            self._begin_anew(entry.wire, entry.at or self.now(), closes=True)
             self.cancelled = True
             return self.head
         if entry.kind is Kind.CLOSE:
@@ -210,7 +213,7 @@ class Numbering:
         self.numbered[:] = [Entry(self.head, wire, closes)]
 
     def _add(self, wire: bytes, *, closes: bool, exclude: str = "") -> int:
-        self.head = self.head + 1 if self.head else first_number()
+        self.head = self.head + 1 if self.head else self.now()
         self.first = self.first or self.head
         self.numbered.append(Entry(self.head, wire, closes, exclude))
         return self.head
@@ -268,6 +271,8 @@ class EventStore(ABC):
 
     def __init__(self, *, using: str = DEFAULT_DB_ALIAS) -> None:
         self.using = using
+        self.clock = StoreClock(None)
+        """What times and first numbers are by: this host's where the store has none of its own."""
 
     def append(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
         """Append entries and ring; return their numbers (None for ``REOPEN`` and dropped ones).
@@ -315,12 +320,14 @@ class EventStore(ABC):
     @contextmanager
     def _keeping_ends(self, entries: Sequence[NewEntry], ring: Ring) -> Iterator[None]:
         """Have the ends tried again that cannot be written: nobody else would shut them out."""
-        now = first_number()
+        now = self.clock.known()
         try:
             yield
         except Exception:
             ends = [
-                replace(entry, at=entry.at or now) for entry in entries if entry.kind is Kind.END
+                replace(entry, at=entry.at or int(now * 1_000_000))
+                for entry in entries
+                if entry.kind is Kind.END
             ]
             unwritten.keep(self, ends, ring)
             raise

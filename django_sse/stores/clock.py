@@ -1,9 +1,19 @@
-"""The clock of a database: one for all hosts, whatever their own clocks and time zones say."""
+"""The clock of a store: one for all hosts, whatever their own clocks and time zones say."""
 
+from collections.abc import Callable
+from contextlib import closing
+from time import monotonic, time
 from typing import Any, Final
 
 from django.db import connections
 from django.db.models import BigIntegerField, Func
+
+from django_sse.logs import log_seldom
+
+# How long the difference to this host's clock counts as known, and how long one that could not be
+# asked for.
+_KNOWN_SECONDS: Final = 60.0
+_UNKNOWN_SECONDS: Final = 10.0
 
 # Microseconds since the epoch. In UTC: local time has an hour that is not, and one that is twice.
 _SQL: Final = {
@@ -11,6 +21,37 @@ _SQL: Final = {
     "postgresql": "(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint",
     "mysql": "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))",
 }
+
+
+class StoreClock:
+    """The time of a store, without a question each time.
+
+    Args:
+        ask: Asks the store for its time, in seconds since the epoch. Blocking. None for a store
+            whose clock is this host's.
+    """
+
+    def __init__(self, ask: Callable[[], float] | None) -> None:
+        self._ask = ask
+        # What is added to `monotonic` to have the store's time.
+        self._offset: float | None = None
+        self._ask_after = 0.0
+
+    def time(self) -> float:
+        """Return the store's time, in seconds since the epoch; where it does not answer, what is
+        known of it. Blocking: it is asked once a minute at the most."""
+        if self._ask and monotonic() >= self._ask_after:
+            try:
+                self._offset = self._ask() - monotonic()
+                self._ask_after = monotonic() + _KNOWN_SECONDS
+            except Exception as error:
+                self._ask_after = monotonic() + _UNKNOWN_SECONDS
+                log_seldom("The event store does not say the time.", exc_info=error)
+        return self.known()
+
+    def known(self) -> float:
+        """Return the store's time as far as it is known; this host's where it never was."""
+        return time() if self._offset is None else monotonic() + self._offset
 
 
 class DatabaseTime(Func):
@@ -26,6 +67,8 @@ class DatabaseTime(Func):
 def database_time(alias: str) -> int:
     """Return the time by a database's clock, in microseconds since the epoch."""
     connection = connections[alias]
-    with connection.cursor() as cursor:
+    connection.ensure_connection()
+    # Not Django's cursor: it is asked at a login, and a project's tests count their queries.
+    with connection.wrap_database_errors, closing(connection.connection.cursor()) as cursor:
         cursor.execute(f"SELECT {_SQL[connection.vendor]}")
         return int(cursor.fetchone()[0])

@@ -25,7 +25,15 @@ from django.db import (
     transaction,
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import BinaryField, F, OuterRef, QuerySet, Subquery
+from django.db.models import (
+    BigIntegerField,
+    BinaryField,
+    ExpressionWrapper,
+    F,
+    OuterRef,
+    QuerySet,
+    Subquery,
+)
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Length
 
@@ -48,9 +56,8 @@ from django_sse.stores.base import (
     NewEntry,
     Numbering,
     Ring,
-    first_number,
 )
-from django_sse.stores.clock import DatabaseTime, database_time
+from django_sse.stores.clock import DatabaseTime, StoreClock, database_time
 from django_sse.stores.notifications import Notifications
 from django_sse.stores.timed_thread import TimedThread
 from django_sse.threads import Result
@@ -140,6 +147,7 @@ class DatabaseStore(EventStore):
     def __init__(self, *, using: str = DEFAULT_DB_ALIAS, listen_alias: str | None = None) -> None:
         super().__init__(using=using)
         self._refuse_schemas_of_tenants()
+        self.clock = StoreClock(lambda: database_time(using) / 1_000_000)
         self.listen_alias = listen_alias or using
         self._notifications = Notifications(using, self.listen_alias, self._in_reader)
         self._reader = TimedThread("django-sse-store", self._connect)
@@ -173,13 +181,17 @@ class DatabaseStore(EventStore):
 
     def _read_states(self, groups: Sequence[str]) -> dict[str, GroupState]:
         oldest = self._stored.filter(group=OuterRef("name")).order_by("number").values("number")
-        rows = self._groups.annotate(oldest=Subquery(oldest[:1])).values_list(
-            "name", "first", "head", "oldest", "cancelled"
+        idle = ExpressionWrapper(DatabaseTime() - F("changed"), BigIntegerField())
+        rows = self._groups.annotate(oldest=Subquery(oldest[:1]), idle=idle).values_list(
+            "name", "first", "head", "oldest", "cancelled", "idle"
         )
+        ttl = conf().CANCEL_TTL * 1_000_000
         found = {
             name: GroupState(first, head, oldest or head + 1, cancelled)
             for some in _batches(groups)
-            for name, first, head, oldest, cancelled in rows.filter(name__in=some)
+            for name, first, head, oldest, cancelled, idle in rows.filter(name__in=some)
+            # Trimming may not have come to it yet.
+            if idle < ttl or not name.startswith(MARK)
         }
         return {group: found.get(group) or GroupState() for group in groups}
 
@@ -270,7 +282,7 @@ class DatabaseStore(EventStore):
                 if row.head < above:
                     self._delete(self._stored.filter(group=name))
                     self._groups.filter(name=name).update(
-                        head=max(first_number(), above + 1), changed=DatabaseTime()
+                        head=max(database_time(self.using), above + 1), changed=DatabaseTime()
                     )
         return self.states([name])[name]
 
@@ -443,7 +455,7 @@ class DatabaseStore(EventStore):
                 for event in waiting.get(row.name, [])
             ]
             closing = self._closing(row, staged)
-            turn = Numbering(row.name, row.first, row.head, row.cancelled, closing)
+            turn = Numbering(row.name, row.first, row.head, row.cancelled, closing, self._now)
             for entry in staged:
                 turn.take(entry, staged=True)
             numbers[row.name] = [turn.take(entry) for entry in new[row.name]]
@@ -457,6 +469,9 @@ class DatabaseStore(EventStore):
         if self.notifications:
             self.notifications.notify(hints)
         return numbers, hints
+
+    def _now(self) -> int:
+        return database_time(self.using)
 
     def _closing(self, row: EventGroup, staged: Sequence[NewEntry]) -> bytes:
         if not (row.cancelled and staged):
@@ -525,46 +540,64 @@ class DatabaseStore(EventStore):
             log_seldom("Old events could not be dropped.", exc_info=error)
 
     def _trim(self) -> Dropped:
-        """Drop at most ``_TRIM_EVENTS`` events or so, and ``_TRIM_GROUPS`` groups; nothing where
-        another one writes to the file."""
-        try:
-            with self._without_waiting():
-                return self._drop_some()
-        except OperationalError as error:
-            if not _is_locked(error):
-                raise
-            return Dropped()
+        """Drop some of what is to be dropped, of groups that nobody else holds the lock of."""
+        passed: set[str] = set()
+        while names := self._groups_to_trim(passed):
+            events = groups = 0
+            for name in names:
+                try:
+                    with self._without_waiting(), transaction.atomic(using=self.using):
+                        for row in self._lock([name], wait=False):
+                            dropped = self._drop_from(row)
+                            events, groups = events + dropped.events, groups + dropped.groups
+                except OperationalError as error:
+                    if not _is_locked(error):
+                        raise
+            if events or groups or connections[self.using].vendor == "sqlite":
+                # A file has one lock for all of them.
+                return Dropped(events, groups)
+            passed.update(names)
+        return Dropped()
 
-    def _drop_some(self) -> Dropped:
+    def _groups_to_trim(self, passed: Collection[str]) -> list[str]:
+        """Return groups in which something is to be dropped, other than those passed by."""
+        if len(passed) >= _BATCH:
+            return []
         now = database_time(self.using)
-        events = groups = 0
+        names: set[str] = set()
         if (age := conf().HISTORY_AGE) is not None:
-            old = self._stored.filter(created__lt=now - int(age * 1_000_000)).order_by("created")
-            # Up to a number of each group: what is kept has no gaps.
-            last: dict[str, int] = {}
-            for group, number in old.values_list("group", "number")[:_TRIM_EVENTS]:
-                last[group] = max(number, last.get(group, 0))
-            for group, number in last.items():
-                events += self._delete(self._stored.filter(group=group, number__lte=number))
+            old = self._stored.filter(created__lt=now - _microseconds(age)).order_by("created")
+            # The reason of an owner's end is kept as long as the end itself.
+            old = old.exclude(group__startswith=MARK).exclude(group__in=passed)
+            names.update(old.values_list("group", flat=True)[:_TRIM_EVENTS])
         of_owners = self._groups.filter(name__startswith=MARK)
         others = self._groups.exclude(name__startswith=MARK)
         for some, ttl in ((of_owners, conf().CANCEL_TTL), (others, conf().GROUP_TTL)):
             if ttl is not None:
-                since = now - int(ttl * 1_000_000)
-                idle = some.filter(changed__lt=since).values_list("name", flat=True)
-                for name in idle[:_TRIM_GROUPS]:
-                    dropped = self._forget(name, since)
-                    events, groups = events + dropped.events, groups + dropped.groups
-        return Dropped(events, groups)
+                idle = some.filter(changed__lt=now - _microseconds(ttl)).exclude(name__in=passed)
+                names.update(idle.values_list("name", flat=True)[:_TRIM_GROUPS])
+        return sorted(names)[:_TRIM_GROUPS]
 
-    def _forget(self, name: str, since: int) -> Dropped:
-        with transaction.atomic(using=self.using):
-            for row in self._lock([name], wait=False):
-                if row.changed < since and not self._outbox.filter(group=name).exists():
-                    events = self._delete(self._stored.filter(group=name))
-                    row.delete(using=self.using)
-                    return Dropped(events, 1)
-        return Dropped()
+    def _drop_from(self, row: EventGroup) -> Dropped:
+        """Drop the oldest events of a group that is locked, or all of it."""
+        now = database_time(self.using)
+        of_owner = row.name.startswith(MARK)
+        ttl = conf().CANCEL_TTL if of_owner else conf().GROUP_TTL
+        idle = ttl is not None and row.changed < now - _microseconds(ttl)
+        if idle and self._outbox.filter(group=row.name).exists():
+            idle = False
+        age = None if of_owner else conf().HISTORY_AGE
+        since = now if idle else now - _microseconds(age) if age is not None else 0
+        of_group = self._stored.filter(group=row.name)
+        oldest = of_group.order_by("number").values_list("number", "created")[:_TRIM_EVENTS]
+        # From the oldest one on: what is kept has no gaps, whatever the clock has said.
+        old = [number for number, _ in takewhile(lambda event: event[1] < since, oldest)]
+        events = self._delete(of_group.filter(number__lte=old[-1])) if old else 0
+        if not idle or len(old) == _TRIM_EVENTS:
+            return Dropped(events)
+        self._delete(of_group)
+        row.delete(using=self.using)
+        return Dropped(events, 1)
 
     def _delete(self, rows: QuerySet[StoredEvent]) -> int:
         """Delete rows. Django's own way would load them, for whoever receives signals of it."""
@@ -668,6 +701,10 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
     """Yield the items in parts that a statement can name: SQLite bounds its variables."""
     for begin in range(0, len(items), _BATCH):
         yield items[begin : begin + _BATCH]
+
+
+def _microseconds(seconds: float) -> int:
+    return int(seconds * 1_000_000)
 
 
 def _apps_of_schemas() -> tuple[Collection[str], Collection[str]]:

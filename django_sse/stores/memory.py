@@ -39,10 +39,8 @@ class _Group:
     changed: float = 0.0
     change: int = 0
 
-    def trim(self) -> None:
-        history_age = conf().HISTORY_AGE
-        expired = monotonic() - history_age if history_age else 0.0
-        while self.entries and (len(self.entries) > conf().HISTORY_SIZE or self.times[0] < expired):
+    def trim(self, since: float) -> None:
+        while self.entries and (len(self.entries) > conf().HISTORY_SIZE or self.times[0] < since):
             self.entries.popleft()
             self.times.popleft()
 
@@ -67,6 +65,8 @@ class MemoryStore(EventStore):
         # of owners expire sooner.
         self._groups: OrderedDict[str, _Group] = OrderedDict()
         self._of_owners: OrderedDict[str, _Group] = OrderedDict()
+        # The groups that keep events, in the order in which the last of these expire.
+        self._aging: OrderedDict[str, _Group] = OrderedDict()
         self._change = 0
         forget_in_child(self)
 
@@ -76,6 +76,7 @@ class MemoryStore(EventStore):
         if self._lock.locked():
             self._groups.clear()
             self._of_owners.clear()
+            self._aging.clear()
             self._lock = Lock()
 
     def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
@@ -109,6 +110,10 @@ class MemoryStore(EventStore):
                         hints.append(Hint(name, group.head, group.cancelled))
             return hints, self._change
 
+    async def atrim(self) -> None:
+        with self._lock:
+            self._drop_expired()
+
     async def anew_run(self, group: str, above: int) -> GroupState:
         with self._lock:
             kept = self._kept_with(group).setdefault(group, _Group())
@@ -136,15 +141,17 @@ class MemoryStore(EventStore):
             hints = [turn.finish() for turn in turns.values()]
             for turn in turns.values():
                 self._keep(turn)
-            self._forget_idle_groups()
+            self._drop_expired()
             return numbers, hints
 
     def _kept_with(self, name: str) -> OrderedDict[str, _Group]:
         return self._of_owners if name.startswith(MARK) else self._groups
 
     def _trimmed(self, name: str) -> _Group:
-        group = self._kept_with(name).get(name) or _Group()
-        group.trim()
+        group = self._kept_with(name).get(name)
+        if not group or (name.startswith(MARK) and group.changed < _since(conf().CANCEL_TTL)):
+            return _Group()
+        group.trim(_kept_since(name))
         return group
 
     def _keep(self, turn: Numbering) -> None:
@@ -160,7 +167,10 @@ class MemoryStore(EventStore):
         group.cancelled, group.closing = turn.cancelled, turn.closing
         group.entries.extend(turn.numbered)
         group.times.extend([group.changed] * len(turn.numbered))
-        group.trim()
+        group.trim(_kept_since(turn.group))
+        if turn.numbered and groups is self._groups:
+            self._aging[turn.group] = group
+            self._aging.move_to_end(turn.group)
 
     def _touch(self, name: str) -> None:
         groups = self._kept_with(name)
@@ -169,11 +179,27 @@ class MemoryStore(EventStore):
         group = groups[name]
         group.change, group.changed = self._change, monotonic()
 
-    def _forget_idle_groups(self) -> None:
+    def _drop_expired(self) -> None:
         for groups, ttl in (
             (self._groups, conf().GROUP_TTL),
             (self._of_owners, conf().CANCEL_TTL),
         ):
-            expired = monotonic() - (inf if ttl is None else ttl)
-            while groups and next(iter(groups.values())).changed < expired:
-                groups.popitem(last=False)
+            while groups and next(iter(groups.values())).changed < _since(ttl):
+                name, _ = groups.popitem(last=False)
+                self._aging.pop(name, None)
+        since = _since(conf().HISTORY_AGE)
+        while self._aging:
+            group = next(iter(self._aging.values()))
+            if group.times and group.times[-1] >= since:
+                break
+            self._aging.popitem(last=False)
+            group.trim(since)
+
+
+def _kept_since(name: str) -> float:
+    # The reason of an owner's end is kept as long as the end itself.
+    return _since(None if name.startswith(MARK) else conf().HISTORY_AGE)
+
+
+def _since(seconds: float | None) -> float:
+    return -inf if seconds is None else monotonic() - seconds

@@ -13,6 +13,10 @@ local cancel_ttl = tonumber(ARGV[6])
 
 -- Entries that one call drops for their age.
 local TRIM_STEPS = 100
+-- How long changes are told, in microseconds: who looks less often is to compare all groups.
+local CHANGES_KEPT = 3600 * 1000000
+-- Those that one call drops.
+local CHANGES_STEPS = 100
 -- Entries that are looked at together, to see how many fit into a page.
 local READ_STEP = 10
 
@@ -32,6 +36,12 @@ if operation == 'mark' then
   local score = text(math.max(now, last_change() + 1))
   for i = 7, #ARGV do
     redis.call('ZADD', KEYS[1], score, ARGV[i])
+  end
+  local old = redis.call(
+    'ZRANGEBYSCORE', KEYS[1], '-inf', text(now - CHANGES_KEPT), 'LIMIT', 0, CHANGES_STEPS
+  )
+  if #old > 0 then
+    redis.call('ZREM', KEYS[1], unpack(old))
   end
   return score
 end
@@ -74,11 +84,13 @@ if operation == 'changes' then
   if redis.call('INFO', 'replication'):find('role:slave', 1, true) then
     return redis.error_reply('READONLY This server is a replica.')
   end
-  local names = {}
-  if ARGV[7] ~= '' then
+  local last, since, names = last_change(), tonumber(ARGV[7]), false
+  if since == last then
+    names = {}
+  elseif since and since >= now - CHANGES_KEPT then
     names = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[7], '+inf')
   end
-  return {run, last_change(), names}
+  return {run, last, names}
 end
 
 -- Nothing older is kept: so every position of before is seen to be lost.
@@ -169,7 +181,9 @@ end
 
 -- Drops what is too old; returns the number of the oldest entry kept.
 local function trim_by_age(group)
-  local expired = history_age and now / 1000 - history_age or 0
+  -- The reason of an owner's end is kept as long as the end itself.
+  local of_age = history_age and not group.is_of_owner
+  local expired = of_age and now / 1000 - history_age or 0
   for step = 0, TRIM_STEPS do
     local entry = redis.call('XRANGE', group.events, '-', '+', 'COUNT', 1)[1]
     if not entry then
@@ -219,7 +233,9 @@ local function save(group)
   end
   trim_by_age(group)
   expire(group.hash, group.ttl)
-  local shortest = math.min(group.ttl or math.huge, history_age or math.huge)
+  local shortest = math.min(
+    group.ttl or math.huge, not group.is_of_owner and history_age or math.huge
+  )
   expire(group.events, shortest < math.huge and shortest or nil)
 end
 

@@ -26,6 +26,7 @@ from django_sse.stores.base import (
     Kind,
     NewEntry,
 )
+from django_sse.stores.clock import StoreClock
 from django_sse.text import plain
 
 try:
@@ -120,6 +121,7 @@ class RedisStore(EventStore):
         using: str = DEFAULT_DB_ALIAS,
     ) -> None:
         super().__init__(using=using)
+        self.clock = StoreClock(self._ask_time)
         self.url = url
         self._prefix = prefix
         self._durable = durable
@@ -168,7 +170,7 @@ class RedisStore(EventStore):
         since = "" if cursor is None else cursor.score
         [(run, score, names)] = await self._arun(self._call("changes", [self._changes], since))
         now = _Cursor(run, score)
-        if cursor is None or run != cursor.run or score < cursor.score:
+        if cursor is None or names is None or run != cursor.run or score < cursor.score:
             # Redis may have forgotten what this hub has seen, before the first question, too.
             return None, now
         changed = [name for name in map(bytes.decode, names) if name in groups]
@@ -180,15 +182,6 @@ class RedisStore(EventStore):
             self._call("new_run", self._keys(group), above), self._mark([group])
         )
         return _state(reply)
-
-    async def atrim(self) -> None:
-        # Groups and their events expire by themselves.
-        if (ttl := conf().GROUP_TTL) is not None:
-            client = await self._reader()
-            # By its own clock, as the scores are.
-            seconds, microseconds = await client.time()
-            since = (seconds - ttl) * 1_000_000 + microseconds
-            await client.zremrangebyscore(self._changes, "-inf", int(since))
 
     async def aclose(self) -> None:
         if reader := self._readers.get(asyncio.get_running_loop()):
@@ -259,6 +252,10 @@ class RedisStore(EventStore):
         return [number or None for number in numbers], hints
 
     # Redis
+
+    def _ask_time(self) -> float:
+        seconds, microseconds = self._publisher.time()
+        return float(seconds + microseconds / 1_000_000)
 
     @property
     def _publisher(self) -> redis.Redis:

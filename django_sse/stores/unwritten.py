@@ -114,9 +114,13 @@ class Unwritten:
             connections.close_all()
 
     def _drop_expired(self) -> None:
-        ordered_since = (time.time() - conf().CANCEL_TTL) * 1_000_000
+        ttl = conf().CANCEL_TTL
         with self._lock:
-            expired = [key for key, end in self._ends.items() if end.at < ordered_since]
+            expired = [
+                (store, mark)
+                for (store, mark), end in self._ends.items()
+                if end.at / 1_000_000 < store.clock.known() - ttl
+            ]
             for key in expired:
                 self._drop(*key)
         if expired:

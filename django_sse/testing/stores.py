@@ -448,12 +448,23 @@ class EventStoreContract(_TestCase):
     async def test_an_owners_group_is_forgotten_sooner_than_others(self, store: EventStore) -> None:
         with override_settings(DJANGO_SSE={"CANCEL_TTL": 1}):
             await append(store, event("news", "a"), end(OWNER, "over"))
+            # Whether or not it is trimmed meanwhile.
             async with asyncio.timeout(_SECONDS):
                 while (await state(store, OWNER)).first:
                     await asyncio.sleep(0.1)
+            self.assertEqual(texts(await store.aread("news", 0, 10)), ["a"])
+
+    @_with_store
+    async def test_the_reason_of_an_end_is_kept_as_long_as_the_end(self, store: EventStore) -> None:
+        with override_settings(DJANGO_SSE={"HISTORY_AGE": 0.2}):
+            await append(store, event("news", "a"), end(OWNER, "over"))
+            async with asyncio.timeout(_SECONDS):
+                while await store.aread("news", 0, 10):
+                    await asyncio.sleep(0.1)
                     await store.atrim()
                     await append(store, event("sport", "b"))
-            self.assertEqual(texts(await store.aread("news", 0, 10)), ["a"])
+            [entry] = await store.aread(OWNER, 0, 10)
+            self.assertEqual(entry.wire, closing_wire("over"))
 
     # A store that went back
 

@@ -13,6 +13,7 @@ import pytest
 from django.conf import settings
 from django.test import TransactionTestCase, override_settings
 
+from django_sse.conf import conf
 from django_sse.stores.base import (
     Cursor,
     Entry,
@@ -267,10 +268,18 @@ class TakesEveryEndForNew(MemoryStore):
 
 
 class ForgetsAllGroupsAlike(MemoryStore):
-    def _forget_idle_groups(self) -> None:
-        super()._forget_idle_groups()
-        if not self._of_owners:
+    def _trimmed(self, name: str) -> _Group:
+        group = super()._trimmed(name)
+        if name in self._of_owners and not group.first:
             self._groups.clear()
+        return group
+
+
+class DropsReasons(MemoryStore):
+    def _trimmed(self, name: str) -> _Group:
+        group = super()._trimmed(name)
+        group.trim(time.monotonic() - (conf().HISTORY_AGE or 0))
+        return group
 
 
 class CannotBeUsedAgain(MemoryStore):
@@ -322,6 +331,7 @@ BROKEN: list[tuple[type[EventStore], str]] = [
         "an_owner_who_was_let_in_again_is_not_ended_by_what_was_ordered_before",
     ),
     (ForgetsAllGroupsAlike, "an_owners_group_is_forgotten_sooner_than_others"),
+    (DropsReasons, "the_reason_of_an_end_is_kept_as_long_as_the_end"),
     (CannotBeUsedAgain, "a_store_that_was_closed_can_be_used_again"),
     (StaysInItsProcess, "what_another_process_appended_is_read_and_told"),
 ]

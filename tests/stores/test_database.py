@@ -222,14 +222,72 @@ async def test_who_publishes_drops_a_bounded_number_at_once_and_the_next_ones_th
     assert left == [15, 5, 0]
 
 
+async def test_a_large_group_is_forgotten_in_steps(
+    database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("django_sse.stores.database._TRIM_EVENTS", 10)
+    store = database_store
+    await append(store, *(event("news", str(n)) for n in range(25)))
+    await age(store, 8 * 24 * 3600)
+    left = []
+    for _ in range(3):
+        await append(store, event("sport", "new"))
+        left.append((await count_of(store, "news"), bool((await state(store, "news")).first)))
+    assert left == [(15, True), (5, True), (0, False)]
+
+
+async def test_what_somebody_has_locked_keeps_nothing_else_from_being_dropped(
+    database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("django_sse.stores.database._TRIM_EVENTS", 10)
+    store = database_store
+    if connections[store.using].vendor == "sqlite":
+        pytest.skip("SQLite lets one transaction write at a time.")
+    # More of them than one step looks at, and older.
+    await append(store, *(event("locked", str(n)) for n in range(20)))
+    await age(store, 3600)
+    await append(store, event("news", "old"))
+    await age(store, 25 * 3600)
+    locked, finish = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic(using=store.using):
+            list(EventGroup.objects.using(store.using).select_for_update().filter(name="locked"))
+            locked.set()
+            finish.wait(60)
+
+    holding = asyncio.create_task(in_thread(hold))
+    assert await asyncio.to_thread(locked.wait, 60)
+    await append(store, event("sport", "new"))
+    assert await count_of(store, "news") == 0
+    assert await count_of(store, "locked") == 20
+    finish.set()
+    await holding
+    await store.atrim()
+    assert await count_of(store, "locked") == 0
+
+
+async def test_a_younger_event_outlives_an_older_one_behind_it(
+    database_store: DatabaseStore,
+) -> None:
+    """As where the database's clock was set back."""
+    store = database_store
+    await append(store, *(event("news", str(n)) for n in range(4)))
+    last = (await state(store, "news")).head
+    stored = StoredEvent.objects.using(store.using).filter(number__in=[last - 3, last - 1])
+    await stored.aupdate(created=F("created") - 25 * 3600 * 1_000_000)
+    await store.atrim()
+    assert texts(await store.aread("news", 0, 10)) == ["1", "2", "3"]
+
+
 async def test_what_cannot_be_dropped_harms_nothing_that_is_published(
     database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(alias: str) -> int:
+    def fail(*args: object) -> int:
         raise OperationalError("The disk is full.")
 
-    monkeypatch.setattr("django_sse.stores.database.database_time", fail)
     store = database_store
+    monkeypatch.setattr(store, "_groups_to_trim", fail)
     await append(store, event("news", "a"))
     assert texts(await store.aread("news", 0, 10)) == ["a"]
     assert "could not be dropped" in caplog.text

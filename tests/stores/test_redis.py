@@ -401,16 +401,27 @@ async def test_idle_groups_are_forgotten_and_begin_again_beyond_their_numbers(
 
         await until(forgotten)
         assert client.keys("*") == [b"sse:changed"]
-
-        async def trimmed() -> bool:
-            await store.atrim()
-            return not client.keys("*")
-
-        await until(trimmed)
     [after] = await append(store, event("news", "b"))
     assert before is not None
     assert after is not None
     assert after > before
+
+
+async def test_changes_are_kept_for_an_hour_and_who_asks_later_compares_all(
+    store: RedisStore, client: Any
+) -> None:
+    await append(store, event("old", "a"))
+    _, cursor = await store.achanged(None, {"old", "news"})
+    an_hour_ago = client.zscore("sse:changed", "old") - 3700 * 10**6
+    client.zadd("sse:changed", {"old": an_hour_ago})
+    cursor = cursor._replace(score=int(an_hour_ago))
+    # Nothing has changed since.
+    assert await store.achanged(cursor, {"old", "news"}) == ([], cursor)
+    await append(store, event("news", "b"))
+    assert client.zrange("sse:changed", 0, -1) == [b"news"]
+    hints, cursor = await store.achanged(cursor, {"old", "news"})
+    assert hints is None
+    assert await store.achanged(cursor, {"old", "news"}) == ([], cursor)
 
 
 async def test_a_change_is_told_after_a_clock_that_went_back(

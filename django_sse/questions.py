@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from math import inf
@@ -27,6 +27,8 @@ _ANSWER_SECONDS: Final = 10.0
 _GRACE_SECONDS: Final = 1.0
 # Streams that are asked about at once: they share a thread for what they do in threads.
 _AT_ONCE: Final = 10
+# How long one counts as one of these: views that are slow put off nobody else for longer.
+_PLACE_SECONDS: Final = 1.0
 # When a view is asked again that could not say.
 _AGAIN_SECONDS: Final = 2.0
 # Views are asked this part of RECHECK_INTERVAL early, so that many are asked while there is a
@@ -93,13 +95,14 @@ class Questions:
         return None
 
     async def _ask_all_due(self, give_up_thread: Callable[[], None]) -> None:
-        asking: set[asyncio.Task[None]] = set()
+        # Each with the time at which it gives up its place.
+        asking: dict[asyncio.Task[None], float] = {}
         try:
             while True:
-                while len(asking) < _AT_ONCE and (taken := self._take_due()):
+                while not _is_full(asking) and (taken := self._take_due()):
                     stream, again = taken
                     # In copies: what the view sets in it is not there when it is asked again.
-                    asking.add(
+                    task = (
                         asyncio.create_task(self._ask_apart(stream), context=stream.context.copy())
                         if again
                         else asyncio.create_task(
@@ -107,13 +110,16 @@ class Questions:
                             context=with_this_thread(stream.context),
                         )
                     )
+                    asking[task] = _now() + _PLACE_SECONDS
                 if not asking:
                     return
-                _, asking = await asyncio.wait(
+                done, _ = await asyncio.wait(
                     asking,
-                    timeout=self._seconds_to_next() if len(asking) < _AT_ONCE else None,
+                    timeout=_PLACE_SECONDS if _is_full(asking) else self._seconds_to_next(),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
+                for task in done:
+                    del asking[task]
         finally:
             for task in asking:
                 task.cancel()
@@ -165,6 +171,10 @@ class Questions:
         # Of each view apart, where there may be thousands of streams.
         message = f"still_allowed of {view_name(stream.still_allowed)} failed: {what_follows}."
         log_seldom(message, level=logging.ERROR, exc_info=error)
+
+
+def _is_full(asking: Mapping[asyncio.Task[None], float]) -> bool:
+    return sum(ends > _now() for ends in asking.values()) >= _AT_ONCE
 
 
 async def _answer_of(question: Question) -> bool:

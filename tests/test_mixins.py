@@ -583,6 +583,18 @@ async def test_what_looks_like_a_preflight_without_being_one_does_not_pass(metho
     assert_refused(await ask("/page/", method=method, headers=headers), 401)
 
 
+async def test_a_gate_that_sets_the_user_to_nobody_counts_though_auser_was_set() -> None:
+    class Members(LoginRequiredMixin, EventStreamView):
+        groups = ["news"]
+
+    request = get(headers={"Accept": "text/event-stream"})
+    user = await sync_to_async(user_with)()
+    request.user, request.auser = user, sync_to_async(lambda: user)
+    assert (await Members.as_view()(request)).status_code == 200
+    request.user = AnonymousUser()
+    assert (await Members.as_view()(request)).status_code == 401
+
+
 async def coroutine() -> bool:
     return False
 

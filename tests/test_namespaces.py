@@ -19,7 +19,7 @@ from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.template import engines
-from django.test import AsyncClient, RequestFactory
+from django.test import AsyncClient, RequestFactory, override_settings
 from django.urls import path
 from pytest_django import Settings
 
@@ -329,6 +329,15 @@ async def test_plain_messages_reach_the_streams_of_a_tenant() -> None:
             await layer.group_send(groups["north"], {"type": "shout", "text": "here"})
             await layer.group_send(groups["north"], {"type": "sse.event", "data": "and here"})
             assert [(await north.next_event()).data for _ in range(2)] == ["HERE", "and here"]
+
+
+def test_nobody_can_work_out_the_channels_group_of_a_tenants_messages() -> None:
+    """Who is no tenant's may name a group of his own after it."""
+    names = set()
+    for secret in ("one", "another"):
+        with override_settings(SECRET_KEY=secret):
+            names.add(layer_group("north/news"))
+    assert len(names) == 2
 
 
 async def test_the_channels_group_is_the_group_itself_without_a_namespace() -> None:

@@ -1,7 +1,8 @@
 """Whose a stream is: ended by user, by session, left out of events that its owner has caused."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from enum import Enum
 from typing import Any, ClassVar
@@ -41,6 +42,8 @@ from django_sse.stores import get_store
 from django_sse.stores.base import validate_group
 from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView
+from tests import redis
+from tests.live.servers import unavailable
 from tests.queries import queries_about
 from tests.streams import EventReader, reading, until
 from tests.users import logged_in, user
@@ -461,6 +464,34 @@ async def test_a_user_who_was_cancelled_is_answered_204_until_logging_in_again()
     await apublish("news", "missed")
     async with stream(browser, last_event_id=ended.last_event_id) as again:
         assert (await again.next_event()).data == "missed"
+
+
+@pytest.fixture
+def store_of_all_hosts(settings: Settings) -> Iterator[None]:
+    if not redis.binary():
+        unavailable("redis-server is not installed")
+    with redis.serve() as server:
+        options = {"url": server.url}
+        settings.DJANGO_SSE = {"STORE": {"BACKEND": "redis", "OPTIONS": options}}
+        yield
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_a_kick_counts_whatever_the_clocks_of_hosts_say(
+    store_of_all_hosts: None, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    with monkeypatch.context() as another_host:
+        # Its clock, at the login, is set otherwise than everybody else's.
+        seconds = hours * 3600
+        another_host.setattr("django_sse.stores.clock.time", lambda: time.time() + seconds)
+        browser = await logged_in()
+    async with stream(browser) as ended:
+        await acancel(user=await user())
+        assert [event.event for event in await ended.rest()] == ["close"]
+    assert (await get(browser, "/events/?group=news")).status_code == 204
+    await browser.aforce_login(await user())
+    async with stream(browser):
+        pass
 
 
 @pytest.mark.parametrize("group", [None, "news"])

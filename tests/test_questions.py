@@ -157,7 +157,22 @@ async def test_nine_who_wait_hold_up_nobody() -> None:
         assert crowd.released == []
 
 
-async def test_ten_are_asked_at_once_and_the_longest_unasked_first() -> None:
+async def test_views_that_are_slow_put_a_revocation_off_for_a_moment_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(questions, "_PLACE_SECONDS", 0.01)
+    async with Crowd() as crowd:
+        await crowd.open(100)
+        async with connected("news", still_allowed=no) as revoked:
+            await until(lambda: was_told(revoked) == ["close"])
+        assert len(crowd.waiting) == 100
+        assert crowd.released == []
+
+
+async def test_ten_are_asked_at_once_and_the_longest_unasked_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(questions, "_PLACE_SECONDS", 3600)
     async with Crowd() as crowd:
         await crowd.open(25)
         for turn in (1, 2):

@@ -147,7 +147,8 @@ class DatabaseStore(EventStore):
     def __init__(self, *, using: str = DEFAULT_DB_ALIAS, listen_alias: str | None = None) -> None:
         super().__init__(using=using)
         self._refuse_schemas_of_tenants()
-        self.clock = StoreClock(lambda: database_time(using) / 1_000_000)
+        if using in connections and connections[using].vendor != "sqlite":
+            self.clock = StoreClock(lambda: database_time(using) / 1_000_000)
         self.listen_alias = listen_alias or using
         self._notifications = Notifications(using, self.listen_alias, self._in_reader)
         self._reader = TimedThread("django-sse-store", self._connect)

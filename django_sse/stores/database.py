@@ -540,7 +540,7 @@ class DatabaseStore(EventStore):
             await self._trimmer.aclose()
 
     def trim(self) -> Dropped:
-        return self._trim(inf, wait=True)[0]
+        return self._trim(wait=True)[0]
 
     def _trim_after_publishing(self) -> None:
         began = monotonic()
@@ -553,7 +553,7 @@ class DatabaseStore(EventStore):
             # Nothing of what was published fails for it.
             log_seldom("Old events could not be dropped.", exc_info=error)
 
-    def _trim(self, seconds: float, *, wait: bool = False) -> tuple[Dropped, bool]:
+    def _trim(self, seconds: float = inf, *, wait: bool = False) -> tuple[Dropped, bool]:
         """Drop what is to be dropped, of one group after the other, for so many seconds; return how
         much that was, and whether there is more.
 

@@ -129,6 +129,19 @@ async def test_history_is_bounded_by_count_and_trimmed_in_bulk(
     assert now.oldest == now.head - len(kept) + 1
 
 
+@pytest.mark.parametrize("size", range(1, 10))
+async def test_a_history_of_any_size_is_kept_whole(
+    database_store: DatabaseStore, size: int
+) -> None:
+    store = database_store
+    with override_settings(DJANGO_SSE={"HISTORY_SIZE": size}):
+        for n in range(25):
+            await append(store, event("news", str(n)))
+            kept = texts(await store.aread("news", 0, 100))
+            assert len(kept) == min(size, n + 1)
+            assert kept == [str(number) for number in range(n + 1 - len(kept), n + 1)]
+
+
 async def test_history_is_bounded_by_age(database_store: DatabaseStore) -> None:
     store = database_store
     await append(store, *(event("news", str(n)) for n in range(3)))
@@ -271,6 +284,26 @@ async def test_what_somebody_has_locked_keeps_nothing_else_from_being_dropped(
     await holding
     await store.atrim()
     assert await count_of(store, "locked") == 0
+
+
+async def test_a_group_that_is_published_to_as_it_is_about_to_be_dropped_is_kept(
+    database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = database_store
+    await append(store, event("news", "old"))
+    await age(store, 8 * 24 * 3600)
+    look = store._groups_to_trim
+
+    def look_and_be_late(passed: set[str]) -> list[str]:
+        names = look(passed)
+        if names:
+            store._append([event("news", "new")])
+        return names
+
+    monkeypatch.setattr(store, "_groups_to_trim", look_and_be_late)
+    await in_thread(lambda: store._trim(0))
+    assert texts(await store.aread("news", 0, 10)) == ["new"]
+    assert (await state(store, "news")).first
 
 
 async def test_the_command_waits_for_who_writes_to_the_database(

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIRequest
@@ -196,7 +196,7 @@ class GroupStreamResponse(EventStreamResponse):
             heartbeat = self._stream_options.get("heartbeat") or inf
             loop = asyncio.get_running_loop()
             sent_at, cut_at = loop.time(), inf
-            async with aclosing(_driven(self._begin(stream), stream.ended)) as chunks:
+            async with aclosing(_Driven(self._begin(stream), stream.ended)) as chunks:
                 async for chunk in chunks:
                     if stream.ended.done():
                         return
@@ -335,42 +335,51 @@ class GeneratorResponse(EventStreamResponse):
             await self._queue.join()
 
 
-async def _driven(
-    chunks: AsyncGenerator[bytes, None], ended: asyncio.Future[str]
-) -> AsyncGenerator[bytes, None]:
-    """Yield some chunks, and empty ones while none comes; stop where the stream has ended.
+class _Driven:
+    """Yields some chunks, and empty ones while none comes; stops where the stream has ended.
 
-    One task drives the generator from its start to its end: what it opens, it can close.
+    One task drives the generator from its start to its end: what it opens, it can close. It is no
+    generator itself, which the garbage collector would close beside the one that iterates it.
     """
-    queue: asyncio.Queue[bytes | None] = asyncio.Queue()
 
-    async def drive() -> None:
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                queue.put_nowait(chunk)
-                # Until it has gone out.
-                await queue.join()
+    def __init__(self, chunks: AsyncGenerator[bytes, None], ended: asyncio.Future[str]) -> None:
+        self._chunks = chunks
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._is_out = False
+        self._driving = asyncio.create_task(self._drive())
+        self._driving.add_done_callback(lambda _: self._queue.put_nowait(None))
+        ended.add_done_callback(lambda _: self._driving.cancel())
 
-    driving = asyncio.create_task(drive())
-    driving.add_done_callback(lambda _: queue.put_nowait(None))
-    ended.add_done_callback(lambda _: driving.cancel())
-    try:
-        while True:
-            try:
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    chunk = await queue.get()
-            except TimeoutError:
-                yield b""
-                continue
-            if chunk is None:
-                break
-            yield chunk
-            queue.task_done()
-        if not driving.cancelled():
-            driving.result()
-    finally:
-        driving.cancel()
-        await asyncio.wait([driving])
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._is_out:
+            # Asked for more: it has gone out.
+            self._is_out = False
+            self._queue.task_done()
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS):
+                chunk = await self._queue.get()
+        except TimeoutError:
+            return b""
+        if chunk is not None:
+            self._is_out = True
+            return chunk
+        if not self._driving.cancelled():
+            self._driving.result()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """End what drives the generator, which closes it."""
+        self._driving.cancel()
+        await asyncio.wait([self._driving])
+
+    async def _drive(self) -> None:
+        async with aclosing(self._chunks):
+            async for chunk in self._chunks:
+                self._queue.put_nowait(chunk)
+                await self._queue.join()
 
 
 async def _in_request(stream: Stream) -> AsyncGenerator[bytes, None]:

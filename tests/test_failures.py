@@ -1,13 +1,16 @@
 """One failure harms only itself: whatever of a stream, a group, a hub or a callback fails."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+import gc
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, cast
 
 import pytest
+from django.http import StreamingHttpResponse
 from pytest_django import Settings
 
 from django_sse import (
+    Event,
     aposition,
     apublish,
     apublish_many,
@@ -25,8 +28,9 @@ from django_sse.stores import get_store
 from django_sse.stores.base import Hint, NewEntry
 from django_sse.stream import Stream
 from django_sse.subscription import STREAMS_A_TURN, Subscription
+from django_sse.views import EventStreamView
 from tests.clients import AsyncClients, Client, connected
-from tests.streams import until
+from tests.streams import get, until
 
 pytestmark = pytest.mark.usefixtures("memory_store")
 
@@ -320,3 +324,31 @@ async def test_views_are_asked_on_after_a_thread_could_not_be_had(
         await client.until(client.stream.ended.done)
         assert client.stream.ended.result() == "shut"
         assert failed
+
+
+class Shows(EventStreamView):
+    groups = ("news",)
+
+    async def initial_events(self) -> AsyncGenerator[Event, None]:
+        while True:
+            yield Event("state")
+            await asyncio.sleep(0.001)
+
+
+async def test_a_stream_that_the_garbage_collector_ends_complains_of_nothing() -> None:
+    """As where a server cuts it off: Django before 6.1 does not close it then."""
+    complaints: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    tasks = asyncio.all_tasks()
+    # Whichever of several generators is collected first.
+    for _ in range(20):
+        content = aiter(cast("StreamingHttpResponse", await Shows.as_view()(get())))
+        for _ in range(3):
+            await anext(content)
+        del content
+        gc.collect()
+        await until(lambda: asyncio.all_tasks() == tasks)
+    gc.collect()
+    assert not complaints
+    assert open_streams() == 0

@@ -29,6 +29,7 @@ from django.utils.functional import LazyObject, SimpleLazyObject, cached_propert
 
 from django_sse.logs import log_once, logger
 from django_sse.owners import Login, is_nobody, loaded, mark_of, user_mark
+from django_sse.tasks import is_order
 
 Item = TypeVar("Item")
 
@@ -78,7 +79,9 @@ def judge(logins: Collection[Login]) -> Judgement:
                 judgement.gone.add(login)
             elif not _has_hash(user, login.session_hash):
                 judgement.changed.add(login)
-        except Exception:
+        except BaseException as error:
+            if is_order(error):
+                raise
             # Nobody else's login is harmed; the next request of this one shows what is wrong.
             judgement.changed.add(login)
             if not failed:

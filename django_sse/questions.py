@@ -73,7 +73,9 @@ class Questions:
             try:
                 async with own_thread() as give_up_thread:
                     await self._ask_all_due(give_up_thread)
-            except Exception as error:
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 # Who was not asked about is still due.
                 log_seldom("Views cannot be asked.", level=logging.ERROR, exc_info=error)
                 await asyncio.sleep(_AGAIN_SECONDS)

@@ -131,12 +131,6 @@ class Rechecks:
 
     async def watch_logins(self) -> None:
         """Judge all logins, and look for their sessions, again and again."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._sweep())
-            # Apart from all others, whom they must not hold up.
-            tasks.create_task(self._watch_backends())
-
-    async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         failing = set()
         while True:
@@ -169,8 +163,9 @@ class Rechecks:
         async for of_tenant, judgement in self._ask_each_tenant(logins, judge):
             self._heed(of_tenant, judgement)
 
-    async def _watch_backends(self) -> None:
-        """Ask the backends that find users in ways of their own, one login at a time."""
+    async def watch_backends(self) -> None:
+        """Ask the backends that find users in ways of their own, one login at a time, again and
+        again. Apart from all others, whom they must not hold up."""
         loop = asyncio.get_running_loop()
         pause = 0.0
         while True:
@@ -178,7 +173,9 @@ class Rechecks:
             answers = True
             try:
                 answers = await self._ask_backends(began - pause)
-            except Exception as error:
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 log_seldom("Backends cannot be asked about logins.", exc_info=error)
             pause = max(self._interval(), _LOGINS_PAUSE * (loop.time() - began))
             if not answers:
@@ -207,7 +204,9 @@ class Rechecks:
                 self._asked[login] = loop.time()
                 try:
                     judgement = await _ajudge_within(login)
-                except Exception as error:
+                except BaseException as error:
+                    if is_order(error):
+                        raise
                     # No answer is no no. The thread may hang, or have a connection that is broken.
                     give_up_thread()
                     log_seldom("%s could not find a user.", login.backend, exc_info=error)
@@ -254,8 +253,12 @@ class Rechecks:
         async for of_tenant, gone in self._ask_each_tenant(logins, without_session):
             if ended := [stream for login in gone for stream in of_tenant[login]]:
                 # Of one that was logged out the store says so, whether or not that was heard yet.
-                with suppress(Exception):
+                try:
                     await self.look_up({mark for stream in ended for mark in stream.owner.marks})
+                except BaseException as error:
+                    # The next comparison with the store finds it.
+                    if is_order(error):
+                        raise
             each(ended, _send_back)
 
     async def _ask_each_tenant(
@@ -269,12 +272,14 @@ class Rechecks:
         tenants: dict[str, dict[Login, Collection[Stream]]] = {}
         for login, streams in logins.items():
             tenants.setdefault(login.namespace, {})[login] = streams
-        failure: Exception | None = None
+        failure: BaseException | None = None
         for namespace, of_tenant in tenants.items():
             ask = partial(_ask_within, namespace, question, of_tenant.keys())
             try:
                 answer = await self._thread.run(ask)
-            except Exception as error:
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 failure = error
             else:
                 yield of_tenant, answer
@@ -310,7 +315,9 @@ class _Pile:
             names, self._names = self._names, set()
             try:
                 await self._deal(names)
-            except Exception as error:
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 # The next comparison with the store, or sweep of the logins, finds it.
                 log_seldom("What a doorbell says of owners cannot be read.", exc_info=error)
 

@@ -234,7 +234,9 @@ class Stream:
                     await self._send_now(chunk)
             except HistoryLostError:
                 self.dismiss("reset")
-            except Exception:
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 if not failed:
                     logger.exception("A stream could not be replayed; trying again.")
                 failed = True

@@ -30,6 +30,7 @@ from django_sse.namespaces import full_name, layer_group, plain_name, prefix_of
 from django_sse.stores.base import MARK, MARK_LENGTH, NAME_LENGTH, Hint, validate_group_or_mark
 from django_sse.views import EventStreamView
 from tests import tenancy
+from tests.failures import Panic
 from tests.streams import EventReader, get, open_stream, reading, until
 from tests.tenancy import NAMESPACE, entered
 from tests.users import logged_in, user
@@ -489,8 +490,11 @@ async def test_a_database_that_fails_is_asked_again_in_the_tenant(
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("everything_ends")
+@pytest.mark.parametrize(
+    "failure", [DatabaseError("The tenant's database is away."), Panic()], ids=repr
+)
 async def test_logins_are_judged_in_the_tenant_of_their_streams(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    failure: BaseException, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.DJANGO_SSE = {"STORE": "memory", "SYNC_INTERVAL": 0.05, **NAMESPACE}
     judged: list[tuple[str, set[str]]] = []
@@ -499,7 +503,7 @@ async def test_logins_are_judged_in_the_tenant_of_their_streams(
     def judge(logins: Any) -> Any:
         name = tenancy.current()
         if name in failing:
-            raise DatabaseError("The tenant's database is away.")
+            raise failure
         judged.append((name, {login.user for login in logins}))
         return Judgement(gone={login for login in logins if name == "north"})
 

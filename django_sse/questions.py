@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from math import inf
@@ -19,7 +19,7 @@ from django_sse.namespaces import namespace_context
 from django_sse.stores.base import closing_wire
 from django_sse.stream import Question, Stream
 from django_sse.tasks import is_order
-from django_sse.threads import own_thread, with_this_thread
+from django_sse.threads import OwnThread
 
 # How long a view may take to say whether its stream is still allowed.
 _ANSWER_SECONDS: Final = 10.0
@@ -71,8 +71,8 @@ class Questions:
         while True:
             await asyncio.sleep(self._seconds_to_next())
             try:
-                async with own_thread() as give_up_thread:
-                    await self._ask_all_due(give_up_thread)
+                with OwnThread() as thread:
+                    await self._ask_all_due(thread)
             except BaseException as error:
                 if is_order(error):
                     raise
@@ -96,21 +96,19 @@ class Questions:
                 return stream, again
         return None
 
-    async def _ask_all_due(self, give_up_thread: Callable[[], None]) -> None:
+    async def _ask_all_due(self, thread: OwnThread) -> None:
         # Each with the time at which it gives up its place.
         asking: dict[asyncio.Task[None], float] = {}
         try:
             while True:
                 while not _is_full(asking) and (taken := self._take_due()):
                     stream, again = taken
+                    # Again in another one than others, in which nothing else can be in the way.
+                    of_task = OwnThread() if again else thread
+                    ask = self._ask_apart if again else self._ask
                     # In copies: what the view sets in it is not there when it is asked again.
-                    task = (
-                        asyncio.create_task(self._ask_apart(stream), context=stream.context.copy())
-                        if again
-                        else asyncio.create_task(
-                            self._ask(stream, give_up_thread),
-                            context=with_this_thread(stream.context),
-                        )
+                    task = asyncio.create_task(
+                        ask(stream, of_task), context=of_task.within(stream.context)
                     )
                     asking[task] = _now() + _PLACE_SECONDS
                 if not asking:
@@ -128,14 +126,12 @@ class Questions:
             if asking:
                 await asyncio.wait(asking)
 
-    async def _ask_apart(self, stream: Stream) -> None:
-        """Ask again, in another thread than others, in which nothing else can be in the way."""
-        async with own_thread() as give_up_thread:
-            await self._ask(stream, give_up_thread, again=True)
+    async def _ask_apart(self, stream: Stream, thread: OwnThread) -> None:
+        """Ask again, in a thread for that alone."""
+        with thread:
+            await self._ask(stream, thread, again=True)
 
-    async def _ask(
-        self, stream: Stream, give_up_thread: Callable[[], None], *, again: bool = False
-    ) -> None:
+    async def _ask(self, stream: Stream, thread: OwnThread, *, again: bool = False) -> None:
         assert stream.still_allowed
         if stream.ended.done():
             return
@@ -150,7 +146,7 @@ class Questions:
                 raise
             if _is_of_surroundings(error):
                 # The thread may hang, or have a connection that is broken.
-                give_up_thread()
+                thread.give_up()
                 if again:
                     self._log(stream, "its clients are sent back to be authorized anew", error)
                     stream.dismiss("permission unknown")

@@ -320,8 +320,9 @@ def fail_once(
 
 @pytest.mark.parametrize("error", FAILURES, ids=repr)
 async def test_a_stream_is_healed_after_a_failure(
-    error: BaseException, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "SYNC_INTERVAL": 3600}
     monkeypatch.setattr(subscription, "_PAUSE_SECONDS", 0.01)
     async with connected("news") as client:
         calls = fail_once(monkeypatch, MemoryStore, "aread", error)
@@ -397,10 +398,10 @@ async def test_views_are_asked_on_after_a_thread_could_not_be_had(
 ) -> None:
     settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 1}
     monkeypatch.setattr(questions, "_AGAIN_SECONDS", 0.01)
-    whole = threads.own_thread
+    whole = threads.OwnThread
     failed: list[bool] = []
 
-    def own_thread() -> Any:
+    def own_thread() -> threads.OwnThread:
         if not failed:
             failed.append(True)
             raise error
@@ -409,7 +410,7 @@ async def test_views_are_asked_on_after_a_thread_could_not_be_had(
     async def no() -> bool:
         return False
 
-    monkeypatch.setattr(questions, "own_thread", own_thread)
+    monkeypatch.setattr(questions, "OwnThread", own_thread)
     async with connected("news", still_allowed=no) as client:
         await client.until(client.stream.ended.done)
         assert client.stream.ended.result() == "shut"

@@ -392,17 +392,43 @@ async def test_closing_waits_for_nothing_that_hangs(
 
 _EXIT = """
 import asyncio, socket
+from asgiref.sync import sync_to_async
+from contextvars import Context
 from django.conf import settings
-settings.configure()
+settings.configure(DATABASES={"default": {
+    "ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"
+}})
+import django
+django.setup()
+from django_sse.owners import Login
+from django_sse.rechecks import Rechecks
 from django_sse.stores import timed_thread
+from django_sse.threads import OwnThread
 
 timed_thread.READ_SECONDS = 0.1
 ends = socket.socketpair()
 
+def hang(*args):
+    print("hangs", flush=True)
+    ends[0].recv(1)
+
+async def of_store():
+    await timed_thread.TimedThread("hangs", lambda: None).run(hang)
+
+async def of_logins():
+    rechecks = Rechecks((), None, None, lambda: 1.0)
+    logins = {Login("1", "", ""): ()}
+    async for _ in rechecks._ask_each_tenant(logins, hang):
+        pass
+
+async def of_views():
+    with OwnThread() as thread:
+        hanging = asyncio.create_task(sync_to_async(hang)(), context=thread.within(Context()))
+        await asyncio.wait_for(hanging, 0.1)
+
 async def main():
-    thread = timed_thread.TimedThread("hangs", lambda: None)
     try:
-        await thread.run(lambda: ends[0].recv(1))
+        await KIND()
     except TimeoutError:
         print("left behind")
 
@@ -410,11 +436,11 @@ asyncio.run(main())
 """
 
 
-def test_a_process_ends_though_a_thread_of_its_store_hangs() -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", _EXIT], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert ended.stdout == "left behind\n"
+@pytest.mark.parametrize("kind", ["of_store", "of_logins", "of_views"])
+def test_a_process_ends_though_a_thread_hangs(kind: str) -> None:
+    program = [sys.executable, "-c", _EXIT.replace("KIND", kind)]
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == "hangs\nleft behind\n"
 
 
 @pytest.mark.django_db(transaction=True)

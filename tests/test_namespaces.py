@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from enum import Enum
 from io import StringIO
 from typing import Any
@@ -467,6 +467,31 @@ async def test_one_that_hangs_holds_up_no_other_tenants_question(
             # Asked twice in vain, its client is sent back.
             assert [event.event for event in await south.rest()] == []
             assert ("north", "north") in Asked.seen
+    finally:
+        release.set()
+
+
+@pytest.mark.usefixtures("in_threads", "everything_ends")
+async def test_a_tenant_whose_views_hang_puts_off_no_other_tenants_question() -> None:
+    release = threading.Event()
+    hanging: list[None] = []
+
+    async def hang() -> None:
+        if await sync_to_async(current_of_thread)() == "south":
+            hanging.append(None)
+            await sync_to_async(release.wait)(60)
+
+    Asked.ask = staticmethod(hang)
+    Asked.forbidden.add("north")
+    try:
+        async with AsyncExitStack() as stack:
+            for _ in range(20):
+                await stack.enter_async_context(reading(await answer("south")))
+            await until(lambda: hanging)
+            north = await stack.enter_async_context(reading(await answer("north")))
+            assert [event.event for event in await north.rest()] == ["close"]
+            # As long as the tenant's first one has not given up, nothing else of it is asked.
+            assert len(hanging) == 1
     finally:
         release.set()
 

@@ -4,12 +4,16 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import Final
 
 from django_sse.conf import conf
 from django_sse.event import Event, decode_block, with_id
 from django_sse.mailbox import Message
 from django_sse.position import format_position
 from django_sse.stores.base import Entry
+
+# How many times its bytes a tail may hold for a moment.
+_HELD: Final = 8
 
 
 class Block:
@@ -85,6 +89,7 @@ class Tail:
         self._blocks: deque[Block] = deque()
         self._bytes = 0
         self._max_bytes = max_bytes
+        self._held = 1
 
     @property
     def first(self) -> int:
@@ -112,7 +117,7 @@ class Tail:
         and there is room; return whether there was any."""
         before = self.first
         for block in blocks:
-            if block.number == self.first - 1 and self._bytes + block.size <= self._max_bytes:
+            if block.number == self.first - 1 and self._bytes + block.size <= self._room:
                 self._blocks.appendleft(block)
                 self._bytes += block.size
         return self.first < before
@@ -120,8 +125,23 @@ class Tail:
     def bound(self, max_bytes: int) -> None:
         """Keep at most so many bytes, from now on."""
         self._max_bytes = max_bytes
-        while self._bytes > max_bytes:
+        while self._bytes > self._room:
             self._bytes -= self._blocks.popleft().size
+
+    def hold(self, blocks: Sequence[Block]) -> None:
+        """Keep the newest blocks, and what comes, until ``let_go``, though that is more than
+        otherwise, eight times as much at the most."""
+        self._held = _HELD
+        self.prepend(block for block in reversed(blocks) if block.number)
+
+    def let_go(self) -> None:
+        """Keep no more than otherwise again."""
+        self._held = 1
+        self.bound(self._max_bytes)
+
+    @property
+    def _room(self) -> int:
+        return self._max_bytes * self._held
 
     def clear(self, next: int) -> None:
         """Begin anew, with the number that comes next."""

@@ -22,7 +22,7 @@ from django_sse.rechecks import Rechecks
 from django_sse.shutdown import call_at_shutdown
 from django_sse.stores import get_store
 from django_sse.stores.base import Cursor, GroupState, Hint
-from django_sse.stores.states import StateReader
+from django_sse.stores.reader import StoreReader
 from django_sse.stream import Stream
 from django_sse.subscription import ALL_TAILS_BYTES, TAIL_BYTES, Subscription, each
 from django_sse.tasks import is_order, spawn
@@ -78,8 +78,8 @@ class Hub:
         self.now = loop.time()
         self._subscriptions: dict[str, Subscription] = {}
         self._store = get_store()
-        self._states = StateReader(self._store)
-        self._rechecks = Rechecks(self.streams, self._store, self._states, self._sync_interval)
+        self._reader = StoreReader(self._store)
+        self._rechecks = Rechecks(self.streams, self._store, self._reader, self._sync_interval)
         self._followed = ChainMap[str, Any](self._subscriptions, self._rechecks.owned)
         self._layer = default_layer()
         self._receiver = doorbell_of(self._store).receiver(self)
@@ -131,7 +131,7 @@ class Hub:
             and (state := subscription.state_after(sent.get(group), history))
         }
         unknown = [group for group in groups if group not in known] + list(marks)
-        return known | (await self._states.read(unknown) if unknown else {})
+        return known | (await self._reader.states(unknown) if unknown else {})
 
     async def join(self, stream: Stream, groups: Sequence[str]) -> None:
         """Let a stream follow its groups; from now on it is told of all that is new.
@@ -179,7 +179,7 @@ class Hub:
             self._stop()
 
     def _subscribe(self, group: str) -> Subscription:
-        subscription = self._subscriptions[group] = Subscription(group, self._store)
+        subscription = self._subscriptions[group] = Subscription(group, self._store, self._reader)
         subscription.tail.bound(self._tail_bytes())
         spawn(self._open(subscription))
         return subscription
@@ -190,7 +190,7 @@ class Hub:
             # for: the sync finds what it does not tell.
             entering = spawn(self._receiver.enter(subscription.group))
             await asyncio.wait([entering], timeout=LAYER_SECONDS)
-            states = await self._states.read([subscription.group])
+            states = await self._reader.states([subscription.group])
         except BaseException as error:
             # The streams that wait for it end; those that come meanwhile try anew.
             self._forget(subscription)

@@ -45,7 +45,8 @@ class StoredEvent(models.Model):
 class OutboxEvent(models.Model):
     """What was published in a transaction, waiting for its number.
 
-    A transaction only inserts here and so never waits for another one's group.
+    A transaction only inserts here and so never waits for another one's group. ``at`` is when an
+    end of an owner's streams was ordered: the transaction may take long, and its publisher die.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -53,6 +54,7 @@ class OutboxEvent(models.Model):
     kind = models.SmallIntegerField(choices=[(kind.value, kind.name.lower()) for kind in Kind])
     wire = models.BinaryField()
     exclude = models.CharField(max_length=MARK_LENGTH, default="", db_default="", blank=True)
+    at = models.BigIntegerField(default=0, db_default=0)
 
     def __str__(self) -> str:
         return f"{self.group} {self.id}"

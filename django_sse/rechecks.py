@@ -33,7 +33,7 @@ from django_sse.namespaces import namespace_context
 from django_sse.owners import Login
 from django_sse.questions import Questions
 from django_sse.stores.base import EventStore, GroupState, Hint, closing_wire
-from django_sse.stores.states import StateReader
+from django_sse.stores.reader import StoreReader
 from django_sse.stores.timed_thread import TimedThread
 from django_sse.stream import Stream
 from django_sse.subscription import each
@@ -62,7 +62,7 @@ class Rechecks:
     Args:
         streams: The open streams of the hub, those that come later included.
         store: The hub's store.
-        states: What reads its states.
+        reader: What reads it for the hub.
         interval: Returns the seconds between two looks at all logins, at the least.
     """
 
@@ -70,14 +70,14 @@ class Rechecks:
         self,
         streams: Collection[Stream],
         store: EventStore,
-        states: StateReader,
+        reader: StoreReader,
         interval: Callable[[], float],
     ) -> None:
         self.owned: dict[str, set[Stream]] = {}
         """The streams by the marks of their owners."""
         self._streams = streams
         self._store = store
-        self._states = states
+        self._reader = reader
         self._interval = interval
         self._thread = TimedThread("django-sse-logins", _OfThread)
         self._questions = Questions()
@@ -124,7 +124,7 @@ class Rechecks:
             Exception: The event store could not be read.
         """
         if marks := [mark for mark in marks if mark in self.owned]:
-            for mark, state in (await self._states.read(marks)).items():
+            for mark, state in (await self._reader.states(marks)).items():
                 await self.compare(mark, state)
 
     async def compare(self, mark: str, state: GroupState) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import Context
 from itertools import islice
 from math import inf
 from operator import length_hint
@@ -16,7 +17,8 @@ from django_sse.logs import log_seldom, logger
 from django_sse.mailbox import Mailbox, Message
 from django_sse.replay import join
 from django_sse.stores.base import READ_BYTES, Entry, EventStore, GroupState, Hint
-from django_sse.tasks import is_order, spawn
+from django_sse.stores.reader import StoreReader
+from django_sse.tasks import is_order, spawn, start_eagerly
 
 # The type of a plain Channels message that needs no handler.
 PLAIN_EVENT: Final = "sse.event"
@@ -32,6 +34,8 @@ _LENGTHEN: Final = 5 * PAGE
 STREAMS_A_TURN: Final = 256
 # What a hint takes in memory beside its entries, nearly.
 _HINT_BYTES: Final = 500
+# How long a batch is kept that streams take bit by bit.
+_HOLD_SECONDS: Final = 10.0
 # After an error of the store.
 _PAUSE_SECONDS: Final = 1.0
 
@@ -76,7 +80,7 @@ class Subscription:
     ``head`` is the last number known; what is delivered is always contiguous up to it.
     """
 
-    def __init__(self, group: str, store: EventStore) -> None:
+    def __init__(self, group: str, store: EventStore, reader: StoreReader) -> None:
         self.group = group
         self.streams: set[Follower] = set()
         self.first = 0
@@ -88,10 +92,14 @@ class Subscription:
         self.entering: asyncio.Task[None] | None = None
         self.joined = asyncio.get_running_loop().create_future()
         self._store = store
+        self._reader = reader
         self.tail = Tail(TAIL_BYTES)
         self._lengthening = asyncio.Lock()
         # How many events a page takes that ends where the tail begins.
         self._step = PAGE
+        # The pages that are being read for streams, by the number before them.
+        self._pages: dict[int, asyncio.Task[list[Block]]] = {}
+        self._letting_go: asyncio.TimerHandle | None = None
         self._pending: list[Block] = []
         self._fanning_out = False
         # What was heard before the state was read, and how many bytes that is.
@@ -174,6 +182,8 @@ class Subscription:
         """Ask the store no more: no stream is left."""
         if self._healing:
             self._healing.cancel()
+        if self._letting_go:
+            self._letting_go.cancel()
 
     async def _heal(self) -> None:
         failed = False
@@ -196,7 +206,7 @@ class Subscription:
             # The head may move on while the store is asked: a state below what was known before
             # is of a store that has gone back, one below what is known now is merely late.
             known = self.head
-            state = (await self._store.astates([self.group]))[self.group]
+            state = (await self._reader.states([self.group]))[self.group]
             if state.head < known:
                 if state.head != state.origin:
                     # What comes must not get numbers that clients have seen.
@@ -236,7 +246,7 @@ class Subscription:
 
     async def _add_page(self) -> list[Entry]:
         """Take a page of what follows the head; return it, or nothing if that does not go on."""
-        page = await self._store.aread(self.group, self._from(self.head), PAGE)
+        page = await self._reader.page(self.group, self._from(self.head), PAGE)
         # Hints were heard meanwhile: what they brought is skipped.
         entries, gap = join(self._from(self.head), page)
         self._add(entries)
@@ -287,7 +297,16 @@ class Subscription:
                         break
         if self.tail.first <= after + 1:
             return self.tail.after(after)
-        entries, _ = join(after, await self._store.aread(self.group, after, PAGE))
+        if after not in self._pages:
+            reading = self._pages[after] = start_eagerly(self._read_page(after))
+            reading.add_done_callback(lambda _: self._pages.pop(after, None))
+        # Shielded: it is others' page, too.
+        return await asyncio.shield(self._pages[after])
+
+    async def _read_page(self, after: int) -> list[Block]:
+        # All pages end alike, so that those who came from different numbers soon share them.
+        limit = PAGE - after % PAGE
+        entries, _ = join(after, await self._reader.page(self.group, after, limit))
         if not entries:
             raise HistoryLostError
         return [Block(self.group, entry) for entry in entries]
@@ -297,7 +316,7 @@ class Subscription:
         if not self.tail.has_room:
             return False
         last, step = self.tail.first - 1, self._step
-        page = await self._store.aread(self.group, last - step, step)
+        page = await self._reader.page(self.group, last - step, step)
         size = sum(len(entry.wire) for entry in page)
         if page and page[-1].number < last and len(page) < step:
             # It was full before it came to where the tail begins.
@@ -351,7 +370,18 @@ class Subscription:
             failure = error
             each(list(self.streams), lambda stream: stream.fail(failure))
         else:
+            if batch.is_large:
+                self._hold(batch)
             self._fan_out(batch, iter(list(self.streams)))
+
+    def _hold(self, batch: Batch) -> None:
+        """Keep a batch for a moment that no stream takes at once: the store may not have all of it,
+        and would be asked by each of them."""
+        self.tail.hold(batch.blocks)
+        if self._letting_go:
+            self._letting_go.cancel()
+        loop = asyncio.get_running_loop()
+        self._letting_go = loop.call_later(_HOLD_SECONDS, self.tail.let_go, context=Context())
 
     def _fan_out(self, batch: Batch, streams: Iterator[Follower]) -> None:
         try:

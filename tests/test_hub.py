@@ -2,7 +2,8 @@
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -30,9 +31,10 @@ from django_sse.stores.base import Entry, GroupState, Hint
 from django_sse.stores.database import DatabaseStore
 from django_sse.stream import Stream
 from django_sse.testing.threads import in_thread
+from django_sse.views import EventStreamView
 from tests.clients import AsyncClients, Client, connected
 from tests.queries import queries_for_events
-from tests.streams import until
+from tests.streams import get, reading, until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
 
@@ -565,3 +567,179 @@ async def test_a_stream_that_was_made_for_a_hub_that_has_ended_is_counted_by_the
             assert open_streams() == 2
             waiting.end("test is over")
             assert open_streams() == 1
+
+
+async def test_newcomers_of_one_moment_are_not_sent_the_past() -> None:
+    await apublish_many(("news", str(n)) for n in range(3))
+    view = EventStreamView.as_view(groups=["news"])
+    responses = await asyncio.gather(*(view(get()) for _ in range(3)))
+    async with AsyncExitStack() as stack:
+        readers = [await stack.enter_async_context(reading(response)) for response in responses]
+        for reader in readers:
+            await reader.opened()
+        await apublish("news", "new")
+        for reader in readers:
+            assert (await reader.next_event()).data == "new"
+
+
+async def test_who_leaves_while_a_group_is_opened_takes_it_from_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await apublish("news", "before")
+    asked, answers = asyncio.Event(), asyncio.Event()
+    astates = DatabaseStore.astates
+
+    async def wait(store: DatabaseStore, groups: Sequence[str]) -> dict[str, GroupState]:
+        asked.set()
+        await answers.wait()
+        return await astates(store, groups)
+
+    start = parse_position(await aposition("news"), ["news"])
+    monkeypatch.setattr(DatabaseStore, "astates", wait)
+    leaves, stays = Stream(current_hub(), start), Stream(current_hub(), start)
+    client = Client(stays)
+    leaving = asyncio.create_task(leaves.open())
+    staying = asyncio.create_task(stays.open())
+    await asked.wait()
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    leaves.end("disconnected")
+    answers.set()
+    await staying
+    stays.serve(client.send)
+    await apublish("news", "after")
+    assert await client.until_events(1) == ["after"]
+    stays.end("test is over")
+
+
+async def test_a_handler_that_fails_while_its_stream_catches_up_harms_nobody() -> None:
+    def fail(message: Any) -> Event:
+        raise RuntimeError("broken")
+
+    start = await aposition("news")
+    await apublish_many(("news", str(n)) for n in range(3))
+    goes_on = asyncio.Event()
+    stream = Stream(current_hub(), parse_position(start, ["news"]), message_handler=lambda _: fail)
+    slow = Client(stream)
+
+    async def send(chunk: bytes) -> None:
+        await goes_on.wait()
+        await slow.send(chunk)
+
+    async with connected("news") as other:
+        await stream.open()
+        stream.serve(send)
+        for subscription in current_hub()._subscriptions.values():
+            subscription.hear_message({"type": "shout"})
+        await apublish("news", "live")
+        goes_on.set()
+        assert await slow.until_events(4) == ["0", "1", "2", "live"]
+        assert await other.until_events(1) == ["live"]
+    stream.end("test is over")
+
+
+@pytest.mark.parametrize("count", [1, 5])
+async def test_a_sweep_finds_what_nothing_else_has_told(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Of every group and owner, also where there are more than it asks for at a time."""
+
+    async def tell_nothing(
+        store: DatabaseStore, cursor: Any, groups: Any
+    ) -> tuple[list[Hint], None]:
+        return [], None
+
+    monkeypatch.setattr("django_sse.hub._SWEEP_GROUPS", 2)
+    monkeypatch.setattr("django_sse.hub._SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
+    monkeypatch.setattr(DatabaseStore, "achanged", tell_nothing)
+    with override_settings(DJANGO_SSE={"SYNC_INTERVAL": 0.05}):
+        async with AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(
+                    connected(f"group{n}", owner=Owner({user_mark(n): None}, user_mark(n)))
+                )
+                for n in range(count)
+            ]
+            await apublish_many((f"group{n}", "found") for n in range(count))
+            for client in clients:
+                assert await client.until_events(1) == ["found"]
+            for n in range(count):
+                await acancel(user=n)
+            for client in clients:
+                await client.until(client.stream.ended.done)
+
+
+async def test_a_hub_that_cannot_compare_itself_says_so_once_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = 0
+
+    async def fail(store: DatabaseStore, cursor: Any, groups: Any) -> Any:
+        nonlocal tried
+        tried += 1
+        raise OSError("The store is down.")
+
+    with override_settings(DJANGO_SSE={"SYNC_INTERVAL": 0.02}):
+        async with connected("news") as client:
+            with monkeypatch.context() as down:
+                down.setattr(DatabaseStore, "achanged", fail)
+                down.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
+                await apublish("news", "unheard")
+                await until(lambda: tried > 3)
+                assert not client.events
+            assert await client.until_events(1) == ["unheard"]
+    assert caplog.text.count("The hub cannot compare itself") == 1
+
+
+async def test_a_replay_that_fails_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = await aposition("news")
+    await apublish("news", "missed")
+    aread = DatabaseStore.aread
+    failures = 1
+
+    async def fail_once(store: DatabaseStore, *args: Any) -> list[Entry]:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise OSError("The store is down.")
+        return await aread(store, *args)
+
+    monkeypatch.setattr(DatabaseStore, "aread", fail_once)
+    async with connected("news", after=start) as client:
+        assert await client.until_events(1) == ["missed"]
+    assert caplog.text.count("could not be replayed; trying again") == 1
+
+
+@pytest.fixture
+def by_a_layer_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Another process publishes, and only the layer tells of it."""
+    monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
+    with override_settings(
+        CHANNEL_LAYERS=layer("tests.layers.OwnInMemoryLayer"), DJANGO_SSE={"SYNC_INTERVAL": 3600}
+    ):
+        yield
+
+
+@pytest.mark.usefixtures("by_a_layer_alone")
+async def test_a_kick_of_another_process_is_heard_by_the_layer() -> None:
+    owner = Owner({user_mark(7): None}, user_mark(7))
+    async with connected("news", owner=owner) as kicked, connected("news") as other:
+        await acancel(user=7, reason="over")
+        await kicked.until(kicked.stream.ended.done)
+        assert kicked.events[-1].json() == {"reason": "over"}
+        await apublish("news", "goes on")
+        assert await other.until_events(1) == ["goes on"]
+
+
+@pytest.mark.usefixtures("by_a_layer_alone")
+async def test_a_group_that_was_left_is_left_on_the_layer() -> None:
+    channel_layer: Any = get_channel_layer()
+    async with connected("news"):
+        async with connected("sport"):
+            assert doorbell_group("sport") in channel_layer.groups
+        await until(lambda: doorbell_group("sport") not in channel_layer.groups)
+        await until(lambda: "sport" not in channel_layer.groups)
+        assert doorbell_group("news") in channel_layer.groups

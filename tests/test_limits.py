@@ -543,7 +543,7 @@ async def test_a_store_that_is_down_makes_room(monkeypatch: pytest.MonkeyPatch) 
     async def down(groups: Sequence[str]) -> dict[str, GroupState]:
         raise ConnectionError("The store is down.")
 
-    monkeypatch.setattr(current_hub()._states, "read", down)
+    monkeypatch.setattr(current_hub()._reader, "states", down)
     for _ in range(3):
         stream = Stream(current_hub(), {"news": 0})
         with pytest.raises(ConnectionError, match="The store is down"):

@@ -33,7 +33,7 @@ from django.utils import timezone
 from django.utils.functional import SimpleLazyObject, cached_property
 from pytest_django import Settings
 
-from django_sse import acancel, apublish, logins, signals
+from django_sse import acancel, apublish, logins, rechecks, signals
 from django_sse.asgi import get_asgi_application
 from django_sse.decorators import event_stream
 from django_sse.doorbells.base import Doorbell
@@ -246,7 +246,7 @@ async def test_a_logout_counts_whatever_the_clocks_say(monkeypatch: pytest.Monke
     async with stream(tab) as reader:
         with monkeypatch.context() as behind:
             # Another host's clock, at the logout, is ten seconds behind this one's at the login.
-            behind.setattr("django_sse.stores.base.first_number", lambda: time_ns() // 1000 - 10**7)
+            behind.setattr("django_sse.stores.clock.time_ns", lambda: time_ns() - 10**10)
             await tab.get("/logout/")
         assert [event.event for event in await reader.rest()] == ["close"]
 
@@ -453,6 +453,31 @@ async def test_logins_are_judged_with_one_query_for_all_of_them(
         monkeypatch.setattr("django_sse.rechecks.judge", judge_and_count)
         await until(lambda: rounds)
         assert set(rounds) == {1}
+
+
+@pytest.mark.parametrize("asked", ["judge", "without_session"])
+async def test_nobody_loses_a_stream_where_there_are_more_than_one_query_names(
+    monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setattr(logins, "_BATCH", 2)
+    monkeypatch.setattr(rechecks, "_AGAIN_SECONDS", 0.05)
+    rounds: list[None] = []
+    question = getattr(rechecks, asked)
+
+    def count(logins: Collection[Login]) -> Any:
+        rounds.append(None)
+        return question(logins)
+
+    monkeypatch.setattr(rechecks, asked, count)
+    async with AsyncExitStack() as streams:
+        readers = [
+            await streams.enter_async_context(stream(await logged_in(f"user{n}"))) for n in range(5)
+        ]
+        rounds.clear()
+        await until(lambda: len(rounds) > 5)
+        await apublish("news", "going on")
+        for reader in readers:
+            assert (await reader.next_event()).data == "going on"
 
 
 # Whom Django finds

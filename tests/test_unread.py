@@ -14,7 +14,7 @@ from django.http.response import HttpResponseBase
 from django.test import override_settings
 from django.urls import path
 
-from django_sse import Event, aposition, apublish, apublish_many
+from django_sse import Event, aposition, apublish, apublish_many, subscription
 from django_sse.asgi import get_asgi_application
 from django_sse.conf import conf
 from django_sse.decorators import event_stream, event_stream_headers
@@ -131,6 +131,30 @@ async def test_a_burst_that_is_too_large_to_wait_is_replayed_to_who_reads_and_to
         assert await reads.until_events(2 * EVENTS) == 2 * expected
         assert pending(client, stream) <= conf().BACKLOG_BYTES + EVENT_BYTES
         assert not reads.stream.ended.done()
+
+
+async def test_who_reads_gets_all_of_a_burst_that_is_larger_than_the_history() -> None:
+    count = 3 * conf().HISTORY_SIZE
+    await apublish("news", "long ago")
+    async with connected("news") as reads, connected("news", filter_event=unchanged) as filtered:
+        await apublish_many(("news", f"{number} {'x' * 600}") for number in range(count))
+        await apublish("news", "afterwards")
+        for client in (reads, filtered):
+            await client.until_events(count + 1)
+            assert client.data[0].startswith("0 ")
+            assert client.data[-1] == "afterwards"
+            assert not client.stream.ended.done()
+
+
+async def test_a_burst_is_held_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscription, "_HOLD_SECONDS", 0.05)
+    async with connected("news") as client:
+        await publish_all()
+        await client.until_events(EVENTS)
+        client.events.clear()
+        client.chunks.clear()
+        [group] = current_hub()._subscriptions.values()
+        await until(lambda: group.tail._bytes <= subscription.TAIL_BYTES)
 
 
 async def test_what_is_being_sent_counts_among_what_waits() -> None:

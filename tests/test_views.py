@@ -363,7 +363,7 @@ async def test_a_view_bounds_how_old_events_are_replayed(monkeypatch: pytest.Mon
     ids = await publish_numbers("news", 1, 2)
     assert await seen_by_who_comes_back(view, ids[0], "2") == ["2"]
     later = time() + 61
-    monkeypatch.setattr("django_sse.views.time", lambda: later)
+    monkeypatch.setattr("django_sse.stores.clock.time", lambda: later)
     async with open_stream(view, last_event_id=ids[0]) as stream:
         assert await stream.next_event() == Event("{}", event="reset")
     # Who has missed nothing comes back however late.
@@ -383,7 +383,7 @@ async def test_what_is_too_old_is_not_replayed_out_of_memory_either(
         await publish_numbers("news", *range(2, 7))
         later = time() + 61
         now = monotonic() + 61
-        monkeypatch.setattr("django_sse.views.time", lambda: later)
+        monkeypatch.setattr("django_sse.stores.clock.time", lambda: later)
         monkeypatch.setattr("django_sse.stores.memory.time", lambda: later)
         monkeypatch.setattr("django_sse.stores.memory.monotonic", lambda: now)
         await publish_numbers("news", *range(7, 20))

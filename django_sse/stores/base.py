@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from math import inf
 from pathlib import Path
+from random import uniform
 from time import monotonic, time_ns
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
@@ -394,23 +395,23 @@ class EventStore(ABC):
             The state of the group afterwards.
         """
 
-    trim_due = 0.0
+    trim_due = inf
     """When this process trims next, by ``time.monotonic``."""
 
     def takes_trim_turn(self) -> bool:
         """Whether to trim now; then nobody else in this process does for a while."""
+        if self.trim_due == inf:
+            # Not each process as it begins, which may publish once and end.
+            self.trim_due = monotonic() + uniform(0, _trim_seconds())
         if monotonic() < self.trim_due:
             return False
         self.trim_due = monotonic() + _trim_seconds()
         return True
 
-    def trim(self) -> Dropped:
+    def trim(self) -> Dropped | None:
         """Drop what is older than ``HISTORY_AGE``, and groups idle for their time to live; return
-        how much. Blocking.
-
-        A store that does so by itself, as what is older is read or written, drops nothing here.
-        """
-        return Dropped()
+        how much, or None from a store in which that expires by itself. Blocking."""
+        return None
 
     async def atrim(self) -> None:
         """Drop the same, without being in the way of reads."""

@@ -1,7 +1,8 @@
 """The clock of a store: one for all hosts, whatever their own clocks and time zones say."""
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
+from threading import Thread
 from time import monotonic, time, time_ns
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from django_sse.logs import log_seldom
 # asked for.
 _KNOWN_SECONDS: Final = 60.0
 _UNKNOWN_SECONDS: Final = 10.0
+# How long somebody waits for the answer.
+_PATIENCE_SECONDS: Final = 1.0
 
 # Microseconds since the epoch. In UTC: local time has an hour that is not, and one that is twice.
 _SQL: Final = {
@@ -27,8 +30,8 @@ class StoreClock:
     """The time of a store, without a question each time.
 
     Args:
-        ask: Asks the store for its time, in seconds since the epoch. Blocking. None for a store
-            whose clock is this host's.
+        ask: Asks the store for its time, in seconds since the epoch; called in a thread of its own.
+            None for a store whose clock is this host's.
     """
 
     def __init__(self, ask: Callable[[], float] | None) -> None:
@@ -36,22 +39,36 @@ class StoreClock:
         # What is added to `monotonic` to have the store's time.
         self._offset: float | None = None
         self._ask_after = 0.0
+        self._asking: Thread | None = None
 
     def time(self) -> float:
-        """Return the store's time, in seconds since the epoch; where it does not answer, what is
-        known of it. Blocking: it is asked once a minute at the most."""
-        if self._ask and monotonic() >= self._ask_after:
-            try:
-                self._offset = self._ask() - monotonic()
-                self._ask_after = monotonic() + _KNOWN_SECONDS
-            except Exception as error:
-                self._ask_after = monotonic() + _UNKNOWN_SECONDS
-                log_seldom("The event store does not say the time.", exc_info=error)
+        """Return the store's time, in seconds since the epoch; where it does not answer within a
+        second, what is known of it. Blocking: it is asked once a minute at the most."""
+        if self._ask and monotonic() >= self._ask_after and not self._is_asking():
+            self._ask_after = monotonic() + _UNKNOWN_SECONDS
+            # It may hang, and a login must not.
+            self._asking = Thread(target=self._note, args=[self._ask], daemon=True)
+            # Where no thread can be had, the time is what is known.
+            with suppress(RuntimeError):
+                self._asking.start()
+                self._asking.join(_PATIENCE_SECONDS)
         return self.known()
 
     def known(self) -> float:
         """Return the store's time as far as it is known; this host's where it never was."""
         return time() if self._offset is None else monotonic() + self._offset
+
+    def _is_asking(self) -> bool:
+        return self._asking is not None and self._asking.is_alive()
+
+    def _note(self, ask: Callable[[], float]) -> None:
+        try:
+            self._offset = ask() - monotonic()
+            self._ask_after = monotonic() + _KNOWN_SECONDS
+        except Exception as error:
+            log_seldom("The event store does not say the time.", exc_info=error)
+        finally:
+            connections.close_all()
 
 
 class DatabaseTime(Func):

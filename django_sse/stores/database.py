@@ -1,11 +1,13 @@
 """Keeps events in the project's database, with a transactional outbox."""
 
+import asyncio
 import re
 import sqlite3
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import takewhile
+from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
@@ -93,10 +95,14 @@ _SMALL_WIRE: Final = "CASE WHEN LENGTH(wire) <= %s THEN wire END"
 # SQLite: how long the files of connections that were closed may stay open.
 _REOPEN_SECONDS: Final = 10.0
 
-# What one step of trimming drops, so that who publishes never waits for it for long.
+# What trimming drops in one transaction, and how many groups it looks for at a time.
 _TRIM_EVENTS: Final = 1000
 _TRIM_GROUPS: Final = 100
-
+# How long a step of it takes, in seconds, and one for which somebody waits who has published; for
+# so many times as long nobody else has to.
+_STEP_SECONDS: Final = 1.0
+_PUBLISHER_SECONDS: Final = 0.01
+_PUBLISHER_PAUSE: Final = 5
 
 # How long, in seconds, a look at what changed numbers what others have left behind: reads wait.
 _NUMBERING_SECONDS: Final = 1.0
@@ -299,10 +305,10 @@ class DatabaseStore(EventStore):
             connection.close()
 
     @contextmanager
-    def _without_waiting(self) -> Iterator[None]:
+    def _without_waiting(self, *, wait: bool = False) -> Iterator[None]:
         """Fail at once where SQLite is locked: every read of the hub would wait with it."""
         connection = connections[self.using]
-        if connection.vendor != "sqlite":
+        if wait or connection.vendor != "sqlite":
             yield
             return
         with connection.cursor() as cursor:
@@ -363,7 +369,11 @@ class DatabaseStore(EventStore):
             # what another one has changed since.
             self._outbox.bulk_create(
                 OutboxEvent(
-                    group=entry.group, kind=entry.kind, wire=entry.wire, exclude=entry.exclude
+                    group=entry.group,
+                    kind=entry.kind,
+                    wire=entry.wire,
+                    exclude=entry.exclude,
+                    at=self._now() if entry.kind is Kind.END else 0,
                 )
                 for entry in entries
             )
@@ -452,7 +462,7 @@ class DatabaseStore(EventStore):
         numbers, hints = {}, []
         for row in rows:
             staged = [
-                NewEntry(event.group, bytes(event.wire), Kind(event.kind), event.exclude)
+                NewEntry(event.group, bytes(event.wire), Kind(event.kind), event.exclude, event.at)
                 for event in waiting.get(row.name, [])
             ]
             closing = self._closing(row, staged)
@@ -519,46 +529,58 @@ class DatabaseStore(EventStore):
 
     async def atrim(self) -> None:
         try:
-            while any(await self._trimmer.run(self._trim)):
-                pass
+            more = True
+            while more:
+                dropped, more = await self._trimmer.run(lambda: self._trim(_STEP_SECONDS))
+                if more and not any(dropped):
+                    # Another one writes to the file.
+                    await asyncio.sleep(_STEP_SECONDS)
         finally:
             # It is idle for longer than a connection is worth.
             await self._trimmer.aclose()
 
     def trim(self) -> Dropped:
-        total = Dropped()
-        while any(dropped := self._trim()):
-            total = Dropped(total.events + dropped.events, total.groups + dropped.groups)
-        return total
+        return self._trim(wait=True)[0]
 
     def _trim_after_publishing(self) -> None:
+        began = monotonic()
         try:
-            if any(self._trim()):
-                # There may be more: the next to publish goes on.
-                self.trim_due = 0.0
+            _, more = self._trim(_PUBLISHER_SECONDS)
+            if more:
+                # Another one that publishes goes on.
+                self.trim_due = monotonic() + _PUBLISHER_PAUSE * (monotonic() - began)
         except Exception as error:
             # Nothing of what was published fails for it.
             log_seldom("Old events could not be dropped.", exc_info=error)
 
-    def _trim(self) -> Dropped:
-        """Drop some of what is to be dropped, of groups that nobody else holds the lock of."""
+    def _trim(self, seconds: float = inf, *, wait: bool = False) -> tuple[Dropped, bool]:
+        """Drop what is to be dropped, of one group after the other, for so many seconds; return how
+        much that was, and whether there is more.
+
+        Without ``wait`` groups are passed by that somebody else has locked.
+        """
+        ends = monotonic() + seconds
+        events = groups = 0
         passed: set[str] = set()
         while names := self._groups_to_trim(passed):
-            events = groups = 0
             for name in names:
+                dropped = Dropped()
                 try:
-                    with self._without_waiting(), transaction.atomic(using=self.using):
-                        for row in self._lock([name], wait=False):
+                    with self._without_waiting(wait=wait), transaction.atomic(using=self.using):
+                        for row in self._lock([name], wait=wait):
                             dropped = self._drop_from(row)
-                            events, groups = events + dropped.events, groups + dropped.groups
                 except OperationalError as error:
-                    if not _is_locked(error):
+                    if wait or not _is_locked(error):
                         raise
-            if events or groups or connections[self.using].vendor == "sqlite":
-                # A file has one lock for all of them.
-                return Dropped(events, groups)
-            passed.update(names)
-        return Dropped()
+                    if connections[self.using].vendor == "sqlite":
+                        # A file has one lock for all of them.
+                        return Dropped(events, groups), True
+                if not any(dropped):
+                    passed.add(name)
+                events, groups = events + dropped.events, groups + dropped.groups
+                if monotonic() >= ends:
+                    return Dropped(events, groups), True
+        return Dropped(events, groups), False
 
     def _groups_to_trim(self, passed: Collection[str]) -> list[str]:
         """Return groups in which something is to be dropped, other than those passed by."""
@@ -570,8 +592,9 @@ class DatabaseStore(EventStore):
             old = self._stored.filter(created__lt=now - _microseconds(age)).order_by("created")
             # The reason of an owner's end is kept as long as the end itself.
             old = old.exclude(group__startswith=MARK).exclude(group__in=passed)
-            names.update(old.values_list("group", flat=True)[:_TRIM_EVENTS])
-        of_owners = self._groups.filter(name__startswith=MARK)
+            names.update(old.values_list("group", flat=True)[:_TRIM_GROUPS])
+        # The second condition lets SQLite use the index.
+        of_owners = self._groups.filter(name__startswith=MARK, name__gte=MARK)
         others = self._groups.exclude(name__startswith=MARK)
         for some, ttl in ((of_owners, conf().CANCEL_TTL), (others, conf().GROUP_TTL)):
             if ttl is not None:

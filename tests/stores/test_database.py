@@ -129,6 +129,19 @@ async def test_history_is_bounded_by_count_and_trimmed_in_bulk(
     assert now.oldest == now.head - len(kept) + 1
 
 
+@pytest.mark.parametrize("size", range(1, 10))
+async def test_a_history_of_any_size_is_kept_whole(
+    database_store: DatabaseStore, size: int
+) -> None:
+    store = database_store
+    with override_settings(DJANGO_SSE={"HISTORY_SIZE": size}):
+        for n in range(25):
+            await append(store, event("news", str(n)))
+            kept = texts(await store.aread("news", 0, 100))
+            assert len(kept) == min(size, n + 1)
+            assert kept == [str(number) for number in range(n + 1 - len(kept), n + 1)]
+
+
 async def test_history_is_bounded_by_age(database_store: DatabaseStore) -> None:
     store = database_store
     await append(store, *(event("news", str(n)) for n in range(3)))
@@ -206,26 +219,31 @@ async def test_nothing_is_dropped_in_a_transaction_of_the_project(
     assert await count_of(store, "news") == 0
 
 
-async def test_who_publishes_drops_a_bounded_number_at_once_and_the_next_ones_the_rest(
-    database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("django_sse.stores.database._TRIM_EVENTS", 10)
+    monkeypatch.setattr("django_sse.stores.database._PUBLISHER_SECONDS", 0)
+    monkeypatch.setattr("django_sse.stores.database._PUBLISHER_PAUSE", 0)
+
+
+@pytest.mark.usefixtures("in_small_steps")
+async def test_who_publishes_drops_for_a_moment_only_and_the_next_ones_the_rest(
+    database_store: DatabaseStore,
+) -> None:
     store = database_store
-    await append(store, *(event(f"group-{n}", "old") for n in range(25)))
+    await append(store, *(event(f"group-{n}", "old") for n in range(4)))
     await age(store, 25 * 3600)
     left = []
-    for _ in range(3):
+    for _ in range(4):
         await append(store, event("sport", "new"))
         left.append(
             await StoredEvent.objects.using(store.using).filter(group__startswith="group").acount()
         )
-    assert left == [15, 5, 0]
+    assert left == [3, 2, 1, 0]
 
 
-async def test_a_large_group_is_forgotten_in_steps(
-    database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("django_sse.stores.database._TRIM_EVENTS", 10)
+@pytest.mark.usefixtures("in_small_steps")
+async def test_a_large_group_is_forgotten_in_steps(database_store: DatabaseStore) -> None:
     store = database_store
     await append(store, *(event("news", str(n)) for n in range(25)))
     await age(store, 8 * 24 * 3600)
@@ -240,6 +258,7 @@ async def test_what_somebody_has_locked_keeps_nothing_else_from_being_dropped(
     database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("django_sse.stores.database._TRIM_EVENTS", 10)
+    monkeypatch.setattr("django_sse.stores.database._PUBLISHER_SECONDS", 60)
     store = database_store
     if connections[store.using].vendor == "sqlite":
         pytest.skip("SQLite lets one transaction write at a time.")
@@ -267,6 +286,72 @@ async def test_what_somebody_has_locked_keeps_nothing_else_from_being_dropped(
     assert await count_of(store, "locked") == 0
 
 
+async def test_a_group_that_is_published_to_as_it_is_about_to_be_dropped_is_kept(
+    database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = database_store
+    await append(store, event("news", "old"))
+    await age(store, 8 * 24 * 3600)
+    look = store._groups_to_trim
+
+    def look_and_be_late(passed: set[str]) -> list[str]:
+        names = look(passed)
+        if names:
+            store._append([event("news", "new")])
+        return names
+
+    monkeypatch.setattr(store, "_groups_to_trim", look_and_be_late)
+    await in_thread(lambda: store._trim(0))
+    assert texts(await store.aread("news", 0, 10)) == ["new"]
+    assert (await state(store, "news")).first
+
+
+async def test_the_command_waits_for_who_writes_to_the_database(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+    await append(store, *(event("news", str(n)) for n in range(3)))
+    await age(store, 25 * 3600)
+    locked, finish = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic(using=store.using):
+            EventGroup.objects.using(store.using).filter(name="news").update(head=F("head"))
+            locked.set()
+            finish.wait(60)
+
+    holding = asyncio.create_task(in_thread(hold))
+    assert await asyncio.to_thread(locked.wait, 60)
+    trimming = asyncio.create_task(in_thread(store.trim))
+    done, _ = await asyncio.wait([trimming], timeout=0.5)
+    assert not done
+    finish.set()
+    await holding
+    assert (await trimming).events == 3
+
+
+async def test_a_file_that_others_write_to_is_trimmed_all_the_same(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+    await append(store, *(event(f"group-{n}", "old") for n in range(50)))
+    await age(store, 25 * 3600)
+    stopped = threading.Event()
+
+    def write() -> None:
+        while not stopped.wait(0.005):
+            with transaction.atomic(using=store.using):
+                EventGroup.objects.using(store.using).filter(name="other").update(head=F("head"))
+                time.sleep(0.005)
+
+    writing = asyncio.create_task(in_thread(write))
+    async with asyncio.timeout(60):
+        await store.atrim()
+    stopped.set()
+    await writing
+    assert await StoredEvent.objects.using(store.using).acount() == 0
+
+
 async def test_a_younger_event_outlives_an_older_one_behind_it(
     database_store: DatabaseStore,
 ) -> None:
@@ -288,6 +373,7 @@ async def test_what_cannot_be_dropped_harms_nothing_that_is_published(
 
     store = database_store
     monkeypatch.setattr(store, "_groups_to_trim", fail)
+    store.trim_due = 0.0
     await append(store, event("news", "a"))
     assert texts(await store.aread("news", 0, 10)) == ["a"]
     assert "could not be dropped" in caplog.text

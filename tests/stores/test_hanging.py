@@ -18,7 +18,7 @@ from pytest_django import Settings
 from django_sse import apublish, publish, views
 from django_sse.decorators import no_content_when_cancelled
 from django_sse.refusals import REFUSED_STATUS
-from django_sse.stores import get_store, states, timed_thread
+from django_sse.stores import get_store, reader, timed_thread
 from django_sse.stores.base import Entry, GroupState
 from django_sse.stores.memory import MemoryStore
 from django_sse.stores.timed_thread import TimedThread
@@ -213,7 +213,7 @@ def hanging(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, memory_store: None
 ) -> HangingStore:
     settings.DJANGO_SSE = {"STORE": f"{__name__}.HangingStore"}
-    monkeypatch.setattr("django_sse.stores.states.READ_SECONDS", 0.2)
+    monkeypatch.setattr("django_sse.stores.reader.READ_SECONDS", 0.2)
     store = get_store()
     assert isinstance(store, HangingStore)
     return store
@@ -448,7 +448,7 @@ async def test_what_is_answered_while_the_event_loop_is_behind_is_not_late(
     monkeypatch: pytest.MonkeyPatch, everything_ends: None
 ) -> None:
     """As when a thousand clients come back at once."""
-    for module in (states, views):
+    for module in (reader, views):
         monkeypatch.setattr(module, "READ_SECONDS", 0.2)
 
     async def be_busy() -> None:

@@ -19,10 +19,12 @@ from django.test.utils import CaptureQueriesContext
 from django_sse import apublish
 from django_sse.conf import SETTING
 from django_sse.models import OutboxEvent
+from django_sse.owners import user_mark
 from django_sse.stores.base import Hint
+from django_sse.stores.clock import database_time
 from django_sse.stores.database import DatabaseStore
 from django_sse.testing.layers import connected, everything_ends
-from django_sse.testing.stores import Bell, append, close, event, reopening, state, texts
+from django_sse.testing.stores import Bell, append, close, end, event, reopening, state, texts
 
 
 def silent(hints: Sequence[Hint]) -> None:
@@ -65,6 +67,25 @@ async def test_what_a_publisher_left_behind_is_numbered_by_the_next_to_look(
     [hint] = {hint for hint in hints or () if hint.group == "news" and hint.entries}
     assert texts(hint.entries) == ["a", "b"]
     assert not await OutboxEvent.objects.using(store.using).aexists()
+
+
+async def test_an_end_that_a_publisher_left_behind_counts_from_when_it_was_ordered(
+    database_store: DatabaseStore,
+) -> None:
+    """Who logs in afterwards is not ended by it, however late it is numbered."""
+    store = database_store
+
+    def commit_and_die() -> int:
+        with transaction.atomic(using=store.using):
+            store._stage([end(user_mark(7), "over")])
+        return database_time(store.using)
+
+    committed = await sync_to_async(commit_and_die)()
+    await asyncio.sleep(0.01)
+    await store.achanged(None, set())
+    now = await state(store, user_mark(7))
+    assert now.cancelled
+    assert 0 < now.first <= committed
 
 
 async def test_what_waits_is_numbered_before_what_is_published_later(

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import pytest
 import redis
 from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
 from django.test import override_settings
+from pytest_django import Settings
 
 from django_sse import apublish
 from django_sse.exceptions import GroupCancelled
@@ -405,6 +408,16 @@ async def test_idle_groups_are_forgotten_and_begin_again_beyond_their_numbers(
     assert before is not None
     assert after is not None
     assert after > before
+
+
+def test_the_command_says_that_nothing_is_to_be_trimmed(
+    redis_server: RedisServer, settings: Settings
+) -> None:
+    options = {"url": redis_server.url}
+    settings.DJANGO_SSE = {"STORE": {"BACKEND": "redis", "OPTIONS": options}}
+    output = StringIO()
+    call_command("sse_trim", stdout=output)
+    assert "expire by themselves" in output.getvalue()
 
 
 async def test_changes_are_kept_for_an_hour_and_who_asks_later_compares_all(

@@ -16,4 +16,8 @@ class Command(GroupCommand):
 
     def act(self, **options: Any) -> None:
         dropped = get_store().trim()
-        self.stdout.write(f"Dropped {dropped.events} events and {dropped.groups} groups.")
+        self.stdout.write(
+            f"Dropped {dropped.events} events and {dropped.groups} groups."
+            if dropped is not None
+            else "Nothing is to be dropped: in this store, events and groups expire by themselves."
+        )

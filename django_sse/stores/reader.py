@@ -1,22 +1,37 @@
-"""Reads the states of groups for many streams that begin at once."""
+"""Reads the event store for a hub, without asking it for each stream or group by itself."""
 
 import asyncio
 from collections.abc import Iterable
+from typing import Final
 
-from django_sse.stores.base import READ_SECONDS, EventStore, GroupState
+from django_sse.stores.base import READ_SECONDS, Entry, EventStore, GroupState
 from django_sse.tasks import in_time, is_order, spawn
 
+# How many pages are read at once: a store that reads one after the other answers others between.
+_PAGES_AT_ONCE: Final = 4
 
-class StateReader:
-    """Asks the store once for all that is asked for while it answers another question."""
+
+class StoreReader:
+    """Asks the store once for the states of all groups that are asked for while it answers another
+    question, and for a few pages of events at a time."""
 
     def __init__(self, store: EventStore) -> None:
         self._store = store
+        self._pages = asyncio.Semaphore(_PAGES_AT_ONCE)
         self._wanted: set[str] = set()
         self._next: asyncio.Future[dict[str, GroupState]] | None = None
         self._reading = False
 
-    async def read(self, groups: Iterable[str]) -> dict[str, GroupState]:
+    async def page(self, group: str, after: int, limit: int) -> list[Entry]:
+        """Return the events that follow a number: see ``EventStore.aread``.
+
+        Raises:
+            Exception: The event store could not be read, or not in time.
+        """
+        async with self._pages:
+            return await in_time(self._store.aread(group, after, limit), READ_SECONDS)
+
+    async def states(self, groups: Iterable[str]) -> dict[str, GroupState]:
         """Return the states of the groups, as they are from this call on.
 
         Raises:

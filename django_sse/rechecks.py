@@ -314,6 +314,12 @@ class _OfThread:
     """The connections of the thread that this is made in, to close all of them with it."""
 
     def __init__(self) -> None:
+        for alias in connections:
+            connection = connections[alias]
+            if connection.settings_dict["OPTIONS"].get("pool"):
+                # A thread that hangs would keep one of the pool's few from the project.
+                connections[alias] = connection.copy()
+                del connections[alias].settings_dict["OPTIONS"]["pool"]
         self._of_project = connections[DEFAULT_DB_ALIAS]
 
     @property

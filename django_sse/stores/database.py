@@ -341,6 +341,8 @@ class DatabaseStore(EventStore):
             connection = connections[self.using] = connection.copy()
             options = connection.settings_dict["OPTIONS"]
             connection.settings_dict["OPTIONS"] = {**patience, **options}
+            # A thread that hangs would keep one of the pool's few from the project.
+            connection.settings_dict["OPTIONS"].pop("pool", None)
         return connection
 
     def _with_connection(self, read: Callable[[], Result]) -> Result:

@@ -441,7 +441,7 @@ from django_sse.rechecks import Rechecks
 from django_sse.stores import timed_thread
 from django_sse.threads import OwnThread
 
-timed_thread.READ_SECONDS = 0.1
+timed_thread.READ_SECONDS = 2.0
 ends = socket.socketpair()
 
 def hang(*args):
@@ -460,7 +460,7 @@ async def of_logins():
 async def of_views():
     with OwnThread() as thread:
         hanging = asyncio.create_task(sync_to_async(hang)(), context=thread.within(Context()))
-        await asyncio.wait_for(hanging, 0.1)
+        await asyncio.wait_for(hanging, 2.0)
 
 async def main():
     try:

@@ -22,6 +22,7 @@ from django.contrib.sessions.backends.cache import SessionStore as CacheSession
 from django.contrib.sessions.backends.file import SessionStore as FileSession
 from django.contrib.sessions.models import Session
 from django.core.cache import caches
+from django.core.cache.backends.locmem import LocMemCache
 from django.core.exceptions import PermissionDenied
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -937,6 +938,45 @@ async def test_an_engine_of_the_projects_own_is_asked_about_each_session(
         assert await ended.rest() == []
         await other.until("going on")
         await goes_on(other)
+
+
+class SilentCache(LocMemCache):
+    """Passes over in silence that it is away, as django-redis with IGNORE_EXCEPTIONS."""
+
+    is_away = False
+
+    def get(self, key: Any, default: Any = None, version: Any = None) -> Any:
+        return default if self.is_away else super().get(key, default, version)
+
+    def set(self, *args: Any, **kwargs: Any) -> None:
+        if not self.is_away:
+            super().set(*args, **kwargs)
+
+    def has_key(self, key: Any, version: Any = None) -> bool:
+        return not self.is_away and super().has_key(key, version)
+
+
+@pytest.mark.parametrize("store", [CacheSession, PrefixedSession])
+async def test_a_cache_that_is_away_in_silence_ends_no_stream(
+    store: Any,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    swept: Callable[[], Awaitable[None]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(f"{__name__}.SessionStore", store, raising=False)
+    settings.SESSION_ENGINE = __name__
+    settings.CACHES = {"default": {"BACKEND": f"{__name__}.SilentCache"}}
+    tab = await logged_in()
+    async with stream(tab) as reader:
+        await swept()
+        with monkeypatch.context() as patch:
+            patch.setattr(SilentCache, "is_away", True)
+            await until(lambda: "sessions of streams hold cannot be read" in caplog.text)
+        await swept()
+        await goes_on(reader)
+        await store(session_key(tab)).adelete()
+        await assert_sent_back_for_good(reader, tab)
 
 
 async def test_a_session_in_a_cookie_is_not_looked_for(

@@ -1210,6 +1210,25 @@ async def test_head_is_answered_with_the_headers_alone() -> None:
         assert answer.headers == stream.response.headers
 
 
+async def test_head_has_what_a_view_adds_to_the_answer_to_get() -> None:
+    class Marked(EventStreamView):
+        groups = ["news"]
+
+        async def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            response = await super().get(request, *args, **kwargs)
+            response["X-Stream"] = "1"
+            response.set_cookie("seen", "1")
+            return response
+
+    view = Marked.as_view()
+    answer = await view(get(method="HEAD"))
+    assert (answer["X-Stream"], answer.cookies["seen"].value) == ("1", "1")
+    assert [chunk async for chunk in answer] == []
+    async with open_stream(view) as stream:
+        assert answer.headers == stream.response.headers
+        assert answer.cookies == stream.response.cookies
+
+
 async def test_head_is_given_no_length_by_a_middleware(settings: Settings) -> None:
     settings.MIDDLEWARE = [
         "django.middleware.http.ConditionalGetMiddleware",

@@ -5,6 +5,9 @@ redirect to a login page: an EventSource follows, gets HTML, and gives up.
 
 Several mixins that have each a test, or permissions, of their own are all asked. A class that
 overrides what it inherits replaces that, as anywhere in Python.
+
+Of an open stream, what users are asked for is asked again every ``RECHECK_INTERVAL``, since rights
+may be taken away. Whether they are logged in is watched for all streams.
 """
 
 import logging
@@ -14,7 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
-from django.http import HttpRequest, HttpResponse, HttpResponseForbidden
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseForbidden,
+    HttpResponseNotFound,
+)
 from django.views import View
 
 from django_sse.cors import add_cors, is_preflight, preflight_answer
@@ -36,6 +45,10 @@ _CHALLENGE: Final = 'Cookie realm="login"'
 
 _PERMISSIONS: Final = "permission_required"
 _TEST: Final = "test_func"
+# Where a view keeps the tests that its request has passed.
+_PASSED: Final = "_django_sse_passed"
+
+Test = Callable[[], Awaitable[bool]]
 
 
 class AccessMixin(_Base):
@@ -62,8 +75,9 @@ class AccessMixin(_Base):
                 "its handlers as `async def`, or take the mixins of django.contrib.auth."
             )
         view = super().as_view(**initkwargs)
-        # Django's LoginRequiredMiddleware would redirect, preflights as well.
-        view.login_required = False  # type: ignore[attr-defined]
+        if issubclass(cls, LoginRequiredMixin | PermissionRequiredMixin | UserPassesTestMixin):
+            # Django's LoginRequiredMiddleware would redirect, preflights as well.
+            view.login_required = False  # type: ignore[attr-defined]
         return view
 
 
@@ -111,6 +125,7 @@ class PermissionRequiredMixin(AccessMixin):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
+        _ask_again_later(self, self.__has_permissions)
         return _answer_if(self.__has_permissions, request, answer)
 
     async def __has_permissions(self) -> bool:
@@ -154,6 +169,7 @@ class UserPassesTestMixin(AccessMixin):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
+        _ask_again_later(self, self.__passes)
         return _answer_if(self.__passes, request, answer)
 
     async def __passes(self) -> bool:
@@ -171,6 +187,16 @@ class UserPassesTestMixin(AccessMixin):
             )
             return False
         return bool(tests)
+
+
+def tests_of(view: View) -> Sequence[Test]:
+    """Return what the mixins of a view have asked its request for, to ask it again."""
+    tests: Sequence[Test] = vars(view).get(_PASSED, ())
+    return tests
+
+
+def _ask_again_later(view: View, test: Test) -> None:
+    vars(view).setdefault(_PASSED, []).append(test)
 
 
 def _refuse_djangos(view: type, *names: str) -> None:
@@ -240,13 +266,15 @@ def _refuse_to_replace(view: type, owners: Sequence[type], name: str) -> None:
         )
 
 
-async def _answer_if(
-    test: Callable[[], Awaitable[bool]], request: HttpRequest, answer: Callable[[], Any]
-) -> Any:
+async def _answer_if(test: Test, request: HttpRequest, answer: Callable[[], Any]) -> Any:
     if is_preflight(request):
         return preflight_answer(request)
     await settle_user(request)
-    if await test():
+    try:
+        passed = await test()
+    except Http404:
+        return add_cors(request, no_store(HttpResponseNotFound()))
+    if passed:
         return await answer()
     if is_nobody(await _user(request)):
         refusal = HttpResponse(status=401, headers={"WWW-Authenticate": _CHALLENGE})

@@ -38,9 +38,7 @@ def format_position(numbers: Mapping[str, int]) -> str:
     if not numbers:
         return ""
     of_groups = signing_key(_OF_GROUPS)
-    entries = _JOIN.join(
-        f"{_group_hash(of_groups, group)}.{_base36(number)}" for group, number in numbers.items()
-    )
+    entries = _JOIN.join(_entry(of_groups, group, number) for group, number in numbers.items())
     signed = signature(signing_key(_PURPOSE), _signed(numbers, entries))
     return f"{entries}{_JOIN}{_short(signed)}"
 
@@ -84,6 +82,12 @@ def _numbers(key: bytes, entries: str, groups: Iterable[str]) -> dict[str, int]:
     }
     marks = {group: _group_hash(key, group) for group in groups}
     return {group: numbers[mark] for group, mark in marks.items() if mark in numbers}
+
+
+# Of a stream's many groups one has moved since its last id.
+@lru_cache(maxsize=4096)
+def _entry(key: bytes, group: str, number: int) -> str:
+    return f"{_group_hash(key, group)}.{_base36(number)}"
 
 
 @lru_cache(maxsize=4096)

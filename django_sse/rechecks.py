@@ -102,8 +102,10 @@ class Rechecks:
             self.owned[mark].discard(stream)
             if not self.owned[mark]:
                 del self.owned[mark]
-        if stream.owner.login:
-            self._missed.pop(stream.owner.login, None)
+        login = stream.owner.login
+        others = self.owned.get(stream.owner.user or "", ())
+        if login and not any(other.owner.login == login for other in others):
+            self._missed.pop(login, None)
         self._questions.remove(stream)
 
     async def aclose(self) -> None:

@@ -41,10 +41,11 @@ def connect() -> None:
 
 
 def _note_login(request: HttpRequest, user: Any, **kwargs: Any) -> None:
-    """Note when a session's user logged in: one who was cancelled may come back in it."""
+    """Note when a session's user logged in: one who was cancelled may come back in it, if that is
+    known."""
     session = getattr(request, "session", None)
     # Logins by tokens send the signal, too, and the session may be another user's, or nobody's.
-    with suppress(TypeError, ValueError):
+    with suppress(TypeError, ValueError, TimeoutError):
         if session is not None and user_mark(session.get(SESSION_KEY)) == user_mark(user):
             # By the clock that says when a user was cancelled.
             session[BEGAN_SESSION_KEY] = get_store().clock.time()

@@ -21,7 +21,7 @@ from django_sse.position import TERMINAL_MARK, format_position
 from django_sse.replay import filling
 from django_sse.stores.base import READ_BYTES, Entry, closing_wire
 from django_sse.subscription import HistoryLostError, Subscription
-from django_sse.tasks import is_order, spawn, start_eagerly
+from django_sse.tasks import Turns, is_order, spawn, start_eagerly
 
 HEARTBEAT: Final = b":\n\n"
 
@@ -217,6 +217,8 @@ class Stream:
 
     async def _catch_up(self) -> None:
         failed = False
+        # What is in memory, and is taken at once, never waits by itself.
+        turns = Turns()
         while not self.ended.done() and not self._finishing:
             try:
                 behind = next((sub for sub in self.subscriptions if self._is_behind(sub)), None)
@@ -233,6 +235,7 @@ class Stream:
                 if chunk:
                     self._pending_bytes += len(chunk)
                     await self._send_now(chunk)
+                await turns.give_way(len(chunk))
             except HistoryLostError:
                 self.dismiss("reset")
             except BaseException as error:

@@ -25,6 +25,7 @@ from django_sse.groups import expand_group
 from django_sse.hub import current_hub, limit_reached_by
 from django_sse.limits import Claim
 from django_sse.logins import current_user, renew_login, with_login
+from django_sse.mixins import tests_of
 from django_sse.namespaces import acurrent_namespace, full_name
 from django_sse.owners import is_nobody, loaded, owner_of
 from django_sse.position import LOST, TERMINAL_MARK, parse_position
@@ -174,7 +175,9 @@ class EventStreamView(View):
 
     async def still_allowed(self) -> bool:
         """Say whether the stream may go on; asked every ``RECHECK_INTERVAL``, long after the
-        request, with its session and its user read again.
+        request, with its session and its user read again, and behind the tests of the mixins.
+
+        It is not asked as the stream is opened: ``authorize`` is.
 
         What it raises is a no. Where the database, the network or the time fails, it is asked
         again, and after that the client is sent back to ``authorize``.
@@ -196,13 +199,14 @@ class EventStreamView(View):
 
     async def _answer(self, request: HttpRequest) -> HttpResponseBase:
         sent_id = last_event_id(request)
-        user = await loaded(await self.get_owner())
-        if sent_id.endswith(TERMINAL_MARK) and is_nobody(user):
+        if sent_id.endswith(TERMINAL_MARK) and is_nobody(await loaded(await self.get_owner())):
             # Its login is over, and so is its stream: no guard needs to be asked.
             return no_content()
         groups = await self._allowed_groups()
         if isinstance(groups, HttpResponseBase):
             return groups
+        # Not before: a guard may be what has authenticated the user.
+        user = await loaded(await self.get_owner())
         namespace = await acurrent_namespace()
         owner = (await owner_of(request, user, groups)).within(namespace)
         groups = [full_name(namespace, group) for group in groups]
@@ -227,7 +231,8 @@ class EventStreamView(View):
         if limit := limit_reached_by(claim):
             return unavailable(request, limit)
         with_state = begin.fresh and self._overrides("initial_events")
-        filters, asks = self._overrides("filter_event"), self._overrides("still_allowed")
+        filters = self._overrides("filter_event")
+        asks = self._overrides("still_allowed") or bool(tests_of(self))
         return GroupStreamResponse(
             request,
             begin.position,
@@ -281,6 +286,9 @@ class EventStreamView(View):
 
     async def _ask_again(self) -> bool:
         renew_login(self.request)
+        for test in tests_of(self):
+            if not await test():
+                return False
         return await self.still_allowed()
 
     async def _allowed_groups(self) -> list[str] | HttpResponseBase:

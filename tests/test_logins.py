@@ -656,6 +656,22 @@ async def test_a_user_who_is_missed_once_keeps_the_stream(monkeypatch: pytest.Mo
         await goes_on(reader)
 
 
+async def test_a_user_who_is_gone_puts_that_off_by_closing_no_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    browser = await logged_in()
+    monkeypatch.setattr(logins, "_users", lambda keys: {})
+    async with AsyncExitStack() as streams:
+        ended = await streams.enter_async_context(stream(browser))
+        for _ in range(40):
+            if ended.ended:
+                break
+            # More often than a user who was missed is looked for again.
+            async with stream(browser):
+                await asyncio.sleep(0.1)
+        assert ended.ended
+
+
 class ReadsElsewhere:
     def db_for_read(self, model: Any, **hints: Any) -> str | None:
         return "replica" if model is User else None

@@ -10,7 +10,7 @@ from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.decorators import login_required, permission_required, user_passes_test
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, RequestFactory
 from django.urls import path
 from django.utils.functional import SimpleLazyObject, cached_property
@@ -25,7 +25,12 @@ from django_sse import Event, apublish
 from django_sse.asgi import get_asgi_application
 from django_sse.decorators import event_stream
 from django_sse.hub import open_streams
-from django_sse.mixins import LoginRequiredMixin, PermissionRequiredMixin, UserPassesTestMixin
+from django_sse.mixins import (
+    AccessMixin,
+    LoginRequiredMixin,
+    PermissionRequiredMixin,
+    UserPassesTestMixin,
+)
 from django_sse.views import EventStreamView
 from tests.streams import get
 from tests.test_asgi import Request, streaming
@@ -202,6 +207,27 @@ class InheritedTest(OfStaff, OfAnybody, EventStreamView):
     groups = ["news"]
 
 
+class InDepartment(UserPassesTestMixin):
+    async def test_func(self) -> bool:
+        user = await self.request.auser()
+        return user.is_authenticated and bool(user.is_staff)
+
+
+class Department(InDepartment, EventStreamView):
+    groups = ["news"]
+
+
+class Found(UserPassesTestMixin, EventStreamView):
+    groups = ["news"]
+
+    async def test_func(self) -> bool:
+        raise Http404
+
+
+class AsksNothing(AccessMixin, EventStreamView):
+    groups = ["news"]
+
+
 class Page(LoginRequiredMixin, View):
     """A view that is no stream."""
 
@@ -268,6 +294,9 @@ urlpatterns = [
     path("lucky/", Lucky.as_view()),
     path("stacked/", Stacked.as_view()),
     path("page/", Page.as_view()),
+    path("department/", Department.as_view()),
+    path("found/", Found.as_view()),
+    path("asks-nothing/", AsksNothing.as_view()),
     path("secretive/", Secretive.as_view()),
     path("two-tests/", TwoTests.as_view()),
     path("overridden-test/", OverriddenTest.as_view()),
@@ -627,6 +656,32 @@ async def test_an_answer_that_is_true_without_being_meant_so_is_a_no(
     assert told in caplog.text
 
 
+@pytest.mark.parametrize("url", ["/readers/", "/department/"])
+async def test_rights_that_are_taken_away_end_the_streams_that_they_let_in(
+    url: str, settings: Settings
+) -> None:
+    settings.DJANGO_SSE = {**settings.DJANGO_SSE, "RECHECK_INTERVAL": 1}
+    cookie = await log_in(PERMISSION)
+    everyone = User.objects.filter(username="someone")
+    await everyone.aupdate(is_staff=True)
+    request: Request
+    async with with_cookie(url, cookie) as request:
+        await apublish("news", "for members")
+        assert (await request.next_events())[0].text == "for members"
+        await everyone.aupdate(is_staff=False)
+        await (await everyone.aget()).user_permissions.aclear()
+        [close] = await request.next_events()
+        assert (close.event, close.json()) == ("close", {"reason": "not allowed any more"})
+    assert_refused(await ask(url, cookie), 403)
+
+
+async def test_a_test_that_finds_nothing_is_a_refusal_that_nobody_keeps() -> None:
+    answer = await ask("/found/", await log_in())
+    assert answer.status == 404
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["access-control-allow-origin"] == APP
+
+
 # Django's LoginRequiredMiddleware
 
 
@@ -660,6 +715,11 @@ async def test_where_all_have_to_log_in_preflights_pass_and_members_are_streamed
 @pytest.mark.parametrize("url", ["/outside/exempt/", "/generator/exempt/"])
 async def test_where_all_have_to_log_in_no_view_without_a_guard_is_open(url: str) -> None:
     assert (await ask(url)).status == 302
+
+
+@pytest.mark.usefixtures("login_required_everywhere")
+async def test_where_all_have_to_log_in_a_base_that_asks_nothing_opens_nothing() -> None:
+    assert (await ask("/asks-nothing/")).status == 302
 
 
 def test_a_test_is_no_handler_of_channels_messages() -> None:

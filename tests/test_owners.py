@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from enum import Enum
 from typing import Any, ClassVar
@@ -118,6 +118,13 @@ class Scoped(Guarded):
         return user.is_active and "news" in user.scopes
 
 
+class OfAGuard(Groups):
+    """Authenticates by itself who may open it."""
+
+    async def authorize(self, groups: Sequence[str]) -> None:
+        setattr(self.request, "user", TokenUser(7))  # noqa: B010
+
+
 class OfWhoever(Groups):
     """Is of the user that synchronous views see."""
 
@@ -211,6 +218,7 @@ urlpatterns = [
     path("still/", StillAuthenticated.as_view()),
     path("scoped/", Scoped.as_view()),
     path("lazy/", OfWhoever.as_view()),
+    path("of-a-guard/", OfAGuard.as_view()),
     path("token/", OfToken.as_view()),
 ]
 
@@ -466,6 +474,13 @@ async def test_a_user_who_was_cancelled_is_answered_204_until_logging_in_again()
         assert (await again.next_event()).data == "missed"
 
 
+async def test_whoever_a_guard_has_authenticated_owns_the_stream() -> None:
+    async with stream(AsyncClient(), "/of-a-guard/?group=news") as ended:
+        await acancel(user=7)
+        assert [event.event for event in await ended.rest()] == ["close"]
+    assert (await get(AsyncClient(), "/of-a-guard/?group=news")).status_code == 204
+
+
 @pytest.fixture
 def store_of_all_hosts(settings: Settings) -> Iterator[None]:
     if not redis.binary():
@@ -474,6 +489,22 @@ def store_of_all_hosts(settings: Settings) -> Iterator[None]:
         options = {"url": server.url}
         settings.DJANGO_SSE = {"STORE": {"BACKEND": "redis", "OPTIONS": options}}
         yield
+
+
+async def test_a_login_of_which_nobody_knows_the_time_is_ended_by_a_kick(
+    store_of_all_hosts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> float:
+        raise OSError("The store is away.")
+
+    with monkeypatch.context() as away:
+        away.setattr(get_store().clock, "_ask", fail)
+        browser = await logged_in()
+    assert await session_of(browser).aget(BEGAN_SESSION_KEY) is None
+    async with stream(browser) as ended:
+        await acancel(user=await user())
+        assert [event.event for event in await ended.rest()] == ["close"]
+    assert (await get(browser, "/events/?group=news")).status_code == 204
 
 
 @pytest.mark.parametrize("hours", [1, -1])

@@ -146,6 +146,20 @@ async def test_who_reads_gets_all_of_a_burst_that_is_larger_than_the_history() -
             assert not client.stream.ended.done()
 
 
+async def test_a_replay_out_of_memory_lets_others_have_their_turns() -> None:
+    groups = [f"group{number}" for number in range(50)]
+    start = await aposition(*groups)
+    async with connected(*groups):
+        await apublish_many((group, "x") for group in groups for _ in range(200))
+        await until(lambda: all(s.head != s.origin for s in current_hub()._subscriptions.values()))
+        async with connected(*groups, after=start) as client:
+            turns = 0
+            while len(client.events) < 50 * 200:
+                await asyncio.sleep(0)
+                turns += 1
+    assert turns > 50
+
+
 async def test_a_burst_is_held_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subscription, "_HOLD_SECONDS", 0.05)
     async with connected("news") as client:

@@ -43,7 +43,11 @@ class StoreClock:
 
     def time(self) -> float:
         """Return the store's time, in seconds since the epoch; where it does not answer within a
-        second, what is known of it. Blocking: it is asked once a minute at the most."""
+        second, what is known of it. Blocking: it is asked once a minute at the most.
+
+        Raises:
+            TimeoutError: Nothing is known of it yet.
+        """
         if self._ask and monotonic() >= self._ask_after and not self._is_asking():
             self._ask_after = monotonic() + _UNKNOWN_SECONDS
             # It may hang, and a login must not.
@@ -52,10 +56,12 @@ class StoreClock:
             with suppress(RuntimeError):
                 self._asking.start()
                 self._asking.join(_PATIENCE_SECONDS)
+        if self._ask and self._offset is None:
+            raise TimeoutError("The event store does not say the time.")
         return self.known()
 
     def known(self) -> float:
-        """Return the store's time as far as it is known; this host's where it never was."""
+        """Return the store's time, without asking; this host's where it is not known."""
         return time() if self._offset is None else monotonic() + self._offset
 
     def _is_asking(self) -> bool:

@@ -44,6 +44,13 @@ def postgresql_alone() -> Iterator[None]:
 
 
 @pytest.fixture
+def connects_anew(transactional_db: None) -> Iterator[None]:
+    """The test ends its own connection, too, which is used to clean up after it."""
+    yield
+    connections[ALIAS].close()
+
+
+@pytest.fixture
 async def store() -> AsyncIterator[DatabaseStore]:
     store = DatabaseStore(using=ALIAS)
     yield store
@@ -114,7 +121,7 @@ async def test_a_transaction_notifies_nobody_until_it_has_committed() -> None:
     assert not any("notify" in sql.lower() for sql in captured)
 
 
-@pytest.mark.usefixtures("postgresql_alone")
+@pytest.mark.usefixtures("connects_anew", "postgresql_alone")
 async def test_a_connection_that_was_lost_is_made_again_and_nothing_is_missed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -602,6 +602,7 @@ async def test_a_backend_that_cannot_say_ends_no_stream(
 async def test_a_backend_that_panics_keeps_no_other_login_from_being_judged(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rechecks, "_LOGINS_PAUSE", 0)
     own = f"{__name__}.FindsEveryone"
     settings.AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.ModelBackend", own]
     browser = AsyncClient()
@@ -980,6 +981,7 @@ async def test_a_cache_that_is_away_in_silence_ends_no_stream(
     swept: Callable[[], Awaitable[None]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr(rechecks, "_LOGINS_PAUSE", 0)
     monkeypatch.setattr(f"{__name__}.SessionStore", store, raising=False)
     settings.SESSION_ENGINE = __name__
     settings.CACHES = {"default": {"BACKEND": f"{__name__}.SilentCache"}}

@@ -236,7 +236,9 @@ class Hub:
             for hint in self._inbox.popleft():
                 try:
                     self._hear(hint)
-                except Exception as error:
+                except BaseException as error:
+                    if is_order(error):
+                        raise
                     self._fail(hint.group, error)
 
     def _hear(self, hint: Hint) -> None:
@@ -274,6 +276,7 @@ class Hub:
             spawn(self._trim()),
             spawn(self._renew_memberships()),
             spawn(self._rechecks.watch_logins()),
+            spawn(self._rechecks.watch_backends()),
             spawn(self._rechecks.ask_views()),
         ]
         self._tick()
@@ -359,7 +362,9 @@ class Hub:
             if self._store.takes_trim_turn():
                 try:
                     await self._store.atrim()
-                except Exception as error:
+                except BaseException as error:
+                    if is_order(error):
+                        raise
                     log_seldom("Old events could not be dropped.", exc_info=error)
             await asyncio.sleep(max(self._store.trim_due - monotonic(), 1.0))
 
@@ -372,7 +377,9 @@ class Hub:
                 if subscription.mailbox:
                     spawn(subscription.mailbox.enter_again(layer_group(hint.group)))
             subscription.compare(hint)
-        except Exception as error:
+        except BaseException as error:
+            if is_order(error):
+                raise
             self._fail(hint.group, error)
 
     async def _renew_memberships(self) -> None:
@@ -381,7 +388,9 @@ class Hub:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
                 await self.renew_memberships()
-            except Exception:
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 logger.exception("Memberships of the channel layer could not be renewed.")
 
     async def renew_memberships(self) -> None:

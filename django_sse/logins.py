@@ -29,11 +29,15 @@ from django.utils.functional import LazyObject, SimpleLazyObject, cached_propert
 
 from django_sse.logs import log_once, logger
 from django_sse.owners import Login, is_nobody, loaded, mark_of, user_mark
+from django_sse.tasks import is_order
 
 Item = TypeVar("Item")
+Found = TypeVar("Found", bound=Collection[str])
 
 # Users or sessions in one query.
 _BATCH: Final = 500
+# A key by which a cache shows that it is there.
+_PROBE: Final = "django_sse.probe"
 # Properties that keep what they were worked out to be.
 _CACHED: Final = (functools.cached_property, cached_property)
 # The module of the middleware that sets `user` and `auser`.
@@ -78,7 +82,9 @@ def judge(logins: Collection[Login]) -> Judgement:
                 judgement.gone.add(login)
             elif not _has_hash(user, login.session_hash):
                 judgement.changed.add(login)
-        except Exception:
+        except BaseException as error:
+            if is_order(error):
+                raise
             # Nobody else's login is harmed; the next request of this one shows what is wrong.
             judgement.changed.add(login)
             if not failed:
@@ -139,7 +145,11 @@ def _found(store: type[SessionBase], keys: Collection[str]) -> set[str]:
     in_cache = _reads_as(store, CacheSession) or _reads_as(store, CachedDatabaseSession)
     if not in_rows and not in_cache:
         session = store()
-        return {key for key in keys if session.exists(key)}
+
+        def ask() -> set[str]:
+            return {key for key in keys if session.exists(key)}
+
+        return _asked_of_cache(ask) if issubclass(store, CacheSession) else ask()
     found: set[str] = set()
     if in_rows:
         found.update(_in_rows(store, list(keys)))
@@ -167,10 +177,29 @@ def _in_cache(store: Any, keys: Sequence[str]) -> Iterator[str]:
     cache = caches[settings.SESSION_CACHE_ALIAS]
     try:
         for some in _batches(keys):
-            for key in cache.get_many([prefix + key for key in some]):
-                yield key.removeprefix(prefix)
+            names = [prefix + key for key in some]
+            for name in _asked_of_cache(lambda names=names: cache.get_many(names)):  # type: ignore[misc]
+                yield name.removeprefix(prefix)
     finally:
         cache.close()
+
+
+def _asked_of_cache(ask: Callable[[], Found]) -> Found:
+    """Return what is found of sessions in the cache.
+
+    Raises:
+        OSError: The cache is away, and passes that over in silence, as django-redis can.
+    """
+    found = ask()
+    if not found:
+        cache = caches[settings.SESSION_CACHE_ALIAS]
+        # Always the same: a replica may be behind.
+        cache.set(_PROBE, _PROBE)
+        if cache.get(_PROBE) != _PROBE:
+            raise OSError("The cache of the sessions does not keep anything.")
+        # It may just have come back.
+        found = ask()
+    return found
 
 
 async def settle_user(request: HttpRequest) -> None:

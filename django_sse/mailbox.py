@@ -64,7 +64,9 @@ class Mailbox:
             try:
                 async with asyncio.timeout(LAYER_SECONDS):
                     await self._layer.group_discard(group, self._channel)
-            except Exception:
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 self._report("Leaving group %r of the channel layer failed.", group)
 
     async def renew(self) -> bool:
@@ -99,7 +101,9 @@ class Mailbox:
                     # What pub/sub layers say of a channel that was flushed: it is deaf for good.
                     self._drop_channel()
                     await self._join(group)
-        except Exception:
+        except BaseException as error:
+            if is_order(error):
+                raise
             self._report("Entering group %r of the channel layer failed.", group)
             return False
         # Unless it was left meanwhile: then what waits for the lock takes it back.
@@ -127,7 +131,9 @@ class Mailbox:
         while channel == self._channel:
             try:
                 message = await self._layer.receive(channel)
-            except Exception as error:
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 if _is_timeout(error):
                     # That nothing came. channels_redis waits for as long as redis-py does at most.
                     await asyncio.sleep(_BREATH_SECONDS)
@@ -155,6 +161,6 @@ class Mailbox:
         self._works = False
 
 
-def _is_timeout(error: Exception) -> bool:
+def _is_timeout(error: BaseException) -> bool:
     # Those of redis-py and valkey-py are not Python's.
     return type(error).__name__ == "TimeoutError"

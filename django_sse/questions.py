@@ -3,11 +3,11 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Container, Mapping
+from contextlib import ExitStack
 from functools import partial
 from math import inf
-from typing import Final
+from typing import Final, NamedTuple
 
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import PermissionDenied
@@ -19,7 +19,7 @@ from django_sse.namespaces import namespace_context
 from django_sse.stores.base import closing_wire
 from django_sse.stream import Question, Stream
 from django_sse.tasks import is_order
-from django_sse.threads import own_thread, with_this_thread
+from django_sse.threads import OwnThread
 
 # How long a view may take to say whether its stream is still allowed.
 _ANSWER_SECONDS: Final = 10.0
@@ -53,8 +53,6 @@ class Questions:
         # Each in the order in which they are due: who was not asked about for longest comes first.
         self._due: dict[Stream, float] = {}
         self._due_again: dict[Stream, float] = {}
-        # Held by who has the thread that others share, in the tenant of its stream.
-        self._entered = asyncio.Lock()
 
     def add(self, stream: Stream) -> None:
         """Ask about a stream from now on, if its view has something to say."""
@@ -71,75 +69,90 @@ class Questions:
         while True:
             await asyncio.sleep(self._seconds_to_next())
             try:
-                async with own_thread() as give_up_thread:
-                    await self._ask_all_due(give_up_thread)
-            except Exception as error:
+                with ExitStack() as threads:
+                    await self._ask_all_due(threads)
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 # Who was not asked about is still due.
                 log_seldom("Views cannot be asked.", level=logging.ERROR, exc_info=error)
                 await asyncio.sleep(_AGAIN_SECONDS)
 
-    def _seconds_to_next(self) -> float:
+    def _seconds_to_next(self, busy: Container[str | None] = ()) -> float:
         # Who is added meanwhile is not due before that either.
         latest = _now() + conf().RECHECK_INTERVAL
-        fronts = (next(iter(due.values()), inf) for due in (self._due, self._due_again))
+        fronts = (_front(self._due, busy)[1], _front(self._due_again)[1])
         return max(min(latest, *fronts) - _now(), 0.0)
 
-    def _take_due(self) -> tuple[Stream, bool] | None:
-        """Take the next stream to ask about; with it, whether that is for the second time."""
+    def _take_due(self, busy: Container[str | None]) -> tuple[Stream, bool] | None:
+        """Take the next stream to ask about; with it, whether that is for the second time.
+
+        Args:
+            busy: The tenants that are passed over.
+        """
         early = _EARLY * conf().RECHECK_INTERVAL
-        for waiting, ahead, again in ((self._due_again, 0.0, True), (self._due, early, False)):
-            stream, due = next(iter(waiting.items()), (None, inf))
-            if stream and due <= _now() + ahead:
+        for waiting, (stream, due), again in (
+            (self._due_again, _front(self._due_again), True),
+            (self._due, _front(self._due, busy, early), False),
+        ):
+            if stream and due <= _now():
                 del waiting[stream]
                 return stream, again
         return None
 
-    async def _ask_all_due(self, give_up_thread: Callable[[], None]) -> None:
-        # Each with the time at which it gives up its place.
-        asking: dict[asyncio.Task[None], float] = {}
+    async def _ask_all_due(self, threads: ExitStack) -> None:
+        in_tenants = conf().NAMESPACE_CONTEXT is not None
+        asking: dict[asyncio.Task[None], _Place] = {}
+        # Without tenants all share the one; a tenant has one alone, in which it is entered.
+        idle = [threads.enter_context(OwnThread())]
         try:
             while True:
-                while not _is_full(asking) and (taken := self._take_due()):
+                busy = {place.tenant for place in asking.values()}
+                if not _is_full(asking) and (taken := self._take_due(busy)):
                     stream, again = taken
+                    tenant = stream.owner.namespace if in_tenants and not again else None
+                    if again:
+                        # In which nothing else can be in the way.
+                        thread, ask = OwnThread(), self._ask_apart
+                    elif tenant is None:
+                        thread, ask = idle[0], self._ask
+                    else:
+                        thread = idle.pop() if idle else threads.enter_context(OwnThread())
+                        ask = self._ask
                     # In copies: what the view sets in it is not there when it is asked again.
-                    task = (
-                        asyncio.create_task(self._ask_apart(stream), context=stream.context.copy())
-                        if again
-                        else asyncio.create_task(
-                            self._ask(stream, give_up_thread),
-                            context=with_this_thread(stream.context),
-                        )
+                    task = asyncio.create_task(
+                        ask(stream, thread), context=thread.within(stream.context)
                     )
-                    asking[task] = _now() + _PLACE_SECONDS
+                    asking[task] = _Place(_now() + _PLACE_SECONDS, tenant, thread)
+                    continue
                 if not asking:
                     return
                 done, _ = await asyncio.wait(
                     asking,
-                    timeout=_PLACE_SECONDS if _is_full(asking) else self._seconds_to_next(),
+                    timeout=_PLACE_SECONDS if _is_full(asking) else self._seconds_to_next(busy),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 for task in done:
-                    del asking[task]
+                    place = asking.pop(task)
+                    if place.tenant is not None:
+                        idle.append(place.thread)
         finally:
             for task in asking:
                 task.cancel()
             if asking:
                 await asyncio.wait(asking)
 
-    async def _ask_apart(self, stream: Stream) -> None:
-        """Ask again, in another thread than others, in which nothing else can be in the way."""
-        async with own_thread() as give_up_thread:
-            await self._ask(stream, give_up_thread, again=True)
+    async def _ask_apart(self, stream: Stream, thread: OwnThread) -> None:
+        """Ask again, in a thread for that alone."""
+        with thread:
+            await self._ask(stream, thread, again=True)
 
-    async def _ask(
-        self, stream: Stream, give_up_thread: Callable[[], None], *, again: bool = False
-    ) -> None:
+    async def _ask(self, stream: Stream, thread: OwnThread, *, again: bool = False) -> None:
         assert stream.still_allowed
         if stream.ended.done():
             return
         try:
-            async with self._turn(again):
-                allowed = is_yes(await _answer_of(_question_of(stream)))
+            allowed = is_yes(await _answer_of(_question_of(stream)))
         except PermissionDenied:
             allowed = False
         except BaseException as error:
@@ -148,7 +161,7 @@ class Questions:
                 raise
             if _is_of_surroundings(error):
                 # The thread may hang, or have a connection that is broken.
-                give_up_thread()
+                thread.give_up()
                 if again:
                     self._log(stream, "its clients are sent back to be authorized anew", error)
                     stream.dismiss("permission unknown")
@@ -162,10 +175,6 @@ class Questions:
         elif not stream.ended.done():
             self._due[stream] = _now() + conf().RECHECK_INTERVAL
 
-    def _turn(self, again: bool) -> AbstractAsyncContextManager[None]:
-        alone = again or conf().NAMESPACE_CONTEXT is None
-        return nullcontext() if alone else self._entered
-
     def _log(self, stream: Stream, what_follows: str, error: BaseException) -> None:
         assert stream.still_allowed
         # Of each view apart, where there may be thousands of streams.
@@ -173,8 +182,30 @@ class Questions:
         log_seldom(message, level=logging.ERROR, exc_info=error)
 
 
-def _is_full(asking: Mapping[asyncio.Task[None], float]) -> bool:
-    return sum(ends > _now() for ends in asking.values()) >= _AT_ONCE
+class _Place(NamedTuple):
+    """One of those who are asked at once."""
+
+    ends: float
+    """When others may have it."""
+
+    tenant: str | None
+    """The tenant that is asked nothing else meanwhile."""
+
+    thread: OwnThread
+
+
+def _is_full(asking: Mapping[asyncio.Task[None], _Place]) -> bool:
+    return sum(place.ends > _now() for place in asking.values()) >= _AT_ONCE
+
+
+def _front(
+    waiting: Mapping[Stream, float], busy: Container[str | None] = (), early: float = 0.0
+) -> tuple[Stream | None, float]:
+    """Return the first stream that waits, of a tenant that is not busy, and when it is due."""
+    for stream, due in waiting.items():
+        if stream.owner.namespace not in busy:
+            return stream, due - early
+    return None, inf
 
 
 async def _answer_of(question: Question) -> bool:

@@ -1,14 +1,24 @@
 """Whether open streams may go on: asked again, long after the requests that they were opened by."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
+from contextvars import Context
 from functools import partial
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 from asgiref.sync import async_to_sync, sync_to_async
-from django.db import connections
+from django.db import DEFAULT_DB_ALIAS, connections
 
 from django_sse.conf import conf
 from django_sse.logins import (
@@ -24,10 +34,11 @@ from django_sse.owners import Login
 from django_sse.questions import Questions
 from django_sse.stores.base import EventStore, GroupState, Hint, closing_wire
 from django_sse.stores.reader import StoreReader
+from django_sse.stores.timed_thread import TimedThread
 from django_sse.stream import Stream
 from django_sse.subscription import each
 from django_sse.tasks import is_order, spawn
-from django_sse.threads import Result, WorkerThread, own_thread
+from django_sse.threads import OwnThread, Result
 
 # Judging all logins pauses for so many times as long as it took, so that it never costs much.
 _LOGINS_PAUSE: Final = 20
@@ -35,6 +46,9 @@ _LOGINS_PAUSE: Final = 20
 _AGAIN_SECONDS: Final = 1.0
 # How long backends that find users in ways of their own are asked at a stretch.
 _BACKENDS_SECONDS: Final = 10.0
+
+# Logins that are judged at a time: one answer must not take as long as one that hangs.
+_AT_A_TIME: Final = 500
 
 _Logins = Mapping[Login, Collection[Stream]]
 
@@ -65,7 +79,7 @@ class Rechecks:
         self._store = store
         self._reader = reader
         self._interval = interval
-        self._thread = WorkerThread("django-sse-logins")
+        self._thread = TimedThread("django-sse-logins", _OfThread)
         self._questions = Questions()
         # The marks that doorbells have named. Apart: a database that hangs holds up no kick.
         self._to_look_up = _Pile(self.look_up)
@@ -96,7 +110,7 @@ class Rechecks:
 
     async def aclose(self) -> None:
         """Close the connection to the database; another one is opened when it is needed."""
-        await self._thread.aclose(connections.close_all)
+        await self._thread.aclose()
 
     # Owners
 
@@ -133,12 +147,6 @@ class Rechecks:
 
     async def watch_logins(self) -> None:
         """Judge all logins, and look for their sessions, again and again."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._sweep())
-            # Apart from all others, whom they must not hold up.
-            tasks.create_task(self._watch_backends())
-
-    async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         failing = set()
         while True:
@@ -171,8 +179,9 @@ class Rechecks:
         async for of_tenant, judgement in self._ask_each_tenant(logins, judge):
             self._heed(of_tenant, judgement)
 
-    async def _watch_backends(self) -> None:
-        """Ask the backends that find users in ways of their own, one login at a time."""
+    async def watch_backends(self) -> None:
+        """Ask the backends that find users in ways of their own, one login at a time, again and
+        again. Apart from all others, whom they must not hold up."""
         loop = asyncio.get_running_loop()
         pause = 0.0
         while True:
@@ -180,7 +189,9 @@ class Rechecks:
             answers = True
             try:
                 answers = await self._ask_backends(began - pause)
-            except Exception as error:
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 log_seldom("Backends cannot be asked about logins.", exc_info=error)
             pause = max(self._interval(), _LOGINS_PAUSE * (loop.time() - began))
             if not answers:
@@ -202,16 +213,20 @@ class Rechecks:
         due.sort(key=lambda login: self._asked.get(login, -inf))
         if not due:
             return True
-        async with own_thread() as give_up_thread:
+        with OwnThread() as thread:
             for login in due:
                 if loop.time() > ends:
                     break
                 self._asked[login] = loop.time()
                 try:
-                    judgement = await _ajudge_within(login)
-                except Exception as error:
+                    judgement = await asyncio.create_task(
+                        _ajudge_within(login), context=thread.within(Context())
+                    )
+                except BaseException as error:
+                    if is_order(error):
+                        raise
                     # No answer is no no. The thread may hang, or have a connection that is broken.
-                    give_up_thread()
+                    thread.give_up()
                     log_seldom("%s could not find a user.", login.backend, exc_info=error)
                     if isinstance(error, TimeoutError):
                         return False
@@ -256,27 +271,34 @@ class Rechecks:
         async for of_tenant, gone in self._ask_each_tenant(logins, without_session):
             if ended := [stream for login in gone for stream in of_tenant[login]]:
                 # Of one that was logged out the store says so, whether or not that was heard yet.
-                with suppress(Exception):
+                try:
                     await self.look_up({mark for stream in ended for mark in stream.owner.marks})
+                except BaseException as error:
+                    # The next comparison with the store finds it.
+                    if is_order(error):
+                        raise
             each(ended, _send_back)
 
     async def _ask_each_tenant(
         self, logins: _Logins, question: Callable[[Collection[Login]], Result]
     ) -> AsyncIterator[tuple[_Logins, Result]]:
-        """Ask about the logins of each tenant, in the tenant; yields both.
+        """Ask about the logins of each tenant, in the tenant, some at a time; yields both.
 
         Raises:
-            Exception: About one of them there was no answer; the others were asked about first.
+            Exception: About some of them there was no answer; the others were asked about first.
         """
-        tenants: dict[str, dict[Login, Collection[Stream]]] = {}
-        for login, streams in logins.items():
-            tenants.setdefault(login.namespace, {})[login] = streams
-        failure: Exception | None = None
-        for namespace, of_tenant in tenants.items():
-            ask = partial(_ask_within, namespace, question, of_tenant.keys())
+        tenants: dict[str, list[Login]] = {}
+        for login in logins:
+            tenants.setdefault(login.namespace, []).append(login)
+        failure: BaseException | None = None
+        for namespace, some in _in_parts(tenants):
+            of_tenant = {login: logins[login] for login in some}
+            ask = partial(_ask_within, namespace, question, some)
             try:
                 answer = await self._thread.run(ask)
-            except Exception as error:
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 failure = error
             else:
                 yield of_tenant, answer
@@ -288,6 +310,27 @@ class Rechecks:
     async def ask_views(self) -> None:
         """Ask the views that have ``still_allowed``, again and again."""
         await self._questions.ask()
+
+
+class _OfThread:
+    """The connections of the thread that this is made in, to close all of them with it."""
+
+    def __init__(self) -> None:
+        for alias in connections:
+            connection = connections[alias]
+            if connection.settings_dict["OPTIONS"].get("pool"):
+                # A thread that hangs would keep one of the pool's few from the project.
+                connections[alias] = connection.copy()
+                del connections[alias].settings_dict["OPTIONS"]["pool"]
+        self._of_project = connections[DEFAULT_DB_ALIAS]
+
+    @property
+    def connection(self) -> Any:
+        """The driver's connection that is the most likely one to hang."""
+        return self._of_project.connection
+
+    def close(self) -> None:
+        connections.close_all()
 
 
 class _Pile:
@@ -312,7 +355,9 @@ class _Pile:
             names, self._names = self._names, set()
             try:
                 await self._deal(names)
-            except Exception as error:
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 # The next comparison with the store, or sweep of the logins, finds it.
                 log_seldom("What a doorbell says of owners cannot be read.", exc_info=error)
 
@@ -329,6 +374,12 @@ def _by_login(streams: Iterable[Stream], *, own_ways: bool | None) -> _Logins:
     paths = {login.backend for login in found}
     wanted = {path for path in paths if finds_users_itself(path) is own_ways}
     return {login: streams for login, streams in found.items() if login.backend in wanted}
+
+
+def _in_parts(tenants: Mapping[str, Sequence[Login]]) -> Iterator[tuple[str, Sequence[Login]]]:
+    for namespace, logins in tenants.items():
+        for begin in range(0, len(logins), _AT_A_TIME):
+            yield namespace, logins[begin : begin + _AT_A_TIME]
 
 
 def _shut(stream: Stream) -> None:

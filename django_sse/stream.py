@@ -5,6 +5,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import Context
+from copy import deepcopy
 from math import inf
 from random import uniform
 from typing import Final, Protocol
@@ -237,7 +238,9 @@ class Stream:
                 await turns.give_way(len(chunk))
             except HistoryLostError:
                 self.dismiss("reset")
-            except Exception:
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 if not failed:
                     logger.exception("A stream could not be replayed; trying again.")
                 failed = True
@@ -400,8 +403,8 @@ class Stream:
         if not handler:
             return b""
         try:
-            # A copy: it is every stream's message.
-            return _wire_of(self.context.run(handler, dict(message)))
+            # A copy of all of it: it is every stream's message.
+            return _wire_of(self.context.run(handler, deepcopy(message)))
         except BaseException as error:
             if is_order(error):
                 raise

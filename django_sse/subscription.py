@@ -192,7 +192,9 @@ class Subscription:
                 self._stale = False
                 told, self._told = self._told, 0
                 await self._fetch(told)
-            except Exception:
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 if not failed:
                     logger.exception("Reading group %r from the event store failed.", self.group)
                 failed = self._stale = True

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Coroutine
+from contextlib import suppress
 from contextvars import Context
 from typing import Any, Final, TypeVar
 
@@ -64,9 +65,11 @@ async def in_time(answer: Awaitable[Result], seconds: float) -> Result:
 def is_order(error: BaseException) -> bool:
     """Say whether what was raised is no failure: it ends the process, or the task that runs."""
     if isinstance(error, asyncio.CancelledError):
-        # What waits for something that was cancelled is not cancelled itself.
-        task = asyncio.current_task()
-        return task is not None and bool(task.cancelling())
+        # What waits for something that was cancelled is not cancelled itself; nor is a thread.
+        with suppress(RuntimeError):
+            task = asyncio.current_task()
+            return task is not None and bool(task.cancelling())
+        return False
     return isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
 
 

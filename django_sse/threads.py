@@ -3,13 +3,16 @@
 import _thread
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import Context, copy_context
+from functools import partial
+from queue import SimpleQueue
 from threading import Thread
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
+from weakref import finalize
 
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
 from django.core.cache import caches
@@ -18,39 +21,6 @@ from django.db import connections
 from django_sse.forks import ForkSafeLock, forget_in_child
 
 Result = TypeVar("Result")
-
-
-class WorkerThread:
-    """Runs jobs in one thread of its own, which begins with the first of them."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._lock = ForkSafeLock()
-        self.forget()
-        forget_in_child(self)
-
-    def forget(self) -> None:
-        """Begin anew, as the child of a fork, in which there is no such thread."""
-        self._executor: ThreadPoolExecutor | None = None
-
-    async def run(self, job: Callable[[], Result]) -> Result:
-        """Return what a job returns, or raise what it raises."""
-        with self._lock:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(1, thread_name_prefix=self._name)
-            # In an empty context: nothing of a request's is kept.
-            running = self._executor.submit(Context().run, job)
-        return await asyncio.wrap_future(running)
-
-    async def aclose(self, last: Callable[[], None]) -> None:
-        """Run a last job and end the thread; another one begins with the next job."""
-        with self._lock:
-            executor, self._executor = self._executor, None
-        if executor:
-            closing = executor.submit(last)
-            executor.shutdown(wait=False)
-            # Shielded: a loop that ends meanwhile must not keep it from being run.
-            await asyncio.shield(asyncio.wrap_future(closing))
 
 
 def request_context() -> Context:
@@ -73,15 +43,6 @@ def _forget_what_is_held() -> None:
         for alias in handler:
             with suppress(AttributeError):
                 del handler[alias]
-
-
-def with_this_thread(context: Context) -> Context:
-    """Return a copy of a context in which ``sync_to_async`` uses the thread that it uses here, in
-    ``own_thread``."""
-    copied = context.copy()
-    variable = SyncToAsync.thread_sensitive_context
-    copied.run(variable.set, variable.get())
-    return copied
 
 
 class LoopThread:
@@ -171,24 +132,69 @@ def _native_threads() -> Any:
     return None
 
 
-@asynccontextmanager
-async def own_thread() -> AsyncGenerator[Callable[[], None]]:
-    """Let ``sync_to_async`` in the block use a thread of the block's own, which ends after it and
-    closes its connections to databases.
+class OwnThread:
+    """A thread for the length of a block, for what ``sync_to_async`` does in some contexts.
 
-    Yields:
-        What gives the thread up for another one, as where it hangs.
+    It begins with the first of that, and closes its connections to databases as it ends. The
+    process ends though it hangs.
     """
-    context = ThreadSensitiveContext()
 
-    def give_up() -> None:
+    def __init__(self) -> None:
+        self._context = ThreadSensitiveContext()
+
+    def __enter__(self) -> Self:
+        SyncToAsync.context_to_thread_executor[self._context] = _Daemon()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
         # Not left to asgiref, which waits for the thread: in older versions on the event loop.
-        if executor := SyncToAsync.context_to_thread_executor.pop(context, None):
-            executor.submit(connections.close_all)
-            executor.shutdown(wait=False)
+        SyncToAsync.context_to_thread_executor.pop(self._context).shutdown(wait=False)
 
-    async with context:
-        try:
-            yield give_up
-        finally:
-            give_up()
+    def within(self, context: Context) -> Context:
+        """Return a copy of a context in which the thread is used."""
+        copied = context.copy()
+        copied.run(SyncToAsync.thread_sensitive_context.set, self._context)
+        return copied
+
+    def give_up(self) -> None:
+        """Take another thread for what comes, as where this one hangs, which ends after that."""
+        self.__exit__()
+        self.__enter__()
+
+
+class _Daemon(Executor):
+    """Runs jobs in one thread, one after the other, that is not waited for as the process ends: a
+    ThreadPoolExecutor's are. Once nobody holds it any more, its thread ends."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._has_begun = False
+        self._end = finalize(self, self._jobs.put, None)
+
+    def submit(self, job: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if not self._end.alive:
+            raise RuntimeError("The thread has ended.")
+        if not self._has_begun:
+            Thread(target=_work_off, args=[self._jobs], daemon=True).start()
+            self._has_begun = True
+        done: Future[Any] = Future()
+        self._jobs.put((done, partial(job, *args, **kwargs)))
+        return done
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._end()
+
+
+def _work_off(jobs: "SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]") -> None:
+    try:
+        while task := jobs.get():
+            done, job = task
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(job())
+                except BaseException as error:
+                    done.set_exception(error)
+            # Nothing of it is kept for as long as there is nothing to do.
+            del task, done, job
+    finally:
+        connections.close_all()

@@ -255,7 +255,12 @@ class EventStreamView(View):
     async def head(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         """Answer with the headers alone: a stream without an end would never complete it."""
         response = await self.get(request, *args, **kwargs)
-        return HeadersResponse(request) if isinstance(response, EventStreamResponse) else response
+        if not isinstance(response, EventStreamResponse):
+            return response
+        headers = HeadersResponse(request)
+        # With what an overriding `get` has set.
+        headers.headers, headers.cookies = response.headers, response.cookies
+        return headers
 
     async def _groups_too_old(
         self, sent: Mapping[str, int], states: Mapping[str, GroupState]

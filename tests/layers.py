@@ -19,7 +19,7 @@ class GatedLayer(BaseChannelLayer):  # type: ignore[misc]
         self.gate.set()
         self.sending = 0
         self.sent: list[tuple[str, dict[str, Any]]] = []
-        self.failures: list[Exception] = []
+        self.failures: list[BaseException] = []
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         self.sending += 1

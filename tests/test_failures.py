@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -11,6 +12,7 @@ from pytest_django import Settings
 
 from django_sse import (
     Event,
+    acancel,
     aposition,
     apublish,
     apublish_many,
@@ -24,19 +26,18 @@ from django_sse.asgi import HandOff
 from django_sse.blocks import Batch
 from django_sse.doorbells.base import listen, ring_here, stop_listening
 from django_sse.hub import current_hub, open_streams
+from django_sse.owners import Owner, user_mark
 from django_sse.stores import get_store
 from django_sse.stores.base import Hint, NewEntry
+from django_sse.stores.memory import MemoryStore
 from django_sse.stream import Stream
 from django_sse.subscription import STREAMS_A_TURN, Subscription
 from django_sse.views import EventStreamView
 from tests.clients import AsyncClients, Client, connected
+from tests.failures import Panic
 from tests.streams import get, until
 
 pytestmark = pytest.mark.usefixtures("memory_store")
-
-
-class Panic(BaseException):
-    """What pyo3 raises for a panic in Rust is no Exception."""
 
 
 FAILURES = [RuntimeError("broken"), RecursionError(), Panic(), asyncio.CancelledError()]
@@ -162,36 +163,38 @@ async def test_a_stream_that_cannot_be_sent_back_keeps_no_other_from_it(
         assert open_streams() == 0
 
 
-def make_deaf(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+def make_deaf(monkeypatch: pytest.MonkeyPatch, error: BaseException, *names: str) -> None:
     """Let a subscription to the group `broken` fail where it is to take what is new."""
     for name in names:
         whole = getattr(Subscription, name)
 
         def method(self: Subscription, hint: Hint, whole: Any = whole) -> None:
             if self.group == "broken":
-                raise RuntimeError("The group is broken.")
+                raise error
             whole(self, hint)
 
         monkeypatch.setattr(Subscription, name, method)
 
 
+@pytest.mark.parametrize("error", FAILURES, ids=repr)
 async def test_a_group_that_cannot_hear_keeps_no_other_from_hearing(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with connected("broken") as broken, connected("news") as client:
-        make_deaf(monkeypatch, "hear")
+        make_deaf(monkeypatch, error, "hear")
         await apublish_many([("broken", "lost"), ("news", "hi")])
         assert await client.until_events(1) == ["hi"]
         await assert_sent_back(broken)
     assert "What is new in group 'broken' cannot be taken." in caplog.text
 
 
+@pytest.mark.parametrize("error", FAILURES, ids=repr)
 async def test_a_group_that_fails_keeps_no_other_from_being_compared_with_the_store(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.DJANGO_SSE = {"STORE": "memory", "SYNC_INTERVAL": 0.01}
     async with connected("broken") as broken, connected("news") as client:
-        make_deaf(monkeypatch, "compare")
+        make_deaf(monkeypatch, error, "compare")
         # Without a doorbell.
         new = [NewEntry(group, b"data: hi\n\n") for group in ("broken", "news")]
         await get_store().aappend(new, lambda hints: None)
@@ -302,24 +305,116 @@ async def test_logins_are_judged_on_after_a_panic(
     assert "Whether the logins of streams hold cannot be read." in caplog.text
 
 
+def fail_once(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: BaseException
+) -> list[None]:
+    """Let the first call of an async method fail; returns what each call is noted in."""
+    whole = getattr(owner, name)
+    calls: list[None] = []
+
+    async def method(self: Any, *args: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 1:
+            raise error
+        return await whole(self, *args)
+
+    monkeypatch.setattr(owner, name, method)
+    return calls
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=repr)
+async def test_a_stream_is_healed_after_a_failure(
+    error: BaseException, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "SYNC_INTERVAL": 3600}
+    monkeypatch.setattr(subscription, "_PAUSE_SECONDS", 0.01)
+    async with connected("news") as client:
+        calls = fail_once(monkeypatch, MemoryStore, "aread", error)
+        # A doorbell that brings nothing.
+        await get_store().aappend(
+            [NewEntry("news", b"data: hi\n\n")],
+            lambda hints: ring_here([replace(hint, entries=()) for hint in hints]),
+        )
+        assert await client.until_events(1) == ["hi"]
+        assert len(calls) > 1
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=repr)
+async def test_a_stream_is_replayed_after_a_failure(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = await aposition("news")
+    await apublish("news", "missed")
+    calls = fail_once(monkeypatch, MemoryStore, "aread", error)
+    async with connected("news", after=start) as client:
+        assert await client.until_events(1) == ["missed"]
+        assert len(calls) > 1
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=repr)
+async def test_old_events_are_dropped_on_after_a_failure(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryStore, "takes_trim_turn", lambda store: True)
+    calls = fail_once(monkeypatch, MemoryStore, "atrim", error)
+    async with connected("news"):
+        await until(lambda: len(calls) > 1)
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=repr)
+async def test_memberships_are_renewed_on_after_a_failure(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_SWEEP_SECONDS", 0.01)
+    calls = fail_once(monkeypatch, hub.Hub, "renew_memberships", error)
+    async with connected("news"):
+        await until(lambda: len(calls) > 2)
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=repr)
+async def test_who_is_kicked_while_a_kick_cannot_be_read_loses_the_stream(
+    error: BaseException, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "SYNC_INTERVAL": 3600}
+    whole = rechecks.Rechecks.look_up
+    looks: list[None] = []
+
+    async def look_up(self: rechecks.Rechecks, marks: Any) -> None:
+        looks.append(None)
+        if len(looks) == 1:
+            await acancel(user=8)
+            raise error
+        await whole(self, marks)
+
+    owners = [Owner({mark: None}, mark) for mark in map(user_mark, (7, 8))]
+    async with connected("news", owner=owners[0]), connected("news", owner=owners[1]) as kicked:
+        await until(lambda: current_hub()._synced)
+        monkeypatch.setattr(rechecks.Rechecks, "look_up", look_up)
+        current_hub()._rechecks._to_look_up = rechecks._Pile(current_hub()._rechecks.look_up)
+        await acancel(user=7)
+        await kicked.until(kicked.stream.ended.done)
+        assert kicked.stream.ended.result() == "shut"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), Panic()], ids=repr)
 async def test_views_are_asked_on_after_a_thread_could_not_be_had(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 1}
     monkeypatch.setattr(questions, "_AGAIN_SECONDS", 0.01)
-    whole = threads.own_thread
+    whole = threads.OwnThread
     failed: list[bool] = []
 
-    def own_thread() -> Any:
+    def own_thread() -> threads.OwnThread:
         if not failed:
             failed.append(True)
-            raise RuntimeError("can't start new thread")
+            raise error
         return whole()
 
     async def no() -> bool:
         return False
 
-    monkeypatch.setattr(questions, "own_thread", own_thread)
+    monkeypatch.setattr(questions, "OwnThread", own_thread)
     async with connected("news", still_allowed=no) as client:
         await client.until(client.stream.ended.done)
         assert client.stream.ended.result() == "shut"

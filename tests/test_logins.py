@@ -22,6 +22,7 @@ from django.contrib.sessions.backends.cache import SessionStore as CacheSession
 from django.contrib.sessions.backends.file import SessionStore as FileSession
 from django.contrib.sessions.models import Session
 from django.core.cache import caches
+from django.core.cache.backends.locmem import LocMemCache
 from django.core.exceptions import PermissionDenied
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -46,6 +47,7 @@ from django_sse.stores import get_store
 from django_sse.stores.base import Hint
 from django_sse.stream import Stream
 from django_sse.views import EventStreamView
+from tests.failures import Panic
 from tests.queries import queries_about
 from tests.streams import EventReader, reading, until
 from tests.test_asgi import Request
@@ -486,13 +488,13 @@ class FindsEveryone(BaseBackend):
     """Finds users in a way of its own, such as in a directory."""
 
     missing: ClassVar[set[str]] = set()
-    failing = False
+    failure: BaseException | None = None
     asked = 0
 
     def get_user(self, user_id: Any) -> User | None:
         FindsEveryone.asked += 1
-        if self.failing:
-            raise RuntimeError("The directory is away.")
+        if self.failure:
+            raise self.failure
         user = User.objects.filter(pk=user_id).first()
         return None if user is None or user.username in self.missing else user
 
@@ -524,7 +526,7 @@ class SaysWhatUsersMay:
 def own_backend(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.AUTHENTICATION_BACKENDS = [f"{__name__}.FindsEveryone"]
     monkeypatch.setattr(FindsEveryone, "missing", set())
-    monkeypatch.setattr(FindsEveryone, "failing", False)
+    monkeypatch.setattr(FindsEveryone, "failure", None)
     monkeypatch.setattr(FindsEveryone, "asked", 0)
     # ModelBackend, which Django does not ask here, would find nobody.
     monkeypatch.setattr("django_sse.logins._users", lambda keys: {})
@@ -581,17 +583,38 @@ async def test_after_a_changed_password_a_backend_of_its_own_counts_as_well() ->
 
 
 @pytest.mark.usefixtures("own_backend")
-async def test_a_backend_that_cannot_say_ends_no_stream(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("failure", [RuntimeError("The directory is away."), Panic()], ids=repr)
+async def test_a_backend_that_cannot_say_ends_no_stream(
+    failure: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     """As where the directory is away: nobody is logged out by that."""
     async with stream(await logged_in()) as reader:
-        FindsEveryone.failing = True
+        FindsEveryone.failure = failure
         FindsEveryone.asked = 0
         await until(lambda: FindsEveryone.asked > 3)
         await goes_on(reader)
         assert caplog.text.count("could not find a user") == 1
-        FindsEveryone.failing = False
+        FindsEveryone.failure = None
         FindsEveryone.missing.add("ada")
         assert await reader.rest() == []
+
+
+async def test_a_backend_that_panics_keeps_no_other_login_from_being_judged(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rechecks, "_LOGINS_PAUSE", 0)
+    own = f"{__name__}.FindsEveryone"
+    settings.AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.ModelBackend", own]
+    browser = AsyncClient()
+    await browser.aforce_login(await user(), backend=own)
+    async with stream(browser) as going_on, stream(await logged_in("eve")) as ended:
+        monkeypatch.setattr(FindsEveryone, "failure", Panic())
+        monkeypatch.setattr(FindsEveryone, "asked", 0)
+        await until(lambda: FindsEveryone.asked > 1)
+        # Without a signal.
+        await User.objects.filter(username="eve").aupdate(is_active=False)
+        assert [event.event for event in await ended.rest()] == ["close"]
+        await goes_on(going_on)
 
 
 async def test_a_backend_that_hangs_holds_up_nobody_else(settings: Settings) -> None:
@@ -934,6 +957,46 @@ async def test_an_engine_of_the_projects_own_is_asked_about_each_session(
         await goes_on(other)
 
 
+class SilentCache(LocMemCache):
+    """Passes over in silence that it is away, as django-redis with IGNORE_EXCEPTIONS."""
+
+    is_away = False
+
+    def get(self, key: Any, default: Any = None, version: Any = None) -> Any:
+        return default if self.is_away else super().get(key, default, version)
+
+    def set(self, *args: Any, **kwargs: Any) -> None:
+        if not self.is_away:
+            super().set(*args, **kwargs)
+
+    def has_key(self, key: Any, version: Any = None) -> bool:
+        return not self.is_away and super().has_key(key, version)
+
+
+@pytest.mark.parametrize("store", [CacheSession, PrefixedSession])
+async def test_a_cache_that_is_away_in_silence_ends_no_stream(
+    store: Any,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    swept: Callable[[], Awaitable[None]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(rechecks, "_LOGINS_PAUSE", 0)
+    monkeypatch.setattr(f"{__name__}.SessionStore", store, raising=False)
+    settings.SESSION_ENGINE = __name__
+    settings.CACHES = {"default": {"BACKEND": f"{__name__}.SilentCache"}}
+    tab = await logged_in()
+    async with stream(tab) as reader:
+        await swept()
+        with monkeypatch.context() as patch:
+            patch.setattr(SilentCache, "is_away", True)
+            await until(lambda: "sessions of streams hold cannot be read" in caplog.text)
+        await swept()
+        await goes_on(reader)
+        await store(session_key(tab)).adelete()
+        await assert_sent_back_for_good(reader, tab)
+
+
 async def test_a_session_in_a_cookie_is_not_looked_for(
     settings: Settings, swept: Callable[[], Awaitable[None]]
 ) -> None:
@@ -975,12 +1038,13 @@ async def test_users_who_cannot_be_read_keep_no_session_from_being_looked_for(
         await assert_sent_back_for_good(ended, tab)
 
 
+@pytest.mark.parametrize("failure", [ZeroDivisionError(), Panic(), asyncio.CancelledError()])
 async def test_a_login_that_cannot_be_judged_harms_nobody_elses(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    failure: BaseException, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def judge_user(backend: object, user: User) -> bool:
         if user.username == "bob":
-            raise ZeroDivisionError
+            raise failure
         return user.is_active
 
     async with (

@@ -9,13 +9,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from django_sse.mailbox import Mailbox, Message
+from tests.failures import Panic
 from tests.streams import until
 
 
 class FailingLayer(InMemoryChannelLayer):  # type: ignore[misc]
     """Raises some errors before it receives."""
 
-    def __init__(self, *errors: Exception) -> None:
+    def __init__(self, *errors: BaseException) -> None:
         super().__init__()
         self.errors = list(errors)
         self.entries = 0
@@ -71,14 +72,16 @@ async def test_a_wait_that_came_to_nothing_is_no_error(
     assert caplog.records == []
 
 
+@pytest.mark.parametrize("error", [RedisConnectionError("Connection refused"), Panic()], ids=repr)
 async def test_a_failing_layer_is_logged_once_and_its_groups_are_entered_again(
+    error: BaseException,
     owner: Callable[[InMemoryChannelLayer], Owner],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.INFO, "django_sse")
     monkeypatch.setattr("django_sse.mailbox._PAUSE_SECONDS", 0.01)
-    layer = FailingLayer(*(RedisConnectionError("Connection refused") for _ in range(3)))
+    layer = FailingLayer(*[error] * 3)
     one = owner(layer)
     await one.mailbox.enter("news")
     await until(lambda: not layer.errors and layer.entries > 1)
@@ -87,3 +90,27 @@ async def test_a_failing_layer_is_logged_once_and_its_groups_are_entered_again(
         "Receiving from the channel layer failed.",
         "The channel layer is heard again.",
     ]
+
+
+class Panics(InMemoryChannelLayer):  # type: ignore[misc]
+    """Panics for what is about the group ``broken``."""
+
+    async def group_add(self, group: str, channel: str) -> None:
+        if group == "broken":
+            raise Panic
+        await super().group_add(group, channel)
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        if group == "broken":
+            raise Panic
+        await super().group_discard(group, channel)
+
+
+async def test_a_group_that_cannot_be_entered_or_left_keeps_no_other_one_from_it() -> None:
+    layer = Panics()
+    one = Owner(layer)
+    for group in ("broken", "news"):
+        await one.mailbox.enter(group)
+    await one.hears()
+    await one.mailbox.close()
+    assert layer.groups == {}

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from enum import Enum
 from io import StringIO
 from typing import Any
@@ -30,6 +30,7 @@ from django_sse.namespaces import full_name, layer_group, plain_name, prefix_of
 from django_sse.stores.base import MARK, MARK_LENGTH, NAME_LENGTH, Hint, validate_group_or_mark
 from django_sse.views import EventStreamView
 from tests import tenancy
+from tests.failures import Panic
 from tests.streams import EventReader, get, open_stream, reading, until
 from tests.tenancy import NAMESPACE, entered
 from tests.users import logged_in, user
@@ -471,6 +472,31 @@ async def test_one_that_hangs_holds_up_no_other_tenants_question(
 
 
 @pytest.mark.usefixtures("in_threads", "everything_ends")
+async def test_a_tenant_whose_views_hang_puts_off_no_other_tenants_question() -> None:
+    release = threading.Event()
+    hanging: list[None] = []
+
+    async def hang() -> None:
+        if await sync_to_async(current_of_thread)() == "south":
+            hanging.append(None)
+            await sync_to_async(release.wait)(60)
+
+    Asked.ask = staticmethod(hang)
+    Asked.forbidden.add("north")
+    try:
+        async with AsyncExitStack() as stack:
+            for _ in range(20):
+                await stack.enter_async_context(reading(await answer("south")))
+            await until(lambda: hanging)
+            north = await stack.enter_async_context(reading(await answer("north")))
+            assert [event.event for event in await north.rest()] == ["close"]
+            # As long as the tenant's first one has not given up, nothing else of it is asked.
+            assert len(hanging) == 1
+    finally:
+        release.set()
+
+
+@pytest.mark.usefixtures("in_threads", "everything_ends")
 async def test_a_database_that_fails_is_asked_again_in_the_tenant(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -489,8 +515,11 @@ async def test_a_database_that_fails_is_asked_again_in_the_tenant(
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("everything_ends")
+@pytest.mark.parametrize(
+    "failure", [DatabaseError("The tenant's database is away."), Panic()], ids=repr
+)
 async def test_logins_are_judged_in_the_tenant_of_their_streams(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    failure: BaseException, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.DJANGO_SSE = {"STORE": "memory", "SYNC_INTERVAL": 0.05, **NAMESPACE}
     judged: list[tuple[str, set[str]]] = []
@@ -499,7 +528,7 @@ async def test_logins_are_judged_in_the_tenant_of_their_streams(
     def judge(logins: Any) -> Any:
         name = tenancy.current()
         if name in failing:
-            raise DatabaseError("The tenant's database is away.")
+            raise failure
         judged.append((name, {login.user for login in logins}))
         return Judgement(gone={login for login in logins if name == "north"})
 

@@ -20,6 +20,7 @@ from pytest_django import Settings
 from django_sse import apublish, questions
 from django_sse.views import EventStreamView
 from tests.clients import Client, connected
+from tests.failures import Panic
 from tests.streams import EventReader, open_stream, until
 
 pytestmark = [
@@ -260,10 +261,6 @@ async def test_views_that_cannot_be_cancelled_hold_up_no_other_one_for_ever(
         revoked = await stack.enter_async_context(connected("news", still_allowed=no))
         await until(lambda: "close" in was_told(revoked))
         released.set()
-
-
-class Panic(BaseException):
-    """What an extension raises that is no Python."""
 
 
 def caused_by_itself() -> Answer:

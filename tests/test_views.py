@@ -1111,13 +1111,28 @@ async def test_a_handler_may_take_its_message_apart() -> None:
         groups = ["news"]
 
         def news_update(self, message: dict[str, Any]) -> Event | None:
-            return Event(message.pop("text"))
+            return Event(message.pop("text") + message["card"].pop("title"))
 
     view = Popping.as_view()
     async with open_stream(view) as one, open_stream(view) as two:
-        await group_send("news.update", text="for both")
+        await group_send("news.update", text="for ", card={"title": "both"})
         assert (await one.next_event()).data == "for both"
         assert (await two.next_event()).data == "for both"
+
+
+async def test_what_a_handler_adds_for_one_user_reaches_no_other_one() -> None:
+    class Cards(EventStreamView):
+        groups = ["news"]
+
+        def card_moved(self, message: dict[str, Any]) -> Event:
+            message["card"]["shown to"].append(self.request.GET["user"])
+            return Event(message["card"])
+
+    view = Cards.as_view()
+    async with open_stream(view, "/?user=ada") as ada, open_stream(view, "/?user=eve") as eve:
+        await group_send("card.moved", card={"shown to": []})
+        assert (await ada.next_event()).json() == {"shown to": ["ada"]}
+        assert (await eve.next_event()).json() == {"shown to": ["eve"]}
 
 
 @pytest.mark.parametrize("message_type", ["get", "as_view", "authorize", "filter.event", "_secret"])
@@ -1193,6 +1208,25 @@ async def test_head_is_answered_with_the_headers_alone() -> None:
     assert (answer.status_code, [chunk async for chunk in answer]) == (200, [])
     async with open_stream(news) as stream:
         assert answer.headers == stream.response.headers
+
+
+async def test_head_has_what_a_view_adds_to_the_answer_to_get() -> None:
+    class Marked(EventStreamView):
+        groups = ["news"]
+
+        async def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            response = await super().get(request, *args, **kwargs)
+            response["X-Stream"] = "1"
+            response.set_cookie("seen", "1")
+            return response
+
+    view = Marked.as_view()
+    answer = await view(get(method="HEAD"))
+    assert (answer["X-Stream"], answer.cookies["seen"].value) == ("1", "1")
+    assert [chunk async for chunk in answer] == []
+    async with open_stream(view) as stream:
+        assert answer.headers == stream.response.headers
+        assert answer.cookies == stream.response.cookies
 
 
 async def test_head_is_given_no_length_by_a_middleware(settings: Settings) -> None:

@@ -27,7 +27,7 @@ from django_sse.keys import accepted_keys, signature, signing_key
 from django_sse.logs import log_seldom, logger
 from django_sse.mailbox import LAYER_SECONDS, Mailbox, Message
 from django_sse.stores.base import MARK, Entry, Hint, validate_group_or_mark
-from django_sse.tasks import spawn
+from django_sse.tasks import is_order, spawn
 from django_sse.threads import LoopThread
 
 Value = TypeVar("Value")
@@ -243,7 +243,9 @@ class _Relay:
                     message = to_message(hint)
                     async with asyncio.timeout(LAYER_SECONDS):
                         await layer.group_send(doorbell_group(group), message)
-                except Exception as error:
+                except BaseException as error:
+                    if is_order(error):
+                        raise
                     log_seldom("The doorbell of group %r was lost.", group, exc_info=error)
             for one in ringing:
                 one.is_gone = True

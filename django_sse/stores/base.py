@@ -324,7 +324,7 @@ class EventStore(ABC):
         now = self.clock.known()
         try:
             yield
-        except Exception:
+        except BaseException:
             ends = [
                 replace(entry, at=entry.at or int(now * 1_000_000))
                 for entry in entries

@@ -85,6 +85,11 @@ _READ_ONLY: Final = "25006"
 _MYSQL_CONFLICTS: Final = (1020, 1205, 1213, 3572)
 # ... and: the server is read-only (by either of its options), or the connection is.
 _MYSQL_READ_ONLY: Final = (1290, 1836, 1792)
+# What tells so before a write does. PostgreSQL's is also that of a server that follows another one.
+_READ_ONLY_SETTINGS: Final = {
+    "postgresql": "SELECT current_setting('transaction_read_only')",
+    "mysql": "SELECT @@global.read_only, @@global.innodb_read_only",
+}
 # What a driver raises where the server, or the way to it, is at fault.
 _FAILURES: Final = (InterfaceError, InternalError, OperationalError)
 
@@ -92,7 +97,8 @@ _FAILURES: Final = (InterfaceError, InternalError, OperationalError)
 _LOADED_BYTES: Final = 1024 * 1024
 _SMALL_WIRE: Final = "CASE WHEN LENGTH(wire) <= %s THEN wire END"
 
-# SQLite: how long the files of connections that were closed may stay open.
+# A reader connects anew this often at the most. SQLite: how long the files of connections that were
+# closed may stay open.
 _REOPEN_SECONDS: Final = 10.0
 
 # What trimming drops in one transaction, and how many groups it looks for at a time.
@@ -130,6 +136,7 @@ class _Cursor(NamedTuple):
     time: int
     monotonic: float
     version: tuple[Any, int] | None
+    is_read_only: bool = False
 
     def is_jumped(self, now: int) -> bool:
         """Whether the database's clock has been set since, or is another server's."""
@@ -160,7 +167,7 @@ class DatabaseStore(EventStore):
         self._reader = TimedThread("django-sse-store", self._connect)
         # No read waits for it.
         self._trimmer = TimedThread("django-sse-trim", self._connect, most=1)
-        self._reopened = 0.0
+        self._reopen_after = 0.0
 
     @property
     def file(self) -> Path | None:  # type: ignore[override]
@@ -254,7 +261,7 @@ class DatabaseStore(EventStore):
     def _changed(
         self, cursor: _Cursor | None, groups: Container[str]
     ) -> tuple[list[Hint] | None, _Cursor]:
-        self._release_files()
+        is_read_only = self._reopen()
         version = self._data_version()
         if cursor and version and version == cursor.version:
             return [], cursor
@@ -273,8 +280,9 @@ class DatabaseStore(EventStore):
                     raise
                 # Another one is at it: looked at again next time, changed or not.
                 version = None
-        next_cursor = _Cursor(now, began, version)
-        if cursor and cursor.is_jumped(now):
+        next_cursor = _Cursor(now, began, version, is_read_only)
+        if cursor and (cursor.is_jumped(now) or (cursor.is_read_only and not is_read_only)):
+            # Another server may have taken more meanwhile.
             return None, next_cursor
         if cursor:
             rows = self._groups.filter(changed__gte=cursor.time - _SLACK)
@@ -293,16 +301,22 @@ class DatabaseStore(EventStore):
                     )
         return self.states([name])[name]
 
-    def _release_files(self) -> None:
-        """Close the connection now and then: the next query opens it again.
+    def _reopen(self) -> bool:
+        """Connect anew now and then where that may lead elsewhere; return whether the server takes
+        no writes all the same, as a replica that is read on purpose.
 
-        SQLite keeps the files of closed connections open as long as another one of the process
-        holds a lock, as in WAL mode an idle one does: sqlite.org/src, os_unix.c.
+        A server that takes none may have been the master before a failover, and what is published
+        never comes there, or late. SQLite keeps the files of closed connections open as long as
+        another one of the process holds a lock, as in WAL mode an idle one does: sqlite.org/src,
+        os_unix.c.
         """
         connection = connections[self.using]
-        if connection.vendor == "sqlite" and monotonic() - self._reopened > _REOPEN_SECONDS:
-            self._reopened = monotonic()
+        is_read_only = _is_read_only(connection)
+        if (is_read_only or connection.vendor == "sqlite") and self._reopen_after < monotonic():
+            self._reopen_after = monotonic() + _REOPEN_SECONDS
             connection.close()
+            is_read_only = _is_read_only(connection)
+        return is_read_only
 
     @contextmanager
     def _without_waiting(self, *, wait: bool = False) -> Iterator[None]:
@@ -341,6 +355,8 @@ class DatabaseStore(EventStore):
             connection = connections[self.using] = connection.copy()
             options = connection.settings_dict["OPTIONS"]
             connection.settings_dict["OPTIONS"] = {**patience, **options}
+            # A thread that hangs would keep one of the pool's few from the project.
+            connection.settings_dict["OPTIONS"].pop("pool", None)
         return connection
 
     def _with_connection(self, read: Callable[[], Result]) -> Result:
@@ -755,6 +771,16 @@ def _leads_nowhere(connection: BaseDatabaseWrapper, error: Error) -> bool:
     if _sqlstate(error) == _READ_ONLY or (error.args and error.args[0] in _MYSQL_READ_ONLY):
         return True
     return connection.connection is None or not connection.is_usable()
+
+
+def _is_read_only(connection: BaseDatabaseWrapper) -> bool:
+    """Whether a connection leads to a server that takes no writes."""
+    if connection.vendor not in _READ_ONLY_SETTINGS:
+        return False
+    with connection.cursor() as cursor:
+        cursor.execute(_READ_ONLY_SETTINGS[connection.vendor])
+        settings = cursor.fetchone()
+    return any(str(setting).lower() not in ("0", "off") for setting in settings)
 
 
 def _is_conflict(error: Error) -> bool:

@@ -11,7 +11,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_sse.logs import log_seldom, logger
 from django_sse.stores.base import Hint, Ring
-from django_sse.tasks import spawn
+from django_sse.tasks import is_order, spawn
 
 Result = TypeVar("Result")
 
@@ -72,7 +72,9 @@ class Notifications:
                     "for one transaction at a time, set the store's option `listen_alias` to an "
                     "alias without it."
                 )
-            except Exception as error:
+            except BaseException as error:
+                if is_order(error):
+                    raise
                 why = str(error)
             if hears is not False:
                 hears = False
@@ -198,7 +200,9 @@ class _Ear:
             self._connection.consume_input()
             while notification := self._connection.notifies():
                 self._take(notification.extra.decode("utf-8", "replace"))
-        except Exception as error:
+        except BaseException as error:
+            if is_order(error):
+                raise
             # Unread, a lost connection's socket would be readable for ever.
             self._loop.remove_reader(self._socket)
             self._lost.set_exception(error)

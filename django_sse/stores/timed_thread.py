@@ -10,9 +10,7 @@ from contextvars import Context
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
-from typing import Any, Final
-
-from django.db.backends.base.base import BaseDatabaseWrapper
+from typing import Any, Final, Protocol
 
 from django_sse.forks import ForkSafeLock
 from django_sse.stores.base import READ_SECONDS
@@ -20,6 +18,17 @@ from django_sse.threads import Result
 
 # How long a thread may hang where no other one may be begun, before its connection is cut.
 _CUT_SECONDS: Final = 60.0
+
+
+class Connection(Protocol):
+    """What a thread has open, as Django's connection to a database."""
+
+    @property
+    def connection(self) -> Any:
+        """The driver's own connection."""
+
+    def close(self) -> None:
+        """Close it."""
 
 
 class TimedThread:
@@ -35,9 +44,7 @@ class TimedThread:
         most: How many threads may be left behind.
     """
 
-    def __init__(
-        self, name: str, connect: Callable[[], BaseDatabaseWrapper], *, most: int = 3
-    ) -> None:
+    def __init__(self, name: str, connect: Callable[[], Connection], *, most: int = 3) -> None:
         self._name = name
         self._connect = connect
         self._most = most
@@ -107,10 +114,10 @@ class TimedThread:
 class _Worker:
     """One of the threads. The process ends though it hangs."""
 
-    def __init__(self, name: str, connect: Callable[[], BaseDatabaseWrapper]) -> None:
+    def __init__(self, name: str, connect: Callable[[], Connection]) -> None:
         self.ended: Future[None] = Future()
         self._connect = connect
-        self._connection: BaseDatabaseWrapper | None = None
+        self._connection: Connection | None = None
         self._began: float | None = None
         self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._thread = Thread(target=self._work, name=name, daemon=True)

@@ -104,13 +104,13 @@ class Unwritten:
         with self._lock:
             stores = {store for store, _ in self._ends}
         for store in stores:
-            # It keeps them again where it fails.
-            with suppress(Exception):
+            # It keeps them again where it fails, by whatever: the thread goes on.
+            with suppress(BaseException):
                 _ensure_autocommit(store.using)
                 while ends := self._take(store):
                     store.append(ends, self._rings[store])
                     logger.info("%d ends of streams were written at last.", len(ends))
-        with suppress(Exception):
+        with suppress(BaseException):
             connections.close_all()
 
     def _drop_expired(self) -> None:

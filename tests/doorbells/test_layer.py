@@ -21,6 +21,7 @@ from django_sse.doorbells.layer import LayerDoorbell, doorbell_group, from_messa
 from django_sse.stores import get_store
 from django_sse.stores.base import Entry, Hint, validate_group
 from tests.doorbells.conftest import Ear, hint
+from tests.failures import Panic
 from tests.layers import GatedLayer
 from tests.streams import until
 
@@ -248,10 +249,11 @@ async def test_a_cancel_and_the_reopening_after_it_are_a_reopening(layer: GatedL
 
 
 @pytest.mark.usefixtures("ear")
+@pytest.mark.parametrize("kind", [ConnectionError, Panic])
 async def test_a_doorbell_that_is_lost_is_logged_and_the_next_one_rings(
-    layer: GatedLayer, caplog: pytest.LogCaptureFixture
+    kind: type[BaseException], layer: GatedLayer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    layer.failures.append(ConnectionError("The layer is down."))
+    layer.failures.append(kind("The layer is down."))
     ring([hint(7), hint(8, group="jobs")])
     await until(lambda: layer.sent)
     assert hints_sent(layer) == [hint(8, group="jobs")]

@@ -17,10 +17,12 @@ from django_sse.owners import user_mark
 from django_sse.stores import get_store
 from django_sse.stores.base import Hint, NewEntry
 from django_sse.stores.database import DatabaseStore
+from django_sse.stores.notifications import Notifications, _Ear
 from django_sse.testing.threads import in_thread
 from tests import pgbouncer
 from tests.clients import connected
 from tests.doorbells.conftest import Ear
+from tests.failures import Panic
 from tests.live.servers import unavailable
 from tests.postgresql import ALIAS, binaries
 from tests.streams import until
@@ -165,6 +167,28 @@ async def test_a_connection_lost_while_it_is_tested_is_made_again_at_once(
     receiver = await open_receiver(store, ear)
     await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
     assert len(tests) == 2
+    await receiver.close()
+
+
+@pytest.mark.parametrize("where", ["_connect", "_take"])
+async def test_a_driver_that_panics_is_connected_anew(
+    where: str, ear: Ear, store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("django_sse.stores.notifications._PAUSE_SECONDS", 0.01)
+    owner = Notifications if where == "_connect" else _Ear
+    whole = getattr(owner, where)
+    calls: list[None] = []
+
+    def panic_once(*args: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 1:
+            raise Panic
+        return whole(*args)
+
+    monkeypatch.setattr(owner, where, panic_once)
+    receiver = await open_receiver(store, ear)
+    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    assert len(calls) > 1
     await receiver.close()
 
 

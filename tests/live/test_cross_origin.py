@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
-from selenium import webdriver
 from selenium.webdriver.support.wait import WebDriverWait
 
-from tests.live.browser import Requests
+from tests.live.browser import Browser, Requests
 from tests.live.client import SECONDS, connect
 from tests.live.servers import Server, manage, serve
 
@@ -26,7 +26,7 @@ abort.abort();
 return response.status + " " + new TextDecoder().decode(value);
 """
 PAGE = b"""<!doctype html><title>A page of another origin</title><script>
-const sources = {};
+var sources = {};
 function open_stream(name, url, withCredentials) {
   const source = sources[name] = new EventSource(url, {withCredentials});
   source.messages = [];
@@ -70,7 +70,7 @@ class Visitor:
     """A browser that visits pages, and what their server is asked for by it."""
 
     server: Server
-    browser: webdriver.Chrome
+    browser: Browser
     requests: Requests
     allowed: int
     other: int
@@ -107,10 +107,7 @@ class Visitor:
 
 
 @pytest.fixture(scope="module")
-def visitor(
-    browser: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Visitor]:
-    directory = tmp_path_factory.mktemp("cross-origin")
+def visitor(browser: Browser, directory: Path) -> Iterator[Visitor]:
     requests = directory / "requests"
     with pages() as allowed, pages() as other:
         keys = {
@@ -221,7 +218,7 @@ def test_a_browser_that_is_refused_for_now_comes_back_until_there_is_room(
 
     asyncio.run(crowd_out())
 
-    def has_room(browser: webdriver.Chrome) -> bool:
+    def has_room(browser: Browser) -> bool:
         # A refusal opens the EventSource as well, so only an event tells.
         elsewhere.manage("sse_push", "crowded", "there is room")
         return bool(browser.execute_script("return sources.crowded.messages.length"))

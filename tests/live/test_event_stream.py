@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from selenium import webdriver
 
 from django_sse.position import format_position
-from tests.live.browser import STATES, EventSource, Tab, wait_until
+from tests.live.browser import STATES, Browser, EventSource, Tab, wait_until
 from tests.live.sites import RETRY, Site, run
 
 OVER = '{"reason":"over"}'
@@ -18,14 +18,14 @@ FOREIGN = "<b>foreign</b>"
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with run(tmp_path_factory.mktemp("site"), HEARTBEAT=0.2) as site:
+def site(directory: Path) -> Iterator[Site]:
+    with run(directory, HEARTBEAT=0.2) as site:
         yield site
         assert "Traceback" not in site.server.log()
 
 
 @pytest.fixture
-def tab(browser: webdriver.Chrome, site: Site) -> Iterator[Tab]:
+def tab(browser: Browser, site: Site) -> Iterator[Tab]:
     with Tab.open(browser, site.origin) as tab:
         yield tab
 
@@ -148,7 +148,7 @@ def test_it_comes_back_after_a_bad_gateway(tab: Tab, site: Site, group: str) -> 
     assert all(wait >= RETRY for wait in waits)
 
 
-def test_it_gives_up_if_told_to(browser: webdriver.Chrome, site: Site, group: str) -> None:
+def test_it_gives_up_if_told_to(browser: Browser, site: Site, group: str) -> None:
     with Tab.open(browser, site.origin) as tab:
         stream = opened(tab, f"/events/{group}/", maxRetries=2)
         refused = len(site.network.refused)
@@ -196,16 +196,14 @@ def test_heartbeats_are_no_silence(tab: Tab, site: Site, group: str) -> None:
     assert stream.errors == []
 
 
-def test_while_its_page_is_hidden_it_may_pause(
-    browser: webdriver.Chrome, tab: Tab, site: Site, group: str
-) -> None:
+def test_while_its_page_is_hidden_it_may_pause(tab: Tab, site: Site, group: str) -> None:
     stream = opened(tab, f"/events/{group}/", pauseWhenHidden=True)
     tab.run(
         "document.addEventListener('visibilitychange',"
         "  () => (window.whenHidden ??= sources[arguments[0]].source.readyState))",
         stream.url,
     )
-    with Tab.open(browser, site.origin):
+    with tab.hidden():
         wait_until(lambda: site.open_streams() == 0, "the stream is still open")
         site.publish(group, "while hidden")
     stream.wait_for("message", "while hidden")
@@ -214,6 +212,7 @@ def test_while_its_page_is_hidden_it_may_pause(
     assert stream.errors == []
 
 
+@pytest.mark.chromium("freezing takes the protocol of its debugger")
 def test_a_page_that_is_thawed_goes_on_at_once(tab: Tab, site: Site, group: str) -> None:
     stream = opened(tab, f"/events/{group}/")
     wait_until(lambda: stream.last_event_id, "no position")

@@ -1,12 +1,12 @@
 """``<event-stream>``: HTML over the wire, into a page without a script of its own."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import pytest
-from selenium import webdriver
 
-from tests.live.browser import Tab, wait_until
+from tests.live.browser import Browser, Tab, wait_until
 from tests.live.sites import Site, run
 
 # What `/foreign/` sends.
@@ -14,14 +14,14 @@ FOREIGN = "<b>foreign</b>"
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with run(tmp_path_factory.mktemp("site")) as site:
+def site(directory: Path) -> Iterator[Site]:
+    with run(directory) as site:
         yield site
         assert "Traceback" not in site.server.log()
 
 
 @pytest.fixture
-def page(browser: webdriver.Chrome, site: Site) -> Iterator["Page"]:
+def page(browser: Browser, site: Site) -> Iterator["Page"]:
     with Tab.open(browser, site.origin) as tab:
         yield Page(tab)
 
@@ -31,7 +31,7 @@ class Page:
 
     def __init__(self, tab: Tab) -> None:
         self.tab = tab
-        tab.run("return import('/static/django_sse/event-stream.js').then(() => null)")
+        tab.run("return define()")
 
     def put(self, html: str) -> None:
         """Put HTML into the page."""

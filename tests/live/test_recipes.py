@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from selenium import webdriver
 
 from django_sse.position import TERMINAL_MARK
 from tests import npm
-from tests.live.browser import Request, Tab, wait_until
+from tests.live.browser import Browser, Request, Tab, wait_until
 from tests.live.network import Network
 from tests.live.servers import ROOT, launch
 from tests.live.sites import REQUEST_LOG, RETRY, Site
@@ -119,7 +119,7 @@ class Page:
 class Visitor:
     """Visits the pages of the recipes."""
 
-    browser: webdriver.Chrome
+    browser: Browser
     site: Site
     tabs: ExitStack
     stopped: dict[str, list[Request]] = field(default_factory=dict)
@@ -164,12 +164,11 @@ def path_of(recipe: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(directory: Path) -> Iterator[Site]:
     """The demo, with what its pages take from npm if it is there, behind a network to be cut."""
     # Before the demo is started, which looks for it then.
     with suppress(pytest.skip.Exception):
         npm.install(PACKAGES)
-    directory = tmp_path_factory.mktemp("recipes")
     port = free_port()
     with Network.to(port) as network:
         origins = [f"http://{host}:{network.port}" for host in ("localhost", "127.0.0.1")]
@@ -197,7 +196,7 @@ def packages(site: Site) -> None:
 
 
 @pytest.fixture(scope="module")
-def visitor(browser: webdriver.Chrome, site: Site) -> Iterator[Visitor]:
+def visitor(browser: Browser, site: Site) -> Iterator[Visitor]:
     with ExitStack() as tabs:
         visitor = Visitor(browser, site, tabs)
         yield visitor

@@ -4,13 +4,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from threading import Event, Thread
 
 import pytest
-from selenium import webdriver
 
 from django_sse.position import format_position
-from tests.live.browser import EventSource, Tab, wait_until
+from tests.live.browser import Browser, EventSource, Tab, wait_until
 from tests.live.client import SECONDS
 from tests.live.sites import RETRY, Site, run
 
@@ -29,8 +29,8 @@ CONNECT_LATE = """
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with run(tmp_path_factory.mktemp("site")) as site:
+def site(directory: Path) -> Iterator[Site]:
+    with run(directory) as site:
         yield site
         assert "Traceback" not in site.server.log()
 
@@ -38,7 +38,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 class Tabs:
     """Tabs of one browser, each with the same shared stream."""
 
-    def __init__(self, browser: webdriver.Chrome, site: Site, url: str) -> None:
+    def __init__(self, browser: Browser, site: Site, url: str) -> None:
         self._browser = browser
         self._site = site
         self._url = url
@@ -69,7 +69,7 @@ class Tabs:
 
 
 @pytest.fixture
-def tabs(browser: webdriver.Chrome, site: Site, group: str) -> Iterator[Tabs]:
+def tabs(browser: Browser, site: Site, group: str) -> Iterator[Tabs]:
     tabs = Tabs(browser, site, f"/events/{group}/")
     yield tabs
     tabs.close_all()
@@ -220,6 +220,7 @@ def test_a_new_tab_does_not_wait_for_the_one_that_comes_back_late(
     until_one_is_open(site)
 
 
+@pytest.mark.chromium("freezing takes the protocol of its debugger")
 def test_a_tab_that_is_frozen_does_not_stop_the_others(tabs: Tabs, site: Site, group: str) -> None:
     for _ in range(3):
         tabs.open()
@@ -269,7 +270,7 @@ def test_a_204_ends_those_alone_that_have_everything(tabs: Tabs, site: Site, gro
 
 
 def test_what_others_post_to_the_tabs_is_ignored(
-    browser: webdriver.Chrome, tabs: Tabs, site: Site, group: str
+    browser: Browser, tabs: Tabs, site: Site, group: str
 ) -> None:
     for _ in range(3):
         tabs.open("window.uncaught = []; onerror = (message) => uncaught.push(message)")

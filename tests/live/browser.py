@@ -134,6 +134,7 @@ def _accept_any_certificate(options: ArgOptions) -> None:
 @contextmanager
 def _quitting(browser: Browser) -> Iterator[Browser]:
     browser.set_script_timeout(SECONDS)
+    browser.set_page_load_timeout(SECONDS)
     try:
         yield browser
     finally:
@@ -300,13 +301,15 @@ class Tab:
 
     @contextmanager
     def showing_a_dialog(self) -> Iterator[None]:
-        """Let nothing run in it for the length of the block, but a dialog."""
+        """Let nothing run in it for the length of the block, but a dialog.
+
+        No tab must be asked in the block: WebKit's driver would not come back to this one.
+        """
         self.run("setTimeout(alert)")
         WebDriverWait(self._browser, SECONDS).until(alert_is_present())
         try:
             yield
         finally:
-            self._switch()
             self._browser.switch_to.alert.accept()
 
     def outlast(self, reconnection_seconds: float | None) -> None:

@@ -262,15 +262,27 @@ def test_a_tab_that_is_frozen_does_not_stop_the_others(tabs: Tabs, site: Site, g
 
 
 def test_a_tab_that_shows_a_dialog_does_not_stop_the_others(
-    tabs: Tabs, site: Site, group: str
+    request: pytest.FixtureRequest, browser: Browser, tabs: Tabs, site: Site, group: str
 ) -> None:
+    if browser.name == "firefox":
+        why = "a leader that shows a dialog still answers while its stream stands still"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=why))
     for _ in range(3):
         tabs.open(silence=2000)
     until_one_is_open(site)
+    # They tell the server, since WebKit's driver leaves no tab that shows a dialog.
+    told = [f"/ends/?{group}&{number}" for number, _ in enumerate(tabs.streams)]
+    for stream, url in zip(tabs.streams, told, strict=True):
+        stream.tab.run(
+            "const [name, url] = arguments;"
+            "sources[name].source.addEventListener('message', () => fetch(url))",
+            stream.url,
+            url,
+        )
     with tabs.streams[LEADER].tab.showing_a_dialog():
         site.publish(group, "one")
-        for stream in tabs.streams[1:]:
-            stream.wait_for("message", "one")
+        wait_until(lambda: all(site.statuses(url) for url in told[1:]), "they are not told")
+        assert not site.statuses(told[LEADER])
     for stream in tabs.streams:
         stream.wait_for("message", "one")
         assert texts(stream) == ["one"]

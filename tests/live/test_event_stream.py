@@ -443,6 +443,19 @@ def test_a_reset_is_said_where_a_group_goes_on_from_elsewhere(
     assert types == received
 
 
+def test_a_server_that_says_no_more_where_it_is_is_read_all_the_same(tab: Tab) -> None:
+    # What it sends has not ended, and no id follows.
+    tab.run(
+        "const text = new TextEncoder().encode('data: one\\n\\n');"
+        "const body = new ReadableStream({ start: (controller) => controller.enqueue(text) });"
+        "const headers = { 'Content-Type': 'text/event-stream' };"
+        "window.fetch = async () => new Response(body, { headers });"
+    )
+    stream = tab.follow_event_stream("/events/none/", lastEventId=SEEN)
+    stream.wait_for("message", "one")
+    assert stream.received == [("message", "one")]
+
+
 # Addresses
 
 

@@ -18,6 +18,7 @@ TABS = 20
 BURST = [str(number) for number in range(500)]
 BURST_LEFT = 200
 CONNECTIONS_OF_A_HOST = 6
+SLOW_SECONDS = 15
 # The one that comes first reads for all.
 LEADER = 0
 
@@ -26,6 +27,30 @@ CONNECT_LATE = """
     const fetchNow = window.fetch;
     window.fetch = async (...all) => (await late, fetchNow(...all));
 """
+
+
+# What Firefox does of it where a page may store nothing.
+REFUSE = {
+    "BroadcastChannel": """
+        window.BroadcastChannel = class {
+          constructor() {
+            throw new DOMException("insecure", "SecurityError");
+          }
+        };
+    """,
+    "locks": """
+        Object.defineProperty(navigator, "locks", {
+          get() {
+            throw new DOMException("insecure", "SecurityError");
+          },
+        });
+    """,
+    "request": """
+        navigator.locks.request = async () => {
+          throw new DOMException("insecure", "SecurityError");
+        };
+    """,
+}
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +288,27 @@ def test_a_tab_that_shows_a_dialog_does_not_stop_the_others(
         assert texts(stream) == ["one"]
 
 
+def test_a_tab_that_is_being_left_does_not_stop_the_others(
+    tabs: Tabs, site: Site, group: str
+) -> None:
+    """In WebKit it connects to nothing any more, and waits for its next page with the lock."""
+    for _ in range(3):
+        tabs.open()
+    until_one_is_open(site)
+    leader, *others = tabs.streams
+    url = f"/slow-page/?seconds={SLOW_SECONDS}"
+    asked = len(site.statuses(url))
+    # Later: Chromium's driver would wait for the page.
+    leader.tab.run("setTimeout((url) => (location.href = url), 300, arguments[0])", url)
+    wait_until(lambda: len(site.statuses(url)) > asked, "it does not leave")
+    left_at = site.requests.of(url)[-1].at
+    site.publish(group, "one")
+    for stream in others:
+        # By the clock: the driver may wait for the page that is not there yet.
+        assert stream.wait_for("message", "one").at - left_at < SLOW_SECONDS / 2
+        assert texts(stream) == ["one"]
+
+
 def test_a_204_ends_those_alone_that_have_everything(tabs: Tabs, site: Site, group: str) -> None:
     before = tabs.open()
     wait_until(lambda: before.last_event_id, "no position")
@@ -309,9 +355,12 @@ def test_what_others_post_to_the_tabs_is_ignored(
         },
         {"at": here, "open": True, "block": {"id": 7, "type": "message", "origin": site.origin}},
         {"at": here, "block": {"type": "message", "data": "not open", "origin": site.origin}},
+        {"at": here, "open": False, "state": "lost", "pace": {"retry": "1"}},
         "last",
     ]
-    name = f"django_sse - {site.origin}/events/{group}/"
+    pace = {"retry": 0, "failures": 0}
+    foreign = [{"pace": pace, **one} if isinstance(one, dict) else one for one in foreign]
+    name = f"django_sse same-origin {site.origin}/events/{group}/"
     for stream in tabs.streams:
         # Made after that of the stream, so it hears after it.
         stream.tab.run(
@@ -348,3 +397,20 @@ def test_where_there_are_no_locks_each_tab_has_its_own(tabs: Tabs, site: Site, g
     for stream in tabs.streams:
         stream.wait_for("message", "one")
         assert texts(stream) == ["one"]
+
+
+@pytest.mark.parametrize("refused", ["BroadcastChannel", "locks", "request"])
+def test_where_cookies_are_blocked_each_tab_has_its_own(
+    tabs: Tabs, site: Site, group: str, refused: str
+) -> None:
+    for _ in range(2):
+        tabs.open(REFUSE[refused])
+    wait_until(lambda: site.open_streams() == 2, "they are not two")
+    site.publish(group, "one")
+    with site.network.cut():
+        for stream in tabs.streams:
+            stream.wait_for_state("connecting")
+        site.publish(group, "two")
+    for stream in tabs.streams:
+        stream.wait_for("message", "two")
+        assert texts(stream) == ["one", "two"]

@@ -260,6 +260,7 @@ def test_another_src_is_followed_after_the_end_of_the_first(
 def test_an_option_that_changes_keeps_the_place(
     page: Page, site: Site, group: str, option: str
 ) -> None:
+    group = f"{group}-{option}"
     page.show(f'<event-stream src="/history/{group}/" swap="beforeend"></event-stream>')
     site.publish(group, "one")
     page.wait_for_html("event-stream", "one")

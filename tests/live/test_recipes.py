@@ -343,6 +343,23 @@ def test_a_204_stops_the_browser_and_who_comes_later(visitor: Visitor) -> None:
     visitor.requests_of_stopped(stream, [200, 204, 204, 200])
 
 
+def test_another_answer_ends_both_and_one_says_what_it_was(visitor: Visitor) -> None:
+    page = visitor.open("another-answer")
+    urls = {
+        "/recipes/another-answer/not-there/": ("404", 404),
+        "/recipes/another-answer/no-stream/": ("no event stream, but application/json", 200),
+    }
+    logs = {}
+    for url, (reason, _) in urls.items():
+        logs[f"{url}?EventSource"] = [STOPPED]
+        said = json.dumps({"reason": reason}, separators=(",", ":"))
+        logs[url] = [("close", said, "CLOSED")]
+    page.wait_for_logs(logs)
+    for url, (_, status) in urls.items():
+        visitor.requests_of_stopped(url, [status])
+        visitor.requests_of_stopped(f"{url}?EventSource", [status])
+
+
 # HTML over the wire
 
 

@@ -62,7 +62,7 @@ function after(milliseconds, what) {
 }
 
 /** Returns the number of each group in an id of the server's, and nothing of any other id. */
-function numbers(id = "") {
+function numbers(id) {
   return Object.fromEntries(Array.from(id.matchAll(/([\w-]{11})\.(\w+)~/g), ([, group, number]) => [group, number]));
 }
 
@@ -149,7 +149,7 @@ class Connection {
     const headers = new Headers(await (typeof given === "function" ? given() : given));
     headers.set("Accept", "text/event-stream");
     if (csrf && isOwn) headers.set("X-CSRFToken", csrfToken());
-    const id = this.#id || url.searchParams.get("lastEventId");
+    const id = this.#id || (url.searchParams.get("lastEventId") ?? "");
     if (this.#id) {
       // Of the query, all else stays as it is.
       const pair = `${new URLSearchParams({ lastEventId: id })}`;
@@ -159,9 +159,9 @@ class Connection {
     }
     // A redirect may drop the query. In another origin the header needs a preflight, and what is not
     // of ASCII browsers do not send in the same way.
-    if (isOwn && !this.#isElsewhere && /^[!-~]+$/.test(id ?? "")) headers.set("Last-Event-ID", id);
+    if (isOwn && !this.#isElsewhere && /^[!-~]+$/.test(id)) headers.set("Last-Event-ID", id);
     this.#held = [];
-    this.#sent = numbers(id ?? "");
+    this.#sent = numbers(id);
     const response = await fetch(url, {
       method,
       body,
@@ -467,7 +467,6 @@ class PageConnection {
 
   #key;
   #id;
-  #isFresh = true;
   #isOpen;
   #members = new Set();
   #shared;
@@ -488,10 +487,8 @@ class PageConnection {
     const tell = (what) => (said) => {
       this.#isOpen = what === "opened" || (this.#isOpen && what === "took");
       if (what === "ended") this.#leave();
-      if (what === "took") {
-        this.#isFresh = false;
-        this.#id = said.id ?? this.#id;
-      }
+      // Where there are no ids, nobody is where it is who was not there from its start.
+      if (what === "took") this.#id = said.id ?? (this.#id || null);
       for (const member of [...this.#members]) {
         if (!member.own && this.#members.has(member)) member.listener[what](said);
         this.#gather(member);
@@ -504,7 +501,7 @@ class PageConnection {
   #join(options, id, listener) {
     const member = { id, listener };
     this.#members.add(member);
-    if (id !== this.#id || !(id || this.#isFresh)) {
+    if (id !== this.#id) {
       const took = (block) => {
         member.id = block.id ?? member.id;
         listener.took(block);
@@ -527,7 +524,7 @@ class PageConnection {
 
   /** Let a client share the connection that has come as far. */
   #gather(member) {
-    if (!this.#isOpen || !this.#id || member.id !== this.#id) return;
+    if (!this.#isOpen || member.id !== this.#id) return;
     member.own?.close();
     member.own = null;
   }

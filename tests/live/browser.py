@@ -15,6 +15,7 @@ from pathlib import Path
 from platform import machine
 from typing import Any, Literal, Self
 
+import psutil
 from selenium import webdriver
 from selenium.webdriver.common.options import ArgOptions
 from selenium.webdriver.remote.webdriver import WebDriver
@@ -22,6 +23,7 @@ from selenium.webdriver.support.expected_conditions import alert_is_present
 from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.live.client import SECONDS
+from tests.live.network import Network
 from tests.live.servers import unavailable
 
 # So many reconnection times have to pass without a request of a browser that was stopped.
@@ -64,6 +66,8 @@ def firefox(directory: Path) -> Iterator[Browser]:
     options = webdriver.FirefoxOptions()
     options.binary_location = binary
     options.add_argument("-headless")
+    # To be put offline.
+    options.add_argument("-remote-allow-system-access")
     # Tabs in the background would reconnect less often.
     options.set_preference("dom.min_background_timeout_value", 4)
     options.set_preference("dom.timeout.enable_budget_timer_throttling", False)
@@ -206,6 +210,11 @@ State = Literal["connecting", "open", "closed"]
 STATES: tuple[State, ...] = ("connecting", "open", "closed")
 
 
+def _seconds_busy(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
 def is_webkit(browser: Browser) -> bool:
     return str(browser.capabilities["browserName"]) == "MiniBrowser"
 
@@ -282,6 +291,54 @@ class Tab:
             yield
         finally:
             self._set_lifecycle_state("active")
+
+    def back(self) -> None:
+        """Go back to the page before."""
+        self._switch()
+        self._browser.back()
+
+    def go(self, url: str) -> None:
+        """Leave the page for another one."""
+        self._switch()
+        self._browser.get(url)
+
+    def kill(self) -> None:
+        """Kill the process that it runs in, as the system does that is short of memory.
+
+        Chromium alone: the drivers of the others end with it.
+        """
+        self._switch()
+        assert isinstance(self._browser, webdriver.Chrome)
+        driver = psutil.Process(self._browser.service.process.pid)
+        processes = driver.children(recursive=True)
+        idle = {process: _seconds_busy(process) for process in processes}
+        # The driver does not say which it is, but it is the one that is busy when the tab is.
+        self.run("const end = Date.now() + 500; while (Date.now() < end);")
+        max(processes, key=lambda process: _seconds_busy(process) - idle[process]).kill()
+
+    @contextmanager
+    def offline(self, network: Network) -> Iterator[None]:
+        """Let the browser be offline for the length of the block, and its network cut."""
+        self._set_offline(True)
+        try:
+            with network.cut():
+                yield
+        finally:
+            self._set_offline(False)
+
+    def _set_offline(self, is_offline: bool) -> None:
+        self._switch()
+        if isinstance(self._browser, webdriver.Firefox):
+            with self._browser.context(self._browser.CONTEXT_CHROME):
+                self._browser.execute_script("Services.io.offline = arguments[0]", is_offline)
+        elif not isinstance(self._browser, webdriver.Chrome):
+            # WebKit's driver cannot do it: its page is told so.
+            event = "offline" if is_offline else "online"
+            self._browser.execute_script("dispatchEvent(new Event(arguments[0]))", event)
+        elif is_offline:
+            self._browser.set_network_conditions(offline=True, latency=0, throughput=0)
+        else:
+            self._browser.delete_network_conditions()
 
     @contextmanager
     def hidden(self) -> Iterator[None]:

@@ -27,6 +27,8 @@ PAGE_CLOCK_SECONDS = 0.005
 
 OVER = '{"reason":"over"}'
 
+in_one_browser = pytest.mark.chromium("how each of them comes back is seen where a stream ages out")
+
 
 @pytest.fixture(scope="module")
 def site(directory: Path) -> Iterator[Site]:
@@ -202,6 +204,7 @@ def fallible(directory: Path) -> Iterator[Fallible]:
             yield Fallible(site, store)
 
 
+@in_one_browser
 def test_while_the_store_is_down_a_client_tries_again_at_times_of_its_own(
     browser: Browser, fallible: Fallible, group: str
 ) -> None:
@@ -241,6 +244,7 @@ def limited(directory: Path) -> Iterator[Site]:
         yield site
 
 
+@in_one_browser
 def test_one_stream_too_many_waits_until_there_is_room(
     browser: Browser, limited: Site, group: str
 ) -> None:
@@ -263,6 +267,7 @@ def test_one_stream_too_many_waits_until_there_is_room(
         assert limited.statuses(second.url) == [200]
 
 
+@in_one_browser
 def test_where_a_middleware_fails_a_client_tries_again(
     browser: Browser, limited: Site, group: str
 ) -> None:
@@ -277,6 +282,7 @@ def test_where_a_middleware_fails_a_client_tries_again(
         assert_is_served_at_last(source, requests, limited)
 
 
+@in_one_browser
 def test_a_client_whose_history_is_lost_in_mid_life_comes_back_once_and_is_told(
     browser: Browser, fallible: Fallible, group: str
 ) -> None:

@@ -262,11 +262,8 @@ def test_a_tab_that_is_frozen_does_not_stop_the_others(tabs: Tabs, site: Site, g
 
 
 def test_a_tab_that_shows_a_dialog_does_not_stop_the_others(
-    request: pytest.FixtureRequest, browser: Browser, tabs: Tabs, site: Site, group: str
+    tabs: Tabs, site: Site, group: str
 ) -> None:
-    if browser.name == "firefox":
-        why = "a leader that shows a dialog still answers while its stream stands still"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=why))
     for _ in range(3):
         tabs.open(silence=2000)
     until_one_is_open(site)

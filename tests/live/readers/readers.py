@@ -53,11 +53,11 @@ class Reader(ABC):
 
 @dataclass(frozen=True)
 class Stage:
-    """Where programs run: the origin of their streams, a directory, and browsers by their names."""
+    """Where programs run: the origin of their streams, a directory, and a browser if asked for."""
 
     origin: str
     directory: Path
-    browser: Callable[[str], Browser]
+    browser: Callable[[], Browser]
 
 
 class Program(ABC):
@@ -171,11 +171,10 @@ class Page(Program):
 
     source: str
     require: Callable[[], None]
-    browser: str = "chromium"
 
     @contextmanager
     def ready(self, stage: Stage) -> Iterator[Callable[[str, bool], Reader]]:
-        browser = stage.browser(self.browser)
+        browser = stage.browser()
         # A tab of its own: one that only leaves the page might keep its stream for a way back.
         with Tab.open(browser, stage.origin, f"/programs/{self.source}"):
 

@@ -68,7 +68,7 @@ def stand(
     environment = {"LIVE_URLCONF": "tests.live.readers.urls"}
     limits = {"MAX_STREAMS_PER_GROUP": MAX_STREAMS}
     with run(directory, environment=environment, RETRY=RETRY, **limits) as site:
-        stage = Stage(site.origin, directory, running_browser)
+        stage = Stage(site.origin, directory, lambda: running_browser("chromium"))
         yield Stand(site, stage)
         assert "Traceback" not in site.server.log()
 

@@ -96,7 +96,7 @@ class Connection {
   #listener;
   #id;
   #sent;
-  #held;
+  #held = [];
   #request;
   #timer;
   #heardAt;
@@ -151,6 +151,7 @@ class Connection {
       reason = `${error?.message ?? error}`;
     }
     this.#request.abort();
+    this.#give();
     if (!this.#listener) return;
     if (!hasBegun) this.#warn(reason);
     this.#comeBack(reason);
@@ -175,7 +176,6 @@ class Connection {
     // A redirect may drop the query. In another origin the header needs a preflight, and what is not
     // of ASCII browsers do not send in the same way.
     if (isOwn && !this.#isElsewhere && /^[!-~]+$/.test(id)) headers.set("Last-Event-ID", id);
-    this.#held = [];
     this.#sent = numbers(id);
     const response = await fetch(url, {
       method,
@@ -605,7 +605,7 @@ export class EventStream extends EventTarget {
       url: url.href,
       address: url.href,
     };
-    this.#lastEventId = given.lastEventId ?? "";
+    this.#lastEventId = `${given.lastEventId ?? ""}`;
     this.#listen("addEventListener");
     this.#onLifecycle({});
   }

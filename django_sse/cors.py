@@ -49,8 +49,12 @@ def varies_by_origin() -> bool:
 
 def add_cors(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
     """Give a response the headers that ``DJANGO_SSE`` says."""
-    for name, value in cors_headers(request.headers.get("Origin")).items():
+    headers = cors_headers(request.headers.get("Origin"))
+    for name, value in headers.items():
         response[name] = value
+    if headers and response.has_header("Content-Location"):
+        # Where an EventStream goes on after a POST; a page sees few headers else.
+        response.setdefault("Access-Control-Expose-Headers", "Content-Location")
     if varies_by_origin():
         patch_vary_headers(response, ["Origin"])
     return response

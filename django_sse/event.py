@@ -253,7 +253,8 @@ class Decoder:
     def __init__(self) -> None:
         self.last_event_id = ""
         self.reconnection_time: int | None = None
-        self._rest = b""
+        # The pieces of a line that is not over: joined once, however long it becomes.
+        self._rest: list[bytes] = []
         self._at_start = True
         self._skip_newline = False
         self._data: list[str] = []
@@ -263,9 +264,9 @@ class Decoder:
     def feed(self, chunk: bytes) -> list[Event]:
         """Return the events that this chunk completes."""
         if self._at_start:
-            chunk, self._rest = self._rest + chunk, b""
+            chunk, self._rest = b"".join([*self._rest, chunk]), []
             if len(chunk) < len(BOM_UTF8) and BOM_UTF8.startswith(chunk):
-                self._rest = chunk
+                self._rest = [chunk]
                 return []
             chunk = chunk.removeprefix(BOM_UTF8)
             self._at_start = False
@@ -279,7 +280,11 @@ class Decoder:
         if chunk.endswith(b"\r"):
             self._skip_newline = True
         first, *others = re.split(rb"\r\n|\n|\r", chunk)
-        *lines, self._rest = [self._rest + first, *others]
+        self._rest.append(first)
+        if not others:
+            return []
+        *lines, rest = [b"".join(self._rest), *others]
+        self._rest = [rest]
         return [line.decode("utf-8", "replace") for line in lines]
 
     def _take(self, line: str) -> Event | None:

@@ -640,3 +640,13 @@ def test_text_of_any_kind_is_sent_as_text(text: Any) -> None:
     assert made.encode() == b": paid\nid: paid\nevent: paid\ndata: paid\n\n"
     assert made.event == "paid"
     assert type(made.event) is str
+
+
+def test_a_long_line_in_small_pieces_takes_no_time() -> None:
+    """Each piece was put behind all before it anew: half a terabyte in all."""
+    decoder = Decoder()
+    decoder.feed(b"data: ")
+    for _ in range(131_072):
+        assert decoder.feed(b"x" * 64) == []
+    [event] = decoder.feed(b"\n\n")
+    assert event.text == "x" * 8 * 2**20

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import django_sse
 from tests import npm
 from tests.live.readers.npm import PACKAGE_JSON
-from tests.live.servers import ROOT
+from tests.live.servers import ROOT, unavailable
 
 pytestmark = pytest.mark.once
 
@@ -84,3 +85,30 @@ def test_make_demo_does_without_npm(checkout: Path) -> None:
     for name in ("sh", "rm", "cp"):
         (programs / name).symlink_to(f"/bin/{name}")
     assert "do without npm's packages" in make_packages(checkout, str(programs))
+
+
+# The package that the client itself is
+
+PACKAGE = ROOT / "django_sse/static/django_sse"
+IMPORT = "import { EventStream } from 'django-sse'; console.log(typeof EventStream);"
+
+
+def test_the_package_of_the_client_is_of_the_same_version() -> None:
+    package = json.loads((PACKAGE / "package.json").read_text())
+    assert package["version"] == django_sse.__version__
+    assert "dependencies" not in package
+    for file in (package["main"], package["types"], *package["exports"]["."].values()):
+        assert (PACKAGE / file).exists()
+
+
+def test_the_package_is_installed_from_where_python_has_it(tmp_path: Path) -> None:
+    if not shutil.which("npm"):
+        unavailable("npm is not installed")
+    for command in (
+        ["npm", "install", "--offline", "--no-audit", "--no-fund", f"file:{PACKAGE}"],
+        ["node", "--input-type=module", "--eval", IMPORT],
+    ):
+        done = subprocess.run(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=60, check=True
+        )
+    assert done.stdout == "function\n"

@@ -3,6 +3,7 @@
 from django.contrib.auth.decorators import login_required
 from django.contrib.staticfiles.views import serve
 from django.urls import path
+from django.views.generic import RedirectView
 
 from tests import views
 
@@ -32,6 +33,15 @@ urlpatterns = [
     path("reopen/<str:group>/", views.reopen),
     path("event-sources/", views.event_sources),
     path("ends/", views.ends),
+    path("says/", views.says),
+    path("echo/", views.echo),
+    path("posted-elsewhere/", views.posted_elsewhere),
+    path("protected/", views.protected),
+    path("moved/<str:group>/", RedirectView.as_view(url="/events/%(group)s/")),
+    path("forgetful/<str:group>/", views.Forgetful.as_view()),
+    path("forgetful-with-state/<str:group>/", views.ForgetfulWithState.as_view()),
+    path("slow-page/", views.slow_page),
+    path("page-with-policy/", views.page_with_policy),
     path("foreign/", views.foreign),
     path("static/<path:path>", serve, {"insecure": True}),
     path("group-send/<str:group>/", views.group_send),

@@ -1,8 +1,10 @@
 """The views of the test project: streams, what acts on them, and what the tests need to know."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from channels.layers import get_channel_layer
 from django.contrib import auth
@@ -13,13 +15,17 @@ from django.http import (
     HttpResponse,
     HttpResponseRedirect,
     JsonResponse,
+    QueryDict,
     StreamingHttpResponse,
 )
+from django.http.response import HttpResponseBase
 from django.utils.translation import gettext
+from django.views.decorators.csrf import csrf_exempt
 
 import django_sse
 from django_sse import Event, hub
 from django_sse.decorators import event_stream, event_stream_headers
+from django_sse.response import last_event_id
 from django_sse.views import EventStreamView
 
 
@@ -150,10 +156,85 @@ async def ends(request: HttpRequest) -> HttpResponse:
     return HttpResponse(f"retry: {retry}\n\n" if retry else ":\n\n", "text/event-stream")
 
 
+async def says(request: HttpRequest) -> HttpResponse:
+    """Return what is asked for: a text, another one to who comes back, with a status and a type."""
+    text = request.GET.get("text", "")
+    if last_event_id(request):
+        text = request.GET.get("then", text)
+    response = HttpResponse(
+        text,
+        request.GET.get("type", "text/event-stream"),
+        status=int(request.GET.get("status", 200)),
+    )
+    if location := request.GET.get("location"):
+        response["Content-Location"] = location
+    return response
+
+
+@csrf_exempt
+async def echo(request: HttpRequest) -> HttpResponse:
+    """Return what was sent as an event, and where it goes on, if that is asked for."""
+    sent = {
+        "method": request.method,
+        "body": request.body.decode(),
+        "cookies": sorted(request.COOKIES),
+        "id": last_event_id(request),
+        **{name: request.headers.get(name) for name in request.GET.getlist("header")},
+    }
+    response = HttpResponse(f"retry: 10\nid: 7\ndata: {json.dumps(sent)}\n\n", "text/event-stream")
+    if location := request.GET.get("location"):
+        response["Content-Location"] = location
+    return response
+
+
+@csrf_exempt
+@event_stream_headers
+async def posted_elsewhere(request: HttpRequest) -> HttpResponse:
+    """Return the method as an event, to a page of any origin that is allowed."""
+    response = HttpResponse(f"retry: 10\ndata: {request.method}\n\n", "text/event-stream")
+    response["Content-Location"] = request.path
+    return response
+
+
+async def protected(request: HttpRequest) -> HttpResponse:
+    """Answer what has a CSRF token."""
+    return HttpResponse(f"data: {request.method}\n\n", "text/event-stream")
+
+
+class Forgetful(Group):
+    """Knows nothing of where its client was, as behind a redirect that drops the query."""
+
+    async def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        request.META.pop("HTTP_LAST_EVENT_ID", None)
+        # Made of that once.
+        vars(request).pop("headers", None)
+        request.GET = QueryDict()
+        return await super().get(request, *args, **kwargs)
+
+
+class ForgetfulWithState(Forgetful):
+    async def initial_events(self) -> AsyncGenerator[Event, None]:
+        yield Event("the state of now")
+
+
+async def slow_page(request: HttpRequest) -> HttpResponse:
+    """Return a page that lets its visitor wait."""
+    await asyncio.sleep(float(request.GET["seconds"]))
+    return HttpResponse("<!doctype html><title>there</title>")
+
+
+async def page_with_policy(request: HttpRequest) -> HttpResponse:
+    """Return the page that follows streams, with a Content Security Policy."""
+    response = await event_sources(request)
+    response["Content-Security-Policy"] = request.GET["policy"]
+    return response
+
+
 async def foreign(request: HttpRequest) -> HttpResponse:
     """Return HTML as an event, or redirect; whatever page asks may read it, with its cookies."""
     to = request.GET.get("to")
-    response: HttpResponse = HttpResponse("data: <b>foreign</b>\n\n", "text/event-stream")
+    id_line = f"id: {request.GET['id']}\n" if "id" in request.GET else ""
+    response: HttpResponse = HttpResponse(f"{id_line}data: <b>foreign</b>\n\n", "text/event-stream")
     if to:
         response = HttpResponseRedirect(to)
     response["Access-Control-Allow-Origin"] = request.headers.get("Origin", "*")

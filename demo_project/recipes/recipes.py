@@ -91,6 +91,12 @@ TUTORIALS = (
         "How a server stops an EventSource for good.",
         [tutorials.Sale, tutorials.sell_out, tutorials.restock],
     ),
+    Recipe(
+        "another-answer",
+        "Another answer than a stream",
+        "What else ends an EventSource for good: a 404, and a 200 of another type.",
+        [tutorials.not_there, tutorials.no_stream],
+    ),
 )
 FRAGMENTS = (
     Recipe(

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
 
@@ -117,3 +117,11 @@ def sell_out(request: HttpRequest) -> None:
 @action
 def restock(request: HttpRequest) -> None:
     reopen("recipes-sale")
+
+
+async def not_there(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("There is no such stream.", status=404)
+
+
+async def no_stream(request: HttpRequest) -> HttpResponse:
+    return JsonResponse({"stream": None})

@@ -30,7 +30,7 @@ def event_stream_position(*groups: str) -> str:
 
 @register.simple_tag(takes_context=True)
 def event_stream_script(context: Context) -> SafeString:
-    """Return the script that defines ``<event-stream>``, as a module.
+    """Return the script that defines ``<event-stream>`` and ``window.EventStream``, as a module.
 
         {% event_stream_script %}
         <ul id="headlines"></ul>

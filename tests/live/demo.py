@@ -7,10 +7,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from tests.live.browser import Requests, Tab, wait_until
+from tests.live.browser import Browser, Requests, Tab, wait_until
 from tests.live.servers import Server, manage, serve
 
 
@@ -59,9 +58,15 @@ class Demo:
     server: Server
     requests: Requests
 
-    def open(self, browser: webdriver.Chrome, path: str) -> AbstractContextManager[Page]:
-        """Open a page for the length of the block."""
-        return Page.open(browser, f"http://127.0.0.1:{self.server.port}", path)
+    def open(
+        self, browser: Browser, path: str, host: str = "127.0.0.1"
+    ) -> AbstractContextManager[Page]:
+        """Open a page for the length of the block.
+
+        Args:
+            host: Another name has cookies, and so a session, of its own.
+        """
+        return Page.open(browser, f"http://{host}:{self.server.port}", path)
 
     def manage(self, *arguments: str, input: str = "") -> None:
         """Run a management command, as in a second terminal."""

@@ -3,10 +3,11 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
-from selenium import webdriver
 
+from tests.live.browser import Browser
 from tests.live.demo import Demo, Page, run
 
 NEWS = "/events/news/?client={}"
@@ -19,8 +20,8 @@ SILENCE_SECONDS = 6 * RETRY
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    with run(tmp_path_factory.mktemp("demo"), retry=RETRY) as demo:
+def demo(directory: Path) -> Iterator[Demo]:
+    with run(directory, retry=RETRY) as demo:
         yield demo
 
 
@@ -34,7 +35,7 @@ class Visit:
 
 
 @pytest.fixture(scope="module")
-def visit(browser: webdriver.Chrome, demo: Demo) -> Iterator[Visit]:
+def visit(browser: Browser, demo: Demo) -> Iterator[Visit]:
     """A headline came, two jobs were done, and the news was cancelled; then there was silence."""
     with demo.open(browser, "/last-word/") as news, demo.open(browser, "/job/") as job:
         news.wait_for_texts("#group .state", "open", "open")
@@ -69,7 +70,7 @@ def test_a_job_runs_once_for_an_event_source(visit: Visit) -> None:
 
 
 def test_after_a_reopen_a_new_page_streams_again(
-    browser: webdriver.Chrome, demo: Demo, visit: Visit
+    browser: Browser, demo: Demo, visit: Visit
 ) -> None:
     demo.manage("sse_reopen", "news")
     with demo.open(browser, "/") as page:

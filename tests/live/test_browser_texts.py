@@ -6,12 +6,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from selenium import webdriver
 from selenium.webdriver.support.wait import WebDriverWait
 
 from django_sse import Event
 from tests.fuzz.choices import Choices
 from tests.fuzz.inputs import text
+from tests.live.browser import Browser
 from tests.live.client import SECONDS
 from tests.test_event import shown
 
@@ -19,8 +19,8 @@ SEED = 4
 EVENTS = 600
 
 PAGE = b"""<!doctype html><meta charset="utf-8"><script>
-  const received = [];
-  let over = false;
+  var received = [];
+  var over = false;
   const source = new EventSource("/events/");
   source.onmessage = (event) => received.push([event.data, event.lastEventId]);
   source.addEventListener("over", () => { source.close(); over = true; });
@@ -66,7 +66,7 @@ def serving(stream: bytes) -> Iterator[int]:
         loop.close()
 
 
-def test_a_browser_receives_any_text_as_it_was_sent(browser: webdriver.Chrome) -> None:
+def test_a_browser_receives_any_text_as_it_was_sent(browser: Browser) -> None:
     sent = list(hostile_events())
     stream = b"".join(event.encode() for event in [*sent, Event("", event="over")])
     with serving(stream) as port:
@@ -74,6 +74,8 @@ def test_a_browser_receives_any_text_as_it_was_sent(browser: webdriver.Chrome) -
         browser.get(f"http://127.0.0.1:{port}/")
         WebDriverWait(browser, SECONDS).until(lambda _: browser.execute_script("return over"))
         received = browser.execute_script("return received")
-    expected = [[shown(event.text), shown(event.id or "")] for event in sent]
+    # Firefox leaves NUL out of an event's data.
+    left_out = "\0" if browser.name == "firefox" else ""
+    expected = [[shown(event.text).replace(left_out, ""), shown(event.id or "")] for event in sent]
     for ours, theirs in zip(expected, received, strict=True):
         assert theirs == ours

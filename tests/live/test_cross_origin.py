@@ -7,26 +7,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
-from selenium import webdriver
 from selenium.webdriver.support.wait import WebDriverWait
 
-from tests.live.browser import Requests
+from tests.live.browser import Browser, Requests
 from tests.live.client import SECONDS, connect
 from tests.live.servers import Server, manage, serve
 
 FIRST_BYTES = """
-const [url, headers] = arguments;
-const abort = new AbortController();
-const response = await fetch(url, {headers, signal: abort.signal});
-const {value} = await response.body.getReader().read();
-abort.abort();
-return response.status + " " + new TextDecoder().decode(value);
+async function read(url, headers) {
+  const abort = new AbortController();
+  const response = await fetch(url, {headers, signal: abort.signal});
+  const {value} = await response.body.getReader().read();
+  abort.abort();
+  return response.status + " " + new TextDecoder().decode(value);
+}
+return read(...arguments);
 """
 PAGE = b"""<!doctype html><title>A page of another origin</title><script>
-const sources = {};
+var sources = {};
 function open_stream(name, url, withCredentials) {
   const source = sources[name] = new EventSource(url, {withCredentials});
   source.messages = [];
@@ -70,13 +72,21 @@ class Visitor:
     """A browser that visits pages, and what their server is asked for by it."""
 
     server: Server
-    browser: webdriver.Chrome
+    browser: Browser
     requests: Requests
     allowed: int
     other: int
 
     def visit(self, origin: str) -> None:
         self.browser.get(f"{origin}/")
+
+    def log_in(self) -> None:
+        """Log in from a page of the server's own: Firefox's driver waits for more than a 204."""
+        self.visit_own_page()
+        self.browser.execute_script("return fetch('/login/').then(() => null)")
+
+    def visit_own_page(self) -> None:
+        self.browser.get(f"http://127.0.0.1:{self.server.port}/event-sources/")
 
     def open(self, name: str, path: str, *, credentials: bool = False) -> None:
         self.browser.execute_script(
@@ -107,10 +117,7 @@ class Visitor:
 
 
 @pytest.fixture(scope="module")
-def visitor(
-    browser: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Visitor]:
-    directory = tmp_path_factory.mktemp("cross-origin")
+def visitor(browser: Browser, directory: Path) -> Iterator[Visitor]:
     requests = directory / "requests"
     with pages() as allowed, pages() as other:
         keys = {
@@ -151,8 +158,8 @@ def test_a_page_of_another_site_reads_a_stream_until_it_is_over(elsewhere: Visit
 
 def test_cookies_go_along_only_where_the_page_says_so(visitor: Visitor) -> None:
     # Another origin of the same site: from another site, browsers send no cookie such as this.
+    visitor.log_in()
     visitor.visit(f"http://127.0.0.1:{visitor.allowed}")
-    visitor.browser.get(f"http://127.0.0.1:{visitor.server.port}/login/")
     visitor.open("without", "/members/without/")
     visitor.wait_until_closed("without")
     assert visitor.statuses("/members/without/") == [403]
@@ -181,7 +188,7 @@ def test_a_foreign_page_takes_no_place_of_the_user_who_visits_it(
     path, generator = f"/members/{page}-page/", f"/progress/?page={page}"
     # Of the same site, so that her cookie goes along.
     origin = f"http://127.0.0.1:{getattr(visitor, page)}"
-    visitor.browser.get(f"http://127.0.0.1:{visitor.server.port}/login/")
+    visitor.log_in()
     visitor.visit(origin)
     for url in (path, path, generator):
         visitor.browser.execute_async_script(
@@ -192,7 +199,7 @@ def test_a_foreign_page_takes_no_place_of_the_user_who_visits_it(
     assert visitor.statuses(generator) == [403]
 
     # Room for one. Her own page asks for it by itself.
-    visitor.browser.get(f"http://127.0.0.1:{visitor.server.port}/event-sources/")
+    visitor.visit_own_page()
     answer = visitor.browser.execute_script(FIRST_BYTES, path, {"Accept": "text/event-stream"})
     assert "id: " in answer
     assert visitor.statuses(path)[2:] == [200]
@@ -221,7 +228,7 @@ def test_a_browser_that_is_refused_for_now_comes_back_until_there_is_room(
 
     asyncio.run(crowd_out())
 
-    def has_room(browser: webdriver.Chrome) -> bool:
+    def has_room(browser: Browser) -> bool:
         # A refusal opens the EventSource as well, so only an event tells.
         elsewhere.manage("sse_push", "crowded", "there is room")
         return bool(browser.execute_script("return sources.crowded.messages.length"))

@@ -1,27 +1,29 @@
 """``<event-stream>``: HTML over the wire, into a page without a script of its own."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import pytest
-from selenium import webdriver
 
-from tests.live.browser import Tab, wait_until
+from tests.live.browser import Browser, Tab, wait_until
 from tests.live.sites import Site, run
 
 # What `/foreign/` sends.
 FOREIGN = "<b>foreign</b>"
 
+COUNT = "return document.querySelectorAll(`event-stream${arguments[0]}`).length"
+
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with run(tmp_path_factory.mktemp("site")) as site:
+def site(directory: Path) -> Iterator[Site]:
+    with run(directory) as site:
         yield site
         assert "Traceback" not in site.server.log()
 
 
 @pytest.fixture
-def page(browser: webdriver.Chrome, site: Site) -> Iterator["Page"]:
+def page(browser: Browser, site: Site) -> Iterator["Page"]:
     with Tab.open(browser, site.origin) as tab:
         yield Page(tab)
 
@@ -31,7 +33,7 @@ class Page:
 
     def __init__(self, tab: Tab) -> None:
         self.tab = tab
-        tab.run("return import('/static/django_sse/event-stream.js').then(() => null)")
+        tab.run("return define()")
 
     def put(self, html: str) -> None:
         """Put HTML into the page."""
@@ -162,7 +164,6 @@ def test_what_has_no_origin_is_nobodys_html(
 def test_the_html_of_another_origin_is_not_asked_for(
     page: Page, site: Site, base: str, src: str, trusted: str
 ) -> None:
-    page.tab.run("window.said = []; console.error = (text) => said.push(text)")
     other_host = site.other_origin.removeprefix("http://")
     html = f'{base}<event-stream src="{src}" trusted-origin="{trusted}">mine</event-stream>'
     page.put(html.format(page=site.origin, other=site.other_origin, other_host=other_host))
@@ -212,3 +213,176 @@ def test_what_is_wrong_with_it_is_said(page: Page, html: str, said: str) -> None
         html,
     )
     assert said in error
+
+
+# What becomes of it when its attributes change, as by a library that morphs the page
+
+
+def change(page: Page, **attributes: str | None) -> None:
+    """Give the element attributes, or take them away."""
+    page.tab.run(
+        "for (const [name, value] of Object.entries(arguments[0])) {"
+        "  const element = document.querySelector('event-stream');"
+        "  if (value === null) element.removeAttribute(name);"
+        "  else element.setAttribute(name, value);"
+        "}",
+        {name.replace("_", "-"): value for name, value in attributes.items()},
+    )
+
+
+def test_another_src_is_followed(page: Page, site: Site, group: str) -> None:
+    page.show(f'<event-stream src="/events/{group}/"></event-stream>')
+    site.publish(group, "one")
+    page.wait_for_html("event-stream", "one")
+    change(page, src=f"/history/{group}-2/", last_event_id=None)
+    site.publish(f"{group}-2", "two")
+    page.wait_for_html("event-stream", "two")
+    wait_until(lambda: site.open_streams() == 1, "the first one is still open")
+    # It has no place in the other one.
+    assert [one.last_event_id for one in site.requests.of(f"/history/{group}-2/")] == [""]
+
+
+def test_another_src_is_followed_after_the_end_of_the_first(
+    page: Page, site: Site, group: str
+) -> None:
+    page.show(f'<event-stream src="/events/{group}/"></event-stream>')
+    site.cancel(group, "over")
+    page.wait_for_state("closed")
+    change(page, swap="beforeend")
+    change(page, src=f"/events/{group}-2/")
+    page.wait_for_state("open")
+    assert site.statuses(f"/events/{group}/") == [200]
+
+
+@pytest.mark.parametrize(
+    "option", ["shared", "pause_when_hidden", "with_credentials", "trusted_origin"]
+)
+def test_an_option_that_changes_keeps_the_place(
+    page: Page, site: Site, group: str, option: str
+) -> None:
+    group = f"{group}-{option}"
+    page.show(f'<event-stream src="/history/{group}/" swap="beforeend"></event-stream>')
+    site.publish(group, "one")
+    page.wait_for_html("event-stream", "one")
+    change(page, **{option: "https://a.example"})
+    wait_until(lambda: len(site.statuses(f"/history/{group}/")) == 2, "it does not ask anew")
+    page.wait_for_state("open")
+    site.publish(group, "two")
+    page.wait_for_html("event-stream", "onetwo")
+
+
+def test_the_place_is_kept_in_a_page_that_was_opened_with_a_password(
+    browser: Browser, site: Site, group: str
+) -> None:
+    origin = site.origin.replace("://", "://user:password@")
+    with Tab.open(browser, origin) as tab:
+        page = Page(tab)
+        page.show(f'<event-stream src="/history/{group}/" swap="beforeend"></event-stream>')
+        site.publish(group, "one")
+        page.wait_for_html("event-stream", "one")
+        change(page, shared="")
+        wait_until(lambda: len(site.statuses(f"/history/{group}/")) == 2, "it does not ask anew")
+        page.wait_for_state("open")
+        site.publish(group, "two")
+        page.wait_for_html("event-stream", "onetwo")
+
+
+def test_events_target_and_swap_follow_without_a_new_request(
+    page: Page, site: Site, group: str
+) -> None:
+    page.show(f'<event-stream src="/events/{group}/" event="progress"></event-stream><p></p>')
+    site.publish(group, "unseen")
+    change(page, event=None, target="p", swap="textContent")
+    site.publish(group, "<b>one</b>")
+    page.wait_for_html("p", "&lt;b&gt;one&lt;/b&gt;")
+    change(page, event="other", target=None, swap=None)
+    site.act(f"/publish/{group}/", data="two", event="other")
+    page.wait_for_html("event-stream", "two")
+    assert site.statuses(f"/events/{group}/") == [200]
+
+
+def test_its_state_survives_a_morph(page: Page, site: Site, group: str) -> None:
+    page.show(f'<event-stream src="/events/{group}/"></event-stream>')
+    change(page, state=None)
+    page.wait_for_state("open")
+    change(page, state="connecting")
+    page.wait_for_state("open")
+
+
+def test_changes_of_what_is_not_in_the_page_wait_for_it(page: Page, site: Site, group: str) -> None:
+    page.show(f'<event-stream src="/events/{group}/"></event-stream>')
+    page.tab.run(
+        "const element = document.querySelector('event-stream');"
+        "element.remove();"
+        "element.setAttribute('src', arguments[0]);"
+        "return new Promise((resolve) => setTimeout(resolve)).then(() => {"
+        "  document.body.append(element);"
+        "})",
+        f"/events/{group}-2/",
+    )
+    page.wait_for_state("open")
+    site.publish(f"{group}-2", "two")
+    page.wait_for_html("event-stream", "two")
+
+
+def test_one_that_is_moved_at_once_keeps_its_stream(page: Page, site: Site, group: str) -> None:
+    if not page.tab.run("return 'moveBefore' in document.body"):
+        pytest.skip("this browser has no moveBefore")
+    page.show(f'<main></main><event-stream src="/events/{group}/"></event-stream>')
+    page.tab.run(
+        "document.querySelector('main').moveBefore(document.querySelector('event-stream'), null)"
+    )
+    site.publish(group, "one")
+    page.wait_for_html("main event-stream", "one")
+    assert site.statuses(f"/events/{group}/") == [200]
+
+
+def test_eight_of_one_page_share_a_connection(page: Page, site: Site, group: str) -> None:
+    page.show(f'<event-stream src="/events/{group}/"></event-stream>' * 8)
+    wait_until(lambda: page.tab.run(COUNT, "[state=open]") == 8, "they are not open")
+    assert page.tab.get("/open-streams/")
+    site.publish(group, "one")
+    wait_until(
+        lambda: page.tab.run("return document.body.textContent") == "one" * 8, "it does not come"
+    )
+    assert site.open_streams() == 1
+
+
+# Pages that take no text for HTML
+
+POLICY = "require-trusted-types-for 'script'; trusted-types django_sse"
+
+
+@pytest.mark.parametrize("swap", ["innerHTML", "outerHTML", "beforeend"])
+def test_where_html_has_to_be_trusted_it_is(
+    browser: Browser, site: Site, group: str, swap: str
+) -> None:
+    with Tab.open(
+        browser, site.origin, f"/page-with-policy/?{urlencode({'policy': POLICY})}"
+    ) as tab:
+        page = Page(tab)
+        tab.run(
+            "const main = document.createElement('main');"
+            "const element = document.createElement('event-stream');"
+            "element.setAttribute('src', arguments[0]);"
+            "element.setAttribute('swap', arguments[1]);"
+            "main.append(element);"
+            "document.body.append(main);",
+            f"/events/{group}/",
+            swap,
+        )
+        page.wait_for_state("open")
+        site.publish(group, "<b>one</b>")
+        wait_until(lambda: tab.run("return !!document.querySelector('main b')"), "it is refused")
+
+
+def test_html_that_is_not_wholly_trusted_is_sanitized(page: Page, site: Site, group: str) -> None:
+    page.show(f'<event-stream src="/events/{group}/" swap="setHTML">old</event-stream>')
+    page.tab.run("onerror = (message) => said.push(message)")
+    site.publish(group, '<b onclick="evil()">one</b><script>evil()</script>')
+    if page.tab.run("return 'setHTML' in document.body"):
+        page.wait_for_html("event-stream", "<b>one</b>")
+    else:
+        wait_until(lambda: page.tab.run("return said.length"), "it says nothing")
+        assert "setHTML" in page.tab.run("return said[0]")
+        assert page.html("event-stream") == "old"

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from selenium import webdriver
 
 from tests.live import http2
-from tests.live.browser import Tab
+from tests.live.browser import Browser, Tab
 from tests.live.client import act, until_open
 from tests.live.nginx import nginx
 from tests.live.servers import Server, require, serve
@@ -94,8 +93,9 @@ async def test_the_position_the_end_and_204_pass(site: Site, group: str) -> None
         await again.end()
 
 
+@pytest.mark.chromium("what nginx passes on is the same for all")
 def test_a_page_follows_more_streams_than_it_had_connections(
-    browser: webdriver.Chrome, tmp_path: Path, group: str
+    browser: Browser, tmp_path: Path, group: str
 ) -> None:
     require("uvicorn")
     directory = tmp_path / "nginx"

@@ -12,11 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from selenium import webdriver
 
 from django_sse.position import TERMINAL_MARK, parse_position
 from tests import redis
-from tests.live.browser import EventSource, Request, Tab, wait_until
+from tests.live.browser import Browser, EventSource, Request, Tab, wait_until
 from tests.live.servers import manage, unavailable
 from tests.live.sites import JITTERED_RETRY, RETRY, Site, run
 from tests.redis import RedisServer
@@ -28,16 +27,18 @@ PAGE_CLOCK_SECONDS = 0.005
 
 OVER = '{"reason":"over"}'
 
+in_one_browser = pytest.mark.chromium("how each of them comes back is seen where a stream ages out")
+
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with run(tmp_path_factory.mktemp("site")) as site:
+def site(directory: Path) -> Iterator[Site]:
+    with run(directory) as site:
         yield site
         assert "Traceback" not in site.server.log()
 
 
 @pytest.fixture
-def tab(browser: webdriver.Chrome, site: Site) -> Iterator[Tab]:
+def tab(browser: Browser, site: Site) -> Iterator[Tab]:
     with Tab.open(browser, site.origin) as tab:
         yield tab
 
@@ -192,17 +193,20 @@ class Fallible:
 
 
 @pytest.fixture(scope="module")
-def fallible(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fallible]:
+def fallible(directory: Path) -> Iterator[Fallible]:
     if not redis.binary():
         unavailable("redis-server is not installed")
     with redis.serve() as store:
+        subdirectory = directory / "fallible"
+        subdirectory.mkdir()
         setting = {"BACKEND": "redis", "OPTIONS": {"url": store.url}}
-        with run(tmp_path_factory.mktemp("fallible"), STORE=setting) as site:
+        with run(subdirectory, STORE=setting) as site:
             yield Fallible(site, store)
 
 
+@in_one_browser
 def test_while_the_store_is_down_a_client_tries_again_at_times_of_its_own(
-    browser: webdriver.Chrome, fallible: Fallible, group: str
+    browser: Browser, fallible: Fallible, group: str
 ) -> None:
     site = fallible.site
     wait_until(lambda: site.open_streams() == 0, "The streams of another test do not end.")
@@ -231,16 +235,18 @@ def assert_is_served_at_last(source: EventSource, requests: Sequence[Request], s
 
 
 @pytest.fixture(scope="module")
-def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def limited(directory: Path) -> Iterator[Site]:
     """The test project with room for two streams, and a middleware that may fail."""
     environment = {"LIVE_MIDDLEWARE": "tests.middleware.FailsAtFirst"}
-    directory = tmp_path_factory.mktemp("limited")
-    with run(directory, environment=environment, MAX_STREAMS=2) as site:
+    subdirectory = directory / "limited"
+    subdirectory.mkdir()
+    with run(subdirectory, environment=environment, MAX_STREAMS=2) as site:
         yield site
 
 
+@in_one_browser
 def test_one_stream_too_many_waits_until_there_is_room(
-    browser: webdriver.Chrome, limited: Site, group: str
+    browser: Browser, limited: Site, group: str
 ) -> None:
     wait_until(lambda: limited.open_streams() == 0, "The streams of another test do not end.")
     limited.publish(group, "one")
@@ -261,8 +267,9 @@ def test_one_stream_too_many_waits_until_there_is_room(
         assert limited.statuses(second.url) == [200]
 
 
+@in_one_browser
 def test_where_a_middleware_fails_a_client_tries_again(
-    browser: webdriver.Chrome, limited: Site, group: str
+    browser: Browser, limited: Site, group: str
 ) -> None:
     wait_until(lambda: limited.open_streams() == 0, "The streams of another test do not end.")
     limited.publish(group, "one")
@@ -275,8 +282,9 @@ def test_where_a_middleware_fails_a_client_tries_again(
         assert_is_served_at_last(source, requests, limited)
 
 
+@in_one_browser
 def test_a_client_whose_history_is_lost_in_mid_life_comes_back_once_and_is_told(
-    browser: webdriver.Chrome, fallible: Fallible, group: str
+    browser: Browser, fallible: Fallible, group: str
 ) -> None:
     site = fallible.site
     with Tab.open(browser, site.origin) as tab:
@@ -300,7 +308,7 @@ def test_a_client_whose_history_is_lost_in_mid_life_comes_back_once_and_is_told(
 
 
 @pytest.fixture(scope="module")
-def visitors(browser: webdriver.Chrome, site: Site) -> Iterator[Tab]:
+def visitors(browser: Browser, site: Site) -> Iterator[Tab]:
     """New clients which are refused for good, after a time in which they could have come back."""
     site.cancel("visitors-cancelled", "over")
     with Tab.open(browser, site.origin) as tab:
@@ -348,7 +356,7 @@ def test_a_redirect_to_a_login_page_is_followed_and_then_final(visitors: Tab, si
 
 
 def test_aged_out_streams_go_on_where_they_were(
-    browser: webdriver.Chrome, tmp_path: Path, group: str
+    browser: Browser, tmp_path: Path, group: str
 ) -> None:
     with run(tmp_path, MAX_AGE=0.5) as site, Tab.open(browser, site.origin) as tab:
         source = tab.opened(f"/events/{group}/")
@@ -372,7 +380,7 @@ def test_aged_out_streams_go_on_where_they_were(
 
 
 def test_a_client_of_a_server_that_is_restarted_goes_on_where_it_was(
-    browser: webdriver.Chrome, tmp_path: Path, group: str
+    browser: Browser, tmp_path: Path, group: str
 ) -> None:
     with run(tmp_path) as site, Tab.open(browser, site.origin) as tab:
         source = tab.opened(f"/events/{group}/")

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from selenium import webdriver
 
-from tests.live.browser import Tab, wait_until
+from tests.live.browser import Browser, Tab, wait_until
 from tests.live.client import act, connect, until_open
 from tests.live.nginx import Nginx, nginx
 from tests.live.servers import ROOT, Server, launch, manage, require, serve
@@ -159,8 +158,9 @@ def readme_configuration(server_port: int) -> str:
     return block[1].replace(":8000", f":{server_port}").replace("retry: 5000", "retry: 200")
 
 
+@pytest.mark.chromium("what nginx passes on is the same for all")
 def test_an_event_source_outlasts_a_server_that_is_away_if_nginx_answers_for_it(
-    browser: webdriver.Chrome, tmp_path: Path
+    browser: Browser, tmp_path: Path
 ) -> None:
     port = free_port()
     with (
@@ -207,7 +207,8 @@ async def test_behind_the_readmes_nginx_the_host_and_each_address_are_the_client
             assert await statuses("127.0.0.3") == [200, 503]
 
 
-def test_an_event_source_is_over_after_a_502(browser: webdriver.Chrome, tmp_path: Path) -> None:
+@pytest.mark.chromium("what nginx passes on is the same for all")
+def test_an_event_source_is_over_after_a_502(browser: Browser, tmp_path: Path) -> None:
     port = free_port()
     with (
         proxied(tmp_path, port) as proxy,
@@ -219,8 +220,9 @@ def test_an_event_source_is_over_after_a_502(browser: webdriver.Chrome, tmp_path
         source.wait_for_state("closed")
 
 
+@pytest.mark.chromium("what nginx passes on is the same for all")
 def test_an_event_stream_comes_back_by_itself_and_misses_nothing(
-    browser: webdriver.Chrome, tmp_path: Path
+    browser: Browser, tmp_path: Path
 ) -> None:
     port = free_port()
     with proxied(tmp_path, port) as proxy, ExitStack() as running:

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from selenium import webdriver
 
 from django_sse.position import TERMINAL_MARK
 from tests import npm
-from tests.live.browser import Request, Tab, wait_until
+from tests.live.browser import Browser, Request, Tab, is_webkit, wait_until
 from tests.live.network import Network
 from tests.live.servers import ROOT, launch
 from tests.live.sites import REQUEST_LOG, RETRY, Site
@@ -119,7 +119,7 @@ class Page:
 class Visitor:
     """Visits the pages of the recipes."""
 
-    browser: webdriver.Chrome
+    browser: Browser
     site: Site
     tabs: ExitStack
     stopped: dict[str, list[Request]] = field(default_factory=dict)
@@ -164,12 +164,11 @@ def path_of(recipe: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(directory: Path) -> Iterator[Site]:
     """The demo, with what its pages take from npm if it is there, behind a network to be cut."""
     # Before the demo is started, which looks for it then.
     with suppress(pytest.skip.Exception):
         npm.install(PACKAGES)
-    directory = tmp_path_factory.mktemp("recipes")
     port = free_port()
     with Network.to(port) as network:
         origins = [f"http://{host}:{network.port}" for host in ("localhost", "127.0.0.1")]
@@ -197,7 +196,7 @@ def packages(site: Site) -> None:
 
 
 @pytest.fixture(scope="module")
-def visitor(browser: webdriver.Chrome, site: Site) -> Iterator[Visitor]:
+def visitor(browser: Browser, site: Site) -> Iterator[Visitor]:
     with ExitStack() as tabs:
         visitor = Visitor(browser, site, tabs)
         yield visitor
@@ -267,10 +266,12 @@ def test_lines_come_as_they_were_given(visitor: Visitor) -> None:
 
 def test_another_origin_is_read_with_its_cookies_where_the_page_says_so(visitor: Visitor) -> None:
     path = "/recipes/cross-origin/stream/"
+    # The two hosts are sites of their own, and WebKit sends no cookies to another site.
+    who = None if is_webkit(visitor.browser) else "Ada"
     hosts = ("localhost", "127.0.0.1")
     for host, other in (hosts, reversed(hosts)):
         page = visitor.open("cross-origin", visitor.site.origin_of(host))
-        streams = {path: "Ada", f"{path}?stranger": None}
+        streams = {path: who, f"{path}?stranger": None}
         expected = {
             f"{visitor.site.origin_of(other)}{url}": [
                 OPEN,
@@ -342,6 +343,23 @@ def test_a_204_stops_the_browser_and_who_comes_later(visitor: Visitor) -> None:
     visitor.requests_of_stopped(stream, [200, 204, 204, 200])
 
 
+def test_another_answer_ends_both_and_one_says_what_it_was(visitor: Visitor) -> None:
+    page = visitor.open("another-answer")
+    urls = {
+        "/recipes/another-answer/not-there/": ("404", 404),
+        "/recipes/another-answer/no-stream/": ("no event stream, but application/json", 200),
+    }
+    logs = {}
+    for url, (reason, _) in urls.items():
+        logs[f"{url}?EventSource"] = [STOPPED]
+        said = json.dumps({"reason": reason}, separators=(",", ":"))
+        logs[url] = [("close", said, "CLOSED")]
+    page.wait_for_logs(logs)
+    for url, (_, status) in urls.items():
+        visitor.requests_of_stopped(url, [status])
+        visitor.requests_of_stopped(f"{url}?EventSource", [status])
+
+
 # HTML over the wire
 
 
@@ -367,6 +385,11 @@ def test_html_is_put_into_the_page_until_the_end(
 
     with visitor.site.network.cut():
         visitor.press(recipe, "tell", title="missed")
+    if recipe == "datastar" and is_webkit(visitor.browser):
+        # To a page in WebKit, a connection that breaks is a stream that ends.
+        page.wait_for_ready_state("2 CLOSED")
+        visitor.requests_of_stopped(stream, [200])
+        return
     page.wait_for_texts("#stories strong", ["missed", "one"])
 
     # A line of its own, which a form does not send: it must not be one of the protocol's.

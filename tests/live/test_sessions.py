@@ -10,15 +10,16 @@ from contextlib import ExitStack
 from itertools import count
 
 import pytest
-from selenium import webdriver
 
-from tests.live.browser import EventSource, Tab, wait_until
+from tests.live.browser import Browser, EventSource, Tab, wait_until
 from tests.live.sites import JITTERED_RETRY, RETRY, SYNC_INTERVAL, Site, run
 
 # What the machine may take for what is there at once, in seconds.
 AT_ONCE = 1.0
 # The longest reconnection time that a client is told which is to come back at a time of its own.
 LONGEST_RETRY = 2 * JITTERED_RETRY
+
+pytestmark = pytest.mark.chromium("what ends a stream here is the server's")
 
 _numbers = count(1)
 
@@ -46,7 +47,7 @@ def another_process(processes: tuple[Site, Site]) -> Site:
 
 
 @pytest.fixture
-def open_tab(browser: webdriver.Chrome) -> Iterator[Open]:
+def open_tab(browser: Browser) -> Iterator[Open]:
     """Opens tabs, which are closed after the test."""
     with ExitStack() as tabs:
         yield lambda site, host: tabs.enter_context(Tab.open(browser, site.origin_of(host)))

@@ -2,33 +2,28 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from selenium import webdriver
 
 from demo_project.answers import ANSWERS
 from demo_project.tabs import BURST
-from tests.live.browser import chromium
+from tests.live.browser import Browser
 from tests.live.demo import Demo, Page, run
 
+# It stands for another browser: it has cookies, and so a session, of its own.
+ANOTHER = "another.localhost"
 NUMBERS = [str(number) for number in range(1, BURST + 1)]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    with run(tmp_path_factory.mktemp("showcase"), retry=0.2) as demo:
+def demo(directory: Path) -> Iterator[Demo]:
+    with run(directory, retry=0.2) as demo:
         yield demo
 
 
-@pytest.fixture(scope="module")
-def second_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    """Another Chromium, with another session."""
-    with chromium(tmp_path_factory.mktemp("second-chromium")) as browser:
-        yield browser
-
-
 def test_a_headline_from_a_second_terminal_is_on_the_front_page(
-    browser: webdriver.Chrome, demo: Demo
+    browser: Browser, demo: Demo
 ) -> None:
     with demo.open(browser, "/") as page:
         page.wait_for_element("event-stream[state=open]")
@@ -36,7 +31,7 @@ def test_a_headline_from_a_second_terminal_is_on_the_front_page(
         page.wait_for_texts("#headlines li", "<b>hi</b>")
 
 
-def test_a_headline_from_the_page_is_on_all_pages(browser: webdriver.Chrome, demo: Demo) -> None:
+def test_a_headline_from_the_page_is_on_all_pages(browser: Browser, demo: Demo) -> None:
     with demo.open(browser, "/headlines/") as page, demo.open(browser, "/headlines/") as other:
         for each in (page, other):
             each.wait_for_element("event-stream[state=open]")
@@ -46,7 +41,7 @@ def test_a_headline_from_the_page_is_on_all_pages(browser: webdriver.Chrome, dem
             each.wait_for_texts("#headlines li:first-child", "from the page")
 
 
-def test_the_metrics_are_drawn(browser: webdriver.Chrome, demo: Demo) -> None:
+def test_the_metrics_are_drawn(browser: Browser, demo: Demo) -> None:
     with demo.open(browser, "/metrics/") as page:
         page.wait_for_texts("#metrics .state", "open")
         samples = [
@@ -62,9 +57,7 @@ def test_the_metrics_are_drawn(browser: webdriver.Chrome, demo: Demo) -> None:
         assert line.startswith("M30.00 50.00L60.00 58.00")
 
 
-def test_a_job_shows_its_progress_and_can_be_started_again(
-    browser: webdriver.Chrome, demo: Demo
-) -> None:
+def test_a_job_shows_its_progress_and_can_be_started_again(browser: Browser, demo: Demo) -> None:
     with demo.open(browser, "/job/") as page:
         page.run("document.querySelector('[name=steps]').value = 3")
         for _ in range(2):
@@ -75,7 +68,7 @@ def test_a_job_shows_its_progress_and_can_be_started_again(
     assert demo.requests.statuses("/progress/?steps=3&delay=0.2") == [200, 200]
 
 
-def test_a_job_that_is_refused_says_so(browser: webdriver.Chrome, demo: Demo) -> None:
+def test_a_job_that_is_refused_says_so(browser: Browser, demo: Demo) -> None:
     with demo.open(browser, "/job/") as page:
         page.run("document.querySelector('#job').noValidate = true")
         page.run("document.querySelector('[name=steps]').value = 0")
@@ -83,9 +76,7 @@ def test_a_job_that_is_refused_says_so(browser: webdriver.Chrome, demo: Demo) ->
         page.wait_for_texts("#step", "The server refused the job: 400.")
 
 
-def test_two_browsers_chat_in_a_room(
-    browser: webdriver.Chrome, second_browser: webdriver.Chrome, demo: Demo
-) -> None:
+def test_two_browsers_chat_in_a_room(browser: Browser, demo: Demo) -> None:
     def enter(page: Page, name: str) -> None:
         page.fill("[name=name]", name)
         page.click("form button")
@@ -98,8 +89,8 @@ def test_two_browsers_chat_in_a_room(
 
     with (
         demo.open(browser, "/chat/") as ada,
-        demo.open(second_browser, "/chat/") as grace,
-        demo.open(second_browser, "/chat/library/") as elsewhere,
+        demo.open(browser, "/chat/", ANOTHER) as grace,
+        demo.open(browser, "/chat/library/", ANOTHER) as elsewhere,
     ):
         enter(ada, "Ada")
         enter(grace, "Grace")
@@ -124,7 +115,7 @@ def test_two_browsers_chat_in_a_room(
             later.wait_for_texts("#messages li", *said)
 
 
-def test_a_text_appears_word_by_word_and_ends(browser: webdriver.Chrome, demo: Demo) -> None:
+def test_a_text_appears_word_by_word_and_ends(browser: Browser, demo: Demo) -> None:
     _, text = ANSWERS["websockets"]
     with demo.open(browser, "/text/websockets/") as page:
         page.wait_for_element("event-stream:is([state=open], [state=closed])")
@@ -145,7 +136,7 @@ def test_a_text_appears_word_by_word_and_ends(browser: webdriver.Chrome, demo: D
 
 
 def test_cancelling_a_group_stops_both_clients_and_reopening_lets_them_go_on(
-    browser: webdriver.Chrome, demo: Demo
+    browser: Browser, demo: Demo
 ) -> None:
     def lines(client: str) -> list[list[str]]:
         lines: list[list[str]] = page.run(
@@ -195,16 +186,14 @@ def test_cancelling_a_group_stops_both_clients_and_reopening_lets_them_go_on(
         page.wait_for(lambda: lines("EventSource").count(headline) == 2)
 
 
-def test_who_is_kicked_is_out_and_nobody_else(
-    browser: webdriver.Chrome, second_browser: webdriver.Chrome, demo: Demo
-) -> None:
+def test_who_is_kicked_is_out_and_nobody_else(browser: Browser, demo: Demo) -> None:
     def login(page: Page, user: str) -> None:
         page.click(f"form[action='/last-word/login/'] [value={user}]")
         page.wait_for_element("#user event-stream[state=open]")
 
     with (
         demo.open(browser, "/last-word/") as ada,
-        demo.open(second_browser, "/last-word/") as grace,
+        demo.open(browser, "/last-word/", ANOTHER) as grace,
     ):
         login(ada, "ada")
         login(grace, "grace")
@@ -220,7 +209,7 @@ def test_who_is_kicked_is_out_and_nobody_else(
         login(ada, "ada")
 
 
-def test_twenty_tabs_hold_one_stream(browser: webdriver.Chrome, demo: Demo) -> None:
+def test_twenty_tabs_hold_one_stream(browser: Browser, demo: Demo) -> None:
     def numbers() -> list[list[str]]:
         numbers: list[list[str]] = page.run(
             "return [...document.querySelectorAll('iframe')].map((tab) =>"

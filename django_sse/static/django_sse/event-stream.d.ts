@@ -3,15 +3,43 @@ export interface StreamEvent<Data = any> extends MessageEvent<Data> {}
 
 /**
  * The server's last word: its `close` event, 204, or a refusal; or the client has given up.
- * `reason` is what the server says in `close`, the HTTP status, or "max retries".
+ * `reason` is what the server says in `close`, the HTTP status, "max retries", "not posted twice",
+ * or why there will be no stream, which is on the console as well.
  */
 export interface StreamEndEvent extends MessageEvent {
   readonly reason: string | null;
 }
 
+/** A connection is lost. `reason` is the HTTP status, or what the browser says of it. */
+export interface StreamErrorEvent extends Event {
+  readonly reason?: string;
+}
+
+/** Options that are null are as if they were not given. */
 export interface EventStreamOptions {
   /** Send cookies to another origin, too. No redirect is followed there then. */
   withCredentials?: boolean;
+  /** As `fetch` has it, in place of `withCredentials`: "omit" sends no cookies at all. */
+  credentials?: "omit" | "same-origin" | "include";
+  /**
+   * The method: POST where there is a `body`, else GET. After the first answer it goes on by GET
+   * from the answer's `Content-Location`, if that is of the same origin; without one, it ends when
+   * that answer does. What had no answer is sent again.
+   */
+  method?: string;
+  /** What is sent, as `fetch` takes it. */
+  body?: BodyInit;
+  /**
+   * Headers, or a function that is asked for them at each attempt, as for a token that is renewed.
+   * Own requests, those with a method, a body, headers or `csrf`, share no connection. To another
+   * origin they need its permission, and within the page's own no redirect takes them out of it.
+   */
+  headers?: HeadersInit | (() => HeadersInit | Promise<HeadersInit>);
+  /**
+   * Send Django's CSRF token to the page's own origin: that of the cookie `csrftoken`, or of a
+   * `{% csrf_token %}` in the page.
+   */
+  csrf?: boolean;
   /**
    * The origins that may answer, also after redirects; anything else is a lost connection. Without
    * it, whoever answers is read, as by EventSource: `origin` of an event says who did.
@@ -46,18 +74,22 @@ export interface EventStreamOptions {
 export interface EventStreamEventMap {
   open: Event;
   /** The connection is lost, and comes back. */
-  error: Event;
+  error: StreamErrorEvent;
   message: StreamEvent;
   /** The end: nothing comes after it, and there is no reconnect. */
   close: StreamEndEvent;
-  /** Events were lost, for they are not kept any more: what depends on them is to be read anew. */
+  /**
+   * Events were lost, for they are not kept any more, or the server was not told where to go on:
+   * what depends on them is to be read anew.
+   */
   reset: StreamEvent;
 }
 
 /**
- * EventSource's interface, with these differences: `close` and 204 end it; whatever else happens,
- * a 502 included, it comes back, later and later, and keeps its place. With `withCredentials` a
- * redirect to another origin is a lost connection, and asks nothing there.
+ * EventSource's interface, with these differences: `close` and 204 end it, as does what can be no
+ * stream; whatever else happens, a 502 included, it comes back, later and later, and keeps its
+ * place. With `withCredentials` a redirect to another origin is a lost connection, and asks nothing
+ * there. Those of one page that ask for the same share a connection.
  */
 export class EventStream extends EventTarget {
   static readonly CONNECTING: 0;
@@ -65,7 +97,7 @@ export class EventStream extends EventTarget {
   static readonly CLOSED: 2;
 
   /** @throws {TypeError} The URL is none. */
-  constructor(url: string | URL, options?: EventStreamOptions);
+  constructor(url: string | URL, options?: EventStreamOptions | null);
 
   readonly CONNECTING: 0;
   readonly OPEN: 1;
@@ -78,7 +110,7 @@ export class EventStream extends EventTarget {
 
   onopen: ((this: EventStream, event: Event) => any) | null;
   onmessage: ((this: EventStream, event: StreamEvent) => any) | null;
-  onerror: ((this: EventStream, event: Event) => any) | null;
+  onerror: ((this: EventStream, event: StreamErrorEvent) => any) | null;
 
   /** End it. No event comes after this. */
   close(): void;
@@ -114,11 +146,13 @@ export class EventStream extends EventTarget {
  * - `event`: the names of the events, separated by spaces; `message` without it
  * - `target`: a CSS selector; the element itself without it
  * - `swap`: `innerHTML`, `outerHTML`, `textContent`, `beforebegin`, `afterbegin`, `beforeend` or
- *   `afterend`
+ *   `afterend`; or `setHTML`, which lets the browser sanitize HTML that is not wholly trusted, and
+ *   swaps nothing where a browser has no sanitizer
  * - `last-event-id`, `with-credentials`, `shared`, `pause-when-hidden`: as the options are called
  * - `reset="reload"`: load the page anew when events were lost
  *
- * Its `state` is `connecting`, `open` or `closed`.
+ * Its `state` is `connecting`, `open` or `closed`. Attributes may change at any time; where `src`
+ * stays, the place is kept. A page with Trusted Types allows the policy `django_sse`.
  */
 export interface EventStreamElement extends HTMLElement {
   readonly stream: EventStream | null;
@@ -127,5 +161,9 @@ export interface EventStreamElement extends HTMLElement {
 declare global {
   interface HTMLElementTagNameMap {
     "event-stream": EventStreamElement;
+  }
+  interface Window {
+    /** For scripts that are no modules, where the page has elements. */
+    EventStream: typeof EventStream;
   }
 }

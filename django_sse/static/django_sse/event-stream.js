@@ -8,14 +8,20 @@ const CONNECTING = 0;
 const OPEN = 1;
 const CLOSED = 2;
 
-/** The milliseconds to come back in, while the server has not said. */
-const RETRY = 3000;
-
 /** The milliseconds in which a tab answers another, unless it is suspended, or shows a dialog. */
 const ANSWER = 1000;
 
-/** Statuses of the client's own that pass: timeout, too early, too many requests. */
-const PASSING = [408, 425, 429];
+/** The milliseconds after `beforeunload` in which browsers end the connections of a page. */
+const LEAVING = 5000;
+
+/** The milliseconds in which a server that was told where to go on says so. */
+const HOLD = 1000;
+
+/** Statuses that are final: none of the client's own that pass, for timeout, too early, too many requests. */
+const FINAL = /^(204|4(?!08|25|29)..)$/;
+
+/** How soon to come back while the server has not said, in milliseconds, and how often it failed. */
+const PACE = { retry: 3000, failures: 0 };
 
 /**
  * Returns a function that takes the text of an event stream as it comes.
@@ -27,30 +33,29 @@ function parser(onBlock, onRetry) {
   let rest = "";
   let endedInCR = false;
   let block = {};
-  let data = [];
 
   function take(line) {
     const [, field, value] = /^([^:]*):? ?(.*)$/s.exec(line);
     if (!line) {
-      onBlock({ ...block, type: block.type || "message", data: data.length ? data.join("\n") : undefined });
+      onBlock({ ...block, type: block.type || "message", data: block.data?.join("\n") });
       block = {};
-      data = [];
     } else if (field === "data") {
-      data.push(value);
+      (block.data ??= []).push(value);
     } else if (field === "event") {
       block.type = value;
     } else if (field === "id" && !value.includes("\0")) {
       block.id = value;
     } else if (field === "retry" && /^\d+$/.test(value)) {
-      onRetry(Number(value));
+      onRetry(+value);
     }
   }
 
   return (text) => {
     // The LF of a CRLF that was cut in two.
-    const fresh = endedInCR ? text.replace(/^\n/, "") : text;
+    const lines = (endedInCR ? text.replace(/^\n/, "") : text).split(/\r\n|\r|\n/);
     endedInCR = text.endsWith("\r");
-    const lines = (rest + fresh).split(/\r\n|\r|\n/);
+    // What is not over is not looked through again.
+    lines[0] = rest + lines[0];
     rest = lines.pop();
     lines.forEach(take);
   };
@@ -61,76 +66,150 @@ function after(milliseconds, what) {
   return setTimeout(what, Math.min(milliseconds, 2 ** 31 - 1));
 }
 
+/** Returns a URL of a page or worker, without the password that it may have been opened with: fetch refuses that. */
+function resolved(address) {
+  const url = new URL(address, globalThis.document?.baseURI ?? globalThis.location?.href);
+  url.username = url.password = "";
+  return url;
+}
+
+/** Returns the number of each group in an id of the server's, and nothing of any other id. */
+function numbers(id) {
+  return Object.fromEntries(Array.from(id.matchAll(/([\w-]{11})\.(\w+)~/g), ([, group, number]) => [group, number]));
+}
+
+/** Returns Django's CSRF token: the cookie's, or that of the page's form. */
+function csrfToken() {
+  const cookie = /(?:^|; )csrftoken=(\w+)/.exec(document.cookie);
+  return cookie?.[1] ?? document.querySelector("[name=csrfmiddlewaretoken]")?.value ?? "";
+}
+
+/** Returns what a connection tells, that it is open, lost or ended, and what it took, as one function's arguments. */
+function listening(tell) {
+  return Object.fromEntries(["opened", "lost", "ended", "took"].map((what) => [what, (said) => tell(what, said)]));
+}
+
 /** A connection of one's own: reads blocks, and comes back until it is told to stop. */
 class Connection {
+  pace;
   #options;
   #listener;
   #id;
-  #retry = RETRY;
-  #failures = 0;
+  #sent;
+  #held = [];
   #request;
   #timer;
+  #heardAt;
+  #isWaiting;
+  #isElsewhere;
+  #hasWarned;
 
-  constructor(options, id, listener) {
+  constructor(options, id, listener, pace = PACE) {
     this.#options = options;
     this.#id = id;
     this.#listener = listener;
-    this.#connect();
+    this.pace = { ...pace };
+    if (pace.failures) this.#wait();
+    else this.#connect();
   }
 
   close() {
     clearTimeout(this.#timer);
     this.#listener = null;
-    this.#request.abort();
+    this.#request?.abort();
+  }
+
+  /** Come back now, if it waits for that. */
+  hurry() {
+    if (this.#isWaiting) this.#connect();
+  }
+
+  /** Whether it stands still, as in a page in which nothing runs. */
+  get isStill() {
+    return !this.#isWaiting && Date.now() - this.#heardAt > this.#options.silence;
   }
 
   async #connect() {
+    this.#isWaiting = false;
     this.#request = new AbortController();
+    let reason = "it has ended";
+    let hasBegun;
     try {
       this.#watch();
+      // Whoever has made it listens first.
+      await null;
+      if (!/^https?:/.test(this.#options.url)) return this.#fail("it is not of http or https");
       const response = await this.#fetch();
       const { status } = response;
-      if (status === 204 || (status >= 400 && status < 500 && !PASSING.includes(status))) {
-        return this.#listener.ended(String(status));
-      }
-      if (status !== 200 || !/^text\/event-stream\s*(;|$)/i.test(response.headers.get("Content-Type"))) {
-        throw new Error(`Not an event stream: ${response.url}`);
-      }
+      if (FINAL.test(status)) return this.#listener.ended(`${status}`);
+      if (status !== 200) throw status;
+      const type = response.headers.get("Content-Type");
+      if (!/^text\/event-stream\s*(;|$)/i.test(type)) return this.#fail(`no event stream, but ${type}`);
+      hasBegun = true;
       await this.#read(response);
-    } catch {
-      // Said to the listener below, as every end that was not asked for.
+    } catch (error) {
+      reason = `${error?.message ?? error}`;
     }
     this.#request.abort();
-    if (this.#listener) this.#comeBack();
+    this.#give();
+    if (!this.#listener) return;
+    if (!hasBegun) this.#warn(reason);
+    this.#comeBack(reason);
   }
 
   async #fetch() {
-    const { url, withCredentials, origins } = this.#options;
-    const address = new URL(url);
-    const isOwn = address.origin === self.origin;
-    // A query needs no preflight, as the header would in another origin.
-    if (this.#id) address.searchParams.set("lastEventId", this.#id);
-    const response = await fetch(address, {
-      // No redirect takes cookies to another origin, or brings what is not trusted.
-      mode: isOwn && (withCredentials || origins) ? "same-origin" : "cors",
-      // Where one has led is seen when the cookies are there already.
-      redirect: withCredentials && !isOwn ? "error" : "follow",
-      headers: { Accept: "text/event-stream" },
-      cache: "no-store",
-      credentials: withCredentials ? "include" : "same-origin",
-      signal: this.#request.signal,
-    });
-    if (origins && !origins.includes(new URL(response.url).origin)) {
-      throw new Error(`Not of ${origins.join(" or ")}: ${response.url}`);
+    const { address, method, body, headers: given, csrf, credentials, origins } = this.#options;
+    const url = new URL(address);
+    const isOwn = url.origin === globalThis.origin;
+    const hasCookies = credentials === "include";
+    const headers = new Headers(await (typeof given === "function" ? given() : given));
+    headers.set("Accept", "text/event-stream");
+    if (csrf && isOwn) headers.set("X-CSRFToken", csrfToken());
+    const id = this.#id || (url.searchParams.get("lastEventId") ?? "");
+    if (this.#id) {
+      // Of the query, all else stays as it is.
+      const pair = `${new URLSearchParams({ lastEventId: id })}`;
+      const there = /([?&])lastEventId=[^&]*/g;
+      const { search } = url;
+      url.search = search.match(there) ? search.replace(there, `$1${pair}`) : `${search}${search && "&"}${pair}`;
     }
+    // A redirect may drop the query. In another origin the header needs a preflight, and what is not
+    // of ASCII browsers do not send in the same way.
+    if (isOwn && !this.#isElsewhere && /^[!-~]+$/.test(id)) headers.set("Last-Event-ID", id);
+    this.#sent = numbers(id);
+    const response = await fetch(url, {
+      method,
+      body,
+      headers,
+      // No redirect takes cookies or tokens to another origin, or brings what is not trusted.
+      mode: isOwn && (hasCookies || origins || given || csrf) ? "same-origin" : "cors",
+      // Where one has led is seen when the cookies are there already.
+      redirect: hasCookies && !isOwn ? "error" : "follow",
+      cache: "no-store",
+      credentials,
+      signal: this.#request.signal,
+    }).catch((error) => {
+      // No more is said of what CORS or the page's policy has refused.
+      throw `no answer: ${error?.message ?? error}`;
+    });
+    // What a service worker has made has no URL.
+    const from = new URL(response.url || address);
+    this.#isElsewhere = from.origin !== globalThis.origin;
+    if (!/^get$/i.test(method)) {
+      // No POST is sent twice, by no later connection either: it goes on from where its answer says.
+      const next = new URL(response.headers.get("Content-Location") ?? "blob:", from);
+      const there = next.origin === from.origin ? next.href : "";
+      Object.assign(this.#options, { address: there, method: "GET", body: undefined });
+    }
+    if (origins && !origins.includes(from.origin)) throw `not of ${origins.join(" or ")}: ${from}`;
     return response;
   }
 
   async #read(response) {
-    const { origin } = new URL(response.url);
+    const { origin } = new URL(response.url || this.#options.url);
     const parse = parser(
       (block) => this.#take({ ...block, origin }),
-      (milliseconds) => (this.#retry = milliseconds),
+      (milliseconds) => (this.pace.retry = milliseconds),
     );
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     this.#listener.opened();
@@ -143,50 +222,72 @@ class Connection {
   }
 
   #take(block) {
+    const { id, type, data, origin } = block;
     // A server that refuses says when to come back, and no more.
-    if ((block.id ?? block.data) !== undefined) this.#failures = 0;
-    this.#id = block.id ?? this.#id;
-    this.#listener?.took(block);
+    if ((id ?? data) === undefined) return;
+    this.pace.failures = 0;
+    this.#held.push(block);
+    const sent = Object.entries(this.#sent);
+    // It says first where it goes on from; but for its state as of now, which is held until then.
+    if (sent.length && id === undefined && !/^(reset|close)$/.test(type)) return void after(HOLD, () => this.#give());
+    this.#sent = {};
+    const there = data === undefined ? numbers(id) : {};
+    if (sent.some(([group, number]) => (there[group] ?? number) !== number)) {
+      this.#held.unshift({ type: "reset", data: "{}", origin });
+    }
+    this.#give();
+  }
+
+  #give() {
+    for (const held of this.#held.splice(0)) {
+      this.#id = held.id ?? this.#id;
+      this.#listener?.took(held);
+    }
   }
 
   /** Give a connection up that is silent for too long, heartbeats included. */
   #watch() {
     clearTimeout(this.#timer);
-    this.#timer = after(this.#options.silence, () => this.#request.abort());
+    this.#heardAt = Date.now();
+    this.#timer = after(this.#options.silence, () => this.#request.abort("silence"));
   }
 
-  #comeBack() {
-    const { maxDelay, maxRetries } = this.#options;
+  #comeBack(reason) {
     clearTimeout(this.#timer);
-    if (this.#failures >= maxRetries) {
-      this.#listener.ended("max retries");
-      return;
-    }
+    if (!this.#options.address) return this.#fail("not posted twice");
+    if (this.pace.failures >= this.#options.maxRetries) return this.#listener.ended("max retries");
+    this.pace.failures += 1;
+    this.#wait();
+    this.#listener.lost(reason);
+  }
+
+  #wait() {
+    const { retry, failures } = this.pace;
     // Also from nothing it grows.
-    const grown = Math.min((this.#retry || 1) * 2 ** this.#failures, maxDelay);
-    const delay = Math.max(this.#retry, grown);
-    this.#failures += 1;
-    this.#timer = after(delay * (1 + Math.random() / 2), () => this.#connect());
-    this.#listener.lost();
+    const grown = Math.min((retry || 1) * 2 ** (failures - 1), this.#options.maxDelay);
+    this.#isWaiting = true;
+    this.#timer = after(Math.max(retry, grown) * (1 + Math.random() / 2), () => this.#connect());
+  }
+
+  #fail(reason) {
+    this.#warn(reason);
+    this.#listener.ended(reason);
+  }
+
+  #warn(reason) {
+    if (!this.#hasWarned) console.warn(`EventStream ${this.#options.url}: ${reason}`);
+    this.#hasWarned = true;
   }
 }
 
-const isText = (value) => typeof value === "string";
-const isTextOrNone = (value) => value === undefined || isText(value);
-
-/** What tabs post to each other, and what holds of each field: a question, and what is led to. */
-const QUESTION = { asks: (value) => value === true };
-const BLOCK = { id: isTextOrNone, type: isText, data: isTextOrNone, origin: isText };
-const REPORT = {
-  at: isText,
-  open: (value) => typeof value === "boolean",
-  state: (value) => [undefined, "opened", "lost", "ended"].includes(value),
-  reason: isTextOrNone,
-  block: (value) => value === undefined || fits(value, BLOCK),
-};
+/** What tabs post to each other, and the types of each field: a question, and what is led to. */
+const QUESTION = { asks: "boolean" };
+const REPORT = { at: "string", open: "boolean", state: "string undefined", reason: "string undefined" };
+const BLOCK = { id: "string undefined", type: "string", data: "string undefined", origin: "string" };
+const PACES = { retry: "number", failures: "number" };
 
 function fits(value, form) {
-  return Object.entries(form).every(([field, holds]) => holds(Object(value)[field]));
+  return Object.entries(form).every(([field, types]) => types.split(" ").includes(typeof value?.[field]));
 }
 
 /**
@@ -198,9 +299,11 @@ function fits(value, form) {
 class SharedConnection {
   #options;
   #listener;
+  #name;
   #id;
   #ledTo;
   #own = null;
+  #pace;
   #state;
   #resign = null;
   #waiting = new AbortController();
@@ -212,18 +315,18 @@ class SharedConnection {
     this.#id = id;
     this.#listener = listener;
     // A tab believes what another one reads, so it has to ask for the same.
-    const { url, withCredentials, origins = "" } = options;
-    const name = `django_sse ${withCredentials ? "+" : "-"} ${url} ${origins}`.trim();
-    this.#channel = new BroadcastChannel(name);
+    const { url, credentials, origins = "" } = options;
+    this.#name = `django_sse ${credentials} ${url} ${origins}`.trim();
+    this.#channel = new BroadcastChannel(this.#name);
     // All that has this origin may post to it.
     this.#channel.onmessage = ({ data }) => {
       if (fits(data, QUESTION)) this.#answer();
-      else if (fits(data, REPORT)) this.#hear(data);
+      if (!fits(data, REPORT) || !fits(data.pace, PACES)) return;
+      if (data.block === undefined || fits(data.block, BLOCK)) this.#hear(data);
     };
     this.#channel.postMessage({ asks: true });
     this.#connect();
-    const { signal } = this.#waiting;
-    navigator.locks.request(name, { signal }, () => this.#lead()).catch(() => {});
+    this.#stand();
   }
 
   close() {
@@ -235,20 +338,26 @@ class SharedConnection {
     this.#channel.close();
   }
 
+  hurry() {
+    this.#own?.hurry();
+  }
+
   #connect() {
     this.#leave();
-    this.#own = new Connection(this.#options, this.#id, {
-      opened: () => this.#say("opened"),
-      lost: () => this.#say("lost"),
-      ended: (reason) => this.#say("ended", reason),
-      took: (block) => this.#take(block),
-    });
+    const listener = listening((what, said) => (what === "took" ? this.#take(said) : this.#say(what, said)));
+    this.#own = new Connection(this.#options, this.#id, listener, this.#pace);
   }
 
   #leave() {
     this.#own?.close();
     this.#own = null;
     this.#state = "";
+  }
+
+  /** Lead, as soon as those do not who have asked before. */
+  #stand() {
+    const { signal } = this.#waiting;
+    navigator.locks.request(this.#name, { signal }, () => this.#lead()).catch(() => {});
   }
 
   #lead() {
@@ -261,13 +370,20 @@ class SharedConnection {
 
   #post(message) {
     if (!this.#resign) return;
-    this.#channel.postMessage({ at: this.#id, open: this.#state === "opened", ...message });
+    const { pace } = this.#own;
+    this.#channel.postMessage({ at: this.#id, open: this.#state === "opened", pace, ...message });
   }
 
   /** Tell this tab, and those that follow, how the connection is. */
   #say(state, reason) {
     this.#state = state;
     this.#post({ state, reason });
+    if (this.#resign && state === "lost") {
+      // In a page that is being left, WebKit connects to nothing.
+      this.#resign();
+      this.#resign = null;
+      this.#stand();
+    }
     this.#listener[state](reason);
   }
 
@@ -280,14 +396,17 @@ class SharedConnection {
   }
 
   #answer() {
-    if (this.#state === "lost") this.#connect();
+    // Firefox answers in a page that shows a dialog, and reads nothing.
+    if (!this.#resign || this.#own.isStill) return;
+    this.hurry();
     this.#post();
   }
 
-  #hear({ at, open, state, reason, block }) {
+  #hear({ at, open, state, reason, block, pace }) {
     // What one that led before has said last is known to this tab, or comes again.
     if (this.#resign) return;
     this.#watch();
+    this.#pace = pace;
     if (block && this.#id && at === this.#id) {
       this.#ledTo = this.#id = block.id ?? at;
       this.#follow();
@@ -304,8 +423,9 @@ class SharedConnection {
       if (!this.#own) this.#connect();
     } else if (this.#own || state) {
       // HTTP/1.1 has six connections for a host: the one that is for all goes first.
+      const isNew = this.#state !== "lost" || state;
       this.#leave();
-      this.#listener.lost();
+      if (isNew) this.#listener.lost(reason);
     }
   }
 
@@ -325,78 +445,198 @@ class SharedConnection {
       this.#channel.postMessage({ asks: true });
       this.#timer = after(ANSWER, () => {
         this.#ledTo = null;
+        this.#pace = undefined;
         if (!this.#own) this.#connect();
       });
     });
   }
 }
 
-const LIFECYCLE = ["visibilitychange", "freeze", "resume"];
+/** A connection of one's own, or of all tabs where that is asked for and allowed. */
+function connect(options, ...others) {
+  try {
+    // Locks are for secure contexts alone; where cookies are blocked, Firefox refuses the channel.
+    if (options.shared && navigator.locks) return new SharedConnection(options, ...others);
+  } catch {
+    // As without.
+  }
+  return new Connection(options, ...others);
+}
+
+/**
+ * One connection for all clients of a page that ask for the same, of which HTTP/1.1 has six for a
+ * host. A client that begins elsewhere than where it stands has its own until it is there.
+ */
+class PageConnection {
+  static #all = new Map();
+
+  #key;
+  #id;
+  #isOpen;
+  #members = new Set();
+  #shared;
+
+  /** Returns what a listener leaves by, and comes back at once. */
+  static join(options, start, listener) {
+    const { lastEventId, json, pauseWhenHidden, ...asked } = options;
+    const key = asked.isPlain ? JSON.stringify(asked) : {};
+    if (!this.#all.has(key)) this.#all.set(key, new this(key, options, start));
+    return this.#all.get(key).#join(options, start, listener);
+  }
+
+  constructor(key, options, id) {
+    this.#key = key;
+    this.#id = id;
+    this.#shared = connect(options, id, listening((...all) => this.#tell(...all)));
+  }
+
+  #tell(what, said) {
+    this.#isOpen = what === "opened" || (this.#isOpen && what === "took");
+    if (what === "ended") this.#leave();
+    // Where there are no ids, nobody is where it is who was not there from its start.
+    if (what === "took") this.#id = said.id ?? (this.#id || null);
+    for (const member of [...this.#members]) {
+      if (!member.own && this.#members.has(member)) member.listener[what](said);
+      this.#gather(member);
+    }
+  }
+
+  #join(options, id, listener) {
+    const member = { id, listener };
+    this.#members.add(member);
+    if (id !== this.#id) {
+      const took = (block) => {
+        member.id = block.id ?? member.id;
+        listener.took(block);
+        this.#gather(member);
+      };
+      member.own = connect(options, id, { ...listener, took });
+    } else if (this.#isOpen) {
+      // Whoever has made it listens first.
+      queueMicrotask(() => this.#members.has(member) && listener.opened());
+    }
+    return {
+      hurry: () => (member.own ?? this.#shared).hurry(),
+      close: () => {
+        member.own?.close();
+        this.#members.delete(member);
+        if (!this.#members.size) this.#leave();
+      },
+    };
+  }
+
+  /** Let a client share the connection that has come as far. */
+  #gather(member) {
+    if (!this.#isOpen || member.id !== this.#id) return;
+    member.own?.close();
+    member.own = null;
+  }
+
+  #leave() {
+    this.#isOpen = false;
+    this.#shared.close();
+    if (PageConnection.#all.get(this.#key) === this) PageConnection.#all.delete(this.#key);
+  }
+}
+
+const STATES = ["CONNECTING", "OPEN", "CLOSED"];
+const LIFECYCLE = ["visibilitychange", "freeze", "resume", "pageshow", "pagehide", "beforeunload", "online"];
 
 export class EventStream extends EventTarget {
-  static CONNECTING = CONNECTING;
-  static OPEN = OPEN;
-  static CLOSED = CLOSED;
-
-  onopen = null;
-  onmessage = null;
-  onerror = null;
+  static {
+    for (const [value, name] of STATES.entries()) {
+      for (const where of [this, this.prototype]) Object.defineProperty(where, name, { value, enumerable: true });
+    }
+    for (const type of ["open", "message", "error"]) {
+      Object.defineProperty(this.prototype, `on${type}`, {
+        get() {
+          return this.#handlers[type] ?? null;
+        },
+        set(handler) {
+          const isSet = Object(handler) === handler;
+          this.#handlers[type] = isSet ? handler : null;
+          // It has its turn from when it was set first.
+          this[isSet ? "addEventListener" : "removeEventListener"](type, this.#handle);
+        },
+      });
+    }
+  }
 
   #options;
-  #connection = null;
+  #connection;
   #readyState = CONNECTING;
   #lastEventId;
+  #isAway;
+  #isLeaving;
+  #handlers = {};
+  #handle = (event) => {
+    const handler = this.#handlers[event.type];
+    if (typeof handler === "function") handler.call(this, event);
+  };
   /** Chromium lets a frozen page keep its locks, and loses its connections. */
   #onLifecycle = ({ type }) => {
-    if (type === "freeze" || (this.#options.pauseWhenHidden && document.hidden)) this.#pause();
+    if (type === "beforeunload") {
+      // Firefox and WebKit end the connections of a page before it is left, and it may stay.
+      this.#isLeaving = true;
+      after(LEAVING, () => (this.#isLeaving &&= this.#readyState !== OPEN));
+      return;
+    }
+    if (type === "freeze" || type === "pagehide") this.#isAway = true;
+    if (type === "resume" || type === "pageshow") this.#isAway = false;
+    if (this.#isAway || (this.#options.pauseWhenHidden && globalThis.document?.hidden)) this.#pause();
     else this.#connect();
   };
 
-  constructor(
-    url,
-    {
-      withCredentials = false,
-      origins,
-      lastEventId = "",
-      json = false,
-      shared = false,
-      pauseWhenHidden = false,
-      silence = 45_000,
-      maxDelay = 30_000,
-      maxRetries = Infinity,
-    } = {},
-  ) {
+  constructor(url, options = null) {
     super();
-    url = new URL(url, document.baseURI).href;
-    this.#options = { url, withCredentials, origins, json, shared, pauseWhenHidden, silence, maxDelay, maxRetries };
-    this.#lastEventId = lastEventId;
-    for (const type of ["open", "message", "error"]) {
-      this.addEventListener(type, (event) => this[`on${type}`]?.(event));
-    }
-    for (const type of LIFECYCLE) document.addEventListener(type, this.#onLifecycle);
+    const given = Object.fromEntries(Object.entries(options ?? {}).filter(([, value]) => value != null));
+    url = resolved(url);
+    // Each request of one's own is another one.
+    const isPlain = !["method", "body", "headers", "csrf"].some((name) => name in given);
+    this.#options = {
+      method: "body" in given ? "POST" : "GET",
+      credentials: given.withCredentials ? "include" : "same-origin",
+      silence: 45_000,
+      maxDelay: 30_000,
+      maxRetries: Infinity,
+      ...given,
+      shared: isPlain && given.shared,
+      isPlain,
+      url: url.href,
+      address: url.href,
+    };
+    this.#lastEventId = `${given.lastEventId ?? ""}`;
+    this.#listen("addEventListener");
     this.#onLifecycle({});
   }
 
-  get CONNECTING() { return CONNECTING; }
-  get OPEN() { return OPEN; }
-  get CLOSED() { return CLOSED; }
   get url() { return this.#options.url; }
-  get withCredentials() { return this.#options.withCredentials; }
+  get withCredentials() { return this.#options.credentials === "include"; }
   get readyState() { return this.#readyState; }
   get lastEventId() { return this.#lastEventId; }
 
   close() {
     this.#pause();
     this.#readyState = CLOSED;
-    for (const type of LIFECYCLE) document.removeEventListener(type, this.#onLifecycle);
+    this.#listen("removeEventListener");
+  }
+
+  /** There is no document in a worker, and nothing of a browser on a server. */
+  #listen(how) {
+    for (const type of LIFECYCLE) {
+      const where = /^[vfr]/.test(type) ? globalThis.document : globalThis;
+      where?.[how]?.(type, this.#onLifecycle);
+    }
   }
 
   #connect() {
-    // Locks are for secure contexts alone.
-    const kind = this.#options.shared && navigator.locks ? SharedConnection : Connection;
-    this.#connection ??= new kind(this.#options, this.#lastEventId, {
-      opened: () => this.#readyState === OPEN || this.#become(OPEN, "open"),
-      lost: () => this.#become(CONNECTING, "error"),
+    if (this.#connection) return this.#connection.hurry();
+    this.#connection = PageConnection.join(this.#options, this.#lastEventId, {
+      opened: () => {
+        this.#isLeaving = false;
+        if (this.#readyState !== OPEN) this.#become(OPEN, "open");
+      },
+      lost: (reason) => this.#become(CONNECTING, "error", reason),
       ended: (reason) => this.#end(reason, JSON.stringify({ reason })),
       took: (block) => this.#take(block),
     });
@@ -408,19 +648,16 @@ export class EventStream extends EventTarget {
     this.#readyState = CONNECTING;
   }
 
-  #become(state, type) {
+  #become(state, type, reason) {
     this.#readyState = state;
-    this.dispatchEvent(new Event(type));
+    if (!this.#isLeaving) this.dispatchEvent(Object.assign(new Event(type), { reason }));
   }
 
   #take({ id, type, data, origin }) {
     this.#lastEventId = id ?? this.#lastEventId;
     if (data === undefined) return;
-    if (type === "close") {
-      this.#end(fromJSON(data)?.reason ?? null, data, origin);
-    } else {
-      this.#dispatch(type, data, origin);
-    }
+    if (type === "close") this.#end(fromJSON(data)?.reason ?? null, data, origin);
+    else this.#dispatch(type, data, origin);
   }
 
   /** The server's last word, or the client's own; what follows from it comes first. */
@@ -445,65 +682,121 @@ function fromJSON(text, otherwise) {
   }
 }
 
-const ADJACENT = ["beforebegin", "afterbegin", "beforeend", "afterend"];
-const PROPERTIES = ["innerHTML", "outerHTML", "textContent"];
+const SWAPS = [
+  ...["innerHTML", "outerHTML", "textContent", "setHTML"],
+  ...["beforebegin", "afterbegin", "beforeend", "afterend"],
+];
+
+/** Makes what a page with Trusted Types takes for HTML, once it is needed: a page may forbid that. */
+let policy;
+function trusted(html) {
+  try {
+    policy ??= trustedTypes.createPolicy("django_sse", { createHTML: (text) => text });
+  } catch {
+    policy = { createHTML: (text) => text };
+  }
+  return policy.createHTML(html);
+}
 
 /** `<event-stream src event target swap>`: puts the HTML of events into the page. */
-class EventStreamElement extends HTMLElement {
+class EventStreamElement extends (globalThis.HTMLElement ?? Object) {
   stream = null;
+  #asked;
+  #events = [];
+  #state;
+  #onEvent = ({ data }) => this.#swap(data);
+  /** Who morphs a page changes several attributes, and takes `state` away. */
+  #observer = new MutationObserver(() => this.isConnected && this.#follow());
 
   connectedCallback() {
-    const swap = this.getAttribute("swap") ?? "innerHTML";
-    if (![...ADJACENT, ...PROPERTIES].includes(swap)) {
-      throw new SyntaxError(`<event-stream swap="${swap}">: not one of ${[...PROPERTIES, ...ADJACENT].join(", ")}`);
-    }
-    if (!this.hasAttribute("src")) throw new TypeError("<event-stream>: it has no src");
-    const src = new URL(this.getAttribute("src"), document.baseURI);
-    const origins = [self.origin, ...(this.getAttribute("trusted-origin")?.split(/\s+/) ?? [])];
-    // A blob has its page's origin, whoever filled it.
-    if (!/^https?:$/.test(src.protocol) || !origins.includes(src.origin)) {
-      console.error(`<event-stream src="${src}">: neither of this origin nor of an http(s) one in trusted-origin`);
-      this.setAttribute("state", "closed");
-      return;
-    }
-    this.stream = new EventStream(src, {
-      origins,
-      // Moved in the page, it goes on from where it was.
-      lastEventId: (this.stream?.lastEventId || this.getAttribute("last-event-id")) ?? "",
-      withCredentials: this.hasAttribute("with-credentials"),
-      shared: this.hasAttribute("shared"),
-      pauseWhenHidden: this.hasAttribute("pause-when-hidden"),
-    });
-    for (const type of (this.getAttribute("event") ?? "message").split(/\s+/)) {
-      this.stream.addEventListener(type, ({ data }) => this.#swap(swap, data));
-    }
-    for (const type of ["open", "error", "close"]) {
-      this.stream.addEventListener(type, () => this.#showState());
-    }
-    if (this.getAttribute("reset") === "reload") {
-      this.stream.addEventListener("reset", () => location.reload());
-    }
-    this.#showState();
+    this.#observer.observe(this, { attributes: true });
+    this.#follow();
   }
 
+  // Moved by moveBefore, it keeps its stream.
+  connectedMoveCallback() {}
+
   disconnectedCallback() {
+    this.#asked = null;
     this.stream?.close();
   }
 
-  #swap(swap, html) {
+  #follow() {
+    const swap = this.#swapping;
+    if (!SWAPS.includes(swap)) throw new SyntaxError(`<event-stream swap="${swap}">: not one of ${SWAPS.join(", ")}`);
+    if (!this.hasAttribute("src")) throw new TypeError("<event-stream>: it has no src");
+    const src = resolved(this.getAttribute("src"));
+    const options = {
+      origins: [self.origin, ...this.#words("trusted-origin")],
+      withCredentials: this.hasAttribute("with-credentials"),
+      shared: this.hasAttribute("shared"),
+      pauseWhenHidden: this.hasAttribute("pause-when-hidden"),
+    };
+    const asked = JSON.stringify([src, options]);
+    if (asked !== this.#asked) {
+      this.#asked = asked;
+      this.#open(src, options);
+    }
+    for (const type of this.#events) this.stream?.removeEventListener(type, this.#onEvent);
+    this.#events = this.#words("event", "message");
+    for (const type of this.#events) this.stream?.addEventListener(type, this.#onEvent);
+    this.#show();
+  }
+
+  #open(src, options) {
+    const before = this.stream;
+    before?.close();
+    this.stream = null;
+    this.#state = "closed";
+    // A blob has its page's origin, whoever filled it.
+    if (!/^https?:$/.test(src.protocol) || !options.origins.includes(src.origin)) {
+      console.error(`<event-stream src="${src}">: not of this origin, nor http(s) of trusted-origin`);
+      return;
+    }
+    // Moved in the page, or asking for the same in another way, it goes on from where it was.
+    const here = before?.url === src.href && before.lastEventId;
+    const stream = new EventStream(src, { ...options, lastEventId: here || this.getAttribute("last-event-id") });
+    const show = () => {
+      this.#state = STATES[stream.readyState].toLowerCase();
+      this.#show();
+    };
+    for (const type of ["open", "error", "close"]) stream.addEventListener(type, show);
+    stream.addEventListener("reset", () => {
+      if (this.getAttribute("reset") === "reload") location.reload();
+    });
+    this.stream = stream;
+    show();
+  }
+
+  #show() {
+    if (this.getAttribute("state") !== this.#state) this.setAttribute("state", this.#state);
+  }
+
+  #words(name, otherwise = "") {
+    return (this.getAttribute(name) ?? otherwise).split(/\s+/);
+  }
+
+  get #swapping() {
+    return this.getAttribute("swap") ?? "innerHTML";
+  }
+
+  #swap(html) {
+    const swap = this.#swapping;
     const selector = this.getAttribute("target");
     const targets = selector ? document.querySelectorAll(selector) : [this];
     if (!targets.length) console.warn(`<event-stream target="${selector}">: no such element`);
     for (const target of targets) {
-      if (PROPERTIES.includes(swap)) target[swap] = html;
-      else target.insertAdjacentHTML(swap, html);
+      if (swap === "setHTML") target.setHTML(html);
+      else if (swap === "textContent") target.textContent = html;
+      else if (swap in target) target[swap] = trusted(html);
+      else target.insertAdjacentHTML(swap, trusted(html));
     }
-  }
-
-  #showState() {
-    this.setAttribute("state", ["connecting", "open", "closed"][this.stream.readyState]);
   }
 }
 
-// A page may have the module from two addresses, with and without a hash.
-customElements.get("event-stream") ?? customElements.define("event-stream", EventStreamElement);
+// A page may have the module from two addresses, with and without a hash; a worker has no elements.
+if (globalThis.customElements && !customElements.get("event-stream")) {
+  customElements.define("event-stream", EventStreamElement);
+  // For scripts that are no modules.
+  globalThis.EventStream = EventStream;
+}

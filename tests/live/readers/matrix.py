@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum
+from pathlib import Path
 
 from tests.live.readers.npm import PACKAGE_JSON
 from tests.live.readers.readers import (
@@ -23,6 +24,8 @@ from tests.live.readers.readers import (
 from tests.live.servers import ROOT
 
 PAGE = ROOT / "docs" / "clients.md"
+# What the page says of browsers, written by hand from what the tests of tests/live show.
+BROWSERS = Path(__file__).with_name("browsers.md")
 
 
 class Row(Enum):
@@ -175,7 +178,8 @@ _INTRODUCTION = """\
 # Clients
 
 What the clients of event streams make of those of django_sse. Each cell is tested with the real
-client; the versions are those that were tested.
+client, in Chromium if it is one for pages; the versions are those that were tested. What differs
+between [browsers](#browsers) is at the end.
 
 - **yes**: it does, used as its README shows.
 - **own lines**: it does with a few lines of your own, which are named below and are in its program.
@@ -192,6 +196,7 @@ def page() -> str:
     for name, client in CLIENTS.items():
         title = f"{name} {versions[name]}" if name in versions else name
         parts.append(f"- **{title}**{_source(client.program)}: {client.advice}")
+    parts += ["", BROWSERS.read_text().rstrip()]
     return "\n".join(parts) + "\n"
 
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selenium import webdriver
-
 from django_sse.event import Decoder
+from tests.live.browser import Browser, Tab
 from tests.live.readers import npm
 from tests.live.servers import ROOT, unavailable
 
@@ -58,7 +57,7 @@ class Stage:
 
     origin: str
     directory: Path
-    browser: Callable[[], webdriver.Chrome]
+    browser: Callable[[], Browser]
 
 
 class Program(ABC):
@@ -150,7 +149,7 @@ class Command(Program):
 class PageReader(Reader):
     """A page, which keeps its reports."""
 
-    def __init__(self, browser: webdriver.Chrome) -> None:
+    def __init__(self, browser: Browser) -> None:
         self.browser = browser
 
     @property
@@ -177,19 +176,13 @@ class Page(Program):
     def ready(self, stage: Stage) -> Iterator[Callable[[str, bool], Reader]]:
         browser = stage.browser()
         # A tab of its own: one that only leaves the page might keep its stream for a way back.
-        first = browser.current_window_handle
-        browser.switch_to.new_window("tab")
-        browser.get(f"{stage.origin}/programs/{self.source}")
+        with Tab.open(browser, stage.origin, f"/programs/{self.source}"):
 
-        def start(url: str, own_lines: bool) -> Reader:
-            browser.execute_script("follow(...arguments)", url, own_lines)
-            return PageReader(browser)
+            def start(url: str, own_lines: bool) -> Reader:
+                browser.execute_script("follow(...arguments)", url, own_lines)
+                return PageReader(browser)
 
-        try:
             yield start
-        finally:
-            browser.close()
-            browser.switch_to.window(first)
 
 
 def python(name: str) -> Program:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from django_sse.conf import Conf
-from tests.live.browser import wait_until
+from tests.live.browser import Browser, wait_until
 from tests.live.readers.matrix import CLIENTS, PAGE, Cell, Row, page
 from tests.live.readers.readers import Stage
 from tests.live.readers.rows import (
@@ -62,13 +62,13 @@ class Stand:
 
 @pytest.fixture(scope="module")
 def stand(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    running_browser: Callable[[str], Browser], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stand]:
     directory = tmp_path_factory.mktemp("readers")
     environment = {"LIVE_URLCONF": "tests.live.readers.urls"}
     limits = {"MAX_STREAMS_PER_GROUP": MAX_STREAMS}
     with run(directory, environment=environment, RETRY=RETRY, **limits) as site:
-        stage = Stage(site.origin, directory, lambda: request.getfixturevalue("browser"))
+        stage = Stage(site.origin, directory, lambda: running_browser("chromium"))
         yield Stand(site, stage)
         assert "Traceback" not in site.server.log()
 

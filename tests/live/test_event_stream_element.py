@@ -271,6 +271,22 @@ def test_an_option_that_changes_keeps_the_place(
     page.wait_for_html("event-stream", "onetwo")
 
 
+def test_the_place_is_kept_in_a_page_that_was_opened_with_a_password(
+    browser: Browser, site: Site, group: str
+) -> None:
+    origin = site.origin.replace("://", "://user:password@")
+    with Tab.open(browser, origin) as tab:
+        page = Page(tab)
+        page.show(f'<event-stream src="/history/{group}/" swap="beforeend"></event-stream>')
+        site.publish(group, "one")
+        page.wait_for_html("event-stream", "one")
+        change(page, shared="")
+        wait_until(lambda: len(site.statuses(f"/history/{group}/")) == 2, "it does not ask anew")
+        page.wait_for_state("open")
+        site.publish(group, "two")
+        page.wait_for_html("event-stream", "onetwo")
+
+
 def test_events_target_and_swap_follow_without_a_new_request(
     page: Page, site: Site, group: str
 ) -> None:

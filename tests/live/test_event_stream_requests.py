@@ -172,6 +172,7 @@ def test_what_was_posted_is_not_posted_twice(tab: Tab, site: Site, location: str
 
 def test_what_was_refused_is_not_posted_twice(tab: Tab, site: Site) -> None:
     url = "/protected/?status"
+    tab.run("return define()")
     with site.network.without_server():
         stream = follow(tab, url, "{ body: 'text', maxDelay: 10 }")
         stream.wait_for_state("closed")
@@ -180,6 +181,7 @@ def test_what_was_refused_is_not_posted_twice(tab: Tab, site: Site) -> None:
 
 
 def test_what_was_not_answered_is_posted_until_it_is(tab: Tab, site: Site) -> None:
+    tab.run("return define()")
     with site.network.cut():
         stream = follow(tab, "/echo/", "{ body: 'text', maxDelay: 10 }")
         wait_until(lambda: stream.errors, "it is not lost")
@@ -203,12 +205,12 @@ def test_a_page_that_is_back_posts_nothing_twice(tab: Tab, site: Site, location:
 
 
 def test_each_request_of_ones_own_is_another_one(tab: Tab, site: Site) -> None:
-    """Where plain ones of the same page share a connection."""
+    """Where plain ones of the same page, or of all tabs, share a connection."""
     url = "/echo/?twice"
     tab.run(
         "return define().then(() => {"
         "  for (const body of ['one', 'two']) {"
-        "    const stream = new EventStream(arguments[0], { body });"
+        "    const stream = new EventStream(arguments[0], { body, shared: true });"
         "    stream.onmessage = ({ data }) => said.push(JSON.parse(data).body);"
         "  }"
         "})",

@@ -4,7 +4,9 @@
  * is believed; any other end is come back from, with the place kept. See event-stream.d.ts.
  */
 
-const [CONNECTING, OPEN, CLOSED] = [0, 1, 2];
+const CONNECTING = 0;
+const OPEN = 1;
+const CLOSED = 2;
 
 /** The milliseconds in which a tab answers another, unless it is suspended, or shows a dialog. */
 const ANSWER = 1000;
@@ -12,8 +14,11 @@ const ANSWER = 1000;
 /** The milliseconds after `beforeunload` in which browsers end the connections of a page. */
 const LEAVING = 5000;
 
-/** Statuses of the client's own that pass: timeout, too early, too many requests. */
-const PASSING = [408, 425, 429];
+/** The milliseconds in which a server that was told where to go on says so. */
+const HOLD = 1000;
+
+/** Statuses that are final: none of the client's own that pass, for timeout, too early, too many requests. */
+const FINAL = /^(204|4(?!08|25|29)..)$/;
 
 /** How soon to come back while the server has not said, in milliseconds, and how often it failed. */
 const PACE = { retry: 3000, failures: 0 };
@@ -61,6 +66,13 @@ function after(milliseconds, what) {
   return setTimeout(what, Math.min(milliseconds, 2 ** 31 - 1));
 }
 
+/** Returns a URL of a page or worker, without the password that it may have been opened with: fetch refuses that. */
+function resolved(address) {
+  const url = new URL(address, globalThis.document?.baseURI ?? globalThis.location?.href);
+  url.username = url.password = "";
+  return url;
+}
+
 /** Returns the number of each group in an id of the server's, and nothing of any other id. */
 function numbers(id) {
   return Object.fromEntries(Array.from(id.matchAll(/([\w-]{11})\.(\w+)~/g), ([, group, number]) => [group, number]));
@@ -68,8 +80,13 @@ function numbers(id) {
 
 /** Returns Django's CSRF token: the cookie's, or that of the page's form. */
 function csrfToken() {
-  const [, token] = /(?:^|; )csrftoken=(\w+)/.exec(document.cookie) ?? [];
-  return token ?? document.querySelector("[name=csrfmiddlewaretoken]")?.value ?? "";
+  const cookie = /(?:^|; )csrftoken=(\w+)/.exec(document.cookie);
+  return cookie?.[1] ?? document.querySelector("[name=csrfmiddlewaretoken]")?.value ?? "";
+}
+
+/** Returns what a connection tells, that it is open, lost or ended, and what it took, as one function's arguments. */
+function listening(tell) {
+  return Object.fromEntries(["opened", "lost", "ended", "took"].map((what) => [what, (said) => tell(what, said)]));
 }
 
 /** A connection of one's own: reads blocks, and comes back until it is told to stop. */
@@ -79,7 +96,7 @@ class Connection {
   #listener;
   #id;
   #sent;
-  #held;
+  #held = [];
   #request;
   #timer;
   #heardAt;
@@ -124,9 +141,7 @@ class Connection {
       if (!/^https?:/.test(this.#options.url)) return this.#fail("it is not of http or https");
       const response = await this.#fetch();
       const { status } = response;
-      if (status === 204 || (status >= 400 && status < 500 && !PASSING.includes(status))) {
-        return this.#listener.ended(`${status}`);
-      }
+      if (FINAL.test(status)) return this.#listener.ended(`${status}`);
       if (status !== 200) throw status;
       const type = response.headers.get("Content-Type");
       if (!/^text\/event-stream\s*(;|$)/i.test(type)) return this.#fail(`no event stream, but ${type}`);
@@ -136,6 +151,7 @@ class Connection {
       reason = `${error?.message ?? error}`;
     }
     this.#request.abort();
+    this.#give();
     if (!this.#listener) return;
     if (!hasBegun) this.#warn(reason);
     this.#comeBack(reason);
@@ -160,7 +176,6 @@ class Connection {
     // A redirect may drop the query. In another origin the header needs a preflight, and what is not
     // of ASCII browsers do not send in the same way.
     if (isOwn && !this.#isElsewhere && /^[!-~]+$/.test(id)) headers.set("Last-Event-ID", id);
-    this.#held = [];
     this.#sent = numbers(id);
     const response = await fetch(url, {
       method,
@@ -214,12 +229,16 @@ class Connection {
     this.#held.push(block);
     const sent = Object.entries(this.#sent);
     // It says first where it goes on from; but for its state as of now, which is held until then.
-    if (sent.length && id === undefined && !/^(reset|close)$/.test(type)) return;
+    if (sent.length && id === undefined && !/^(reset|close)$/.test(type)) return void after(HOLD, () => this.#give());
     this.#sent = {};
     const there = data === undefined ? numbers(id) : {};
     if (sent.some(([group, number]) => (there[group] ?? number) !== number)) {
       this.#held.unshift({ type: "reset", data: "{}", origin });
     }
+    this.#give();
+  }
+
+  #give() {
     for (const held of this.#held.splice(0)) {
       this.#id = held.id ?? this.#id;
       this.#listener?.took(held);
@@ -261,24 +280,14 @@ class Connection {
   }
 }
 
-const isText = (value) => typeof value === "string";
-const isNumber = (value) => typeof value === "number";
-const isTextOrNone = (value) => value === undefined || isText(value);
-
-/** What tabs post to each other, and what holds of each field: a question, and what is led to. */
-const QUESTION = { asks: (value) => value === true };
-const BLOCK = { id: isTextOrNone, type: isText, data: isTextOrNone, origin: isText };
-const REPORT = {
-  at: isText,
-  open: (value) => typeof value === "boolean",
-  state: (value) => [undefined, "opened", "lost", "ended"].includes(value),
-  reason: isTextOrNone,
-  block: (value) => value === undefined || fits(value, BLOCK),
-  pace: (value) => fits(value, { retry: isNumber, failures: isNumber }),
-};
+/** What tabs post to each other, and the types of each field: a question, and what is led to. */
+const QUESTION = { asks: "boolean" };
+const REPORT = { at: "string", open: "boolean", state: "string undefined", reason: "string undefined" };
+const BLOCK = { id: "string undefined", type: "string", data: "string undefined", origin: "string" };
+const PACES = { retry: "number", failures: "number" };
 
 function fits(value, form) {
-  return Object.entries(form).every(([field, holds]) => holds(Object(value)[field]));
+  return Object.entries(form).every(([field, types]) => types.split(" ").includes(typeof value?.[field]));
 }
 
 /**
@@ -312,7 +321,8 @@ class SharedConnection {
     // All that has this origin may post to it.
     this.#channel.onmessage = ({ data }) => {
       if (fits(data, QUESTION)) this.#answer();
-      else if (fits(data, REPORT)) this.#hear(data);
+      if (!fits(data, REPORT) || !fits(data.pace, PACES)) return;
+      if (data.block === undefined || fits(data.block, BLOCK)) this.#hear(data);
     };
     this.#channel.postMessage({ asks: true });
     this.#connect();
@@ -334,12 +344,7 @@ class SharedConnection {
 
   #connect() {
     this.#leave();
-    const listener = {
-      opened: () => this.#say("opened"),
-      lost: (reason) => this.#say("lost", reason),
-      ended: (reason) => this.#say("ended", reason),
-      took: (block) => this.#take(block),
-    };
+    const listener = listening((what, said) => (what === "took" ? this.#take(said) : this.#say(what, said)));
     this.#own = new Connection(this.#options, this.#id, listener, this.#pace);
   }
 
@@ -474,9 +479,7 @@ class PageConnection {
   /** Returns what a listener leaves by, and comes back at once. */
   static join(options, start, listener) {
     const { lastEventId, json, pauseWhenHidden, ...asked } = options;
-    // Each request of one's own is another one.
-    const { method, headers, csrf } = asked;
-    const key = method !== "GET" || headers || csrf ? {} : JSON.stringify(asked);
+    const key = asked.isPlain ? JSON.stringify(asked) : {};
     if (!this.#all.has(key)) this.#all.set(key, new this(key, options, start));
     return this.#all.get(key).#join(options, start, listener);
   }
@@ -484,18 +487,18 @@ class PageConnection {
   constructor(key, options, id) {
     this.#key = key;
     this.#id = id;
-    const tell = (what) => (said) => {
-      this.#isOpen = what === "opened" || (this.#isOpen && what === "took");
-      if (what === "ended") this.#leave();
-      // Where there are no ids, nobody is where it is who was not there from its start.
-      if (what === "took") this.#id = said.id ?? (this.#id || null);
-      for (const member of [...this.#members]) {
-        if (!member.own && this.#members.has(member)) member.listener[what](said);
-        this.#gather(member);
-      }
-    };
-    const listener = { opened: tell("opened"), lost: tell("lost"), ended: tell("ended"), took: tell("took") };
-    this.#shared = connect(options, id, listener);
+    this.#shared = connect(options, id, listening((...all) => this.#tell(...all)));
+  }
+
+  #tell(what, said) {
+    this.#isOpen = what === "opened" || (this.#isOpen && what === "took");
+    if (what === "ended") this.#leave();
+    // Where there are no ids, nobody is where it is who was not there from its start.
+    if (what === "took") this.#id = said.id ?? (this.#id || null);
+    for (const member of [...this.#members]) {
+      if (!member.own && this.#members.has(member)) member.listener[what](said);
+      this.#gather(member);
+    }
   }
 
   #join(options, id, listener) {
@@ -586,10 +589,10 @@ export class EventStream extends EventTarget {
 
   constructor(url, options = null) {
     super();
-    const given = Object.fromEntries(Object.entries(options ?? {}).filter(([, value]) => (value ?? null) !== null));
-    url = new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href);
-    // The page may have been opened with them; fetch refuses an address that has any.
-    url.username = url.password = "";
+    const given = Object.fromEntries(Object.entries(options ?? {}).filter(([, value]) => value != null));
+    url = resolved(url);
+    // Each request of one's own is another one.
+    const isPlain = !["method", "body", "headers", "csrf"].some((name) => name in given);
     this.#options = {
       method: "body" in given ? "POST" : "GET",
       credentials: given.withCredentials ? "include" : "same-origin",
@@ -597,10 +600,12 @@ export class EventStream extends EventTarget {
       maxDelay: 30_000,
       maxRetries: Infinity,
       ...given,
+      shared: isPlain && given.shared,
+      isPlain,
       url: url.href,
       address: url.href,
     };
-    this.#lastEventId = given.lastEventId ?? "";
+    this.#lastEventId = `${given.lastEventId ?? ""}`;
     this.#listen("addEventListener");
     this.#onLifecycle({});
   }
@@ -720,7 +725,7 @@ class EventStreamElement extends (globalThis.HTMLElement ?? Object) {
     const swap = this.#swapping;
     if (!SWAPS.includes(swap)) throw new SyntaxError(`<event-stream swap="${swap}">: not one of ${SWAPS.join(", ")}`);
     if (!this.hasAttribute("src")) throw new TypeError("<event-stream>: it has no src");
-    const src = new URL(this.getAttribute("src"), document.baseURI);
+    const src = resolved(this.getAttribute("src"));
     const options = {
       origins: [self.origin, ...this.#words("trusted-origin")],
       withCredentials: this.hasAttribute("with-credentials"),
@@ -745,7 +750,7 @@ class EventStreamElement extends (globalThis.HTMLElement ?? Object) {
     this.#state = "closed";
     // A blob has its page's origin, whoever filled it.
     if (!/^https?:$/.test(src.protocol) || !options.origins.includes(src.origin)) {
-      console.error(`<event-stream src="${src}">: neither of this origin nor of an http(s) one in trusted-origin`);
+      console.error(`<event-stream src="${src}">: not of this origin, nor http(s) of trusted-origin`);
       return;
     }
     // Moved in the page, or asking for the same in another way, it goes on from where it was.

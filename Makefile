@@ -4,7 +4,7 @@ PORT ?= 8000
 MINUTES ?= 10
 SECONDS ?= 600
 # More than there are cores: tests on real servers wait most of the time.
-WORKERS ?= 3
+WORKERS ?= 4
 VENV := .venv
 PACKAGES := demo_project/node_modules
 
@@ -45,10 +45,11 @@ fuzz: $(VENV)/fuzz  ## Look for requests and events that break anything (SECONDS
 	$(VENV)/bin/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
 
 .PHONY: lint
-lint: $(VENV)/lint  ## Check style, types and migrations
+lint: $(VENV)/lint  ## Check style, types, the direction of imports, and migrations
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python manage.py makemigrations --check --dry-run
 
 # A file per group of dependencies says that they are installed.

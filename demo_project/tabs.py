@@ -10,7 +10,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from django_sse import Event, publish_many
 from django_sse.decorators import event_stream
-from django_sse.hub import current_hub
+from django_sse.streaming.hub import current_hub
 from django_sse.views import EventStreamView
 
 BURST = 10

@@ -2,7 +2,7 @@
 
 from django_sse.event import Event
 from django_sse.exceptions import EventStreamError, GroupCancelled, InvalidEvent, InvalidGroup
-from django_sse.namespaces import channel_group
+from django_sse.groups.namespaces import channel_group
 from django_sse.publishing import (
     Published,
     acancel,

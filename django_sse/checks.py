@@ -15,7 +15,7 @@ from django.utils.module_loading import import_string
 
 from django_sse.asgi import EventStreamApplication
 from django_sse.conf import SETTING, conf, problems
-from django_sse.namespaces import named_by
+from django_sse.groups.namespaces import named_by
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
 

@@ -219,7 +219,7 @@ class Conf:
 
 # Where users of django-tenants would leak events until they have read of it.
 _OF_DJANGO_TENANTS: Final = {
-    "NAMESPACE": "django_sse.namespaces.schema_name",
+    "NAMESPACE": "django_sse.groups.namespaces.schema_name",
     "NAMESPACE_CONTEXT": "django_tenants.utils.schema_context",
 }
 

@@ -17,15 +17,15 @@ from asgiref.sync import iscoroutinefunction
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
-from django_sse.cors import cross_origin
+from django_sse.access.logins import with_login
+from django_sse.concurrency.tasks import in_time
 from django_sse.exceptions import InvalidGroup
-from django_sse.groups import expand_group
-from django_sse.logins import with_login
-from django_sse.logs import logger
-from django_sse.mixins import AccessMixin
-from django_sse.namespaces import acurrent_namespace, current_namespace, full_name
-from django_sse.position import TERMINAL_MARK
-from django_sse.response import (
+from django_sse.groups.entries import GroupState
+from django_sse.groups.names import expand_group
+from django_sse.groups.namespaces import acurrent_namespace, current_namespace, full_name
+from django_sse.groups.position import TERMINAL_MARK
+from django_sse.http.cors import cross_origin
+from django_sse.http.response import (
     CONTENT_TYPE,
     GeneratorResponse,
     HeadersResponse,
@@ -35,9 +35,10 @@ from django_sse.response import (
     not_found,
     stream_headers,
 )
+from django_sse.logs import logger
+from django_sse.mixins import AccessMixin
 from django_sse.stores import get_store
-from django_sse.stores.base import READ_SECONDS, GroupState
-from django_sse.tasks import in_time
+from django_sse.stores.base import READ_SECONDS
 from django_sse.views import EventStreamView, exempt_from_atomic_requests
 
 View = Callable[..., Any]

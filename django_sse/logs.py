@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import Any, Final
 
-from django_sse.forks import ForkSafeLock, forget_in_child
+from django_sse.concurrency.forks import ForkSafeLock, forget_in_child
 
 logger: Final = logging.getLogger("django_sse")
 

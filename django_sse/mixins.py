@@ -26,12 +26,12 @@ from django.http import (
 )
 from django.views import View
 
-from django_sse.cors import add_cors, is_preflight, preflight_answer
-from django_sse.logins import settle_user, user_of
+from django_sse.access.logins import settle_user, user_of
+from django_sse.access.owners import is_nobody
+from django_sse.http.cors import add_cors, is_preflight, preflight_answer
+from django_sse.http.response import no_store
 from django_sse.logs import log_seldom
-from django_sse.owners import is_nobody
-from django_sse.questions import WrongAnswerError, is_yes
-from django_sse.response import no_store
+from django_sse.streaming.questions import WrongAnswerError, is_yes
 
 if TYPE_CHECKING:
     _Base = View

@@ -4,7 +4,8 @@ epoch."""
 from django.db import models
 
 from django_sse.fields import GroupField
-from django_sse.stores.base import MARK_LENGTH, NAME_LENGTH, Kind
+from django_sse.groups.entries import Kind
+from django_sse.groups.names import MARK_LENGTH, NAME_LENGTH
 
 
 class EventGroup(models.Model):

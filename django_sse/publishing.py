@@ -10,15 +10,21 @@ from asgiref.sync import sync_to_async
 from django.http import HttpRequest
 from django.utils.asyncio import async_unsafe
 
+from django_sse.access.owners import loaded, mark_of, user_mark
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.event import Event, encode_published
 from django_sse.exceptions import GroupCancelled, InvalidEvent
-from django_sse.namespaces import acurrent_namespace, current_namespace, full_name, plain_name
-from django_sse.owners import loaded, mark_of, user_mark
-from django_sse.position import format_position
+from django_sse.groups.entries import Kind, NewEntry, closing_wire
+from django_sse.groups.names import validate_group
+from django_sse.groups.namespaces import (
+    acurrent_namespace,
+    current_namespace,
+    full_name,
+    plain_name,
+)
+from django_sse.groups.position import format_position
 from django_sse.stores import get_store
-from django_sse.stores.base import Kind, NewEntry, closing_wire, validate_group
 from django_sse.text import plain
 
 

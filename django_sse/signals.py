@@ -13,14 +13,14 @@ from django.db.models.signals import post_delete, post_init, post_save
 from django.http import HttpRequest
 from django.utils.module_loading import import_string
 
+from django_sse.access.owners import BEGAN_SESSION_KEY, login_mark, mark_of, user_mark
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
+from django_sse.groups.entries import Hint
+from django_sse.groups.namespaces import current_namespace, full_name
 from django_sse.logs import logger
-from django_sse.namespaces import current_namespace, full_name
-from django_sse.owners import BEGAN_SESSION_KEY, login_mark, mark_of, user_mark
 from django_sse.publishing import end_streams
 from django_sse.stores import get_store
-from django_sse.stores.base import Hint
 
 # Where a user that was loaded keeps what its login depends on.
 _LOADED: Final = "_django_sse_loaded"

@@ -16,22 +16,22 @@ from django.http import (
 from django.http.response import HttpResponseBase
 from django.views import View
 
-from django_sse.addresses import client_address
+from django_sse.access.logins import current_user, renew_login, with_login
+from django_sse.access.owners import is_nobody, loaded, owner_of
+from django_sse.concurrency.tasks import in_time
+from django_sse.concurrency.threads import request_context
 from django_sse.conf import conf
-from django_sse.cors import cross_origin
 from django_sse.event import Event
 from django_sse.exceptions import InvalidGroup
-from django_sse.groups import expand_group
-from django_sse.hub import current_hub, limit_reached_by
-from django_sse.limits import Claim
-from django_sse.logins import current_user, renew_login, with_login
-from django_sse.mixins import tests_of
-from django_sse.namespaces import acurrent_namespace, full_name
-from django_sse.owners import is_nobody, loaded, owner_of
-from django_sse.position import LOST, TERMINAL_MARK, parse_position
-from django_sse.refusals import STORE_AWAY
-from django_sse.replay import is_lost, starting_point
-from django_sse.response import (
+from django_sse.groups.entries import GroupState
+from django_sse.groups.names import expand_group, validate_group
+from django_sse.groups.namespaces import acurrent_namespace, full_name
+from django_sse.groups.position import LOST, TERMINAL_MARK, parse_position
+from django_sse.groups.replay import is_lost, starting_point
+from django_sse.http.addresses import client_address
+from django_sse.http.cors import cross_origin
+from django_sse.http.refusals import STORE_AWAY
+from django_sse.http.response import (
     EventStreamResponse,
     GroupStreamResponse,
     HeadersResponse,
@@ -41,11 +41,12 @@ from django_sse.response import (
     not_found,
     unavailable,
 )
+from django_sse.mixins import tests_of
 from django_sse.stores import get_store
-from django_sse.stores.base import READ_SECONDS, GroupState, validate_group
-from django_sse.stream import MessageHandler
-from django_sse.tasks import in_time
-from django_sse.threads import request_context
+from django_sse.stores.base import READ_SECONDS
+from django_sse.streaming.hub import current_hub, limit_reached_by
+from django_sse.streaming.limits import Claim
+from django_sse.streaming.stream import MessageHandler
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 
@@ -199,13 +200,14 @@ class EventStreamView(View):
 
     async def _answer(self, request: HttpRequest) -> HttpResponseBase:
         sent_id = last_event_id(request)
-        if sent_id.endswith(TERMINAL_MARK) and is_nobody(await loaded(await self.get_owner())):
+        user = await loaded(await self.get_owner())
+        if sent_id.endswith(TERMINAL_MARK) and is_nobody(user):
             # Its login is over, and so is its stream: no guard needs to be asked.
             return no_content()
         groups = await self._allowed_groups()
         if isinstance(groups, HttpResponseBase):
             return groups
-        # Not before: a guard may be what has authenticated the user.
+        # Again, since a guard may be what has authenticated the user.
         user = await loaded(await self.get_owner())
         namespace = await acurrent_namespace()
         owner = (await owner_of(request, user, groups)).within(namespace)

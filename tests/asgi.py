@@ -10,13 +10,8 @@ from uuid import uuid4
 
 from django.core.asgi import get_asgi_application as get_django_application
 
-from django_sse.asgi import (
-    Message,
-    Receive,
-    Scope,
-    Send,
-    get_asgi_application,
-)
+from django_sse.asgi import get_asgi_application
+from django_sse.http.hand_off import Message, Receive, Scope, Send
 
 
 class RequestLog:

@@ -7,9 +7,9 @@ from typing import Any
 
 from django_sse import Event, aposition
 from django_sse.event import Decoder
-from django_sse.hub import current_hub
-from django_sse.position import parse_position
-from django_sse.stream import Stream
+from django_sse.groups.position import parse_position
+from django_sse.streaming.hub import current_hub
+from django_sse.streaming.stream import Stream
 
 
 class Client:

@@ -12,8 +12,8 @@ from django.db import connections
 from pytest_django import Settings
 
 from django_sse import logs
-from django_sse.hub import open_streams
 from django_sse.stores import get_store
+from django_sse.streaming.hub import open_streams
 from tests import mysql, postgresql
 
 # A shell's job in the background ignores Ctrl-C, and so would the servers that tests start and end.

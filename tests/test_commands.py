@@ -16,9 +16,9 @@ from django.db import connection
 from pytest_django import Settings
 
 from django_sse import cancel, publish
+from django_sse.access.owners import user_mark
 from django_sse.event import Decoder, Event
-from django_sse.owners import user_mark
-from django_sse.position import parse_position
+from django_sse.groups.position import parse_position
 from django_sse.stores import get_store
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -19,12 +19,13 @@ from django.utils import timezone, translation
 from django.utils.formats import number_format
 from pytest_django import Settings
 
-from django_sse import Event, apublish, questions
+from django_sse import Event, apublish
 from django_sse.asgi import get_asgi_application
-from django_sse.threads import request_context
+from django_sse.concurrency.threads import request_context
+from django_sse.streaming import questions
 from django_sse.views import EventStreamView
+from tests.http.test_asgi import Request, streaming
 from tests.streams import until
-from tests.test_asgi import Request, streaming
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),

@@ -31,8 +31,8 @@ from pytest_django import Settings
 
 from django_sse import Event, acancel, aposition, apublish, areopen
 from django_sse.decorators import event_stream, event_stream_headers, no_content_when_cancelled
+from django_sse.groups.position import TERMINAL_MARK
 from django_sse.mixins import LoginRequiredMixin, PermissionRequiredMixin, UserPassesTestMixin
-from django_sse.position import TERMINAL_MARK
 from django_sse.views import EventStreamView
 from tests.streams import get, open_stream, reading, until
 

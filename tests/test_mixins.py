@@ -24,16 +24,16 @@ from pytest_django import Settings
 from django_sse import Event, apublish
 from django_sse.asgi import get_asgi_application
 from django_sse.decorators import event_stream
-from django_sse.hub import open_streams
 from django_sse.mixins import (
     AccessMixin,
     LoginRequiredMixin,
     PermissionRequiredMixin,
     UserPassesTestMixin,
 )
+from django_sse.streaming.hub import open_streams
 from django_sse.views import EventStreamView
+from tests.http.test_asgi import Request, streaming
 from tests.streams import get
-from tests.test_asgi import Request, streaming
 
 APP = "https://app.example.com"
 PERMISSION = "auth.view_user"

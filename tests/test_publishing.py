@@ -37,7 +37,7 @@ from django_sse import (
     reopen,
 )
 from django_sse.event import Decoder
-from django_sse.position import parse_position
+from django_sse.groups.position import parse_position
 from django_sse.stores import get_store
 from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView

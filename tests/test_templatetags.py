@@ -17,7 +17,7 @@ from pytest_django import Settings
 
 from django_sse import publish
 from django_sse.exceptions import InvalidGroup
-from django_sse.position import parse_position
+from django_sse.groups.position import parse_position
 from django_sse.views import EventStreamView
 from tests.live.readers import npm
 from tests.streams import open_stream

@@ -21,11 +21,11 @@ from pytest_django import Settings
 from django_sse import Event, acancel, aposition, apublish, areopen
 from django_sse.event import NO_DATA
 from django_sse.exceptions import InvalidEvent
-from django_sse.hub import current_hub, open_streams
-from django_sse.position import format_position, parse_position
+from django_sse.groups.entries import Entry, GroupState
+from django_sse.groups.position import format_position, parse_position
 from django_sse.stores import get_store
-from django_sse.stores.base import Entry, GroupState
 from django_sse.stores.memory import MemoryStore
+from django_sse.streaming.hub import current_hub, open_streams
 from django_sse.views import EventStreamView
 from tests.streams import View, get, open_stream, reading, until
 
@@ -856,7 +856,7 @@ async def test_each_event_that_a_filter_cannot_read_is_logged(
 async def test_the_position_moves_past_an_event_that_a_filter_cannot_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("django_sse.hub._TICK_SECONDS", 0.01)
+    monkeypatch.setattr("django_sse.streaming.hub._TICK_SECONDS", 0.01)
     async with open_stream(Filtered.as_view(heartbeat=0.01)) as stream:
         broken = (await apublish("news", "broken")).id
         await until(lambda: stream.last_event_id == broken)
@@ -1003,7 +1003,7 @@ async def test_groups_that_are_none_are_told() -> None:
 async def test_a_position_that_moved_unseen_is_told_with_the_next_heartbeat(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("django_sse.hub._TICK_SECONDS", 0.01)
+    monkeypatch.setattr("django_sse.streaming.hub._TICK_SECONDS", 0.01)
     async with open_stream(Filtered.as_view(heartbeat=0.01)) as stream:
         hidden = (await apublish("news", "hidden")).id
         await until(lambda: stream.last_event_id == hidden)
@@ -1305,7 +1305,7 @@ async def test_the_setting_says_when_browsers_reconnect(settings: Settings) -> N
 async def test_a_heartbeat_of_0_and_a_setting_of_none_are_never(
     heartbeat: float | None, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("django_sse.hub._TICK_SECONDS", 0.01)
+    monkeypatch.setattr("django_sse.streaming.hub._TICK_SECONDS", 0.01)
     settings.DJANGO_SSE = {"STORE": "memory", "HEARTBEAT": 0.01 if heartbeat == 0 else None}
     async with (
         open_stream(News.as_view(heartbeat=heartbeat)) as silent,
@@ -1318,7 +1318,7 @@ async def test_a_heartbeat_of_0_and_a_setting_of_none_are_never(
 async def test_heartbeats_come_as_the_setting_says_and_only_in_silence(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("django_sse.hub._TICK_SECONDS", 0.01)
+    monkeypatch.setattr("django_sse.streaming.hub._TICK_SECONDS", 0.01)
     settings.DJANGO_SSE = {"STORE": "memory", "HEARTBEAT": 0.01}
     async with open_stream(news) as stream, open_stream(News.as_view(heartbeat=3600)) as patient:
         await until(lambda: stream.text.endswith("\n\n:\n\n:\n\n"))

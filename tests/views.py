@@ -23,9 +23,10 @@ from django.utils.translation import gettext
 from django.views.decorators.csrf import csrf_exempt
 
 import django_sse
-from django_sse import Event, hub
+from django_sse import Event
 from django_sse.decorators import event_stream, event_stream_headers
-from django_sse.response import last_event_id
+from django_sse.http.response import last_event_id
+from django_sse.streaming import hub
 from django_sse.views import EventStreamView
 
 

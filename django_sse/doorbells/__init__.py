@@ -3,11 +3,11 @@
 A doorbell that is lost costs time, not events: every hub compares itself with the store.
 """
 
+from django_sse.channel_layer import crossing_layer
 from django_sse.doorbells.base import Doorbell
 from django_sse.doorbells.datagrams import DatagramDoorbell
 from django_sse.doorbells.layer import LayerDoorbell
 from django_sse.doorbells.notifications import NotificationDoorbell
-from django_sse.layers import crossing_layer
 from django_sse.stores.base import EventStore
 
 

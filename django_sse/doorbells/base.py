@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 from weakref import WeakSet
 
-from django_sse.forks import ForkSafeLock, in_child
+from django_sse.concurrency.forks import ForkSafeLock, in_child
+from django_sse.groups.entries import Hint
 from django_sse.logs import log_seldom
-from django_sse.stores.base import Hint
 
 # How often the store is asked all the same, by hubs that hear of everything and by deaf ones.
 HEARING_SECONDS: Final = 5.0

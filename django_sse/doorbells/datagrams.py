@@ -12,8 +12,9 @@ from typing import Final
 
 from django_sse.doorbells.base import DEAF_SECONDS, Doorbell, Listener, Receiver
 from django_sse.doorbells.meeting_place import MeetingPlace, meeting_place
+from django_sse.groups.entries import Hint
 from django_sse.logs import log_once, log_seldom
-from django_sse.stores.base import EventStore, Hint
+from django_sse.stores.base import EventStore
 
 # A datagram finds no room in a full queue, and processes of other hosts may share the store.
 _POLL_SECONDS: Final = 1.0

@@ -20,15 +20,16 @@ from channels.layers import BaseChannelLayer
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import request_started
 
+from django_sse.concurrency.forks import forget_in_child
+from django_sse.concurrency.tasks import is_order, spawn
+from django_sse.concurrency.threads import LoopThread
 from django_sse.doorbells.base import Doorbell, Listener, Receiver, hearing
+from django_sse.doorbells.mailbox import LAYER_SECONDS, Mailbox, Message
 from django_sse.event import is_one_block_without_id
-from django_sse.forks import forget_in_child
-from django_sse.keys import accepted_keys, signature, signing_key
+from django_sse.groups.entries import Entry, Hint
+from django_sse.groups.keys import accepted_keys, signature, signing_key
+from django_sse.groups.names import MARK, validate_group_or_mark
 from django_sse.logs import log_seldom, logger
-from django_sse.mailbox import LAYER_SECONDS, Mailbox, Message
-from django_sse.stores.base import MARK, Entry, Hint, validate_group_or_mark
-from django_sse.tasks import is_order, spawn
-from django_sse.threads import LoopThread
 
 Value = TypeVar("Value")
 

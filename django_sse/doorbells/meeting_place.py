@@ -18,7 +18,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Final
 
-from django_sse.forks import in_child
+from django_sse.concurrency.forks import in_child
 from django_sse.stores.base import EventStore
 
 # The path of a socket has at most 107 bytes on Linux, and 103 elsewhere.

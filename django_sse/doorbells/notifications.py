@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Sequence
 
+from django_sse.concurrency.tasks import spawn
 from django_sse.doorbells.base import DEAF_SECONDS, HEARING_SECONDS, Doorbell, Listener, Receiver
+from django_sse.groups.entries import Hint
 from django_sse.logs import log_seldom
-from django_sse.stores.base import Hint
-from django_sse.stores.notifications import Notifications
-from django_sse.tasks import spawn
+from django_sse.stores.notify import Notifications
 
 
 class NotificationDoorbell(Doorbell):

@@ -7,8 +7,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
+from django_sse.concurrency.forks import ForkSafeLock
 from django_sse.conf import SETTING, conf
-from django_sse.forks import ForkSafeLock
 from django_sse.stores.base import EventStore
 
 STORES: Final = {

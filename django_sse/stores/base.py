@@ -1,15 +1,13 @@
 """The contract of an event store: each group's recent events, and whether it is cancelled."""
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from enum import IntEnum
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from random import uniform
-from time import monotonic, time_ns
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from asgiref.sync import sync_to_async
@@ -17,21 +15,14 @@ from django.core import checks
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from django_sse.conf import conf
-from django_sse.event import Event
-from django_sse.exceptions import GroupCancelled, InvalidGroup
+from django_sse.exceptions import GroupCancelled
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry
 from django_sse.stores.clock import StoreClock
 from django_sse.stores.unwritten import unwritten
-from django_sse.text import plain
 
 if TYPE_CHECKING:
-    from django_sse.stores.notifications import Notifications
+    from django_sse.stores.notify import Notifications
 
-_GROUP_NAME: Final = re.compile(r"[A-Za-z0-9\-_.]{1,99}", re.ASCII)
-# In a store, behind the tenant whose it is: see `namespaces`.
-_FULL_NAME: Final = re.compile(rf"(?:[A-Za-z0-9\-_.=]{{1,63}}/)?{_GROUP_NAME.pattern}", re.ASCII)
-
-NAME_LENGTH: Final = 163
-"""The characters of a group's full name, at the most."""
 
 READ_SECONDS: Final = 4.0
 """How long a store may take to answer a read: one that hangs is one that is away."""
@@ -39,185 +30,9 @@ READ_SECONDS: Final = 4.0
 # How often a process trims, at the most.
 _TRIM_SECONDS: Final = 60.0
 
-MARK: Final = "~"
-"""What the names of owners' groups begin with, and no other's can: see ``Kind.END``."""
-
-MARK_LENGTH: Final = 33
-"""The characters of an owner's mark, which is the name of its group."""
 
 READ_BYTES: Final = 192 * 1024
 """The bytes of events with which a read is full, however few they are."""
-
-
-def validate_group(group: str) -> str:
-    """Return the group's name, as Channels allows it.
-
-    Raises:
-        InvalidGroup: Not 1 to 99 ASCII letters, digits, hyphens, underscores and full stops.
-    """
-    name = plain(group)
-    if not isinstance(name, str) or not _GROUP_NAME.fullmatch(name):
-        raise InvalidGroup(
-            f"{group!r} is not a group name: it takes 1 to 99 ASCII letters, digits, "
-            "hyphens, underscores and full stops."
-        )
-    return name
-
-
-def validate_group_or_mark(name: str) -> str:
-    """Return the full name of a group, or the one of an owner's.
-
-    Raises:
-        InvalidGroup: It is neither.
-    """
-    if not _FULL_NAME.fullmatch(name.removeprefix(MARK)):
-        raise InvalidGroup(f"{name!r} is not the name of a group in a store.")
-    return str(plain(name))
-
-
-class Kind(IntEnum):
-    """What an appended entry does."""
-
-    EVENT = 0
-    CLOSE = 1  # cancels the group
-    REOPEN = 2  # brings it back; takes no number
-    END = 3  # ends an owner's streams: a CLOSE that begins the group anew, numbered by the time
-
-
-@dataclass(frozen=True, slots=True)
-class NewEntry:
-    """What is to be appended to a group: an encoded event without an id.
-
-    ``exclude`` is the mark of the owner whose streams are left out. ``at`` is when an ``END`` was
-    ordered that is written late, in microseconds since the epoch; 0 for now.
-    """
-
-    group: str
-    wire: bytes
-    kind: Kind = Kind.EVENT
-    exclude: str = ""
-    at: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A numbered event of a group.
-
-    ``closes`` marks the ``close`` of a cancel; ``exclude`` is the mark of the owner whose streams
-    are left out. ``time`` is when it was appended, in seconds since the epoch, where it was read
-    from a store.
-    """
-
-    number: int
-    wire: bytes
-    closes: bool = False
-    exclude: str = ""
-    time: float = field(default=0.0, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class GroupState:
-    """Where a group stands.
-
-    ``first`` is its first number ever, ``head`` its last, ``oldest`` the oldest one kept (head + 1
-    when none is). ``origin`` is the position before its first event, and the head of a group never
-    published to: 0, or what a store that may forget all has it stand for.
-    """
-
-    first: int = 0
-    head: int = 0
-    oldest: int = 1
-    cancelled: bool = False
-    origin: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Hint:
-    """What a doorbell says: how far a group has got, and perhaps the new entries themselves."""
-
-    group: str
-    head: int
-    cancelled: bool
-    entries: tuple[Entry, ...] = ()
-
-    def encode(self) -> str:
-        """Return the hint as text of at most 190 characters, without the entries."""
-        return f"{plain(self.group)} {self.head} {int(self.cancelled)}"
-
-    @classmethod
-    def decode(cls, text: str) -> "Hint":
-        """Return the hint that a text stands for.
-
-        Raises:
-            ValueError: It is none.
-        """
-        group, head, cancelled = text.split(" ")
-        return cls(validate_group_or_mark(group), int(head), cancelled == "1")
-
-
-@dataclass(slots=True)
-class Numbering:
-    """Gives the entries of one group their numbers; what every store does under its lock.
-
-    ``closing`` is the wire of the ``close`` that a cancelled group ended with. Where ``first`` is
-    another one afterwards, nothing older is kept. ``now`` returns the store's time, in microseconds
-    since the epoch.
-    """
-
-    group: str
-    first: int
-    head: int
-    cancelled: bool
-    closing: bytes = b""
-    now: Callable[[], int] = field(default_factory=lambda: first_number)
-    numbered: list[Entry] = field(default_factory=list)
-
-    def take(self, entry: NewEntry, *, staged: bool = False) -> int | None:
-        """Number one entry; None for what takes no number.
-
-        A staged entry comes out of a transaction that has committed, so it is too late to refuse
-        it: in a group cancelled meanwhile it goes before a ``close`` of its own.
-
-        Raises:
-            GroupCancelled: An event, not staged, for a cancelled group.
-        """
-        if entry.kind is Kind.REOPEN:
-            self.cancelled = False
-            if self.group.startswith(MARK):
-                # Noted with its time, so that no END that was ordered before comes after it.
-                self._begin_anew(closing_wire(None), self.now(), closes=False)
-            return None
-        if entry.kind is Kind.END:
-            if 0 < entry.at <= self.first:
-                # What was ordered later holds: the owner may have been let in again.
-                return None
-            self._begin_anew(entry.wire, entry.at or self.now(), closes=True)
-            self.cancelled = True
-            return self.head
-        if entry.kind is Kind.CLOSE:
-            if self.cancelled:
-                return None
-            self.cancelled = True
-            self.closing = entry.wire
-        elif self.cancelled and not staged:
-            raise GroupCancelled(self.group)
-        return self._add(entry.wire, closes=entry.kind is Kind.CLOSE, exclude=entry.exclude)
-
-    def finish(self) -> Hint:
-        """Return the hint that tells of the group as it is now."""
-        if self.cancelled and self.numbered and not self.numbered[-1].closes:
-            self._add(self.closing or closing_wire(None), closes=True)
-        return Hint(self.group, self.head, self.cancelled, tuple(self.numbered))
-
-    def _begin_anew(self, wire: bytes, number: int, *, closes: bool) -> None:
-        self.first = self.head = max(number, self.first + 1)
-        self.numbered[:] = [Entry(self.head, wire, closes)]
-
-    def _add(self, wire: bytes, *, closes: bool, exclude: str = "") -> int:
-        self.head = self.head + 1 if self.head else self.now()
-        self.first = self.first or self.head
-        self.numbered.append(Entry(self.head, wire, closes, exclude))
-        return self.head
 
 
 class Dropped(NamedTuple):
@@ -424,16 +239,6 @@ class EventStore(ABC):
         return []
 
 
-def closing_wire(reason: str | None) -> bytes:
-    """Return the wire of the ``close`` that tells clients that a group is cancelled, and why."""
-    return Event({"reason": reason}, event="close").encode()
-
-
 def _trim_seconds() -> float:
     # Less often than this, what is kept for less would lie about for longer than it is kept.
     return min(_TRIM_SECONDS, max(conf().HISTORY_AGE or inf, 1.0))
-
-
-def first_number() -> int:
-    """Return the first number of a group: the time in microseconds."""
-    return time_ns() // 1000

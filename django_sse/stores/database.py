@@ -39,30 +39,19 @@ from django.db.models import (
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Length
 
+from django_sse.channel_layer import crossing_layer
+from django_sse.concurrency.threads import Result
 from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
-from django_sse.layers import crossing_layer
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, Numbering
+from django_sse.groups.names import MARK
+from django_sse.groups.replay import filling
 from django_sse.logs import log_seldom
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
-from django_sse.replay import filling
-from django_sse.stores.base import (
-    MARK,
-    READ_BYTES,
-    Cursor,
-    Dropped,
-    Entry,
-    EventStore,
-    GroupState,
-    Hint,
-    Kind,
-    NewEntry,
-    Numbering,
-    Ring,
-)
+from django_sse.stores.base import READ_BYTES, Cursor, Dropped, EventStore, Ring
 from django_sse.stores.clock import DatabaseTime, StoreClock, database_time
-from django_sse.stores.notifications import Notifications
+from django_sse.stores.notify import Notifications
 from django_sse.stores.timed_thread import TimedThread
-from django_sse.threads import Result
 
 Item = TypeVar("Item")
 

@@ -10,21 +10,12 @@ from time import monotonic, time
 
 from django.db import DEFAULT_DB_ALIAS
 
+from django_sse.concurrency.forks import forget_in_child
 from django_sse.conf import conf
-from django_sse.forks import forget_in_child
-from django_sse.replay import filling
-from django_sse.stores.base import (
-    MARK,
-    READ_BYTES,
-    Cursor,
-    Entry,
-    EventStore,
-    GroupState,
-    Hint,
-    NewEntry,
-    Numbering,
-    first_number,
-)
+from django_sse.groups.entries import Entry, GroupState, Hint, NewEntry, Numbering, first_number
+from django_sse.groups.names import MARK
+from django_sse.groups.replay import filling
+from django_sse.stores.base import READ_BYTES, Cursor, EventStore
 
 
 @dataclass(slots=True)

@@ -13,19 +13,11 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS
 from django.views.decorators.debug import sensitive_variables
 
+from django_sse.concurrency.forks import ForkSafeLock
 from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
-from django_sse.forks import ForkSafeLock
-from django_sse.stores.base import (
-    READ_BYTES,
-    Cursor,
-    Entry,
-    EventStore,
-    GroupState,
-    Hint,
-    Kind,
-    NewEntry,
-)
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry
+from django_sse.stores.base import READ_BYTES, Cursor, EventStore
 from django_sse.stores.clock import StoreClock
 from django_sse.text import plain
 

@@ -12,9 +12,9 @@ from threading import Thread
 from time import monotonic
 from typing import Any, Final, Protocol
 
-from django_sse.forks import ForkSafeLock
+from django_sse.concurrency.forks import ForkSafeLock
+from django_sse.concurrency.threads import Result
 from django_sse.stores.base import READ_SECONDS
-from django_sse.threads import Result
 
 # How long a thread may hang where no other one may be begun, before its connection is cut.
 _CUT_SECONDS: Final = 60.0

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.db import connections
 
+from django_sse.concurrency.forks import forget_in_child
 from django_sse.conf import conf
-from django_sse.forks import forget_in_child
 from django_sse.logs import logger
 
 if TYPE_CHECKING:
-    from django_sse.stores.base import EventStore, NewEntry
+    from django_sse.groups.entries import NewEntry
+    from django_sse.stores.base import EventStore
 
 # The pause between two attempts, in seconds: the first one, and what it grows to.
 _FIRST_PAUSE: Final = 0.25

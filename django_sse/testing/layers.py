@@ -18,11 +18,11 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.http import StreamingHttpResponse
 from django.test import AsyncRequestFactory, override_settings
 
-from django_sse import tasks
+from django_sse.concurrency import tasks
 from django_sse.conf import SETTING
 from django_sse.event import Decoder, Event
-from django_sse.hub import current_hub, open_streams
 from django_sse.publishing import apublish
+from django_sse.streaming.hub import current_hub, open_streams
 from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView
 
@@ -265,7 +265,10 @@ class ChannelLayerContract(_TestCase):
 
     @with_layer(NEVER)
     async def test_a_membership_that_was_lost_is_renewed(self, layer: BaseChannelLayer) -> None:
-        with patch("django_sse.mailbox._RENEW_SECONDS", 0.0), memberships(layer) as entered:
+        with (
+            patch("django_sse.doorbells.mailbox._RENEW_SECONDS", 0.0),
+            memberships(layer) as entered,
+        ):
             async with connected(STREAMS, "news") as clients:
                 for group, channel in entered:
                     await layer.group_discard(group, channel)

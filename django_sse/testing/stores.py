@@ -13,13 +13,8 @@ from django.db import transaction
 from django.test import override_settings
 
 from django_sse.exceptions import GroupCancelled
-from django_sse.replay import is_lost
-from django_sse.stores.base import (
-    MARK,
-    READ_BYTES,
-    Cursor,
+from django_sse.groups.entries import (
     Entry,
-    EventStore,
     GroupState,
     Hint,
     Kind,
@@ -27,6 +22,9 @@ from django_sse.stores.base import (
     closing_wire,
     first_number,
 )
+from django_sse.groups.names import MARK
+from django_sse.groups.replay import is_lost
+from django_sse.stores.base import READ_BYTES, Cursor, EventStore
 from django_sse.testing.threads import in_thread
 
 if TYPE_CHECKING:

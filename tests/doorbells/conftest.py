@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from django_sse.doorbells.base import listen, stop_listening
-from django_sse.stores.base import Entry, Hint
+from django_sse.groups.entries import Entry, Hint
 
 
 def hint(*numbers: int, group: str = "news", cancelled: bool = False) -> Hint:

@@ -14,7 +14,7 @@ from django_sse.doorbells.datagrams import DatagramDoorbell
 from django_sse.doorbells.layer import LayerDoorbell
 from django_sse.doorbells.notifications import NotificationDoorbell
 from django_sse.exceptions import InvalidGroup
-from django_sse.stores.base import Hint
+from django_sse.groups.entries import Hint
 from django_sse.stores.database import DatabaseStore
 from django_sse.stores.memory import MemoryStore
 from tests.doorbells.conftest import Ear, hint

@@ -19,8 +19,8 @@ from django.test import override_settings
 from django_sse.doorbells.base import DEAF_SECONDS
 from django_sse.doorbells.datagrams import DatagramDoorbell
 from django_sse.doorbells.meeting_place import meeting_place
+from django_sse.groups.entries import Hint
 from django_sse.stores import get_store
-from django_sse.stores.base import Hint
 from django_sse.stores.database import DatabaseStore
 from django_sse.stores.memory import MemoryStore
 from django_sse.stores.redis import RedisStore

@@ -18,8 +18,9 @@ from pytest_django import Settings
 
 from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.layer import LayerDoorbell, doorbell_group, from_message, to_message
+from django_sse.groups.entries import Entry, Hint
+from django_sse.groups.names import validate_group
 from django_sse.stores import get_store
-from django_sse.stores.base import Entry, Hint, validate_group
 from tests.doorbells.conftest import Ear, hint
 from tests.failures import Panic
 from tests.layers import GatedLayer

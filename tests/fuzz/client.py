@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from django_sse.asgi import Application, Message
+from django_sse.http.hand_off import Application, Message
 
 _HEADER: Final = re.compile(rb"[\x20-\x7e\x80-\xff]*")
 

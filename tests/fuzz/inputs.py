@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from django_sse.event import NO_DATA, RESERVED_NAMES
-from django_sse.position import TERMINAL_MARK, group_hash
+from django_sse.groups.position import TERMINAL_MARK, group_hash
 from tests.fuzz.choices import Choices
 
 PUBLIC: Final = ["news", "News", "a", "a-b", "x" * 99]

@@ -17,7 +17,7 @@ from django.core.exceptions import RequestAborted
 from django.test import override_settings
 
 from django_sse.asgi import get_asgi_application
-from django_sse.hub import open_streams
+from django_sse.streaming.hub import open_streams
 from tests.fuzz.session import Session
 
 _SETTINGS: Final[dict[str, Any]] = {

@@ -22,16 +22,16 @@ from django_sse import (
     apublish_many,
     areopen,
 )
-from django_sse.asgi import Application
 from django_sse.conf import conf
 from django_sse.doorbells.layer import doorbell_group
 from django_sse.doorbells.meeting_place import meeting_place
 from django_sse.event import NO_DATA, encode_published
-from django_sse.hub import current_hub, open_streams
-from django_sse.position import LOST, group_hash, parse_position
+from django_sse.groups.position import LOST, group_hash, parse_position
+from django_sse.http.hand_off import Application
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
-from django_sse.stores.notifications import _Ear
+from django_sse.stores.notify import _Ear
+from django_sse.streaming.hub import current_hub, open_streams
 from tests.fuzz import inputs, views
 from tests.fuzz.choices import Choices
 from tests.fuzz.client import Client, Fields, Plan

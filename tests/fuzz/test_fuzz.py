@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from django_sse import event
-from django_sse.blocks import Batch, Block
+from django_sse.streaming.blocks import Batch, Block
 from tests.fuzz.run import Fuzzer, chosen_at_random
 
 SEED = 4

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from django_sse.position import format_position
+from django_sse.groups.position import format_position
 from tests.live.browser import STATES, Browser, EventSource, Tab, wait_until
 from tests.live.sites import RETRY, Site, run
 

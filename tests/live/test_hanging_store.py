@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from demo_project import settings as demo
-from django_sse.refusals import REFUSED_STATUS
+from django_sse.http.refusals import REFUSED_STATUS
 from tests import postgresql
 from tests import redis as redis_server
 from tests.live.client import SECONDS, act, connect

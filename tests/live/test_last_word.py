@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from django_sse.position import TERMINAL_MARK, parse_position
+from django_sse.groups.position import TERMINAL_MARK, parse_position
 from tests import redis
 from tests.live.browser import Browser, EventSource, Request, Tab, wait_until
 from tests.live.servers import manage, unavailable

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from django_sse.position import TERMINAL_MARK
+from django_sse.groups.position import TERMINAL_MARK
 from tests import npm
 from tests.live.browser import Browser, Request, Tab, is_webkit, wait_until
 from tests.live.network import Network

@@ -9,7 +9,7 @@ from threading import Event, Thread
 
 import pytest
 
-from django_sse.position import format_position
+from django_sse.groups.position import format_position
 from tests.live.browser import Browser, EventSource, Tab, wait_until
 from tests.live.client import SECONDS
 from tests.live.sites import RETRY, Site, run

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from django_sse.position import format_position, group_hash
+from django_sse.groups.position import format_position, group_hash
 from tests.live.client import EndOfStreamError, Response, connect, open_streams, until_open
 from tests.live.servers import Server, manage, require, serve
 

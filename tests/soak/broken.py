@@ -3,9 +3,9 @@
 It does what one does without numbers and without a store to ask. The soak test has to fail on it.
 """
 
-from django_sse.replay import join
-from django_sse.stores.base import Hint
-from django_sse.subscription import Subscription
+from django_sse.groups.entries import Hint
+from django_sse.groups.replay import join
+from django_sse.streaming.subscription import Subscription
 from tests.asgi import application
 
 __all__ = ["application"]

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from django_sse.position import group_hash, parse_position
+from django_sse.groups.position import group_hash, parse_position
 from tests.live.client import EndOfStreamError, Response, connect
 from tests.live.engines import RETRY
 from tests.soak.verdict import Numbered, Stretch

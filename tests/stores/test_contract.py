@@ -14,17 +14,8 @@ from django.conf import settings
 from django.test import TransactionTestCase, override_settings
 
 from django_sse.conf import conf
-from django_sse.stores.base import (
-    Cursor,
-    Entry,
-    EventStore,
-    GroupState,
-    Hint,
-    Kind,
-    NewEntry,
-    Numbering,
-    Ring,
-)
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, Numbering
+from django_sse.stores.base import Cursor, EventStore, Ring
 from django_sse.stores.database import DatabaseStore
 from django_sse.stores.memory import MemoryStore, _Group
 from django_sse.stores.redis import RedisStore
@@ -94,7 +85,7 @@ class NumbersFromOne(MemoryStore):
 
     def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("django_sse.stores.base.first_number", lambda: 1)
+            patch.setattr("django_sse.groups.entries.first_number", lambda: 1)
             return super()._append(entries, **kwargs)
 
 

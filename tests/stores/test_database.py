@@ -21,10 +21,10 @@ from django.db.models import F
 from django.test import override_settings
 from django.utils import timezone
 
+from django_sse.access.owners import user_mark
+from django_sse.groups.entries import GroupState, Hint, Kind
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
-from django_sse.owners import user_mark
 from django_sse.stores import get_store
-from django_sse.stores.base import GroupState, Hint, Kind
 from django_sse.stores.clock import database_time
 from django_sse.stores.database import DatabaseStore
 from django_sse.testing.stores import append, end, event, state, texts
@@ -426,7 +426,7 @@ class Host:
         now = timezone.now
         monkeypatch.setattr(timezone, "now", lambda: now() + timedelta(seconds=self.ahead))
         monkeypatch.setattr(
-            "django_sse.stores.base.time_ns", lambda: time.time_ns() + self.ahead * 10**9
+            "django_sse.groups.entries.time_ns", lambda: time.time_ns() + self.ahead * 10**9
         )
 
 

@@ -10,8 +10,8 @@ from django.core.management import call_command
 from django.db import connections
 from pytest_django import Settings
 
+from django_sse.groups.entries import Hint
 from django_sse.stores import get_store
-from django_sse.stores.base import Hint
 from django_sse.stores.database import DatabaseStore, _is_read_only
 from django_sse.testing.stores import event
 from django_sse.testing.threads import in_thread

@@ -17,13 +17,14 @@ from pytest_django import Settings
 
 from django_sse import apublish, publish, views
 from django_sse.decorators import no_content_when_cancelled
-from django_sse.rechecks import _OfThread
-from django_sse.refusals import REFUSED_STATUS
-from django_sse.stores import get_store, reader, timed_thread
-from django_sse.stores.base import Entry, GroupState
+from django_sse.groups.entries import Entry, GroupState
+from django_sse.http.refusals import REFUSED_STATUS
+from django_sse.stores import get_store, timed_thread
 from django_sse.stores.database import DatabaseStore
 from django_sse.stores.memory import MemoryStore
 from django_sse.stores.timed_thread import TimedThread
+from django_sse.streaming import store_reader as reader
+from django_sse.streaming.rechecks import _OfThread
 from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView
 from tests import mysql, postgresql
@@ -249,7 +250,7 @@ def hanging(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, memory_store: None
 ) -> HangingStore:
     settings.DJANGO_SSE = {"STORE": f"{__name__}.HangingStore"}
-    monkeypatch.setattr("django_sse.stores.reader.READ_SECONDS", 0.2)
+    monkeypatch.setattr("django_sse.streaming.store_reader.READ_SECONDS", 0.2)
     store = get_store()
     assert isinstance(store, HangingStore)
     return store

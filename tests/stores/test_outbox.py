@@ -17,10 +17,10 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 from django_sse import apublish
+from django_sse.access.owners import user_mark
 from django_sse.conf import SETTING
+from django_sse.groups.entries import Hint
 from django_sse.models import OutboxEvent
-from django_sse.owners import user_mark
-from django_sse.stores.base import Hint
 from django_sse.stores.clock import database_time
 from django_sse.stores.database import DatabaseStore
 from django_sse.testing.layers import connected, everything_ends

@@ -21,11 +21,11 @@ from django.test import override_settings
 from pytest_django import Settings
 
 from django_sse import apublish
+from django_sse.access.owners import user_mark
 from django_sse.exceptions import GroupCancelled
-from django_sse.owners import user_mark
-from django_sse.replay import is_lost
+from django_sse.groups.entries import Kind, NewEntry, closing_wire, first_number
+from django_sse.groups.replay import is_lost
 from django_sse.stores import get_store
-from django_sse.stores.base import Kind, NewEntry, closing_wire, first_number
 from django_sse.stores.redis import RedisStore
 from django_sse.testing.stores import append, changes, close, event, reopening, state, texts
 from django_sse.testing.threads import in_thread

@@ -20,9 +20,10 @@ from django.urls import path
 from pytest_django import Settings
 
 from django_sse import acancel, apublish, cancel, reopen
-from django_sse.owners import user_mark
+from django_sse.access.owners import user_mark
+from django_sse.groups.entries import Kind, NewEntry, closing_wire, first_number
 from django_sse.stores import get_store, unwritten
-from django_sse.stores.base import EventStore, Kind, NewEntry, closing_wire, first_number
+from django_sse.stores.base import EventStore
 from django_sse.stores.database import DatabaseStore
 from django_sse.stores.memory import MemoryStore
 from django_sse.testing.stores import Bell

@@ -1,4 +1,4 @@
-"""Two tenants with the same groups, users and sessions' keys; run by ``tests.test_tenants``."""
+"""Two tenants with the same groups, users and session keys: ``tests.groups.test_tenants``."""
 
 import asyncio
 import sys
@@ -18,14 +18,14 @@ from django_tenants.utils import schema_context
 from pytest_django import DjangoDbBlocker
 
 from django_sse import cancel, position, publish, reopen
+from django_sse.access.logins import Judgement, judge
 from django_sse.asgi import get_asgi_application
 from django_sse.event import Event
-from django_sse.logins import Judgement, judge
-from django_sse.rechecks import Rechecks
+from django_sse.streaming.rechecks import Rechecks
+from tests.http.test_asgi import Request
 from tests.streams import until
 from tests.tenants.models import Domain, Estate
 from tests.tenants.urls import Members
-from tests.test_asgi import Request
 
 TENANTS = ("north", "south")
 
@@ -55,7 +55,7 @@ def as_at_first(tenants: None) -> None:
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logins are judged as often as the store is asked, whatever that costs."""
-    monkeypatch.setattr("django_sse.rechecks._LOGINS_PAUSE", 0)
+    monkeypatch.setattr("django_sse.streaming.rechecks._LOGINS_PAUSE", 0)
 
 
 pytestmark = pytest.mark.usefixtures("everything_ends")
@@ -280,7 +280,7 @@ async def test_a_tenant_whose_users_cannot_be_read_harms_no_other(
             raise RuntimeError("Its schema is gone.")
         return judge(logins)
 
-    monkeypatch.setattr("django_sse.rechecks.judge", failing)
+    monkeypatch.setattr("django_sse.streaming.rechecks.judge", failing)
     ada, other = await logged_in("north"), await logged_in("south")
     async with ada.stream() as north, other.stream() as south:
         await in_tenant("south", User.objects.filter(pk=7).update, is_active=False)

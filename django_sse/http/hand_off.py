@@ -1,0 +1,211 @@
+"""The hand-off: a stream goes on after Django has finished its request.
+
+Django runs the view and every middleware, sends the status, the headers and the stream's first
+bytes, and finishes: the request's thread and database connection are released. The end of the body
+is held back, and the stream goes on with the server's own ``send``.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import ExitStack
+from typing import Any, Final
+
+from django_sse.concurrency.tasks import spawn
+from django_sse.conf import conf
+from django_sse.logs import logger
+from django_sse.servers.backpressure import waiting_for_client
+from django_sse.servers.dead_peers import bound_silence
+from django_sse.streaming.stream import CLIENT_GONE, Stream, jittered_retry
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# How long the end of a stream may take to go out to a client that does not read.
+_FAREWELL_SECONDS: Final = 1.0
+# How long a server that cuts streams off is held up, so that it still writes what it was given.
+# Daphne goes on as soon as the first of them is over, so this has to do for all.
+_LINGER_SECONDS: Final = 0.5
+
+
+class HandOff:
+    """Stands between Django and the server for one request, and takes its stream over."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.is_for_stream = False
+        """Whether the request has reached a view that is an event stream."""
+        self._peer = scope.get("client")
+        self._receive = receive
+        self._send = send
+        self._stream: Stream | None = None
+        # Whether it is an event stream, and one that may be handed off.
+        self._is_streaming = False
+        self._is_stream = False
+        self._receiving: asyncio.Timeout | None = None
+        self._given_up = False
+        self._last_body = b""
+        self._ended = False
+        self._over = False
+        self._disconnected = False
+        self._closed = False
+        self._on_close: list[Callable[[], object]] = []
+        self._waiting = ExitStack()
+
+    async def receive(self) -> Message:
+        """Pass on what the server receives; a disconnect is remembered."""
+        try:
+            async with asyncio.timeout(0 if self._given_up else None) as self._receiving:
+                message = await self._receive()
+        except TimeoutError:
+            if not self._given_up:
+                raise
+            return {"type": "http.disconnect"}
+        finally:
+            self._receiving = None
+        if message["type"] == "http.disconnect":
+            self._disconnected = True
+            self._waiting.close()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass on what Django sends, but not the end of a body that is to go on."""
+        if self._over:
+            # Django before 6.1 goes on where the server has cancelled its task. What is dropped may
+            # have no end, and wait for nothing.
+            await asyncio.sleep(0)
+            return
+        if message["type"] == "http.response.start":
+            message = self._seen_start(message)
+        elif message["type"] == "http.response.body":
+            body = message.get("body", b"")
+            self._last_body = body or self._last_body
+            if not message.get("more_body", False):
+                if not self._stream:
+                    self._over = True
+                    self._waiting.close()
+                else:
+                    self._ended = True
+                    if not body:
+                        return
+                    message = {**message, "more_body": True}
+        if not self._is_streaming:
+            await self._send(message)
+            return
+        try:
+            async with asyncio.timeout(conf().SEND_TIMEOUT):
+                await self._send(message)
+        except TimeoutError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Tell Django that the client has gone: it does not read, and holds the request up."""
+        logger.info("A client did not read its stream, which is ended.")
+        self._over = self._given_up = True
+        if self._receiving:
+            self._receiving.reschedule(0)
+
+    def take(self, stream: Stream, last_chunk: bytes) -> bool:
+        """Take a stream over, if what it yielded last has gone out as the body of an event stream.
+
+        A middleware may have set an encoding, or have put a response of its own in its place.
+        """
+        if self._is_stream and self._last_body == last_chunk:
+            self._stream = stream
+        return self._stream is not None
+
+    def call_on_close(self, callback: Callable[[], object]) -> None:
+        """Call back when the request is over, however it ends; at once if it is over already."""
+        if self._closed:
+            callback()
+        else:
+            self._on_close.append(callback)
+
+    async def serve(self) -> None:
+        """Serve the stream that was taken over until it ends."""
+        stream = self._stream
+        if self._given_up and not self._disconnected:
+            await self._send_end()
+        if stream is None or not self._ended:
+            return
+        if self._disconnected:
+            stream.end("disconnected")
+            return
+        watching = spawn(self._watch(stream))
+        try:
+            stream.serve(lambda chunk: self._send(_body(chunk, more=True)))
+            # Shielded: a cancelled server task must not cancel the future that others set.
+            await asyncio.shield(stream.ended)
+            if not self._disconnected:
+                await self._send_end()
+        finally:
+            watching.cancel()
+
+    async def send_back(self) -> None:
+        """End a stream that the server cuts off, so that its client comes back.
+
+        Daphne does that to all of them when it shuts down, others at the end of their patience.
+        """
+        # A response that is not the library's, or is in the middle of an event, is left alone.
+        is_own = self._is_stream and self._on_close and self._last_body.endswith(b"\n\n")
+        if not is_own or self._over or self._disconnected:
+            return
+        # After its own last bytes nothing is to come.
+        has_its_end = self._stream is not None and self._stream.is_finishing
+        self.close()
+        await self._send_end(b"" if has_its_end else jittered_retry())
+        await asyncio.sleep(_LINGER_SECONDS)
+
+    def close(self) -> None:
+        """Release what the request still holds.
+
+        Django before 6.1 does not run the ``finally`` of a response whose ASGI task is cancelled,
+        and goes on with a view that has not answered yet.
+        """
+        self._closed = True
+        self._waiting.close()
+        callbacks, self._on_close = self._on_close, []
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:
+                logger.exception("What a request has held could not be released.")
+
+    def _seen_start(self, message: Message) -> Message:
+        headers = [(name.lower(), value) for name, value in message.get("headers", ())]
+        types = [value for name, value in headers if name == b"content-type"]
+        self._is_streaming = any(value.startswith(b"text/event-stream") for value in types)
+        if not self._is_streaming:
+            return message
+        identity = (b"content-encoding", b"identity")
+        kept = [header for header in headers if header != identity]
+        encoded = any(name == b"content-encoding" for name, _ in kept)
+        self._is_stream = message["status"] == 200 and not encoded
+        bound_silence(self._peer)
+        self._send = self._waiting.enter_context(waiting_for_client(self._send))
+        # It has kept compressing middleware away; RFC 9110, 8.4.1 wants it not to be sent.
+        return {**message, "headers": kept}
+
+    async def _send_end(self, last_chunk: bytes = b"") -> None:
+        self._over = True
+        self._waiting.close()
+        try:
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                await self._send(_body(last_chunk, more=False))
+        except CLIENT_GONE:
+            # Also a timeout. Returning without the end makes the server drop the connection.
+            logger.info("A client did not take the end of its stream.")
+
+    async def _watch(self, stream: Stream) -> None:
+        try:
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+        finally:
+            self._disconnected = True
+            self._waiting.close()
+            stream.end("disconnected")
+
+
+def _body(chunk: bytes, *, more: bool) -> Message:
+    return {"type": "http.response.body", "body": chunk, "more_body": more}

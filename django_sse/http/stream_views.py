@@ -1,0 +1,48 @@
+"""Which views are event streams: a mark on the view, and a note where a request has reached it."""
+
+from collections.abc import Callable, MutableMapping
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from django.core.handlers.asgi import ASGIRequest
+from django.http import HttpRequest
+from django.urls import resolve
+
+if TYPE_CHECKING:
+    from django_sse.http.hand_off import HandOff
+
+ViewT = TypeVar("ViewT", bound=Callable[..., Any])
+
+SCOPE_KEY: Final = "django_sse.hand_off"
+
+_MARK: Final = "is_event_stream"
+
+
+def mark(view: ViewT) -> ViewT:
+    """Mark a view as an event stream; what ``functools.wraps`` puts round it is marked as well."""
+    setattr(view, _MARK, True)
+    return view
+
+
+def note_reached(request: HttpRequest) -> None:
+    """Note that a request has reached a view that is an event stream."""
+    if hand_off := hand_off_of(request):
+        hand_off.is_for_stream = True
+
+
+def hand_off_of(request: HttpRequest) -> "HandOff | None":
+    """Return the hand-off that the ASGI wrapper has put into a request's scope."""
+    return request.scope.get(SCOPE_KEY) if isinstance(request, ASGIRequest) else None
+
+
+def leads_to_stream(scope: MutableMapping[str, Any]) -> bool:
+    """Say whether the project's URLs lead a request to a view that is an event stream.
+
+    No, where that cannot be said: what is in the URLs may fail, and other applications have others.
+    """
+    try:
+        # Which takes `root_path` off, and in whose context the URLconf is that a middleware set.
+        view = resolve(ASGIRequest(scope, BytesIO()).path_info).func
+    except Exception:
+        return False
+    return getattr(view, _MARK, False)

@@ -1,0 +1,409 @@
+"""The hub of an event loop: hears once what is new, and serves all streams of the loop."""
+
+import asyncio
+from collections import ChainMap, deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from contextvars import Context
+from itertools import chain, islice
+from time import monotonic
+from typing import Any, Final
+
+from django_sse.channel_layer import default_layer
+from django_sse.concurrency.forks import in_child
+from django_sse.concurrency.tasks import is_order, spawn
+from django_sse.conf import conf
+from django_sse.doorbells import doorbell_of
+from django_sse.doorbells.base import listen, stop_listening
+from django_sse.doorbells.mailbox import LAYER_SECONDS, Mailbox
+from django_sse.groups.entries import GroupState, Hint
+from django_sse.groups.namespaces import layer_group
+from django_sse.logs import log_seldom, logger
+from django_sse.servers.shutdown import call_at_shutdown
+from django_sse.stores import get_store
+from django_sse.stores.base import Cursor
+from django_sse.streaming.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
+from django_sse.streaming.rechecks import Rechecks
+from django_sse.streaming.store_reader import StoreReader
+from django_sse.streaming.stream import Stream
+from django_sse.streaming.subscription import ALL_TAILS_BYTES, TAIL_BYTES, Subscription, each
+
+# Heartbeats and send timeouts are looked at this often.
+_TICK_SECONDS: Final = 1.0
+# The store is asked for everything, not only for what changed, this often.
+_SWEEP_SECONDS: Final = 60.0
+_SWEEP_GROUPS: Final = 500
+# How long a client that does not read may keep a server from shutting down.
+_FAREWELL_SECONDS: Final = 0.5
+
+_hubs: Final[dict[asyncio.AbstractEventLoop, "Hub"]] = {}
+# The streams of its parent do not count in the child of a fork.
+in_child(_hubs.clear)
+
+
+def current_hub() -> "Hub":
+    """Return the running loop's hub, a new one where there is none.
+
+    A hub begins with its first stream and is discarded after its last.
+    """
+    loop = asyncio.get_running_loop()
+    if loop not in _hubs or _hubs[loop].outdated:
+        for closed in [other for other in list(_hubs) if other.is_closed()]:
+            _hubs.pop(closed, None)
+        _hubs[loop] = Hub(loop)
+    return _hubs[loop]
+
+
+def open_streams() -> int:
+    """Return how many streams are open in this process."""
+    return sum(len(hub.streams) for hub in _open_hubs())
+
+
+def limit_reached_by(stream: Counted) -> str | None:
+    """Return the name of the limit that keeps one more stream out of this process, or None."""
+    with counting:
+        return reached_limit(stream, [hub.occupancy for hub in _open_hubs()], conf())
+
+
+def _open_hubs() -> list["Hub"]:
+    return [hub for hub in list(_hubs.values()) if not hub.loop.is_closed()]
+
+
+class Hub:
+    """Everything that runs once for all streams of an event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.streams: set[Stream] = set()
+        self.occupancy = Occupancy()
+        self.now = loop.time()
+        self._subscriptions: dict[str, Subscription] = {}
+        self._store = get_store()
+        self._reader = StoreReader(self._store)
+        self._rechecks = Rechecks(self.streams, self._store, self._reader, self._sync_interval)
+        self._followed = ChainMap[str, Any](self._subscriptions, self._rechecks.owned)
+        self._layer = default_layer()
+        self._receiver = doorbell_of(self._store).receiver(self)
+        self._inbox: deque[Sequence[Hint]] = deque()
+        self._inbox_is_read = True
+        self._comparing = asyncio.Event()
+        self._synced = True
+        self._swept = self.now
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ticking: asyncio.TimerHandle | None = None
+
+    @property
+    def current(self) -> "Hub":
+        """The hub of its loop, which is another one once the last stream of this one has left."""
+        return current_hub()
+
+    @property
+    def outdated(self) -> bool:
+        """Whether no stream is open, and the settings are not those that it was made with."""
+        if self.streams:
+            return False
+        return self._store is not get_store() or self._layer is not default_layer()
+
+    # Streams
+
+    async def states(
+        self,
+        groups: Sequence[str],
+        sent: Mapping[str, int],
+        history: int,
+        marks: Iterable[str] = (),
+    ) -> dict[str, GroupState]:
+        """Return where the groups stand, from memory where that is enough to begin a stream with,
+        and the states of its owner's marks.
+
+        Args:
+            groups: The groups of the stream.
+            sent: The numbers in its client's position.
+            history: How many past events a group gives to a client without a number in it.
+            marks: The marks of its owner.
+
+        Raises:
+            Exception: The event store could not be read.
+        """
+        known = {
+            group: state
+            for group in groups
+            if (subscription := self._subscriptions.get(group))
+            and (state := subscription.state_after(sent.get(group), history))
+        }
+        unknown = [group for group in groups if group not in known] + list(marks)
+        return known | (await self._reader.states(unknown) if unknown else {})
+
+    async def join(self, stream: Stream, groups: Sequence[str]) -> None:
+        """Let a stream follow its groups; from now on it is told of all that is new.
+
+        Raises:
+            TooManyStreams: One more would be too many.
+            Exception: The event store could not be read.
+        """
+        with counting:
+            if limit := limit_reached_by(stream):
+                raise TooManyStreams(limit)
+            self.occupancy.add(stream)
+        self.streams.add(stream)
+        if len(self.streams) == 1:
+            self._start()
+        self._rechecks.add(stream)
+        followed = [self._subscriptions.get(group) or self._subscribe(group) for group in groups]
+        for subscription in followed:
+            subscription.streams.add(stream)
+            subscription.recheck_cancelled()
+            stream.follow(subscription)
+            if stream.wants_messages:
+                self._hear_messages(subscription)
+        for subscription in followed:
+            # Shielded: a waiter that goes away must not take the subscription with it.
+            await asyncio.shield(subscription.joined)
+            if subscription.entering:
+                await asyncio.wait([subscription.entering], timeout=LAYER_SECONDS)
+        # Its owner may have been ended since the view has looked.
+        await self._rechecks.look_up(stream.owner.marks)
+
+    def leave(self, stream: Stream) -> None:
+        """Forget a stream; the last one out closes what was open for it."""
+        if stream not in self.streams:
+            return
+        self.streams.discard(stream)
+        with counting:
+            self.occupancy.remove(stream)
+        self._rechecks.remove(stream)
+        for subscription in stream.subscriptions:
+            subscription.streams.discard(stream)
+            if not subscription.streams:
+                self._unsubscribe(subscription)
+        if not self.streams:
+            self._stop()
+
+    def _subscribe(self, group: str) -> Subscription:
+        subscription = self._subscriptions[group] = Subscription(group, self._store, self._reader)
+        subscription.tail.bound(self._tail_bytes())
+        spawn(self._open(subscription))
+        return subscription
+
+    async def _open(self, subscription: Subscription) -> None:
+        try:
+            # First listen, then read: what comes between is heard. A layer that hangs is not waited
+            # for: the sync finds what it does not tell.
+            entering = spawn(self._receiver.enter(subscription.group))
+            await asyncio.wait([entering], timeout=LAYER_SECONDS)
+            states = await self._reader.states([subscription.group])
+        except BaseException as error:
+            # The streams that wait for it end; those that come meanwhile try anew.
+            self._forget(subscription)
+            if is_order(error):
+                subscription.joined.cancel()
+                raise
+            subscription.joined.set_exception(error)
+            subscription.joined.exception()
+        else:
+            subscription.start(states[subscription.group])
+
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        self._forget(subscription)
+        subscription.close()
+        if subscription.mailbox:
+            spawn(subscription.mailbox.close())
+
+    def _forget(self, subscription: Subscription) -> None:
+        if self._subscriptions.get(subscription.group) is subscription:
+            del self._subscriptions[subscription.group]
+            spawn(self._receiver.leave(subscription.group))
+
+    # What is new
+
+    def hear_soon(self, hints: Sequence[Hint]) -> None:
+        """Take hints from any thread; those of groups that no stream follows are dropped."""
+        followed = [hint for hint in hints if hint.group in self._followed]
+        if not followed:
+            return
+        self._inbox.append(followed)
+        if self._inbox_is_read:
+            self._inbox_is_read = False
+            try:
+                self.loop.call_soon_threadsafe(self._read_inbox, context=Context())
+            except RuntimeError:
+                # The loop was closed under its streams; nobody is left to be told.
+                self._inbox.clear()
+
+    def _read_inbox(self) -> None:
+        # Before reading: what is put in from here on calls again.
+        self._inbox_is_read = True
+        while self._inbox:
+            for hint in self._inbox.popleft():
+                try:
+                    self._hear(hint)
+                except BaseException as error:
+                    if is_order(error):
+                        raise
+                    self._fail(hint.group, error)
+
+    def _hear(self, hint: Hint) -> None:
+        self.now = self.loop.time()
+        if subscription := self._subscriptions.get(hint.group):
+            subscription.hear(hint)
+        else:
+            self._rechecks.hear(hint)
+
+    def _fail(self, group: str, error: BaseException) -> None:
+        """Send the clients of a group back that has failed, which harms no other one."""
+        log_seldom("What is new in group %r cannot be taken.", group, exc_info=error)
+        streams = [stream for stream in self.streams if group in stream.groups]
+        each(streams, lambda stream: stream.fail(error))
+
+    def compare_soon(self) -> None:
+        """Ask the store what is new, at once or after the question under way."""
+        self._comparing.set()
+
+    def _hear_messages(self, subscription: Subscription) -> None:
+        """Listen to a group for plain Channels messages: they do not name their group, so each
+        group has a channel of its own."""
+        if self._layer is None or subscription.mailbox:
+            return
+        subscription.mailbox = Mailbox(self._layer, subscription.hear_message)
+        subscription.entering = spawn(subscription.mailbox.enter(layer_group(subscription.group)))
+
+    # Timers
+
+    def _start(self) -> None:
+        listen(self)
+        spawn(self._receiver.open())
+        self._tasks = [
+            spawn(self._sync()),
+            spawn(self._trim()),
+            spawn(self._renew_memberships()),
+            spawn(self._rechecks.watch_logins()),
+            spawn(self._rechecks.watch_backends()),
+            spawn(self._rechecks.ask_views()),
+        ]
+        self._tick()
+        self._stop_watching = call_at_shutdown(self._send_back)
+
+    def _stop(self) -> None:
+        stop_listening(self)
+        self._stop_watching()
+        _hubs.pop(self.loop, None)
+        for task in self._tasks:
+            task.cancel()
+        if self._ticking:
+            self._ticking.cancel()
+        spawn(self._close())
+
+    async def _close(self) -> None:
+        await asyncio.wait([spawn(self._receiver.close())], timeout=LAYER_SECONDS)
+        await self._rechecks.aclose()
+        another = _hubs.get(self.loop)
+        if another is None or another._store is not self._store:
+            await self._store.aclose()
+
+    def _tick(self) -> None:
+        self.now = self.loop.time()
+        self._ticking = self.loop.call_later(_TICK_SECONDS, self._tick, context=Context())
+        send_timeout = conf().SEND_TIMEOUT
+        each(list(self.streams), lambda stream: stream.tick(self.now, send_timeout))
+
+    def _send_back(self) -> None:
+        """Send all clients back: the server is shutting down."""
+        self.now = self.loop.time()
+        each(list(self.streams), lambda stream: stream.dismiss("shutdown"))
+        each(list(self.streams), lambda stream: stream.tick(self.now, _FAREWELL_SECONDS))
+
+    async def _sync(self) -> None:
+        cursor: Cursor = None
+        while True:
+            try:
+                cursor = await self._compare_with_store(cursor)
+                if not self._synced:
+                    logger.info("The hub can compare itself with the event store again.")
+                self._synced = True
+            except BaseException as error:
+                if is_order(error):
+                    raise
+                if self._synced:
+                    logger.exception("The hub cannot compare itself with the event store.")
+                self._synced = False
+                # Whatever the store was through meanwhile, everything is looked at afterwards.
+                self._swept = float("-inf")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._sync_interval()):
+                    await self._comparing.wait()
+            self._comparing.clear()
+
+    async def _compare_with_store(self, cursor: Cursor) -> Cursor:
+        hints, cursor = await self._store.achanged(cursor, self._followed)
+        marks = []
+        for hint in hints or ():
+            if subscription := self._subscriptions.get(hint.group):
+                self._find(subscription, hint)
+            else:
+                marks.append(hint.group)
+        await self._rechecks.look_up(marks)
+        if hints is None or self.loop.time() - self._swept > _SWEEP_SECONDS:
+            self._swept = self.loop.time()
+            await self._sweep()
+        return cursor
+
+    async def _sweep(self) -> None:
+        groups = chain(list(self._subscriptions), list(self._rechecks.owned))
+        while some := list(islice(groups, _SWEEP_GROUPS)):
+            for group, state in (await self._store.astates(some)).items():
+                if subscription := self._subscriptions.get(group):
+                    self._find(subscription, Hint(group, state.head, state.cancelled))
+                    subscription.tail.bound(self._tail_bytes())
+                else:
+                    await self._rechecks.compare(group, state)
+
+    async def _trim(self) -> None:
+        # Apart from the sync, which must not wait for it.
+        while True:
+            if self._store.takes_trim_turn():
+                try:
+                    await self._store.atrim()
+                except BaseException as error:
+                    if is_order(error):
+                        raise
+                    log_seldom("Old events could not be dropped.", exc_info=error)
+            await asyncio.sleep(max(self._store.trim_due - monotonic(), 1.0))
+
+    def _find(self, subscription: Subscription, hint: Hint) -> None:
+        """Take what the store says of a group, which no doorbell may have told."""
+        try:
+            if subscription.joined.done() and hint.head > subscription.head:
+                # A layer that was restarted has forgotten who is in the group, and does not say so.
+                spawn(self._receiver.enter_again(hint.group))
+                if subscription.mailbox:
+                    spawn(subscription.mailbox.enter_again(layer_group(hint.group)))
+            subscription.compare(hint)
+        except BaseException as error:
+            if is_order(error):
+                raise
+            self._fail(hint.group, error)
+
+    async def _renew_memberships(self) -> None:
+        # Apart from the sync, which must go on when the layer does not.
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            try:
+                await self.renew_memberships()
+            except BaseException as error:
+                if is_order(error):
+                    raise
+                logger.exception("Memberships of the channel layer could not be renewed.")
+
+    async def renew_memberships(self) -> None:
+        """Enter again the groups whose membership of the channel layer may have lapsed."""
+        await self._receiver.renew()
+        for subscription in list(self._subscriptions.values()):
+            if subscription.mailbox:
+                await subscription.mailbox.renew()
+
+    def _sync_interval(self) -> float:
+        chosen = conf().SYNC_INTERVAL
+        return self._receiver.poll_seconds if chosen is None else chosen
+
+    def _tail_bytes(self) -> int:
+        return min(TAIL_BYTES, ALL_TAILS_BYTES // max(len(self._subscriptions), 1))

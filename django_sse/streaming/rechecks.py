@@ -1,0 +1,410 @@
+"""Whether open streams may go on: asked again, long after the requests that they were opened by."""
+
+import asyncio
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import suppress
+from contextvars import Context
+from functools import partial
+from math import inf
+from typing import Any, Final
+
+from asgiref.sync import async_to_sync, sync_to_async
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from django_sse.access.logins import (
+    Judgement,
+    ajudge_by_backend,
+    finds_users_itself,
+    judge,
+    without_session,
+)
+from django_sse.access.owners import Login
+from django_sse.concurrency.tasks import is_order, spawn
+from django_sse.concurrency.threads import OwnThread, Result
+from django_sse.conf import conf
+from django_sse.groups.entries import GroupState, Hint, closing_wire
+from django_sse.groups.namespaces import namespace_context
+from django_sse.logs import log_seldom, logger
+from django_sse.stores.base import EventStore
+from django_sse.stores.timed_thread import TimedThread
+from django_sse.streaming.questions import Questions
+from django_sse.streaming.store_reader import StoreReader
+from django_sse.streaming.stream import Stream
+from django_sse.streaming.subscription import each
+
+# Judging all logins pauses for so many times as long as it took, so that it never costs much.
+_LOGINS_PAUSE: Final = 20
+# When a user who was not found is looked for again.
+_AGAIN_SECONDS: Final = 1.0
+# How long backends that find users in ways of their own are asked at a stretch.
+_BACKENDS_SECONDS: Final = 10.0
+
+# Logins that are judged at a time: one answer must not take as long as one that hangs.
+_AT_A_TIME: Final = 500
+
+_Logins = Mapping[Login, Collection[Stream]]
+
+
+class Rechecks:
+    """Ends the streams of a hub that may not go on any more.
+
+    The event store says whose streams were ended, the users in the database which logins still
+    hold, and a view that has ``still_allowed`` speaks for its own streams.
+
+    Args:
+        streams: The open streams of the hub, those that come later included.
+        store: The hub's store.
+        reader: What reads it for the hub.
+        interval: Returns the seconds between two looks at all logins, at the least.
+    """
+
+    def __init__(
+        self,
+        streams: Collection[Stream],
+        store: EventStore,
+        reader: StoreReader,
+        interval: Callable[[], float],
+    ) -> None:
+        self.owned: dict[str, set[Stream]] = {}
+        """The streams by the marks of their owners."""
+        self._streams = streams
+        self._store = store
+        self._reader = reader
+        self._interval = interval
+        self._thread = TimedThread("django-sse-logins", _OfThread)
+        self._questions = Questions()
+        # The marks that doorbells have named. Apart: a database that hangs holds up no kick.
+        self._to_look_up = _Pile(self.look_up)
+        self._to_judge = _Pile(self._judge_users)
+        # The logins whose user was not found, with the time of the first such look.
+        self._missed: dict[Login, float] = {}
+        # When backends were asked about each of their logins, and whether one is to be asked now.
+        self._asked: dict[Login, float] = {}
+        self._is_urgent = asyncio.Event()
+
+    def add(self, stream: Stream) -> None:
+        """Note whose a stream is."""
+        for mark in stream.owner.marks:
+            self.owned.setdefault(mark, set()).add(stream)
+        self._questions.add(stream)
+
+    def remove(self, stream: Stream) -> None:
+        """Forget a stream that was added."""
+        for mark in stream.owner.marks:
+            self.owned[mark].discard(stream)
+            if not self.owned[mark]:
+                del self.owned[mark]
+        login = stream.owner.login
+        others = self.owned.get(stream.owner.user or "", ())
+        if login and not any(other.owner.login == login for other in others):
+            self._missed.pop(login, None)
+        self._questions.remove(stream)
+
+    async def aclose(self) -> None:
+        """Close the connection to the database; another one is opened when it is needed."""
+        await self._thread.aclose()
+
+    # Owners
+
+    def hear(self, hint: Hint) -> None:
+        """Take what a doorbell says of a mark: it was ended or, without a head, its user has
+        changed."""
+        (self._to_look_up if hint.head else self._to_judge).add(hint.group)
+
+    async def look_up(self, marks: Iterable[str]) -> None:
+        """Ask the store for those of the marks that have streams, and end what it has ended.
+
+        Raises:
+            Exception: The event store could not be read.
+        """
+        if marks := [mark for mark in marks if mark in self.owned]:
+            for mark, state in (await self._reader.states(marks)).items():
+                await self.compare(mark, state)
+
+    async def compare(self, mark: str, state: GroupState) -> None:
+        """End the streams that a mark's state in the store has ended.
+
+        Raises:
+            Exception: The event store could not be read.
+        """
+        ended = [
+            stream for stream in self.owned.get(mark, ()) if stream.owner.is_ended(mark, state)
+        ]
+        if ended:
+            entries = await self._store.aread(mark, state.first - 1, 1)
+            closing = entries[0].wire if entries else closing_wire(None)
+            each(ended, lambda stream: stream.shut(closing, stream.owner.marks[mark]))
+
+    # Logins
+
+    async def watch_logins(self) -> None:
+        """Judge all logins, and look for their sessions, again and again."""
+        loop = asyncio.get_running_loop()
+        failing = set()
+        while True:
+            began = loop.time()
+            for what, judge_all in (
+                ("logins", self._judge_logins),
+                ("sessions", self._look_for_sessions),
+            ):
+                # Apart: users and sessions may be kept in different places.
+                try:
+                    await judge_all(self._streams)
+                    failing.discard(what)
+                except BaseException as error:
+                    if is_order(error):
+                        raise
+                    if what not in failing:
+                        logger.exception("Whether the %s of streams hold cannot be read.", what)
+                    failing.add(what)
+            took = loop.time() - began
+            await asyncio.sleep(max(self._interval(), _LOGINS_PAUSE * took))
+
+    async def _judge_users(self, marks: Collection[str]) -> None:
+        streams = {stream for mark in marks for stream in self.owned.get(mark, ())}
+        self._ask_backends_soon(streams)
+        await self._judge_logins(streams)
+
+    async def _judge_logins(self, streams: Collection[Stream]) -> None:
+        """End those of the streams whose login does not hold any more, as the database says."""
+        logins = _by_login(streams, own_ways=False)
+        async for of_tenant, judgement in self._ask_each_tenant(logins, judge):
+            self._heed(of_tenant, judgement)
+
+    async def watch_backends(self) -> None:
+        """Ask the backends that find users in ways of their own, one login at a time, again and
+        again. Apart from all others, whom they must not hold up."""
+        loop = asyncio.get_running_loop()
+        pause = 0.0
+        while True:
+            began = loop.time()
+            answers = True
+            try:
+                answers = await self._ask_backends(began - pause)
+            except BaseException as error:
+                if is_order(error):
+                    raise
+                log_seldom("Backends cannot be asked about logins.", exc_info=error)
+            pause = max(self._interval(), _LOGINS_PAUSE * (loop.time() - began))
+            if not answers:
+                # Who rings does not make more threads hang.
+                await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._is_urgent.wait()
+            self._is_urgent.clear()
+
+    async def _ask_backends(self, before: float) -> bool:
+        """Ask about the logins that were not asked about since, those first that were not for
+        longest, as long as there is time. Return whether the backends answer in time."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + _BACKENDS_SECONDS
+        logins = _by_login(self._streams, own_ways=True)
+        self._asked = {login: at for login, at in self._asked.items() if login in logins}
+        due = [login for login in logins if self._asked.get(login, -inf) <= before]
+        due.sort(key=lambda login: self._asked.get(login, -inf))
+        if not due:
+            return True
+        with OwnThread() as thread:
+            for login in due:
+                if loop.time() > ends:
+                    break
+                self._asked[login] = loop.time()
+                try:
+                    judgement = await asyncio.create_task(
+                        _ajudge_within(login), context=thread.within(Context())
+                    )
+                except BaseException as error:
+                    if is_order(error):
+                        raise
+                    # No answer is no no. The thread may hang, or have a connection that is broken.
+                    thread.give_up()
+                    log_seldom("%s could not find a user.", login.backend, exc_info=error)
+                    if isinstance(error, TimeoutError):
+                        return False
+                else:
+                    self._heed({login: logins[login]}, judgement)
+        return True
+
+    def _ask_backends_soon(self, streams: Iterable[Stream]) -> None:
+        if logins := _by_login(streams, own_ways=True):
+            for login in logins:
+                self._asked.pop(login, None)
+            self._is_urgent.set()
+
+    def _heed(self, logins: _Logins, judgement: Judgement) -> None:
+        for login, streams in logins.items():
+            absent = login in judgement.absent
+            if not absent:
+                self._missed.pop(login, None)
+            if login in judgement.gone:
+                each(streams, _shut)
+            elif login in judgement.changed:
+                # Its session may be the one that the password was changed in, and go on.
+                each(streams, _send_back)
+            if absent:
+                self._miss(login, streams)
+
+    def _miss(self, login: Login, streams: Collection[Stream]) -> None:
+        """End streams whose user was not found before either: a replica may not have it yet."""
+        loop = asyncio.get_running_loop()
+        if login not in self._missed:
+            self._missed[login] = loop.time()
+            for mark in {stream.owner.user for stream in streams if stream.owner.user}:
+                hint = Hint(mark, 0, cancelled=False)
+                loop.call_later(_AGAIN_SECONDS, self.hear, hint)
+        elif loop.time() - self._missed[login] >= _AGAIN_SECONDS:
+            # A backend may read where a user is not for longer: the next request asks it again.
+            each(streams, _send_back if finds_users_itself(login.backend) else _shut)
+
+    async def _look_for_sessions(self, streams: Collection[Stream]) -> None:
+        """Send the clients back whose session is gone, or has another key now."""
+        logins = _by_login(streams, own_ways=None)
+        async for of_tenant, gone in self._ask_each_tenant(logins, without_session):
+            if ended := [stream for login in gone for stream in of_tenant[login]]:
+                # Of one that was logged out the store says so, whether or not that was heard yet.
+                try:
+                    await self.look_up({mark for stream in ended for mark in stream.owner.marks})
+                except BaseException as error:
+                    # The next comparison with the store finds it.
+                    if is_order(error):
+                        raise
+            each(ended, _send_back)
+
+    async def _ask_each_tenant(
+        self, logins: _Logins, question: Callable[[Collection[Login]], Result]
+    ) -> AsyncIterator[tuple[_Logins, Result]]:
+        """Ask about the logins of each tenant, in the tenant, some at a time; yields both.
+
+        Raises:
+            Exception: About some of them there was no answer; the others were asked about first.
+        """
+        tenants: dict[str, list[Login]] = {}
+        for login in logins:
+            tenants.setdefault(login.namespace, []).append(login)
+        failure: BaseException | None = None
+        for namespace, some in _in_parts(tenants):
+            of_tenant = {login: logins[login] for login in some}
+            ask = partial(_ask_within, namespace, question, some)
+            try:
+                answer = await self._thread.run(ask)
+            except BaseException as error:
+                if is_order(error):
+                    raise
+                failure = error
+            else:
+                yield of_tenant, answer
+        if failure:
+            raise failure
+
+    # Views
+
+    async def ask_views(self) -> None:
+        """Ask the views that have ``still_allowed``, again and again."""
+        await self._questions.ask()
+
+
+class _OfThread:
+    """The connections of the thread that this is made in, to close all of them with it."""
+
+    def __init__(self) -> None:
+        for alias in connections:
+            connection = connections[alias]
+            if connection.settings_dict["OPTIONS"].get("pool"):
+                # A thread that hangs would keep one of the pool's few from the project.
+                connections[alias] = connection.copy()
+                del connections[alias].settings_dict["OPTIONS"]["pool"]
+        self._of_project = connections[DEFAULT_DB_ALIAS]
+
+    @property
+    def connection(self) -> Any:
+        """The driver's connection that is the most likely one to hang."""
+        return self._of_project.connection
+
+    def close(self) -> None:
+        connections.close_all()
+
+
+class _Pile:
+    """Deals with names, all that have piled up at once: anybody may ring often.
+
+    Args:
+        deal: Deals with some names.
+    """
+
+    def __init__(self, deal: Callable[[Collection[str]], Awaitable[None]]) -> None:
+        self._deal = deal
+        self._names: set[str] = set()
+        self._dealing: asyncio.Task[None] | None = None
+
+    def add(self, name: str) -> None:
+        self._names.add(name)
+        if self._dealing is None or self._dealing.done():
+            self._dealing = spawn(self._deal_with_all())
+
+    async def _deal_with_all(self) -> None:
+        while self._names:
+            names, self._names = self._names, set()
+            try:
+                await self._deal(names)
+            except BaseException as error:
+                if is_order(error):
+                    raise
+                # The next comparison with the store, or sweep of the logins, finds it.
+                log_seldom("What a doorbell says of owners cannot be read.", exc_info=error)
+
+
+def _by_login(streams: Iterable[Stream], *, own_ways: bool | None) -> _Logins:
+    """Return the streams of the logins whose backends find users in ways of their own, or else of
+    the others; None for all."""
+    found: dict[Login, list[Stream]] = {}
+    for stream in streams:
+        if login := stream.owner.login:
+            found.setdefault(login, []).append(stream)
+    if own_ways is None:
+        return found
+    paths = {login.backend for login in found}
+    wanted = {path for path in paths if finds_users_itself(path) is own_ways}
+    return {login: streams for login, streams in found.items() if login.backend in wanted}
+
+
+def _in_parts(tenants: Mapping[str, Sequence[Login]]) -> Iterator[tuple[str, Sequence[Login]]]:
+    for namespace, logins in tenants.items():
+        for begin in range(0, len(logins), _AT_A_TIME):
+            yield namespace, logins[begin : begin + _AT_A_TIME]
+
+
+def _shut(stream: Stream) -> None:
+    stream.shut(closing_wire("logged out"))
+
+
+def _send_back(stream: Stream) -> None:
+    stream.dismiss_unless_logged_in()
+
+
+def _ask_within(
+    namespace: str, question: Callable[[Collection[Login]], Result], logins: Collection[Login]
+) -> Result:
+    with namespace_context(namespace):
+        return question(logins)
+
+
+async def _ajudge_within(login: Login) -> Judgement:
+    if conf().NAMESPACE_CONTEXT is None:
+        return await ajudge_by_backend(login)
+
+    def judge_within() -> Judgement:
+        with namespace_context(login.namespace):
+            # What the backend does in threads comes back to this one, which is in the tenant.
+            return async_to_sync(ajudge_by_backend)(login)
+
+    return await sync_to_async(judge_within)()

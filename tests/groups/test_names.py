@@ -1,0 +1,117 @@
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.translation import gettext_lazy
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from django_sse.exceptions import InvalidGroup
+from django_sse.groups.names import expand_group
+
+
+class Name(str, Enum):  # noqa: UP042  (its str() is its name)
+    PAID = "paid"
+
+
+class Level(int, Enum):
+    HIGH = 3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kwargs", "group"),
+    [
+        ("order-{state}", {"state": Name.PAID}, "order-paid"),
+        ("level-{level}", {"level": Level.HIGH}, "level-3"),
+        ("{name}", {"name": gettext_lazy("news")}, "news"),
+        (Name.PAID, {}, "paid"),
+        ("news", {}, "news"),
+        ("news", {"pk": 7}, "news"),
+        ("job-{pk}", {"pk": 7}, "job-7"),
+        ("job-{pk}", {"pk": "1-2"}, "job-1-2"),
+        ("{group}", {"group": "Any.Name_of-99"}, "Any.Name_of-99"),
+        ("{pk:04d}", {"pk": 7}, "0007"),
+        ("room-{room}.{user}", {"room": "a-b", "user": 3}, "room-a-b.3"),
+        ("{a}--{b}", {"a": 1, "b": 2}, "1--2"),
+        ("{a}-{a}", {"a": 1}, "1-1"),
+        (
+            "job-{pk}",
+            {"pk": UUID("12345678-1234-5678-1234-567812345678")},
+            "job-12345678-1234-5678-1234-567812345678",
+        ),
+    ],
+)
+def test_a_pattern_and_arguments_make_a_group(
+    pattern: str, kwargs: dict[str, Any], group: str
+) -> None:
+    assert expand_group(pattern, kwargs) == group
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", " ", "a b", "a/b", "a:b", "é", "a\n", "\0", "{pk}", "*", "٣", "x" * 100, "\ud800"],
+)
+def test_arguments_that_make_no_group_name_are_refused(value: str) -> None:
+    with pytest.raises(InvalidGroup, match="1 to 99 ASCII letters, digits"):
+        expand_group("{group}", {"group": value})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kwargs", "found"),
+    [
+        ("{a}-{b}", {"a": "1-2", "b": 3}, "'-'"),
+        ("{a}-{b}", {"a": 1, "b": "2-3"}, "'-'"),
+        ("{a}-{b}", {"a": 1, "b": -2}, "'-'"),
+        ("{a}--{b}", {"a": "1-2", "b": 3}, "'-'"),
+        ("{a}.{b}_{c}", {"a": 1, "b": 2, "c": "3._"}, "'._'"),
+    ],
+)
+def test_an_argument_that_contains_a_separator_is_refused(
+    pattern: str, kwargs: dict[str, Any], found: str
+) -> None:
+    with pytest.raises(InvalidGroup, match=rf"contains {found}, which separates the fields"):
+        expand_group(pattern, kwargs)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.text("ab-.", min_size=1, max_size=4), min_size=2, max_size=2),
+    st.lists(st.text("ab-.", min_size=1, max_size=4), min_size=2, max_size=2),
+    st.sampled_from(["{a}-{b}", "{a}.-{b}", "x-{a}-{b}-x"]),
+)
+def test_different_arguments_never_make_the_same_group(
+    one: list[str], other: list[str], pattern: str
+) -> None:
+    assume(one != other)
+    try:
+        group = expand_group(pattern, {"a": one[0], "b": one[1]})
+        other_group = expand_group(pattern, {"a": other[0], "b": other[1]})
+    except InvalidGroup:
+        return
+    assert group != other_group
+
+
+def test_a_field_that_is_no_argument_is_an_error_that_lists_the_arguments() -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"'id', which is no keyword .*: pk, slug\."):
+        expand_group("job-{id}", {"pk": 7, "slug": "a"})
+    with pytest.raises(ImproperlyConfigured, match=r"those are: none\."):
+        expand_group("job-{id}", {})
+
+
+@pytest.mark.parametrize("pattern", ["job-{}", "job-{0}", "job-{pk.real}", "job-{pk[0]}"])
+def test_a_field_is_the_name_of_an_argument_and_nothing_else(pattern: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match="no keyword argument of the URL"):
+        expand_group(pattern, {"pk": 7})
+
+
+def test_fields_with_nothing_between_them_are_an_error() -> None:
+    with pytest.raises(ImproperlyConfigured, match="nothing between them"):
+        expand_group("{a}{b}", {"a": 1, "b": 2})
+
+
+@pytest.mark.parametrize("pattern", ["job-{pk", "job-pk}", "job-{"])
+def test_a_broken_pattern_is_an_error(pattern: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"group pattern .* is broken"):
+        expand_group(pattern, {"pk": 7})

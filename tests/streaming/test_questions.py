@@ -1,0 +1,426 @@
+"""Views are asked whether their streams are still allowed: how many at once, and when they fail."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from threading import Event as ThreadEvent
+from threading import current_thread
+from threading import enumerate as threads
+from typing import Any, ClassVar
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.auth.models import AnonymousUser, User
+from django.core.exceptions import PermissionDenied, SynchronousOnlyOperation
+from django.db import InterfaceError, OperationalError, connections
+from django.http import HttpResponse
+from pytest_django import Settings
+
+from django_sse import apublish
+from django_sse.streaming import questions
+from django_sse.views import EventStreamView
+from tests.clients import Client, connected
+from tests.failures import Panic
+from tests.streams import EventReader, open_stream, until
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("often", "everything_ends"),
+]
+
+Answer = Callable[[], Awaitable[bool]]
+
+
+@pytest.fixture
+def often(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.MIDDLEWARE = []
+    settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 1, "RETRY": 1}
+    monkeypatch.setattr(questions, "_AGAIN_SECONDS", 0.05)
+
+
+class Asked(EventStreamView):
+    """Answers as a test wants it; it is asked the more often, the more answers there are."""
+
+    groups = ["news"]
+    answers: ClassVar[list[Answer]] = []
+    asked: ClassVar[int] = 0
+
+    async def still_allowed(self) -> bool:
+        type(self).asked += 1
+        return await (self.answers.pop(0) if self.answers else yes)()
+
+
+class OfAnotherClass(Asked):
+    answers: ClassVar[list[Answer]] = []
+
+
+async def yes() -> bool:
+    return True
+
+
+async def no() -> bool:
+    return False
+
+
+async def forever() -> bool:
+    return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+
+def raising(error: BaseException, cause: BaseException | None = None) -> Answer:
+    async def answer() -> bool:
+        raise error from cause
+
+    return answer
+
+
+async def cancelled_itself() -> bool:
+    asking = asyncio.create_task(asyncio.sleep(3600))
+    asking.cancel()
+    await asking
+    return True
+
+
+@asynccontextmanager
+async def asked(
+    *answers: Answer, view: type[Asked] = Asked, last_event_id: str | None = None
+) -> AsyncIterator[EventReader]:
+    view.answers, view.asked = list(answers), 0
+    async with open_stream(view.as_view(), last_event_id=last_event_id) as reader:
+        yield reader
+
+
+async def goes_on(reader: EventReader) -> None:
+    await apublish("news", "going on")
+    assert (await reader.next_event()).data == "going on"
+
+
+# Several at once
+
+
+class Crowd:
+    """Streams whose questions wait for the test."""
+
+    def __init__(self) -> None:
+        self.waiting: list[int] = []
+        self.released: list[int] = []
+        self.most = 0
+        self._gates: dict[int, asyncio.Future[bool]] = {}
+        self._stack = AsyncExitStack()
+
+    async def open(self, count: int) -> None:
+        for n in range(count):
+            await self._stack.enter_async_context(
+                connected("news", still_allowed=partial(self._answer, n))
+            )
+
+    async def _answer(self, n: int) -> bool:
+        self.waiting.append(n)
+        self.most = max(self.most, len(self.waiting))
+        self._gates[n] = asyncio.get_running_loop().create_future()
+        return await self._gates[n]
+
+    async def release_next(self, least: int) -> None:
+        """Let the first of those who wait go on, once there are enough of them."""
+        await until(lambda: len(self.waiting) >= least)
+        n = self.waiting.pop(0)
+        self.released.append(n)
+        self._gates.pop(n).set_result(True)
+
+    async def __aenter__(self) -> "Crowd":
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await self._stack.aclose()
+
+
+def was_told(client: Client) -> list[str | None]:
+    return [event.event for event in client.events]
+
+
+async def test_a_permission_that_was_taken_away_ends_its_stream_while_300_others_wait() -> None:
+    async with connected("news", still_allowed=no) as revoked, Crowd() as crowd:
+        await crowd.open(300)
+        await until(lambda: was_told(revoked) == ["close"])
+        await until(lambda: crowd.waiting)
+        assert crowd.released == []
+
+
+async def test_nine_who_wait_hold_up_nobody() -> None:
+    async with Crowd() as crowd:
+        await crowd.open(9)
+        async with AsyncExitStack() as stack:
+            quick = [
+                await stack.enter_async_context(connected("news", still_allowed=no))
+                for _ in range(30)
+            ]
+            await until(lambda: all(was_told(client) == ["close"] for client in quick))
+        assert len(crowd.waiting) == 9
+        assert crowd.released == []
+
+
+async def test_views_that_are_slow_put_a_revocation_off_for_a_moment_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(questions, "_PLACE_SECONDS", 0.01)
+    async with Crowd() as crowd:
+        await crowd.open(100)
+        async with connected("news", still_allowed=no) as revoked:
+            await until(lambda: was_told(revoked) == ["close"])
+        assert len(crowd.waiting) == 100
+        assert crowd.released == []
+
+
+async def test_ten_are_asked_at_once_and_the_longest_unasked_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(questions, "_PLACE_SECONDS", 3600)
+    async with Crowd() as crowd:
+        await crowd.open(25)
+        for turn in (1, 2):
+            while len(crowd.released) < 25 * turn:
+                await crowd.release_next(min(25 * turn - len(crowd.released), 10))
+            assert crowd.released == [*range(25)] * turn
+        assert crowd.most == 10
+
+
+async def test_who_is_slow_to_answer_is_not_asked_about_twice_at_once() -> None:
+    async with Crowd() as crowd, asked() as other:
+        await crowd.open(1)
+        await until(lambda: crowd.waiting and Asked.asked >= 3)
+        assert crowd.most == 1
+        await goes_on(other)
+
+
+# Failures
+
+
+SURROUNDINGS = [
+    pytest.param(raising(OperationalError("gone")), id="OperationalError"),
+    pytest.param(raising(InterfaceError("closed")), id="InterfaceError"),
+    pytest.param(raising(ConnectionResetError()), id="ConnectionResetError"),
+    pytest.param(raising(TimeoutError()), id="TimeoutError"),
+    pytest.param(raising(RuntimeError("a library's"), OSError("its reason")), id="with a cause"),
+    pytest.param(raising(ExceptionGroup("several", [OperationalError(), OSError()])), id="several"),
+]
+
+
+@pytest.mark.parametrize("failure", SURROUNDINGS)
+async def test_a_view_whose_surroundings_fail_twice_has_its_client_come_back(
+    failure: Answer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with asked(failure, failure) as reader:
+        await goes_on(reader)
+        assert await reader.rest() == []
+        assert reader.reconnection_time
+        assert Asked.asked == 2
+    assert caplog.text.count("still_allowed of Asked failed") == 1
+    assert "Traceback" in caplog.text
+    # It is authorized anew, and has missed nothing.
+    await apublish("news", "missed")
+    async with asked(last_event_id=reader.last_event_id) as again:
+        assert (await again.next_event()).data == "missed"
+
+
+@pytest.mark.parametrize("failure", SURROUNDINGS)
+async def test_a_view_whose_surroundings_fail_once_is_asked_again_soon(failure: Answer) -> None:
+    async with asked(failure, yes, failure, yes) as reader:
+        await until(lambda: Asked.asked >= 5)
+        await goes_on(reader)
+
+
+async def test_a_view_that_says_no_after_a_failure_is_heard() -> None:
+    async with asked(raising(OperationalError()), no) as reader:
+        assert [event.event for event in await reader.rest()] == ["close"]
+
+
+async def test_a_view_that_never_answers_has_its_client_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(questions, "_ANSWER_SECONDS", 0.05)
+    async with asked(forever, forever) as reader:
+        assert await reader.rest() == []
+        assert reader.reconnection_time
+
+
+async def test_views_that_cannot_be_cancelled_hold_up_no_other_one_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(questions, "_ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(questions, "_GRACE_SECONDS", 0.05)
+    released = asyncio.Event()
+
+    async def stubborn() -> bool:
+        while not released.is_set():
+            with suppress(asyncio.CancelledError):
+                await released.wait()
+        raise RuntimeError("Nobody waits for this.")
+
+    async with AsyncExitStack() as stack:
+        for _ in range(10):
+            await stack.enter_async_context(connected("news", still_allowed=stubborn))
+        revoked = await stack.enter_async_context(connected("news", still_allowed=no))
+        await until(lambda: "close" in was_told(revoked))
+        released.set()
+
+
+def caused_by_itself() -> Answer:
+    error = ValueError()
+    return raising(error, error)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        raising(PermissionDenied()),
+        raising(TypeError("Field 'id' expected a number but got AnonymousUser")),
+        raising(User.DoesNotExist()),
+        caused_by_itself(),
+        cancelled_itself,
+        raising(Panic()),
+        raising(BaseExceptionGroup("several", [Panic()])),
+    ],
+)
+async def test_every_other_failure_of_a_view_is_a_no(failure: Answer) -> None:
+    async with asked(failure) as reader:
+        [close] = await reader.rest()
+        assert (close.event, close.json()) == ("close", {"reason": "not allowed any more"})
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [(HttpResponse, "not HttpResponse"), (no, "`await` it"), (lambda: "no", "not str")],
+    ids=["response", "coroutine", "text"],
+)
+async def test_an_answer_that_is_true_without_being_meant_so_is_a_no(
+    answer: Any, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def answers() -> Any:
+        return answer()
+
+    async with asked(answers) as reader:
+        assert [event.event for event in await reader.rest()] == ["close"]
+    assert "still_allowed of Asked failed: that is a no." in caplog.text
+    assert told in caplog.text
+
+
+class Unreadable:
+    """An answer whose truth is a query, as a QuerySet's is."""
+
+    def __bool__(self) -> bool:
+        raise SynchronousOnlyOperation
+
+
+async def test_an_answer_whose_truth_cannot_be_told_is_a_no() -> None:
+    async def answer() -> Any:
+        return Unreadable()
+
+    async with asked(answer) as reader:
+        assert [event.event for event in await reader.rest()] == ["close"]
+
+
+async def test_a_failure_is_given_time_before_the_view_is_asked_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 4, "RETRY": 1}
+    monkeypatch.setattr(questions, "_AGAIN_SECONDS", 0.5)
+    times: list[float] = []
+
+    async def fail_once() -> bool:
+        times.append(asyncio.get_running_loop().time())
+        if len(times) == 1:
+            raise OperationalError
+        return True
+
+    async with connected("news", still_allowed=fail_once) as _:
+        await until(lambda: len(times) == 2)
+    assert times[1] - times[0] >= 0.5
+
+
+async def test_failures_of_many_streams_are_logged_once_for_each_view(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failure = raising(ZeroDivisionError())
+    async with AsyncExitStack() as stack:
+        for view in (Asked, OfAnotherClass):
+            view.answers = [failure] * 20
+            readers = [
+                await stack.enter_async_context(open_stream(view.as_view())) for _ in range(20)
+            ]
+            for reader in readers:
+                assert [event.event for event in await reader.rest()] == ["close"]
+    assert caplog.text.count("still_allowed of Asked failed") == 1
+    assert caplog.text.count("still_allowed of OfAnotherClass failed") == 1
+    assert caplog.text.count("ZeroDivisionError") >= 2
+
+
+async def test_a_query_for_a_user_who_is_none_any_more_is_a_no() -> None:
+    """It raises a TypeError, just when the session has ended."""
+
+    class Rooms(EventStreamView):
+        groups = ["news"]
+
+        async def still_allowed(self) -> bool:
+            return await User.objects.filter(pk=AnonymousUser()).aexists()  # type: ignore[misc]
+
+    async with open_stream(Rooms.as_view()) as reader:
+        assert [event.event for event in await reader.rest()] == ["close"]
+
+
+# Threads and connections
+
+
+async def test_a_view_whose_thread_hangs_holds_up_no_other_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(questions, "_ANSWER_SECONDS", 0.5)
+    release = ThreadEvent()
+    names: list[str] = []
+
+    def hang() -> None:
+        names.append(current_thread().name)
+        release.wait()
+
+    async def hanging() -> bool:
+        await sync_to_async(hang)()
+        return True
+
+    async def in_thread() -> bool:
+        await User.objects.acount()
+        return False
+
+    try:
+        async with (
+            asked(hanging, hanging) as hung,
+            asked(in_thread, in_thread, view=OfAnotherClass) as revoked,
+        ):
+            assert [event.event for event in await revoked.rest()] == ["close"]
+            assert await hung.rest() == []
+            assert len(set(names)) == 2
+    finally:
+        release.set()
+    await until(lambda: set(names).isdisjoint({thread.name for thread in threads()}))
+
+
+async def test_a_broken_connection_is_not_asked_by_again() -> None:
+    used: list[Any] = []
+
+    def break_connection() -> None:
+        connection = connections["default"]
+        connection.ensure_connection()
+        used.append(connection.connection)
+        connection.connection.close()
+
+    async def broken() -> bool:
+        await sync_to_async(break_connection)()
+        return await User.objects.acount() == 0
+
+    async def unbroken() -> bool:
+        count = await User.objects.acount()
+        used.append(await sync_to_async(lambda: connections["default"].connection)())
+        return count == 0
+
+    async with asked(broken, unbroken) as reader:
+        await until(lambda: len(used) == 2)
+        assert used[0] is not used[1]
+        await goes_on(reader)

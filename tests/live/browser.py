@@ -8,15 +8,15 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from platform import machine
 from typing import Any, Literal, Self
 
-import psutil
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.options import ArgOptions
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.expected_conditions import alert_is_present
@@ -210,11 +210,6 @@ State = Literal["connecting", "open", "closed"]
 STATES: tuple[State, ...] = ("connecting", "open", "closed")
 
 
-def _seconds_busy(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
-
-
 def is_webkit(browser: Browser) -> bool:
     return str(browser.capabilities["browserName"]) == "MiniBrowser"
 
@@ -309,12 +304,9 @@ class Tab:
         """
         self._switch()
         assert isinstance(self._browser, webdriver.Chrome)
-        driver = psutil.Process(self._browser.service.process.pid)
-        processes = driver.children(recursive=True)
-        idle = {process: _seconds_busy(process) for process in processes}
-        # The driver does not say which it is, but it is the one that is busy when the tab is.
-        self.run("const end = Date.now() + 500; while (Date.now() < end);")
-        max(processes, key=lambda process: _seconds_busy(process) - idle[process]).kill()
+        # The driver says that it is gone.
+        with suppress(WebDriverException):
+            self._browser.execute_cdp_cmd("Page.crash", {})
 
     @contextmanager
     def offline(self, network: Network) -> Iterator[None]:

@@ -202,6 +202,7 @@ def test_a_time_that_is_too_long_for_a_timer_is_not_none(tab: Tab, site: Site) -
 
 def test_a_silent_connection_is_given_up(tab: Tab, site: Site, group: str) -> None:
     stream = opened(tab, f"/events/{group}/", silence=3000)
+    wait_until(lambda: stream.last_event_id, "no position")
     with site.network.silent():
         stream.wait_for_state("connecting")
         site.publish(group, "missed")
@@ -217,6 +218,7 @@ def test_heartbeats_are_no_silence(tab: Tab, site: Site, group: str) -> None:
 
 def test_while_its_page_is_hidden_it_may_pause(tab: Tab, site: Site, group: str) -> None:
     stream = opened(tab, f"/events/{group}/", pauseWhenHidden=True)
+    wait_until(lambda: stream.last_event_id, "no position")
     tab.run(
         "document.addEventListener('visibilitychange',"
         "  () => (window.whenHidden ??= sources[arguments[0]].source.readyState))",

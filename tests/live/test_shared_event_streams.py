@@ -55,7 +55,8 @@ REFUSE = {
 
 @pytest.fixture(scope="module")
 def site(directory: Path) -> Iterator[Site]:
-    with run(directory) as site:
+    # Well within what a tab may be silent that shows a dialog.
+    with run(directory, HEARTBEAT=0.5) as site:
         yield site
         assert "Traceback" not in site.server.log()
 

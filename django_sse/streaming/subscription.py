@@ -181,8 +181,9 @@ class Subscription:
 
     def close(self) -> None:
         """Ask the store no more: no stream is left."""
-        if self._healing:
-            self._healing.cancel()
+        for reading in (self._healing, *self._pages.values()):
+            if reading:
+                reading.cancel()
         if self._letting_go:
             self._letting_go.cancel()
 

@@ -49,9 +49,10 @@ from django.core.management import call_command
 from django.db import connections
 from django.test import AsyncRequestFactory
 
-from django_sse import forks, publish
-from django_sse.hub import open_streams
-from django_sse.refusals import refusals
+from django_sse import publish
+from django_sse.concurrency import forks
+from django_sse.streaming.hub import open_streams
+from django_sse.http.refusals import refusals
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
 from django_sse.views import EventStreamView

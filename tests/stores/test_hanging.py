@@ -437,10 +437,10 @@ settings.configure(DATABASES={"default": {
 }})
 import django
 django.setup()
-from django_sse.owners import Login
-from django_sse.rechecks import Rechecks
+from django_sse.access.owners import Login
+from django_sse.streaming.rechecks import Rechecks
 from django_sse.stores import timed_thread
-from django_sse.threads import OwnThread
+from django_sse.concurrency.threads import OwnThread
 
 timed_thread.READ_SECONDS = 2.0
 ends = socket.socketpair()

@@ -289,7 +289,7 @@ import django
 django.setup()
 from django_sse import cancel
 from django_sse.stores import get_store, unwritten
-from django_sse.owners import user_mark
+from django_sse.access.owners import user_mark
 
 unwritten._FIRST_PAUSE = unwritten._LONGEST_PAUSE = 0.01
 store = get_store()
@@ -441,6 +441,8 @@ async def test_a_late_kick_spares_the_sessions_after_it_also_where_redis_has_for
     store = {"BACKEND": "redis", "OPTIONS": {"url": server.url}}
     settings.DJANGO_SSE = {"STORE": store, "SYNC_INTERVAL": 3600}
     ada = await user()
+    # From a login on, this process knows the time by Redis.
+    await logged_in("eve")
     await acancel(user=ada)
     server.kill()
     with pytest.raises(redis.ConnectionError):

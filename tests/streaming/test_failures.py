@@ -347,6 +347,7 @@ async def test_old_events_are_dropped_on_after_a_failure(
     error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MemoryStore, "takes_trim_turn", lambda store: True)
+    monkeypatch.setattr(MemoryStore, "trim_due", 0.0)
     calls = fail_once(monkeypatch, MemoryStore, "atrim", error)
     async with connected("news"):
         await until(lambda: len(calls) > 1)

@@ -9,6 +9,9 @@ from tests.live.client import connect
 from tests.live.engines import ENGINES
 from tests.live.servers import SERVERS, manage, require, serve, unavailable
 
+# What it shows is the servers', the kernel's and the stores'.
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize(
     ("name", "engine"),

@@ -19,6 +19,9 @@ from tests.live.network import Network
 from tests.live.servers import Server, database_of, launch, manage, require, unavailable
 from tests.ports import free_port
 
+# What it shows is the servers', the kernel's and the stores'.
+pytestmark = pytest.mark.once
+
 CLIENTS = 200
 ANSWER_SECONDS = 10.0
 EVENT_SOURCE = {"Accept": "text/event-stream"}

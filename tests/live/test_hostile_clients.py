@@ -13,6 +13,9 @@ import pytest
 from tests.live.client import SECONDS, connect, until_open
 from tests.live.servers import SERVERS, Server, finish, require, serve, start
 
+# What it shows is the servers', the kernel's and the stores'.
+pytestmark = pytest.mark.once
+
 BACKLOG_BYTES = 256 * 1024
 EVENT_BYTES = 16 * 1024
 BURST_BYTES = 24 * 1024 * 1024

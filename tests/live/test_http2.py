@@ -13,6 +13,9 @@ from tests.live.client import act, until_open
 from tests.live.nginx import nginx
 from tests.live.servers import Server, require, serve
 
+# What it shows is the servers', the kernel's and the stores'.
+pytestmark = pytest.mark.once
+
 # More than the six connections that a browser opens to a host over HTTP/1.1.
 STREAMS = 20
 # RFC 9113, section 8.2.2.

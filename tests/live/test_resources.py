@@ -11,6 +11,9 @@ import pytest
 from tests.live.client import SECONDS, Response, connect, log_in, until_open
 from tests.live.servers import SERVERS, Server, require, serve
 
+# What it shows is the servers', the kernel's and the stores'.
+pytestmark = pytest.mark.once
+
 STREAMS = 300
 
 

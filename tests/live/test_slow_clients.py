@@ -15,6 +15,9 @@ from django_sse.conf import Conf
 from tests.live.client import connect, until_open
 from tests.live.servers import SERVERS, Server, finish, require, serve, start
 
+# What it shows is the servers', the kernel's and the stores'.
+pytestmark = pytest.mark.once
+
 EVENT_BYTES = 64 * 1024
 EVENTS = 20 * 1024 * 1024 // EVENT_BYTES
 # Published, and not yet received by the client that reads.

@@ -9,6 +9,9 @@ import pytest
 from tests.live.client import connect, until_open
 from tests.live.servers import SERVERS, require, serve
 
+# What it shows is the servers', the kernel's and the stores'.
+pytestmark = pytest.mark.once
+
 SETTINGS = '{"HEARTBEAT": 1, "SEND_TIMEOUT": 1}'
 # Two heartbeats and the send timeout, and a slow machine; without us, a quarter of an hour.
 SECONDS_TO_LET_GO = 3 + 10

@@ -56,6 +56,7 @@ async def test_a_minute_of_faults_loses_repeats_and_reorders_nothing(tmp_path: P
     assert {f"{kind} killed" for kind in kinds} < row.faults.keys()
 
 
+@pytest.mark.once
 @pytest.mark.timeout(240)
 async def test_a_build_that_does_not_heal_fails(tmp_path: Path) -> None:
     require("uvicorn")

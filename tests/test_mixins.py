@@ -6,9 +6,12 @@ from typing import Any, cast
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.contrib.auth import login as auth_login
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.decorators import login_required, permission_required, user_passes_test
+from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.auth.models import AnonymousUser, Permission, User
+from django.contrib.sessions.backends.db import SessionStore
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, RequestFactory
@@ -33,7 +36,7 @@ from django_sse.mixins import (
 from django_sse.streaming.hub import open_streams
 from django_sse.views import EventStreamView
 from tests.http.test_asgi import Request, streaming
-from tests.streams import get
+from tests.streams import get, reading
 
 APP = "https://app.example.com"
 PERMISSION = "auth.view_user"
@@ -215,6 +218,13 @@ class InDepartment(UserPassesTestMixin):
 
 class Department(InDepartment, EventStreamView):
     groups = ["news"]
+
+
+class DepartmentWithoutAuser(UserPassesTestMixin, EventStreamView):
+    groups = ["news"]
+
+    async def test_func(self) -> bool:
+        return await sync_to_async(lambda: bool(self.request.user.is_staff))()
 
 
 class Found(UserPassesTestMixin, EventStreamView):
@@ -673,6 +683,72 @@ async def test_rights_that_are_taken_away_end_the_streams_that_they_let_in(
         [close] = await request.next_events()
         assert (close.event, close.json()) == ("close", {"reason": "not allowed any more"})
     assert_refused(await ask(url, cookie), 403)
+
+
+def of_a_token(request: Any, user: User) -> None:
+    request.user = user
+
+
+def of_a_token_for_async_views_as_well(request: Any, user: User) -> None:
+    async def auser() -> User:
+        return user
+
+    request.user, request.auser = user, auser
+
+
+def beside_a_session(request: Any, user: User) -> None:
+    in_a_session(request, user)
+    of_a_token_for_async_views_as_well(request, user)
+
+
+def in_a_session(request: Any, user: User) -> None:
+    request.session = SessionStore()
+    auth_login(request, user)
+    request.session.save()
+    AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
+
+
+def by_way_of_a_gate(request: Any, user: User) -> None:
+    in_a_session(request, user)
+    whoever = request.user
+
+    def found() -> Any:
+        suspended = not User.objects.get(pk=user.pk).is_staff
+        return AnonymousUser() if suspended else whoever
+
+    request.user = SimpleLazyObject(found)
+
+
+@pytest.mark.parametrize(
+    "authenticate",
+    [
+        of_a_token,
+        of_a_token_for_async_views_as_well,
+        beside_a_session,
+        in_a_session,
+        by_way_of_a_gate,
+    ],
+)
+async def test_however_a_user_was_found_his_rights_are_read_again(
+    authenticate: Callable[[Any, User], None], settings: Settings
+) -> None:
+    settings.DJANGO_SSE = {**settings.DJANGO_SSE, "RECHECK_INTERVAL": 1}
+    user = await sync_to_async(user_with)(PERMISSION)
+    everyone = User.objects.filter(pk=user.pk)
+    await everyone.aupdate(is_staff=True)
+    user = await everyone.aget()
+    request = get()
+    await sync_to_async(authenticate)(request, user)
+    view = Department if hasattr(request, "auser") else DepartmentWithoutAuser
+    async with reading(await view.as_view()(request)) as reader:
+        await apublish("news", "for members")
+        assert (await reader.next_event()).data == "for members"
+        # It was asked again, and went on.
+        await asyncio.sleep(1.5)
+        await apublish("news", "still for members")
+        assert (await reader.next_event()).data == "still for members"
+        await everyone.aupdate(is_staff=False)
+        assert [event.event for event in await reader.rest()] == ["close"]
 
 
 async def test_a_test_that_finds_nothing_is_a_refusal_that_nobody_keeps() -> None:

@@ -4,7 +4,7 @@ judges."""
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
@@ -256,23 +256,32 @@ def _can_own(user: Any) -> bool:
 def renew_login(request: HttpRequest) -> None:
     """Let a request's session and user be read again, as Django's middleware does.
 
-    What another middleware has set stays; a ``user`` that is lazy or of the database is read again.
+    What another middleware has set stays, and is read again: a ``user`` that is lazy or of the
+    database, and what an ``auser`` of its own returns.
     """
-    if not hasattr(request, "session") or not hasattr(request, "auser"):
+    others: dict[str, Any] = {}
+    has_user, has_auser = "user" in vars(request), hasattr(request, "auser")
+    user = vars(request).get("user")
+    if has_auser and not _is_djangos_auser(request):
+        others["auser"] = request.auser if _is_settled(request) else _unread_auser(request.auser)
+    if not hasattr(request, "session") or not has_auser:
+        others |= {"user": _unread(user)} if has_user else {}
+        vars(request).update(others)
         return
     # Not above: it imports models, which a project without users does not have.
     from django.contrib.auth.middleware import AuthenticationMiddleware
 
+    is_replaced = vars(request).get(_IS_REPLACED, not _is_djangos_user(request))
+    is_wrapped = _setup_of(user) is not None and not _is_djangos_user(request)
     request.session = type(request.session)(request.session.session_key)
     for cached in ("_cached_user", "_acached_user"):
         vars(request).pop(cached, None)
-    others: dict[str, Any] = {}
-    is_replaced = vars(request).get(_IS_REPLACED, not _is_djangos_user(request))
-    if not _is_djangos_auser(request):
-        others["auser"] = request.auser
-    if "user" in vars(request) and is_replaced:
-        others["user"] = _unread(request.user)
     AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
+    if has_user and is_replaced:
+        others["user"] = _unread(user)
+    elif is_wrapped:
+        # The session's own, by way of a middleware that may say otherwise by now.
+        others["user"] = _unread_wrapper(user, request.user)
     vars(request).update(others)
 
 
@@ -325,6 +334,25 @@ def _unread(user: Any) -> Any:
     if isinstance(user, Model):
         return SimpleLazyObject(lambda: _refreshed(user))
     return user
+
+
+def _unread_wrapper(user: Any, of_session: Any) -> Any:
+    """Return a lazy user that is found again, if the session is still that user's; else nobody."""
+    found = _unread(user)
+    return SimpleLazyObject(lambda: found if _are_one(found, of_session) else _nobody())
+
+
+def _unread_auser(auser: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
+    """Return an ``auser`` whose user is read again."""
+    # Of one that was made here before, what it was made of.
+    original: Any = auser
+    if isinstance(auser, functools.partial) and auser.func is _read_again:
+        [original] = auser.args
+    return functools.partial(_read_again, original)
+
+
+async def _read_again(auser: Callable[[], Awaitable[Any]]) -> Any:
+    return await sync_to_async(_refreshed)(await auser())
 
 
 def _refreshed(user: Any) -> Any:

@@ -48,13 +48,16 @@ class StoreClock:
         Raises:
             TimeoutError: Nothing is known of it yet.
         """
-        if self._ask and monotonic() >= self._ask_after and not self._is_asking():
-            self._ask_after = monotonic() + _UNKNOWN_SECONDS
-            # It may hang, and a login must not.
-            self._asking = Thread(target=self._note, args=[self._ask], daemon=True)
-            # Where no thread can be had, the time is what is known.
-            with suppress(RuntimeError):
+        begins = self._ask and monotonic() >= self._ask_after and not self._is_asking()
+        # Where no thread can be had, the time is what is known.
+        with suppress(RuntimeError):
+            if begins:
+                self._ask_after = monotonic() + _UNKNOWN_SECONDS
+                # It may hang, and a login must not.
+                self._asking = Thread(target=self._note, daemon=True)
                 self._asking.start()
+            # Also who comes while the first question is under way.
+            if self._asking and (begins or self._offset is None):
                 self._asking.join(_PATIENCE_SECONDS)
         if self._ask and self._offset is None:
             raise TimeoutError("The event store does not say the time.")
@@ -67,9 +70,10 @@ class StoreClock:
     def _is_asking(self) -> bool:
         return self._asking is not None and self._asking.is_alive()
 
-    def _note(self, ask: Callable[[], float]) -> None:
+    def _note(self) -> None:
+        assert self._ask
         try:
-            self._offset = ask() - monotonic()
+            self._offset = self._ask() - monotonic()
             self._ask_after = monotonic() + _KNOWN_SECONDS
         except Exception as error:
             log_seldom("The event store does not say the time.", exc_info=error)

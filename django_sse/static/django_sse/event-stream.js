@@ -161,7 +161,7 @@ class Connection {
     const { address, method, body, headers: given, csrf, credentials, origins } = this.#options;
     const url = new URL(address);
     const isOwn = url.origin === globalThis.origin;
-    const hasCookies = credentials === "include";
+    const isOnes = credentials === "include" || given || body;
     const headers = new Headers(await (typeof given === "function" ? given() : given));
     headers.set("Accept", "text/event-stream");
     if (csrf && isOwn) headers.set("X-CSRFToken", csrfToken());
@@ -181,10 +181,10 @@ class Connection {
       method,
       body,
       headers,
-      // No redirect takes cookies or tokens to another origin, or brings what is not trusted.
-      mode: isOwn && (hasCookies || origins || given || csrf) ? "same-origin" : "cors",
+      // No redirect takes cookies, tokens or a body to another origin, or brings what is not trusted.
+      mode: isOwn && (isOnes || origins || csrf) ? "same-origin" : "cors",
       // Where one has led is seen when the cookies are there already.
-      redirect: hasCookies && !isOwn ? "error" : "follow",
+      redirect: isOnes && !isOwn ? "error" : "follow",
       cache: "no-store",
       credentials,
       signal: this.#request.signal,
@@ -198,7 +198,7 @@ class Connection {
     if (!/^get$/i.test(method)) {
       // No POST is sent twice, by no later connection either: it goes on from where its answer says.
       const next = new URL(response.headers.get("Content-Location") ?? "blob:", from);
-      const there = next.origin === from.origin ? next.href : "";
+      const there = next.origin === url.origin ? next.href : "";
       Object.assign(this.#options, { address: there, method: "GET", body: undefined });
     }
     if (origins && !origins.includes(from.origin)) throw `not of ${origins.join(" or ")}: ${from}`;

@@ -533,14 +533,17 @@ class DatabaseStore(EventStore):
         return numbers
 
     async def atrim(self) -> None:
+        more = True
         try:
-            more = True
             while more:
                 dropped, more = await self._trimmer.run(lambda: self._trim(_STEP_SECONDS))
                 if more and not any(dropped):
                     # Another one writes to the file.
                     await asyncio.sleep(_STEP_SECONDS)
         finally:
+            if more:
+                # The last stream has ended: whoever comes next goes on.
+                self.trim_due = 0.0
             # It is idle for longer than a connection is worth.
             await self._trimmer.aclose()
 

@@ -21,6 +21,8 @@ from tests.live.servers import ROOT, launch
 from tests.live.sites import REQUEST_LOG, RETRY, Site
 from tests.ports import free_port
 
+pytestmark = pytest.mark.chromium("the libraries of the recipes are not the project's")
+
 PACKAGES = ROOT / "demo_project"
 
 # Longer than any of these clients waits before it asks again.

@@ -33,6 +33,8 @@ from tests.redis import RedisServer
 from tests.stores.conftest import MYSQL, POSTGRESQL
 from tests.streams import get, open_stream
 
+pytestmark = pytest.mark.once
+
 # What everybody is promised.
 ANSWER_SECONDS = 10.0
 # Generous: nothing takes nearly as long, unless it never comes.

@@ -34,7 +34,11 @@ from tests.live.servers import finish, start
 from tests.ports import free_port
 from tests.redis import RedisServer, serve
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("shared_redis")]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("shared_redis"),
+    pytest.mark.once,
+]
 
 APPENDING = {"appendonly": "yes", "appendfsync": "always"}
 SECONDS = 30

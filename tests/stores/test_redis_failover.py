@@ -25,7 +25,11 @@ from tests.live.servers import unavailable
 from tests.ports import free_port
 from tests.redis import RedisPair, RedisServer, binary, serve, serve_pair
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("everything_ends"),
+    pytest.mark.once,
+]
 
 APPENDING = {"appendonly": "yes", "appendfsync": "always"}
 

@@ -40,8 +40,10 @@ _BATCH: Final = 500
 _PROBE: Final = "django_sse.probe"
 # Properties that keep what they were worked out to be.
 _CACHED: Final = (functools.cached_property, cached_property)
-# The module of the middleware that sets `user` and `auser`.
+# The module of the middleware that sets `user` and `auser`, and that of `login()`, which sets them
+# since Django 6.1.
 _DJANGOS: Final = "django.contrib.auth.middleware"
+_LOGINS: Final = "django.contrib.auth"
 # Where a request keeps whether another middleware has set another user.
 _IS_REPLACED: Final = "_django_sse_replaces_user"
 # How long a backend may take to find a user.
@@ -317,8 +319,9 @@ def _is_djangos_user(request: HttpRequest) -> bool:
 
 
 def _is_djangos_auser(request: HttpRequest) -> bool:
-    function = getattr(getattr(request, "auser", None), "func", None)
-    return getattr(function, "__module__", None) == _DJANGOS
+    auser = getattr(request, "auser", None)
+    module = getattr(getattr(auser, "func", auser), "__module__", None)
+    return module in (_DJANGOS, _LOGINS)
 
 
 def _setup_of(user: Any) -> Callable[[], Any] | None:

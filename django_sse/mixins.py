@@ -6,8 +6,8 @@ redirect to a login page: an EventSource follows, gets HTML, and gives up.
 Several mixins that have each a test, or permissions, of their own are all asked. A class that
 overrides what it inherits replaces that, as anywhere in Python.
 
-Of an open stream, what users are asked for is asked again every ``RECHECK_INTERVAL``, since rights
-may be taken away. Whether they are logged in is watched for all streams.
+Rights may be taken away, so tests and permissions are asked again every ``RECHECK_INTERVAL`` while
+a stream is open. Logins are watched for all streams.
 """
 
 import logging
@@ -45,8 +45,8 @@ _CHALLENGE: Final = 'Cookie realm="login"'
 
 _PERMISSIONS: Final = "permission_required"
 _TEST: Final = "test_func"
-# Where a view keeps the tests that its request has passed.
-_PASSED: Final = "_django_sse_passed"
+# Where a view keeps what its mixins have asked for, to ask it again.
+_ASKED: Final = "_django_sse_asked"
 
 Test = Callable[[], Awaitable[bool]]
 
@@ -191,12 +191,12 @@ class UserPassesTestMixin(AccessMixin):
 
 def tests_of(view: View) -> Sequence[Test]:
     """Return what the mixins of a view have asked its request for, to ask it again."""
-    tests: Sequence[Test] = vars(view).get(_PASSED, ())
+    tests: Sequence[Test] = vars(view).get(_ASKED, ())
     return tests
 
 
 def _ask_again_later(view: View, test: Test) -> None:
-    vars(view).setdefault(_PASSED, []).append(test)
+    vars(view).setdefault(_ASKED, []).append(test)
 
 
 def _refuse_djangos(view: type, *names: str) -> None:

@@ -207,8 +207,9 @@ class EventStreamView(View):
         groups = await self._allowed_groups()
         if isinstance(groups, HttpResponseBase):
             return groups
-        # Again, since a guard may be what has authenticated the user.
-        user = await loaded(await self.get_owner())
+        if self._overrides("authorize"):
+            # It may be what has authenticated the user.
+            user = await loaded(await self.get_owner())
         namespace = await acurrent_namespace()
         owner = (await owner_of(request, user, groups)).within(namespace)
         groups = [full_name(namespace, group) for group in groups]
@@ -274,16 +275,22 @@ class EventStreamView(View):
         """
         if self.replay_age is None:
             return []
+        # Who has missed nothing, or more than is kept, is not asked about.
+        behind = {
+            group: number
+            for group, number in sent.items()
+            if number < states[group].head and not is_lost(number, states[group])
+        }
+        if not behind:
+            return []
         since = await sync_to_async(get_store().clock.time)() - self.replay_age
         too_old = []
-        for group, number in sent.items():
-            # Who has missed nothing, or more than is kept, is not asked about.
-            if number < states[group].head and not is_lost(number, states[group]):
-                missed = await get_store().aread(group, number, 1)
-                # What the hub still has of it may be older than what the store keeps.
-                next_number = max(number + 1, states[group].first)
-                if not missed or missed[0].number != next_number or missed[0].time < since:
-                    too_old.append(group)
+        for group, number in behind.items():
+            missed = await get_store().aread(group, number, 1)
+            # What the hub still has of it may be older than what the store keeps.
+            next_number = max(number + 1, states[group].first)
+            if not missed or missed[0].number != next_number or missed[0].time < since:
+                too_old.append(group)
         return too_old
 
     async def _ask_again(self) -> bool:

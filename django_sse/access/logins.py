@@ -180,7 +180,7 @@ def _in_cache(store: Any, keys: Sequence[str]) -> Iterator[str]:
     try:
         for some in _batches(keys):
             names = [prefix + key for key in some]
-            for name in _asked_of_cache(lambda names=names: cache.get_many(names)):  # type: ignore[misc]
+            for name in _asked_of_cache(functools.partial(cache.get_many, names)):
                 yield name.removeprefix(prefix)
     finally:
         cache.close()

@@ -51,7 +51,7 @@ from django_sse.models import EventGroup, OutboxEvent, StoredEvent
 from django_sse.stores.base import READ_BYTES, Cursor, Dropped, EventStore, Ring
 from django_sse.stores.clock import DatabaseTime, StoreClock, database_time
 from django_sse.stores.notify import Notifications
-from django_sse.stores.timed_thread import TimedThread
+from django_sse.stores.timed_thread import TimedThread, unpooled
 
 Item = TypeVar("Item")
 
@@ -254,7 +254,7 @@ class DatabaseStore(EventStore):
         version = self._data_version()
         if cursor and version and version == cursor.version:
             return [], cursor
-        began, now = monotonic(), database_time(self.using)
+        began, now = monotonic(), self._now()
         waiting = self._outbox.order_by().values_list("group", flat=True).distinct()
         hints = []
         for group in list(waiting):
@@ -286,7 +286,7 @@ class DatabaseStore(EventStore):
                 if row.head < above:
                     self._delete(self._stored.filter(group=name))
                     self._groups.filter(name=name).update(
-                        head=max(database_time(self.using), above + 1), changed=DatabaseTime()
+                        head=max(self._now(), above + 1), changed=DatabaseTime()
                     )
         return self.states([name])[name]
 
@@ -341,11 +341,9 @@ class DatabaseStore(EventStore):
         """Return the connection of the thread that this is called in, which waits in moderation."""
         connection = connections[self.using]
         if patience := _PATIENCE.get(connection.vendor):
-            connection = connections[self.using] = connection.copy()
+            connection = connections[self.using] = unpooled(self.using)
             options = connection.settings_dict["OPTIONS"]
             connection.settings_dict["OPTIONS"] = {**patience, **options}
-            # A thread that hangs would keep one of the pool's few from the project.
-            connection.settings_dict["OPTIONS"].pop("pool", None)
         return connection
 
     def _with_connection(self, read: Callable[[], Result]) -> Result:
@@ -594,40 +592,34 @@ class DatabaseStore(EventStore):
         """Return groups in which something is to be dropped, other than those passed by."""
         if len(passed) >= _BATCH:
             return []
-        now = database_time(self.using)
-        names: set[str] = set()
-        if (age := conf().HISTORY_AGE) is not None:
-            old = self._stored.filter(created__lt=now - _microseconds(age)).order_by("created")
-            # The reason of an owner's end is kept as long as the end itself.
-            old = old.exclude(group__startswith=MARK).exclude(group__in=passed)
-            names.update(old.values_list("group", flat=True)[:_TRIM_GROUPS])
+        now = self._now()
+        # The reason of an owner's end is kept as long as the end itself.
+        old = self._stored.filter(created__lt=_before(now, conf().HISTORY_AGE))
+        old = old.exclude(group__startswith=MARK).exclude(group__in=passed).order_by("created")
+        names = set(old.values_list("group", flat=True)[:_TRIM_GROUPS])
         # The second condition lets SQLite use the index.
         of_owners = self._groups.filter(name__startswith=MARK, name__gte=MARK)
         others = self._groups.exclude(name__startswith=MARK)
         for some, ttl in ((of_owners, conf().CANCEL_TTL), (others, conf().GROUP_TTL)):
-            if ttl is not None:
-                idle = some.filter(changed__lt=now - _microseconds(ttl)).exclude(name__in=passed)
-                names.update(idle.values_list("name", flat=True)[:_TRIM_GROUPS])
+            idle = some.filter(changed__lt=_before(now, ttl)).exclude(name__in=passed)
+            names.update(idle.values_list("name", flat=True)[:_TRIM_GROUPS])
         return sorted(names)[:_TRIM_GROUPS]
 
     def _drop_from(self, row: EventGroup) -> Dropped:
         """Drop the oldest events of a group that is locked, or all of it."""
-        now = database_time(self.using)
-        of_owner = row.name.startswith(MARK)
-        ttl = conf().CANCEL_TTL if of_owner else conf().GROUP_TTL
-        idle = ttl is not None and row.changed < now - _microseconds(ttl)
-        if idle and self._outbox.filter(group=row.name).exists():
-            idle = False
-        age = None if of_owner else conf().HISTORY_AGE
-        since = now if idle else now - _microseconds(age) if age is not None else 0
+        now, ttl, age = self._now(), conf().GROUP_TTL, conf().HISTORY_AGE
+        if row.name.startswith(MARK):
+            ttl, age = conf().CANCEL_TTL, None
+        is_idle = row.changed < _before(now, ttl)
+        is_idle = is_idle and not self._outbox.filter(group=row.name).exists()
+        since = inf if is_idle else _before(now, age)
         of_group = self._stored.filter(group=row.name)
         oldest = of_group.order_by("number").values_list("number", "created")[:_TRIM_EVENTS]
         # From the oldest one on: what is kept has no gaps, whatever the clock has said.
         old = [number for number, _ in takewhile(lambda event: event[1] < since, oldest)]
         events = self._delete(of_group.filter(number__lte=old[-1])) if old else 0
-        if not idle or len(old) == _TRIM_EVENTS:
+        if not is_idle or len(old) == _TRIM_EVENTS:
             return Dropped(events)
-        self._delete(of_group)
         row.delete(using=self.using)
         return Dropped(events, 1)
 
@@ -735,8 +727,9 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
         yield items[begin : begin + _BATCH]
 
 
-def _microseconds(seconds: float) -> int:
-    return int(seconds * 1_000_000)
+def _before(now: int, seconds: float | None) -> int:
+    """Return the time so many seconds before another, in microseconds; before all for None."""
+    return 0 if seconds is None else now - int(seconds * 1_000_000)
 
 
 def _apps_of_schemas() -> tuple[Collection[str], Collection[str]]:

@@ -13,6 +13,7 @@ from django_sse.concurrency.tasks import is_order, spawn
 from django_sse.groups.entries import Hint
 from django_sse.logs import log_seldom, logger
 from django_sse.stores.base import Ring
+from django_sse.stores.timed_thread import unpooled
 
 Result = TypeVar("Result")
 
@@ -112,9 +113,8 @@ class Notifications:
         return await ear.has_heard()
 
     def _connect(self) -> BaseDatabaseWrapper:
-        connection = connections[self._listen_alias].copy()
-        # From a pool it would go back to it still listening.
-        connection.settings_dict["OPTIONS"].pop("pool", None)
+        # To a pool it would go back still listening.
+        connection = unpooled(self._listen_alias)
         # The thread is the event loop's, which has few.
         connection.settings_dict["OPTIONS"].setdefault("connect_timeout", _CONNECT_SECONDS)
         # It is closed in another thread, perhaps.

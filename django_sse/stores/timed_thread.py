@@ -12,6 +12,9 @@ from threading import Thread
 from time import monotonic
 from typing import Any, Final, Protocol
 
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
 from django_sse.concurrency.forks import ForkSafeLock
 from django_sse.concurrency.threads import Result
 from django_sse.stores.base import READ_SECONDS
@@ -29,6 +32,14 @@ class Connection(Protocol):
 
     def close(self) -> None:
         """Close it."""
+
+
+def unpooled(alias: str) -> BaseDatabaseWrapper:
+    """Return a connection to a database that is not one of the project's pool, which has few: a
+    thread that hangs would keep it."""
+    connection: BaseDatabaseWrapper = connections[alias].copy()
+    connection.settings_dict["OPTIONS"].pop("pool", None)
+    return connection
 
 
 class TimedThread:

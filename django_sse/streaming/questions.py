@@ -51,17 +51,19 @@ class Questions:
 
     def __init__(self) -> None:
         # Each in the order in which they are due: who was not asked about for longest comes first.
-        self._due: dict[Stream, float] = {}
+        # By tenant, so that those of one that is being asked need not be looked through.
+        self._due: dict[str, dict[Stream, float]] = {}
         self._due_again: dict[Stream, float] = {}
 
     def add(self, stream: Stream) -> None:
         """Ask about a stream from now on, if its view has something to say."""
         if stream.still_allowed:
-            self._due[stream] = _now() + conf().RECHECK_INTERVAL
+            of_tenant = self._due.setdefault(stream.owner.namespace, {})
+            of_tenant[stream] = _now() + conf().RECHECK_INTERVAL
 
     def remove(self, stream: Stream) -> None:
         """Ask about a stream no more."""
-        self._due.pop(stream, None)
+        self._take(stream)
         self._due_again.pop(stream, None)
 
     async def ask(self) -> None:
@@ -81,8 +83,8 @@ class Questions:
     def _seconds_to_next(self, busy: Container[str | None] = ()) -> float:
         # Who is added meanwhile is not due before that either.
         latest = _now() + conf().RECHECK_INTERVAL
-        fronts = (_front(self._due, busy)[1], _front(self._due_again)[1])
-        return max(min(latest, *fronts) - _now(), 0.0)
+        again = next(iter(self._due_again.values()), inf)
+        return max(min(latest, self._front(busy)[1], again) - _now(), 0.0)
 
     def _take_due(self, busy: Container[str | None]) -> tuple[Stream, bool] | None:
         """Take the next stream to ask about; with it, whether that is for the second time.
@@ -90,15 +92,31 @@ class Questions:
         Args:
             busy: The tenants that are passed over.
         """
-        early = _EARLY * conf().RECHECK_INTERVAL
-        for waiting, (stream, due), again in (
-            (self._due_again, _front(self._due_again), True),
-            (self._due, _front(self._due, busy, early), False),
-        ):
-            if stream and due <= _now():
-                del waiting[stream]
-                return stream, again
+        stream, due = next(iter(self._due_again.items()), (None, inf))
+        if stream and due <= _now():
+            del self._due_again[stream]
+            return stream, True
+        stream, due = self._front(busy)
+        if stream and due <= _now() + _EARLY * conf().RECHECK_INTERVAL:
+            self._take(stream)
+            return stream, False
         return None
+
+    def _front(self, busy: Container[str | None]) -> tuple[Stream | None, float]:
+        """Return the stream that is due first, of a tenant that is not busy, and when it is."""
+        fronts = (
+            next(iter(of_tenant.items()))
+            for tenant, of_tenant in self._due.items()
+            if tenant not in busy
+        )
+        return min(fronts, key=lambda front: front[1], default=(None, inf))
+
+    def _take(self, stream: Stream) -> None:
+        tenant = stream.owner.namespace
+        of_tenant = self._due.get(tenant, {})
+        of_tenant.pop(stream, None)
+        if not of_tenant:
+            self._due.pop(tenant, None)
 
     async def _ask_all_due(self, threads: ExitStack) -> None:
         in_tenants = conf().NAMESPACE_CONTEXT is not None
@@ -173,7 +191,7 @@ class Questions:
         if not allowed:
             stream.shut(closing_wire("not allowed any more"))
         elif not stream.ended.done():
-            self._due[stream] = _now() + conf().RECHECK_INTERVAL
+            self.add(stream)
 
     def _log(self, stream: Stream, what_follows: str, error: BaseException) -> None:
         assert stream.still_allowed
@@ -196,16 +214,6 @@ class _Place(NamedTuple):
 
 def _is_full(asking: Mapping[asyncio.Task[None], _Place]) -> bool:
     return sum(place.ends > _now() for place in asking.values()) >= _AT_ONCE
-
-
-def _front(
-    waiting: Mapping[Stream, float], busy: Container[str | None] = (), early: float = 0.0
-) -> tuple[Stream | None, float]:
-    """Return the first stream that waits, of a tenant that is not busy, and when it is due."""
-    for stream, due in waiting.items():
-        if stream.owner.namespace not in busy:
-            return stream, due - early
-    return None, inf
 
 
 async def _answer_of(question: Question) -> bool:

@@ -35,7 +35,7 @@ from django_sse.groups.entries import GroupState, Hint, closing_wire
 from django_sse.groups.namespaces import namespace_context
 from django_sse.logs import log_seldom, logger
 from django_sse.stores.base import EventStore
-from django_sse.stores.timed_thread import TimedThread
+from django_sse.stores.timed_thread import TimedThread, unpooled
 from django_sse.streaming.questions import Questions
 from django_sse.streaming.store_reader import StoreReader
 from django_sse.streaming.stream import Stream
@@ -318,11 +318,8 @@ class _OfThread:
 
     def __init__(self) -> None:
         for alias in connections:
-            connection = connections[alias]
-            if connection.settings_dict["OPTIONS"].get("pool"):
-                # A thread that hangs would keep one of the pool's few from the project.
-                connections[alias] = connection.copy()
-                del connections[alias].settings_dict["OPTIONS"]["pool"]
+            if connections[alias].settings_dict["OPTIONS"].get("pool"):
+                connections[alias] = unpooled(alias)
         self._of_project = connections[DEFAULT_DB_ALIAS]
 
     @property

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.browser import BROWSERS, Browser
+from tests.live.browser import BROWSERS, Browser, Tab
 from tests.live.servers import SERVERS, Server, require, serve
+from tests.live.sites import Site, run
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -69,6 +70,21 @@ def browser(request: pytest.FixtureRequest, running_browser: Callable[[str], Bro
 def directory(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory for each browser, whose server there is asked by it alone."""
     return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def site(request: pytest.FixtureRequest, directory: Path) -> Iterator[Site]:
+    """The test project for a browser, with the settings that a test's module names ``SITE``."""
+    with run(directory, **getattr(request.module, "SITE", {})) as site:
+        yield site
+        assert "Traceback" not in site.server.log()
+
+
+@pytest.fixture
+def tab(browser: Browser, site: Site) -> Iterator[Tab]:
+    """A tab with a page of the test project."""
+    with Tab.open(browser, site.origin) as tab:
+        yield tab
 
 
 @pytest.fixture

@@ -1,19 +1,9 @@
 """A tab that is killed, or left and come back to, or without a network: nothing is lost."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from tests.live.browser import Browser, EventSource, Tab, wait_until
-from tests.live.sites import Site, run
-
-
-@pytest.fixture(scope="module")
-def site(directory: Path) -> Iterator[Site]:
-    with run(directory) as site:
-        yield site
-        assert "Traceback" not in site.server.log()
+from tests.live.sites import Site
 
 
 def opened(tab: Tab, url: str, **options: object) -> EventSource:

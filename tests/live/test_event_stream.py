@@ -1,9 +1,7 @@
 """The library's client in a browser: EventSource's interface, and what EventSource does not do."""
 
 import json
-from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -11,7 +9,7 @@ import pytest
 
 from django_sse.groups.position import format_position
 from tests.live.browser import STATES, Browser, EventSource, Tab, wait_until
-from tests.live.sites import RETRY, Site, run
+from tests.live.sites import RETRY, Site
 
 OVER = '{"reason":"over"}'
 # What `/foreign/` sends.
@@ -26,17 +24,7 @@ SCRIPT = """
 END = "}) })"
 
 
-@pytest.fixture(scope="module")
-def site(directory: Path) -> Iterator[Site]:
-    with run(directory, HEARTBEAT=0.2) as site:
-        yield site
-        assert "Traceback" not in site.server.log()
-
-
-@pytest.fixture
-def tab(browser: Browser, site: Site) -> Iterator[Tab]:
-    with Tab.open(browser, site.origin) as tab:
-        yield tab
+SITE = {"HEARTBEAT": 0.2}
 
 
 def opened(tab: Tab, url: str, **options: object) -> EventSource:
@@ -133,8 +121,10 @@ def test_after_its_own_close_nothing_comes(tab: Tab, site: Site, group: str) -> 
 # Coming back
 
 
-def test_it_goes_on_where_it_was(tab: Tab, site: Site, group: str) -> None:
-    stream = opened(tab, f"/events/{group}/")
+@pytest.mark.parametrize("path", ["events", "moved"], ids=["by itself", "without the query"])
+def test_it_goes_on_where_it_was(tab: Tab, site: Site, group: str, path: str) -> None:
+    """Also behind a redirect that drops the query."""
+    stream = opened(tab, f"/{path}/{group}/")
     site.publish(group, "seen")
     stream.wait_for("message", "seen")
     with site.network.cut():
@@ -325,17 +315,6 @@ def test_lost_events_are_a_reset(tab: Tab, site: Site, group: str) -> None:
 
 
 # Where it was, behind redirects
-
-
-def test_a_redirect_that_drops_the_query_loses_nothing(tab: Tab, site: Site, group: str) -> None:
-    stream = opened(tab, f"/moved/{group}/")
-    site.publish(group, "seen")
-    stream.wait_for("message", "seen")
-    with site.network.cut():
-        stream.wait_for_state("connecting")
-        site.publish(group, "missed")
-    stream.wait_for("message", "missed")
-    assert stream.received == [("message", "seen"), ("message", "missed")]
 
 
 @pytest.mark.parametrize("query", [{"lastEventId": ""}, {}])

@@ -1,25 +1,17 @@
 """``<event-stream>``: HTML over the wire, into a page without a script of its own."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import pytest
 
 from tests.live.browser import Browser, Tab, wait_until
-from tests.live.sites import Site, run
+from tests.live.sites import Site
 
 # What `/foreign/` sends.
 FOREIGN = "<b>foreign</b>"
 
 COUNT = "return document.querySelectorAll(`event-stream${arguments[0]}`).length"
-
-
-@pytest.fixture(scope="module")
-def site(directory: Path) -> Iterator[Site]:
-    with run(directory) as site:
-        yield site
-        assert "Traceback" not in site.server.log()
 
 
 @pytest.fixture
@@ -230,6 +222,17 @@ def change(page: Page, **attributes: str | None) -> None:
     )
 
 
+def assert_place_is_kept(page: Page, site: Site, group: str, **changed: str) -> None:
+    """Change an element so that it asks anew: it goes on where it was."""
+    site.publish(group, "one")
+    page.wait_for_html("event-stream", "one")
+    change(page, **changed)
+    wait_until(lambda: len(site.statuses(f"/history/{group}/")) == 2, "it does not ask anew")
+    page.wait_for_state("open")
+    site.publish(group, "two")
+    page.wait_for_html("event-stream", "onetwo")
+
+
 def test_another_src_is_followed(page: Page, site: Site, group: str) -> None:
     page.show(f'<event-stream src="/events/{group}/"></event-stream>')
     site.publish(group, "one")
@@ -262,13 +265,7 @@ def test_an_option_that_changes_keeps_the_place(
 ) -> None:
     group = f"{group}-{option}"
     page.show(f'<event-stream src="/history/{group}/" swap="beforeend"></event-stream>')
-    site.publish(group, "one")
-    page.wait_for_html("event-stream", "one")
-    change(page, **{option: "https://a.example"})
-    wait_until(lambda: len(site.statuses(f"/history/{group}/")) == 2, "it does not ask anew")
-    page.wait_for_state("open")
-    site.publish(group, "two")
-    page.wait_for_html("event-stream", "onetwo")
+    assert_place_is_kept(page, site, group, **{option: "https://a.example"})
 
 
 def test_the_place_is_kept_in_a_page_that_was_opened_with_a_password(
@@ -278,13 +275,7 @@ def test_the_place_is_kept_in_a_page_that_was_opened_with_a_password(
     with Tab.open(browser, origin) as tab:
         page = Page(tab)
         page.show(f'<event-stream src="/history/{group}/" swap="beforeend"></event-stream>')
-        site.publish(group, "one")
-        page.wait_for_html("event-stream", "one")
-        change(page, shared="")
-        wait_until(lambda: len(site.statuses(f"/history/{group}/")) == 2, "it does not ask anew")
-        page.wait_for_state("open")
-        site.publish(group, "two")
-        page.wait_for_html("event-stream", "onetwo")
+        assert_place_is_kept(page, site, group, shared="")
 
 
 def test_events_target_and_swap_follow_without_a_new_request(

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +23,6 @@ for (const type of ["open", "message", "close"]) {
   });
 }
 """
-
-
-@pytest.fixture(scope="module")
-def site(directory: Path) -> Iterator[Site]:
-    with run(directory) as site:
-        yield site
-        assert "Traceback" not in site.server.log()
 
 
 def test_it_runs_in_a_worker(browser: Browser, site: Site, group: str) -> None:

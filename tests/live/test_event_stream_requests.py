@@ -1,28 +1,15 @@
 """Requests of one's own: what else than a plain GET an EventStream sends, and how often."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
-from tests.live.browser import Browser, EventSource, Tab, wait_until
-from tests.live.sites import RETRY, Site, run
+from tests.live.browser import EventSource, Tab, wait_until
+from tests.live.sites import RETRY, Site
 
-
-@pytest.fixture(scope="module")
-def site(directory: Path) -> Iterator[Site]:
-    with run(directory, ALLOWED_ORIGINS=["*"]) as site:
-        yield site
-        assert "Traceback" not in site.server.log()
-
-
-@pytest.fixture
-def tab(browser: Browser, site: Site) -> Iterator[Tab]:
-    with Tab.open(browser, site.origin) as tab:
-        yield tab
+SITE = {"ALLOWED_ORIGINS": ["*"]}
 
 
 def follow(tab: Tab, url: str, options: str) -> EventSource:

@@ -2,15 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.live.browser import Browser, Tab, wait_until
+from tests.live.browser import Tab, wait_until
 from tests.live.readers import npm
 from tests.live.servers import ROOT
-from tests.live.sites import Site, run
+from tests.live.sites import Site
 
 PAGE = ROOT / "docs/frameworks.md"
 
@@ -37,18 +35,9 @@ OPEN = """
 """
 
 
-@pytest.fixture(scope="module")
-def site(directory: Path) -> Iterator[Site]:
+@pytest.fixture(scope="module", autouse=True)
+def packages() -> None:
     npm.install()
-    with run(directory) as site:
-        yield site
-        assert "Traceback" not in site.server.log()
-
-
-@pytest.fixture
-def tab(browser: Browser, site: Site) -> Iterator[Tab]:
-    with Tab.open(browser, site.origin) as tab:
-        yield tab
 
 
 def hook(framework: str) -> str:

@@ -30,19 +30,6 @@ OVER = '{"reason":"over"}'
 in_one_browser = pytest.mark.chromium("how each of them comes back is seen where a stream ages out")
 
 
-@pytest.fixture(scope="module")
-def site(directory: Path) -> Iterator[Site]:
-    with run(directory) as site:
-        yield site
-        assert "Traceback" not in site.server.log()
-
-
-@pytest.fixture
-def tab(browser: Browser, site: Site) -> Iterator[Tab]:
-    with Tab.open(browser, site.origin) as tab:
-        yield tab
-
-
 # A group is cancelled
 
 

@@ -1,32 +1,17 @@
 """Where EventSource differs between browsers, or ``EventStream`` from it: docs/clients.md."""
 
-from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
 from tests.live.browser import Browser, Tab, is_webkit, wait_until
-from tests.live.sites import Site, run
+from tests.live.sites import Site
 
 # Firefox waits so many seconds at least, whatever the server says, and so many if it says nothing.
 FIREFOXS_LEAST_RETRY = 0.5
 FIREFOXS_RETRY = 5
 # How exact two clocks are.
 CLOCK_SECONDS = 0.01
-
-
-@pytest.fixture(scope="module")
-def site(directory: Path) -> Iterator[Site]:
-    with run(directory) as site:
-        yield site
-        assert "Traceback" not in site.server.log()
-
-
-@pytest.fixture
-def tab(browser: Browser, site: Site) -> Iterator[Tab]:
-    with Tab.open(browser, site.origin) as tab:
-        yield tab
 
 
 def test_loading_that_is_stopped_ends_an_event_source_and_no_event_stream(

@@ -161,7 +161,7 @@ class Connection {
     const { address, method, body, headers: given, csrf, credentials, origins } = this.#options;
     const url = new URL(address);
     const isOwn = url.origin === globalThis.origin;
-    const isOnes = credentials === "include" || given || body;
+    const isPrivate = credentials === "include" || given || body;
     const headers = new Headers(await (typeof given === "function" ? given() : given));
     headers.set("Accept", "text/event-stream");
     if (csrf && isOwn) headers.set("X-CSRFToken", csrfToken());
@@ -182,9 +182,9 @@ class Connection {
       body,
       headers,
       // No redirect takes cookies, tokens or a body to another origin, or brings what is not trusted.
-      mode: isOwn && (isOnes || origins || csrf) ? "same-origin" : "cors",
+      mode: isOwn && (isPrivate || origins || csrf) ? "same-origin" : "cors",
       // Where one has led is seen when the cookies are there already.
-      redirect: isOnes && !isOwn ? "error" : "follow",
+      redirect: isPrivate && !isOwn ? "error" : "follow",
       cache: "no-store",
       credentials,
       signal: this.#request.signal,

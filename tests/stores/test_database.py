@@ -750,24 +750,3 @@ async def test_publishing_waits_for_a_lock_longer_than_mysql_does(
     await in_thread(publish)
     await holding
     assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
-
-
-async def test_a_process_of_before_a_migration_can_still_publish(
-    database_store: DatabaseStore,
-) -> None:
-    """While servers are restarted one by one, some know nothing of the newest columns."""
-    store = database_store
-
-    def publish_as_before() -> None:
-        connection = connections[store.using]
-        quote = connection.ops.quote_name
-        columns = ", ".join(map(quote, ("group", "kind", "wire")))
-        with connection.cursor() as cursor:
-            cursor.execute(
-                f"INSERT INTO {quote(OutboxEvent._meta.db_table)} ({columns}) VALUES (%s, %s, %s)",
-                ["news", 0, event("news", "a").wire],
-            )
-
-    await sync_to_async(publish_as_before)()
-    await store.achanged(None, {"news"})
-    assert texts(await store.aread("news", 0, 10)) == ["a"]

@@ -1,4 +1,4 @@
-"""Decorators for function views: a group's stream, a generator's stream, headers, and the 204."""
+"""Decorators of views: a group's stream, a generator's stream, headers, the 204, and handlers."""
 
 import functools
 import inspect
@@ -14,11 +14,13 @@ from collections.abc import (
 from typing import Any, Final, TypeVar, cast, overload
 
 from asgiref.sync import iscoroutinefunction
+from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
 from django_sse.access.logins import with_login
 from django_sse.concurrency.tasks import in_time
+from django_sse.event import Event
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups.entries import GroupState
 from django_sse.groups.names import expand_group
@@ -39,10 +41,11 @@ from django_sse.logs import logger
 from django_sse.mixins import AccessMixin
 from django_sse.stores import get_store
 from django_sse.stores.base import READ_SECONDS
-from django_sse.views import EventStreamView, exempt_from_atomic_requests
+from django_sse.views import MESSAGE_TYPES, EventStreamView, exempt_from_atomic_requests
 
 View = Callable[..., Any]
 ViewT = TypeVar("ViewT", bound=View)
+HandlerT = TypeVar("HandlerT", bound=Callable[..., Event | None])
 Guard = Callable[..., Awaitable[HttpResponseBase | Iterable[str] | None]]
 GeneratorView = Callable[..., AsyncIterator[Any]]
 
@@ -200,6 +203,39 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
             return cast("HttpResponseBase", view(request, *args, **kwargs))
 
         return cast("ViewT", cross_origin(wrapper))
+
+    return decorator
+
+
+def on_message(*types: str) -> Callable[[HandlerT], HandlerT]:
+    """Declare a method of an ``EventStreamView`` as the handler of plain Channels messages.
+
+    ``@on_message("card.moved")`` goes on a plain function ``def card_moved(self, message)``, which
+    returns an ``Event``, or None for nothing. It is called on the event loop, for each message and
+    each stream, and must not wait. Nothing else of a view can be called from the channel layer.
+
+    Args:
+        types: What ``type`` of a message is, to the letter; several, if the method handles them
+            all. Those that begin with ``sse.`` are the library's own.
+
+    Raises:
+        TypeError: No type is named.
+        ImproperlyConfigured: A type is the library's own; or, as the class is made, the method is
+            ``async``, or another one handles the same type.
+    """
+    if not types or not all(isinstance(name, str) and name for name in types):
+        raise TypeError('Name the type of the messages: @on_message("card.moved").')
+    for name in types:
+        if name.startswith("sse."):
+            raise ImproperlyConfigured(
+                f"@on_message({name!r}): types that begin with 'sse.' are handled by django_sse "
+                "itself. Choose another one."
+            )
+
+    def decorator(handler: HandlerT) -> HandlerT:
+        declared = getattr(handler, MESSAGE_TYPES, ())
+        setattr(handler, MESSAGE_TYPES, tuple(dict.fromkeys((*types, *declared))))
+        return handler
 
     return decorator
 

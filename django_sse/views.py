@@ -1,8 +1,8 @@
 """The class-based view that streams Channels groups."""
 
 import inspect
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Final, TypeVar
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
@@ -50,13 +50,15 @@ from django_sse.streaming.stream import MessageHandler
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 
+MESSAGE_TYPES: Final = "_django_sse_message_types"
+"""The attribute in which ``on_message`` notes what a method handles."""
+
 
 class EventStreamView(View):
     """Streams the events of Channels groups.
 
-    A view may also handle plain Channels messages of its groups, as a consumer does: a message of
-    type ``news.update`` is given to ``def news_update(self, message)``, which returns an ``Event``,
-    or None for nothing. Messages of type ``sse.event`` need no handler.
+    A view may also handle plain Channels messages of its groups, as a consumer does: see
+    ``django_sse.decorators.on_message``. Messages of type ``sse.event`` need no handler.
     """
 
     groups: ClassVar[Sequence[str]] = ()
@@ -84,28 +86,13 @@ class EventStreamView(View):
     """Whether plain Channels messages are streamed. Each group takes a channel of its own for that
     in every process with a stream of it: turn it off where there is a group for each user."""
 
-    _handler_names: ClassVar[frozenset[str]] = frozenset()
+    _handlers: ClassVar[Mapping[str, str]] = {}
+    """The methods that handle plain Channels messages, by type."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _refuse_ours(cls)
-        # The public methods that a project adds are its handlers of Channels messages; those that
-        # it overrides, of a mixin such as `test_func`, are not.
-        own = [
-            base
-            for base in cls.__mro__
-            if base.__module__.partition(".")[0] not in ("django", "django_sse")
-        ]
-        theirs = [base for base in cls.__mro__ if base not in own]
-        cls._handler_names = frozenset(
-            name
-            for base in own
-            for name, value in vars(base).items()
-            if inspect.isfunction(value)
-            and not name.startswith("_")
-            and not any(hasattr(base, name) for base in theirs)
-            and name not in cls.http_method_names
-        )
+        cls._handlers = _handlers_of(cls)
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., Any]:
@@ -246,12 +233,12 @@ class EventStreamView(View):
                 "heartbeat": (conf().HEARTBEAT if self.heartbeat is None else self.heartbeat)
                 or None,
                 "filter_event": self.filter_event if filters else None,
-                "message_handler": self._message_handler if self._handler_names else None,
+                "message_handler": self._message_handler if self._handlers else None,
                 "wants_messages": self.channel_messages,
                 "owner": owner,
                 "address": claim.address,
                 "still_allowed": self._ask_again if asks else None,
-                "context": request_context() if filters or self._handler_names or asks else None,
+                "context": request_context() if filters or self._handlers or asks else None,
             },
         )
 
@@ -333,8 +320,8 @@ class EventStreamView(View):
     # Handlers of plain Channels messages
 
     def _message_handler(self, message_type: str) -> MessageHandler | None:
-        name = message_type.replace(".", "_")
-        return getattr(self, name) if name in self._handler_names else None
+        name = self._handlers.get(message_type)
+        return getattr(self, name) if name else None
 
     def _overrides(self, name: str) -> bool:
         # Also on the instance, as by an argument of `as_view`.
@@ -365,12 +352,58 @@ def _refuse_ours(view: type) -> None:
         ImproperlyConfigured: There is one.
     """
     for name, ours in vars(EventStreamView).items():
-        is_helper = name.startswith("_") and not name.startswith("__") and name != "_handler_names"
+        is_helper = name.startswith("_") and not name.startswith("__") and name != "_handlers"
         if is_helper and inspect.getattr_static(view, name) is not ours:
             raise ImproperlyConfigured(
                 f"{view.__name__}.{name} has the name of a method of EventStreamView's own, which "
                 "it would replace: choose another one."
             )
+
+
+def _handlers_of(view: type) -> dict[str, str]:
+    """Return the names of the methods that a view, or a base of it, declares as handlers of plain
+    Channels messages, by type. A class that overrides one need not declare it again.
+
+    Raises:
+        ImproperlyConfigured: There are two for one type, or one that can only fail.
+    """
+    types_of: dict[str, Collection[str]] = {}
+    for base in reversed(view.__mro__):
+        for name, value in vars(base).items():
+            if types := inspect.getattr_static(value, MESSAGE_TYPES, None):
+                types_of[name] = types
+    handlers: dict[str, str] = {}
+    for name, types in types_of.items():
+        method = getattr(view, name)
+        if method is None:
+            # As with `__hash__`: a class takes back what its base declares.
+            continue
+        if not callable(method) or not _is_plain(method):
+            raise ImproperlyConfigured(
+                f"{view.__name__}.{name} has to be `def {name}(self, message)`, as it handles "
+                f"Channels messages of type {', '.join(types)}: it is called on the event loop and "
+                "must not wait."
+            )
+        for message_type in types:
+            if message_type in handlers:
+                raise ImproperlyConfigured(
+                    f"{view.__name__} has two handlers of Channels messages of type "
+                    f"{message_type!r}: {handlers[message_type]} and {name}. Declare one of them, "
+                    "with @on_message."
+                )
+            handlers[message_type] = name
+    return handlers
+
+
+def _is_plain(method: Callable[..., Any]) -> bool:
+    """Say whether a method is neither ``async`` nor a generator function."""
+    original = inspect.unwrap(method)
+    return not (
+        iscoroutinefunction(method)
+        or iscoroutinefunction(original)
+        or inspect.isgeneratorfunction(original)
+        or inspect.isasyncgenfunction(original)
+    )
 
 
 def _refuse_misfit(view: type, name: str, method: Any) -> None:
@@ -383,7 +416,7 @@ def _refuse_misfit(view: type, name: str, method: Any) -> None:
     is_async = iscoroutinefunction(method) or iscoroutinefunction(original)
     makes_events = inspect.isgeneratorfunction(original)
     if name == "filter_event":
-        fits = not (is_async or makes_events or inspect.isasyncgenfunction(original))
+        fits = _is_plain(method)
         wanted = "def filter_event(self, event)`: it is called on the event loop and must not wait"
     elif name == "initial_events":
         # A plain function may return what an async generator function makes.

@@ -62,9 +62,6 @@ class Lucky(UserPassesTestMixin, EventStreamView):
             raise PermissionDenied
         return user.get_username() == self.request.GET.get("lucky")
 
-    def news_update(self, message: dict[str, Any]) -> Event:
-        return Event("handled")
-
 
 class Stacked(LoginRequiredMixin, PermissionRequiredMixin, UserPassesTestMixin, EventStreamView):
     groups = ["news"]
@@ -801,10 +798,6 @@ async def test_where_all_have_to_log_in_no_view_without_a_guard_is_open(url: str
 @pytest.mark.usefixtures("login_required_everywhere")
 async def test_where_all_have_to_log_in_a_base_that_asks_nothing_opens_nothing() -> None:
     assert (await ask("/asks-nothing/")).status == 302
-
-
-def test_a_test_is_no_handler_of_channels_messages() -> None:
-    assert Lucky._handler_names == {"news_update"}
 
 
 # What would guard nothing

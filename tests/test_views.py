@@ -19,6 +19,7 @@ from django.urls import path
 from pytest_django import Settings
 
 from django_sse import Event, acancel, aposition, apublish, areopen
+from django_sse.decorators import on_message
 from django_sse.event import NO_DATA
 from django_sse.exceptions import InvalidEvent
 from django_sse.groups.entries import Entry, GroupState
@@ -906,6 +907,7 @@ async def test_what_is_no_event_is_an_error_that_says_so_and_no_loop(
         def filter_event(self, event: Event) -> Any:
             return event if event.text == "last" else result()
 
+        @on_message("news.update")
         def news_update(self, message: dict[str, Any]) -> Any:
             return result()
 
@@ -1019,6 +1021,7 @@ class Handling(EventStreamView):
 
     groups = ["news"]
 
+    @on_message("news.update")
     def news_update(self, message: dict[str, Any]) -> Event | None:
         if message["text"] == "quiet":
             return None
@@ -1110,6 +1113,7 @@ async def test_a_handler_may_take_its_message_apart() -> None:
     class Popping(EventStreamView):
         groups = ["news"]
 
+        @on_message("news.update")
         def news_update(self, message: dict[str, Any]) -> Event | None:
             return Event(message.pop("text") + message["card"].pop("title"))
 
@@ -1124,6 +1128,7 @@ async def test_what_a_handler_adds_for_one_user_reaches_no_other_one() -> None:
     class Cards(EventStreamView):
         groups = ["news"]
 
+        @on_message("card.moved")
         def card_moved(self, message: dict[str, Any]) -> Event:
             message["card"]["shown to"].append(self.request.GET["user"])
             return Event(message["card"])
@@ -1135,15 +1140,28 @@ async def test_what_a_handler_adds_for_one_user_reaches_no_other_one() -> None:
         assert (await eve.next_event()).json() == {"shown to": ["eve"]}
 
 
-@pytest.mark.parametrize("message_type", ["get", "as_view", "authorize", "filter.event", "_secret"])
-async def test_a_message_reaches_only_what_the_view_has_added_as_a_handler(
+@pytest.mark.parametrize(
+    "message_type",
+    [
+        *("get", "as_view", "authorize", "filter.event", "_secret", "__init__", "delete.room"),
+        # The name of a handler, and not its type.
+        "news_update",
+        "News.update",
+        " news.update",
+    ],
+)
+async def test_a_message_reaches_only_what_the_view_declares_as_a_handler(
     message_type: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Own(EventStreamView):
         groups = ["news"]
 
+        @on_message("news.update")
         def news_update(self, message: dict[str, Any]) -> Event | None:
             return Event("update")
+
+        def delete_room(self, message: dict[str, Any] | None = None) -> Event | None:
+            raise AssertionError
 
         def _secret(self, message: dict[str, Any]) -> Event | None:
             raise AssertionError
@@ -1157,6 +1175,122 @@ async def test_a_message_reaches_only_what_the_view_has_added_as_a_handler(
     # A stream that stays in its request, as this one does, says so.
     logged = [record.getMessage() for record in caplog.records]
     assert not [text for text in logged if "stays in its request" not in text]
+
+
+class Declaring(EventStreamView):
+    groups = ["news"]
+
+    @on_message("news.update", "card.moved")
+    @on_message("card.added")
+    def note(self, message: dict[str, Any]) -> Event | None:
+        return Event(f"noted {message['type']}")
+
+    @on_message("news.other")
+    def note_other(self, message: dict[str, Any]) -> Event | None:
+        return Event(f"noted {message['type']}")
+
+
+class Overriding(Declaring):
+    """Declares nothing again, takes one handler back, and gives another one other types."""
+
+    def note(self, message: dict[str, Any]) -> Event | None:
+        return Event(f"overridden {message['type']}")
+
+    note_other = None  # type: ignore[assignment]
+
+
+class Redeclaring(Declaring):
+    @on_message("room.closed")
+    def note(self, message: dict[str, Any]) -> Event | None:
+        return Event(f"redeclared {message['type']}")
+
+
+class NoView:
+    """A mixin that is no view."""
+
+    @on_message("room.closed")
+    def room_closed(self, message: dict[str, Any]) -> Event | None:
+        return Event(f"mixed in {message['type']}")
+
+
+class Mixing(NoView, Declaring):
+    """Handles what both of its bases declare."""
+
+
+@pytest.mark.parametrize(
+    ("view", "shown"),
+    [
+        (
+            Declaring,
+            ["noted news.update", "noted card.moved", "noted card.added", "noted news.other"],
+        ),
+        (
+            Overriding,
+            ["overridden news.update", "overridden card.moved", "overridden card.added"],
+        ),
+        (Redeclaring, ["noted news.other", "redeclared room.closed"]),
+        (
+            Mixing,
+            [
+                *("noted news.update", "noted card.moved", "noted card.added", "noted news.other"),
+                "mixed in room.closed",
+            ],
+        ),
+    ],
+)
+async def test_handlers_are_inherited_overridden_and_taken_back(
+    view: type[EventStreamView], shown: list[str]
+) -> None:
+    async with open_stream(view.as_view()) as stream:
+        for name in ("news.update", "card.moved", "card.added", "news.other", "room.closed"):
+            await group_send(name)
+        await group_send("sse.event", data="last")
+        assert data(await stream.until("last")) == [*shown, "last"]
+
+
+def test_two_handlers_of_one_type_are_refused_when_the_class_is_made() -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"'news.update': note and update\. Declare one"):
+
+        class Two(Declaring):
+            @on_message("news.update")
+            def update(self, message: dict[str, Any]) -> Event | None:
+                return None
+
+
+async def later_handler(self: Any, message: dict[str, Any]) -> None:
+    """Wait."""
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        later_handler,
+        sync_to_async(lambda self, message: None),
+        lambda self, message: (yield Event("x")),
+        "news",
+    ],
+    ids=["async", "sync_to_async", "generator", "text"],
+)
+def test_a_handler_that_can_only_fail_is_refused_when_the_class_is_made(method: Any) -> None:
+    wanted = r"Late.note has to be `def note\(self, message\)`, .* card.moved"
+    with pytest.raises(ImproperlyConfigured, match=wanted):
+        # It overrides what its base declares.
+        type("Late", (Declaring,), {"note": method})
+    if callable(method):
+        with pytest.raises(ImproperlyConfigured, match=wanted):
+            type("Late", (News,), {"note": on_message("card.moved")(method)})
+
+
+@pytest.mark.parametrize("name", ["sse.event", "sse.doorbell", "sse."])
+def test_what_the_library_handles_itself_may_not_be_declared(name: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=f"'{name}'.* handled by django_sse itself"):
+        on_message("news.update", name)
+
+
+@pytest.mark.parametrize("types", [(), ("",), (None,), (later_handler,), (7,), ("news", b"x")])
+def test_a_handler_without_a_type_is_told_how_to_name_one(types: Any) -> None:
+    with pytest.raises(TypeError, match=r'@on_message\("card.moved"\)'):
+        on_message(*types)
 
 
 async def test_a_message_that_a_handler_cannot_read_is_hidden_and_logged_once(

@@ -8,7 +8,12 @@ from django.http.response import HttpResponseBase
 from django.urls import path
 
 from django_sse import Event
-from django_sse.decorators import event_stream, event_stream_headers, no_content_when_cancelled
+from django_sse.decorators import (
+    event_stream,
+    event_stream_headers,
+    no_content_when_cancelled,
+    on_message,
+)
 from django_sse.mixins import UserPassesTestMixin
 from django_sse.views import EventStreamView
 
@@ -50,6 +55,7 @@ class Filtered(One):
 
 
 class Handled(One):
+    @on_message("card.moved")
     def card_moved(self, message: dict[str, str]) -> Event:
         return Event({"title": message["title"]}, event="moved")
 

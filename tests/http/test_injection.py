@@ -18,7 +18,7 @@ from pytest_django import Settings
 
 from django_sse import Event, acancel, apublish, apublish_template
 from django_sse.asgi import get_asgi_application
-from django_sse.decorators import event_stream
+from django_sse.decorators import event_stream, on_message
 from django_sse.exceptions import InvalidEvent
 from django_sse.stores.memory import MemoryStore
 from django_sse.testing.threads import in_thread
@@ -54,6 +54,7 @@ class SharedStore(MemoryStore):
 class News(EventStreamView):
     groups = ["news"]
 
+    @on_message("news.update")
     def news_update(self, message: dict[str, Any]) -> Event:
         return Event(message["text"], comment=message["text"])
 

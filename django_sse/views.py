@@ -20,7 +20,7 @@ from django_sse.access.logins import current_user, renew_login, with_login
 from django_sse.access.owners import is_nobody, loaded, owner_of
 from django_sse.concurrency.tasks import in_time
 from django_sse.concurrency.threads import request_context
-from django_sse.conf import conf
+from django_sse.conf import MILLISECONDS, SECONDS_OR_OFF, Rule, conf, is_whole
 from django_sse.event import Event
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups.entries import GroupState
@@ -76,8 +76,8 @@ class EventStreamView(View):
     """Seconds since the first event that a client that comes back has missed, for it to be sent
     them; after more it is told ``reset``. None: as long as they are kept."""
 
-    retry: float | None = None
-    """Seconds that the browser waits before it reconnects. None: ``DJANGO_SSE["RETRY"]``."""
+    retry: int | None = None
+    """Milliseconds that the browser waits before it reconnects. None: ``DJANGO_SSE["RETRY"]``."""
 
     heartbeat: float | None = None
     """Seconds of silence before a comment is sent. None: ``DJANGO_SSE["HEARTBEAT"]``; 0: never."""
@@ -99,11 +99,13 @@ class EventStreamView(View):
         """Return the view, exempt from ATOMIC_REQUESTS: a stream is no transaction.
 
         Raises:
-            ImproperlyConfigured: ``groups`` is text instead of a list, or there is ``history``
-                beside ``initial_events``, which both are the past, or a method is ``async`` that
-                may not be, or is not that has to be.
+            ImproperlyConfigured: ``groups`` is text instead of a list, or a number is none that
+                the view takes, or there is ``history`` beside ``initial_events``, which both are
+                the past, or a method is ``async`` that may not be, or is not that has to be.
         """
         _refuse_text(initkwargs.get("groups", cls.groups))
+        for name, rule in _RULES.items():
+            _refuse_value(cls, name, rule, initkwargs.get(name, getattr(cls, name)))
         for name in ("get_groups", "get_owner", "still_allowed", "initial_events", "filter_event"):
             _refuse_misfit(cls, name, initkwargs.get(name, getattr(cls, name)))
         shows_state = initkwargs.get("initial_events", cls.initial_events)
@@ -222,7 +224,9 @@ class EventStreamView(View):
             return unavailable(request, limit)
         with_state = begin.fresh and self._overrides("initial_events")
         filters = self._overrides("filter_event")
-        asks = self._overrides("still_allowed") or bool(tests_of(self))
+        asks = conf().RECHECK_INTERVAL > 0 and (
+            self._overrides("still_allowed") or bool(tests_of(self))
+        )
         return GroupStreamResponse(
             request,
             begin.position,
@@ -343,6 +347,29 @@ def _refuse_text(groups: Iterable[str]) -> None:
         raise ImproperlyConfigured(
             f"Groups are a list of names, not {type(groups).__name__}: {groups!r}."
         )
+
+
+# None: as the setting says, or as it is kept.
+_RULES: Final = {
+    "history": Rule("a whole number from 0", is_whole),
+    "replay_events": Rule("a whole number from 0, or None", lambda n: n is None or is_whole(n)),
+    "replay_age": Rule(
+        "a finite number of seconds above 0, or None (`replay_events = 0` replays nothing)",
+        lambda age: age is None or (age != 0 and SECONDS_OR_OFF.admits(age)),
+    ),
+    "retry": Rule(
+        f"{MILLISECONDS.accepts}, or None", lambda n: n is None or MILLISECONDS.admits(n)
+    ),
+    "heartbeat": Rule(
+        f"{SECONDS_OR_OFF.accepts}, or None", lambda n: n is None or SECONDS_OR_OFF.admits(n)
+    ),
+}
+
+
+def _refuse_value(view: type, name: str, rule: Rule, value: Any) -> None:
+    # A property says so at each request.
+    if not hasattr(value, "__get__") and not rule.admits(value):
+        raise ImproperlyConfigured(f"{view.__name__}.{name} must be {rule.accepts}, not {value!r}.")
 
 
 def _refuse_ours(view: type) -> None:

@@ -175,7 +175,7 @@ async def test_a_cancelled_group_is_answered_204() -> None:
 
 
 async def test_options_are_those_of_the_class_based_view() -> None:
-    @event_stream("news", history=1, retry=0.5, heartbeat=0, channel_messages=False)
+    @event_stream("news", history=1, retry=500, heartbeat=0, channel_messages=False)
     async def view(request: HttpRequest) -> None: ...
 
     await apublish("news", "past")
@@ -368,7 +368,7 @@ async def test_a_generator_that_is_silent_is_kept_alive(settings: Settings) -> N
 
 
 async def test_a_generator_may_be_silent_for_ever(settings: Settings) -> None:
-    settings.DJANGO_SSE = {"STORE": "memory", "HEARTBEAT": None}
+    settings.DJANGO_SSE = {"STORE": "memory", "HEARTBEAT": 0}
     tap = Tap()
     async with open_stream(tap.view) as stream:
         # Longer than the heartbeat of a stream beside it takes.

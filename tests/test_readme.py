@@ -310,10 +310,9 @@ def test_the_settings_table_lists_every_key_with_its_default() -> None:
 
 def test_the_settings_table_says_how_each_key_is_switched_off() -> None:
     for name, _, _, off in rows("Settings"):
-        admits = Conf.__dataclass_fields__[code(name)].metadata["rule"].admits
-        # None switches a key off, where it is accepted and does not mean "choose for me".
-        can_be_off = admits(None) and code(name) != "SYNC_INTERVAL"
-        assert off.startswith("`None`" if can_be_off else "no"), name
+        rule = Conf.__dataclass_fields__[code(name)].metadata["rule"]
+        by_none = "`None`" if rule.admits(None) else "no"
+        assert off.startswith("`0`" if rule.accepts.endswith("0 for off") else by_none), name
 
 
 def test_the_view_table_lists_every_attribute_with_its_default() -> None:

@@ -376,7 +376,7 @@ async def test_a_view_bounds_how_old_events_are_replayed(monkeypatch: pytest.Mon
 async def test_what_is_too_old_is_not_replayed_out_of_memory_either(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 1, "HISTORY_SIZE": 10}
+    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 1000, "HISTORY_SIZE": 10}
     view = News.as_view(replay_age=60)
     ids = await publish_numbers("news", 1)
     # While somebody has the group open, the hub knows what the store has dropped.
@@ -421,7 +421,7 @@ async def test_who_joins_a_group_reads_nothing_of_before_by_an_id_that_was_made_
 async def test_a_client_from_the_future_is_told(settings: Settings) -> None:
     # As after a store that was lost with its newest events.
     [last] = await publish_numbers("news", 1)
-    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 1}
+    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 1000}
     async with open_stream(news, last_event_id=last) as stream:
         assert await stream.next_event() == Event("{}", event="reset")
 
@@ -802,7 +802,7 @@ async def test_a_filter_sees_comments_and_retry_and_what_it_does_not_return_is_n
     position = await aposition("news")
     if not live:
         await publish()
-    view = WithoutComments.as_view(retry=1)
+    view = WithoutComments.as_view(retry=1000)
     async with open_stream(view, last_event_id=position) as stream:
         if live:
             await publish()
@@ -1421,26 +1421,79 @@ async def test_middleware_does_not_compress_a_stream(settings: Settings) -> None
         assert (await stream.next_event()).data == "x" * 1000
 
 
-@pytest.mark.parametrize(
-    ("retry", "milliseconds"), [(None, 3000), (0, 0), (0.25, 250), (60, 60_000)]
-)
-async def test_a_view_says_when_browsers_reconnect(retry: float | None, milliseconds: int) -> None:
+@pytest.mark.parametrize(("retry", "milliseconds"), [(None, 3000), (100, 100), (60_000, 60_000)])
+async def test_a_view_says_when_browsers_reconnect(retry: int | None, milliseconds: int) -> None:
     async with open_stream(News.as_view(retry=retry)) as stream:
         assert stream.reconnection_time == milliseconds
 
 
 async def test_the_setting_says_when_browsers_reconnect(settings: Settings) -> None:
-    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 7}
+    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 7000}
     async with open_stream(news) as stream:
         assert stream.reconnection_time == 7000
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("retry", 3, r"a whole number of milliseconds .* 3 seconds are 3000\), or None, not 3\."),
+        ("retry", 0.5, "a whole number of milliseconds"),
+        ("retry", "3000", "a whole number of milliseconds"),
+        ("retry", 0, "a whole number of milliseconds"),
+        ("heartbeat", -1, "a finite number of seconds, or 0 for off, or None, not -1"),
+        ("heartbeat", "15", "a finite number of seconds"),
+        ("heartbeat", False, "a finite number of seconds"),
+        ("history", None, "a whole number from 0, not None"),
+        ("history", -1, "a whole number from 0"),
+        ("history", True, "a whole number from 0"),
+        ("replay_events", -1, "a whole number from 0, or None"),
+        ("replay_events", 1.5, "a whole number from 0, or None"),
+        ("replay_age", -1, "a finite number of seconds above 0, or None"),
+        # Off everywhere else, where it bounds nothing.
+        ("replay_age", 0, r"a finite .* above 0, or None \(`replay_events = 0` replays nothing\)"),
+    ],
+)
+def test_a_number_that_the_view_does_not_take_is_refused_before_a_client_comes(
+    name: str, value: Any, wanted: str
+) -> None:
+    with pytest.raises(ImproperlyConfigured, match=rf"News\.{name} must be {wanted}"):
+        News.as_view(**{name: value})
+    with pytest.raises(ImproperlyConfigured, match=rf"Wrong\.{name} must be {wanted}"):
+        type("Wrong", (News,), {name: value}).as_view()  # type: ignore[attr-defined]
+
+
+async def test_a_number_may_be_a_property() -> None:
+    class Asking(News):
+        @property
+        def retry(self) -> int:  # type: ignore[override]
+            return int(self.request.GET["retry"])
+
+    async with open_stream(Asking.as_view(), "/?retry=700") as stream:
+        assert stream.reconnection_time == 700
+
+
+async def test_who_may_go_on_is_not_asked_where_that_is_off(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("django_sse.streaming.hub._TICK_SECONDS", 0.01)
+    settings.DJANGO_SSE = {"STORE": "memory", "HEARTBEAT": 0.01, "RECHECK_INTERVAL": 0}
+
+    class Asked(News):
+        async def still_allowed(self) -> bool:
+            return False
+
+    async with open_stream(Asked.as_view()) as stream:
+        await until(lambda: stream.text.count("\n\n:") > 5)
+        await apublish("news", "still there")
+        assert (await stream.next_event()).data == "still there"
+
+
 @pytest.mark.parametrize("heartbeat", [0, None])
-async def test_a_heartbeat_of_0_and_a_setting_of_none_are_never(
+async def test_a_heartbeat_of_0_is_never(
     heartbeat: float | None, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("django_sse.streaming.hub._TICK_SECONDS", 0.01)
-    settings.DJANGO_SSE = {"STORE": "memory", "HEARTBEAT": 0.01 if heartbeat == 0 else None}
+    settings.DJANGO_SSE = {"STORE": "memory", "HEARTBEAT": 0.01 if heartbeat == 0 else 0}
     async with (
         open_stream(News.as_view(heartbeat=heartbeat)) as silent,
         open_stream(News.as_view(heartbeat=0.01)) as beating,
@@ -1463,7 +1516,7 @@ async def test_heartbeats_come_as_the_setting_says_and_only_in_silence(
 
 
 async def test_a_stream_that_is_too_old_sends_its_client_back(settings: Settings) -> None:
-    settings.DJANGO_SSE = {"STORE": "memory", "MAX_AGE": 1, "RETRY": 1}
+    settings.DJANGO_SSE = {"STORE": "memory", "MAX_AGE": 1, "RETRY": 1000}
     times = set()
     for _ in range(3):
         async with open_stream(news) as stream:
@@ -1548,7 +1601,7 @@ async def test_a_store_that_is_down_sends_clients_back_at_different_times(
     for _ in range(5):
         settings.DJANGO_SSE = {
             "STORE": f"{__name__}.{'DownStore' if answers == 0 else 'SoonDownStore'}",
-            "RETRY": 10,
+            "RETRY": 10_000,
         }
         async with open_stream(news, headers={"Accept": "text/event-stream"}) as stream:
             assert await stream.rest() == []

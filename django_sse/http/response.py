@@ -144,7 +144,7 @@ class GroupStreamResponse(EventStreamResponse):
     Args:
         request: The request.
         position: The number in each group that the stream starts after.
-        retry: The browser's reconnection time, in seconds.
+        retry: The browser's reconnection time, in milliseconds.
         reset: Whether the client is told that it has lost events.
         initial_events: The state as of now, for a client that does not know it.
         stream_options: The keyword arguments of ``Stream``.
@@ -155,7 +155,7 @@ class GroupStreamResponse(EventStreamResponse):
         request: HttpRequest,
         position: Mapping[str, int],
         *,
-        retry: float,
+        retry: int,
         reset: bool,
         initial_events: AsyncGenerator[Event, None] | None,
         stream_options: Mapping[str, Any],
@@ -236,7 +236,7 @@ class GroupStreamResponse(EventStreamResponse):
             yield jittered_retry()
             stream.end("refused")
             return
-        first = Event(retry=round(self._retry * 1000)).encode()
+        first = Event(retry=self._retry).encode()
         if self._reset:
             # Without an id: a client that leaves before the new state is told again.
             first += Event({}, event="reset").encode()
@@ -293,10 +293,10 @@ class GeneratorResponse(EventStreamResponse):
         if self._hand_off:
             self._hand_off.call_on_close(driving.cancel)
         try:
-            yield Event(retry=round(conf().RETRY * 1000)).encode()
+            yield Event(retry=conf().RETRY).encode()
             while True:
                 try:
-                    async with asyncio.timeout(conf().HEARTBEAT):
+                    async with asyncio.timeout(conf().HEARTBEAT or None):
                         chunk = await self._queue.get()
                 except TimeoutError:
                     yield HEARTBEAT

@@ -609,7 +609,7 @@ class DatabaseStore(EventStore):
         """Drop the oldest events of a group that is locked, or all of it."""
         now, ttl, age = self._now(), conf().GROUP_TTL, conf().HISTORY_AGE
         if row.name.startswith(MARK):
-            ttl, age = conf().CANCEL_TTL, None
+            ttl, age = conf().CANCEL_TTL, 0
         is_idle = row.changed < _before(now, ttl)
         is_idle = is_idle and not self._outbox.filter(group=row.name).exists()
         since = inf if is_idle else _before(now, age)
@@ -727,9 +727,9 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
         yield items[begin : begin + _BATCH]
 
 
-def _before(now: int, seconds: float | None) -> int:
-    """Return the time so many seconds before another, in microseconds; before all for None."""
-    return 0 if seconds is None else now - int(seconds * 1_000_000)
+def _before(now: int, seconds: float) -> int:
+    """Return the time so many seconds before another, in microseconds; before all for 0."""
+    return now - int(seconds * 1_000_000) if seconds else 0
 
 
 def _apps_of_schemas() -> tuple[Collection[str], Collection[str]]:

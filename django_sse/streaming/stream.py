@@ -70,7 +70,7 @@ class Registry(Protocol):
 def jittered_seconds() -> float:
     """Return one to two times RETRY, in seconds: clients shall not come back all at once."""
     # Where RETRY is less than half a second, they would, or nearly so.
-    return uniform(1, 2) * max(conf().RETRY, 0.5)
+    return uniform(1, 2) * max(conf().RETRY / 1000, 0.5)
 
 
 def jittered_retry() -> bytes:

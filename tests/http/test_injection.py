@@ -90,7 +90,7 @@ pytestmark = [pytest.mark.urls(__name__), pytest.mark.usefixtures("memory_store"
 
 @pytest.fixture
 def shared(memory_store: None, settings: Settings) -> None:
-    settings.DJANGO_SSE = {"STORE": f"{__name__}.SharedStore", "RETRY": 7}
+    settings.DJANGO_SSE = {"STORE": f"{__name__}.SharedStore", "RETRY": 7000}
     settings.TEMPLATES = [
         {
             "BACKEND": "django.template.backends.django.DjangoTemplates",

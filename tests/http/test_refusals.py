@@ -153,7 +153,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def down(**keys: Any) -> dict[str, Any]:
-    return {"STORE": "tests.test_views.DownStore", "RETRY": 10, **keys}
+    return {"STORE": "tests.test_views.DownStore", "RETRY": 10_000, **keys}
 
 
 @pytest.mark.parametrize(
@@ -199,11 +199,11 @@ async def test_a_head_that_asks_as_an_event_source_does_gets_503(settings: Setti
 
 
 async def test_clients_come_back_at_different_times(settings: Settings) -> None:
-    settings.DJANGO_SSE = down(RETRY=1000)
+    settings.DJANGO_SSE = down(RETRY=1_000_000)
     times = {(await news(get()))["Retry-After"] for _ in range(10)}
     assert len(times) > 1
     # Never at once, whatever the setting says.
-    settings.DJANGO_SSE = down(RETRY=0)
+    settings.DJANGO_SSE = down(RETRY=100)
     assert {(await news(get()))["Retry-After"] for _ in range(10)} == {"1"}
 
 
@@ -212,7 +212,7 @@ async def test_refusing_softly_can_be_turned_off(settings: Settings) -> None:
     assert_unavailable(await news(get(headers=EVENT_SOURCE)))
     settings.DJANGO_SSE = {
         "STORE": "memory",
-        "RETRY": 10,
+        "RETRY": 10_000,
         "MAX_STREAMS": 1,
         "REFUSE_SOFTLY": False,
     }
@@ -225,7 +225,7 @@ async def test_refusing_softly_can_be_turned_off(settings: Settings) -> None:
 async def test_a_limit_that_is_reached_is_told_to_every_client_in_its_way(
     settings: Settings,
 ) -> None:
-    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 10, "MAX_STREAMS_PER_GROUP": 1}
+    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 10_000, "MAX_STREAMS_PER_GROUP": 1}
     async with connected("news"):
         assert_unavailable(await news(get()))
         async with open_stream(news, headers=EVENT_SOURCE) as stream:

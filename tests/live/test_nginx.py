@@ -24,7 +24,7 @@ README = (ROOT / "README.md").read_text()
 
 APPLICATION = "tests.asgi:application"
 # Clients come back soon.
-SOON = {"LIVE_DJANGO_SSE": '{"RETRY": 0.2}'}
+SOON = {"LIVE_DJANGO_SSE": '{"RETRY": 200}'}
 
 
 @pytest.fixture(scope="module")

@@ -546,6 +546,14 @@ async def test_a_page_is_sent_for_as_long_as_it_takes() -> None:
         assert len(served.body) == EVENT_BYTES
 
 
+async def test_without_a_send_timeout_nobody_is_given_up_before_the_hand_off() -> None:
+    with override_settings(DJANGO_SSE={"SEND_TIMEOUT": 0}):
+        served = Served("/endless/", reads_one_event=True)
+        await asyncio.sleep(0.3)
+        assert not served.running.done()
+        await served.leave()
+
+
 @pytest.mark.parametrize("name", ["ticking", "generated", "waiting", "endless"])
 async def test_a_stream_that_grows_too_old_is_ended_before_the_hand_off_too(
     name: str, monkeypatch: pytest.MonkeyPatch

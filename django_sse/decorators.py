@@ -11,7 +11,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, Final, TypeVar, cast, overload
+from typing import Any, Final, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured
@@ -58,42 +58,60 @@ _GENERATOR_METHODS: Final = ("GET", "HEAD", "POST", "OPTIONS")
 _NOT_READ: Final = "The event store could not be read; the group is taken for not cancelled."
 
 
-@overload
-def event_stream(pattern: GeneratorView, /) -> View: ...
-@overload
-def event_stream(pattern: str, /, *patterns: str, **options: Any) -> Callable[[Guard], View]: ...
+class EventStreamRequest(HttpRequest):
+    """The request of a view behind ``event_generator``, for its annotation alone: what a view is
+    given is the request of Django, with this attribute."""
+
+    last_event_id: str
+    """The id of the last event that the client says it has got, or ""."""
 
 
-def event_stream(pattern: str | GeneratorView, /, *patterns: str, **options: Any) -> Any:
-    """Make an event stream of a view: of its groups, or of what it yields.
+def event_stream(*patterns: str, **options: Any) -> Callable[[Guard], View]:
+    """Make a stream of groups of a view that guards them.
 
-    ``@event_stream("job-{pk}")`` goes on an ``async def`` that guards the groups named, with the
-    URL's keyword arguments in braces: it returns None to let the stream begin, the groups allowed,
-    or a response, or raises ``PermissionDenied``. Options are the attributes of
-    ``EventStreamView``: ``history``, ``retry``, ``heartbeat``, ``channel_messages``.
+    ``@event_stream("job-{pk}")`` goes on an ``async def`` that returns None to let the stream
+    begin, the groups allowed, or a response, or raises ``PermissionDenied``.
 
-    ``@event_stream`` alone goes on an async generator: each ``Event``, or data of one, that it
-    yields is sent. When it returns, the client is stopped; if it raises, the client comes back.
-    ``request.last_event_id`` is the id of the last event that the client has got, or "".
+    Args:
+        patterns: The groups, with the URL's keyword arguments in braces.
+        options: The attributes of ``EventStreamView``: ``history``, ``retry``, ``heartbeat`` ...
 
     Raises:
-        TypeError: The view is not of the kind asked for.
+        TypeError: No group is named, or the view is none that guards.
+        ImproperlyConfigured: As ``EventStreamView.as_view``.
     """
-    if isinstance(pattern, str):
-        return functools.partial(_group_view, (pattern, *patterns), options)
-    if not inspect.isasyncgenfunction(pattern):
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise TypeError(
-            "@event_stream without a group goes on an async generator (async def with yield). "
-            'For the stream of a group name it: @event_stream("job-{pk}").'
+            'Name a group: @event_stream("job-{pk}") on an `async def` that guards it. For an '
+            "async generator, which makes events for one client, there is @event_generator."
         )
-    return _generator_view(pattern)
+    return functools.partial(_group_view, patterns, options)
+
+
+def event_generator(view: GeneratorView, /) -> View:
+    """Make a stream of what an async generator yields, for one client.
+
+    Each ``Event``, or data of one, that it yields is sent. When it returns, the client is stopped;
+    if it raises, the client comes back. ``request.last_event_id`` is the id of the last event that
+    the client has got, or "": see ``EventStreamRequest``.
+
+    Raises:
+        TypeError: The view is no async generator.
+    """
+    if not inspect.isasyncgenfunction(view):
+        raise TypeError(
+            f"@event_generator goes on an async generator (`async def` with `yield`), and {view!r} "
+            'is none. For the stream of a group there is @event_stream("job-{pk}").'
+        )
+    return _generator_view(view)
 
 
 def _group_view(patterns: Sequence[str], options: dict[str, Any], guard: Guard) -> View:
     if not iscoroutinefunction(guard):
         raise TypeError(
             f"@event_stream({', '.join(map(repr, patterns))}) goes on an `async def` without "
-            f"`yield`, which guards the groups; {guard!r} is not one."
+            f"`yield`, which guards the groups; {guard!r} is not one. For an async generator there "
+            "is @event_generator."
         )
 
     class GuardedView(EventStreamView):
@@ -118,7 +136,7 @@ def _generator_view(generate: GeneratorView) -> View:
             return no_content()
         if request.method == "HEAD":
             return HeadersResponse(request)
-        setattr(request, "last_event_id", sent)  # noqa: B010  (HttpRequest does not declare it)
+        cast("EventStreamRequest", request).last_event_id = sent
         events = cast("AsyncGenerator[Any, None]", generate(request, *args, **kwargs))
         return GeneratorResponse(request, events)
 

@@ -1,7 +1,15 @@
 """The class-based view that streams Channels groups."""
 
 import inspect
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from typing import Any, ClassVar, Final, TypeVar
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
@@ -141,7 +149,7 @@ class EventStreamView(View):
         """
         return None
 
-    async def initial_events(self) -> AsyncGenerator[Event, None]:
+    async def initial_events(self) -> AsyncIterator[Event]:
         """Yield the state as of now, for a client that does not know it or has lost events."""
         return
         yield
@@ -232,7 +240,7 @@ class EventStreamView(View):
             begin.position,
             retry=conf().RETRY if self.retry is None else self.retry,
             reset=begin.reset,
-            initial_events=self.initial_events() if with_state else None,
+            initial_events=self._state() if with_state else None,
             stream_options={
                 "heartbeat": (conf().HEARTBEAT if self.heartbeat is None else self.heartbeat)
                 or None,
@@ -255,6 +263,22 @@ class EventStreamView(View):
         # With what an overriding `get` has set.
         headers.headers, headers.cookies = response.headers, response.cookies
         return headers
+
+    def _state(self) -> AsyncGenerator[Event, None]:
+        """Return what ``initial_events`` makes, to be closed when its client leaves.
+
+        Raises:
+            ImproperlyConfigured: It has made something else.
+        """
+        events: Any = self.initial_events()
+        if not isinstance(events, AsyncIterator):
+            if inspect.iscoroutine(events):
+                events.close()
+            raise ImproperlyConfigured(
+                f"{type(self).__name__}.initial_events has returned {type(events).__name__}. Write "
+                "it as `async def initial_events(self)` that yields each Event."
+            )
+        return events if isinstance(events, AsyncGenerator) else (event async for event in events)
 
     async def _groups_too_old(
         self, sent: Mapping[str, int], states: Mapping[str, GroupState]

@@ -30,7 +30,13 @@ from django.views.decorators.http import require_GET
 from pytest_django import Settings
 
 from django_sse import Event, acancel, aposition, apublish, areopen
-from django_sse.decorators import event_stream, event_stream_headers, no_content_when_cancelled
+from django_sse.decorators import (
+    EventStreamRequest,
+    event_generator,
+    event_stream,
+    event_stream_headers,
+    no_content_when_cancelled,
+)
 from django_sse.groups.position import TERMINAL_MARK
 from django_sse.mixins import LoginRequiredMixin, PermissionRequiredMixin, UserPassesTestMixin
 from django_sse.views import EventStreamView
@@ -50,14 +56,14 @@ async def job(request: HttpRequest, pk: int) -> Any:
     return None
 
 
-@event_stream
+@event_generator
 async def progress(request: HttpRequest, steps: int = 2) -> AsyncIterator[Event]:
     """Counts."""
     for step in range(1, steps + 1):
         yield Event({"step": step}, event="progress")
 
 
-@event_stream
+@event_generator
 async def failing(request: HttpRequest) -> AsyncIterator[Event]:
     yield Event("first")
     raise RuntimeError("a secret of the server")
@@ -104,11 +110,11 @@ class Tap:
 
     def __init__(self) -> None:
         self.items: asyncio.Queue[Any] = asyncio.Queue()
-        self.requests: list[HttpRequest] = []
+        self.requests: list[EventStreamRequest] = []
         self.closed = False
-        self.view = event_stream(self.generate)
+        self.view = event_generator(self.generate)
 
-    async def generate(self, request: HttpRequest) -> AsyncGenerator[Any, None]:
+    async def generate(self, request: EventStreamRequest) -> AsyncGenerator[Any, None]:
         self.requests.append(request)
         task = asyncio.current_task()
         try:
@@ -237,20 +243,29 @@ def test_a_guard_that_is_no_coroutine_function_is_refused(view: Any) -> None:
         "@event_stream('job-{pk}', 'news') goes on an `async def` without `yield`"
     )
     assert view.__name__ in message
+    assert "For an async generator there is @event_generator." in message
 
 
-@pytest.mark.parametrize("view", [sync_view, sync_generator, coroutine, ["news"], None])
-def test_a_stream_without_a_group_that_is_no_async_generator_is_refused(view: Any) -> None:
-    with pytest.raises(TypeError, match="goes on an async generator") as refused:
-        event_stream(view)
-    assert '@event_stream("job-{pk}")' in str(refused.value)
+@pytest.mark.parametrize(
+    "patterns", [[], [async_generator], [coroutine], [None], [["news"]], ["news", 7]]
+)
+def test_a_stream_of_no_group_is_told_of_generators(patterns: list[Any]) -> None:
+    with pytest.raises(TypeError, match=r"Name a group: .* there is @event_generator"):
+        event_stream(*patterns)
+
+
+@pytest.mark.parametrize("view", [sync_view, sync_generator, coroutine, "news", ["news"], None])
+def test_what_is_no_async_generator_is_told_of_streams_of_groups(view: Any) -> None:
+    with pytest.raises(TypeError, match="@event_generator goes on an async generator") as refused:
+        event_generator(view)
+    assert 'there is @event_stream("job-{pk}")' in str(refused.value)
 
 
 # Generators
 
 
 async def test_what_a_generator_yields_is_the_stream() -> None:
-    @event_stream
+    @event_generator
     async def view(request: HttpRequest) -> AsyncIterator[Any]:
         yield Event({"done": 1}, event="progress")
         yield "text"
@@ -341,7 +356,7 @@ async def test_events_go_out_one_by_one() -> None:
 async def test_a_generator_does_not_run_ahead_of_its_client() -> None:
     made = []
 
-    @event_stream
+    @event_generator
     async def view(request: HttpRequest) -> AsyncIterator[int]:
         for number in range(3):
             made.append(number)
@@ -417,7 +432,7 @@ async def test_a_generator_knows_the_last_event_that_its_client_has_got(
     tap = Tap()
     async with open_stream(tap.view, url, last_event_id=header):
         await until(lambda: tap.requests)
-        assert tap.requests[0].last_event_id == expected  # type: ignore[attr-defined]
+        assert tap.requests[0].last_event_id == expected
 
 
 async def test_head_is_answered_without_running_the_generator() -> None:

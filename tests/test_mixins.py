@@ -26,7 +26,7 @@ from pytest_django import Settings
 
 from django_sse import Event, apublish
 from django_sse.asgi import get_asgi_application
-from django_sse.decorators import event_stream
+from django_sse.decorators import event_generator, event_stream
 from django_sse.mixins import (
     AccessMixin,
     LoginRequiredMixin,
@@ -293,7 +293,7 @@ async def guarded_by_name(request: HttpRequest, name: str) -> None:
         raise PermissionDenied
 
 
-@event_stream
+@event_generator
 async def generated_for(request: HttpRequest) -> AsyncIterator[str]:
     yield (await request.auser()).get_username()
 
@@ -327,7 +327,7 @@ for _name, _decorator in DECORATORS.items():
     urlpatterns += [
         path(f"outside/{_name}/", _decorator(event_stream("news")(guard))),
         path(f"guard/{_name}/", event_stream("news")(_decorator(guard))),
-        path(f"generator/{_name}/", _decorator(event_stream(generate))),
+        path(f"generator/{_name}/", _decorator(event_generator(generate))),
     ]
 
 pytestmark = [

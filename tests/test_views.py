@@ -709,6 +709,56 @@ async def test_a_state_that_is_no_event_says_what_it_has_to_be() -> None:
             await stream.rest()
 
 
+async def test_the_state_may_be_any_asynchronous_iterator() -> None:
+    class Steps:
+        """Without `aclose`."""
+
+        def __init__(self) -> None:
+            self._left = ["one", "two"]
+
+        def __aiter__(self) -> "Steps":
+            return self
+
+        async def __anext__(self) -> Event:
+            if not self._left:
+                raise StopAsyncIteration
+            return Event(self._left.pop(0))
+
+    class Stepping(EventStreamView):
+        groups = ["news"]
+
+        def initial_events(self) -> Any:
+            return Steps()
+
+    async with open_stream(Stepping.as_view()) as stream:
+        await until(lambda: stream.last_event_id)
+        await publish_numbers("news", 3)
+        assert data(await stream.until("3")) == ["one", "two", "3"]
+
+
+@pytest.mark.parametrize(
+    ("result", "name"),
+    [
+        (lambda: [Event("x")], "list"),
+        (lambda: Event("x"), "Event"),
+        (lambda: None, "NoneType"),
+        (lambda: iter([Event("x")]), "list_iterator"),
+        (lambda: later(), "coroutine"),
+    ],
+)
+async def test_a_state_that_is_no_iterator_says_how_to_write_it(result: Any, name: str) -> None:
+    class Wrong(EventStreamView):
+        groups = ["news"]
+
+        def initial_events(self) -> Any:
+            return result()
+
+    with pytest.raises(
+        ImproperlyConfigured, match=rf"Wrong.initial_events has returned {name}\. .* yields each"
+    ):
+        await Wrong.as_view()(get())
+
+
 async def test_a_state_that_cannot_be_read_ends_the_stream_without_a_position() -> None:
     class Failing(EventStreamView):
         groups = ["news"]

@@ -39,7 +39,7 @@ from django_sse.access import logins
 from django_sse.access.logins import Judgement, judge, renew_login, without_session
 from django_sse.access.owners import Login, user_mark
 from django_sse.asgi import get_asgi_application
-from django_sse.decorators import event_stream
+from django_sse.decorators import event_generator
 from django_sse.doorbells.base import Doorbell
 from django_sse.groups.entries import Hint
 from django_sse.mixins import LoginRequiredMixin
@@ -131,7 +131,7 @@ class Members(LoginRequiredMixin, News):
     """For who is logged in."""
 
 
-@event_stream
+@event_generator
 async def job(request: HttpRequest) -> AsyncIterator[str]:
     yield "done"
 

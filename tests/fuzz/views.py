@@ -9,6 +9,8 @@ from django.urls import path
 
 from django_sse import Event
 from django_sse.decorators import (
+    EventStreamRequest,
+    event_generator,
     event_stream,
     event_stream_headers,
     no_content_when_cancelled,
@@ -81,9 +83,9 @@ async def guarded(request: HttpRequest, group: str) -> None:
         raise PermissionDenied
 
 
-@event_stream
-async def generator(request: HttpRequest) -> AsyncIterator[Event]:
-    yield Event({"last": getattr(request, "last_event_id", "")}, id="one")
+@event_generator
+async def generator(request: EventStreamRequest) -> AsyncIterator[Event]:
+    yield Event({"last": request.last_event_id}, id="one")
 
 
 @no_content_when_cancelled("{group}")

@@ -22,7 +22,12 @@ from pytest_django import Settings
 
 from django_sse import apublish
 from django_sse.asgi import EventStreamApplication, get_asgi_application
-from django_sse.decorators import event_stream, event_stream_headers, no_content_when_cancelled
+from django_sse.decorators import (
+    event_generator,
+    event_stream,
+    event_stream_headers,
+    no_content_when_cancelled,
+)
 from django_sse.http.refusals import Refusals, refusals
 from django_sse.http.stream_views import SCOPE_KEY
 from django_sse.streaming.hub import open_streams
@@ -70,7 +75,7 @@ async def guarded(request: HttpRequest) -> None:
     raise RuntimeError("a secret of the server")
 
 
-@event_stream
+@event_generator
 async def generator(request: HttpRequest) -> AsyncIterator[str]:
     yield "hi"
 

@@ -466,7 +466,7 @@ def test_streams_of_a_loop_that_was_closed_under_them_make_room(settings: Settin
 class BrokenState(EventStreamView):
     groups = ["news"]
 
-    async def initial_events(self) -> AsyncIterator[Event]:  # type: ignore[override]
+    async def initial_events(self) -> AsyncIterator[Event]:
         raise RuntimeError("The state is gone.")
         yield
 

@@ -17,7 +17,7 @@ from django.urls import path
 from django_sse import Event, aposition, apublish, apublish_many
 from django_sse.asgi import get_asgi_application
 from django_sse.conf import conf
-from django_sse.decorators import event_stream, event_stream_headers
+from django_sse.decorators import event_generator, event_stream_headers
 from django_sse.doorbells.layer import _bell
 from django_sse.groups.entries import Entry
 from django_sse.groups.position import parse_position
@@ -405,7 +405,7 @@ async def endless_texts() -> AsyncIterator[str]:
         closed.append(True)
 
 
-@event_stream
+@event_generator
 async def generated(request: HttpRequest) -> AsyncIterator[str]:
     async for each in endless_texts():
         yield each
@@ -434,7 +434,7 @@ def synchronous(request: HttpRequest) -> HttpResponseBase:
     return StreamingHttpResponse(b"data: x\n\n" for _ in range(100))
 
 
-@event_stream
+@event_generator
 async def ticking(request: HttpRequest) -> AsyncIterator[str]:
     try:
         while True:

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Mapping
-from string import Formatter
+from hashlib import sha256
+from string import Formatter, ascii_letters, digits
 from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
@@ -11,6 +12,14 @@ from django_sse.exceptions import InvalidGroup
 from django_sse.text import plain
 
 _GROUP_NAME: Final = re.compile(r"[A-Za-z0-9\-_.]{1,99}", re.ASCII)
+
+_LONGEST_NAME: Final = 99
+
+# What follows is a digest. No escaped byte begins so.
+_SHORTENED: Final = "_z"
+
+_KEPT: Final = frozenset(b"-" + ascii_letters.encode() + digits.encode())
+_ESCAPED: Final = [chr(byte) if byte in _KEPT else f"_{byte:02x}" for byte in range(256)]
 
 # In a store, behind the tenant whose it is: see `namespaces`.
 _FULL_NAME: Final = re.compile(rf"(?:[A-Za-z0-9\-_.=]{{1,63}}/)?{_GROUP_NAME.pattern}", re.ASCII)
@@ -23,6 +32,39 @@ MARK: Final = "~"
 
 MARK_LENGTH: Final = 33
 """The characters of an owner's mark, which is the name of its group."""
+
+
+def group_name(*parts: object) -> str:
+    """Return the name of a group for any parts: ``group_name("room", "été 7")``, a user's text, a
+    primary key.
+
+    Parts that differ never make the same name, as patterns of a view's ``groups`` may. They are
+    told apart as text: 7 and "7" are the same part. They are joined by full stops. ASCII letters,
+    digits and hyphens stay as they are, and each other byte, as UTF-8, becomes ``_xx`` in
+    hexadecimal. Of a name of more than 99 characters the beginning stays, with a digest of all.
+
+    Args:
+        parts: Text as it is, anything else by ``str()``, such as a number or a UUID.
+
+    Raises:
+        TypeError: A part is None or a bool, as a field that was never set.
+        ValueError: There are no parts, or the only one is empty.
+    """
+    name = ".".join(map(_escaped, parts))
+    if not name:
+        raise ValueError("A group's name needs a part that is not empty, such as its kind.")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    end = _SHORTENED + sha256(name.encode()).hexdigest()
+    return name[: _LONGEST_NAME - len(end)] + end
+
+
+def _escaped(part: object) -> str:
+    value = plain(part)
+    if value is None or isinstance(value, bool):
+        raise TypeError(f"A part of a group's name is text, a number or the like, not {value!r}.")
+    # Lone surrogates, too: no two texts are one.
+    return "".join(_ESCAPED[byte] for byte in str(value).encode("utf-8", "surrogatepass"))
 
 
 def validate_group(group: str) -> str:

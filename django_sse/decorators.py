@@ -23,7 +23,7 @@ from django_sse.concurrency.tasks import in_time
 from django_sse.event import Event
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups.entries import GroupState
-from django_sse.groups.names import expand_group
+from django_sse.groups.names import check_pattern, expand_group
 from django_sse.groups.namespaces import acurrent_namespace, current_namespace, full_name
 from django_sse.groups.position import TERMINAL_MARK
 from django_sse.http.cors import cross_origin
@@ -172,9 +172,12 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
 
     Raises:
         TypeError: No group is named, or the view has a guard of its own.
+        ImproperlyConfigured: A name can never be a group's.
     """
     if not patterns:
         raise TypeError('Name a group: @no_content_when_cancelled("job-{pk}").')
+    for pattern in patterns:
+        check_pattern(pattern)
 
     def decorator(view: ViewT) -> ViewT:
         if _is_guarded(view):

@@ -32,14 +32,15 @@ from django_sse.conf import MILLISECONDS, SECONDS_OR_OFF, Rule, conf, is_whole
 from django_sse.event import Event
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups.entries import GroupState
-from django_sse.groups.names import expand_group, validate_group
+from django_sse.groups.names import check_pattern, expand_group, validate_group
 from django_sse.groups.namespaces import acurrent_namespace, full_name
 from django_sse.groups.position import LOST, TERMINAL_MARK, parse_position
 from django_sse.groups.replay import is_lost, starting_point
 from django_sse.http.addresses import client_address
 from django_sse.http.cors import cross_origin
-from django_sse.http.refusals import STORE_AWAY
+from django_sse.http.refusals import STORE_AWAY, told
 from django_sse.http.response import (
+    PLAIN_TEXT,
     EventStreamResponse,
     GroupStreamResponse,
     HeadersResponse,
@@ -57,6 +58,11 @@ from django_sse.streaming.limits import Claim
 from django_sse.streaming.stream import MessageHandler
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
+
+_WITHOUT_GROUPS: Final = (
+    'There is no group for {} to stream: set `groups = ["news"]`, or write `async def '
+    "get_groups(self)`."
+)
 
 MESSAGE_TYPES: Final = "_django_sse_message_types"
 """The attribute in which ``on_message`` notes what a method handles."""
@@ -100,6 +106,7 @@ class EventStreamView(View):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _refuse_ours(cls)
+        _refuse_djangos_mixins(cls)
         cls._handlers = _handlers_of(cls)
 
     @classmethod
@@ -107,14 +114,23 @@ class EventStreamView(View):
         """Return the view, exempt from ATOMIC_REQUESTS: a stream is no transaction.
 
         Raises:
-            ImproperlyConfigured: ``groups`` is text instead of a list, or a number is none that
-                the view takes, or there is ``history`` beside ``initial_events``, which both are
-                the past, or a method is ``async`` that may not be, or is not that has to be.
+            ImproperlyConfigured: There is no group, or ``groups`` is text instead of a list, or one
+                of them can never be a group, or a number is none that the view takes, or there is
+                ``history`` beside ``initial_events``, which both are the past, or a method is
+                ``async`` that may not be, or is not that has to be.
         """
-        _refuse_text(initkwargs.get("groups", cls.groups))
+        groups = initkwargs.get("groups", cls.groups)
+        _refuse_text(groups)
+        if (
+            not groups
+            and initkwargs.get("get_groups", cls.get_groups) is EventStreamView.get_groups
+        ):
+            raise ImproperlyConfigured(_WITHOUT_GROUPS.format(cls.__name__))
+        for pattern in groups if isinstance(groups, Collection) else ():
+            check_pattern(pattern)
         for name, rule in _RULES.items():
             _refuse_value(cls, name, rule, initkwargs.get(name, getattr(cls, name)))
-        for name in ("get_groups", "get_owner", "still_allowed", "initial_events", "filter_event"):
+        for name in _SIGNATURES:
             _refuse_misfit(cls, name, initkwargs.get(name, getattr(cls, name)))
         shows_state = initkwargs.get("initial_events", cls.initial_events)
         if (
@@ -133,9 +149,7 @@ class EventStreamView(View):
     async def get_groups(self) -> Iterable[str]:
         """Return the names of the groups to stream."""
         if not self.groups:
-            raise ImproperlyConfigured(
-                f"{type(self).__name__} needs `groups`, or `async def get_groups(self)`."
-            )
+            raise ImproperlyConfigured(_WITHOUT_GROUPS.format(type(self).__name__))
         return [expand_group(pattern, self.kwargs) for pattern in self.groups]
 
     async def authorize(self, groups: Sequence[str]) -> HttpResponseBase | Iterable[str] | None:
@@ -333,7 +347,13 @@ class EventStreamView(View):
             )
         if allowed is not None:
             groups = _unique(allowed)
-        return groups or no_store(HttpResponseForbidden())
+        if groups:
+            return groups
+        why = told(
+            f"{type(self).__name__} has no group for this request: get_groups returned none, or "
+            "authorize allowed none."
+        )
+        return no_store(HttpResponseForbidden(why, content_type=PLAIN_TEXT))
 
     def _client_address(self) -> str | None:
         """Return where the client is, if there is a limit for it."""
@@ -457,6 +477,38 @@ def _is_plain(method: Callable[..., Any]) -> bool:
     )
 
 
+_MIXINS: Final = ("LoginRequiredMixin", "PermissionRequiredMixin", "UserPassesTestMixin")
+
+
+def _refuse_djangos_mixins(view: type) -> None:
+    """Refuse Django's access mixins, which ask for the user synchronously and redirect.
+
+    Raises:
+        ImproperlyConfigured: There is one.
+    """
+    for base in view.__mro__:
+        # By name: where there are no users, they cannot be imported.
+        if base.__module__ == "django.contrib.auth.mixins" and base.__name__ in _MIXINS:
+            raise ImproperlyConfigured(
+                f"{view.__name__} has {base.__name__} of django.contrib.auth.mixins, which fails "
+                "on async views and redirects to a page that an EventSource cannot use. Import "
+                f"{base.__name__} from django_sse.mixins instead."
+            )
+
+
+# The methods that a project writes, as they have to be.
+_SIGNATURES: Final = {
+    "get_groups": "async def get_groups(self)`",
+    "authorize": "async def authorize(self, groups)`",
+    "get_owner": "async def get_owner(self)`",
+    "still_allowed": "async def still_allowed(self)`",
+    "initial_events": "async def initial_events(self)` with `yield`",
+    "filter_event": (
+        "def filter_event(self, event)`: it is called on the event loop and must not wait"
+    ),
+}
+
+
 def _refuse_misfit(view: type, name: str, method: Any) -> None:
     """Refuse a method that can only fail, in each request or long after it.
 
@@ -465,19 +517,15 @@ def _refuse_misfit(view: type, name: str, method: Any) -> None:
     """
     original = inspect.unwrap(method)
     is_async = iscoroutinefunction(method) or iscoroutinefunction(original)
-    makes_events = inspect.isgeneratorfunction(original)
     if name == "filter_event":
         fits = _is_plain(method)
-        wanted = "def filter_event(self, event)`: it is called on the event loop and must not wait"
     elif name == "initial_events":
         # A plain function may return what an async generator function makes.
-        fits = not (is_async or makes_events)
-        wanted = "async def initial_events(self)` with `yield`"
+        fits = not (is_async or inspect.isgeneratorfunction(original))
     else:
         fits = is_async or not inspect.isfunction(original)
-        wanted = f"async def {name}(self)`"
     if not fits:
-        raise ImproperlyConfigured(f"{view.__name__}.{name} has to be `{wanted}.")
+        raise ImproperlyConfigured(f"{view.__name__}.{name} has to be `{_SIGNATURES[name]}.")
 
 
 class _EveryAlias(set[str]):

@@ -601,12 +601,16 @@ def with_view(*bases: type[Any], **attributes: Any) -> Any:
 
 
 def with_stream(**attributes: Any) -> Any:
-    made: Any = type("Guarded", (EventStreamView,), attributes)
+    made: Any = type("Guarded", (EventStreamView,), {"groups": ["news"], **attributes})
     return made.as_view()
 
 
 async def always(self: Any) -> bool:
     return True
+
+
+async def guards(self: Any, groups: list[str]) -> None:
+    """Let everybody in."""
 
 
 ASYNC_GUARDED: dict[str, Any] = {
@@ -620,7 +624,7 @@ ASYNC_GUARDED: dict[str, Any] = {
     "mixin": with_view(LoginRequiredMixin, View),
     "mixin-of-permissions": with_view(PermissionRequiredMixin, View, permission_required="a.b"),
     "mixin-of-a-test": with_view(UserPassesTestMixin, View, test_func=always),
-    "mixin-of-a-stream": with_view(LoginRequiredMixin, EventStreamView),
+    "mixin-of-a-stream": with_view(LoginRequiredMixin, EventStreamView, groups=["news"]),
     "mixin-of-djangos": with_view(mixins.LoginRequiredMixin, View),
     "on-a-method": with_view(View, get=method_decorator(login_required)(methods()["get"])),
     "on-a-stream": with_stream(dispatch=method_decorator(login_required)(View.dispatch)),
@@ -628,9 +632,15 @@ ASYNC_GUARDED: dict[str, Any] = {
     "get_groups": with_stream(get_groups=always),
     "dispatch": with_stream(dispatch=lambda self, request: None),
     "setup": with_stream(setup=lambda self, request: None),
-    "authorize": with_view(EventStreamView, authorize=lambda self, groups: None),
+    "authorize": with_stream(authorize=guards),
     "guard": job,
 }
+
+
+@pytest.mark.parametrize("pattern", ["no name", "room-{pk", job])
+def test_a_204_for_what_can_be_no_group_is_refused(pattern: Any) -> None:
+    with pytest.raises(ImproperlyConfigured):
+        no_content_when_cancelled(pattern)
 
 
 @pytest.mark.parametrize("name", ASYNC_GUARDED)

@@ -816,6 +816,7 @@ WITHOUT_PERMISSION = [None, "", [], (), [""], [PERMISSION, ""], iter([PERMISSION
 @pytest.mark.parametrize("permission", WITHOUT_PERMISSION)
 def test_a_permission_mixin_without_a_permission_is_refused(permission: Any) -> None:
     class Careless(PermissionRequiredMixin, EventStreamView):
+        groups = ["news"]
         permission_required = permission
 
     with pytest.raises(ImproperlyConfigured, match="Careless needs `permission_required`"):

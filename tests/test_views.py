@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 import pytest
 from asgiref.sync import sync_to_async
 from channels.layers import get_channel_layer
+from django.contrib.auth import mixins as auth_mixins
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
@@ -124,9 +125,100 @@ async def test_a_view_may_choose_its_groups_for_each_request() -> None:
         assert sorted(data([await stream.next_event(), await stream.next_event()])) == ["1", "2"]
 
 
-async def test_a_view_without_groups_says_what_it_needs() -> None:
-    with pytest.raises(ImproperlyConfigured, match="EventStreamView needs `groups`, or `async def"):
-        await EventStreamView.as_view()(get())
+def test_a_view_without_groups_is_refused_before_a_client_comes() -> None:
+    wanted = r"no group for EventStreamView .* `groups = .*, or write `async def get_groups"
+    with pytest.raises(ImproperlyConfigured, match=wanted):
+        EventStreamView.as_view(groups=[])
+    with pytest.raises(ImproperlyConfigured, match=wanted):
+        EventStreamView.as_view()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        ("news!", r"'news!' cannot work: .* 1 to 99 ASCII letters"),
+        ("", "'' cannot work"),
+        ("room/{pk}", r"'room/\{pk\}' cannot work: 'room/' is not a group name"),
+        ("x" * 99 + "é-{pk}", "cannot work"),
+        ("room-{pk", "is broken"),
+        ("{a}{b}", "nothing between them"),
+        (7, "Groups are text, not int: 7"),
+        (None, "Groups are text, not NoneType"),
+    ],
+)
+def test_a_pattern_that_can_make_no_group_is_refused_before_a_client_comes(
+    pattern: Any, told: str
+) -> None:
+    with pytest.raises(ImproperlyConfigured, match=told):
+        EventStreamView.as_view(groups=["news", pattern])
+
+
+@pytest.mark.parametrize(
+    "mixin",
+    [
+        auth_mixins.LoginRequiredMixin,
+        auth_mixins.PermissionRequiredMixin,
+        auth_mixins.UserPassesTestMixin,
+    ],
+)
+def test_djangos_access_mixins_are_refused_when_the_class_is_made(mixin: type) -> None:
+    inherited = type("Inherited", (mixin,), {})
+    name = mixin.__name__
+    for bases in ((mixin, News), (News, mixin), (inherited, EventStreamView)):
+        with pytest.raises(
+            ImproperlyConfigured,
+            match=rf"Inbox has {name} of django.contrib.auth.mixins, .*Import {name} from django_",
+        ):
+            type("Inbox", bases, {})
+
+
+# What a request is told where DEBUG is on
+
+
+@pytest.fixture
+def debug(settings: Settings) -> None:
+    settings.DEBUG = True
+
+
+@pytest.mark.usefixtures("debug")
+async def test_a_name_that_is_no_groups_is_told() -> None:
+    answer = await respond(requested, "/?group=<b>x</b>")
+    assert answer.status_code == 404
+    assert "InvalidGroup: '<b>x</b>' is not a group name" in answer.content.decode()
+    assert answer["Content-Type"] == "text/plain; charset=utf-8"
+
+
+@pytest.mark.usefixtures("debug")
+@pytest.mark.parametrize("url", ["/", "/?group=a"])
+async def test_a_request_without_a_group_is_told(url: str) -> None:
+    class AllowsNone(Requested):
+        async def authorize(self, groups: Sequence[str]) -> list[str]:
+            return []
+
+    answer = await respond(AllowsNone.as_view(), url)
+    assert answer.status_code == 403
+    assert "AllowsNone has no group for this request" in answer.content.decode()
+    assert answer["Content-Type"] == "text/plain; charset=utf-8"
+
+
+async def test_nothing_is_told_where_debug_is_off(settings: Settings) -> None:
+    for url in ("/?group=<b>x</b>", "/"):
+        assert (await respond(requested, url)).content == b""
+    settings.DJANGO_SSE = {"STORE": "tests.test_views.DownStore"}
+    assert (await respond(requested, "/?group=a")).content == b""
+
+
+@pytest.mark.usefixtures("debug")
+async def test_why_the_store_is_away_is_told(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "tests.test_views.DownStore"}
+    answer = await respond(requested, "/?group=a")
+    assert answer.status_code == 503
+    assert b"ConnectionError: The store is down" in answer.content
+    headers = {"Accept": "text/event-stream"}
+    async with open_stream(requested, "/?group=a", headers=headers) as stream:
+        assert await stream.rest() == []
+        assert stream.text.startswith(": ConnectionError: The store is down")
+        assert stream.reconnection_time
 
 
 async def test_arguments_that_could_mean_two_groups_are_not_found() -> None:
@@ -1011,6 +1103,7 @@ async def test_a_failure_that_is_no_exception_is_one_all_the_same(
         ("initial_events", later, "`async def initial_events\\(self\\)` with `yield`"),
         ("initial_events", lambda self: (yield Event("x")), "`async def initial_events"),
         ("get_groups", lambda self: ["news"], "`async def get_groups"),
+        ("authorize", lambda self, groups: None, "`async def authorize\\(self, groups\\)`"),
         ("get_owner", lambda self: None, "`async def get_owner"),
         ("still_allowed", lambda self: True, "`async def still_allowed"),
     ],

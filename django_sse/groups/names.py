@@ -7,6 +7,7 @@ from string import Formatter, ascii_letters, digits
 from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.functional import Promise
 
 from django_sse.exceptions import InvalidGroup
 from django_sse.text import plain
@@ -102,23 +103,13 @@ def expand_group(pattern: str, kwargs: Mapping[str, Any]) -> str:
             of 1 and 2-3 as well.
         ImproperlyConfigured: The pattern itself cannot work.
     """
-    try:
-        parts = list(Formatter().parse(pattern))
-    except ValueError as error:
-        raise ImproperlyConfigured(f"The group pattern {pattern!r} is broken: {error}.") from error
-    fields = [field for _, field, _, _ in parts if field is not None]
+    fields, between = _parse(pattern)
     for field in fields:
         if field not in kwargs:
             raise ImproperlyConfigured(
                 f"The group pattern {pattern!r} has the field {field!r}, which is no keyword "
                 f"argument of the URL; those are: {', '.join(kwargs) or 'none'}."
             )
-    between = [literal for literal, field, _, _ in parts if field is not None][1:]
-    if "" in between:
-        raise ImproperlyConfigured(
-            f"The group pattern {pattern!r} has fields with nothing between them, so different "
-            "arguments would make the same group."
-        )
     separators = set("".join(between))
     kwargs = {name: plain(value) for name, value in kwargs.items()}
     for field in fields:
@@ -128,3 +119,43 @@ def expand_group(pattern: str, kwargs: Mapping[str, Any]) -> str:
                 f"the fields of the group pattern {pattern!r}."
             )
     return validate_group(plain(pattern).format(**kwargs))
+
+
+def check_pattern(pattern: str) -> None:
+    """Refuse a pattern that can never make a group, whatever a view's keyword arguments are.
+
+    Raises:
+        ImproperlyConfigured: It cannot work.
+    """
+    if isinstance(pattern, Promise):
+        # A translation, whose language a request has.
+        return
+    if not isinstance(pattern, str):
+        raise ImproperlyConfigured(f"Groups are text, not {type(pattern).__name__}: {pattern!r}.")
+    fields, _ = _parse(pattern)
+    # As short as it can become.
+    literal = "".join(text for text, *_ in Formatter().parse(pattern))
+    try:
+        validate_group(literal or "x" * len(fields))
+    except InvalidGroup as error:
+        raise ImproperlyConfigured(f"The group pattern {pattern!r} cannot work: {error}") from error
+
+
+def _parse(pattern: str) -> tuple[list[str], list[str]]:
+    """Return the fields of a pattern, and what is between them.
+
+    Raises:
+        ImproperlyConfigured: The pattern cannot work.
+    """
+    try:
+        parts = list(Formatter().parse(pattern))
+    except ValueError as error:
+        raise ImproperlyConfigured(f"The group pattern {pattern!r} is broken: {error}.") from error
+    fields = [field for _, field, _, _ in parts if field is not None]
+    between = [literal for literal, field, _, _ in parts if field is not None][1:]
+    if "" in between:
+        raise ImproperlyConfigured(
+            f"The group pattern {pattern!r} has fields with nothing between them, so different "
+            "arguments would make the same group."
+        )
+    return fields, between

@@ -23,6 +23,7 @@ from django_sse.http.refusals import (
     is_refused_softly,
     refusals,
     retry_after,
+    told,
 )
 from django_sse.http.stream_views import hand_off_of
 from django_sse.logs import log_once, logger
@@ -32,6 +33,7 @@ from django_sse.streaming.limits import TooManyStreams
 from django_sse.streaming.stream import HEARTBEAT, Stream, jittered_age, jittered_retry
 
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
+PLAIN_TEXT: Final = "text/plain; charset=utf-8"
 
 # While a stream begins, whether a heartbeat is due or it has to end is looked at this often.
 _LOOK_SECONDS: Final = 1.0
@@ -69,7 +71,7 @@ def no_content() -> HttpResponseBase:
 def not_found(error: InvalidGroup) -> HttpResponseBase:
     """Return the 404 for a name that is no group's."""
     logger.info("Not Found: %s", error)
-    return no_store(HttpResponseNotFound())
+    return no_store(HttpResponseNotFound(told(error), content_type=PLAIN_TEXT))
 
 
 def last_event_id(request: HttpRequest) -> str:
@@ -123,11 +125,14 @@ def unavailable(
         error: What has happened, for the log.
     """
     refusals.note(reason, error)
+    why = told(error or reason)
     if is_refused_softly(request.method, request.headers.get("Accept", "")):
-        soft = EventStreamResponse(request, _chunks(jittered_retry()))
+        comment = Event(comment=why).encode() if why else b""
+        soft = EventStreamResponse(request, _chunks(comment + jittered_retry()))
         soft[REFUSED_STATUS] = "503"
         return soft
-    response = HttpResponse(status=503, headers={"Retry-After": str(retry_after())})
+    headers = {"Retry-After": str(retry_after())}
+    response = HttpResponse(why, PLAIN_TEXT, status=503, headers=headers)
     # Django would log each one as an error, and mail it to the admins.
     response._has_been_logged = True  # type: ignore[attr-defined]
     return no_store(response)

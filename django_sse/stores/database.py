@@ -69,11 +69,14 @@ _VENDORS: Final = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MyS
 _SERIALIZATION_FAILURE: Final = "40001"
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 _READ_ONLY: Final = "25006"
+_UNDEFINED_TABLE: Final = "42P01"
 # MySQL's error numbers: a row changed since its snapshot, a lock waited for too long or, where one
 # does not wait, at all (MariaDB, then MySQL), a deadlock.
 _MYSQL_CONFLICTS: Final = (1020, 1205, 1213, 3572)
 # ... and: the server is read-only (by either of its options), or the connection is.
 _MYSQL_READ_ONLY: Final = (1290, 1836, 1792)
+# ... and: a table was never made.
+_MYSQL_NO_SUCH_TABLE: Final = 1146
 # What tells so before a write does. PostgreSQL's is also that of a server that follows another one.
 _READ_ONLY_SETTINGS: Final = {
     "postgresql": "SELECT current_setting('transaction_read_only')",
@@ -347,12 +350,27 @@ class DatabaseStore(EventStore):
         return connection
 
     def _with_connection(self, read: Callable[[], Result]) -> Result:
+        with self._hint_at_migrate():
+            try:
+                return read()
+            except _FAILURES:
+                # The connection may have been lost while it was idle; what runs here can run twice.
+                connections[self.using].close()
+                return read()
+
+    @contextmanager
+    def _hint_at_migrate(self) -> Iterator[None]:
+        """Say what to do where the tables were never made."""
         try:
-            return read()
-        except _FAILURES:
-            # The connection may have been lost while it was idle; what runs here can run twice.
-            connections[self.using].close()
-            return read()
+            yield
+        except Error as error:
+            if _lacks_a_table(error):
+                alias = "" if self.using == DEFAULT_DB_ALIAS else f" --database {self.using}"
+                error.add_note(
+                    f"django_sse has no tables in the database {self.using!r}: run `python "
+                    f"manage.py migrate{alias}`."
+                )
+            raise
 
     # Appending
 
@@ -521,7 +539,8 @@ class DatabaseStore(EventStore):
     # Trimming
 
     def append(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
-        numbers = super().append(entries, ring)
+        with self._hint_at_migrate():
+            numbers = super().append(entries, ring)
         # A site may do nothing but publish.
         if self.takes_trim_turn():
             if connections[self.using].in_atomic_block:
@@ -779,6 +798,12 @@ def _sqlstate(error: Error) -> str | None:
     # psycopg's name for it, and psycopg2's.
     cause = error.__cause__
     return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+
+
+def _lacks_a_table(error: Error) -> bool:
+    if _sqlstate(error) == _UNDEFINED_TABLE or error.args[:1] == (_MYSQL_NO_SUCH_TABLE,):
+        return True
+    return str(error).startswith("no such table: ")
 
 
 def _is_in_memory(name: object) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -340,6 +341,11 @@ async def test_a_5xx_of_a_streams_view_sends_an_event_source_back(
     assert_sent_back(answer, 501 if name == "not-implemented" else 500)
     assert "content-length" not in answer.headers
     assert "allow" not in answer.headers
+    # What a developer is told; nobody else is.
+    raises = name != "not-implemented"
+    told = rb": RuntimeError at /.*/\n: a secret of the server\n\nretry: \d+\n\n"
+    assert bool(re.fullmatch(told, answer.body)) == (debug and raises)
+    assert (b"secret" in answer.body) == (debug and raises)
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -8,9 +8,11 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction
@@ -37,6 +39,7 @@ from django_sse.http.response import (
     not_found,
     stream_headers,
 )
+from django_sse.http.wrappers import wrapped
 from django_sse.logs import logger
 from django_sse.mixins import AccessMixin
 from django_sse.stores import get_store
@@ -148,19 +151,7 @@ def event_stream_headers(view: ViewT) -> ViewT:
 
     Responses that do not stream are left alone.
     """
-    if iscoroutinefunction(view):
-
-        @functools.wraps(view)
-        async def awrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-            return _with_headers(request, await view(request, *args, **kwargs))
-
-        return cast("ViewT", exempt_from_atomic_requests(cross_origin(awrapper)))
-
-    @functools.wraps(view)
-    def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        return _with_headers(request, view(request, *args, **kwargs))
-
-    return cast("ViewT", cross_origin(wrapper))
+    return _of_ones_own(wrapped(view, after=_with_headers))
 
 
 def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
@@ -179,6 +170,29 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
     for pattern in patterns:
         check_pattern(pattern)
 
+    def named(kwargs: Mapping[str, Any]) -> list[str] | HttpResponseBase:
+        try:
+            return [expand_group(pattern, kwargs) for pattern in patterns]
+        except InvalidGroup as error:
+            return not_found(error)
+
+    def before(request: HttpRequest, kwargs: Mapping[str, Any]) -> HttpResponseBase | None:
+        if isinstance(groups := named(kwargs), HttpResponseBase):
+            return groups
+        groups = _within(current_namespace(), groups)
+        with _going_on_unread():
+            return _no_content_if_cancelled(get_store().states(groups))
+        return None
+
+    async def abefore(request: HttpRequest, kwargs: Mapping[str, Any]) -> HttpResponseBase | None:
+        if isinstance(groups := named(kwargs), HttpResponseBase):
+            return groups
+        groups = _within(await acurrent_namespace(), groups)
+        with _going_on_unread():
+            states = await in_time(get_store().astates(groups), READ_SECONDS)
+            return _no_content_if_cancelled(states)
+        return None
+
     def decorator(view: ViewT) -> ViewT:
         if _is_guarded(view):
             raise TypeError(
@@ -186,44 +200,7 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
                 f"cancelled to whom {view!r} does not let in. Put what guards the view above it; "
                 "an EventStreamView answers 204 by itself."
             )
-        if iscoroutinefunction(view):
-
-            @functools.wraps(view)
-            async def awrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-                try:
-                    groups = _expand(patterns, kwargs)
-                except InvalidGroup as error:
-                    return not_found(error)
-                namespace = await acurrent_namespace()
-                try:
-                    reading = get_store().astates(_within(namespace, groups))
-                    states = await in_time(reading, READ_SECONDS)
-                except Exception:
-                    logger.exception(_NOT_READ)
-                else:
-                    if _all_cancelled(states):
-                        return no_content()
-                return cast("HttpResponseBase", await view(request, *args, **kwargs))
-
-            return cast("ViewT", exempt_from_atomic_requests(cross_origin(awrapper)))
-
-        @functools.wraps(view)
-        def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-            try:
-                groups = _expand(patterns, kwargs)
-            except InvalidGroup as error:
-                return not_found(error)
-            namespace = current_namespace()
-            try:
-                states = get_store().states(_within(namespace, groups))
-            except Exception:
-                logger.exception(_NOT_READ)
-            else:
-                if _all_cancelled(states):
-                    return no_content()
-            return cast("HttpResponseBase", view(request, *args, **kwargs))
-
-        return cast("ViewT", cross_origin(wrapper))
+        return _of_ones_own(wrapped(view, before=before, abefore=abefore))
 
     return decorator
 
@@ -295,13 +272,24 @@ def _is_guarded(view: View) -> bool:
     )
 
 
-def _expand(patterns: Sequence[str], kwargs: Mapping[str, Any]) -> list[str]:
-    return [expand_group(pattern, kwargs) for pattern in patterns]
+def _of_ones_own(view: ViewT) -> ViewT:
+    """Return a streaming view of a project's own with what all views that stream have."""
+    view = cross_origin(view)
+    # A sync one may want its transaction.
+    return exempt_from_atomic_requests(view) if iscoroutinefunction(view) else view
 
 
 def _within(namespace: str, groups: Iterable[str]) -> list[str]:
     return [full_name(namespace, group) for group in groups]
 
 
-def _all_cancelled(states: Mapping[str, GroupState]) -> bool:
-    return all(state.cancelled for state in states.values())
+@contextmanager
+def _going_on_unread() -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        logger.exception(_NOT_READ)
+
+
+def _no_content_if_cancelled(states: Mapping[str, GroupState]) -> HttpResponseBase | None:
+    return no_content() if all(state.cancelled for state in states.values()) else None

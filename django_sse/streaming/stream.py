@@ -119,13 +119,13 @@ class Stream:
         self.address = address
         self.still_allowed = still_allowed
         self.context = context or Context()
-        self.subscriptions: list[Subscription] = []
+        self.subscriptions: tuple[Subscription, ...] = ()
         self.wants_messages = wants_messages
         self.ended: asyncio.Future[str] = hub.loop.create_future()
         self.is_barred = False
         """Whether its owner may not, or perhaps not, see more: it ends as soon as it is served."""
         self._hub = hub
-        self._queue = SendQueue(hub.loop, self.end)
+        self._queue = SendQueue(hub.loop, self)
         self._taken = dict(position)
         self._heartbeat = heartbeat
         self._filter_event = filter_event
@@ -160,7 +160,7 @@ class Stream:
 
     def follow(self, subscription: Subscription) -> None:
         """Note a subscription that the hub has entered this stream in."""
-        self.subscriptions.append(subscription)
+        self.subscriptions += (subscription,)
 
     def serve(self, send: Send) -> None:
         """Send what was missed, then what comes."""

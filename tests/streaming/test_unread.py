@@ -67,7 +67,7 @@ class Unread:
 
 
 def pending(client: Unread, stream: Stream) -> int:
-    waiting = [*stream._queue._backlog, *stream._queue._held]
+    waiting = stream._queue._backlog
     return client.bytes_taken + sum(map(len, waiting))
 
 

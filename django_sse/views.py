@@ -254,7 +254,7 @@ class EventStreamView(View):
             begin.position,
             retry=conf().RETRY if self.retry is None else self.retry,
             reset=begin.reset,
-            initial_events=self._state() if with_state else None,
+            initial_events=_initial_events_of(self) if with_state else None,
             stream_options={
                 "heartbeat": (conf().HEARTBEAT if self.heartbeat is None else self.heartbeat)
                 or None,
@@ -277,22 +277,6 @@ class EventStreamView(View):
         # With what an overriding `get` has set.
         headers.headers, headers.cookies = response.headers, response.cookies
         return headers
-
-    def _state(self) -> AsyncGenerator[Event, None]:
-        """Return what ``initial_events`` makes, to be closed when its client leaves.
-
-        Raises:
-            ImproperlyConfigured: It has made something else.
-        """
-        events: Any = self.initial_events()
-        if not isinstance(events, AsyncIterator):
-            if inspect.iscoroutine(events):
-                events.close()
-            raise ImproperlyConfigured(
-                f"{type(self).__name__}.initial_events has returned {type(events).__name__}. Write "
-                "it as `async def initial_events(self)` that yields each Event."
-            )
-        return events if isinstance(events, AsyncGenerator) else (event async for event in events)
 
     async def _groups_too_old(
         self, sent: Mapping[str, int], states: Mapping[str, GroupState]
@@ -375,6 +359,23 @@ class EventStreamView(View):
         # Also on the instance, as by an argument of `as_view`.
         method = getattr(self, name)
         return getattr(method, "__func__", method) is not getattr(EventStreamView, name)
+
+
+def _initial_events_of(view: EventStreamView) -> AsyncGenerator[Event, None]:
+    """Return what ``initial_events`` makes, to be closed when its client leaves.
+
+    Raises:
+        ImproperlyConfigured: It has made something else.
+    """
+    events: Any = view.initial_events()
+    if not isinstance(events, AsyncIterator):
+        if inspect.iscoroutine(events):
+            events.close()
+        raise ImproperlyConfigured(
+            f"{type(view).__name__}.initial_events has returned {type(events).__name__}. Write it "
+            "as `async def initial_events(self)` that yields each Event."
+        )
+    return events if isinstance(events, AsyncGenerator) else (event async for event in events)
 
 
 def _unique(groups: Iterable[str]) -> list[str]:

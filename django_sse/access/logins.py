@@ -283,7 +283,7 @@ def renew_login(request: HttpRequest) -> None:
         others["user"] = _unread(user)
     elif is_wrapped:
         # The session's own, by way of a middleware that may say otherwise by now.
-        others["user"] = _unread_wrapper(user, request.user)
+        others["user"] = _unread(user, request.user)
     vars(request).update(others)
 
 
@@ -329,20 +329,24 @@ def _setup_of(user: Any) -> Callable[[], Any] | None:
     return vars(user).get("_setupfunc") if isinstance(user, LazyObject) else None
 
 
-def _unread(user: Any) -> Any:
-    """Return a user that is read again."""
-    if setup := _setup_of(user):
-        # It may find the instance of before again, which it keeps on the request.
-        return SimpleLazyObject(lambda: _refreshed(setup()))
-    if isinstance(user, Model):
-        return SimpleLazyObject(lambda: _refreshed(user))
-    return user
+def _unread(user: Any, of_session: Any = None) -> Any:
+    """Return a user that is found and read again, whenever this is called; nobody, if it is not the
+    session's, where one is given."""
+    setup = _setup_of(user)
+    if isinstance(setup, functools.partial) and setup.func is _found_again:
+        # Of one that was made here before, what it was made of: as it would be asked for once more
+        # each time, and what it has found be taken for what it finds now.
+        user = setup.args[0]
+    if _setup_of(user) is None and not isinstance(user, Model):
+        return user
+    return SimpleLazyObject(functools.partial(_found_again, user, of_session))
 
 
-def _unread_wrapper(user: Any, of_session: Any) -> Any:
-    """Return a lazy user that is found again, if the session is still that user's; else nobody."""
-    found = _unread(user)
-    return SimpleLazyObject(lambda: found if _are_one(found, of_session) else _nobody())
+def _found_again(user: Any, of_session: Any) -> Any:
+    setup = _setup_of(user)
+    # It may find the instance of before again, which it keeps on the request.
+    found = _refreshed(setup() if setup else user)
+    return found if of_session is None or _are_one(found, of_session) else _nobody()
 
 
 def _unread_auser(auser: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:

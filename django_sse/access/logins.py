@@ -213,11 +213,10 @@ async def settle_user(request: HttpRequest) -> None:
     """
     if "user" not in vars(request) or _is_settled(request):
         return
-    if _is_djangos_auser(request):
-        if not _is_djangos_user(request):
-            # Read again, it is the session's own user, or whoever is in that one's place.
-            vars(request)[_IS_REPLACED] = not await _is_of_session(request)
-    elif not await _replaces_auser(request):
+    if not _is_djangos_user(request) and not _is_found_again(request.user):
+        # Read again, it is the session's own user, or whoever is in that one's place.
+        vars(request)[_IS_REPLACED] = not await _is_of_session(request)
+    if not _is_djangos_auser(request) and not await _replaces_auser(request):
         return
     setattr(request, "auser", functools.partial(_user_set_on, request))  # noqa: B010
 
@@ -332,14 +331,18 @@ def _setup_of(user: Any) -> Callable[[], Any] | None:
 def _unread(user: Any, of_session: Any = None) -> Any:
     """Return a user that is found and read again, whenever this is called; nobody, if it is not the
     session's, where one is given."""
-    setup = _setup_of(user)
-    if isinstance(setup, functools.partial) and setup.func is _found_again:
-        # Of one that was made here before, what it was made of: as it would be asked for once more
-        # each time, and what it has found be taken for what it finds now.
-        user = setup.args[0]
+    if _is_found_again(user):
+        # What it was made of: that would be read once more each time, and what it has found be
+        # taken for what it finds now.
+        user = vars(user)["_setupfunc"].args[0]
     if _setup_of(user) is None and not isinstance(user, Model):
         return user
     return SimpleLazyObject(functools.partial(_found_again, user, of_session))
+
+
+def _is_found_again(user: Any) -> bool:
+    """Whether a user was made here, of another one."""
+    return getattr(_setup_of(user), "func", None) is _found_again
 
 
 def _found_again(user: Any, of_session: Any) -> Any:

@@ -38,7 +38,14 @@ from pytest_django import Settings
 
 from django_sse import acancel, apublish, signals
 from django_sse.access import logins
-from django_sse.access.logins import Judgement, judge, renew_login, settle_user, without_session
+from django_sse.access.logins import (
+    Judgement,
+    judge,
+    renew_login,
+    settle_user,
+    user_of,
+    without_session,
+)
 from django_sse.access.owners import Login, user_mark
 from django_sse.asgi import get_asgi_application
 from django_sse.decorators import event_stream
@@ -1201,22 +1208,40 @@ class Gate:
     """Lets the user of a session through as long as it is open, as one that asks for a second
     factor: a lazy user round Django's own."""
 
-    is_open = True
+    def __init__(self, sets_auser: bool) -> None:
+        self.is_open = True
+        self._sets_auser = sets_auser
 
     def __call__(self, request: HttpRequest) -> None:
-        user = request.user
-        request.user = SimpleLazyObject(lambda: user if self.is_open else AnonymousUser())  # type: ignore[assignment]
+        user, auser = request.user, request.auser
+        request.user = SimpleLazyObject(lambda: self._pass(user))  # type: ignore[assignment]
+        if self._sets_auser:
+
+            async def passed() -> Any:
+                return self._pass(await auser())
+
+            setattr(request, "auser", passed)  # noqa: B010
+
+    def _pass(self, user: Any) -> Any:
+        return user if self.is_open else AnonymousUser()
 
 
-async def test_whether_a_middleware_lets_a_user_through_is_found_out_at_each_question() -> None:
-    tab, gate = await logged_in(), Gate()
+@pytest.mark.parametrize("sets_auser", [False, True], ids=["user", "user and auser"])
+async def test_whether_a_middleware_lets_a_user_through_is_found_out_at_each_question(
+    sets_auser: bool,
+) -> None:
+    tab, gate = await logged_in(), Gate(sets_auser)
     request = request_in(tab.cookies["sessionid"].value)
     gate(request)
     await settle_user(request)
     for is_open in (True, True, False, False, True):
         gate.is_open = is_open
         renew_login(request)
-        assert (await request.auser()).is_authenticated is is_open
+        assert (await user_of(request)).is_authenticated is is_open
+    await Session.objects.all().adelete()
+    for _ in range(2):
+        renew_login(request)
+        assert not (await user_of(request)).is_authenticated
 
 
 @pytest.mark.parametrize("is_lazy", [True, False], ids=["lazy", "set at once"])

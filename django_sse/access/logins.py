@@ -312,6 +312,11 @@ def _is_settled(request: HttpRequest) -> bool:
     return getattr(getattr(request, "auser", None), "func", None) is _user_set_on
 
 
+def is_found_by_others(request: HttpRequest) -> bool:
+    """Whether another middleware than Django's says who a request's user is."""
+    return not (_is_djangos_user(request) and _is_djangos_auser(request))
+
+
 def _is_djangos_user(request: HttpRequest) -> bool:
     setup = _setup_of(vars(request).get("user"))
     return getattr(setup, "__module__", None) == _DJANGOS

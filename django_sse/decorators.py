@@ -123,6 +123,9 @@ def _group_view(patterns: Sequence[str], options: dict[str, Any], guard: Guard) 
         async def authorize(self, groups: Sequence[str]) -> HttpResponseBase | Iterable[str] | None:
             return await guard(self.request, *self.args, **self.kwargs)
 
+    # What is wrong is told of it.
+    GuardedView.__name__ = getattr(guard, "__name__", GuardedView.__name__)
+    GuardedView.__qualname__ = getattr(guard, "__qualname__", GuardedView.__qualname__)
     # Last: the guard may be exempt from the transactions of some databases only.
     return exempt_from_atomic_requests(functools.wraps(guard)(GuardedView.as_view(**options)))
 

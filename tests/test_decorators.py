@@ -197,6 +197,11 @@ def test_an_unknown_option_is_refused() -> None:
         event_stream("news", histroy=1)(guard)
 
 
+def test_an_option_that_cannot_be_is_told_of_the_guard() -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"^coroutine\.retry must be"):
+        event_stream("news", retry=3)(coroutine)
+
+
 async def test_the_methods_are_those_of_the_class_based_view() -> None:
     assert (await job(get(method="POST"), pk=7)).status_code == 405
     assert set((await job(get(method="OPTIONS"), pk=7))["Allow"].split(", ")) == {

@@ -25,7 +25,7 @@ from django_sse.groups.entries import Entry, GroupState
 from django_sse.groups.position import format_position, parse_position
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
-from django_sse.streaming.hub import current_hub, open_streams
+from django_sse.streaming.hub import open_streams
 from django_sse.views import EventStreamView
 from tests.streams import View, get, open_stream, reading, until
 
@@ -1343,15 +1343,6 @@ async def test_a_stream_that_is_too_old_sends_its_client_back(settings: Settings
         assert (await stream.next_event()).data == "2"
         # Each connect says how long to wait after a loss that nobody has planned.
         assert stream.reconnection_time == 1000
-
-
-async def test_a_stream_is_not_too_old_for_a_hub_that_had_none_for_long(settings: Settings) -> None:
-    settings.DJANGO_SSE = {"STORE": "memory", "MAX_AGE": 60}
-    # As after a request an hour ago that opened no stream, such as HEAD.
-    current_hub().now -= 3600
-    async with open_stream(news) as stream:
-        await apublish("news", "hi")
-        assert (await stream.next_event()).data == "hi"
 
 
 def test_wsgi_is_refused_at_once_with_what_to_do() -> None:

@@ -15,7 +15,9 @@ from django_sse.conf import conf
 from django_sse.logs import logger
 from django_sse.servers.backpressure import waiting_for_client
 from django_sse.servers.dead_peers import bound_silence
-from django_sse.streaming.stream import CLIENT_GONE, Stream, jittered_retry
+from django_sse.streaming.jitter import jittered_retry
+from django_sse.streaming.send_queue import CLIENT_GONE
+from django_sse.streaming.stream import Phase, Stream
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -152,7 +154,7 @@ class HandOff:
         if not is_own or self._over or self._disconnected:
             return
         # After its own last bytes nothing is to come.
-        has_its_end = self._stream is not None and self._stream.is_finishing
+        has_its_end = self._stream and self._stream.phase in (Phase.FINISHING, Phase.ENDED)
         self.close()
         await self._send_end(b"" if has_its_end else jittered_retry())
         await asyncio.sleep(_LINGER_SECONDS)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from django_sse.conf import conf
 from django_sse.http.cors import ALLOW_CREDENTIALS, ALLOW_ORIGIN, cors_headers, varies_by_origin
 from django_sse.logs import Occasions, logger
-from django_sse.streaming.stream import jittered_retry, jittered_seconds
+from django_sse.streaming.jitter import jittered_retry, jittered_seconds
 
 STORE_AWAY: Final = "store away"
 SERVER_ERROR: Final = "server error"

@@ -28,8 +28,9 @@ from django_sse.http.stream_views import hand_off_of
 from django_sse.logs import log_once, logger
 from django_sse.servers.shutdown import call_at_shutdown
 from django_sse.streaming.hub import current_hub
+from django_sse.streaming.jitter import jittered_age, jittered_retry
 from django_sse.streaming.limits import TooManyStreams
-from django_sse.streaming.stream import HEARTBEAT, Stream, jittered_age, jittered_retry
+from django_sse.streaming.stream import HEARTBEAT, Phase, Stream
 
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 
@@ -201,7 +202,7 @@ class GroupStreamResponse(EventStreamResponse):
                     if stream.ended.done():
                         return
                     now = loop.time()
-                    if stream.is_finishing:
+                    if stream.phase is Phase.FINISHING:
                         # Who is only sent back may get what is left, if that takes a moment.
                         cut_at = min(cut_at, now if stream.is_barred else now + _LOOK_SECONDS)
                     if now >= cut_at and (last_chunk or not chunk):

@@ -22,6 +22,7 @@ from django_sse.logs import log_seldom, logger
 from django_sse.servers.shutdown import call_at_shutdown
 from django_sse.stores import get_store
 from django_sse.stores.base import Cursor
+from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
 from django_sse.streaming.rechecks import Rechecks
 from django_sse.streaming.store_reader import StoreReader
@@ -76,7 +77,6 @@ class Hub:
         self.loop = loop
         self.streams: set[Stream] = set()
         self.occupancy = Occupancy()
-        self.now = loop.time()
         self._subscriptions: dict[str, Subscription] = {}
         self._store = get_store()
         self._reader = StoreReader(self._store)
@@ -88,7 +88,7 @@ class Hub:
         self._inbox_is_read = True
         self._comparing = asyncio.Event()
         self._synced = True
-        self._swept = self.now
+        self._swept = loop.time()
         self._tasks: list[asyncio.Task[None]] = []
         self._ticking: asyncio.TimerHandle | None = None
 
@@ -243,7 +243,6 @@ class Hub:
                     self._fail(hint.group, error)
 
     def _hear(self, hint: Hint) -> None:
-        self.now = self.loop.time()
         if subscription := self._subscriptions.get(hint.group):
             subscription.hear(hint)
         else:
@@ -301,16 +300,15 @@ class Hub:
             await self._store.aclose()
 
     def _tick(self) -> None:
-        self.now = self.loop.time()
         self._ticking = self.loop.call_later(_TICK_SECONDS, self._tick, context=Context())
-        send_timeout = conf().SEND_TIMEOUT
-        each(list(self.streams), lambda stream: stream.tick(self.now, send_timeout))
+        now, send_timeout = self.loop.time(), conf().SEND_TIMEOUT
+        each(list(self.streams), lambda stream: stream.tick(now, send_timeout))
 
     def _send_back(self) -> None:
         """Send all clients back: the server is shutting down."""
-        self.now = self.loop.time()
-        each(list(self.streams), lambda stream: stream.dismiss("shutdown"))
-        each(list(self.streams), lambda stream: stream.tick(self.now, _FAREWELL_SECONDS))
+        each(list(self.streams), lambda stream: stream.end("shutdown", jittered_retry))
+        now = self.loop.time()
+        each(list(self.streams), lambda stream: stream.tick(now, _FAREWELL_SECONDS))
 
     async def _sync(self) -> None:
         cursor: Cursor = None

@@ -19,6 +19,7 @@ from django_sse.conf import conf
 from django_sse.groups.entries import closing_wire
 from django_sse.groups.namespaces import namespace_context
 from django_sse.logs import log_seldom, view_name
+from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.stream import Question, Stream
 
 # How long a view may take to say whether its stream is still allowed.
@@ -182,14 +183,15 @@ class Questions:
                 thread.give_up()
                 if again:
                     self._log(stream, "its clients are sent back to be authorized anew", error)
-                    stream.dismiss("permission unknown")
+                    stream.end("permission unknown", jittered_retry)
                 elif not stream.ended.done():
                     self._due_again[stream] = _now() + _AGAIN_SECONDS
                 return
             self._log(stream, "that is a no", error)
             allowed = False
         if not allowed:
-            stream.shut(closing_wire("not allowed any more"))
+            wire = closing_wire("not allowed any more")
+            stream.end("shut", lambda: stream.for_good(wire))
         elif not stream.ended.done():
             self.add(stream)
 

@@ -36,6 +36,7 @@ from django_sse.groups.namespaces import namespace_context
 from django_sse.logs import log_seldom, logger
 from django_sse.stores.base import EventStore
 from django_sse.stores.timed_thread import TimedThread, unpooled
+from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.questions import Questions
 from django_sse.streaming.store_reader import StoreReader
 from django_sse.streaming.stream import Stream
@@ -142,7 +143,7 @@ class Rechecks:
         if ended:
             entries = await self._store.aread(mark, state.first - 1, 1)
             closing = entries[0].wire if entries else closing_wire(None)
-            each(ended, lambda stream: stream.shut(closing, stream.owner.marks[mark]))
+            each(ended, lambda stream: _shut(stream, closing, stream.owner.marks[mark]))
 
     # Logins
 
@@ -247,7 +248,7 @@ class Rechecks:
             if not absent:
                 self._missed.pop(login, None)
             if login in judgement.gone:
-                each(streams, _shut)
+                each(streams, _log_out)
             elif login in judgement.changed:
                 # Its session may be the one that the password was changed in, and go on.
                 each(streams, _send_back)
@@ -264,7 +265,7 @@ class Rechecks:
                 loop.call_later(_AGAIN_SECONDS, self.hear, hint)
         elif loop.time() - self._missed[login] >= _AGAIN_SECONDS:
             # A backend may read where a user is not for longer: the next request asks it again.
-            each(streams, _send_back if finds_users_itself(login.backend) else _shut)
+            each(streams, _send_back if finds_users_itself(login.backend) else _log_out)
 
     async def _look_for_sessions(self, streams: Collection[Stream]) -> None:
         """Send the clients back whose session is gone, or has another key now."""
@@ -380,12 +381,27 @@ def _in_parts(tenants: Mapping[str, Sequence[Login]]) -> Iterator[tuple[str, Seq
             yield namespace, logins[begin : begin + _AT_A_TIME]
 
 
-def _shut(stream: Stream) -> None:
-    stream.shut(closing_wire("logged out"))
+def _shut(stream: Stream, closing: bytes, group: str | None = None) -> None:
+    """End a stream that its owner may not go on with.
+
+    Args:
+        stream: The stream.
+        closing: The wire of the ``close`` to send.
+        group: The only group that this is about; with others, the client comes back for them.
+    """
+    if group is None or [group] == list(stream.groups):
+        stream.end("shut", lambda: stream.for_good(closing))
+    elif group in stream.groups:
+        stream.end("shut out of a group", jittered_retry)
+
+
+def _log_out(stream: Stream) -> None:
+    _shut(stream, closing_wire("logged out"))
 
 
 def _send_back(stream: Stream) -> None:
-    stream.dismiss_unless_logged_in()
+    """End a stream so that its client comes back, for good if nobody is logged in then."""
+    stream.end("login changed", lambda: stream.for_good(jittered_retry()))
 
 
 def _ask_within(

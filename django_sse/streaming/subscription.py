@@ -19,6 +19,8 @@ from django_sse.groups.replay import join
 from django_sse.logs import log_seldom, logger
 from django_sse.stores.base import READ_BYTES, EventStore
 from django_sse.streaming.blocks import Batch, Block, Tail
+from django_sse.streaming.jitter import jittered_retry
+from django_sse.streaming.send_queue import LastBytes
 from django_sse.streaming.store_reader import StoreReader
 
 # The type of a plain Channels message that needs no handler.
@@ -54,8 +56,8 @@ class Follower(Protocol):
     def end_if_cancelled(self) -> None:
         """End, if nothing more can come."""
 
-    def dismiss(self, reason: str) -> None:
-        """End so that the client comes back."""
+    def end(self, reason: str, last_bytes: LastBytes | None = None) -> None:
+        """End, after last bytes if there are any."""
 
     def fail(self, error: BaseException) -> None:
         """End, for a failure of its own, so that the client comes back."""
@@ -336,7 +338,7 @@ class Subscription:
         """Go on from the store's state where the numbers between are lost, without the streams."""
         self._adopt(state)
         self._pending.clear()
-        each(list(self.streams), lambda stream: stream.dismiss("reset"))
+        each(list(self.streams), lambda stream: stream.end("reset", jittered_retry))
 
     def _adopt(self, state: GroupState) -> None:
         self.first, self.head = state.first, state.head

@@ -40,6 +40,7 @@ from django_sse.mixins import LoginRequiredMixin
 from django_sse.signals import _note_login
 from django_sse.stores import get_store
 from django_sse.streaming.hub import current_hub
+from django_sse.streaming.jitter import jittered_retry
 from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView
 from tests import redis
@@ -666,13 +667,13 @@ async def kick_from_one_group() -> None:
 
 async def kick_after_a_dismissal() -> None:
     [open_] = current_hub().streams
-    open_.dismiss("max age")
+    open_.end("max age", jittered_retry)
     await acancel(user=await user(), reason="gone")
 
 
 async def change_login() -> None:
     [open_] = current_hub().streams
-    open_.dismiss_unless_logged_in()
+    open_.end("login changed", lambda: open_.for_good(jittered_retry()))
 
 
 @pytest.mark.parametrize("act", [kick_from_one_group, kick_after_a_dismissal, change_login])

@@ -105,6 +105,8 @@ def until_one_is_open(site: Site) -> None:
     wait_until(lambda: site.open_streams() == 1, lambda: f"{site.open_streams()} are open")
 
 
+# WebKit takes seconds for each of the windows where others test beside it.
+@pytest.mark.timeout(300)
 def test_twenty_tabs_lose_nothing_when_the_one_that_reads_for_all_is_closed_in_a_burst(
     tabs: Tabs, site: Site, group: str
 ) -> None:

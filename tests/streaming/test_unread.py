@@ -26,6 +26,7 @@ from django_sse.stores.base import EventStore
 from django_sse.stores.database import DatabaseStore
 from django_sse.streaming import subscription
 from django_sse.streaming.hub import current_hub, open_streams
+from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.stream import Stream
 from django_sse.testing.stores import append, event
 from django_sse.views import EventStreamView
@@ -66,7 +67,7 @@ class Unread:
 
 
 def pending(client: Unread, stream: Stream) -> int:
-    waiting = [*stream._backlog, *stream._parked]
+    waiting = stream._queue._backlog
     return client.bytes_taken + sum(map(len, waiting))
 
 
@@ -326,7 +327,7 @@ async def test_a_stream_that_is_dismissed_while_its_heartbeat_is_on_the_way_gets
     async with hanging("aread", monkeypatch):
         stream.serve(send)
         await until(lambda: received == [HEARTBEAT])
-        stream.dismiss("max age")
+        stream.end("max age", jittered_retry)
         goes_out.set()
         assert await asyncio.wait_for(stream.ended, 10) == "max age"
     assert received[1].startswith(b"retry: ")

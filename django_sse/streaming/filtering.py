@@ -1,0 +1,95 @@
+"""What a view shows of an event: its ``filter_event`` and its handlers of Channels messages."""
+
+import inspect
+import logging
+from collections.abc import Callable
+from contextvars import Context
+from copy import deepcopy
+
+from django_sse.concurrency.tasks import is_order
+from django_sse.conf import conf
+from django_sse.doorbells.mailbox import Message
+from django_sse.event import Event, encode_published
+from django_sse.groups.position import format_position
+from django_sse.logs import log_first, log_seldom, view_name
+from django_sse.streaming.blocks import Block
+
+EventFilter = Callable[[Event], Event | None]
+MessageHandler = Callable[[Message], Event | None]
+
+
+class WrongResultError(TypeError):
+    """A view's method has returned what it may not."""
+
+
+def filtered(block: Block, filter_event: EventFilter, context: Context) -> bytes:
+    """Return the bytes that a filter shows of an event. An event that it fails with is hidden."""
+    try:
+        event = block.event()
+        shown = context.run(filter_event, event)
+        return block.wire if shown is event else _wire_of(shown)
+    except BaseException as error:
+        if is_order(error):
+            raise
+        _log_hidden(block, filter_event, error)
+        return b""
+
+
+def handled(group: str, message: Message, handler: MessageHandler, context: Context) -> bytes:
+    """Return the bytes that a handler makes of a message; nothing where it fails."""
+    try:
+        # A copy of all of it: the other streams are given the same message.
+        return _wire_of(context.run(handler, deepcopy(message)))
+    except BaseException as error:
+        if is_order(error):
+            raise
+        log_seldom(
+            f"{view_name(handler)}: a message handler failed, so its streams do not show a "
+            "message of type %r to group %r.",
+            message.get("type"),
+            group,
+            level=logging.ERROR,
+            exc_info=error,
+        )
+        return b""
+
+
+def _log_hidden(block: Block, filter_event: EventFilter, error: BaseException) -> None:
+    view = view_name(filter_event)
+    failed = f"{view}: filter_event failed, so its streams do not show"
+    if isinstance(error, WrongResultError) or not block.number:
+        # It fails with all of them, or this one has no id.
+        log_seldom(
+            f"{failed} an event of %s.",
+            f"group {block.group!r}" if block.group else "initial_events",
+            level=logging.ERROR,
+            exc_info=error,
+        )
+    else:
+        log_first(
+            (view, block.group, block.number),
+            f"{failed} event %s of group %r.",
+            format_position({block.group: block.number}),
+            block.group,
+            exc_info=error,
+        )
+
+
+def _wire_of(shown: object) -> bytes:
+    """Return the wire of what a view's filter or handler has returned.
+
+    Raises:
+        WrongResultError: It is neither an event nor None.
+        InvalidEvent: It could not be published, either.
+    """
+    if shown is None:
+        return b""
+    if inspect.iscoroutine(shown):
+        shown.close()
+        raise WrongResultError(
+            "It has to be a plain `def`, not `async def`: it is called on the event loop for each "
+            "stream, and must not wait."
+        )
+    if not isinstance(shown, Event):
+        raise WrongResultError(f"It has to return an Event or None, not {type(shown).__name__}.")
+    return encode_published(shown, conf().MAX_EVENT_BYTES)

@@ -34,6 +34,8 @@ def show(browser: Browser, site: Site) -> Iterator[Show]:
 
         def show(text: str) -> Tab:
             [number] = [n for n, block in enumerate(blocks("html", PAGE)) if text in block]
+            # That of the test before has gone.
+            until_open(site, 0)
             tab.go(f"{site.origin}/documented/{number}/")
             return tab
 
@@ -50,8 +52,8 @@ def printed(tab: Tab) -> list[str]:
     return list(tab.run("return printed"))
 
 
-def until_open(site: Site) -> None:
-    wait_until(lambda: site.open_streams() == 1, "the stream is not open")
+def until_open(site: Site, count: int = 1) -> None:
+    wait_until(lambda: site.open_streams() == count, f"{count} streams are not open")
 
 
 def test_the_element_swaps_in_what_is_published(show: Show, site: Site) -> None:

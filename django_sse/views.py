@@ -43,7 +43,7 @@ from django_sse.http.response import (
 )
 from django_sse.mixins import tests_of
 from django_sse.stores import get_store
-from django_sse.stores.base import READ_SECONDS
+from django_sse.stores.read_limits import READ_SECONDS
 from django_sse.streaming.filtering import MessageHandler
 from django_sse.streaming.hub import current_hub, limit_reached_by
 from django_sse.streaming.limits import Claim

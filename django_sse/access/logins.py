@@ -213,11 +213,10 @@ async def settle_user(request: HttpRequest) -> None:
     """
     if "user" not in vars(request) or _is_settled(request):
         return
-    if _is_djangos_auser(request):
-        if not _is_djangos_user(request):
-            # Read again, it is the session's own user, or whoever is in that one's place.
-            vars(request)[_IS_REPLACED] = not await _is_of_session(request)
-    elif not await _replaces_auser(request):
+    if not _is_djangos_user(request) and not _is_found_again(request.user):
+        # Read again, it is the session's own user, or whoever is in that one's place.
+        vars(request)[_IS_REPLACED] = not await _is_of_session(request)
+    if not _is_djangos_auser(request) and not await _replaces_auser(request):
         return
     setattr(request, "auser", functools.partial(_user_set_on, request))  # noqa: B010
 
@@ -283,7 +282,7 @@ def renew_login(request: HttpRequest) -> None:
         others["user"] = _unread(user)
     elif is_wrapped:
         # The session's own, by way of a middleware that may say otherwise by now.
-        others["user"] = _unread_wrapper(user, request.user)
+        others["user"] = _unread(user, request.user)
     vars(request).update(others)
 
 
@@ -313,6 +312,11 @@ def _is_settled(request: HttpRequest) -> bool:
     return getattr(getattr(request, "auser", None), "func", None) is _user_set_on
 
 
+def is_found_by_others(request: HttpRequest) -> bool:
+    """Whether another middleware than Django's says who a request's user is."""
+    return not (_is_djangos_user(request) and _is_djangos_auser(request))
+
+
 def _is_djangos_user(request: HttpRequest) -> bool:
     setup = _setup_of(vars(request).get("user"))
     return getattr(setup, "__module__", None) == _DJANGOS
@@ -329,20 +333,28 @@ def _setup_of(user: Any) -> Callable[[], Any] | None:
     return vars(user).get("_setupfunc") if isinstance(user, LazyObject) else None
 
 
-def _unread(user: Any) -> Any:
-    """Return a user that is read again."""
-    if setup := _setup_of(user):
-        # It may find the instance of before again, which it keeps on the request.
-        return SimpleLazyObject(lambda: _refreshed(setup()))
-    if isinstance(user, Model):
-        return SimpleLazyObject(lambda: _refreshed(user))
-    return user
+def _unread(user: Any, of_session: Any = None) -> Any:
+    """Return a user that is found and read again, whenever this is called; nobody, if it is not the
+    session's, where one is given."""
+    if _is_found_again(user):
+        # What it was made of: that would be read once more each time, and what it has found be
+        # taken for what it finds now.
+        user = vars(user)["_setupfunc"].args[0]
+    if _setup_of(user) is None and not isinstance(user, Model):
+        return user
+    return SimpleLazyObject(functools.partial(_found_again, user, of_session))
 
 
-def _unread_wrapper(user: Any, of_session: Any) -> Any:
-    """Return a lazy user that is found again, if the session is still that user's; else nobody."""
-    found = _unread(user)
-    return SimpleLazyObject(lambda: found if _are_one(found, of_session) else _nobody())
+def _is_found_again(user: Any) -> bool:
+    """Whether a user was made here, of another one."""
+    return getattr(_setup_of(user), "func", None) is _found_again
+
+
+def _found_again(user: Any, of_session: Any) -> Any:
+    setup = _setup_of(user)
+    # It may find the instance of before again, which it keeps on the request.
+    found = _refreshed(setup() if setup else user)
+    return found if of_session is None or _are_one(found, of_session) else _nobody()
 
 
 def _unread_auser(auser: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:

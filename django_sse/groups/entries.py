@@ -1,6 +1,6 @@
 """What stores keep of a group, and what doorbells say of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from time import time_ns
@@ -89,6 +89,10 @@ class Hint:
         """
         group, head, cancelled = text.split(" ")
         return cls(validate_group_or_mark(group), int(head), cancelled == "1")
+
+
+Ring = Callable[[Sequence[Hint]], None]
+"""Tells the hubs of what is new."""
 
 
 @dataclass(slots=True)

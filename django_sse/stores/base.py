@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from random import uniform
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from asgiref.sync import sync_to_async
 from django.core import checks
@@ -16,23 +16,13 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
-from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, Ring
 from django_sse.stores.clock import StoreClock
+from django_sse.stores.notify import Notifications
 from django_sse.stores.unwritten import unwritten
-
-if TYPE_CHECKING:
-    from django_sse.stores.notify import Notifications
-
-
-READ_SECONDS: Final = 4.0
-"""How long a store may take to answer a read: one that hangs is one that is away."""
 
 # How often a process trims, at the most.
 _TRIM_SECONDS: Final = 60.0
-
-
-READ_BYTES: Final = 192 * 1024
-"""The bytes of events with which a read is full, however few they are."""
 
 
 class Dropped(NamedTuple):
@@ -42,7 +32,6 @@ class Dropped(NamedTuple):
     groups: int = 0
 
 
-Ring = Callable[[Sequence[Hint]], None]
 Cursor = Any
 
 
@@ -82,7 +71,7 @@ class EventStore(ABC):
     address: str = ""
     """Where else it is kept: the same text in all processes that share it, and in no others."""
 
-    notifications: "Notifications | None" = None
+    notifications: Notifications | None = None
     """What tells the hubs of other processes of whatever is appended, if the store does itself."""
 
     def __init__(self, *, using: str = DEFAULT_DB_ALIAS) -> None:

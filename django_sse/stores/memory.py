@@ -15,7 +15,8 @@ from django_sse.conf import conf
 from django_sse.groups.entries import Entry, GroupState, Hint, NewEntry, Numbering, first_number
 from django_sse.groups.names import MARK
 from django_sse.groups.replay import filling
-from django_sse.stores.base import READ_BYTES, Cursor, EventStore
+from django_sse.stores.base import Cursor, EventStore
+from django_sse.stores.read_limits import READ_BYTES
 
 
 @dataclass(slots=True)

@@ -10,9 +10,8 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_sse.concurrency.tasks import is_order, spawn
-from django_sse.groups.entries import Hint
+from django_sse.groups.entries import Hint, Ring
 from django_sse.logs import log_seldom, logger
-from django_sse.stores.base import Ring
 from django_sse.stores.timed_thread import unpooled
 
 Result = TypeVar("Result")

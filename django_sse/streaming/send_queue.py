@@ -8,7 +8,7 @@ from django_sse.concurrency.tasks import is_order, start_eagerly
 from django_sse.conf import conf
 from django_sse.groups.replay import filling
 from django_sse.logs import logger
-from django_sse.stores.base import READ_BYTES
+from django_sse.stores.read_limits import READ_BYTES
 
 CLIENT_GONE: Final = (OSError, RuntimeError)
 """What a server's ``send`` may raise for a client that has gone: an OSError, as ASGI says, or the

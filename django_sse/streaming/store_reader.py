@@ -6,7 +6,8 @@ from typing import Final
 
 from django_sse.concurrency.tasks import in_time, is_order, spawn
 from django_sse.groups.entries import Entry, GroupState
-from django_sse.stores.base import READ_SECONDS, EventStore
+from django_sse.stores.base import EventStore
+from django_sse.stores.read_limits import READ_SECONDS
 
 # How many pages are read at once: a store that reads one after the other answers others between.
 _PAGES_AT_ONCE: Final = 4

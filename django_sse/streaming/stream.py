@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import Context
 from enum import Enum
+from itertools import islice
 from typing import Final, Protocol
 
 from django_sse.access.owners import NOBODY, Owner
@@ -28,6 +29,10 @@ Question = Callable[[], Awaitable[bool]]
 # Reasons to end for which nothing more of what is left may be sent: its owner may not, or perhaps
 # not, see it any more.
 _BARRING: Final = frozenset({"shut", "shut out of a group", "login changed", "permission unknown"})
+
+
+# Events that are rendered in one turn: a filter may hide all of them, and so fill no send.
+_EVENTS_A_TURN: Final = 500
 
 
 class Registry(Protocol):
@@ -195,14 +200,15 @@ class Stream:
                 if behind is None:
                     self._enter(Phase.LIVE)
                     break
-                blocks = iter(await behind.read(self._taken[behind.group]))
+                read = await behind.read(self._taken[behind.group])
+                blocks = islice(read, _EVENTS_A_TURN)
                 if self._queue.busy_since is not None:
                     # A heartbeat went out meanwhile. Its client may take its time for it.
                     continue
                 chunk = self._render(behind.group, blocks)
                 self._queue.push(chunk)
                 # Nor for as long as the client takes for these.
-                del blocks
+                del read, blocks
                 await turns.give_way(len(chunk))
             except HistoryLostError:
                 self.end("reset", jittered_retry)

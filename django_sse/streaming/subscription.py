@@ -17,7 +17,8 @@ from django_sse.exceptions import InvalidEvent
 from django_sse.groups.entries import Entry, GroupState, Hint
 from django_sse.groups.replay import join
 from django_sse.logs import log_seldom, logger
-from django_sse.stores.base import READ_BYTES, EventStore
+from django_sse.stores.base import EventStore
+from django_sse.stores.read_limits import READ_BYTES
 from django_sse.streaming.blocks import Batch, Block, Tail
 from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.send_queue import LastBytes

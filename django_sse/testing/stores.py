@@ -24,7 +24,8 @@ from django_sse.groups.entries import (
 )
 from django_sse.groups.names import MARK
 from django_sse.groups.replay import is_lost
-from django_sse.stores.base import READ_BYTES, Cursor, EventStore
+from django_sse.stores.base import Cursor, EventStore
+from django_sse.stores.read_limits import READ_BYTES
 from django_sse.testing.threads import in_thread
 
 if TYPE_CHECKING:

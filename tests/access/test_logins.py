@@ -17,8 +17,10 @@ from asgiref.sync import sync_to_async
 from django.conf import settings as django_settings
 from django.contrib import auth
 from django.contrib.auth.backends import BaseBackend, ModelBackend
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.middleware import AuthenticationMiddleware
+from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.contrib.sessions.backends.cache import SessionStore as CacheSession
+from django.contrib.sessions.backends.db import SessionStore as DatabaseSession
 from django.contrib.sessions.backends.file import SessionStore as FileSession
 from django.contrib.sessions.models import Session
 from django.core.cache import caches
@@ -36,7 +38,14 @@ from pytest_django import Settings
 
 from django_sse import acancel, apublish, signals
 from django_sse.access import logins
-from django_sse.access.logins import Judgement, judge, renew_login, without_session
+from django_sse.access.logins import (
+    Judgement,
+    judge,
+    renew_login,
+    settle_user,
+    user_of,
+    without_session,
+)
 from django_sse.access.owners import Login, user_mark
 from django_sse.asgi import get_asgi_application
 from django_sse.decorators import event_stream
@@ -1185,6 +1194,70 @@ async def test_what_was_worked_out_of_a_users_row_is_not_taken_for_what_it_is_no
     user: Any = request.user
     assert not await sync_to_async(lambda: user.is_staff)()
     assert not await sync_to_async(lambda: user.is_manager)()
+
+
+def request_in(session_key: str | None) -> HttpRequest:
+    """Return a request in a session, as Django's middleware hands it on."""
+    request = RequestFactory().get("/")
+    request.session = DatabaseSession(session_key)
+    AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
+    return request
+
+
+class Gate:
+    """Lets the user of a session through as long as it is open, as one that asks for a second
+    factor: a lazy user round Django's own."""
+
+    def __init__(self, sets_auser: bool) -> None:
+        self.is_open = True
+        self._sets_auser = sets_auser
+
+    def __call__(self, request: HttpRequest) -> None:
+        user, auser = request.user, request.auser
+        request.user = SimpleLazyObject(lambda: self._pass(user))  # type: ignore[assignment]
+        if self._sets_auser:
+
+            async def passed() -> Any:
+                return self._pass(await auser())
+
+            setattr(request, "auser", passed)  # noqa: B010
+
+    def _pass(self, user: Any) -> Any:
+        return user if self.is_open else AnonymousUser()
+
+
+@pytest.mark.parametrize("sets_auser", [False, True], ids=["user", "user and auser"])
+async def test_whether_a_middleware_lets_a_user_through_is_found_out_at_each_question(
+    sets_auser: bool,
+) -> None:
+    tab, gate = await logged_in(), Gate(sets_auser)
+    request = request_in(tab.cookies["sessionid"].value)
+    gate(request)
+    await settle_user(request)
+    for is_open in (True, True, False, False, True):
+        gate.is_open = is_open
+        renew_login(request)
+        assert (await user_of(request)).is_authenticated is is_open
+    await Session.objects.all().adelete()
+    for _ in range(2):
+        renew_login(request)
+        assert not (await user_of(request)).is_authenticated
+
+
+@pytest.mark.parametrize("is_lazy", [True, False], ids=["lazy", "set at once"])
+async def test_a_user_is_read_no_more_often_the_longer_a_stream_is_open(is_lazy: bool) -> None:
+    """Whom a middleware has set, in no session, as it does by a token."""
+    request, ada = request_in(None), await user()
+    found = SimpleLazyObject(lambda: User.objects.get(pk=ada.pk))
+    request.user = found if is_lazy else ada  # type: ignore[assignment]
+    await settle_user(request)
+    asked = []
+    for _ in range(5):
+        renew_login(request)
+        with queries_about("auth_user") as queries:
+            assert (await request.auser()).pk == ada.pk
+        asked.append(len(queries))
+    assert asked == [asked[0]] * 5
 
 
 @pytest.mark.usefixtures("asked_often")

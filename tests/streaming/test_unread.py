@@ -563,3 +563,24 @@ async def test_a_stream_that_grows_too_old_is_ended_before_the_hand_off_too(
     # It has not got all of the first state, so it comes back for that.
     assert b"\nid: " not in served.body
     assert not open_streams()
+
+
+async def test_a_replay_of_which_a_filter_hides_all_gives_way_to_others() -> None:
+    start = await aposition("news")
+    asked = [0]
+
+    def hide(event: Event) -> None:
+        asked[-1] += 1
+
+    async def take_turns() -> None:
+        while sum(asked) < 900:
+            asked.append(0)
+            await asyncio.sleep(0)
+
+    # Whose group's newest events are in memory, and read at once.
+    async with connected("news") as other:
+        await apublish_many(("news", str(number)) for number in range(900))
+        await other.until_events(900)
+        async with connected("news", after=start, filter_event=hide):
+            await asyncio.wait_for(take_turns(), 10)
+    assert max(asked) <= 500

@@ -64,7 +64,7 @@ async def in_time(answer: Awaitable[Result], seconds: float) -> Result:
         answering.cancel()
 
 
-def is_order(error: BaseException) -> bool:
+def must_propagate(error: BaseException) -> bool:
     """Say whether what was raised is no failure: it ends the process, or the task that runs."""
     if isinstance(error, asyncio.CancelledError):
         # What waits for something that was cancelled is not cancelled itself; nor is a thread.

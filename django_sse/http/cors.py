@@ -13,7 +13,7 @@ from django.http.response import HttpResponseBase
 from django.utils.cache import patch_vary_headers
 
 from django_sse.conf import conf
-from django_sse.http.stream_views import ViewT, mark, note_reached
+from django_sse.http.stream_views import ViewT, mark_as_stream, note_reached
 from django_sse.http.wrappers import wrapped
 
 ALLOW_ORIGIN: Final = "Access-Control-Allow-Origin"
@@ -86,7 +86,7 @@ def cross_origin(view: ViewT) -> ViewT:
         note_reached(request)
         return _answer_to_others(request)
 
-    return mark(wrapped(view, before=before, after=add_cors))
+    return mark_as_stream(wrapped(view, before=before, after=add_cors))
 
 
 def _answer_to_others(request: HttpRequest) -> HttpResponseBase | None:

@@ -19,7 +19,7 @@ from django_sse.exceptions import GroupCancelled
 from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, Ring
 from django_sse.stores.clock import StoreClock
 from django_sse.stores.notify import Notifications
-from django_sse.stores.unwritten import unwritten
+from django_sse.stores.unwritten_ends import unwritten_ends
 
 # How often a process trims, at the most.
 _TRIM_SECONDS: Final = 60.0
@@ -51,8 +51,9 @@ class EventStore(ABC):
     before it, where tenants are kept apart, up to 63 of these or ``=`` and a slash. They are
     compared byte for byte.
 
-    Groups whose names begin with ``MARK`` are those of owners of streams. An ``END`` cancels one,
-    and begins it anew with a first number that is the time, so that its state says when that was.
+    Groups whose names begin with ``OWNER_PREFIX`` are those of owners of streams. An ``END``
+    cancels one, and begins it anew with a first number that is the time: its state says when that
+    was.
     Where it is written late, that is the time that it was ordered at, and it takes no number if
     there is a later one. They are kept for ``CANCEL_TTL``, and others for ``GROUP_TTL``.
 
@@ -102,7 +103,7 @@ class EventStore(ABC):
                 )
             with self._keeping_ends(entries, ring):
                 numbers, hints = self._append(entries)
-            unwritten.take_back(self, reopened)
+            unwritten_ends.take_back(self, reopened)
             ring(hints)
             return numbers
         commit = self._stage(entries)
@@ -110,7 +111,7 @@ class EventStore(ABC):
         def append_and_ring() -> None:
             with self._keeping_ends(entries, ring):
                 hints = commit()
-            unwritten.take_back(self, reopened)
+            unwritten_ends.take_back(self, reopened)
             ring(hints)
 
         # A failing hook must not keep the project's own hooks from running; Django logs it.
@@ -134,7 +135,7 @@ class EventStore(ABC):
                 for entry in entries
                 if entry.kind is Kind.END
             ]
-            unwritten.keep(self, ends, ring)
+            unwritten_ends.keep(self, ends, ring)
             raise
 
     @abstractmethod

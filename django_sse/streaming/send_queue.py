@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
-from django_sse.concurrency.tasks import is_order, start_eagerly
+from django_sse.concurrency.tasks import must_propagate, start_eagerly
 from django_sse.conf import conf
 from django_sse.groups.replay import filling
 from django_sse.logs import logger
@@ -157,7 +157,7 @@ class SendQueue:
         except CLIENT_GONE:
             reason = "disconnected"
         except BaseException as error:
-            if is_order(error):
+            if must_propagate(error):
                 raise
             logger.exception("Sending to a stream failed; it is ended.")
             reason = "send failed"

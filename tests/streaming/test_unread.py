@@ -18,7 +18,7 @@ from django_sse import Event, aposition, apublish, apublish_many
 from django_sse.asgi import get_asgi_application
 from django_sse.conf import conf
 from django_sse.decorators import event_generator, event_stream_headers
-from django_sse.doorbells.layer import _bell
+from django_sse.doorbells.layer import _ringer
 from django_sse.groups.entries import Entry
 from django_sse.groups.position import parse_position
 from django_sse.stores import get_store
@@ -258,7 +258,7 @@ async def test_what_waits_for_a_layer_that_hangs_is_bounded() -> None:
             for number in range(250):
                 await apublish(f"group-{number}", "x" * 60_000)
             # What was handed to the thread that rings has come there.
-            handed_over = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), _bell._thread.loop())
+            handed_over = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), _ringer._thread.loop())
             await asyncio.wrap_future(handed_over)
             assert bytes_of_entries() - before <= 9 * 1024 * 1024
         finally:

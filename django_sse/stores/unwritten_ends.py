@@ -34,7 +34,7 @@ class Store(Protocol):
         """Append entries and ring."""
 
 
-class Unwritten:
+class UnwrittenEnds:
     """Keeps ends for ``CANCEL_TTL``, and writes them in a thread that lives while any is left."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Unwritten:
     def forget(self) -> None:
         """Begin anew, as the child of a fork: what its parent has kept, its parent writes."""
         self._lock = Lock()
-        # By store and mark, in the order in which they came.
+        # By store and owner key, in the order in which they came.
         self._ends: dict[tuple[Store, str], NewEntry] = {}
         self._bytes = 0
         self._rings: dict[Store, Ring] = {}
@@ -87,11 +87,11 @@ class Unwritten:
                 with self._lock:
                     self._is_writing = False
 
-    def take_back(self, store: Store, marks: Sequence[str]) -> None:
+    def take_back(self, store: Store, owner_keys: Sequence[str]) -> None:
         """Forget the ends of these owners: they are let in again."""
         with self._lock:
-            for mark in marks:
-                self._drop(store, mark)
+            for owner_key in owner_keys:
+                self._drop(store, owner_key)
 
     def _write_until_done(self) -> None:
         pause = _FIRST_PAUSE
@@ -124,8 +124,8 @@ class Unwritten:
         ttl = conf().CANCEL_TTL
         with self._lock:
             expired = [
-                (store, mark)
-                for (store, mark), end in self._ends.items()
+                (store, owner_key)
+                for (store, owner_key), end in self._ends.items()
                 if end.at / 1_000_000 < store.clock.known() - ttl
             ]
             for key in expired:
@@ -135,11 +135,11 @@ class Unwritten:
 
     def _take(self, store: Store) -> list[NewEntry]:
         with self._lock:
-            marks = [mark for other, mark in self._ends if other is store][:_BATCH]
-            return [end for mark in marks if (end := self._drop(store, mark))]
+            owner_keys = [owner_key for other, owner_key in self._ends if other is store][:_BATCH]
+            return [end for owner_key in owner_keys if (end := self._drop(store, owner_key))]
 
-    def _drop(self, store: Store, mark: str) -> NewEntry | None:
-        end = self._ends.pop((store, mark), None)
+    def _drop(self, store: Store, owner_key: str) -> NewEntry | None:
+        end = self._ends.pop((store, owner_key), None)
         self._bytes -= _size(end) if end else 0
         return end
 
@@ -155,4 +155,4 @@ def _size(end: NewEntry) -> int:
     return len(end.wire) + _END_BYTES
 
 
-unwritten: Final = Unwritten()
+unwritten_ends: Final = UnwrittenEnds()

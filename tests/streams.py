@@ -1,15 +1,17 @@
 """Streams of views, read in this process: as a client sees them, without a server."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self, cast
 
-from django.http import HttpRequest, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.test import AsyncRequestFactory
 
+from django_sse import apublish
 from django_sse.event import Decoder, Event
+from django_sse.views import EventStreamView
 
 View = Callable[..., Any]
 
@@ -138,3 +140,38 @@ async def open_stream(
         headers["Last-Event-ID"] = last_event_id
     async with reading(await view(get(path, headers=headers), **kwargs)) as reader:
         yield reader
+
+
+# The streams of most tests
+
+
+class News(EventStreamView):
+    groups = ["news"]
+
+
+class Requested(EventStreamView):
+    """The groups that a request names."""
+
+    async def get_groups(self) -> list[str]:
+        return self.request.GET.getlist("group")
+
+
+news = News.as_view()
+requested = Requested.as_view()
+
+
+async def publish_numbers(group: str, *numbers: int) -> list[str]:
+    """Publish an event for each number and return their ids."""
+    return [(await apublish(group, number)).id or "" for number in numbers]
+
+
+def data(events: Iterable[Event]) -> list[str]:
+    return [event.data for event in events]
+
+
+async def respond(view: Any, url: str = "/", **options: Any) -> HttpResponse:
+    """Return an answer that is no stream."""
+    kwargs = options.pop("kwargs", {})
+    answer = await view(get(url, **options), **kwargs)
+    assert isinstance(answer, HttpResponse)
+    return answer

@@ -11,7 +11,7 @@ from django.urls import path
 from django.views.decorators.http import require_safe
 
 from django_sse import Event
-from django_sse.decorators import event_stream
+from django_sse.decorators import event_generator
 
 
 class Job(forms.Form):
@@ -27,7 +27,7 @@ async def progress(request: HttpRequest) -> HttpResponseBase:
     return response
 
 
-@event_stream
+@event_generator
 async def run(request: HttpRequest, steps: int, delay: float) -> AsyncIterator[Event]:
     for step in range(1, steps + 1):
         await asyncio.sleep(delay)

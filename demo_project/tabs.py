@@ -9,7 +9,7 @@ from django.urls import path
 from django.views.decorators.http import require_POST, require_safe
 
 from django_sse import Event, publish_many
-from django_sse.decorators import event_stream
+from django_sse.decorators import event_generator
 from django_sse.streaming.hub import current_hub
 from django_sse.views import EventStreamView
 
@@ -26,7 +26,7 @@ def publish_numbers(request: HttpRequest) -> HttpResponse:
     return HttpResponse(status=204)
 
 
-@event_stream
+@event_generator
 async def count(request: HttpRequest) -> AsyncIterator[Event]:
     """Tell how many streams of the group this process holds, whenever that changes.
 

@@ -12,17 +12,17 @@ from django.views.decorators.http import require_safe
 
 from demo_project.answers import ANSWERS
 from django_sse import Event
-from django_sse.decorators import event_stream
+from django_sse.decorators import EventStreamRequest, event_generator
 
 SECONDS_PER_WORD = 0.06
 
 
-@event_stream
-async def answer(request: HttpRequest, topic: str) -> AsyncIterator[Event]:
+@event_generator
+async def answer(request: EventStreamRequest, topic: str) -> AsyncIterator[Event]:
     _, text = ANSWERS.get(topic, ("", "I do not know."))
     words = {str(number): word for number, word in enumerate(re.findall(r"\S+\s*", text))}
     # A client that comes back goes on where it was.
-    seen = request.last_event_id  # type: ignore[attr-defined]
+    seen = request.last_event_id
     for number in list(words)[int(seen) + 1 if seen in words else 0 :]:
         yield Event(escape(words[number]), id=number)
         await asyncio.sleep(SECONDS_PER_WORD)

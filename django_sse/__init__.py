@@ -2,6 +2,7 @@
 
 from django_sse.event import Event
 from django_sse.exceptions import EventStreamError, GroupCancelled, InvalidEvent, InvalidGroup
+from django_sse.groups.names import group_name
 from django_sse.groups.namespaces import channel_group
 from django_sse.publishing import (
     Published,
@@ -36,6 +37,7 @@ __all__ = [
     "areopen",
     "cancel",
     "channel_group",
+    "group_name",
     "position",
     "publish",
     "publish_many",

@@ -30,8 +30,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def is_whole(value: Any) -> bool:
+    """Say whether a value is a whole number from 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return is_whole(value) and value > 0
 
 
 def _is_store(value: Any) -> bool:
@@ -82,17 +87,27 @@ COUNT: Final = Rule("a whole number above 0", _is_count)
 COUNT_OR_OFF: Final = Rule(
     "a whole number above 0, or None", lambda value: value is None or _is_count(value)
 )
-SECONDS: Final = Rule(
-    "a finite number of seconds from 0",
-    lambda value: _is_number(value) and 0 <= value < float("inf"),
-)
 SECONDS_FROM_1: Final = Rule(
-    "a finite number of seconds from 1",
+    "a finite number of seconds from 1 (it cannot be off)",
     lambda value: _is_number(value) and 1 <= value < float("inf"),
 )
+SECONDS_FROM_1_OR_OFF: Final = Rule(
+    "a finite number of seconds from 1, or 0 for off",
+    lambda value: _is_number(value) and (value == 0 or 1 <= value < float("inf")),
+)
 SECONDS_OR_OFF: Final = Rule(
-    "a finite number of seconds above 0, or None",
-    lambda value: value is None or (_is_number(value) and 0 < value < float("inf")),
+    "a finite number of seconds, or 0 for off",
+    lambda value: _is_number(value) and 0 <= value < float("inf"),
+)
+SECONDS_OR_CHOSEN: Final = Rule(
+    "a finite number of seconds, or 0 to have it chosen",
+    SECONDS_OR_OFF.admits,
+)
+# As in the specification, unlike all other durations. Browsers' timers hold no more.
+MILLISECONDS: Final = Rule(
+    "a whole number of milliseconds from 100 to 2147483647 (less looks like seconds: 3 seconds are "
+    "3000)",
+    lambda value: _is_count(value) and 100 <= value < 2**31,
 )
 ORIGINS: Final = Rule(
     'a list of origins such as "https://app.example.com", each without a path, a slash at its end '
@@ -131,25 +146,25 @@ class Conf:
     HISTORY_SIZE: int = _key(1000, COUNT)
     """Events kept for replay, per group, at least. Trimming is in bulk: up to a tenth more."""
 
-    HISTORY_AGE: float | None = _key(24 * 3600, SECONDS_OR_OFF)
-    """Seconds that an event is kept for replay. None: only HISTORY_SIZE bounds it."""
+    HISTORY_AGE: float = _key(24 * 3600, SECONDS_OR_OFF)
+    """Seconds that an event is kept for replay. 0: only HISTORY_SIZE bounds it."""
 
-    GROUP_TTL: float | None = _key(7 * 24 * 3600, SECONDS_OR_OFF)
+    GROUP_TTL: float = _key(7 * 24 * 3600, SECONDS_OR_OFF)
     """Seconds without a new event after which a group is forgotten, and with it its numbers and
-    whether it is cancelled. None: never."""
+    whether it is cancelled. 0: never."""
 
-    SYNC_INTERVAL: float | None = _key(None, SECONDS_OR_OFF)
-    """Seconds between two comparisons with the store. None: 5, 1 or 0.1, as much as doorbells of
+    SYNC_INTERVAL: float = _key(0, SECONDS_OR_CHOSEN)
+    """Seconds between two comparisons with the store. 0: 5, 1 or 0.1, as much as doorbells of
     other processes are heard."""
 
-    HEARTBEAT: float | None = _key(15, SECONDS_OR_OFF)
-    """Seconds of silence after which a stream sends a comment. None: never."""
+    HEARTBEAT: float = _key(15, SECONDS_OR_OFF)
+    """Seconds of silence after which a stream sends a comment. 0: never."""
 
-    RETRY: float = _key(3, SECONDS)
-    """Seconds that browsers wait before they reconnect."""
+    RETRY: int = _key(3000, MILLISECONDS)
+    """Milliseconds that browsers wait before they reconnect."""
 
-    SEND_TIMEOUT: float | None = _key(30, SECONDS_OR_OFF)
-    """Seconds that one send may take before the stream is ended. None: for ever."""
+    SEND_TIMEOUT: float = _key(30, SECONDS_OR_OFF)
+    """Seconds that one send may take before the stream is ended. 0: for ever."""
 
     BACKLOG_BYTES: int = _key(1024 * 1024, COUNT)
     """Bytes that may be on the way to a slow client, or wait for it, before its stream is ended, to
@@ -191,9 +206,9 @@ class Conf:
     """Proxies whose ``X-Forwarded-For`` tells the client's address: addresses, networks, and
     ``"unix:"`` for who connects by a Unix socket. Empty: the peer is the client."""
 
-    MAX_AGE: float | None = _key(None, SECONDS_OR_OFF)
+    MAX_AGE: float = _key(0, SECONDS_OR_OFF)
     """Seconds after which a stream ends so that its client reconnects: at the latest, and up to a
-    fifth earlier, so that those that came together do not leave together. None: never."""
+    fifth earlier, so that those that came together do not leave together. 0: never."""
 
     CANCEL_TTL: float = _key(3600, SECONDS_FROM_1)
     """Seconds for which the streams of a user that was cancelled, or of a session that was logged
@@ -203,8 +218,9 @@ class Conf:
     """Whether a stream ends with the login that it was opened in: when its session is logged out
     or gone, when its user is deactivated or deleted, or gets another password."""
 
-    RECHECK_INTERVAL: float = _key(60, SECONDS_FROM_1)
-    """Seconds between two calls of a view's ``still_allowed``."""
+    RECHECK_INTERVAL: float = _key(60, SECONDS_FROM_1_OR_OFF)
+    """Seconds between two calls of a view's ``still_allowed``, and of what its mixins test. 0: who
+    was let in is not asked about again."""
 
     NAMESPACE: str | None = _key(None, FUNCTION_OR_OFF)
     """The function, without arguments, that returns the name of the current tenant or site: its

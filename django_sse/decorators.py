@@ -1,4 +1,4 @@
-"""Decorators for function views: a group's stream, a generator's stream, headers, and the 204."""
+"""Decorators of views: a group's stream, a generator's stream, headers, the 204, and handlers."""
 
 import functools
 import inspect
@@ -8,20 +8,24 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
-from typing import Any, Final, TypeVar, cast, overload
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction
+from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
 from django_sse.access.logins import with_login
 from django_sse.concurrency.tasks import in_time
+from django_sse.event import Event
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups.entries import GroupState
-from django_sse.groups.names import expand_group
+from django_sse.groups.names import check_pattern, expand_group
 from django_sse.groups.namespaces import acurrent_namespace, current_namespace, full_name
 from django_sse.groups.position import TERMINAL_MARK
 from django_sse.http.cors import cross_origin
@@ -35,14 +39,16 @@ from django_sse.http.response import (
     not_found,
     stream_headers,
 )
+from django_sse.http.wrappers import wrapped
 from django_sse.logs import logger
 from django_sse.mixins import AccessMixin
 from django_sse.stores import get_store
 from django_sse.stores.read_limits import READ_SECONDS
-from django_sse.views import EventStreamView, exempt_from_atomic_requests
+from django_sse.views import MESSAGE_TYPES, EventStreamView, exempt_from_atomic_requests
 
 View = Callable[..., Any]
 ViewT = TypeVar("ViewT", bound=View)
+HandlerT = TypeVar("HandlerT", bound=Callable[..., Event | None])
 Guard = Callable[..., Awaitable[HttpResponseBase | Iterable[str] | None]]
 GeneratorView = Callable[..., AsyncIterator[Any]]
 
@@ -55,42 +61,60 @@ _GENERATOR_METHODS: Final = ("GET", "HEAD", "POST", "OPTIONS")
 _NOT_READ: Final = "The event store could not be read; the group is taken for not cancelled."
 
 
-@overload
-def event_stream(pattern: GeneratorView, /) -> View: ...
-@overload
-def event_stream(pattern: str, /, *patterns: str, **options: Any) -> Callable[[Guard], View]: ...
+class EventStreamRequest(HttpRequest):
+    """The request of a view behind ``event_generator``, for its annotation alone: what a view is
+    given is the request of Django, with this attribute."""
+
+    last_event_id: str
+    """The id of the last event that the client says it has got, or ""."""
 
 
-def event_stream(pattern: str | GeneratorView, /, *patterns: str, **options: Any) -> Any:
-    """Make an event stream of a view: of its groups, or of what it yields.
+def event_stream(*patterns: str, **options: Any) -> Callable[[Guard], View]:
+    """Make a stream of groups of a view that guards them.
 
-    ``@event_stream("job-{pk}")`` goes on an ``async def`` that guards the groups named, with the
-    URL's keyword arguments in braces: it returns None to let the stream begin, the groups allowed,
-    or a response, or raises ``PermissionDenied``. Options are the attributes of
-    ``EventStreamView``: ``history``, ``retry``, ``heartbeat``, ``channel_messages``.
+    ``@event_stream("job-{pk}")`` goes on an ``async def`` that returns None to let the stream
+    begin, the groups allowed, or a response, or raises ``PermissionDenied``.
 
-    ``@event_stream`` alone goes on an async generator: each ``Event``, or data of one, that it
-    yields is sent. When it returns, the client is stopped; if it raises, the client comes back.
-    ``request.last_event_id`` is the id of the last event that the client has got, or "".
+    Args:
+        patterns: The groups, with the URL's keyword arguments in braces.
+        options: The attributes of ``EventStreamView``: ``history``, ``retry``, ``heartbeat`` ...
 
     Raises:
-        TypeError: The view is not of the kind asked for.
+        TypeError: No group is named, or the view is none that guards.
+        ImproperlyConfigured: As ``EventStreamView.as_view``.
     """
-    if isinstance(pattern, str):
-        return functools.partial(_group_view, (pattern, *patterns), options)
-    if not inspect.isasyncgenfunction(pattern):
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise TypeError(
-            "@event_stream without a group goes on an async generator (async def with yield). "
-            'For the stream of a group name it: @event_stream("job-{pk}").'
+            'Name a group: @event_stream("job-{pk}") on an `async def` that guards it. For an '
+            "async generator, which makes events for one client, there is @event_generator."
         )
-    return _generator_view(pattern)
+    return functools.partial(_group_view, patterns, options)
+
+
+def event_generator(view: GeneratorView, /) -> View:
+    """Make a stream of what an async generator yields, for one client.
+
+    Each ``Event``, or data of one, that it yields is sent. When it returns, the client is stopped;
+    if it raises, the client comes back. ``request.last_event_id`` is the id of the last event that
+    the client has got, or "": see ``EventStreamRequest``.
+
+    Raises:
+        TypeError: The view is no async generator.
+    """
+    if not inspect.isasyncgenfunction(view):
+        raise TypeError(
+            f"@event_generator goes on an async generator (`async def` with `yield`), and {view!r} "
+            'is none. For the stream of a group there is @event_stream("job-{pk}").'
+        )
+    return _generator_view(view)
 
 
 def _group_view(patterns: Sequence[str], options: dict[str, Any], guard: Guard) -> View:
     if not iscoroutinefunction(guard):
         raise TypeError(
             f"@event_stream({', '.join(map(repr, patterns))}) goes on an `async def` without "
-            f"`yield`, which guards the groups; {guard!r} is not one."
+            f"`yield`, which guards the groups; {guard!r} is not one. For an async generator there "
+            "is @event_generator."
         )
 
     class GuardedView(EventStreamView):
@@ -99,6 +123,9 @@ def _group_view(patterns: Sequence[str], options: dict[str, Any], guard: Guard) 
         async def authorize(self, groups: Sequence[str]) -> HttpResponseBase | Iterable[str] | None:
             return await guard(self.request, *self.args, **self.kwargs)
 
+    # What is wrong is told of it.
+    GuardedView.__name__ = getattr(guard, "__name__", GuardedView.__name__)
+    GuardedView.__qualname__ = getattr(guard, "__qualname__", GuardedView.__qualname__)
     # Last: the guard may be exempt from the transactions of some databases only.
     return exempt_from_atomic_requests(functools.wraps(guard)(GuardedView.as_view(**options)))
 
@@ -115,7 +142,7 @@ def _generator_view(generate: GeneratorView) -> View:
             return no_content()
         if request.method == "HEAD":
             return HeadersResponse(request)
-        setattr(request, "last_event_id", sent)  # noqa: B010  (HttpRequest does not declare it)
+        cast("EventStreamRequest", request).last_event_id = sent
         events = cast("AsyncGenerator[Any, None]", generate(request, *args, **kwargs))
         return GeneratorResponse(request, events)
 
@@ -127,19 +154,7 @@ def event_stream_headers(view: ViewT) -> ViewT:
 
     Responses that do not stream are left alone.
     """
-    if iscoroutinefunction(view):
-
-        @functools.wraps(view)
-        async def awrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-            return _with_headers(request, await view(request, *args, **kwargs))
-
-        return cast("ViewT", exempt_from_atomic_requests(cross_origin(awrapper)))
-
-    @functools.wraps(view)
-    def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        return _with_headers(request, view(request, *args, **kwargs))
-
-    return cast("ViewT", cross_origin(wrapper))
+    return _of_ones_own(wrapped(view, after=_with_headers))
 
 
 def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
@@ -151,9 +166,35 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
 
     Raises:
         TypeError: No group is named, or the view has a guard of its own.
+        ImproperlyConfigured: A name can never be a group's.
     """
     if not patterns:
         raise TypeError('Name a group: @no_content_when_cancelled("job-{pk}").')
+    for pattern in patterns:
+        check_pattern(pattern)
+
+    def named(kwargs: Mapping[str, Any]) -> list[str] | HttpResponseBase:
+        try:
+            return [expand_group(pattern, kwargs) for pattern in patterns]
+        except InvalidGroup as error:
+            return not_found(error)
+
+    def before(request: HttpRequest, kwargs: Mapping[str, Any]) -> HttpResponseBase | None:
+        if isinstance(groups := named(kwargs), HttpResponseBase):
+            return groups
+        groups = _within(current_namespace(), groups)
+        with _going_on_unread():
+            return _no_content_if_cancelled(get_store().states(groups))
+        return None
+
+    async def abefore(request: HttpRequest, kwargs: Mapping[str, Any]) -> HttpResponseBase | None:
+        if isinstance(groups := named(kwargs), HttpResponseBase):
+            return groups
+        groups = _within(await acurrent_namespace(), groups)
+        with _going_on_unread():
+            states = await in_time(get_store().astates(groups), READ_SECONDS)
+            return _no_content_if_cancelled(states)
+        return None
 
     def decorator(view: ViewT) -> ViewT:
         if _is_guarded(view):
@@ -162,44 +203,40 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
                 f"cancelled to whom {view!r} does not let in. Put what guards the view above it; "
                 "an EventStreamView answers 204 by itself."
             )
-        if iscoroutinefunction(view):
+        return _of_ones_own(wrapped(view, before=before, abefore=abefore))
 
-            @functools.wraps(view)
-            async def awrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-                try:
-                    groups = _expand(patterns, kwargs)
-                except InvalidGroup as error:
-                    return not_found(error)
-                namespace = await acurrent_namespace()
-                try:
-                    reading = get_store().astates(_within(namespace, groups))
-                    states = await in_time(reading, READ_SECONDS)
-                except Exception:
-                    logger.exception(_NOT_READ)
-                else:
-                    if _all_cancelled(states):
-                        return no_content()
-                return cast("HttpResponseBase", await view(request, *args, **kwargs))
+    return decorator
 
-            return cast("ViewT", exempt_from_atomic_requests(cross_origin(awrapper)))
 
-        @functools.wraps(view)
-        def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-            try:
-                groups = _expand(patterns, kwargs)
-            except InvalidGroup as error:
-                return not_found(error)
-            namespace = current_namespace()
-            try:
-                states = get_store().states(_within(namespace, groups))
-            except Exception:
-                logger.exception(_NOT_READ)
-            else:
-                if _all_cancelled(states):
-                    return no_content()
-            return cast("HttpResponseBase", view(request, *args, **kwargs))
+def on_message(*types: str) -> Callable[[HandlerT], HandlerT]:
+    """Declare a method of an ``EventStreamView`` as the handler of plain Channels messages.
 
-        return cast("ViewT", cross_origin(wrapper))
+    ``@on_message("card.moved")`` goes on a plain function ``def card_moved(self, message)``, which
+    returns an ``Event``, or None for nothing. It is called on the event loop, for each message and
+    each stream, and must not wait. Nothing else of a view can be called from the channel layer.
+
+    Args:
+        types: What ``type`` of a message is, to the letter; several, if the method handles them
+            all. Those that begin with ``sse.`` are the library's own.
+
+    Raises:
+        TypeError: No type is named.
+        ImproperlyConfigured: A type is the library's own; or, as the class is made, the method is
+            ``async``, or another one handles the same type.
+    """
+    if not types or not all(isinstance(name, str) and name for name in types):
+        raise TypeError('Name the type of the messages: @on_message("card.moved").')
+    for name in types:
+        if name.startswith("sse."):
+            raise ImproperlyConfigured(
+                f"@on_message({name!r}): types that begin with 'sse.' are handled by django_sse "
+                "itself. Choose another one."
+            )
+
+    def decorator(handler: HandlerT) -> HandlerT:
+        declared = getattr(handler, MESSAGE_TYPES, ())
+        setattr(handler, MESSAGE_TYPES, tuple(dict.fromkeys((*types, *declared))))
+        return handler
 
     return decorator
 
@@ -238,13 +275,24 @@ def _is_guarded(view: View) -> bool:
     )
 
 
-def _expand(patterns: Sequence[str], kwargs: Mapping[str, Any]) -> list[str]:
-    return [expand_group(pattern, kwargs) for pattern in patterns]
+def _of_ones_own(view: ViewT) -> ViewT:
+    """Return a streaming view of a project's own with what all views that stream have."""
+    view = cross_origin(view)
+    # A sync one may want its transaction.
+    return exempt_from_atomic_requests(view) if iscoroutinefunction(view) else view
 
 
 def _within(namespace: str, groups: Iterable[str]) -> list[str]:
     return [full_name(namespace, group) for group in groups]
 
 
-def _all_cancelled(states: Mapping[str, GroupState]) -> bool:
-    return all(state.cancelled for state in states.values())
+@contextmanager
+def _going_on_unread() -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        logger.exception(_NOT_READ)
+
+
+def _no_content_if_cancelled(states: Mapping[str, GroupState]) -> HttpResponseBase | None:
+    return no_content() if all(state.cancelled for state in states.values()) else None

@@ -1,8 +1,16 @@
 """The class-based view that streams Channels groups."""
 
 import inspect
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from typing import Any, ClassVar, Final, TypeVar
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
@@ -20,18 +28,19 @@ from django_sse.access.logins import current_user, renew_login, with_login
 from django_sse.access.owners import is_nobody, loaded, owner_of
 from django_sse.concurrency.tasks import in_time
 from django_sse.concurrency.threads import request_context
-from django_sse.conf import conf
+from django_sse.conf import MILLISECONDS, SECONDS_OR_OFF, Rule, conf, is_whole
 from django_sse.event import Event
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups.entries import GroupState
-from django_sse.groups.names import expand_group, validate_group
+from django_sse.groups.names import check_pattern, expand_group, validate_group
 from django_sse.groups.namespaces import acurrent_namespace, full_name
 from django_sse.groups.position import LOST, TERMINAL_MARK, parse_position
 from django_sse.groups.replay import is_lost, starting_point
 from django_sse.http.addresses import client_address
 from django_sse.http.cors import cross_origin
-from django_sse.http.refusals import STORE_AWAY
+from django_sse.http.refusals import STORE_AWAY, told
 from django_sse.http.response import (
+    PLAIN_TEXT,
     EventStreamResponse,
     GroupStreamResponse,
     HeadersResponse,
@@ -50,13 +59,20 @@ from django_sse.streaming.limits import RequestedStream
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 
+_WITHOUT_GROUPS: Final = (
+    'There is no group for {} to stream: set `groups = ["news"]`, or write `async def '
+    "get_groups(self)`."
+)
+
+MESSAGE_TYPES: Final = "_django_sse_message_types"
+"""The attribute in which ``on_message`` notes what a method handles."""
+
 
 class EventStreamView(View):
     """Streams the events of Channels groups.
 
-    A view may also handle plain Channels messages of its groups, as a consumer does: a message of
-    type ``news.update`` is given to ``def news_update(self, message)``, which returns an ``Event``,
-    or None for nothing. Messages of type ``sse.event`` need no handler.
+    A view may also handle plain Channels messages of its groups, as a consumer does: see
+    ``django_sse.decorators.on_message``. Messages of type ``sse.event`` need no handler.
     """
 
     groups: ClassVar[Sequence[str]] = ()
@@ -74,8 +90,8 @@ class EventStreamView(View):
     """Seconds since the first event that a client that comes back has missed, for it to be sent
     them; after more it is told ``reset``. None: as long as they are kept."""
 
-    retry: float | None = None
-    """Seconds that the browser waits before it reconnects. None: ``DJANGO_SSE["RETRY"]``."""
+    retry: int | None = None
+    """Milliseconds that the browser waits before it reconnects. None: ``DJANGO_SSE["RETRY"]``."""
 
     heartbeat: float | None = None
     """Seconds of silence before a comment is sent. None: ``DJANGO_SSE["HEARTBEAT"]``; 0: never."""
@@ -84,40 +100,37 @@ class EventStreamView(View):
     """Whether plain Channels messages are streamed. Each group takes a channel of its own for that
     in every process with a stream of it: turn it off where there is a group for each user."""
 
-    _handler_names: ClassVar[frozenset[str]] = frozenset()
+    _handlers: ClassVar[Mapping[str, str]] = {}
+    """The methods that handle plain Channels messages, by type."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _refuse_ours(cls)
-        # The public methods that a project adds are its handlers of Channels messages; those that
-        # it overrides, of a mixin such as `test_func`, are not.
-        own = [
-            base
-            for base in cls.__mro__
-            if base.__module__.partition(".")[0] not in ("django", "django_sse")
-        ]
-        theirs = [base for base in cls.__mro__ if base not in own]
-        cls._handler_names = frozenset(
-            name
-            for base in own
-            for name, value in vars(base).items()
-            if inspect.isfunction(value)
-            and not name.startswith("_")
-            and not any(hasattr(base, name) for base in theirs)
-            and name not in cls.http_method_names
-        )
+        _refuse_djangos_mixins(cls)
+        cls._handlers = _handlers_of(cls)
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., Any]:
         """Return the view, exempt from ATOMIC_REQUESTS: a stream is no transaction.
 
         Raises:
-            ImproperlyConfigured: ``groups`` is text instead of a list, or there is ``history``
-                beside ``initial_events``, which both are the past, or a method is ``async`` that
-                may not be, or is not that has to be.
+            ImproperlyConfigured: There is no group, or ``groups`` is text instead of a list, or one
+                of them can never be a group, or a number is none that the view takes, or there is
+                ``history`` beside ``initial_events``, which both are the past, or a method is
+                ``async`` that may not be, or is not that has to be.
         """
-        _refuse_text(initkwargs.get("groups", cls.groups))
-        for name in ("get_groups", "get_owner", "still_allowed", "initial_events", "filter_event"):
+        groups = initkwargs.get("groups", cls.groups)
+        _refuse_text(groups)
+        if (
+            not groups
+            and initkwargs.get("get_groups", cls.get_groups) is EventStreamView.get_groups
+        ):
+            raise ImproperlyConfigured(_WITHOUT_GROUPS.format(cls.__name__))
+        for pattern in groups if isinstance(groups, Collection) else ():
+            check_pattern(pattern)
+        for name, rule in _RULES.items():
+            _refuse_value(cls, name, rule, initkwargs.get(name, getattr(cls, name)))
+        for name in _SIGNATURES:
             _refuse_misfit(cls, name, initkwargs.get(name, getattr(cls, name)))
         shows_state = initkwargs.get("initial_events", cls.initial_events)
         if (
@@ -136,9 +149,7 @@ class EventStreamView(View):
     async def get_groups(self) -> Iterable[str]:
         """Return the names of the groups to stream."""
         if not self.groups:
-            raise ImproperlyConfigured(
-                f"{type(self).__name__} needs `groups`, or `async def get_groups(self)`."
-            )
+            raise ImproperlyConfigured(_WITHOUT_GROUPS.format(type(self).__name__))
         return [expand_group(pattern, self.kwargs) for pattern in self.groups]
 
     async def authorize(self, groups: Sequence[str]) -> HttpResponseBase | Iterable[str] | None:
@@ -152,7 +163,7 @@ class EventStreamView(View):
         """
         return None
 
-    async def initial_events(self) -> AsyncGenerator[Event, None]:
+    async def initial_events(self) -> AsyncIterator[Event]:
         """Yield the state as of now, for a client that does not know it or has lost events."""
         return
         yield
@@ -235,23 +246,25 @@ class EventStreamView(View):
             return unavailable(request, limit)
         with_state = begin.fresh and self._overrides("initial_events")
         filters = self._overrides("filter_event")
-        asks = self._overrides("still_allowed") or bool(tests_of(self))
+        asks = conf().RECHECK_INTERVAL > 0 and (
+            self._overrides("still_allowed") or bool(tests_of(self))
+        )
         return GroupStreamResponse(
             request,
             begin.position,
             retry=conf().RETRY if self.retry is None else self.retry,
             reset=begin.reset,
-            initial_events=self.initial_events() if with_state else None,
+            initial_events=_initial_events_of(self) if with_state else None,
             stream_options={
                 "heartbeat": (conf().HEARTBEAT if self.heartbeat is None else self.heartbeat)
                 or None,
                 "filter_event": self.filter_event if filters else None,
-                "message_handler": self._message_handler if self._handler_names else None,
+                "message_handler": self._message_handler if self._handlers else None,
                 "wants_messages": self.channel_messages,
                 "owner": owner,
                 "address": requested.address,
                 "still_allowed": self._ask_again if asks else None,
-                "context": request_context() if filters or self._handler_names or asks else None,
+                "context": request_context() if filters or self._handlers or asks else None,
             },
         )
 
@@ -318,7 +331,13 @@ class EventStreamView(View):
             )
         if allowed is not None:
             groups = _unique(allowed)
-        return groups or no_store(HttpResponseForbidden())
+        if groups:
+            return groups
+        why = told(
+            f"{type(self).__name__} has no group for this request: get_groups returned none, or "
+            "authorize allowed none."
+        )
+        return no_store(HttpResponseForbidden(why, content_type=PLAIN_TEXT))
 
     def _client_address(self) -> str | None:
         """Return where the client is, if there is a limit for it."""
@@ -333,13 +352,30 @@ class EventStreamView(View):
     # Handlers of plain Channels messages
 
     def _message_handler(self, message_type: str) -> MessageHandler | None:
-        name = message_type.replace(".", "_")
-        return getattr(self, name) if name in self._handler_names else None
+        name = self._handlers.get(message_type)
+        return getattr(self, name) if name else None
 
     def _overrides(self, name: str) -> bool:
         # Also on the instance, as by an argument of `as_view`.
         method = getattr(self, name)
         return getattr(method, "__func__", method) is not getattr(EventStreamView, name)
+
+
+def _initial_events_of(view: EventStreamView) -> AsyncGenerator[Event, None]:
+    """Return what ``initial_events`` makes, to be closed when its client leaves.
+
+    Raises:
+        ImproperlyConfigured: It has made something else.
+    """
+    events: Any = view.initial_events()
+    if not isinstance(events, AsyncIterator):
+        if inspect.iscoroutine(events):
+            events.close()
+        raise ImproperlyConfigured(
+            f"{type(view).__name__}.initial_events has returned {type(events).__name__}. Write it "
+            "as `async def initial_events(self)` that yields each Event."
+        )
+    return events if isinstance(events, AsyncGenerator) else (event async for event in events)
 
 
 def _unique(groups: Iterable[str]) -> list[str]:
@@ -358,6 +394,29 @@ def _refuse_text(groups: Iterable[str]) -> None:
         )
 
 
+# None: as the setting says, or as it is kept.
+_RULES: Final = {
+    "history": Rule("a whole number from 0", is_whole),
+    "replay_events": Rule("a whole number from 0, or None", lambda n: n is None or is_whole(n)),
+    "replay_age": Rule(
+        "a finite number of seconds above 0, or None (`replay_events = 0` replays nothing)",
+        lambda age: age is None or (age != 0 and SECONDS_OR_OFF.admits(age)),
+    ),
+    "retry": Rule(
+        f"{MILLISECONDS.accepts}, or None", lambda n: n is None or MILLISECONDS.admits(n)
+    ),
+    "heartbeat": Rule(
+        f"{SECONDS_OR_OFF.accepts}, or None", lambda n: n is None or SECONDS_OR_OFF.admits(n)
+    ),
+}
+
+
+def _refuse_value(view: type, name: str, rule: Rule, value: Any) -> None:
+    # A property says so at each request.
+    if not hasattr(value, "__get__") and not rule.admits(value):
+        raise ImproperlyConfigured(f"{view.__name__}.{name} must be {rule.accepts}, not {value!r}.")
+
+
 def _refuse_ours(view: type) -> None:
     """Refuse a helper of a project's with the name of one of ours, which it would replace.
 
@@ -365,12 +424,90 @@ def _refuse_ours(view: type) -> None:
         ImproperlyConfigured: There is one.
     """
     for name, ours in vars(EventStreamView).items():
-        is_helper = name.startswith("_") and not name.startswith("__") and name != "_handler_names"
+        is_helper = name.startswith("_") and not name.startswith("__") and name != "_handlers"
         if is_helper and inspect.getattr_static(view, name) is not ours:
             raise ImproperlyConfigured(
                 f"{view.__name__}.{name} has the name of a method of EventStreamView's own, which "
                 "it would replace: choose another one."
             )
+
+
+def _handlers_of(view: type) -> dict[str, str]:
+    """Return the names of the methods that a view, or a base of it, declares as handlers of plain
+    Channels messages, by type. A class that overrides one need not declare it again.
+
+    Raises:
+        ImproperlyConfigured: There are two for one type, or one that can only fail.
+    """
+    types_of: dict[str, Collection[str]] = {}
+    for base in reversed(view.__mro__):
+        for name, value in vars(base).items():
+            if types := inspect.getattr_static(value, MESSAGE_TYPES, None):
+                types_of[name] = types
+    handlers: dict[str, str] = {}
+    for name, types in types_of.items():
+        method = getattr(view, name)
+        if method is None:
+            # As with `__hash__`: a class takes back what its base declares.
+            continue
+        if not callable(method) or not _is_plain(method):
+            raise ImproperlyConfigured(
+                f"{view.__name__}.{name} has to be `def {name}(self, message)`, as it handles "
+                f"Channels messages of type {', '.join(types)}: it is called on the event loop and "
+                "must not wait."
+            )
+        for message_type in types:
+            if message_type in handlers:
+                raise ImproperlyConfigured(
+                    f"{view.__name__} has two handlers of Channels messages of type "
+                    f"{message_type!r}: {handlers[message_type]} and {name}. Declare one of them, "
+                    "with @on_message."
+                )
+            handlers[message_type] = name
+    return handlers
+
+
+def _is_plain(method: Callable[..., Any]) -> bool:
+    """Say whether a method is neither ``async`` nor a generator function."""
+    original = inspect.unwrap(method)
+    return not (
+        iscoroutinefunction(method)
+        or iscoroutinefunction(original)
+        or inspect.isgeneratorfunction(original)
+        or inspect.isasyncgenfunction(original)
+    )
+
+
+_MIXINS: Final = ("LoginRequiredMixin", "PermissionRequiredMixin", "UserPassesTestMixin")
+
+
+def _refuse_djangos_mixins(view: type) -> None:
+    """Refuse Django's access mixins, which ask for the user synchronously and redirect.
+
+    Raises:
+        ImproperlyConfigured: There is one.
+    """
+    for base in view.__mro__:
+        # By name: where there are no users, they cannot be imported.
+        if base.__module__ == "django.contrib.auth.mixins" and base.__name__ in _MIXINS:
+            raise ImproperlyConfigured(
+                f"{view.__name__} has {base.__name__} of django.contrib.auth.mixins, which fails "
+                "on async views and redirects to a page that an EventSource cannot use. Import "
+                f"{base.__name__} from django_sse.mixins instead."
+            )
+
+
+# The methods that a project writes, as they have to be.
+_SIGNATURES: Final = {
+    "get_groups": "async def get_groups(self)`",
+    "authorize": "async def authorize(self, groups)`",
+    "get_owner": "async def get_owner(self)`",
+    "still_allowed": "async def still_allowed(self)`",
+    "initial_events": "async def initial_events(self)` with `yield`",
+    "filter_event": (
+        "def filter_event(self, event)`: it is called on the event loop and must not wait"
+    ),
+}
 
 
 def _refuse_misfit(view: type, name: str, method: Any) -> None:
@@ -381,19 +518,15 @@ def _refuse_misfit(view: type, name: str, method: Any) -> None:
     """
     original = inspect.unwrap(method)
     is_async = iscoroutinefunction(method) or iscoroutinefunction(original)
-    makes_events = inspect.isgeneratorfunction(original)
     if name == "filter_event":
-        fits = not (is_async or makes_events or inspect.isasyncgenfunction(original))
-        wanted = "def filter_event(self, event)`: it is called on the event loop and must not wait"
+        fits = _is_plain(method)
     elif name == "initial_events":
         # A plain function may return what an async generator function makes.
-        fits = not (is_async or makes_events)
-        wanted = "async def initial_events(self)` with `yield`"
+        fits = not (is_async or inspect.isgeneratorfunction(original))
     else:
         fits = is_async or not inspect.isfunction(original)
-        wanted = f"async def {name}(self)`"
     if not fits:
-        raise ImproperlyConfigured(f"{view.__name__}.{name} has to be `{wanted}.")
+        raise ImproperlyConfigured(f"{view.__name__}.{name} has to be `{_SIGNATURES[name]}.")
 
 
 class _EveryAlias(set[str]):

@@ -135,7 +135,10 @@ def test_e001_lists_what_is_accepted_for_each_problem(settings: Settings) -> Non
     assert unknown.id == wrong.id == "django_sse.E001"
     assert unknown.is_serious()
     assert "DJANGO_SSE has no key 'HISTORY'. It accepts: STORE, HISTORY_SIZE, " in unknown.msg
-    assert wrong.msg == "DJANGO_SSE['RETRY'] must be a finite number of seconds from 0, not '3'."
+    assert wrong.msg == (
+        "DJANGO_SSE['RETRY'] must be a whole number of milliseconds from 100 to 2147483647 (less "
+        "looks like seconds: 3 seconds are 3000), not '3'."
+    )
 
 
 def test_e001_is_credentials_for_the_pages_of_every_origin(settings: Settings) -> None:

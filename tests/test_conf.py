@@ -9,11 +9,16 @@ from django_sse.conf import Conf, conf, problems
 
 COUNT = "a whole number above 0"
 COUNT_OR_OFF = "a whole number above 0, or None"
-SECONDS = "a finite number of seconds from 0"
-SECONDS_OR_OFF = "a finite number of seconds above 0, or None"
+SECONDS_OR_OFF = "a finite number of seconds, or 0 for off"
+SECONDS_OR_CHOSEN = "a finite number of seconds, or 0 to have it chosen"
+MILLISECONDS = (
+    "a whole number of milliseconds from 100 to 2147483647 (less looks like seconds: 3 seconds are "
+    "3000)"
+)
 ORIGINS = 'a list of origins such as "https://app.example.com"'
 PROXIES = 'a list of addresses and networks such as "10.0.0.0/8"'
-SECONDS_FROM_1 = "a finite number of seconds from 1"
+SECONDS_FROM_1 = "a finite number of seconds from 1 (it cannot be off)"
+SECONDS_FROM_1_OR_OFF = "a finite number of seconds from 1, or 0 for off"
 YES_OR_NO = "True or False"
 STORE = '"database", "memory", "redis", the dotted path of an EventStore'
 FUNCTION_OR_OFF = "the dotted path of a function, or None"
@@ -22,7 +27,7 @@ NO_NUMBERS = ["1", b"1", [1], {}, True, False, float("nan"), float("inf"), float
 NO_COUNTS = [*NO_NUMBERS, 0, -1, 1.0, 1.5, None]
 NO_COUNTS_OR_OFF = [*NO_NUMBERS, 0, -1, 1.0, 1.5]
 NO_SECONDS = [*NO_NUMBERS, -1, -0.5, None]
-NO_SECONDS_OR_OFF = [*NO_NUMBERS, 0, 0.0, -1, -0.5]
+NO_MILLISECONDS = [*NO_COUNTS, 3, 99, 3000.0, 0.5, 2**31]
 NO_ORIGINS: list[Any] = [
     None,
     "https://app.example.com",
@@ -44,7 +49,8 @@ NO_ORIGINS: list[Any] = [
     [b"https://app.example.com"],
     ["*", "https://app.example.com"],
 ]
-NO_SECONDS_FROM_1 = [*NO_NUMBERS, 0, 0.5, -1, None]
+NO_SECONDS_FROM_1_OR_OFF = [*NO_NUMBERS, 0.5, -1, None]
+NO_SECONDS_FROM_1 = [*NO_SECONDS_FROM_1_OR_OFF, 0]
 NO_YES_OR_NO: list[Any] = [None, 0, 1, "True", []]
 NO_FUNCTIONS: list[Any] = [len, b"mysite.tenants.current", "mysite/tenants", "mysite.", "", 1, []]
 NO_STORES: list[Any] = [
@@ -74,12 +80,12 @@ KEYS: dict[str, tuple[Any, list[Any], list[Any], str]] = {
         STORE,
     ),
     "HISTORY_SIZE": (1000, [1, 10**6], NO_COUNTS, COUNT),
-    "HISTORY_AGE": (24 * 3600, [1, 0.5, None], NO_SECONDS_OR_OFF, SECONDS_OR_OFF),
-    "GROUP_TTL": (7 * 24 * 3600, [1, 0.5, None], NO_SECONDS_OR_OFF, SECONDS_OR_OFF),
-    "SYNC_INTERVAL": (None, [1, 0.05, None], NO_SECONDS_OR_OFF, SECONDS_OR_OFF),
-    "HEARTBEAT": (15, [1, 0.5, None], NO_SECONDS_OR_OFF, SECONDS_OR_OFF),
-    "RETRY": (3, [0, 0.5, 60], NO_SECONDS, SECONDS),
-    "SEND_TIMEOUT": (30, [1, 0.5, None], NO_SECONDS_OR_OFF, SECONDS_OR_OFF),
+    "HISTORY_AGE": (24 * 3600, [1, 0.5, 0], NO_SECONDS, SECONDS_OR_OFF),
+    "GROUP_TTL": (7 * 24 * 3600, [1, 0.5, 0], NO_SECONDS, SECONDS_OR_OFF),
+    "SYNC_INTERVAL": (0, [1, 0.05, 0], NO_SECONDS, SECONDS_OR_CHOSEN),
+    "HEARTBEAT": (15, [1, 0.5, 0], NO_SECONDS, SECONDS_OR_OFF),
+    "RETRY": (3000, [100, 60_000, 2**31 - 1], NO_MILLISECONDS, MILLISECONDS),
+    "SEND_TIMEOUT": (30, [1, 0.5, 0], NO_SECONDS, SECONDS_OR_OFF),
     "BACKLOG_BYTES": (1024 * 1024, [1, 10**9], NO_COUNTS, COUNT),
     "MAX_EVENT_BYTES": (256 * 1024, [1, 10**9], NO_COUNTS, COUNT),
     "MAX_GROUPS": (50, [1, 1000], NO_COUNTS, COUNT),
@@ -120,13 +126,16 @@ KEYS: dict[str, tuple[Any, list[Any], list[Any], str]] = {
         ],
         PROXIES,
     ),
-    "MAX_AGE": (None, [1, 0.5, None], NO_SECONDS_OR_OFF, SECONDS_OR_OFF),
+    "MAX_AGE": (0, [1, 0.5, 0], NO_SECONDS, SECONDS_OR_OFF),
     "CANCEL_TTL": (3600, [1, 1.5], NO_SECONDS_FROM_1, SECONDS_FROM_1),
     "END_WITH_LOGIN": (True, [True, False], NO_YES_OR_NO, YES_OR_NO),
-    "RECHECK_INTERVAL": (60, [1, 1.5], NO_SECONDS_FROM_1, SECONDS_FROM_1),
+    "RECHECK_INTERVAL": (60, [1, 1.5, 0], NO_SECONDS_FROM_1_OR_OFF, SECONDS_FROM_1_OR_OFF),
     "NAMESPACE": (None, ["mysite.tenants.current", None], NO_FUNCTIONS, FUNCTION_OR_OFF),
     "NAMESPACE_CONTEXT": (None, [None], NO_FUNCTIONS, FUNCTION_OR_OFF),
 }
+
+
+DURATIONS = [key for key, row in KEYS.items() if "seconds" in row[3]]
 
 
 def cases(column: int) -> list[Any]:
@@ -164,6 +173,19 @@ def test_it_is_refused_with_what_would_be_accepted(
     message = str(refused.value)
     assert message.startswith(f"DJANGO_SSE[{key!r}] must be {KEYS[key][3]}")
     assert message.endswith(f"not {value!r}.")
+
+
+def test_every_duration_is_known() -> None:
+    assert len(DURATIONS) == 9
+
+
+@pytest.mark.parametrize("key", DURATIONS)
+def test_no_duration_is_none_and_each_says_how_it_is_switched_off(
+    settings: Settings, key: str
+) -> None:
+    settings.DJANGO_SSE = {key: None}
+    with pytest.raises(ImproperlyConfigured, match=r"or 0 |it cannot be off|milliseconds"):
+        conf()
 
 
 @pytest.mark.parametrize("key", ["HISTORY", "history_size", "", 7])
@@ -212,9 +234,9 @@ def test_there_is_nothing_wrong_with_an_empty_setting() -> None:
 
 
 def test_the_setting_is_read_again_when_a_test_changes_it(settings: Settings) -> None:
-    settings.DJANGO_SSE = {"RETRY": 1}
-    assert conf().RETRY == 1
-    settings.DJANGO_SSE = {"RETRY": 2}
-    assert conf().RETRY == 2
+    settings.DJANGO_SSE = {"RETRY": 1000}
+    assert conf().RETRY == 1000
+    settings.DJANGO_SSE = {"RETRY": 2000}
+    assert conf().RETRY == 2000
     settings.USE_TZ = False
-    assert conf().RETRY == 2
+    assert conf().RETRY == 2000

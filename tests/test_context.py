@@ -22,6 +22,7 @@ from pytest_django import Settings
 from django_sse import Event, apublish
 from django_sse.asgi import get_asgi_application
 from django_sse.concurrency.threads import request_context
+from django_sse.decorators import on_message
 from django_sse.streaming import permission_rechecks
 from django_sse.views import EventStreamView
 from tests.http.test_asgi import Request, streaming
@@ -77,6 +78,7 @@ class Localized(EventStreamView):
     def filter_event(self, event: Event) -> Event:
         return Event(f"{event.text}: {now()}")
 
+    @on_message("note.made")
     def note_made(self, message: dict[str, Any]) -> Event:
         return Event(f"handler: {now()}")
 

@@ -30,7 +30,13 @@ from django.views.decorators.http import require_GET
 from pytest_django import Settings
 
 from django_sse import Event, acancel, aposition, apublish, areopen
-from django_sse.decorators import event_stream, event_stream_headers, no_content_when_cancelled
+from django_sse.decorators import (
+    EventStreamRequest,
+    event_generator,
+    event_stream,
+    event_stream_headers,
+    no_content_when_cancelled,
+)
 from django_sse.groups.position import TERMINAL_MARK
 from django_sse.mixins import LoginRequiredMixin, PermissionRequiredMixin, UserPassesTestMixin
 from django_sse.views import EventStreamView
@@ -50,14 +56,14 @@ async def job(request: HttpRequest, pk: int) -> Any:
     return None
 
 
-@event_stream
+@event_generator
 async def progress(request: HttpRequest, steps: int = 2) -> AsyncIterator[Event]:
     """Counts."""
     for step in range(1, steps + 1):
         yield Event({"step": step}, event="progress")
 
 
-@event_stream
+@event_generator
 async def failing(request: HttpRequest) -> AsyncIterator[Event]:
     yield Event("first")
     raise RuntimeError("a secret of the server")
@@ -104,11 +110,11 @@ class Tap:
 
     def __init__(self) -> None:
         self.items: asyncio.Queue[Any] = asyncio.Queue()
-        self.requests: list[HttpRequest] = []
+        self.requests: list[EventStreamRequest] = []
         self.closed = False
-        self.view = event_stream(self.generate)
+        self.view = event_generator(self.generate)
 
-    async def generate(self, request: HttpRequest) -> AsyncGenerator[Any, None]:
+    async def generate(self, request: EventStreamRequest) -> AsyncGenerator[Any, None]:
         self.requests.append(request)
         task = asyncio.current_task()
         try:
@@ -175,7 +181,7 @@ async def test_a_cancelled_group_is_answered_204() -> None:
 
 
 async def test_options_are_those_of_the_class_based_view() -> None:
-    @event_stream("news", history=1, retry=0.5, heartbeat=0, channel_messages=False)
+    @event_stream("news", history=1, retry=500, heartbeat=0, channel_messages=False)
     async def view(request: HttpRequest) -> None: ...
 
     await apublish("news", "past")
@@ -189,6 +195,11 @@ def test_an_unknown_option_is_refused() -> None:
 
     with pytest.raises(TypeError, match="invalid keyword 'histroy'"):
         event_stream("news", histroy=1)(guard)
+
+
+def test_an_option_that_cannot_be_is_told_of_the_guard() -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"^coroutine\.retry must be"):
+        event_stream("news", retry=3)(coroutine)
 
 
 async def test_the_methods_are_those_of_the_class_based_view() -> None:
@@ -237,20 +248,29 @@ def test_a_guard_that_is_no_coroutine_function_is_refused(view: Any) -> None:
         "@event_stream('job-{pk}', 'news') goes on an `async def` without `yield`"
     )
     assert view.__name__ in message
+    assert "For an async generator there is @event_generator." in message
 
 
-@pytest.mark.parametrize("view", [sync_view, sync_generator, coroutine, ["news"], None])
-def test_a_stream_without_a_group_that_is_no_async_generator_is_refused(view: Any) -> None:
-    with pytest.raises(TypeError, match="goes on an async generator") as refused:
-        event_stream(view)
-    assert '@event_stream("job-{pk}")' in str(refused.value)
+@pytest.mark.parametrize(
+    "patterns", [[], [async_generator], [coroutine], [None], [["news"]], ["news", 7]]
+)
+def test_a_stream_of_no_group_is_told_of_generators(patterns: list[Any]) -> None:
+    with pytest.raises(TypeError, match=r"Name a group: .* there is @event_generator"):
+        event_stream(*patterns)
+
+
+@pytest.mark.parametrize("view", [sync_view, sync_generator, coroutine, "news", ["news"], None])
+def test_what_is_no_async_generator_is_told_of_streams_of_groups(view: Any) -> None:
+    with pytest.raises(TypeError, match="@event_generator goes on an async generator") as refused:
+        event_generator(view)
+    assert 'there is @event_stream("job-{pk}")' in str(refused.value)
 
 
 # Generators
 
 
 async def test_what_a_generator_yields_is_the_stream() -> None:
-    @event_stream
+    @event_generator
     async def view(request: HttpRequest) -> AsyncIterator[Any]:
         yield Event({"done": 1}, event="progress")
         yield "text"
@@ -341,7 +361,7 @@ async def test_events_go_out_one_by_one() -> None:
 async def test_a_generator_does_not_run_ahead_of_its_client() -> None:
     made = []
 
-    @event_stream
+    @event_generator
     async def view(request: HttpRequest) -> AsyncIterator[int]:
         for number in range(3):
             made.append(number)
@@ -368,7 +388,7 @@ async def test_a_generator_that_is_silent_is_kept_alive(settings: Settings) -> N
 
 
 async def test_a_generator_may_be_silent_for_ever(settings: Settings) -> None:
-    settings.DJANGO_SSE = {"STORE": "memory", "HEARTBEAT": None}
+    settings.DJANGO_SSE = {"STORE": "memory", "HEARTBEAT": 0}
     tap = Tap()
     async with open_stream(tap.view) as stream:
         # Longer than the heartbeat of a stream beside it takes.
@@ -417,7 +437,7 @@ async def test_a_generator_knows_the_last_event_that_its_client_has_got(
     tap = Tap()
     async with open_stream(tap.view, url, last_event_id=header):
         await until(lambda: tap.requests)
-        assert tap.requests[0].last_event_id == expected  # type: ignore[attr-defined]
+        assert tap.requests[0].last_event_id == expected
 
 
 async def test_head_is_answered_without_running_the_generator() -> None:
@@ -586,12 +606,16 @@ def with_view(*bases: type[Any], **attributes: Any) -> Any:
 
 
 def with_stream(**attributes: Any) -> Any:
-    made: Any = type("Guarded", (EventStreamView,), attributes)
+    made: Any = type("Guarded", (EventStreamView,), {"groups": ["news"], **attributes})
     return made.as_view()
 
 
 async def always(self: Any) -> bool:
     return True
+
+
+async def guards(self: Any, groups: list[str]) -> None:
+    """Let everybody in."""
 
 
 ASYNC_GUARDED: dict[str, Any] = {
@@ -605,7 +629,7 @@ ASYNC_GUARDED: dict[str, Any] = {
     "mixin": with_view(LoginRequiredMixin, View),
     "mixin-of-permissions": with_view(PermissionRequiredMixin, View, permission_required="a.b"),
     "mixin-of-a-test": with_view(UserPassesTestMixin, View, test_func=always),
-    "mixin-of-a-stream": with_view(LoginRequiredMixin, EventStreamView),
+    "mixin-of-a-stream": with_view(LoginRequiredMixin, EventStreamView, groups=["news"]),
     "mixin-of-djangos": with_view(mixins.LoginRequiredMixin, View),
     "on-a-method": with_view(View, get=method_decorator(login_required)(methods()["get"])),
     "on-a-stream": with_stream(dispatch=method_decorator(login_required)(View.dispatch)),
@@ -613,9 +637,15 @@ ASYNC_GUARDED: dict[str, Any] = {
     "get_groups": with_stream(get_groups=always),
     "dispatch": with_stream(dispatch=lambda self, request: None),
     "setup": with_stream(setup=lambda self, request: None),
-    "authorize": with_view(EventStreamView, authorize=lambda self, groups: None),
+    "authorize": with_stream(authorize=guards),
     "guard": job,
 }
+
+
+@pytest.mark.parametrize("pattern", ["no name", "room-{pk", job])
+def test_a_204_for_what_can_be_no_group_is_refused(pattern: Any) -> None:
+    with pytest.raises(ImproperlyConfigured):
+        no_content_when_cancelled(pattern)
 
 
 @pytest.mark.parametrize("name", ASYNC_GUARDED)

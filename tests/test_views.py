@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 import pytest
 from asgiref.sync import sync_to_async
 from channels.layers import get_channel_layer
+from django.contrib.auth import mixins as auth_mixins
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
@@ -19,6 +20,7 @@ from django.urls import path
 from pytest_django import Settings
 
 from django_sse import Event, acancel, aposition, apublish, areopen
+from django_sse.decorators import on_message
 from django_sse.event import NO_DATA
 from django_sse.exceptions import InvalidEvent
 from django_sse.groups.entries import Entry, GroupState
@@ -123,9 +125,100 @@ async def test_a_view_may_choose_its_groups_for_each_request() -> None:
         assert sorted(data([await stream.next_event(), await stream.next_event()])) == ["1", "2"]
 
 
-async def test_a_view_without_groups_says_what_it_needs() -> None:
-    with pytest.raises(ImproperlyConfigured, match="EventStreamView needs `groups`, or `async def"):
-        await EventStreamView.as_view()(get())
+def test_a_view_without_groups_is_refused_before_a_client_comes() -> None:
+    wanted = r"no group for EventStreamView .* `groups = .*, or write `async def get_groups"
+    with pytest.raises(ImproperlyConfigured, match=wanted):
+        EventStreamView.as_view(groups=[])
+    with pytest.raises(ImproperlyConfigured, match=wanted):
+        EventStreamView.as_view()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        ("news!", r"'news!' cannot work: .* 1 to 99 ASCII letters"),
+        ("", "'' cannot work"),
+        ("room/{pk}", r"'room/\{pk\}' cannot work: 'room/' is not a group name"),
+        ("x" * 99 + "é-{pk}", "cannot work"),
+        ("room-{pk", "is broken"),
+        ("{a}{b}", "nothing between them"),
+        (7, "Groups are text, not int: 7"),
+        (None, "Groups are text, not NoneType"),
+    ],
+)
+def test_a_pattern_that_can_make_no_group_is_refused_before_a_client_comes(
+    pattern: Any, told: str
+) -> None:
+    with pytest.raises(ImproperlyConfigured, match=told):
+        EventStreamView.as_view(groups=["news", pattern])
+
+
+@pytest.mark.parametrize(
+    "mixin",
+    [
+        auth_mixins.LoginRequiredMixin,
+        auth_mixins.PermissionRequiredMixin,
+        auth_mixins.UserPassesTestMixin,
+    ],
+)
+def test_djangos_access_mixins_are_refused_when_the_class_is_made(mixin: type) -> None:
+    inherited = type("Inherited", (mixin,), {})
+    name = mixin.__name__
+    for bases in ((mixin, News), (News, mixin), (inherited, EventStreamView)):
+        with pytest.raises(
+            ImproperlyConfigured,
+            match=rf"Inbox has {name} of django.contrib.auth.mixins, .*Import {name} from django_",
+        ):
+            type("Inbox", bases, {})
+
+
+# What a request is told where DEBUG is on
+
+
+@pytest.fixture
+def debug(settings: Settings) -> None:
+    settings.DEBUG = True
+
+
+@pytest.mark.usefixtures("debug")
+async def test_a_name_that_is_no_groups_is_told() -> None:
+    answer = await respond(requested, "/?group=<b>x</b>")
+    assert answer.status_code == 404
+    assert "InvalidGroup: '<b>x</b>' is not a group name" in answer.content.decode()
+    assert answer["Content-Type"] == "text/plain; charset=utf-8"
+
+
+@pytest.mark.usefixtures("debug")
+@pytest.mark.parametrize("url", ["/", "/?group=a"])
+async def test_a_request_without_a_group_is_told(url: str) -> None:
+    class AllowsNone(Requested):
+        async def authorize(self, groups: Sequence[str]) -> list[str]:
+            return []
+
+    answer = await respond(AllowsNone.as_view(), url)
+    assert answer.status_code == 403
+    assert "AllowsNone has no group for this request" in answer.content.decode()
+    assert answer["Content-Type"] == "text/plain; charset=utf-8"
+
+
+async def test_nothing_is_told_where_debug_is_off(settings: Settings) -> None:
+    for url in ("/?group=<b>x</b>", "/"):
+        assert (await respond(requested, url)).content == b""
+    settings.DJANGO_SSE = {"STORE": "tests.test_views.DownStore"}
+    assert (await respond(requested, "/?group=a")).content == b""
+
+
+@pytest.mark.usefixtures("debug")
+async def test_why_the_store_is_away_is_told(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "tests.test_views.DownStore"}
+    answer = await respond(requested, "/?group=a")
+    assert answer.status_code == 503
+    assert b"ConnectionError: The store is down" in answer.content
+    headers = {"Accept": "text/event-stream"}
+    async with open_stream(requested, "/?group=a", headers=headers) as stream:
+        assert await stream.rest() == []
+        assert stream.text.startswith(": ConnectionError: The store is down")
+        assert stream.reconnection_time
 
 
 async def test_arguments_that_could_mean_two_groups_are_not_found() -> None:
@@ -375,7 +468,7 @@ async def test_a_view_bounds_how_old_events_are_replayed(monkeypatch: pytest.Mon
 async def test_what_is_too_old_is_not_replayed_out_of_memory_either(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 1, "HISTORY_SIZE": 10}
+    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 1000, "HISTORY_SIZE": 10}
     view = News.as_view(replay_age=60)
     ids = await publish_numbers("news", 1)
     # While somebody has the group open, the hub knows what the store has dropped.
@@ -420,7 +513,7 @@ async def test_who_joins_a_group_reads_nothing_of_before_by_an_id_that_was_made_
 async def test_a_client_from_the_future_is_told(settings: Settings) -> None:
     # As after a store that was lost with its newest events.
     [last] = await publish_numbers("news", 1)
-    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 1}
+    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 1000}
     async with open_stream(news, last_event_id=last) as stream:
         assert await stream.next_event() == Event("{}", event="reset")
 
@@ -708,6 +801,56 @@ async def test_a_state_that_is_no_event_says_what_it_has_to_be() -> None:
             await stream.rest()
 
 
+async def test_the_state_may_be_any_asynchronous_iterator() -> None:
+    class Steps:
+        """Without `aclose`."""
+
+        def __init__(self) -> None:
+            self._left = ["one", "two"]
+
+        def __aiter__(self) -> "Steps":
+            return self
+
+        async def __anext__(self) -> Event:
+            if not self._left:
+                raise StopAsyncIteration
+            return Event(self._left.pop(0))
+
+    class Stepping(EventStreamView):
+        groups = ["news"]
+
+        def initial_events(self) -> Any:
+            return Steps()
+
+    async with open_stream(Stepping.as_view()) as stream:
+        await until(lambda: stream.last_event_id)
+        await publish_numbers("news", 3)
+        assert data(await stream.until("3")) == ["one", "two", "3"]
+
+
+@pytest.mark.parametrize(
+    ("result", "name"),
+    [
+        (lambda: [Event("x")], "list"),
+        (lambda: Event("x"), "Event"),
+        (lambda: None, "NoneType"),
+        (lambda: iter([Event("x")]), "list_iterator"),
+        (lambda: later(), "coroutine"),
+    ],
+)
+async def test_a_state_that_is_no_iterator_says_how_to_write_it(result: Any, name: str) -> None:
+    class Wrong(EventStreamView):
+        groups = ["news"]
+
+        def initial_events(self) -> Any:
+            return result()
+
+    with pytest.raises(
+        ImproperlyConfigured, match=rf"Wrong.initial_events has returned {name}\. .* yields each"
+    ):
+        await Wrong.as_view()(get())
+
+
 async def test_a_state_that_cannot_be_read_ends_the_stream_without_a_position() -> None:
     class Failing(EventStreamView):
         groups = ["news"]
@@ -801,7 +944,7 @@ async def test_a_filter_sees_comments_and_retry_and_what_it_does_not_return_is_n
     position = await aposition("news")
     if not live:
         await publish()
-    view = WithoutComments.as_view(retry=1)
+    view = WithoutComments.as_view(retry=1000)
     async with open_stream(view, last_event_id=position) as stream:
         if live:
             await publish()
@@ -906,6 +1049,7 @@ async def test_what_is_no_event_is_an_error_that_says_so_and_no_loop(
         def filter_event(self, event: Event) -> Any:
             return event if event.text == "last" else result()
 
+        @on_message("news.update")
         def news_update(self, message: dict[str, Any]) -> Any:
             return result()
 
@@ -959,6 +1103,7 @@ async def test_a_failure_that_is_no_exception_is_one_all_the_same(
         ("initial_events", later, "`async def initial_events\\(self\\)` with `yield`"),
         ("initial_events", lambda self: (yield Event("x")), "`async def initial_events"),
         ("get_groups", lambda self: ["news"], "`async def get_groups"),
+        ("authorize", lambda self, groups: None, "`async def authorize\\(self, groups\\)`"),
         ("get_owner", lambda self: None, "`async def get_owner"),
         ("still_allowed", lambda self: True, "`async def still_allowed"),
     ],
@@ -1019,6 +1164,7 @@ class Handling(EventStreamView):
 
     groups = ["news"]
 
+    @on_message("news.update")
     def news_update(self, message: dict[str, Any]) -> Event | None:
         if message["text"] == "quiet":
             return None
@@ -1110,6 +1256,7 @@ async def test_a_handler_may_take_its_message_apart() -> None:
     class Popping(EventStreamView):
         groups = ["news"]
 
+        @on_message("news.update")
         def news_update(self, message: dict[str, Any]) -> Event | None:
             return Event(message.pop("text") + message["card"].pop("title"))
 
@@ -1124,6 +1271,7 @@ async def test_what_a_handler_adds_for_one_user_reaches_no_other_one() -> None:
     class Cards(EventStreamView):
         groups = ["news"]
 
+        @on_message("card.moved")
         def card_moved(self, message: dict[str, Any]) -> Event:
             message["card"]["shown to"].append(self.request.GET["user"])
             return Event(message["card"])
@@ -1135,15 +1283,28 @@ async def test_what_a_handler_adds_for_one_user_reaches_no_other_one() -> None:
         assert (await eve.next_event()).json() == {"shown to": ["eve"]}
 
 
-@pytest.mark.parametrize("message_type", ["get", "as_view", "authorize", "filter.event", "_secret"])
-async def test_a_message_reaches_only_what_the_view_has_added_as_a_handler(
+@pytest.mark.parametrize(
+    "message_type",
+    [
+        *("get", "as_view", "authorize", "filter.event", "_secret", "__init__", "delete.room"),
+        # The name of a handler, and not its type.
+        "news_update",
+        "News.update",
+        " news.update",
+    ],
+)
+async def test_a_message_reaches_only_what_the_view_declares_as_a_handler(
     message_type: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Own(EventStreamView):
         groups = ["news"]
 
+        @on_message("news.update")
         def news_update(self, message: dict[str, Any]) -> Event | None:
             return Event("update")
+
+        def delete_room(self, message: dict[str, Any] | None = None) -> Event | None:
+            raise AssertionError
 
         def _secret(self, message: dict[str, Any]) -> Event | None:
             raise AssertionError
@@ -1157,6 +1318,122 @@ async def test_a_message_reaches_only_what_the_view_has_added_as_a_handler(
     # A stream that stays in its request, as this one does, says so.
     logged = [record.getMessage() for record in caplog.records]
     assert not [text for text in logged if "stays in its request" not in text]
+
+
+class Declaring(EventStreamView):
+    groups = ["news"]
+
+    @on_message("news.update", "card.moved")
+    @on_message("card.added")
+    def note(self, message: dict[str, Any]) -> Event | None:
+        return Event(f"noted {message['type']}")
+
+    @on_message("news.other")
+    def note_other(self, message: dict[str, Any]) -> Event | None:
+        return Event(f"noted {message['type']}")
+
+
+class Overriding(Declaring):
+    """Declares nothing again, takes one handler back, and gives another one other types."""
+
+    def note(self, message: dict[str, Any]) -> Event | None:
+        return Event(f"overridden {message['type']}")
+
+    note_other = None  # type: ignore[assignment]
+
+
+class Redeclaring(Declaring):
+    @on_message("room.closed")
+    def note(self, message: dict[str, Any]) -> Event | None:
+        return Event(f"redeclared {message['type']}")
+
+
+class NoView:
+    """A mixin that is no view."""
+
+    @on_message("room.closed")
+    def room_closed(self, message: dict[str, Any]) -> Event | None:
+        return Event(f"mixed in {message['type']}")
+
+
+class Mixing(NoView, Declaring):
+    """Handles what both of its bases declare."""
+
+
+@pytest.mark.parametrize(
+    ("view", "shown"),
+    [
+        (
+            Declaring,
+            ["noted news.update", "noted card.moved", "noted card.added", "noted news.other"],
+        ),
+        (
+            Overriding,
+            ["overridden news.update", "overridden card.moved", "overridden card.added"],
+        ),
+        (Redeclaring, ["noted news.other", "redeclared room.closed"]),
+        (
+            Mixing,
+            [
+                *("noted news.update", "noted card.moved", "noted card.added", "noted news.other"),
+                "mixed in room.closed",
+            ],
+        ),
+    ],
+)
+async def test_handlers_are_inherited_overridden_and_taken_back(
+    view: type[EventStreamView], shown: list[str]
+) -> None:
+    async with open_stream(view.as_view()) as stream:
+        for name in ("news.update", "card.moved", "card.added", "news.other", "room.closed"):
+            await group_send(name)
+        await group_send("sse.event", data="last")
+        assert data(await stream.until("last")) == [*shown, "last"]
+
+
+def test_two_handlers_of_one_type_are_refused_when_the_class_is_made() -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"'news.update': note and update\. Declare one"):
+
+        class Two(Declaring):
+            @on_message("news.update")
+            def update(self, message: dict[str, Any]) -> Event | None:
+                return None
+
+
+async def later_handler(self: Any, message: dict[str, Any]) -> None:
+    """Wait."""
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        later_handler,
+        sync_to_async(lambda self, message: None),
+        lambda self, message: (yield Event("x")),
+        "news",
+    ],
+    ids=["async", "sync_to_async", "generator", "text"],
+)
+def test_a_handler_that_can_only_fail_is_refused_when_the_class_is_made(method: Any) -> None:
+    wanted = r"Late.note has to be `def note\(self, message\)`, .* card.moved"
+    with pytest.raises(ImproperlyConfigured, match=wanted):
+        # It overrides what its base declares.
+        type("Late", (Declaring,), {"note": method})
+    if callable(method):
+        with pytest.raises(ImproperlyConfigured, match=wanted):
+            type("Late", (News,), {"note": on_message("card.moved")(method)})
+
+
+@pytest.mark.parametrize("name", ["sse.event", "sse.doorbell", "sse."])
+def test_what_the_library_handles_itself_may_not_be_declared(name: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=f"'{name}'.* handled by django_sse itself"):
+        on_message("news.update", name)
+
+
+@pytest.mark.parametrize("types", [(), ("",), (None,), (later_handler,), (7,), ("news", b"x")])
+def test_a_handler_without_a_type_is_told_how_to_name_one(types: Any) -> None:
+    with pytest.raises(TypeError, match=r'@on_message\("card.moved"\)'):
+        on_message(*types)
 
 
 async def test_a_message_that_a_handler_cannot_read_is_hidden_and_logged_once(
@@ -1287,26 +1564,79 @@ async def test_middleware_does_not_compress_a_stream(settings: Settings) -> None
         assert (await stream.next_event()).data == "x" * 1000
 
 
-@pytest.mark.parametrize(
-    ("retry", "milliseconds"), [(None, 3000), (0, 0), (0.25, 250), (60, 60_000)]
-)
-async def test_a_view_says_when_browsers_reconnect(retry: float | None, milliseconds: int) -> None:
+@pytest.mark.parametrize(("retry", "milliseconds"), [(None, 3000), (100, 100), (60_000, 60_000)])
+async def test_a_view_says_when_browsers_reconnect(retry: int | None, milliseconds: int) -> None:
     async with open_stream(News.as_view(retry=retry)) as stream:
         assert stream.reconnection_time == milliseconds
 
 
 async def test_the_setting_says_when_browsers_reconnect(settings: Settings) -> None:
-    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 7}
+    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 7000}
     async with open_stream(news) as stream:
         assert stream.reconnection_time == 7000
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("retry", 3, r"a whole number of milliseconds .* 3 seconds are 3000\), or None, not 3\."),
+        ("retry", 0.5, "a whole number of milliseconds"),
+        ("retry", "3000", "a whole number of milliseconds"),
+        ("retry", 0, "a whole number of milliseconds"),
+        ("heartbeat", -1, "a finite number of seconds, or 0 for off, or None, not -1"),
+        ("heartbeat", "15", "a finite number of seconds"),
+        ("heartbeat", False, "a finite number of seconds"),
+        ("history", None, "a whole number from 0, not None"),
+        ("history", -1, "a whole number from 0"),
+        ("history", True, "a whole number from 0"),
+        ("replay_events", -1, "a whole number from 0, or None"),
+        ("replay_events", 1.5, "a whole number from 0, or None"),
+        ("replay_age", -1, "a finite number of seconds above 0, or None"),
+        # Off everywhere else, where it bounds nothing.
+        ("replay_age", 0, r"a finite .* above 0, or None \(`replay_events = 0` replays nothing\)"),
+    ],
+)
+def test_a_number_that_the_view_does_not_take_is_refused_before_a_client_comes(
+    name: str, value: Any, wanted: str
+) -> None:
+    with pytest.raises(ImproperlyConfigured, match=rf"News\.{name} must be {wanted}"):
+        News.as_view(**{name: value})
+    with pytest.raises(ImproperlyConfigured, match=rf"Wrong\.{name} must be {wanted}"):
+        type("Wrong", (News,), {name: value}).as_view()  # type: ignore[attr-defined]
+
+
+async def test_a_number_may_be_a_property() -> None:
+    class Asking(News):
+        @property
+        def retry(self) -> int:  # type: ignore[override]
+            return int(self.request.GET["retry"])
+
+    async with open_stream(Asking.as_view(), "/?retry=700") as stream:
+        assert stream.reconnection_time == 700
+
+
+async def test_who_may_go_on_is_not_asked_where_that_is_off(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("django_sse.streaming.hub._TICK_SECONDS", 0.01)
+    settings.DJANGO_SSE = {"STORE": "memory", "HEARTBEAT": 0.01, "RECHECK_INTERVAL": 0}
+
+    class Asked(News):
+        async def still_allowed(self) -> bool:
+            return False
+
+    async with open_stream(Asked.as_view()) as stream:
+        await until(lambda: stream.text.count("\n\n:") > 5)
+        await apublish("news", "still there")
+        assert (await stream.next_event()).data == "still there"
+
+
 @pytest.mark.parametrize("heartbeat", [0, None])
-async def test_a_heartbeat_of_0_and_a_setting_of_none_are_never(
+async def test_a_heartbeat_of_0_is_never(
     heartbeat: float | None, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("django_sse.streaming.hub._TICK_SECONDS", 0.01)
-    settings.DJANGO_SSE = {"STORE": "memory", "HEARTBEAT": 0.01 if heartbeat == 0 else None}
+    settings.DJANGO_SSE = {"STORE": "memory", "HEARTBEAT": 0.01 if heartbeat == 0 else 0}
     async with (
         open_stream(News.as_view(heartbeat=heartbeat)) as silent,
         open_stream(News.as_view(heartbeat=0.01)) as beating,
@@ -1329,7 +1659,7 @@ async def test_heartbeats_come_as_the_setting_says_and_only_in_silence(
 
 
 async def test_a_stream_that_is_too_old_sends_its_client_back(settings: Settings) -> None:
-    settings.DJANGO_SSE = {"STORE": "memory", "MAX_AGE": 1, "RETRY": 1}
+    settings.DJANGO_SSE = {"STORE": "memory", "MAX_AGE": 1, "RETRY": 1000}
     times = set()
     for _ in range(3):
         async with open_stream(news) as stream:
@@ -1405,7 +1735,7 @@ async def test_a_store_that_is_down_sends_clients_back_at_different_times(
     for _ in range(5):
         settings.DJANGO_SSE = {
             "STORE": f"{__name__}.{'DownStore' if answers == 0 else 'SoonDownStore'}",
-            "RETRY": 10,
+            "RETRY": 10_000,
         }
         async with open_stream(news, headers={"Accept": "text/event-stream"}) as stream:
             assert await stream.rest() == []

@@ -24,7 +24,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 import django_sse
 from django_sse import Event
-from django_sse.decorators import event_stream, event_stream_headers
+from django_sse.decorators import event_generator, event_stream, event_stream_headers
 from django_sse.http.response import last_event_id
 from django_sse.streaming import hub
 from django_sse.views import EventStreamView
@@ -85,7 +85,7 @@ async def by_hand(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(chunks())
 
 
-@event_stream
+@event_generator
 async def progress(request: HttpRequest) -> AsyncIterator[Event]:
     steps = int(request.GET.get("steps", 5))
     for step in range(1, steps + 1):

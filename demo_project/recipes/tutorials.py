@@ -10,11 +10,11 @@ from django.utils import timezone
 
 from demo_project.recipes.actions import action
 from django_sse import Event, cancel, publish, reopen
-from django_sse.decorators import event_stream, event_stream_headers
+from django_sse.decorators import event_generator, event_stream_headers
 from django_sse.views import EventStreamView
 
 
-@event_stream
+@event_generator
 async def digits(request: HttpRequest) -> AsyncIterator[Event]:
     for digit in (1, 2, 3):
         yield Event(digit)
@@ -22,7 +22,7 @@ async def digits(request: HttpRequest) -> AsyncIterator[Event]:
     yield Event("bye-bye", event="bye")
 
 
-@event_stream
+@event_generator
 async def server_time(request: HttpRequest) -> AsyncIterator[Event]:
     yield Event(retry=10_000)
     for _ in range(10):
@@ -31,7 +31,7 @@ async def server_time(request: HttpRequest) -> AsyncIterator[Event]:
     yield Event("Transmission ends.")
 
 
-@event_stream
+@event_generator
 async def download(request: HttpRequest) -> AsyncIterator[dict[str, object]]:
     for percent in (0, 50, 100):
         yield {"type": "progress", "percent": percent}
@@ -60,7 +60,7 @@ def leave(request: HttpRequest) -> None:
     publish("recipes-room", {"name": request.POST.get("name")}, event="leave")
 
 
-@event_stream
+@event_generator
 async def lines(request: HttpRequest) -> AsyncIterator[str]:
     yield "first line\nsecond line"
     yield json.dumps({"msg": "hello world", "id": 12345}, indent=2)
@@ -73,7 +73,7 @@ async def enter(request: HttpRequest) -> HttpResponse:
     return HttpResponse(status=204, headers={"Set-Cookie": cookie})
 
 
-@event_stream
+@event_generator
 async def who(request: HttpRequest) -> AsyncIterator[dict[str, object]]:
     yield {
         "you read": request.get_host(),

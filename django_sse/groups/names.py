@@ -2,15 +2,25 @@
 
 import re
 from collections.abc import Mapping
-from string import Formatter
+from hashlib import sha256
+from string import Formatter, ascii_letters, digits
 from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.functional import Promise
 
 from django_sse.exceptions import InvalidGroup
 from django_sse.text import plain
 
 _GROUP_NAME: Final = re.compile(r"[A-Za-z0-9\-_.]{1,99}", re.ASCII)
+
+_LONGEST_NAME: Final = 99
+
+# What follows is a digest. No escaped byte begins so.
+_SHORTENED: Final = "_z"
+
+_KEPT: Final = frozenset(b"-" + ascii_letters.encode() + digits.encode())
+_ESCAPED: Final = [chr(byte) if byte in _KEPT else f"_{byte:02x}" for byte in range(256)]
 
 # In a store, behind the tenant whose it is: see `namespaces`.
 _FULL_NAME: Final = re.compile(rf"(?:[A-Za-z0-9\-_.=]{{1,63}}/)?{_GROUP_NAME.pattern}", re.ASCII)
@@ -23,6 +33,39 @@ OWNER_PREFIX: Final = "~"
 
 OWNER_KEY_LENGTH: Final = 33
 """The characters of an owner's key, which is the name of its group."""
+
+
+def group_name(*parts: object) -> str:
+    """Return the name of a group for any parts: ``group_name("room", "été 7")``, a user's text, a
+    primary key.
+
+    Parts that differ never make the same name, as patterns of a view's ``groups`` may. They are
+    told apart as text: 7 and "7" are the same part. They are joined by full stops. ASCII letters,
+    digits and hyphens stay as they are, and each other byte, as UTF-8, becomes ``_xx`` in
+    hexadecimal. Of a name of more than 99 characters the beginning stays, with a digest of all.
+
+    Args:
+        parts: Text as it is, anything else by ``str()``, such as a number or a UUID.
+
+    Raises:
+        TypeError: A part is None or a bool, as a field that was never set.
+        ValueError: There are no parts, or the only one is empty.
+    """
+    name = ".".join(map(_escaped, parts))
+    if not name:
+        raise ValueError("A group's name needs a part that is not empty, such as its kind.")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    end = _SHORTENED + sha256(name.encode()).hexdigest()
+    return name[: _LONGEST_NAME - len(end)] + end
+
+
+def _escaped(part: object) -> str:
+    value = plain(part)
+    if value is None or isinstance(value, bool):
+        raise TypeError(f"A part of a group's name is text, a number or the like, not {value!r}.")
+    # Lone surrogates, too: no two texts are one.
+    return "".join(_ESCAPED[byte] for byte in str(value).encode("utf-8", "surrogatepass"))
 
 
 def validate_group(group: str) -> str:
@@ -60,23 +103,13 @@ def expand_group(pattern: str, kwargs: Mapping[str, Any]) -> str:
             of 1 and 2-3 as well.
         ImproperlyConfigured: The pattern itself cannot work.
     """
-    try:
-        parts = list(Formatter().parse(pattern))
-    except ValueError as error:
-        raise ImproperlyConfigured(f"The group pattern {pattern!r} is broken: {error}.") from error
-    fields = [field for _, field, _, _ in parts if field is not None]
+    fields, between = _parse(pattern)
     for field in fields:
         if field not in kwargs:
             raise ImproperlyConfigured(
                 f"The group pattern {pattern!r} has the field {field!r}, which is no keyword "
                 f"argument of the URL; those are: {', '.join(kwargs) or 'none'}."
             )
-    between = [literal for literal, field, _, _ in parts if field is not None][1:]
-    if "" in between:
-        raise ImproperlyConfigured(
-            f"The group pattern {pattern!r} has fields with nothing between them, so different "
-            "arguments would make the same group."
-        )
     separators = set("".join(between))
     kwargs = {name: plain(value) for name, value in kwargs.items()}
     for field in fields:
@@ -86,3 +119,43 @@ def expand_group(pattern: str, kwargs: Mapping[str, Any]) -> str:
                 f"the fields of the group pattern {pattern!r}."
             )
     return validate_group(plain(pattern).format(**kwargs))
+
+
+def check_pattern(pattern: str) -> None:
+    """Refuse a pattern that can never make a group, whatever a view's keyword arguments are.
+
+    Raises:
+        ImproperlyConfigured: It cannot work.
+    """
+    if isinstance(pattern, Promise):
+        # A translation, whose language a request has.
+        return
+    if not isinstance(pattern, str):
+        raise ImproperlyConfigured(f"Groups are text, not {type(pattern).__name__}: {pattern!r}.")
+    fields, _ = _parse(pattern)
+    # As short as it can become.
+    literal = "".join(text for text, *_ in Formatter().parse(pattern))
+    try:
+        validate_group(literal or "x" * len(fields))
+    except InvalidGroup as error:
+        raise ImproperlyConfigured(f"The group pattern {pattern!r} cannot work: {error}") from error
+
+
+def _parse(pattern: str) -> tuple[list[str], list[str]]:
+    """Return the fields of a pattern, and what is between them.
+
+    Raises:
+        ImproperlyConfigured: The pattern cannot work.
+    """
+    try:
+        parts = list(Formatter().parse(pattern))
+    except ValueError as error:
+        raise ImproperlyConfigured(f"The group pattern {pattern!r} is broken: {error}.") from error
+    fields = [field for _, field, _, _ in parts if field is not None]
+    between = [literal for literal, field, _, _ in parts if field is not None][1:]
+    if "" in between:
+        raise ImproperlyConfigured(
+            f"The group pattern {pattern!r} has fields with nothing between them, so different "
+            "arguments would make the same group."
+        )
+    return fields, between

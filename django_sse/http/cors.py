@@ -4,10 +4,9 @@ The protocol is that of https://fetch.spec.whatwg.org/#http-cors-protocol. Where
 from, browsers say in ``Sec-Fetch-Site``: https://www.w3.org/TR/fetch-metadata/.
 """
 
-import functools
-from typing import Any, Final, cast
+from collections.abc import Mapping
+from typing import Any, Final
 
-from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponse, HttpResponseForbidden
 from django.http.response import HttpResponseBase
@@ -15,6 +14,7 @@ from django.utils.cache import patch_vary_headers
 
 from django_sse.conf import conf
 from django_sse.http.stream_views import ViewT, mark_as_stream, note_reached
+from django_sse.http.wrappers import wrapped
 
 ALLOW_ORIGIN: Final = "Access-Control-Allow-Origin"
 ALLOW_CREDENTIALS: Final = "Access-Control-Allow-Credentials"
@@ -81,23 +81,12 @@ def cross_origin(view: ViewT) -> ViewT:
     unless no origin is allowed at all, and never what a page sends that is not allowed. It is
     marked as an event stream.
     """
-    if iscoroutinefunction(view):
 
-        @functools.wraps(view)
-        async def awrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-            note_reached(request)
-            return _answer_to_others(request) or add_cors(
-                request, await view(request, *args, **kwargs)
-            )
-
-        return cast("ViewT", mark_as_stream(awrapper))
-
-    @functools.wraps(view)
-    def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+    def before(request: HttpRequest, kwargs: Mapping[str, Any]) -> HttpResponseBase | None:
         note_reached(request)
-        return _answer_to_others(request) or add_cors(request, view(request, *args, **kwargs))
+        return _answer_to_others(request)
 
-    return cast("ViewT", mark_as_stream(wrapper))
+    return mark_as_stream(wrapped(view, before=before, after=add_cors))
 
 
 def _answer_to_others(request: HttpRequest) -> HttpResponseBase | None:

@@ -96,7 +96,7 @@ class HandOff:
             await self._send(message)
             return
         try:
-            async with asyncio.timeout(conf().SEND_TIMEOUT):
+            async with asyncio.timeout(conf().SEND_TIMEOUT or None):
                 await self._send(message)
         except TimeoutError:
             self._give_up()

@@ -9,7 +9,10 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
 
+from django.conf import settings
+
 from django_sse.conf import conf
+from django_sse.event import Event
 from django_sse.http.cors import ALLOW_CREDENTIALS, ALLOW_ORIGIN, cors_headers, varies_by_origin
 from django_sse.logs import LogThrottle, logger
 from django_sse.streaming.jitter import jittered_retry, jittered_seconds
@@ -52,6 +55,15 @@ class Refusals(LogThrottle):
 refusals: Final = Refusals()
 
 
+def told(error: BaseException | str) -> str:
+    """Return what an answer says of an error to who develops the project; "" without ``DEBUG``."""
+    if not settings.DEBUG:
+        return ""
+    if isinstance(error, str):
+        return error
+    return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+
+
 def retry_after() -> int:
     """Return the seconds of a 503's ``Retry-After``: one to two times RETRY, as of a stream."""
     return math.ceil(jittered_seconds())
@@ -79,7 +91,8 @@ def with_soft_refusals(
 
     They are the last thing that a response passes, so that it does not matter who answered: a
     middleware, before or behind the view, or Django itself. A body that goes on after the refusal
-    is dropped, and who sends it is told that the client has gone.
+    is dropped, and who sends it is told that the client has gone. With ``DEBUG`` a comment has what
+    Django says of the error.
 
     Args:
         scope: The request's scope.
@@ -91,7 +104,7 @@ def with_soft_refusals(
     if not is_refused_softly(scope.get("method"), _header(headers, b"accept")):
         return receive, send
     origin = _header(headers, b"origin")
-    refusing = False
+    start: Message | None = None
     refused = False
     receiving: asyncio.Timeout | None = None
 
@@ -108,27 +121,42 @@ def with_soft_refusals(
             receiving = None
 
     async def send_softly(message: Message) -> None:
-        nonlocal refusing, refused
-        if refusing:
+        nonlocal start
+        if refused:
             # What is dropped may have no end, and wait for nothing.
             await asyncio.sleep(0)
+        elif start:
+            await refuse(start, _said_by_django(message.get("body", b"")))
         elif (
             message["type"] == "http.response.start"
             and message["status"] >= 500
             and is_for_stream()
         ):
-            refusing = True
+            start = message
             refusals.note(SERVER_ERROR)
-            kept = _soft_headers(message, origin)
-            await send({**message, "status": 200, "headers": kept})
-            await send({"type": "http.response.body", "body": jittered_retry()})
-            refused = True
-            if receiving:
-                receiving.reschedule(0)
+            content_type = _header(message.get("headers", ()), b"content-type")
+            # Django's own, for clients that take no HTML.
+            if not (settings.DEBUG and content_type.startswith("text/plain")):
+                await refuse(message, b"")
         else:
             await send(message)
 
+    async def refuse(start: Message, comment: bytes) -> None:
+        nonlocal refused
+        kept = _soft_headers(start, origin)
+        await send({**start, "status": 200, "headers": kept})
+        await send({"type": "http.response.body", "body": comment + jittered_retry()})
+        refused = True
+        if receiving:
+            receiving.reschedule(0)
+
     return receive_until_refused, send_softly
+
+
+def _said_by_django(body: bytes) -> bytes:
+    """Return the first lines of Django's report of an error, as a comment."""
+    said = body.decode("utf-8", "replace").partition("\n\n")[0]
+    return Event(comment=said).encode() if said else b""
 
 
 def _soft_headers(start: Message, origin: str) -> list[tuple[bytes, bytes]]:

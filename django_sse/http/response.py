@@ -23,6 +23,7 @@ from django_sse.http.refusals import (
     is_refused_softly,
     refusals,
     retry_after,
+    told,
 )
 from django_sse.http.stream_views import hand_off_of
 from django_sse.logs import log_once, logger
@@ -33,6 +34,7 @@ from django_sse.streaming.limits import TooManyStreams
 from django_sse.streaming.stream import HEARTBEAT, Phase, Stream
 
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
+PLAIN_TEXT: Final = "text/plain; charset=utf-8"
 
 # While a stream begins, whether a heartbeat is due or it has to end is looked at this often.
 _LOOK_SECONDS: Final = 1.0
@@ -70,7 +72,7 @@ def no_content() -> HttpResponseBase:
 def not_found(error: InvalidGroup) -> HttpResponseBase:
     """Return the 404 for a name that is no group's."""
     logger.info("Not Found: %s", error)
-    return no_store(HttpResponseNotFound())
+    return no_store(HttpResponseNotFound(told(error), content_type=PLAIN_TEXT))
 
 
 def last_event_id(request: HttpRequest) -> str:
@@ -124,11 +126,14 @@ def unavailable(
         error: What has happened, for the log.
     """
     refusals.note(reason, error)
+    why = told(error or reason)
     if is_refused_softly(request.method, request.headers.get("Accept", "")):
-        soft = EventStreamResponse(request, _chunks(jittered_retry()))
+        comment = Event(comment=why).encode() if why else b""
+        soft = EventStreamResponse(request, _chunks(comment + jittered_retry()))
         soft[REFUSED_STATUS] = "503"
         return soft
-    response = HttpResponse(status=503, headers={"Retry-After": str(retry_after())})
+    headers = {"Retry-After": str(retry_after())}
+    response = HttpResponse(why, PLAIN_TEXT, status=503, headers=headers)
     # Django would log each one as an error, and mail it to the admins.
     response._has_been_logged = True  # type: ignore[attr-defined]
     return no_store(response)
@@ -145,7 +150,7 @@ class GroupStreamResponse(EventStreamResponse):
     Args:
         request: The request.
         position: The number in each group that the stream starts after.
-        retry: The browser's reconnection time, in seconds.
+        retry: The browser's reconnection time, in milliseconds.
         reset: Whether the client is told that it has lost events.
         initial_events: The state as of now, for a client that does not know it.
         stream_options: The keyword arguments of ``Stream``.
@@ -156,7 +161,7 @@ class GroupStreamResponse(EventStreamResponse):
         request: HttpRequest,
         position: Mapping[str, int],
         *,
-        retry: float,
+        retry: int,
         reset: bool,
         initial_events: AsyncGenerator[Event, None] | None,
         stream_options: Mapping[str, Any],
@@ -237,7 +242,7 @@ class GroupStreamResponse(EventStreamResponse):
             yield jittered_retry()
             stream.end("refused")
             return
-        first = Event(retry=round(self._retry * 1000)).encode()
+        first = Event(retry=self._retry).encode()
         if self._reset:
             # Without an id: a client that leaves before the new state is told again.
             first += Event({}, event="reset").encode()
@@ -294,10 +299,10 @@ class GeneratorResponse(EventStreamResponse):
         if self._hand_off:
             self._hand_off.call_on_close(driving.cancel)
         try:
-            yield Event(retry=round(conf().RETRY * 1000)).encode()
+            yield Event(retry=conf().RETRY).encode()
             while True:
                 try:
-                    async with asyncio.timeout(conf().HEARTBEAT):
+                    async with asyncio.timeout(conf().HEARTBEAT or None):
                         chunk = await self._queue.get()
                 except TimeoutError:
                     yield HEARTBEAT

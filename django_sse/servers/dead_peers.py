@@ -48,7 +48,7 @@ def bound_silence(peer: Any) -> None:
     """
     # Granian gives the port as a string; 0 is that of an address from a proxy's header.
     port = int(peer[1] or 0) if peer else 0
-    if not port or _OPTION is None or conf().SEND_TIMEOUT is None:
+    if not port or _OPTION is None or not conf().SEND_TIMEOUT:
         return
     loop = asyncio.get_running_loop()
     if loop not in _wanted:
@@ -78,6 +78,6 @@ def _bound_silence_of(descriptor: int, peers: Container[tuple[str, int]], option
     # OSError: it has no peer, or was closed meanwhile.
     with suppress(OSError), borrowed(descriptor) as connection:
         if connection.getpeername()[:2] in peers:
-            seconds = (conf().SEND_TIMEOUT or 0) + (conf().HEARTBEAT or 0)
+            seconds = conf().SEND_TIMEOUT + conf().HEARTBEAT
             milliseconds = round(min(seconds, _LONGEST_SECONDS) * 1000)
             connection.setsockopt(socket.IPPROTO_TCP, option, milliseconds)

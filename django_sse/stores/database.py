@@ -70,11 +70,14 @@ _VENDORS: Final = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MyS
 _SERIALIZATION_FAILURE: Final = "40001"
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 _READ_ONLY: Final = "25006"
+_UNDEFINED_TABLE: Final = "42P01"
 # MySQL's error numbers: a row changed since its snapshot, a lock waited for too long or, where one
 # does not wait, at all (MariaDB, then MySQL), a deadlock.
 _MYSQL_CONFLICTS: Final = (1020, 1205, 1213, 3572)
 # ... and: the server is read-only (by either of its options), or the connection is.
 _MYSQL_READ_ONLY: Final = (1290, 1836, 1792)
+# ... and: a table was never made.
+_MYSQL_NO_SUCH_TABLE: Final = 1146
 # What tells so before a write does. PostgreSQL's is also that of a server that follows another one.
 _READ_ONLY_SETTINGS: Final = {
     "postgresql": "SELECT current_setting('transaction_read_only')",
@@ -348,12 +351,27 @@ class DatabaseStore(EventStore):
         return connection
 
     def _with_connection(self, read: Callable[[], Result]) -> Result:
+        with self._hint_at_migrate():
+            try:
+                return read()
+            except _FAILURES:
+                # The connection may have been lost while it was idle; what runs here can run twice.
+                connections[self.using].close()
+                return read()
+
+    @contextmanager
+    def _hint_at_migrate(self) -> Iterator[None]:
+        """Say what to do where the tables were never made."""
         try:
-            return read()
-        except _FAILURES:
-            # The connection may have been lost while it was idle; what runs here can run twice.
-            connections[self.using].close()
-            return read()
+            yield
+        except Error as error:
+            if _lacks_a_table(error):
+                alias = "" if self.using == DEFAULT_DB_ALIAS else f" --database {self.using}"
+                error.add_note(
+                    f"django_sse has no tables in the database {self.using!r}: run `python "
+                    f"manage.py migrate{alias}`."
+                )
+            raise
 
     # Appending
 
@@ -522,7 +540,8 @@ class DatabaseStore(EventStore):
     # Trimming
 
     def append(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
-        numbers = super().append(entries, ring)
+        with self._hint_at_migrate():
+            numbers = super().append(entries, ring)
         # A site may do nothing but publish.
         if self.takes_trim_turn():
             if connections[self.using].in_atomic_block:
@@ -614,7 +633,7 @@ class DatabaseStore(EventStore):
         """Drop the oldest events of a group that is locked, or all of it."""
         now, ttl, age = self._now(), conf().GROUP_TTL, conf().HISTORY_AGE
         if row.name.startswith(OWNER_PREFIX):
-            ttl, age = conf().CANCEL_TTL, None
+            ttl, age = conf().CANCEL_TTL, 0
         is_idle = row.changed < _before(now, ttl)
         is_idle = is_idle and not self._outbox.filter(group=row.name).exists()
         since = inf if is_idle else _before(now, age)
@@ -732,9 +751,9 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
         yield items[begin : begin + _BATCH]
 
 
-def _before(now: int, seconds: float | None) -> int:
-    """Return the time so many seconds before another, in microseconds; before all for None."""
-    return 0 if seconds is None else now - int(seconds * 1_000_000)
+def _before(now: int, seconds: float) -> int:
+    """Return the time so many seconds before another, in microseconds; before all for 0."""
+    return now - int(seconds * 1_000_000) if seconds else 0
 
 
 def _apps_of_schemas() -> tuple[Collection[str], Collection[str]]:
@@ -784,6 +803,12 @@ def _sqlstate(error: Error) -> str | None:
     # psycopg's name for it, and psycopg2's.
     cause = error.__cause__
     return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+
+
+def _lacks_a_table(error: Error) -> bool:
+    if _sqlstate(error) == _UNDEFINED_TABLE or error.args[:1] == (_MYSQL_NO_SUCH_TABLE,):
+        return True
+    return str(error).startswith("no such table: ")
 
 
 def _is_in_memory(name: object) -> bool:

@@ -192,8 +192,8 @@ class MemoryStore(EventStore):
 
 def _kept_since(name: str) -> float:
     # The reason of an owner's end is kept as long as the end itself.
-    return _since(None if name.startswith(OWNER_PREFIX) else conf().HISTORY_AGE)
+    return _since(0 if name.startswith(OWNER_PREFIX) else conf().HISTORY_AGE)
 
 
-def _since(seconds: float | None) -> float:
-    return -inf if seconds is None else monotonic() - seconds
+def _since(seconds: float) -> float:
+    return monotonic() - seconds if seconds else -inf

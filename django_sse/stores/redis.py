@@ -357,8 +357,8 @@ async def _close_at_end(client: redis.asyncio.Redis) -> AsyncGenerator[None]:
         await client.aclose()
 
 
-def _milliseconds(seconds: float | None) -> int | str:
-    return "" if seconds is None else max(int(seconds * 1000), 1)
+def _milliseconds(seconds: float) -> int | str:
+    return max(int(seconds * 1000), 1) if seconds else ""
 
 
 def _state(reply: Sequence[int]) -> GroupState:

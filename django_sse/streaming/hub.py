@@ -303,7 +303,7 @@ class Hub:
 
     def _tick(self) -> None:
         self._ticking = self.loop.call_later(_TICK_SECONDS, self._tick, context=Context())
-        now, send_timeout = self.loop.time(), conf().SEND_TIMEOUT
+        now, send_timeout = self.loop.time(), conf().SEND_TIMEOUT or None
         each(list(self.streams), lambda stream: stream.tick(now, send_timeout))
 
     def _send_back(self) -> None:
@@ -402,8 +402,7 @@ class Hub:
                 await subscription.layer_channel.renew()
 
     def _sync_interval(self) -> float:
-        chosen = conf().SYNC_INTERVAL
-        return self._receiver.poll_seconds if chosen is None else chosen
+        return conf().SYNC_INTERVAL or self._receiver.poll_seconds
 
     def _tail_bytes(self) -> int:
         return min(TAIL_BYTES, ALL_TAILS_BYTES // max(len(self._subscriptions), 1))

@@ -14,7 +14,7 @@ _AGE_JITTER: Final = 0.2
 def jittered_seconds() -> float:
     """Return one to two times RETRY, in seconds."""
     # Where RETRY is less than half a second, clients would come all at once, or nearly so.
-    return uniform(1, 2) * max(conf().RETRY, 0.5)
+    return uniform(1, 2) * max(conf().RETRY / 1000, 0.5)
 
 
 def jittered_retry() -> bytes:

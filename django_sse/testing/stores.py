@@ -465,6 +465,18 @@ class EventStoreContract(_TestCase):
             [entry] = await store.aread(OWNER, 0, 10)
             self.assertEqual(entry.wire, closing_wire("over"))
 
+    @_with_store
+    async def test_nothing_is_dropped_for_its_age_where_that_is_off(
+        self, store: EventStore
+    ) -> None:
+        with override_settings(DJANGO_SSE={"HISTORY_AGE": 0, "GROUP_TTL": 0}):
+            await append(store, event("news", "a"))
+            await asyncio.sleep(0.01)
+            await store.atrim()
+            await append(store, event("news", "b"))
+            await store.atrim()
+            self.assertEqual(texts(await store.aread("news", 0, 10)), ["a", "b"])
+
     # A store that went back
 
     @_with_store

@@ -48,7 +48,7 @@ from django_sse.access.logins import (
 )
 from django_sse.access.owners import Login, user_key
 from django_sse.asgi import get_asgi_application
-from django_sse.decorators import event_stream
+from django_sse.decorators import event_generator
 from django_sse.doorbells.base import Doorbell
 from django_sse.groups.entries import Hint
 from django_sse.mixins import LoginRequiredMixin
@@ -140,7 +140,7 @@ class Members(LoginRequiredMixin, News):
     """For who is logged in."""
 
 
-@event_stream
+@event_generator
 async def job(request: HttpRequest) -> AsyncIterator[str]:
     yield "done"
 

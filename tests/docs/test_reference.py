@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 from django.conf import global_settings
@@ -61,10 +62,16 @@ def test_the_settings_tables_list_every_key_with_its_default() -> None:
 
 def test_the_settings_tables_say_how_each_key_is_switched_off() -> None:
     for name, _, _, off in rows(PAGES[SETTINGS]):
-        admits = Conf.__dataclass_fields__[code(name)].metadata["rule"].admits
-        # None switches a key off, where it is accepted and does not mean "choose for me".
-        can_be_off = admits(None) and code(name) != "SYNC_INTERVAL"
-        assert off.startswith("`None`" if can_be_off else "no"), name
+        rule = Conf.__dataclass_fields__[code(name)].metadata["rule"]
+        by_none = "`None`" if rule.admits(None) else "no"
+        assert off.startswith("`0`" if rule.accepts.endswith("0 for off") else by_none), name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_names_by_its_path_exists(page: str) -> None:
+    for path in re.findall(r"`(django_sse(?:\.[A-Za-z_]\w*)+)`", PAGES[page]):
+        if path not in given_check_ids():
+            resolve_name(path)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -89,7 +89,7 @@ class Session:
             "MAX_EVENT_BYTES": 4096,
             "MAX_GROUPS": 5,
             "BACKLOG_BYTES": 64 * 1024,
-            "RETRY": 0,
+            "RETRY": 100,
             "ALLOWED_ORIGINS": self._choices.pick(_ALLOWED_ORIGINS),
         }
         with override_settings(CHANNEL_LAYERS=layer, DJANGO_SSE=settings):

@@ -8,7 +8,14 @@ from django.http.response import HttpResponseBase
 from django.urls import path
 
 from django_sse import Event
-from django_sse.decorators import event_stream, event_stream_headers, no_content_when_cancelled
+from django_sse.decorators import (
+    EventStreamRequest,
+    event_generator,
+    event_stream,
+    event_stream_headers,
+    no_content_when_cancelled,
+    on_message,
+)
 from django_sse.mixins import UserPassesTestMixin
 from django_sse.views import EventStreamView
 
@@ -50,6 +57,7 @@ class Filtered(One):
 
 
 class Handled(One):
+    @on_message("card.moved")
     def card_moved(self, message: dict[str, str]) -> Event:
         return Event({"title": message["title"]}, event="moved")
 
@@ -75,9 +83,9 @@ async def guarded(request: HttpRequest, group: str) -> None:
         raise PermissionDenied
 
 
-@event_stream
-async def generator(request: HttpRequest) -> AsyncIterator[Event]:
-    yield Event({"last": getattr(request, "last_event_id", "")}, id="one")
+@event_generator
+async def generator(request: EventStreamRequest) -> AsyncIterator[Event]:
+    yield Event({"last": request.last_event_id}, id="one")
 
 
 @no_content_when_cancelled("{group}")

@@ -1,3 +1,4 @@
+import re
 from enum import Enum
 from typing import Any
 from uuid import UUID
@@ -8,8 +9,9 @@ from django.utils.translation import gettext_lazy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from django_sse import group_name
 from django_sse.exceptions import InvalidGroup
-from django_sse.groups.names import expand_group
+from django_sse.groups.names import expand_group, validate_group
 
 
 class Name(str, Enum):  # noqa: UP042  (its str() is its name)
@@ -115,3 +117,89 @@ def test_fields_with_nothing_between_them_are_an_error() -> None:
 def test_a_broken_pattern_is_an_error(pattern: str) -> None:
     with pytest.raises(ImproperlyConfigured, match=r"group pattern .* is broken"):
         expand_group(pattern, {"pk": 7})
+
+
+# Names of anything
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        (["news"], "news"),
+        (["room", "été 7"], "room._c3_a9t_c3_a9_207"),
+        (["room", 7], "room.7"),
+        (["room", "7"], "room.7"),
+        (["a.b", "c"], "a_2eb.c"),
+        (["a_b"], "a_5fb"),
+        (["room", "7-staff"], "room.7-staff"),
+        (["room", 7, "staff"], "room.7.staff"),
+        (["room", -1.5], "room.-1_2e5"),
+        (["job", UUID(int=1)], "job.00000000-0000-0000-0000-000000000001"),
+        (["order", Name.PAID, Level.HIGH], "order.paid.3"),
+        ([gettext_lazy("news")], "news"),
+        (["a", ""], "a."),
+        (["", ""], "."),
+        (["\0\n/"], "_00_0a_2f"),
+        (["\ud800"], "_ed_a0_80"),
+        (["x" * 99], "x" * 99),
+    ],
+)
+def test_a_group_has_a_name_whatever_it_is_of(parts: list[Any], name: str) -> None:
+    assert group_name(*parts) == name
+
+
+def test_a_long_name_is_cut_and_ends_in_a_digest() -> None:
+    name = group_name("room", "x" * 200)
+    assert len(name) == 99
+    assert name.startswith("room.xxxx")
+    assert name[33:35] == "_z"
+    assert group_name("room", "x" * 201) not in (name, group_name(name))
+
+
+@pytest.mark.parametrize("part", [None, True, False])
+def test_what_is_no_part_of_a_name_is_refused(part: Any) -> None:
+    with pytest.raises(TypeError, match=f"or the like, not {part}"):
+        group_name("room", part)
+
+
+@pytest.mark.parametrize("parts", [[], [""]])
+def test_a_name_of_nothing_is_refused(parts: list[str]) -> None:
+    with pytest.raises(ValueError, match="needs a part that is not empty"):
+        group_name(*parts)
+
+
+# Many that are about to meet: separators, escapes, the marker of a digest, and long ones.
+PARTS = st.lists(
+    st.one_of(
+        st.text("a_.z-2e5f", max_size=6),
+        st.text("a._", min_size=30, max_size=120),
+        st.text(max_size=8),
+        st.text(st.characters(codec=None), max_size=3),
+        st.integers(),
+        st.uuids(),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(PARTS, PARTS)
+def test_different_parts_never_make_the_same_name(one: list[Any], other: list[Any]) -> None:
+    assume([*map(str, one)] != [*map(str, other)])
+    assume(one != [""])
+    assume(other != [""])
+    assert validate_group(group_name(*one)) != validate_group(group_name(*other))
+
+
+@settings(deadline=None, max_examples=500)
+@given(PARTS)
+def test_a_short_name_says_what_it_was_made_of(parts: list[Any]) -> None:
+    assume(parts != [""])
+    name = group_name(*parts)
+    assume("_z" not in name)
+    read = [
+        re.sub(b"_(..)", lambda code: bytes([int(code[1], 16)]), part.encode())
+        for part in name.split(".")
+    ]
+    assert read == [str(part).encode("utf-8", "surrogatepass") for part in parts]

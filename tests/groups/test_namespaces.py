@@ -25,7 +25,7 @@ from pytest_django import Settings
 
 from django_sse import Event, acancel, aposition, apublish, channel_group, publish
 from django_sse.access.logins import LoginCheck
-from django_sse.decorators import event_stream, no_content_when_cancelled
+from django_sse.decorators import event_stream, no_content_when_cancelled, on_message
 from django_sse.groups.entries import Hint
 from django_sse.groups.names import (
     NAME_LENGTH,
@@ -83,6 +83,7 @@ class News(EventStreamView):
     async def get_owner(self) -> int:
         return 7
 
+    @on_message("shout")
     def shout(self, message: dict[str, Any]) -> Event:
         return Event(message["text"].upper())
 

@@ -18,7 +18,7 @@ from django.urls import path
 
 from django_sse import Event, acancel, apublish
 from django_sse.asgi import EventStreamApplication, get_asgi_application
-from django_sse.decorators import event_stream
+from django_sse.decorators import event_generator
 from django_sse.event import Decoder
 from django_sse.streaming.hub import open_streams
 from django_sse.views import EventStreamView
@@ -34,7 +34,7 @@ class News(EventStreamView):
     groups = ["news"]
 
 
-@event_stream
+@event_generator
 async def forever(request: HttpRequest) -> AsyncIterator[Event]:
     try:
         while True:

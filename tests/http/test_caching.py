@@ -12,7 +12,12 @@ from pytest_django import Settings
 
 from django_sse import Event, acancel
 from django_sse.asgi import get_asgi_application
-from django_sse.decorators import event_stream, event_stream_headers, no_content_when_cancelled
+from django_sse.decorators import (
+    event_generator,
+    event_stream,
+    event_stream_headers,
+    no_content_when_cancelled,
+)
 from django_sse.groups.position import TERMINAL_MARK
 from django_sse.mixins import LoginRequiredMixin, PermissionRequiredMixin, UserPassesTestMixin
 from django_sse.views import EventStreamView
@@ -59,7 +64,7 @@ async def guarded(request: HttpRequest, name: str) -> None:
         raise PermissionDenied
 
 
-@event_stream
+@event_generator
 async def generated(request: HttpRequest) -> AsyncIterator[Event]:
     yield Event("done")
 

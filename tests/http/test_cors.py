@@ -14,7 +14,12 @@ from django.urls import path
 from pytest_django import Settings
 
 from django_sse import Event, acancel
-from django_sse.decorators import event_stream, event_stream_headers, no_content_when_cancelled
+from django_sse.decorators import (
+    event_generator,
+    event_stream,
+    event_stream_headers,
+    no_content_when_cancelled,
+)
 from django_sse.groups.position import TERMINAL_MARK
 from django_sse.http.cors import cors_headers
 from django_sse.streaming.hub import open_streams
@@ -87,7 +92,7 @@ async def job(request: HttpRequest, pk: str = "7") -> None:
     ran.append("guard")
 
 
-@event_stream
+@event_generator
 async def progress(request: HttpRequest) -> AsyncIterator[Event]:
     ran.append("generator")
     yield Event("done")

@@ -12,13 +12,12 @@ import pytest
 from channels.layers import get_channel_layer
 from django.core.management import call_command
 from django.core.management.base import CommandError
-from django.http import HttpRequest
 from django.urls import path
 from pytest_django import Settings
 
 from django_sse import Event, acancel, apublish, apublish_template
 from django_sse.asgi import get_asgi_application
-from django_sse.decorators import event_stream
+from django_sse.decorators import EventStreamRequest, event_generator, on_message
 from django_sse.exceptions import InvalidEvent
 from django_sse.stores.memory import MemoryStore
 from django_sse.testing.threads import in_thread
@@ -54,6 +53,7 @@ class SharedStore(MemoryStore):
 class News(EventStreamView):
     groups = ["news"]
 
+    @on_message("news.update")
     def news_update(self, message: dict[str, Any]) -> Event:
         return Event(message["text"], comment=message["text"])
 
@@ -70,9 +70,9 @@ class Requested(EventStreamView):
         return self.request.GET.get("owner")
 
 
-@event_stream
-async def echo(request: HttpRequest) -> AsyncIterator[Event]:
-    sent = request.last_event_id  # type: ignore[attr-defined]
+@event_generator
+async def echo(request: EventStreamRequest) -> AsyncIterator[Event]:
+    sent = request.last_event_id
     yield Event(sent, comment=sent)
 
 
@@ -89,7 +89,7 @@ pytestmark = [pytest.mark.urls(__name__), pytest.mark.usefixtures("memory_store"
 
 @pytest.fixture
 def shared(memory_store: None, settings: Settings) -> None:
-    settings.DJANGO_SSE = {"STORE": f"{__name__}.SharedStore", "RETRY": 7}
+    settings.DJANGO_SSE = {"STORE": f"{__name__}.SharedStore", "RETRY": 7000}
     settings.TEMPLATES = [
         {
             "BACKEND": "django.template.backends.django.DjangoTemplates",

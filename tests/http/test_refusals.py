@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,12 @@ from pytest_django import Settings
 
 from django_sse import apublish
 from django_sse.asgi import EventStreamApplication, get_asgi_application
-from django_sse.decorators import event_stream, event_stream_headers, no_content_when_cancelled
+from django_sse.decorators import (
+    event_generator,
+    event_stream,
+    event_stream_headers,
+    no_content_when_cancelled,
+)
 from django_sse.http.refusals import Refusals, refusals
 from django_sse.http.stream_views import SCOPE_KEY
 from django_sse.streaming.hub import open_streams
@@ -70,7 +76,7 @@ async def guarded(request: HttpRequest) -> None:
     raise RuntimeError("a secret of the server")
 
 
-@event_stream
+@event_generator
 async def generator(request: HttpRequest) -> AsyncIterator[str]:
     yield "hi"
 
@@ -153,7 +159,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def down(**keys: Any) -> dict[str, Any]:
-    return {"STORE": "tests.test_views.DownStore", "RETRY": 10, **keys}
+    return {"STORE": "tests.test_views.DownStore", "RETRY": 10_000, **keys}
 
 
 @pytest.mark.parametrize(
@@ -199,11 +205,11 @@ async def test_a_head_that_asks_as_an_event_source_does_gets_503(settings: Setti
 
 
 async def test_clients_come_back_at_different_times(settings: Settings) -> None:
-    settings.DJANGO_SSE = down(RETRY=1000)
+    settings.DJANGO_SSE = down(RETRY=1_000_000)
     times = {(await news(get()))["Retry-After"] for _ in range(10)}
     assert len(times) > 1
     # Never at once, whatever the setting says.
-    settings.DJANGO_SSE = down(RETRY=0)
+    settings.DJANGO_SSE = down(RETRY=100)
     assert {(await news(get()))["Retry-After"] for _ in range(10)} == {"1"}
 
 
@@ -212,7 +218,7 @@ async def test_refusing_softly_can_be_turned_off(settings: Settings) -> None:
     assert_unavailable(await news(get(headers=EVENT_SOURCE)))
     settings.DJANGO_SSE = {
         "STORE": "memory",
-        "RETRY": 10,
+        "RETRY": 10_000,
         "MAX_STREAMS": 1,
         "REFUSE_SOFTLY": False,
     }
@@ -225,7 +231,7 @@ async def test_refusing_softly_can_be_turned_off(settings: Settings) -> None:
 async def test_a_limit_that_is_reached_is_told_to_every_client_in_its_way(
     settings: Settings,
 ) -> None:
-    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 10, "MAX_STREAMS_PER_GROUP": 1}
+    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 10_000, "MAX_STREAMS_PER_GROUP": 1}
     async with connected("news"):
         assert_unavailable(await news(get()))
         async with open_stream(news, headers=EVENT_SOURCE) as stream:
@@ -335,6 +341,11 @@ async def test_a_5xx_of_a_streams_view_sends_an_event_source_back(
     assert_sent_back(answer, 501 if name == "not-implemented" else 500)
     assert "content-length" not in answer.headers
     assert "allow" not in answer.headers
+    # What a developer is told; nobody else is.
+    raises = name != "not-implemented"
+    told = rb": RuntimeError at /.*/\n: a secret of the server\n\nretry: \d+\n\n"
+    assert bool(re.fullmatch(told, answer.body)) == (debug and raises)
+    assert (b"secret" in answer.body) == (debug and raises)
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -87,6 +87,6 @@ def run(directory: Path, *, retry: float) -> Iterator[Demo]:
         options=["--noreload"],
         LIVE_URLCONF="demo_project.urls",
         LIVE_REQUEST_LOG=str(requests),
-        LIVE_DJANGO_SSE=json.dumps({"RETRY": retry}),
+        LIVE_DJANGO_SSE=json.dumps({"RETRY": round(retry * 1000)}),
     ) as server:
         yield Demo(server, Requests(requests))

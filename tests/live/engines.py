@@ -82,7 +82,7 @@ RETRY = 0.2
 # Small, so that slow clients meet their bounds within minutes; nothing is ever trimmed.
 _SETTINGS = {
     "HISTORY_SIZE": 10_000_000,
-    "RETRY": RETRY,
+    "RETRY": round(RETRY * 1000),
     "HEARTBEAT": 2,
     "SEND_TIMEOUT": 2,
     "BACKLOG_BYTES": 32 * 1024,

@@ -103,7 +103,9 @@ def run(
     require("uvicorn")
     port = port or free_port()
     environment = {
-        "LIVE_DJANGO_SSE": json.dumps({"RETRY": RETRY, "SYNC_INTERVAL": SYNC_INTERVAL, **settings}),
+        "LIVE_DJANGO_SSE": json.dumps(
+            {"RETRY": round(RETRY * 1000), "SYNC_INTERVAL": SYNC_INTERVAL, **settings}
+        ),
         "LIVE_REQUEST_LOG": str(directory / REQUEST_LOG),
         **(environment or {}),
     }

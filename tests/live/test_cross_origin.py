@@ -124,7 +124,7 @@ def visitor(browser: Browser, directory: Path) -> Iterator[Visitor]:
             "ALLOWED_ORIGINS": [f"http://localhost:{allowed}", f"http://127.0.0.1:{allowed}"],
             "ALLOW_CREDENTIALS": True,
             "MAX_STREAMS_PER_GROUP": 1,
-            "RETRY": 0.5,
+            "RETRY": 500,
         }
         with serve(
             "uvicorn",

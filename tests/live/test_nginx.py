@@ -23,7 +23,7 @@ AT_ONCE_SECONDS = 5
 
 APPLICATION = "tests.asgi:application"
 # Clients come back soon.
-SOON = {"LIVE_DJANGO_SSE": '{"RETRY": 0.2}'}
+SOON = {"LIVE_DJANGO_SSE": '{"RETRY": 200}'}
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ async def test_no_event_is_lost_or_repeated_when_a_server_is_killed_in_a_burst(
     name: str, tmp_path: Path
 ) -> None:
     require(name)
-    settings = '{"HISTORY_SIZE": 1000000, "RETRY": 0.05}'
+    settings = '{"HISTORY_SIZE": 1000000, "RETRY": 100}'
     port = free_port()
     position = await manage(tmp_path, "sse_push", "news", "--id-only")
     clients = [EventSource([port], position.strip()) for _ in range(CLIENTS)]

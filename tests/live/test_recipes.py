@@ -174,7 +174,11 @@ def site(directory: Path) -> Iterator[Site]:
     port = free_port()
     with Network.to(port) as network:
         origins = [f"http://{host}:{network.port}" for host in ("localhost", "127.0.0.1")]
-        settings = {"RETRY": RETRY, "ALLOWED_ORIGINS": origins, "ALLOW_CREDENTIALS": True}
+        settings = {
+            "RETRY": round(RETRY * 1000),
+            "ALLOWED_ORIGINS": origins,
+            "ALLOW_CREDENTIALS": True,
+        }
         with launch(
             "runserver",
             directory,

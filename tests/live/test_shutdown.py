@@ -106,7 +106,7 @@ async def test_a_rolling_restart_under_load_loses_nothing(tmp_path: Path) -> Non
     names = {free_port(): "uvicorn", free_port(): "daphne"}
     for name in names.values():
         require(name)
-    settings = '{"HISTORY_SIZE": 1000000, "RETRY": 0.1}'
+    settings = '{"HISTORY_SIZE": 1000000, "RETRY": 100}'
     ports = list(names)
     position = (await manage(tmp_path, "sse_push", "news", "--id-only")).strip()
     clients = [EventSource(order, position) for order in (ports, ports[::-1]) * CLIENTS]

@@ -23,7 +23,7 @@ def milliseconds(connection: socket.socket) -> int:
     ("settings", "expected"),
     [
         ({"SEND_TIMEOUT": 20, "HEARTBEAT": 5}, 25_000),
-        ({"SEND_TIMEOUT": 20, "HEARTBEAT": None}, 20_000),
+        ({"SEND_TIMEOUT": 20, "HEARTBEAT": 0}, 20_000),
         ({"SEND_TIMEOUT": 0.5, "HEARTBEAT": 0.25}, 750),
         ({"SEND_TIMEOUT": 2**40, "HEARTBEAT": 5}, 2**31 // 1000 * 1000),
     ],
@@ -55,7 +55,7 @@ async def test_what_has_no_peer_is_left_alone(peer: Any) -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
-@override_settings(DJANGO_SSE={"SEND_TIMEOUT": None})
+@override_settings(DJANGO_SSE={"SEND_TIMEOUT": 0})
 async def test_without_a_send_timeout_nothing_is_let_go_of() -> None:
     bound_silence(("127.0.0.1", 7))
     assert len(asyncio.all_tasks()) == 1

@@ -10,7 +10,7 @@ import pytest
 from django.http import HttpRequest
 
 from django_sse import Event, aposition, apublish
-from django_sse.decorators import event_stream
+from django_sse.decorators import event_generator
 from django_sse.stores import get_store
 from django_sse.streaming.hub import current_hub, open_streams
 from django_sse.streaming.stream import Stream
@@ -225,7 +225,7 @@ async def test_a_stream_in_its_request_is_sent_back_too() -> None:
 async def test_a_generator_view_is_closed_and_its_client_sent_back() -> None:
     closed = asyncio.Event()
 
-    @event_stream
+    @event_generator
     async def forever(request: HttpRequest) -> AsyncIterator[Event]:
         try:
             yield Event("tick", id="1")

@@ -269,8 +269,12 @@ class ForgetsAllGroupsAlike(MemoryStore):
 class DropsReasons(MemoryStore):
     def _trimmed(self, name: str) -> _Group:
         group = super()._trimmed(name)
-        group.trim(time.monotonic() - (conf().HISTORY_AGE or 0))
+        group.trim(time.monotonic() - conf().HISTORY_AGE)
         return group
+
+
+class TakesOffForAtOnce(DropsReasons):
+    """Keeps events for no time where their age is off."""
 
 
 class CannotBeUsedAgain(MemoryStore):
@@ -323,6 +327,7 @@ BROKEN: list[tuple[type[EventStore], str]] = [
     ),
     (ForgetsAllGroupsAlike, "an_owners_group_is_forgotten_sooner_than_others"),
     (DropsReasons, "the_reason_of_an_end_is_kept_as_long_as_the_end"),
+    (TakesOffForAtOnce, "nothing_is_dropped_for_its_age_where_that_is_off"),
     (CannotBeUsedAgain, "a_store_that_was_closed_can_be_used_again"),
     (StaysInItsProcess, "what_another_process_appended_is_read_and_told"),
 ]

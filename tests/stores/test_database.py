@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.core.management import call_command
-from django.db import InterfaceError, OperationalError, connections, transaction
+from django.db import Error, InterfaceError, OperationalError, connections, transaction
 from django.db.models import F
 from django.test import override_settings
 from django.utils import timezone
+from pytest_django import Settings
 
 from django_sse.access.owners import user_key
 from django_sse.groups.entries import GroupState, Hint, Kind
@@ -29,7 +30,9 @@ from django_sse.stores.clock import database_time
 from django_sse.stores.database import DatabaseStore
 from django_sse.testing.stores import append, end, event, state, texts
 from django_sse.testing.threads import in_thread
+from django_sse.views import EventStreamView
 from tests.clients import connected
+from tests.streams import get
 
 
 def silent(hints: Sequence[Hint]) -> None:
@@ -752,22 +755,25 @@ async def test_publishing_waits_for_a_lock_longer_than_mysql_does(
     assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
 
 
-async def test_a_process_of_before_a_migration_can_still_publish(
-    database_store: DatabaseStore,
+async def test_who_has_made_no_tables_is_told_to_migrate(
+    database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
-    """While servers are restarted one by one, some know nothing of the newest columns."""
     store = database_store
-
-    def publish_as_before() -> None:
-        connection = connections[store.using]
-        quote = connection.ops.quote_name
-        columns = ", ".join(map(quote, ("group", "kind", "wire")))
-        with connection.cursor() as cursor:
-            cursor.execute(
-                f"INSERT INTO {quote(OutboxEvent._meta.db_table)} ({columns}) VALUES (%s, %s, %s)",
-                ["news", 0, event("news", "a").wire],
-            )
-
-    await sync_to_async(publish_as_before)()
-    await store.achanged(None, {"news"})
-    assert texts(await store.aread("news", 0, 10)) == ["a"]
+    for model in (EventGroup, StoredEvent, OutboxEvent):
+        monkeypatch.setattr(model._meta, "db_table", f"missing_{model._meta.db_table}")
+    alias = "" if store.using == "default" else f" --database {store.using}"
+    wanted = f"in the database {store.using!r}: run `python manage.py migrate{alias}`."
+    with pytest.raises(Error) as failed:
+        await store.astates(["news"])
+    assert wanted in failed.value.__notes__[0]
+    with pytest.raises(Error) as failed:
+        await sync_to_async(store.append)([event("news", "a")], silent)
+    assert wanted in failed.value.__notes__[0]
+    # Also in the first answer, where it is a developer who asks.
+    options = {"using": store.using}
+    settings.DJANGO_SSE = {"STORE": {"BACKEND": "database", "OPTIONS": options}}
+    settings.DEBUG = True
+    answer = await EventStreamView.as_view(groups=["news"])(get())
+    await get_store().aclose()
+    assert answer.status_code == 503
+    assert wanted in answer.content.decode()

@@ -14,7 +14,7 @@ async def test_groups_that_are_idle_keep_nothing_for_longer_than_their_history()
     size = 1_000_000
     tracemalloc.start()
     try:
-        with override_settings(DJANGO_SSE={"HISTORY_AGE": 0.2, "GROUP_TTL": None}):
+        with override_settings(DJANGO_SSE={"HISTORY_AGE": 0.2, "GROUP_TTL": 0}):
             await append(store, *(event(f"idle-{n}", "a" * size) for n in range(5)))
             assert tracemalloc.get_traced_memory()[0] > 5 * size
             async with asyncio.timeout(10):

@@ -92,7 +92,7 @@ async def test_a_durable_redis_that_is_killed_goes_on_where_it_was() -> None:
             assert [hint.head for hint in await changes(store, cursor, "news")] == [second + 1]
 
 
-@override_settings(DJANGO_SSE={"CANCEL_TTL": 100, "GROUP_TTL": None})
+@override_settings(DJANGO_SSE={"CANCEL_TTL": 100, "GROUP_TTL": 0})
 async def test_an_owner_who_was_ended_is_kept_no_longer_for_a_restart() -> None:
     with serve(**APPENDING) as server:
         async with store_on(server) as store:
@@ -372,9 +372,9 @@ async def test_history_is_bounded_by_age(store: RedisStore, client: Any) -> None
     [
         ({}, 7 * 24 * 3600, 24 * 3600),
         ({"GROUP_TTL": 3600}, 3600, 3600),
-        ({"HISTORY_AGE": None}, 7 * 24 * 3600, 7 * 24 * 3600),
-        ({"GROUP_TTL": None}, None, 24 * 3600),
-        ({"GROUP_TTL": None, "HISTORY_AGE": None}, None, None),
+        ({"HISTORY_AGE": 0}, 7 * 24 * 3600, 7 * 24 * 3600),
+        ({"GROUP_TTL": 0}, None, 24 * 3600),
+        ({"GROUP_TTL": 0, "HISTORY_AGE": 0}, None, None),
         ({"GROUP_TTL": 3600.5, "HISTORY_AGE": 1800.5}, 3600.5, 1800.5),
     ],
 )

@@ -20,7 +20,7 @@ from pytest_django import Settings
 import django_sse
 from django_sse import Event
 from django_sse.asgi import get_asgi_application
-from django_sse.decorators import event_stream
+from django_sse.decorators import event_generator, on_message
 from django_sse.groups.entries import Hint
 from django_sse.groups.position import format_position
 from django_sse.http.refusals import refusals
@@ -43,11 +43,12 @@ class Requested(EventStreamView):
     async def get_owner(self) -> str | None:
         return self.request.GET.get("owner")
 
+    @on_message("news.update")
     def news_update(self, message: dict[str, Any]) -> Event:
         return Event(message["text"])
 
 
-@event_stream
+@event_generator
 async def job(request: HttpRequest) -> AsyncIterator[str]:
     yield "done"
 

@@ -301,6 +301,31 @@ async def test_a_send_that_takes_too_long_ends_its_stream() -> None:
         assert await asyncio.wait_for(stream.ended, 30) == "send timeout"
 
 
+async def test_without_a_send_timeout_a_send_takes_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("django_sse.streaming.hub._TICK_SECONDS", 0.01)
+    goes_on = asyncio.Event()
+    sent: list[bytes] = []
+
+    async def slow(chunk: bytes) -> None:
+        await goes_on.wait()
+        sent.append(chunk)
+
+    start = await aposition("news")
+    with override_settings(DJANGO_SSE={"SEND_TIMEOUT": 0}):
+        async with connected("news", heartbeat=0.01) as beating:
+            stream = Stream(current_hub(), parse_position(start, ["news"]))
+            await stream.open()
+            stream.serve(slow)
+            await apublish("news", "x")
+            await beating.until(lambda: beating.chunks.count(b":\n\n") >= 5)
+            assert not stream.ended.done()
+            goes_on.set()
+            await until(lambda: b"data: x" in b"".join(sent))
+            stream.end("left")
+
+
 async def test_a_silent_stream_sends_heartbeats_and_none_when_they_are_off() -> None:
     async with (
         connected("news", heartbeat=0.1) as client,

@@ -198,7 +198,7 @@ async def test_there_are_no_limits_by_default() -> None:
 
 
 async def test_one_stream_too_many_is_sent_back(settings: Settings) -> None:
-    limit(settings, MAX_STREAMS=2, RETRY=10)
+    limit(settings, MAX_STREAMS=2, RETRY=10_000)
     async with open_stream(requested, "/?group=a"), open_stream(requested, "/?group=b") as last:
         async with open_stream(requested, "/?group=a", headers=EVENT_SOURCE) as refused:
             assert await refused.rest() == []
@@ -468,7 +468,7 @@ def test_streams_of_a_loop_that_was_closed_under_them_make_room(settings: Settin
 class BrokenState(EventStreamView):
     groups = ["news"]
 
-    async def initial_events(self) -> AsyncIterator[Event]:  # type: ignore[override]
+    async def initial_events(self) -> AsyncIterator[Event]:
         raise RuntimeError("The state is gone.")
         yield
 

@@ -35,7 +35,7 @@ Answer = Callable[[], Awaitable[bool]]
 @pytest.fixture
 def often(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.MIDDLEWARE = []
-    settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 1, "RETRY": 1}
+    settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 1, "RETRY": 1000}
     monkeypatch.setattr(permission_rechecks, "_AGAIN_SECONDS", 0.05)
 
 
@@ -322,7 +322,7 @@ async def test_an_answer_whose_truth_cannot_be_told_is_a_no() -> None:
 async def test_a_failure_is_given_time_before_the_view_is_asked_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 4, "RETRY": 1}
+    settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 4, "RETRY": 1000}
     monkeypatch.setattr(permission_rechecks, "_AGAIN_SECONDS", 0.5)
     times: list[float] = []
 

@@ -17,7 +17,7 @@ from django.urls import path
 from django_sse import Event, aposition, apublish, apublish_many
 from django_sse.asgi import get_asgi_application
 from django_sse.conf import conf
-from django_sse.decorators import event_stream, event_stream_headers
+from django_sse.decorators import event_generator, event_stream_headers
 from django_sse.doorbells.layer import _ringer
 from django_sse.groups.entries import Entry
 from django_sse.groups.position import parse_position
@@ -406,7 +406,7 @@ async def endless_texts() -> AsyncIterator[str]:
         closed.append(True)
 
 
-@event_stream
+@event_generator
 async def generated(request: HttpRequest) -> AsyncIterator[str]:
     async for each in endless_texts():
         yield each
@@ -435,7 +435,7 @@ def synchronous(request: HttpRequest) -> HttpResponseBase:
     return StreamingHttpResponse(b"data: x\n\n" for _ in range(100))
 
 
-@event_stream
+@event_generator
 async def ticking(request: HttpRequest) -> AsyncIterator[str]:
     try:
         while True:
@@ -545,6 +545,14 @@ async def test_a_page_is_sent_for_as_long_as_it_takes() -> None:
         served.reads.set()
         await asyncio.wait_for(served.running, 10)
         assert len(served.body) == EVENT_BYTES
+
+
+async def test_without_a_send_timeout_nobody_is_given_up_before_the_hand_off() -> None:
+    with override_settings(DJANGO_SSE={"SEND_TIMEOUT": 0}):
+        served = Served("/endless/", reads_one_event=True)
+        await asyncio.sleep(0.3)
+        assert not served.running.done()
+        await served.leave()
 
 
 @pytest.mark.parametrize("name", ["ticking", "generated", "waiting", "endless"])

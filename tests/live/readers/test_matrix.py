@@ -67,7 +67,7 @@ def stand(
     directory = tmp_path_factory.mktemp("readers")
     environment = {"LIVE_URLCONF": "tests.live.readers.urls"}
     limits = {"MAX_STREAMS_PER_GROUP": MAX_STREAMS}
-    with run(directory, environment=environment, RETRY=RETRY, **limits) as site:
+    with run(directory, environment=environment, RETRY=round(RETRY * 1000), **limits) as site:
         stage = Stage(site.origin, directory, lambda: running_browser("chromium"))
         yield Stand(site, stage)
         assert "Traceback" not in site.server.log()

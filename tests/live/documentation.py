@@ -1,10 +1,14 @@
 """URLs of the test project with the pages that ``docs/in-the-browser.md`` shows."""
 
+import json
+from collections.abc import AsyncIterator
+
 from django.http import HttpRequest, HttpResponse
 from django.template import RequestContext, Template
 from django.urls import path
 
 from django_sse import publish
+from django_sse.decorators import event_generator
 from django_sse.views import EventStreamView
 from tests import urls
 from tests.docs.pages import blocks
@@ -23,6 +27,31 @@ _LISTENING = """
 """
 
 
+# What the page leaves to its reader: where a token comes from, and what becomes of the answer.
+_REQUEST = """
+{% csrf_token %}
+<script type="module">
+  import { EventStream } from "{% static 'django_sse/event-stream.js' %}";
+  const token = async () => "a token";
+  SCRIPT
+  stream.addEventListener("message", ({ data }) => console.log(data));
+</script>
+"""
+
+
+@event_generator
+async def answers(request: HttpRequest) -> AsyncIterator[str]:
+    """Answer with what was asked, and by whom."""
+    yield f"{request.headers['Authorization']}: {json.loads(request.body)['prompt']}"
+
+
+def documented_request(request: HttpRequest) -> HttpResponse:
+    """Return a page with the script that sends a request of its own."""
+    [script] = blocks("js", PAGE)
+    page = f"{_BEFORE}{_REQUEST}".replace("SCRIPT", script)
+    return HttpResponse(Template(page).render(RequestContext(request)))
+
+
 def documented(request: HttpRequest, number: int) -> HttpResponse:
     """Return a page with one of the blocks."""
     block = blocks("html", PAGE)[number]
@@ -37,6 +66,8 @@ def documented(request: HttpRequest, number: int) -> HttpResponse:
 
 urlpatterns = [
     path("events/", EventStreamView.as_view(groups=["news"])),
+    path("answers/", answers),
     path("documented/<int:number>/", documented),
+    path("documented/request/", documented_request),
     *urls.urlpatterns,
 ]

@@ -84,3 +84,9 @@ def test_a_page_goes_on_from_what_it_shows(show: Show) -> None:
     tab = show("event_stream_position")
     assert tab.run("return document.querySelector('li').textContent") == "of the database"
     wait_until(lambda: printed(tab) == ["published meanwhile"], lambda: printed(tab))
+
+
+def test_a_prompt_is_posted_with_a_token_and_answered(browser: Browser, site: Site) -> None:
+    with Tab.open(browser, site.origin, "/documented/request/") as tab:
+        wait_until(lambda: printed(tab) == ["Bearer a token: Why?"], lambda: printed(tab))
+        assert 200 in site.statuses("/answers/")

@@ -1,0 +1,54 @@
+"""The modules that are changed, and the tests that concern each."""
+
+# Modules, then the rest of a folder: the first that fits counts.
+CORE = {
+    "access": ["access", "test_mixins.py"],
+    "doorbells/base.py": [
+        "doorbells/test_base.py",
+        "doorbells/test_datagrams.py",
+        "streaming/test_hub.py",
+    ],
+    "event.py": ["test_event.py", "streaming/test_blocks.py"],
+    "groups": [
+        "groups",
+        "streaming/test_reconnects.py",
+        "stores/test_contract.py",
+        "test_views.py",
+    ],
+    "http": ["http", "servers", "test_decorators.py", "test_views.py"],
+    "publishing.py": ["test_publishing.py", "stores/test_outbox.py", "stores/test_unwritten.py"],
+    "servers": ["servers", "streaming/test_unread.py", "test_checks.py"],
+    "stores/base.py": [
+        "stores/test_contract.py",
+        "stores/test_hanging.py",
+        "streaming/test_hub.py",
+    ],
+    "stores/memory.py": [
+        "stores/test_contract.py",
+        "stores/test_memory.py",
+        "streaming/test_hub.py",
+    ],
+    "streaming/blocks.py": ["streaming", "test_event.py", "test_views.py"],
+    "streaming/questions.py": [
+        "streaming/test_questions.py",
+        "streaming/test_failures.py",
+        "access",
+    ],
+    "streaming/rechecks.py": [
+        "streaming/test_questions.py",
+        "streaming/test_failures.py",
+        "access",
+    ],
+    "streaming": [
+        "streaming",
+        "groups/test_replay.py",
+        "servers/test_shutdown.py",
+        "test_views.py",
+    ],
+}
+
+
+def find_tests(module: str) -> list[str]:
+    """Return the tests that concern a module, given by its path within the package."""
+    tests = next(tests for part, tests in CORE.items() if module.startswith(part))
+    return [f"tests/{test}" for test in tests]

@@ -5,15 +5,12 @@ import socket
 import subprocess
 import time
 
-# Not the one that pytest-randomly seeds: runs with the same seed would try for the same ports.
-_random = random.SystemRandom()
-
 
 def free_port() -> int:
     """Return a port that nobody listens on."""
     while True:
         # Below the ones that clients are given: none is taken before the server starts.
-        port = _random.randrange(20_000, 32_000)
+        port = random.randrange(20_000, 32_000)
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)):
                 return port

@@ -78,7 +78,7 @@ def is_noticed(mutant: MutationSpec, seconds: dict[str, float | None]) -> bool:
         raise RuntimeError(result.output)
     place = f"{mutant.module_path}:{mutant.start_pos[0]}"
     if result.is_killed:
-        failed = re.search("^(FAILED|ERROR) (.*)", result.output, re.MULTILINE)
+        failed = re.search("^(FAILED|ERROR) (tests/.*)", result.output, re.MULTILINE)
         print(f"{place}: noticed by {failed[2] if failed else 'a hang'}", flush=True)
     else:
         change = re.findall(r"^[-+](?![-+]).*", result.diff, re.MULTILINE)

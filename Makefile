@@ -57,6 +57,10 @@ lint: $(VENV)/lint  ## Check style, types, the direction of imports, and migrati
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python manage.py makemigrations --check --dry-run
 
+.PHONY: docs
+docs: $(VENV)/docs  ## Build the documentation into docs/_build; a warning is an error
+	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet docs docs/_build
+
 # A file per group of dependencies says that they are installed.
 $(VENV)/%: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""Questions, and what is answered word by word."""
+"""PermissionRechecks, and what is answered word by word."""
 
 ANSWERS = {
     "sse": (

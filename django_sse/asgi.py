@@ -6,7 +6,7 @@ from typing import Any
 from django.core.asgi import get_asgi_application as get_django_application
 
 from django_sse.http.hand_off import Application, HandOff, Receive, Scope, Send
-from django_sse.http.refusals import softened
+from django_sse.http.refusals import with_soft_refusals
 from django_sse.http.stream_views import SCOPE_KEY, leads_to_stream
 
 
@@ -27,7 +27,7 @@ class EventStreamApplication:
             return
         hand_off = HandOff(scope, receive, send)
         try:
-            receive, send = softened(
+            receive, send = with_soft_refusals(
                 scope,
                 hand_off.receive,
                 hand_off.send,

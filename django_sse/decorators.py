@@ -38,7 +38,7 @@ from django_sse.http.response import (
 from django_sse.logs import logger
 from django_sse.mixins import AccessMixin
 from django_sse.stores import get_store
-from django_sse.stores.base import READ_SECONDS
+from django_sse.stores.read_limits import READ_SECONDS
 from django_sse.views import EventStreamView, exempt_from_atomic_requests
 
 View = Callable[..., Any]

@@ -19,7 +19,7 @@ SELDOM_SECONDS: Final = 10.0
 _REMEMBERED: Final = 10_000
 
 
-class Occasions:
+class LogThrottle:
     """Counts what happens, by its kind, and says when it is time to log it."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Occasions:
         return True
 
 
-_seldom: Final = Occasions()
+_seldom: Final = LogThrottle()
 
 
 def log_seldom(

@@ -26,12 +26,12 @@ from django.http import (
 )
 from django.views import View
 
-from django_sse.access.logins import settle_user, user_of
+from django_sse.access.logins import is_found_by_others, resolve_user, user_of
 from django_sse.access.owners import is_nobody
 from django_sse.http.cors import add_cors, is_preflight, preflight_answer
 from django_sse.http.response import no_store
 from django_sse.logs import log_seldom
-from django_sse.streaming.questions import WrongAnswerError, is_yes
+from django_sse.streaming.permission_rechecks import WrongAnswerError, is_yes
 
 if TYPE_CHECKING:
     _Base = View
@@ -87,6 +87,9 @@ class LoginRequiredMixin(AccessMixin):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
+        if is_found_by_others(request):
+            # Django's own logins are watched.
+            _ask_again_later(self, self.__is_logged_in)
         return _answer_if(self.__is_logged_in, request, answer)
 
     async def __is_logged_in(self) -> bool:
@@ -269,7 +272,7 @@ def _refuse_to_replace(view: type, owners: Sequence[type], name: str) -> None:
 async def _answer_if(test: Test, request: HttpRequest, answer: Callable[[], Any]) -> Any:
     if is_preflight(request):
         return preflight_answer(request)
-    await settle_user(request)
+    await resolve_user(request)
     try:
         passed = await test()
     except Http404:

@@ -5,7 +5,7 @@ from django.db import models
 
 from django_sse.fields import GroupField
 from django_sse.groups.entries import Kind
-from django_sse.groups.names import MARK_LENGTH, NAME_LENGTH
+from django_sse.groups.names import NAME_LENGTH, OWNER_KEY_LENGTH
 
 
 class EventGroup(models.Model):
@@ -29,7 +29,7 @@ class StoredEvent(models.Model):
     number = models.BigIntegerField()
     wire = models.BinaryField()
     closes = models.BooleanField(default=False)
-    exclude = models.CharField(max_length=MARK_LENGTH, default="", db_default="", blank=True)
+    exclude = models.CharField(max_length=OWNER_KEY_LENGTH, default="", db_default="", blank=True)
     created = models.BigIntegerField(db_index=True)
 
     class Meta:
@@ -54,7 +54,7 @@ class OutboxEvent(models.Model):
     group = GroupField(max_length=NAME_LENGTH, db_index=True)
     kind = models.SmallIntegerField(choices=[(kind.value, kind.name.lower()) for kind in Kind])
     wire = models.BinaryField()
-    exclude = models.CharField(max_length=MARK_LENGTH, default="", db_default="", blank=True)
+    exclude = models.CharField(max_length=OWNER_KEY_LENGTH, default="", db_default="", blank=True)
     at = models.BigIntegerField(default=0, db_default=0)
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ from asgiref.sync import sync_to_async
 from django.http import HttpRequest
 from django.utils.asyncio import async_unsafe
 
-from django_sse.access.owners import loaded, mark_of, user_mark
+from django_sse.access.owners import loaded, owner_key_of, user_key
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.event import Event, encode_published
@@ -78,14 +78,14 @@ def publish(group: str, data: Any, *, event: str | None = None, exclude: Any = N
         GroupCancelled: The group is cancelled.
         SynchronousOnlyOperation: Called on a running event loop.
     """
-    return _append([_entry(group, _event(data, event), mark_of(exclude))])[0]
+    return _append([_entry(group, _event(data, event), owner_key_of(exclude))])[0]
 
 
 async def apublish(
     group: str, data: Any, *, event: str | None = None, exclude: Any = None
 ) -> Published:
     """Publish one event to a group from async code; otherwise as ``publish``."""
-    entry = _entry(group, _event(data, event), mark_of(await loaded(exclude)))
+    entry = _entry(group, _event(data, event), owner_key_of(await loaded(exclude)))
     return (await _aappend([entry]))[0]
 
 
@@ -172,13 +172,13 @@ async def acancel(
     await _aappend([_closing_entry(group, await loaded(user), reason)])
 
 
-def end_streams(marks: Iterable[str], reason: str) -> None:
+def end_streams(owner_keys: Iterable[str], reason: str) -> None:
     """End owners' streams, and refuse new ones for ``CANCEL_TTL``. For synchronous code.
 
     Raises:
         Exception: The event store could not be written; that is tried again.
     """
-    _append([NewEntry(mark, closing_wire(reason), Kind.END) for mark in marks])
+    _append([NewEntry(owner_key, closing_wire(reason), Kind.END) for owner_key in owner_keys])
 
 
 @async_unsafe(_ON_A_LOOP.format("reopen"))
@@ -235,8 +235,8 @@ def _event(data: Any, event: str | None = None) -> Event:
 
 
 def _entries(events: Iterable[tuple[str, Any]], exclude: Any) -> list[NewEntry]:
-    mark = mark_of(exclude)
-    return [_entry(group, _event(data), mark) for group, data in events]
+    owner_key = owner_key_of(exclude)
+    return [_entry(group, _event(data), owner_key) for group, data in events]
 
 
 def _entry(group: str, event: Event, exclude: str) -> NewEntry:
@@ -245,7 +245,7 @@ def _entry(group: str, event: Event, exclude: str) -> NewEntry:
 
 
 def _closing_entry(group: str | None, user: Any, reason: str | None) -> NewEntry:
-    name = _group_or_mark(group, user)
+    name = _group_or_owner_key(group, user)
     reason = plain(reason)
     if reason is not None and not isinstance(reason, str):
         raise InvalidEvent(f"The reason must be text, not {type(reason).__name__}.")
@@ -256,12 +256,12 @@ def _closing_entry(group: str | None, user: Any, reason: str | None) -> NewEntry
 
 
 def _reopening_entry(group: str | None, user: Any) -> NewEntry:
-    return NewEntry(_group_or_mark(group, user), b"", Kind.REOPEN)
+    return NewEntry(_group_or_owner_key(group, user), b"", Kind.REOPEN)
 
 
-def _group_or_mark(group: str | None, user: Any) -> str:
+def _group_or_owner_key(group: str | None, user: Any) -> str:
     if user is not EVERYBODY:
-        return user_mark(user, group)
+        return user_key(user, group)
     if group is None:
         raise TypeError("Name a group, or give the user whose streams are meant.")
     return validate_group(group)

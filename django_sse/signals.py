@@ -13,7 +13,7 @@ from django.db.models.signals import post_delete, post_init, post_save
 from django.http import HttpRequest
 from django.utils.module_loading import import_string
 
-from django_sse.access.owners import BEGAN_SESSION_KEY, login_mark, mark_of, user_mark
+from django_sse.access.owners import BEGAN_SESSION_KEY, login_key, owner_key_of, user_key
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.groups.entries import Hint
@@ -46,7 +46,7 @@ def _note_login(request: HttpRequest, user: Any, **kwargs: Any) -> None:
     session = getattr(request, "session", None)
     # Logins by tokens send the signal, too, and the session may be another user's, or nobody's.
     with suppress(TypeError, ValueError, TimeoutError):
-        if session is not None and user_mark(session.get(SESSION_KEY)) == user_mark(user):
+        if session is not None and user_key(session.get(SESSION_KEY)) == user_key(user):
             # By the clock that says when a user was cancelled.
             session[BEGAN_SESSION_KEY] = get_store().clock.time()
 
@@ -58,9 +58,9 @@ def _end_session(request: HttpRequest, user: Any, **kwargs: Any) -> None:
     if not conf().END_WITH_LOGIN or session is None:
         return
     try:
-        # The session's own mark; where it cannot have one, as in a cookie, its user's.
-        marks = (mark_of(session), login_mark(session))
-        end_streams([mark for mark in marks if mark], "logged out")
+        # The session's own owner key; where it cannot have one, as in a cookie, its user's.
+        owner_keys = (owner_key_of(session), login_key(session))
+        end_streams([owner_key for owner_key in owner_keys if owner_key], "logged out")
     except Exception:
         # Logging out must not fail for it, and it is tried again.
         logger.exception("The streams of a session that was logged out could not be ended yet.")
@@ -72,7 +72,7 @@ def _note_loaded(instance: Any, **kwargs: Any) -> None:
 
 
 def _look_at_user(instance: Any, using: str, **kwargs: Any) -> None:
-    """Have the hubs judge a user's logins again, now and not only at their next sweep."""
+    """Have the hubs check a user's logins again, now and not only at their next sweep."""
     if not isinstance(instance, get_user_model()) or not conf().END_WITH_LOGIN:
         return
     if kwargs.get("created") or instance.pk is None:
@@ -86,12 +86,12 @@ def _look_at_user(instance: Any, using: str, **kwargs: Any) -> None:
         # Nothing tells of its commit; the sweep finds it.
         return
     try:
-        mark = full_name(current_namespace(), user_mark(instance))
+        owner_key = full_name(current_namespace(), user_key(instance))
     except Exception:
         # Saving must not fail for it, as where no tenant is current; the sweep finds it.
         logger.exception("The hubs are not told of a user who was saved or deleted.")
         return
-    hint = Hint(mark, 0, cancelled=False)
+    hint = Hint(owner_key, 0, cancelled=False)
 
     def ring() -> None:
         vars(instance)[_LOADED] = now
@@ -101,7 +101,7 @@ def _look_at_user(instance: Any, using: str, **kwargs: Any) -> None:
 
 
 def _what_counts(user: Any) -> tuple[Any, ...]:
-    """Return the values that Django judges a login by; no query is made for those that were not
+    """Return the values that Django checks a login by; no query is made for those that were not
     loaded."""
     values = vars(user)
     names = _fields_that_count(user.__class__, tuple(settings.AUTHENTICATION_BACKENDS))
@@ -110,7 +110,7 @@ def _what_counts(user: Any) -> tuple[Any, ...]:
 
 @lru_cache(maxsize=64)
 def _fields_that_count(model: Any, backends: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the fields that Django judges logins by: any of them, where the project does it in a
+    """Return the fields that Django checks logins by: any of them, where the project does it in a
     way of its own, but times, which are those of a login or of what a user did last."""
     # Not above: it imports models, which a project without users does not have.
     from django.contrib.auth.backends import ModelBackend
@@ -120,7 +120,7 @@ def _fields_that_count(model: Any, backends: tuple[str, ...]) -> tuple[str, ...]
     with suppress(ImportError):
         for backend in map(import_string, backends):
             for name in ("user_can_authenticate", "get_user", "aget_user"):
-                # What has none of them judges no login: it says what users may do.
+                # What has none of them checks no login: it says what users may do.
                 if hasattr(backend, "get_user") and hasattr(backend, name):
                     methods += [(backend, ModelBackend, name)]
     if all(getattr(ours, name, None) is getattr(djangos, name) for ours, djangos, name in methods):

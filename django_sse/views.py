@@ -43,10 +43,10 @@ from django_sse.http.response import (
 )
 from django_sse.mixins import tests_of
 from django_sse.stores import get_store
-from django_sse.stores.base import READ_SECONDS
+from django_sse.stores.read_limits import READ_SECONDS
 from django_sse.streaming.filtering import MessageHandler
 from django_sse.streaming.hub import current_hub, limit_reached_by
-from django_sse.streaming.limits import Claim
+from django_sse.streaming.limits import RequestedStream
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 
@@ -215,7 +215,7 @@ class EventStreamView(View):
         groups = [full_name(namespace, group) for group in groups]
         try:
             sent = parse_position(sent_id, groups)
-            states = await current_hub().states(groups, sent, self.history, owner.marks)
+            states = await current_hub().states(groups, sent, self.history, owner.keys)
             too_old = await in_time(self._groups_too_old(sent, states), READ_SECONDS)
             sent |= dict.fromkeys(too_old, LOST)
         except Exception as error:
@@ -229,9 +229,9 @@ class EventStreamView(View):
         )
         if begin.over:
             return no_content()
-        claim = Claim(groups, owner.user, self._client_address())
+        requested = RequestedStream(groups, owner.user, self._client_address())
         # It counts once it registers; here a client can still be told by the status.
-        if limit := limit_reached_by(claim):
+        if limit := limit_reached_by(requested):
             return unavailable(request, limit)
         with_state = begin.fresh and self._overrides("initial_events")
         filters = self._overrides("filter_event")
@@ -249,7 +249,7 @@ class EventStreamView(View):
                 "message_handler": self._message_handler if self._handler_names else None,
                 "wants_messages": self.channel_messages,
                 "owner": owner,
-                "address": claim.address,
+                "address": requested.address,
                 "still_allowed": self._ask_again if asks else None,
                 "context": request_context() if filters or self._handler_names or asks else None,
             },

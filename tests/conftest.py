@@ -36,7 +36,7 @@ def django_db_modify_db_settings(request: pytest.FixtureRequest) -> Iterator[Non
 @pytest.fixture(autouse=True)
 def nothing_is_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is logged once, or seldom, is logged in each test."""
-    monkeypatch.setattr(logs, "_seldom", logs.Occasions())
+    monkeypatch.setattr(logs, "_seldom", logs.LogThrottle())
     logs.log_once.cache_clear()
 
 

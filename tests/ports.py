@@ -4,14 +4,25 @@ import random
 import socket
 import subprocess
 import time
+from typing import Final
+
+_reserved: Final[list[socket.socket]] = []
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port that nobody listens on, and that no other process of the tests is given."""
     while True:
         # Below the ones that clients are given: none is taken before the server starts.
         port = random.randrange(20_000, 32_000)
+        reserved = socket.socket(type=socket.SOCK_DGRAM)
         with socket.socket() as probe:
+            try:
+                # Of UDP, which is in nobody's way.
+                reserved.bind(("127.0.0.1", port))
+            except OSError:
+                reserved.close()
+                continue
+            _reserved.append(reserved)
             if probe.connect_ex(("127.0.0.1", port)):
                 return port
 

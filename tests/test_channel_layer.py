@@ -14,7 +14,7 @@ from django.test import TransactionTestCase
 
 from django_sse import publish
 from django_sse.doorbells.layer import from_message, to_message
-from django_sse.doorbells.mailbox import Message
+from django_sse.doorbells.layer_channel import Message
 from django_sse.groups.entries import Hint
 from django_sse.stores import get_store
 from django_sse.stores.base import Cursor
@@ -143,7 +143,7 @@ class Faults(OnRedis):
     async def test_the_layer_is_heard_again_after_it_was_flushed(
         self, layer: BaseChannelLayer
     ) -> None:
-        with patch("django_sse.doorbells.mailbox._RENEW_SECONDS", 0.0):
+        with patch("django_sse.doorbells.layer_channel._RENEW_SECONDS", 0.0):
             async with connected(1, "news") as [client]:
                 await layer.flush()
                 await current_hub().renew_memberships()

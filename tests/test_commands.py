@@ -16,7 +16,7 @@ from django.db import connection
 from pytest_django import Settings
 
 from django_sse import cancel, publish
-from django_sse.access.owners import user_mark
+from django_sse.access.owners import user_key
 from django_sse.event import Decoder, Event
 from django_sse.groups.position import parse_position
 from django_sse.stores import get_store
@@ -224,7 +224,7 @@ def test_a_users_streams_are_cancelled() -> None:
     assert output.getvalue() == (
         "Cancelled the streams of user 7.\nCancelled the streams of user 7 in news.\n"
     )
-    marks = [user_mark(7), user_mark(7, "news")]
+    marks = [user_key(7), user_key(7, "news")]
     assert all(state.first for state in get_store().states(marks).values())
     assert not get_store().states(["news"])["news"].cancelled
     call_command("sse_reopen", "--user", "07", stdout=output)
@@ -243,9 +243,9 @@ def test_a_user_who_is_not_there_is_an_error_unless_it_is_one_of_other_means(
     User.objects.create(pk=7, username="ada")
     with pytest.raises(CommandError, match=f"no user with the primary key '{nobody}'.*--force"):
         call_command(command, "--user", nobody)
-    assert not get_store().states([user_mark(nobody)])[user_mark(nobody)].head
+    assert not get_store().states([user_key(nobody)])[user_key(nobody)].head
     call_command(command, "--user", nobody, "--force", stdout=StringIO())
-    assert get_store().states([user_mark(nobody)])[user_mark(nobody)].cancelled == (
+    assert get_store().states([user_key(nobody)])[user_key(nobody)].cancelled == (
         command == "sse_cancel"
     )
 

@@ -22,7 +22,7 @@ from pytest_django import Settings
 from django_sse import Event, apublish
 from django_sse.asgi import get_asgi_application
 from django_sse.concurrency.threads import request_context
-from django_sse.streaming import questions
+from django_sse.streaming import permission_rechecks
 from django_sse.views import EventStreamView
 from tests.http.test_asgi import Request, streaming
 from tests.streams import until
@@ -166,7 +166,7 @@ async def test_what_a_filter_sets_reaches_no_other_stream() -> None:
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(questions, "_EARLY", 0.9)
+    monkeypatch.setattr(permission_rechecks, "_EARLY", 0.9)
     Asked.answers.clear()
     return Asked.answers
 

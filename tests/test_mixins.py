@@ -756,6 +756,27 @@ async def test_however_a_user_was_found_his_rights_are_read_again(
         assert [event.event for event in await reader.rest()] == ["close"]
 
 
+@pytest.mark.parametrize(
+    "authenticate", [of_a_token, of_a_token_for_async_views_as_well, by_way_of_a_gate]
+)
+async def test_a_login_that_another_middleware_vouches_for_is_asked_about_again(
+    authenticate: Callable[[Any, User], None], settings: Settings
+) -> None:
+    settings.DJANGO_SSE = {**settings.DJANGO_SSE, "RECHECK_INTERVAL": 1}
+    everyone = User.objects.filter(pk=(await sync_to_async(user_with)(PERMISSION)).pk)
+    await everyone.aupdate(is_staff=True)
+    request = get()
+    await sync_to_async(authenticate)(request, await everyone.aget())
+    async with reading(await Members.as_view()(request)) as reader:
+        await apublish("news", "for members")
+        assert (await reader.next_event()).data == "for members"
+        if authenticate is by_way_of_a_gate:
+            await everyone.aupdate(is_staff=False)
+        else:
+            await everyone.adelete()
+        assert [event.event for event in await reader.rest()] == ["close"]
+
+
 async def test_a_test_that_finds_nothing_is_a_refusal_that_nobody_keeps() -> None:
     answer = await ask("/found/", await log_in())
     assert answer.status == 404

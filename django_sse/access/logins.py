@@ -27,8 +27,8 @@ from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 from django.utils.functional import LazyObject, SimpleLazyObject, cached_property
 
-from django_sse.access.owners import Login, is_nobody, loaded, mark_of, user_mark
-from django_sse.concurrency.tasks import is_order
+from django_sse.access.owners import Login, is_nobody, loaded, owner_key_of, user_key
+from django_sse.concurrency.tasks import must_propagate
 from django_sse.logs import log_once, logger
 
 Item = TypeVar("Item")
@@ -51,7 +51,7 @@ _ANSWER_SECONDS: Final = 10.0
 
 
 @dataclass(slots=True)
-class Judgement:
+class LoginCheck:
     """The logins that do not hold any more, or perhaps not."""
 
     absent: set[Login] = field(default_factory=set)
@@ -62,8 +62,8 @@ class Judgement:
     """Their session was made with another password."""
 
 
-def judge(logins: Collection[Login]) -> Judgement:
-    """Judge logins of users whom Django's ModelBackend finds. Blocking: for a thread.
+def check_logins(logins: Collection[Login]) -> LoginCheck:
+    """Check logins of users whom Django's ModelBackend finds. Blocking: for a thread.
 
     Raises:
         Exception: The users could not be read.
@@ -73,43 +73,43 @@ def judge(logins: Collection[Login]) -> Judgement:
         users = _users({login.user for login in logins})
     finally:
         close_old_connections()
-    judgement = Judgement()
+    checked = LoginCheck()
     failed = False
     for login in logins:
         user = users.get(login.user)
         try:
             if user is None:
-                judgement.absent.add(login)
+                checked.absent.add(login)
             elif not _may_log_in(user, login):
-                judgement.gone.add(login)
+                checked.gone.add(login)
             elif not _has_hash(user, login.session_hash):
-                judgement.changed.add(login)
+                checked.changed.add(login)
         except BaseException as error:
-            if is_order(error):
+            if must_propagate(error):
                 raise
             # Nobody else's login is harmed; the next request of this one shows what is wrong.
-            judgement.changed.add(login)
+            checked.changed.add(login)
             if not failed:
-                logger.exception("A login cannot be judged, so its clients are sent back.")
+                logger.exception("A login cannot be checked, so its clients are sent back.")
             failed = True
-    return judgement
+    return checked
 
 
-async def ajudge_by_backend(login: Login) -> Judgement:
-    """Judge a login of a user whom its backend finds in a way of its own.
+async def acheck_with_backend(login: Login) -> LoginCheck:
+    """Check a login of a user whom its backend finds in a way of its own.
 
     Raises:
         TimeoutError: The backend has taken more than ten seconds.
         Exception: It could not look for the user.
     """
-    judgement = Judgement()
+    checked = LoginCheck()
     async with asyncio.timeout(_ANSWER_SECONDS):
         user = await _user_of_backend(login)
     if user is None:
-        judgement.absent.add(login)
+        checked.absent.add(login)
     elif not _has_hash(user, login.session_hash):
-        judgement.changed.add(login)
-    return judgement
+        checked.changed.add(login)
+    return checked
 
 
 def finds_users_itself(path: str) -> bool:
@@ -204,7 +204,7 @@ def _asked_of_cache(ask: Callable[[], Found]) -> Found:
     return found
 
 
-async def settle_user(request: HttpRequest) -> None:
+async def resolve_user(request: HttpRequest) -> None:
     """Let ``auser`` be the user that the project's pages see, for whatever asks the request.
 
     That is ``user``, unless a middleware has set ``auser`` as well. Django's own finds the user of
@@ -213,11 +213,10 @@ async def settle_user(request: HttpRequest) -> None:
     """
     if "user" not in vars(request) or _is_settled(request):
         return
-    if _is_djangos_auser(request):
-        if not _is_djangos_user(request):
-            # Read again, it is the session's own user, or whoever is in that one's place.
-            vars(request)[_IS_REPLACED] = not await _is_of_session(request)
-    elif not await _replaces_auser(request):
+    if not _is_djangos_user(request) and not _is_found_again(request.user):
+        # Read again, it is the session's own user, or whoever is in that one's place.
+        vars(request)[_IS_REPLACED] = not await _is_of_session(request)
+    if not _is_djangos_auser(request) and not await _replaces_auser(request):
         return
     setattr(request, "auser", functools.partial(_user_set_on, request))  # noqa: B010
 
@@ -225,7 +224,7 @@ async def settle_user(request: HttpRequest) -> None:
 async def user_of(request: HttpRequest) -> Any:
     """Return a request's user as the project's pages see it, whatever has authenticated it; None or
     an anonymous one for nobody."""
-    await settle_user(request)
+    await resolve_user(request)
     if hasattr(request, "auser"):
         return await request.auser()
     return await loaded(getattr(request, "user", None))
@@ -250,7 +249,7 @@ async def current_user(request: HttpRequest) -> Any:
 
 def _can_own(user: Any) -> bool:
     try:
-        return hasattr(user, "is_authenticated") and bool(mark_of(user))
+        return hasattr(user, "is_authenticated") and bool(owner_key_of(user))
     except (TypeError, ValueError):
         return False
 
@@ -283,7 +282,7 @@ def renew_login(request: HttpRequest) -> None:
         others["user"] = _unread(user)
     elif is_wrapped:
         # The session's own, by way of a middleware that may say otherwise by now.
-        others["user"] = _unread_wrapper(user, request.user)
+        others["user"] = _unread(user, request.user)
     vars(request).update(others)
 
 
@@ -304,13 +303,18 @@ async def _replaces_auser(request: HttpRequest) -> bool:
 
 def _are_one(user: Any, other: Any) -> bool:
     try:
-        return user_mark(user) == user_mark(other)
+        return user_key(user) == user_key(other)
     except (TypeError, ValueError):
         return False
 
 
 def _is_settled(request: HttpRequest) -> bool:
     return getattr(getattr(request, "auser", None), "func", None) is _user_set_on
+
+
+def is_found_by_others(request: HttpRequest) -> bool:
+    """Whether another middleware than Django's says who a request's user is."""
+    return not (_is_djangos_user(request) and _is_djangos_auser(request))
 
 
 def _is_djangos_user(request: HttpRequest) -> bool:
@@ -329,20 +333,28 @@ def _setup_of(user: Any) -> Callable[[], Any] | None:
     return vars(user).get("_setupfunc") if isinstance(user, LazyObject) else None
 
 
-def _unread(user: Any) -> Any:
-    """Return a user that is read again."""
-    if setup := _setup_of(user):
-        # It may find the instance of before again, which it keeps on the request.
-        return SimpleLazyObject(lambda: _refreshed(setup()))
-    if isinstance(user, Model):
-        return SimpleLazyObject(lambda: _refreshed(user))
-    return user
+def _unread(user: Any, of_session: Any = None) -> Any:
+    """Return a user that is found and read again, whenever this is called; nobody, if it is not the
+    session's, where one is given."""
+    if _is_found_again(user):
+        # What it was made of: that would be read once more each time, and what it has found be
+        # taken for what it finds now.
+        user = vars(user)["_setupfunc"].args[0]
+    if _setup_of(user) is None and not isinstance(user, Model):
+        return user
+    return SimpleLazyObject(functools.partial(_found_again, user, of_session))
 
 
-def _unread_wrapper(user: Any, of_session: Any) -> Any:
-    """Return a lazy user that is found again, if the session is still that user's; else nobody."""
-    found = _unread(user)
-    return SimpleLazyObject(lambda: found if _are_one(found, of_session) else _nobody())
+def _is_found_again(user: Any) -> bool:
+    """Whether a user was made here, of another one."""
+    return getattr(_setup_of(user), "func", None) is _found_again
+
+
+def _found_again(user: Any, of_session: Any) -> Any:
+    setup = _setup_of(user)
+    # It may find the instance of before again, which it keeps on the request.
+    found = _refreshed(setup() if setup else user)
+    return found if of_session is None or _are_one(found, of_session) else _nobody()
 
 
 def _unread_auser(auser: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
@@ -400,7 +412,7 @@ def with_login(view: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(view)
     async def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        await settle_user(request)
+        await resolve_user(request)
         response: HttpResponseBase = await view(request, *args, **kwargs)
         session = getattr(request, "session", None)
         if session is not None and session.is_empty():

@@ -1,7 +1,7 @@
-"""Whose a stream is: its user's and its session's, each known by a mark that does not show it.
+"""Who owns a stream: a user and a session, each known by an owner key that does not show it.
 
-A mark is the name of a group in the event store which has neither events nor streams: its state
-says when the owner's streams were ended.
+An owner key is the name of a group in the event store. That group has neither events nor streams:
+its state says when the owner's streams were ended.
 """
 
 import json
@@ -27,7 +27,7 @@ from django.http import HttpRequest
 
 from django_sse.conf import conf
 from django_sse.groups.entries import GroupState
-from django_sse.groups.names import MARK, MARK_LENGTH, validate_group
+from django_sse.groups.names import OWNER_KEY_LENGTH, OWNER_PREFIX, validate_group
 from django_sse.groups.namespaces import full_name
 from django_sse.text import plain
 
@@ -50,16 +50,16 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose a stream is.
+    """Who owns a stream.
 
-    ``user`` is the mark of its user. ``marks`` are that, its session's and its login's, and for
-    each of its groups the one of its user in that group, with the group that the mark is about
-    (None: all of them).
+    ``user`` is the owner key of its user. ``keys`` are that, its session's and its login's, and for
+    each of its groups the one of its user in that group. Each key goes with the group that it is
+    about; None for all of them.
     ``began`` is when the session's user logged in, by the store's clock, in seconds since the
     epoch; 0 where nobody knows. ``namespace`` is the tenant's name.
     """
 
-    marks: Mapping[str, str | None]
+    keys: Mapping[str, str | None]
     user: str | None = None
     began: float = 0.0
     login: Login | None = None
@@ -69,24 +69,28 @@ class Owner:
         """Return an owner among those of all tenants, as stores and hubs know it."""
         if not namespace:
             return self
-        marks = {
-            full_name(namespace, mark): about and full_name(namespace, about)
-            for mark, about in self.marks.items()
+        owner_keys = {
+            full_name(namespace, owner_key): about and full_name(namespace, about)
+            for owner_key, about in self.keys.items()
         }
         user = self.user and full_name(namespace, self.user)
         login = self.login and replace(self.login, namespace=namespace)
-        return replace(self, marks=marks, user=user, login=login, namespace=namespace)
+        return replace(self, keys=owner_keys, user=user, login=login, namespace=namespace)
 
-    def is_ended(self, mark: str, state: GroupState) -> bool:
-        """Whether the streams that a mark's state is about were ended: a user's since the login."""
-        of_user = mark == self.user or self.marks[mark] is not None
+    def is_ended(self, owner_key: str, state: GroupState) -> bool:
+        """Whether the state of an owner key ends its streams: a user's since the login."""
+        of_user = owner_key == self.user or self.keys[owner_key] is not None
         # A session and a login that are over stay so.
         began = self.began if of_user else 0.0
         return state.cancelled and began < state.first / 1_000_000
 
     def groups_left(self, groups: Iterable[str], states: Mapping[str, GroupState]) -> list[str]:
-        """Return those of the groups that may be streamed, given the states of the marks."""
-        ended = {about for mark, about in self.marks.items() if self.is_ended(mark, states[mark])}
+        """Return those of the groups that may be streamed, given the states of the owner keys."""
+        ended = {
+            about
+            for owner_key, about in self.keys.items()
+            if self.is_ended(owner_key, states[owner_key])
+        }
         return [] if None in ended else [group for group in groups if group not in ended]
 
 
@@ -94,7 +98,7 @@ NOBODY: Final = Owner({})
 
 
 async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Owner:
-    """Return whose a stream is.
+    """Return who owns a stream.
 
     Args:
         request: The request that it is opened by, which may have a session.
@@ -102,32 +106,32 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
         groups: The groups of the stream.
 
     Raises:
-        TypeError, ValueError: As ``user_mark``.
+        TypeError, ValueError: As ``user_key``.
     """
-    marks: dict[str, str | None] = {}
+    owner_keys: dict[str, str | None] = {}
     session: SessionBase | None = getattr(request, "session", None)
-    if session is not None and (mark := _session_mark(session)):
-        marks[mark] = None
+    if session is not None and (owner_key := _session_owner_key(session)):
+        owner_keys[owner_key] = None
     if is_nobody(user):
-        return Owner(marks) if marks else NOBODY
-    of_user = user_mark(user)
-    marks[of_user] = None
-    marks |= {user_mark(user, group): group for group in groups}
+        return Owner(owner_keys) if owner_keys else NOBODY
+    of_user = user_key(user)
+    owner_keys[of_user] = None
+    owner_keys |= {user_key(user, group): group for group in groups}
     data = dict(await session.aitems()) if session is not None else {}
     if SESSION_KEY not in data:
-        return Owner(marks, of_user)
+        return Owner(owner_keys, of_user)
     login = Login(
         str(data[SESSION_KEY]),
         str(data.get(BACKEND_SESSION_KEY)),
         str(data.get(HASH_SESSION_KEY, "")),
         *_place_of(session),
     )
-    if conf().END_WITH_LOGIN and (mark := login_mark(data)):
-        marks[mark] = None
+    if conf().END_WITH_LOGIN and (owner_key := login_key(data)):
+        owner_keys[owner_key] = None
     # Of a session that is another one's nobody knows when its owner came.
-    is_own = of_user == user_mark(login.user)
+    is_own = of_user == user_key(login.user)
     return Owner(
-        marks,
+        owner_keys,
         of_user,
         began=data.get(BEGAN_SESSION_KEY, 0.0) if is_own else 0.0,
         login=login if conf().END_WITH_LOGIN else None,
@@ -153,8 +157,8 @@ async def loaded(user: Any) -> Any:
     return user
 
 
-def user_mark(user: Any, group: str | None = None) -> str:
-    """Return the mark of a user, or the one of a user in a group.
+def user_key(user: Any, group: str | None = None) -> str:
+    """Return the owner key of a user, or the one of a user in a group.
 
     Args:
         user: A user, or its primary key. What is no model's instance but says whether it
@@ -175,45 +179,45 @@ def user_mark(user: Any, group: str | None = None) -> str:
     if not whom:
         raise ValueError(f"{user!r} has neither pk nor id, so nothing tells which streams it has.")
     if group is None:
-        return _mark("user", *whom)
-    return _mark("user in group", validate_group(group), *whom)
+        return _owner_key("user", *whom)
+    return _owner_key("user in group", validate_group(group), *whom)
 
 
-def mark_of(owner: Any) -> str:
-    """Return the mark of a user, of its primary key, or of a session.
+def owner_key_of(owner: Any) -> str:
+    """Return the owner key of a user, of its primary key, or of a session.
 
     It is empty for who cannot have a stream of its own: None, an anonymous user, one without a key,
     a session that was never saved.
 
     Raises:
-        TypeError, ValueError: As ``user_mark``.
+        TypeError, ValueError: As ``user_key``.
     """
     if is_nobody(owner):
         return ""
     if not isinstance(owner, SessionBase):
-        return user_mark(owner) if _names_of(owner) else ""
+        return user_key(owner) if _names_of(owner) else ""
     if isinstance(owner, CookieSession):
-        return user_mark(owner[SESSION_KEY]) if SESSION_KEY in owner else ""
-    return _session_mark(owner) or ""
+        return user_key(owner[SESSION_KEY]) if SESSION_KEY in owner else ""
+    return _session_owner_key(owner) or ""
 
 
-def login_mark(session: SessionBase | Mapping[str, Any]) -> str | None:
-    """Return the mark of the login in a session, which may get another key meanwhile; None where it
-    is not known when that was."""
+def login_key(session: SessionBase | Mapping[str, Any]) -> str | None:
+    """Return the owner key of the login in a session, whose session key may change meanwhile; None
+    where it is not known when that was."""
     if SESSION_KEY not in session or BEGAN_SESSION_KEY not in session:
         return None
-    return _mark("login", str(session[BEGAN_SESSION_KEY]), str(session[SESSION_KEY]))
+    return _owner_key("login", str(session[BEGAN_SESSION_KEY]), str(session[SESSION_KEY]))
 
 
 def _names_of(user: Any) -> list[str]:
     """Return what names a user, and no other; nothing where nothing does."""
     if isinstance(user, int | str | UUID) and not isinstance(user, bool):
-        return [_key(user)]
+        return [_primary_key(user)]
     if not isinstance(user, Model):
         if not hasattr(user, "is_authenticated"):
             raise TypeError(f"Give a user or its primary key, not {type(user).__name__}.")
         keys = (getattr(user, "pk", None), getattr(user, "id", None))
-        return [_key(key) for key in keys if key is not None][:1]
+        return [_primary_key(key) for key in keys if key is not None][:1]
     is_user = _is_user(user)
     # Another model's instance may have the primary key of a user who is not meant.
     if not is_user and not hasattr(user, "is_authenticated"):
@@ -222,25 +226,25 @@ def _names_of(user: Any) -> list[str]:
         raise ValueError(f"{user!r} has no primary key yet: save it first.")
     if is_user:
         # Of a model that inherits from the user's, with a primary key of its own, the user's.
-        return [_key(getattr(user, get_user_model()._meta.pk.attname))]
+        return [_primary_key(getattr(user, get_user_model()._meta.pk.attname))]
     model: Any = user._meta.concrete_model
-    return [model._meta.label_lower, _key_of(model, user.pk) or str(plain(user.pk))]
+    return [model._meta.label_lower, _primary_key_of(model, user.pk) or str(plain(user.pk))]
 
 
-def _key(key: Any) -> str:
+def _primary_key(key: Any) -> str:
     """Return a user's primary key as sessions have it, in whatever form it is given that the ORM
     takes. Where no user can have it but one of other means, a UUID has one form, and any other text
     is what it is."""
     text = str(plain(key))
     with suppress(ImproperlyConfigured):
-        if of_user := _key_of(get_user_model(), text):
+        if of_user := _primary_key_of(get_user_model(), text):
             return of_user
     with suppress(ValueError):
         return str(UUID(text))
     return text
 
 
-def _key_of(model: Any, key: Any) -> str | None:
+def _primary_key_of(model: Any, key: Any) -> str | None:
     """Return a primary key of a model as sessions have it; None where it can be none."""
     field = model._meta.pk
     with suppress(TypeError, ValueError, ValidationError):
@@ -264,15 +268,15 @@ def _place_of(session: SessionBase | None) -> tuple[type[SessionBase], str] | tu
     return type(session), session.session_key
 
 
-def _session_mark(session: SessionBase) -> str | None:
+def _session_owner_key(session: SessionBase) -> str | None:
     place = _place_of(session)
-    return _mark("session", place[1]) if place else None
+    return _owner_key("session", place[1]) if place else None
 
 
-def _mark(*parts: str) -> str:
+def _owner_key(*parts: str) -> str:
     # As JSON no part can hold what separates it from the next, and with "surrogatepass" no two
     # texts are the same bytes. Without SECRET_KEY, which may change while streams are open. Nobody
     # guesses a session's key.
     text = json.dumps(parts, ensure_ascii=False)
     digest = sha256(text.encode(errors="surrogatepass")).hexdigest()
-    return MARK + digest[: MARK_LENGTH - len(MARK)]
+    return OWNER_PREFIX + digest[: OWNER_KEY_LENGTH - len(OWNER_PREFIX)]

@@ -1,13 +1,12 @@
 """Tasks of the library's own, that outlive the request in which they start."""
 
 import asyncio
+import logging
 import sys
 from collections.abc import Awaitable, Coroutine
 from contextlib import suppress
 from contextvars import Context
 from typing import Any, Final, TypeVar
-
-from django_sse.logs import logger
 
 # How long a loop that never waits may hold up the others, and how much it may send meanwhile.
 _TURN_SECONDS: Final = 0.005
@@ -15,6 +14,9 @@ _TURN_BYTES: Final = 64 * 1024
 
 # How many rounds a loop has at least made before something is late.
 _ROUNDS: Final = 40
+
+# Not that of `logs`, which forgets by way of this package what the child of a fork must not know.
+_logger: Final = logging.getLogger("django_sse")
 
 Result = TypeVar("Result")
 
@@ -62,7 +64,7 @@ async def in_time(answer: Awaitable[Result], seconds: float) -> Result:
         answering.cancel()
 
 
-def is_order(error: BaseException) -> bool:
+def must_propagate(error: BaseException) -> bool:
     """Say whether what was raised is no failure: it ends the process, or the task that runs."""
     if isinstance(error, asyncio.CancelledError):
         # What waits for something that was cancelled is not cancelled itself; nor is a thread.
@@ -99,4 +101,4 @@ class Turns:
 def _finished(task: asyncio.Task[Any]) -> None:
     _running.discard(task)
     if not task.cancelled() and (error := task.exception()):
-        logger.error("A task of django_sse failed.", exc_info=error)
+        _logger.error("A task of django_sse failed.", exc_info=error)

@@ -10,8 +10,8 @@ from django_sse.groups.entries import Hint
 from django_sse.logs import log_seldom
 
 # How often the store is asked all the same, by hubs that hear of everything and by deaf ones.
-HEARING_SECONDS: Final = 5.0
-DEAF_SECONDS: Final = 0.1
+POLL_SECONDS_WITH_DOORBELL: Final = 5.0
+POLL_SECONDS_WITHOUT_DOORBELL: Final = 0.1
 
 
 class Listener(Protocol):
@@ -32,7 +32,7 @@ class Receiver:
     Its methods are called on the hub's loop and do not raise.
     """
 
-    poll_seconds = HEARING_SECONDS
+    poll_seconds = POLL_SECONDS_WITH_DOORBELL
     """Seconds between two comparisons with the store, as long as nothing is heard."""
 
     async def open(self) -> None:
@@ -87,7 +87,7 @@ def stop_listening(listener: Listener) -> None:
 
 def ring_here(hints: Sequence[Hint]) -> None:
     """Tell the hubs of this process. From any thread."""
-    for listener in hearing():
+    for listener in open_listeners():
         try:
             listener.hear_soon(hints)
         except Exception as error:
@@ -95,7 +95,7 @@ def ring_here(hints: Sequence[Hint]) -> None:
             log_seldom("A hub could not hear a doorbell.", exc_info=error)
 
 
-def hearing() -> list[Listener]:
+def open_listeners() -> list[Listener]:
     """Return the hubs of this process whose loops are open."""
     with _lock:
         return [listener for listener in _listeners if not listener.loop.is_closed()]

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
-from django_sse.doorbells.base import DEAF_SECONDS, Doorbell, Listener, Receiver
-from django_sse.doorbells.meeting_place import MeetingPlace, meeting_place
+from django_sse.doorbells.base import POLL_SECONDS_WITHOUT_DOORBELL, Doorbell, Listener, Receiver
+from django_sse.doorbells.socket_directory import SocketDirectory, socket_directory
 from django_sse.groups.entries import Hint
 from django_sse.logs import log_once, log_seldom
 from django_sse.stores.base import EventStore
@@ -33,7 +33,7 @@ class DatagramDoorbell(Doorbell):
     def ring(self, hints: Sequence[Hint]) -> None:
         super().ring(hints)
         try:
-            meeting_place(self._store).send(list(_datagrams(hints)))
+            socket_directory(self._store).send(list(_datagrams(hints)))
         except Exception as error:
             # It stays so, and others publish, too.
             log_once(f"Other processes cannot be rung; hubs will find out by themselves: {error}")
@@ -43,25 +43,25 @@ class DatagramDoorbell(Doorbell):
 
 
 class _DatagramReceiver(Receiver):
-    poll_seconds = DEAF_SECONDS
+    poll_seconds = POLL_SECONDS_WITHOUT_DOORBELL
 
     def __init__(self, store: EventStore, hub: Listener) -> None:
         self._store = store
         self._hub = hub
         self._name = ""
-        self._place: MeetingPlace | None = None
+        self._place: SocketDirectory | None = None
         self._socket: socket.socket | None = None
 
     async def open(self) -> None:
         try:
-            self._place = meeting_place(self._store)
+            self._place = socket_directory(self._store)
             self._name, self._socket = self._place.bind()
             self._hub.loop.add_reader(self._socket, self._read)
         except (OSError, AttributeError, NotImplementedError) as error:
             # Also where there are no such sockets, or the loop cannot wait for them.
             log_once(
                 "There can be no socket for other processes to ring, so the store is asked for "
-                f"what is new every {DEAF_SECONDS} s: {error}"
+                f"what is new every {POLL_SECONDS_WITHOUT_DOORBELL} s: {error}"
             )
             await self.close()
         else:
@@ -80,7 +80,7 @@ class _DatagramReceiver(Receiver):
             self._socket.close()
             self._socket = None
             self._place.release(self._name)
-        self.poll_seconds = DEAF_SECONDS
+        self.poll_seconds = POLL_SECONDS_WITHOUT_DOORBELL
 
     def _read(self) -> None:
         assert self._socket

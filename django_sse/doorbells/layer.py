@@ -21,14 +21,14 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import request_started
 
 from django_sse.concurrency.forks import forget_in_child
-from django_sse.concurrency.tasks import is_order, spawn
+from django_sse.concurrency.tasks import must_propagate, spawn
 from django_sse.concurrency.threads import LoopThread
-from django_sse.doorbells.base import Doorbell, Listener, Receiver, hearing
-from django_sse.doorbells.mailbox import LAYER_SECONDS, Mailbox, Message
+from django_sse.doorbells.base import Doorbell, Listener, Receiver, open_listeners
+from django_sse.doorbells.layer_channel import LAYER_SECONDS, LayerChannel, Message
 from django_sse.event import is_one_block_without_id
 from django_sse.groups.entries import Entry, Hint
 from django_sse.groups.keys import accepted_keys, signature, signing_key
-from django_sse.groups.names import MARK, validate_group_or_mark
+from django_sse.groups.names import OWNER_PREFIX, validate_group_or_owner_key
 from django_sse.logs import log_seldom, logger
 
 Value = TypeVar("Value")
@@ -59,10 +59,10 @@ class LayerDoorbell(Doorbell):
         super().ring(hints)
         try:
             # On a hub's loop where there is one: layers keep their connections by loop.
-            if hubs := hearing():
+            if hubs := open_listeners():
                 _send_soon(hubs[0].loop, self._layer, hints)
                 return
-            ringing = _bell.ring(self._layer, hints)
+            ringing = _ringer.ring(self._layer, hints)
         except Exception as error:
             # It may stay so, as where no thread can be had, and others publish, too.
             log_seldom(
@@ -72,7 +72,7 @@ class LayerDoorbell(Doorbell):
             )
         else:
             # Outside: what ends the publisher's own work, such as a time limit, is not to be lost.
-            _bell.wait_for(ringing)
+            _ringer.wait_for(ringing)
 
     def receiver(self, hub: Listener) -> Receiver:
         return _LayerReceiver(self._layer, hub)
@@ -82,11 +82,11 @@ class _LayerReceiver(Receiver):
     """One channel for all doorbells of a hub, in the groups of those that it follows."""
 
     def __init__(self, layer: BaseChannelLayer, hub: Listener) -> None:
-        self._mailbox = Mailbox(layer, self._take)
+        self._mailbox = LayerChannel(layer, self._take)
         self._hub = hub
 
     async def open(self) -> None:
-        await self._mailbox.enter(doorbell_group(MARK))
+        await self._mailbox.enter(doorbell_group(OWNER_PREFIX))
 
     async def enter(self, group: str) -> None:
         await self._mailbox.enter(doorbell_group(group))
@@ -120,7 +120,7 @@ def doorbell_group(group: str) -> str:
     It is one of their own, so that consumers in the group itself need no handler for them. Those of
     all owners share one: entering one for each would cost more than hearing of others' ends.
     """
-    group = MARK if group.startswith(MARK) else group
+    group = OWNER_PREFIX if group.startswith(OWNER_PREFIX) else group
     return f"sse.{blake2b(group.encode(), digest_size=16).hexdigest()}"
 
 
@@ -154,7 +154,7 @@ def from_message(message: Mapping[str, Any]) -> Hint:
         ValueError: It carries none.
     """
     try:
-        group = validate_group_or_mark(_of_type(str, message["group"]))
+        group = validate_group_or_owner_key(_of_type(str, message["group"]))
         head = _of_type(int, message["head"])
         cancelled = _of_type(bool, message["cancelled"])
         carried = message["entries"] if _is_signed(message) else ()
@@ -200,7 +200,7 @@ def _size(entries: Sequence[Entry]) -> int:
     return sum(len(entry.wire) for entry in entries)
 
 
-class _Ringing:
+class _Delivery:
     """Whether doorbells that were rung are gone: sent, or lost."""
 
     is_gone = False
@@ -214,11 +214,13 @@ class _Relay:
 
     def __init__(self) -> None:
         self._waiting: dict[str, Hint] = {}
-        self._ringing: list[_Ringing] = []
+        self._ringing: list[_Delivery] = []
         self._bytes = 0
         self._sending: asyncio.Task[None] | None = None
 
-    def add(self, layer: BaseChannelLayer, hints: Sequence[Hint], ringing: _Ringing | None) -> None:
+    def add(
+        self, layer: BaseChannelLayer, hints: Sequence[Hint], ringing: _Delivery | None
+    ) -> None:
         for hint in hints:
             earlier = self._waiting.get(hint.group)
             merged = _merged(earlier, hint) if earlier else hint
@@ -245,7 +247,7 @@ class _Relay:
                     async with asyncio.timeout(LAYER_SECONDS):
                         await layer.group_send(doorbell_group(group), message)
                 except BaseException as error:
-                    if is_order(error):
+                    if must_propagate(error):
                         raise
                     log_seldom("The doorbell of group %r was lost.", group, exc_info=error)
             for one in ringing:
@@ -266,13 +268,13 @@ def _send_soon(
     loop: asyncio.AbstractEventLoop,
     layer: BaseChannelLayer,
     hints: Sequence[Hint],
-    ringing: _Ringing | None = None,
+    ringing: _Delivery | None = None,
 ) -> None:
     relay = _relays.setdefault(loop, _Relay())
     loop.call_soon_threadsafe(relay.add, layer, hints, ringing)
 
 
-class _Bell:
+class _Ringer:
     """Rings for a process without a hub, in a thread of its own.
 
     A process may end without a word: those that RQ, multiprocessing and Celery fork leave by
@@ -288,14 +290,14 @@ class _Bell:
     def forget(self) -> None:
         """Begin anew, as the child of a fork: it serves no requests."""
         self._layer: BaseChannelLayer | None = None
-        self._late: _Ringing | None = None
+        self._late: _Delivery | None = None
         self._serves_requests = False
 
     def note_request(self, **kwargs: Any) -> None:
         """Note that this process serves requests."""
         self._serves_requests = True
 
-    def ring(self, layer: BaseChannelLayer, hints: Sequence[Hint]) -> _Ringing | None:
+    def ring(self, layer: BaseChannelLayer, hints: Sequence[Hint]) -> _Delivery | None:
         """Send doorbells soon; return what to wait for, if anything.
 
         Raises:
@@ -304,11 +306,11 @@ class _Bell:
         self._layer = layer
         # While a layer hangs, not everyone who publishes waits for it.
         is_late = self._late and not self._late.is_gone
-        ringing = None if self._serves_requests or is_late or _is_on_loop() else _Ringing()
+        ringing = None if self._serves_requests or is_late or _is_on_loop() else _Delivery()
         _send_soon(self._thread.loop(), layer, hints, ringing)
         return ringing
 
-    def wait_for(self, ringing: _Ringing | None) -> None:
+    def wait_for(self, ringing: _Delivery | None) -> None:
         """Wait a little until doorbells are gone."""
         if ringing and not _is_gone_within(_RING_SECONDS, ringing):
             self._late = ringing
@@ -316,13 +318,13 @@ class _Bell:
     def flush(self) -> None:
         """Wait until all that was rung is gone, as the process ends."""
         if loop := self._thread.running:
-            ringing = _Ringing()
+            ringing = _Delivery()
             _send_soon(loop, self._layer, (), ringing)
             if not _is_gone_within(_FLUSH_SECONDS, ringing):
                 logger.warning("The process ended before its last doorbells went out.")
 
 
-def _is_gone_within(seconds: float, ringing: _Ringing) -> bool:
+def _is_gone_within(seconds: float, ringing: _Delivery) -> bool:
     until = time.monotonic() + seconds
     while not ringing.is_gone and time.monotonic() < until:
         # No lock: gevent's and eventlet's greenlets cannot be woken from another thread by one.
@@ -338,7 +340,7 @@ def _is_on_loop() -> bool:
     return True
 
 
-_bell: Final = _Bell()
+_ringer: Final = _Ringer()
 
-request_started.connect(_bell.note_request)
-atexit.register(_bell.flush)
+request_started.connect(_ringer.note_request)
+atexit.register(_ringer.flush)

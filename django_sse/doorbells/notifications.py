@@ -4,7 +4,13 @@ import asyncio
 from collections.abc import Sequence
 
 from django_sse.concurrency.tasks import spawn
-from django_sse.doorbells.base import DEAF_SECONDS, HEARING_SECONDS, Doorbell, Listener, Receiver
+from django_sse.doorbells.base import (
+    POLL_SECONDS_WITH_DOORBELL,
+    POLL_SECONDS_WITHOUT_DOORBELL,
+    Doorbell,
+    Listener,
+    Receiver,
+)
 from django_sse.groups.entries import Hint
 from django_sse.logs import log_seldom
 from django_sse.stores.notify import Notifications
@@ -30,7 +36,7 @@ class NotificationDoorbell(Doorbell):
 
 
 class _NotificationReceiver(Receiver):
-    poll_seconds = DEAF_SECONDS
+    poll_seconds = POLL_SECONDS_WITHOUT_DOORBELL
 
     def __init__(self, notifications: Notifications, hub: Listener) -> None:
         self._notifications = notifications
@@ -46,6 +52,6 @@ class _NotificationReceiver(Receiver):
             await asyncio.wait([self._listening])
 
     def _set_hearing(self, hears: bool) -> None:
-        self.poll_seconds = HEARING_SECONDS if hears else DEAF_SECONDS
+        self.poll_seconds = POLL_SECONDS_WITH_DOORBELL if hears else POLL_SECONDS_WITHOUT_DOORBELL
         # Something may have been missed before this, and will be from here on otherwise.
         self._hub.compare_soon()

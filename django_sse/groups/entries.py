@@ -1,13 +1,13 @@
 """What stores keep of a group, and what doorbells say of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from time import time_ns
 
 from django_sse.event import Event
 from django_sse.exceptions import GroupCancelled
-from django_sse.groups.names import MARK, validate_group_or_mark
+from django_sse.groups.names import OWNER_PREFIX, validate_group_or_owner_key
 from django_sse.text import plain
 
 
@@ -24,7 +24,7 @@ class Kind(IntEnum):
 class NewEntry:
     """What is to be appended to a group: an encoded event without an id.
 
-    ``exclude`` is the mark of the owner whose streams are left out. ``at`` is when an ``END`` was
+    ``exclude`` is the key of the owner whose streams are left out. ``at`` is when an ``END`` was
     ordered that is written late, in microseconds since the epoch; 0 for now.
     """
 
@@ -39,9 +39,9 @@ class NewEntry:
 class Entry:
     """A numbered event of a group.
 
-    ``closes`` marks the ``close`` of a cancel; ``exclude`` is the mark of the owner whose streams
-    are left out. ``time`` is when it was appended, in seconds since the epoch, where it was read
-    from a store.
+    ``closes`` is True for the ``close`` of a cancel; ``exclude`` is the key of the owner whose
+    streams are left out. ``time`` is when it was appended, in seconds since the epoch, where it was
+    read from a store.
     """
 
     number: int
@@ -88,7 +88,11 @@ class Hint:
             ValueError: It is none.
         """
         group, head, cancelled = text.split(" ")
-        return cls(validate_group_or_mark(group), int(head), cancelled == "1")
+        return cls(validate_group_or_owner_key(group), int(head), cancelled == "1")
+
+
+Ring = Callable[[Sequence[Hint]], None]
+"""Tells the hubs of what is new."""
 
 
 @dataclass(slots=True)
@@ -119,7 +123,7 @@ class Numbering:
         """
         if entry.kind is Kind.REOPEN:
             self.cancelled = False
-            if self.group.startswith(MARK):
+            if self.group.startswith(OWNER_PREFIX):
                 # Noted with its time, so that no END that was ordered before comes after it.
                 self._begin_anew(closing_wire(None), self.now(), closes=False)
             return None

@@ -18,11 +18,11 @@ _FULL_NAME: Final = re.compile(rf"(?:[A-Za-z0-9\-_.=]{{1,63}}/)?{_GROUP_NAME.pat
 NAME_LENGTH: Final = 163
 """The characters of a group's full name, at the most."""
 
-MARK: Final = "~"
+OWNER_PREFIX: Final = "~"
 """What the names of owners' groups begin with, and no other's can: see ``Kind.END``."""
 
-MARK_LENGTH: Final = 33
-"""The characters of an owner's mark, which is the name of its group."""
+OWNER_KEY_LENGTH: Final = 33
+"""The characters of an owner's key, which is the name of its group."""
 
 
 def validate_group(group: str) -> str:
@@ -40,13 +40,13 @@ def validate_group(group: str) -> str:
     return name
 
 
-def validate_group_or_mark(name: str) -> str:
+def validate_group_or_owner_key(name: str) -> str:
     """Return the full name of a group, or the one of an owner's.
 
     Raises:
         InvalidGroup: It is neither.
     """
-    if not _FULL_NAME.fullmatch(name.removeprefix(MARK)):
+    if not _FULL_NAME.fullmatch(name.removeprefix(OWNER_PREFIX)):
         raise InvalidGroup(f"{name!r} is not the name of a group in a store.")
     return str(plain(name))
 

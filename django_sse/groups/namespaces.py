@@ -20,7 +20,7 @@ from django.utils.module_loading import import_string
 
 from django_sse.conf import SETTING, conf
 from django_sse.groups.keys import signature, signing_key
-from django_sse.groups.names import MARK, MARK_LENGTH, validate_group
+from django_sse.groups.names import OWNER_KEY_LENGTH, OWNER_PREFIX, validate_group
 from django_sse.text import plain
 
 # No group's name has it.
@@ -99,14 +99,16 @@ def schema_name() -> str:
 
 
 def full_name(namespace: str, name: str) -> str:
-    """Return the name in the store of a tenant's group, or of the mark of one of its owners."""
+    """Return the name in the store of a tenant's group, or of a key of one of its owners."""
     if not namespace or not name:
         return name
     joined = f"{_prefix(namespace)}{name}"
-    if not name.startswith(MARK):
+    if not name.startswith(OWNER_PREFIX):
         return joined
-    # As long as every other mark, for it has columns of its own.
-    return MARK + sha256(joined.encode()).hexdigest()[: MARK_LENGTH - len(MARK)]
+    # As long as every other owner key, for it has columns of its own.
+    return (
+        OWNER_PREFIX + sha256(joined.encode()).hexdigest()[: OWNER_KEY_LENGTH - len(OWNER_PREFIX)]
+    )
 
 
 def plain_name(full: str) -> str:

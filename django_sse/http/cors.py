@@ -14,7 +14,7 @@ from django.http.response import HttpResponseBase
 from django.utils.cache import patch_vary_headers
 
 from django_sse.conf import conf
-from django_sse.http.stream_views import ViewT, mark, note_reached
+from django_sse.http.stream_views import ViewT, mark_as_stream, note_reached
 
 ALLOW_ORIGIN: Final = "Access-Control-Allow-Origin"
 ALLOW_CREDENTIALS: Final = "Access-Control-Allow-Credentials"
@@ -90,14 +90,14 @@ def cross_origin(view: ViewT) -> ViewT:
                 request, await view(request, *args, **kwargs)
             )
 
-        return cast("ViewT", mark(awrapper))
+        return cast("ViewT", mark_as_stream(awrapper))
 
     @functools.wraps(view)
     def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         note_reached(request)
         return _answer_to_others(request) or add_cors(request, view(request, *args, **kwargs))
 
-    return cast("ViewT", mark(wrapper))
+    return cast("ViewT", mark_as_stream(wrapper))
 
 
 def _answer_to_others(request: HttpRequest) -> HttpResponseBase | None:

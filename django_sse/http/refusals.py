@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from django_sse.conf import conf
 from django_sse.http.cors import ALLOW_CREDENTIALS, ALLOW_ORIGIN, cors_headers, varies_by_origin
-from django_sse.logs import Occasions, logger
+from django_sse.logs import LogThrottle, logger
 from django_sse.streaming.jitter import jittered_retry, jittered_seconds
 
 STORE_AWAY: Final = "store away"
@@ -35,7 +35,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-class Refusals(Occasions):
+class Refusals(LogThrottle):
     """Counts refusals by their reason, and logs some of them: there may be hundreds a second."""
 
     def note(self, reason: str, error: BaseException | None = None) -> None:
@@ -69,7 +69,7 @@ def is_refused_softly(method: str | None, accept: str) -> bool:
     return method == "GET" and "text/event-stream" in types and conf().REFUSE_SOFTLY
 
 
-def softened(
+def with_soft_refusals(
     scope: MutableMapping[str, Any],
     receive: Receive,
     send: Send,

@@ -197,7 +197,7 @@ class GroupStreamResponse(EventStreamResponse):
             heartbeat = self._stream_options.get("heartbeat") or inf
             loop = asyncio.get_running_loop()
             sent_at, cut_at = loop.time(), inf
-            async with aclosing(_Driven(self._begin(stream), stream.ended)) as chunks:
+            async with aclosing(_InOneTask(self._begin(stream), stream.ended)) as chunks:
                 async for chunk in chunks:
                     if stream.ended.done():
                         return
@@ -336,7 +336,7 @@ class GeneratorResponse(EventStreamResponse):
             await self._queue.join()
 
 
-class _Driven:
+class _InOneTask:
     """Yields some chunks, and empty ones while none comes; stops where the stream has ended.
 
     One task drives the generator from its start to its end: what it opens, it can close. It is no

@@ -1,4 +1,4 @@
-"""Which views are event streams: a mark on the view, and a note where a request has reached it."""
+"""Which views are event streams: each is marked so, and a request that reaches one is noted."""
 
 from collections.abc import Callable, MutableMapping
 from io import BytesIO
@@ -15,12 +15,12 @@ ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 
 SCOPE_KEY: Final = "django_sse.hand_off"
 
-_MARK: Final = "is_event_stream"
+_IS_STREAM: Final = "is_event_stream"
 
 
-def mark(view: ViewT) -> ViewT:
+def mark_as_stream(view: ViewT) -> ViewT:
     """Mark a view as an event stream; what ``functools.wraps`` puts round it is marked as well."""
-    setattr(view, _MARK, True)
+    setattr(view, _IS_STREAM, True)
     return view
 
 
@@ -45,4 +45,4 @@ def leads_to_stream(scope: MutableMapping[str, Any]) -> bool:
         view = resolve(ASGIRequest(scope, BytesIO()).path_info).func
     except Exception:
         return False
-    return getattr(view, _MARK, False)
+    return getattr(view, _IS_STREAM, False)

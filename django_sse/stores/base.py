@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from random import uniform
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from asgiref.sync import sync_to_async
 from django.core import checks
@@ -16,23 +16,13 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
-from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, Ring
 from django_sse.stores.clock import StoreClock
-from django_sse.stores.unwritten import unwritten
-
-if TYPE_CHECKING:
-    from django_sse.stores.notify import Notifications
-
-
-READ_SECONDS: Final = 4.0
-"""How long a store may take to answer a read: one that hangs is one that is away."""
+from django_sse.stores.notify import Notifications
+from django_sse.stores.unwritten_ends import unwritten_ends
 
 # How often a process trims, at the most.
 _TRIM_SECONDS: Final = 60.0
-
-
-READ_BYTES: Final = 192 * 1024
-"""The bytes of events with which a read is full, however few they are."""
 
 
 class Dropped(NamedTuple):
@@ -42,7 +32,6 @@ class Dropped(NamedTuple):
     groups: int = 0
 
 
-Ring = Callable[[Sequence[Hint]], None]
 Cursor = Any
 
 
@@ -62,8 +51,9 @@ class EventStore(ABC):
     before it, where tenants are kept apart, up to 63 of these or ``=`` and a slash. They are
     compared byte for byte.
 
-    Groups whose names begin with ``MARK`` are those of owners of streams. An ``END`` cancels one,
-    and begins it anew with a first number that is the time, so that its state says when that was.
+    Groups whose names begin with ``OWNER_PREFIX`` are those of owners of streams. An ``END``
+    cancels one, and begins it anew with a first number that is the time: its state says when that
+    was.
     Where it is written late, that is the time that it was ordered at, and it takes no number if
     there is a later one. They are kept for ``CANCEL_TTL``, and others for ``GROUP_TTL``.
 
@@ -82,7 +72,7 @@ class EventStore(ABC):
     address: str = ""
     """Where else it is kept: the same text in all processes that share it, and in no others."""
 
-    notifications: "Notifications | None" = None
+    notifications: Notifications | None = None
     """What tells the hubs of other processes of whatever is appended, if the store does itself."""
 
     def __init__(self, *, using: str = DEFAULT_DB_ALIAS) -> None:
@@ -113,7 +103,7 @@ class EventStore(ABC):
                 )
             with self._keeping_ends(entries, ring):
                 numbers, hints = self._append(entries)
-            unwritten.take_back(self, reopened)
+            unwritten_ends.take_back(self, reopened)
             ring(hints)
             return numbers
         commit = self._stage(entries)
@@ -121,7 +111,7 @@ class EventStore(ABC):
         def append_and_ring() -> None:
             with self._keeping_ends(entries, ring):
                 hints = commit()
-            unwritten.take_back(self, reopened)
+            unwritten_ends.take_back(self, reopened)
             ring(hints)
 
         # A failing hook must not keep the project's own hooks from running; Django logs it.
@@ -145,7 +135,7 @@ class EventStore(ABC):
                 for entry in entries
                 if entry.kind is Kind.END
             ]
-            unwritten.keep(self, ends, ring)
+            unwritten_ends.keep(self, ends, ring)
             raise
 
     @abstractmethod

@@ -43,14 +43,15 @@ from django_sse.channel_layer import crossing_layer
 from django_sse.concurrency.threads import Result
 from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
-from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, Numbering
-from django_sse.groups.names import MARK
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, Numbering, Ring
+from django_sse.groups.names import OWNER_PREFIX
 from django_sse.groups.replay import filling
 from django_sse.logs import log_seldom
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
-from django_sse.stores.base import READ_BYTES, Cursor, Dropped, EventStore, Ring
+from django_sse.stores.base import Cursor, Dropped, EventStore
 from django_sse.stores.clock import DatabaseTime, StoreClock, database_time
 from django_sse.stores.notify import Notifications
+from django_sse.stores.read_limits import READ_BYTES
 from django_sse.stores.timed_thread import TimedThread, unpooled
 
 Item = TypeVar("Item")
@@ -194,7 +195,7 @@ class DatabaseStore(EventStore):
             for some in _batches(groups)
             for name, first, head, oldest, cancelled, idle in rows.filter(name__in=some)
             # Trimming may not have come to it yet.
-            if idle < ttl or not name.startswith(MARK)
+            if idle < ttl or not name.startswith(OWNER_PREFIX)
         }
         return {group: found.get(group) or GroupState() for group in groups}
 
@@ -595,11 +596,15 @@ class DatabaseStore(EventStore):
         now = self._now()
         # The reason of an owner's end is kept as long as the end itself.
         old = self._stored.filter(created__lt=_before(now, conf().HISTORY_AGE))
-        old = old.exclude(group__startswith=MARK).exclude(group__in=passed).order_by("created")
+        old = (
+            old.exclude(group__startswith=OWNER_PREFIX)
+            .exclude(group__in=passed)
+            .order_by("created")
+        )
         names = set(old.values_list("group", flat=True)[:_TRIM_GROUPS])
         # The second condition lets SQLite use the index.
-        of_owners = self._groups.filter(name__startswith=MARK, name__gte=MARK)
-        others = self._groups.exclude(name__startswith=MARK)
+        of_owners = self._groups.filter(name__startswith=OWNER_PREFIX, name__gte=OWNER_PREFIX)
+        others = self._groups.exclude(name__startswith=OWNER_PREFIX)
         for some, ttl in ((of_owners, conf().CANCEL_TTL), (others, conf().GROUP_TTL)):
             idle = some.filter(changed__lt=_before(now, ttl)).exclude(name__in=passed)
             names.update(idle.values_list("name", flat=True)[:_TRIM_GROUPS])
@@ -608,7 +613,7 @@ class DatabaseStore(EventStore):
     def _drop_from(self, row: EventGroup) -> Dropped:
         """Drop the oldest events of a group that is locked, or all of it."""
         now, ttl, age = self._now(), conf().GROUP_TTL, conf().HISTORY_AGE
-        if row.name.startswith(MARK):
+        if row.name.startswith(OWNER_PREFIX):
             ttl, age = conf().CANCEL_TTL, None
         is_idle = row.changed < _before(now, ttl)
         is_idle = is_idle and not self._outbox.filter(group=row.name).exists()

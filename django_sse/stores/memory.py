@@ -13,9 +13,10 @@ from django.db import DEFAULT_DB_ALIAS
 from django_sse.concurrency.forks import forget_in_child
 from django_sse.conf import conf
 from django_sse.groups.entries import Entry, GroupState, Hint, NewEntry, Numbering, first_number
-from django_sse.groups.names import MARK
+from django_sse.groups.names import OWNER_PREFIX
 from django_sse.groups.replay import filling
-from django_sse.stores.base import READ_BYTES, Cursor, EventStore
+from django_sse.stores.base import Cursor, EventStore
+from django_sse.stores.read_limits import READ_BYTES
 
 
 @dataclass(slots=True)
@@ -136,11 +137,13 @@ class MemoryStore(EventStore):
             return numbers, hints
 
     def _kept_with(self, name: str) -> OrderedDict[str, _Group]:
-        return self._of_owners if name.startswith(MARK) else self._groups
+        return self._of_owners if name.startswith(OWNER_PREFIX) else self._groups
 
     def _trimmed(self, name: str) -> _Group:
         group = self._kept_with(name).get(name)
-        if not group or (name.startswith(MARK) and group.changed < _since(conf().CANCEL_TTL)):
+        if not group or (
+            name.startswith(OWNER_PREFIX) and group.changed < _since(conf().CANCEL_TTL)
+        ):
             return _Group()
         group.trim(_kept_since(name))
         return group
@@ -189,7 +192,7 @@ class MemoryStore(EventStore):
 
 def _kept_since(name: str) -> float:
     # The reason of an owner's end is kept as long as the end itself.
-    return _since(None if name.startswith(MARK) else conf().HISTORY_AGE)
+    return _since(None if name.startswith(OWNER_PREFIX) else conf().HISTORY_AGE)
 
 
 def _since(seconds: float | None) -> float:

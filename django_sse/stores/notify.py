@@ -9,10 +9,9 @@ from typing import Any, Final, Protocol, TypeVar
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_sse.concurrency.tasks import is_order, spawn
-from django_sse.groups.entries import Hint
+from django_sse.concurrency.tasks import must_propagate, spawn
+from django_sse.groups.entries import Hint, Ring
 from django_sse.logs import log_seldom, logger
-from django_sse.stores.base import Ring
 from django_sse.stores.timed_thread import unpooled
 
 Result = TypeVar("Result")
@@ -75,7 +74,7 @@ class Notifications:
                     "alias without it."
                 )
             except BaseException as error:
-                if is_order(error):
+                if must_propagate(error):
                     raise
                 why = str(error)
             if hears is not False:
@@ -90,7 +89,7 @@ class Notifications:
             await asyncio.sleep(pause)
 
     @asynccontextmanager
-    async def _listening(self, hear: Ring) -> AsyncIterator["_Ear"]:
+    async def _listening(self, hear: Ring) -> AsyncIterator["_NotificationReader"]:
         # In another thread than the store's, whose reads must not wait for a server that hangs.
         connecting = asyncio.ensure_future(asyncio.to_thread(self._connect))
         try:
@@ -99,14 +98,14 @@ class Notifications:
         except asyncio.CancelledError:
             connecting.add_done_callback(_close_connected)
             raise
-        ear = _Ear(connection.connection, hear)
+        ear = _NotificationReader(connection.connection, hear)
         try:
             yield ear
         finally:
             ear.close()
             await asyncio.shield(asyncio.to_thread(connection.close))
 
-    async def _is_heard_by(self, ear: "_Ear") -> bool:
+    async def _is_heard_by(self, ear: "_NotificationReader") -> bool:
         test = f"{_TEST}{token_hex(8)}"
         ear.expect(test)
         await self._in_thread(lambda: self._notify([test]))
@@ -146,7 +145,7 @@ def _close_connected(connecting: asyncio.Future[BaseDatabaseWrapper]) -> None:
         spawn(asyncio.to_thread(connecting.result().close))
 
 
-class _Ear:
+class _NotificationReader:
     """Reads what comes on a connection of psycopg, whenever its socket has something."""
 
     def __init__(self, connection: Any, hear: Ring) -> None:
@@ -202,7 +201,7 @@ class _Ear:
             while notification := self._connection.notifies():
                 self._take(notification.extra.decode("utf-8", "replace"))
         except BaseException as error:
-            if is_order(error):
+            if must_propagate(error):
                 raise
             # Unread, a lost connection's socket would be readable for ever.
             self._loop.remove_reader(self._socket)

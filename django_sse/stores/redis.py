@@ -17,8 +17,9 @@ from django_sse.concurrency.forks import ForkSafeLock
 from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
 from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry
-from django_sse.stores.base import READ_BYTES, Cursor, EventStore
+from django_sse.stores.base import Cursor, EventStore
 from django_sse.stores.clock import StoreClock
+from django_sse.stores.read_limits import READ_BYTES
 from django_sse.text import plain
 
 try:

@@ -17,7 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_sse.concurrency.forks import ForkSafeLock
 from django_sse.concurrency.threads import Result
-from django_sse.stores.base import READ_SECONDS
+from django_sse.stores.read_limits import READ_SECONDS
 
 # How long a thread may hang where no other one may be begun, before its connection is cut.
 _CUT_SECONDS: Final = 60.0

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from contextvars import Context
 from copy import deepcopy
 
-from django_sse.concurrency.tasks import is_order
+from django_sse.concurrency.tasks import must_propagate
 from django_sse.conf import conf
-from django_sse.doorbells.mailbox import Message
+from django_sse.doorbells.layer_channel import Message
 from django_sse.event import Event, encode_published
 from django_sse.groups.position import format_position
 from django_sse.logs import log_first, log_seldom, view_name
-from django_sse.streaming.blocks import Block
+from django_sse.streaming.encoded_events import EncodedEvent
 
 EventFilter = Callable[[Event], Event | None]
 MessageHandler = Callable[[Message], Event | None]
@@ -22,16 +22,16 @@ class WrongResultError(TypeError):
     """A view's method has returned what it may not."""
 
 
-def filtered(block: Block, filter_event: EventFilter, context: Context) -> bytes:
+def filtered(encoded: EncodedEvent, filter_event: EventFilter, context: Context) -> bytes:
     """Return the bytes that a filter shows of an event. An event that it fails with is hidden."""
     try:
-        event = block.event()
+        event = encoded.decoded()
         shown = context.run(filter_event, event)
-        return block.wire if shown is event else _wire_of(shown)
+        return encoded.wire if shown is event else _wire_of(shown)
     except BaseException as error:
-        if is_order(error):
+        if must_propagate(error):
             raise
-        _log_hidden(block, filter_event, error)
+        _log_hidden(encoded, filter_event, error)
         return b""
 
 
@@ -41,7 +41,7 @@ def handled(group: str, message: Message, handler: MessageHandler, context: Cont
         # A copy of all of it: the other streams are given the same message.
         return _wire_of(context.run(handler, deepcopy(message)))
     except BaseException as error:
-        if is_order(error):
+        if must_propagate(error):
             raise
         log_seldom(
             f"{view_name(handler)}: a message handler failed, so its streams do not show a "
@@ -54,23 +54,23 @@ def handled(group: str, message: Message, handler: MessageHandler, context: Cont
         return b""
 
 
-def _log_hidden(block: Block, filter_event: EventFilter, error: BaseException) -> None:
+def _log_hidden(encoded: EncodedEvent, filter_event: EventFilter, error: BaseException) -> None:
     view = view_name(filter_event)
     failed = f"{view}: filter_event failed, so its streams do not show"
-    if isinstance(error, WrongResultError) or not block.number:
+    if isinstance(error, WrongResultError) or not encoded.number:
         # It fails with all of them, or this one has no id.
         log_seldom(
             f"{failed} an event of %s.",
-            f"group {block.group!r}" if block.group else "initial_events",
+            f"group {encoded.group!r}" if encoded.group else "initial_events",
             level=logging.ERROR,
             exc_info=error,
         )
     else:
         log_first(
-            (view, block.group, block.number),
+            (view, encoded.group, encoded.number),
             f"{failed} event %s of group %r.",
-            format_position({block.group: block.number}),
-            block.group,
+            format_position({encoded.group: encoded.number}),
+            encoded.group,
             exc_info=error,
         )
 

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from django_sse.channel_layer import default_layer
 from django_sse.concurrency.forks import in_child
-from django_sse.concurrency.tasks import is_order, spawn
+from django_sse.concurrency.tasks import must_propagate, spawn
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.base import listen, stop_listening
-from django_sse.doorbells.mailbox import LAYER_SECONDS, Mailbox
+from django_sse.doorbells.layer_channel import LAYER_SECONDS, LayerChannel
 from django_sse.groups.entries import GroupState, Hint
 from django_sse.groups.namespaces import layer_group
 from django_sse.logs import log_seldom, logger
@@ -111,16 +111,16 @@ class Hub:
         groups: Sequence[str],
         sent: Mapping[str, int],
         history: int,
-        marks: Iterable[str] = (),
+        owner_keys: Iterable[str] = (),
     ) -> dict[str, GroupState]:
         """Return where the groups stand, from memory where that is enough to begin a stream with,
-        and the states of its owner's marks.
+        and the states of its owner's keys.
 
         Args:
             groups: The groups of the stream.
             sent: The numbers in its client's position.
             history: How many past events a group gives to a client without a number in it.
-            marks: The marks of its owner.
+            owner_keys: The keys of its owner.
 
         Raises:
             Exception: The event store could not be read.
@@ -131,7 +131,7 @@ class Hub:
             if (subscription := self._subscriptions.get(group))
             and (state := subscription.state_after(sent.get(group), history))
         }
-        unknown = [group for group in groups if group not in known] + list(marks)
+        unknown = [group for group in groups if group not in known] + list(owner_keys)
         return known | (await self._reader.states(unknown) if unknown else {})
 
     async def join(self, stream: Stream, groups: Sequence[str]) -> None:
@@ -162,7 +162,7 @@ class Hub:
             if subscription.entering:
                 await asyncio.wait([subscription.entering], timeout=LAYER_SECONDS)
         # Its owner may have been ended since the view has looked.
-        await self._rechecks.look_up(stream.owner.marks)
+        await self._rechecks.look_up(stream.owner.keys)
 
     def leave(self, stream: Stream) -> None:
         """Forget a stream; the last one out closes what was open for it."""
@@ -195,7 +195,7 @@ class Hub:
         except BaseException as error:
             # The streams that wait for it end; those that come meanwhile try anew.
             self._forget(subscription)
-            if is_order(error):
+            if must_propagate(error):
                 subscription.joined.cancel()
                 raise
             subscription.joined.set_exception(error)
@@ -206,8 +206,8 @@ class Hub:
     def _unsubscribe(self, subscription: Subscription) -> None:
         self._forget(subscription)
         subscription.close()
-        if subscription.mailbox:
-            spawn(subscription.mailbox.close())
+        if subscription.layer_channel:
+            spawn(subscription.layer_channel.close())
 
     def _forget(self, subscription: Subscription) -> None:
         if self._subscriptions.get(subscription.group) is subscription:
@@ -238,7 +238,7 @@ class Hub:
                 try:
                     self._hear(hint)
                 except BaseException as error:
-                    if is_order(error):
+                    if must_propagate(error):
                         raise
                     self._fail(hint.group, error)
 
@@ -261,10 +261,12 @@ class Hub:
     def _hear_messages(self, subscription: Subscription) -> None:
         """Listen to a group for plain Channels messages: they do not name their group, so each
         group has a channel of its own."""
-        if self._layer is None or subscription.mailbox:
+        if self._layer is None or subscription.layer_channel:
             return
-        subscription.mailbox = Mailbox(self._layer, subscription.hear_message)
-        subscription.entering = spawn(subscription.mailbox.enter(layer_group(subscription.group)))
+        subscription.layer_channel = LayerChannel(self._layer, subscription.hear_message)
+        subscription.entering = spawn(
+            subscription.layer_channel.enter(layer_group(subscription.group))
+        )
 
     # Timers
 
@@ -319,7 +321,7 @@ class Hub:
                     logger.info("The hub can compare itself with the event store again.")
                 self._synced = True
             except BaseException as error:
-                if is_order(error):
+                if must_propagate(error):
                     raise
                 if self._synced:
                     logger.exception("The hub cannot compare itself with the event store.")
@@ -333,13 +335,13 @@ class Hub:
 
     async def _compare_with_store(self, cursor: Cursor) -> Cursor:
         hints, cursor = await self._store.achanged(cursor, self._followed)
-        marks = []
+        owner_keys = []
         for hint in hints or ():
             if subscription := self._subscriptions.get(hint.group):
                 self._find(subscription, hint)
             else:
-                marks.append(hint.group)
-        await self._rechecks.look_up(marks)
+                owner_keys.append(hint.group)
+        await self._rechecks.look_up(owner_keys)
         if hints is None or self.loop.time() - self._swept > _SWEEP_SECONDS:
             self._swept = self.loop.time()
             await self._sweep()
@@ -362,7 +364,7 @@ class Hub:
                 try:
                     await self._store.atrim()
                 except BaseException as error:
-                    if is_order(error):
+                    if must_propagate(error):
                         raise
                     log_seldom("Old events could not be dropped.", exc_info=error)
             await asyncio.sleep(max(self._store.trim_due - monotonic(), 1.0))
@@ -373,11 +375,11 @@ class Hub:
             if subscription.joined.done() and hint.head > subscription.head:
                 # A layer that was restarted has forgotten who is in the group, and does not say so.
                 spawn(self._receiver.enter_again(hint.group))
-                if subscription.mailbox:
-                    spawn(subscription.mailbox.enter_again(layer_group(hint.group)))
+                if subscription.layer_channel:
+                    spawn(subscription.layer_channel.enter_again(layer_group(hint.group)))
             subscription.compare(hint)
         except BaseException as error:
-            if is_order(error):
+            if must_propagate(error):
                 raise
             self._fail(hint.group, error)
 
@@ -388,7 +390,7 @@ class Hub:
             try:
                 await self.renew_memberships()
             except BaseException as error:
-                if is_order(error):
+                if must_propagate(error):
                     raise
                 logger.exception("Memberships of the channel layer could not be renewed.")
 
@@ -396,8 +398,8 @@ class Hub:
         """Enter again the groups whose membership of the channel layer may have lapsed."""
         await self._receiver.renew()
         for subscription in list(self._subscriptions.values()):
-            if subscription.mailbox:
-                await subscription.mailbox.renew()
+            if subscription.layer_channel:
+                await subscription.layer_channel.renew()
 
     def _sync_interval(self) -> float:
         chosen = conf().SYNC_INTERVAL

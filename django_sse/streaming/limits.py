@@ -26,7 +26,7 @@ class Counted(Protocol):
 
     @property
     def user(self) -> str | None:
-        """The mark of the user whose it is; None for nobody's."""
+        """The owner key of the user whose it is; None for nobody's."""
 
     @property
     def address(self) -> str | None:
@@ -34,7 +34,7 @@ class Counted(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class RequestedStream:
     """What a stream would count as that has not begun."""
 
     groups: Collection[str]

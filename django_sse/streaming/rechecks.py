@@ -21,14 +21,14 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from django_sse.access.logins import (
-    Judgement,
-    ajudge_by_backend,
+    LoginCheck,
+    acheck_with_backend,
+    check_logins,
     finds_users_itself,
-    judge,
     without_session,
 )
 from django_sse.access.owners import Login
-from django_sse.concurrency.tasks import is_order, spawn
+from django_sse.concurrency.tasks import must_propagate, spawn
 from django_sse.concurrency.threads import OwnThread, Result
 from django_sse.conf import conf
 from django_sse.groups.entries import GroupState, Hint, closing_wire
@@ -37,19 +37,19 @@ from django_sse.logs import log_seldom, logger
 from django_sse.stores.base import EventStore
 from django_sse.stores.timed_thread import TimedThread, unpooled
 from django_sse.streaming.jitter import jittered_retry
-from django_sse.streaming.questions import Questions
+from django_sse.streaming.permission_rechecks import PermissionRechecks
 from django_sse.streaming.store_reader import StoreReader
 from django_sse.streaming.stream import Stream
 from django_sse.streaming.subscription import each
 
-# Judging all logins pauses for so many times as long as it took, so that it never costs much.
+# Checking all logins pauses for so many times as long as it took, so that it never costs much.
 _LOGINS_PAUSE: Final = 20
 # When a user who was not found is looked for again.
 _AGAIN_SECONDS: Final = 1.0
 # How long backends that find users in ways of their own are asked at a stretch.
 _BACKENDS_SECONDS: Final = 10.0
 
-# Logins that are judged at a time: one answer must not take as long as one that hangs.
+# Logins that are checked at a time: one answer must not take as long as one that hangs.
 _AT_A_TIME: Final = 500
 
 _Logins = Mapping[Login, Collection[Stream]]
@@ -76,16 +76,16 @@ class Rechecks:
         interval: Callable[[], float],
     ) -> None:
         self.owned: dict[str, set[Stream]] = {}
-        """The streams by the marks of their owners."""
+        """The streams by the owner keys of their owners."""
         self._streams = streams
         self._store = store
         self._reader = reader
         self._interval = interval
         self._thread = TimedThread("django-sse-logins", _OfThread)
-        self._questions = Questions()
-        # The marks that doorbells have named. Apart: a database that hangs holds up no kick.
-        self._to_look_up = _Pile(self.look_up)
-        self._to_judge = _Pile(self._judge_users)
+        self._questions = PermissionRechecks()
+        # The owner keys that doorbells have named. Apart: a database that hangs holds up no kick.
+        self._to_look_up = _Batcher(self.look_up)
+        self._to_check = _Batcher(self._check_users)
         # The logins whose user was not found, with the time of the first such look.
         self._missed: dict[Login, float] = {}
         # When backends were asked about each of their logins, and whether one is to be asked now.
@@ -94,16 +94,16 @@ class Rechecks:
 
     def add(self, stream: Stream) -> None:
         """Note whose a stream is."""
-        for mark in stream.owner.marks:
-            self.owned.setdefault(mark, set()).add(stream)
+        for owner_key in stream.owner.keys:
+            self.owned.setdefault(owner_key, set()).add(stream)
         self._questions.add(stream)
 
     def remove(self, stream: Stream) -> None:
         """Forget a stream that was added."""
-        for mark in stream.owner.marks:
-            self.owned[mark].discard(stream)
-            if not self.owned[mark]:
-                del self.owned[mark]
+        for owner_key in stream.owner.keys:
+            self.owned[owner_key].discard(stream)
+            if not self.owned[owner_key]:
+                del self.owned[owner_key]
         login = stream.owner.login
         others = self.owned.get(stream.owner.user or "", ())
         if login and not any(other.owner.login == login for other in others):
@@ -117,52 +117,54 @@ class Rechecks:
     # Owners
 
     def hear(self, hint: Hint) -> None:
-        """Take what a doorbell says of a mark: it was ended or, without a head, its user has
+        """Take what a doorbell says of an owner key: it was ended or, without a head, its user has
         changed."""
-        (self._to_look_up if hint.head else self._to_judge).add(hint.group)
+        (self._to_look_up if hint.head else self._to_check).add(hint.group)
 
-    async def look_up(self, marks: Iterable[str]) -> None:
-        """Ask the store for those of the marks that have streams, and end what it has ended.
+    async def look_up(self, owner_keys: Iterable[str]) -> None:
+        """Ask the store for those of the owner keys that have streams, and end what it has ended.
 
         Raises:
             Exception: The event store could not be read.
         """
-        if marks := [mark for mark in marks if mark in self.owned]:
-            for mark, state in (await self._reader.states(marks)).items():
-                await self.compare(mark, state)
+        if owner_keys := [owner_key for owner_key in owner_keys if owner_key in self.owned]:
+            for owner_key, state in (await self._reader.states(owner_keys)).items():
+                await self.compare(owner_key, state)
 
-    async def compare(self, mark: str, state: GroupState) -> None:
-        """End the streams that a mark's state in the store has ended.
+    async def compare(self, owner_key: str, state: GroupState) -> None:
+        """End the streams that an owner key's state in the store has ended.
 
         Raises:
             Exception: The event store could not be read.
         """
         ended = [
-            stream for stream in self.owned.get(mark, ()) if stream.owner.is_ended(mark, state)
+            stream
+            for stream in self.owned.get(owner_key, ())
+            if stream.owner.is_ended(owner_key, state)
         ]
         if ended:
-            entries = await self._store.aread(mark, state.first - 1, 1)
+            entries = await self._store.aread(owner_key, state.first - 1, 1)
             closing = entries[0].wire if entries else closing_wire(None)
-            each(ended, lambda stream: _shut(stream, closing, stream.owner.marks[mark]))
+            each(ended, lambda stream: _shut(stream, closing, stream.owner.keys[owner_key]))
 
     # Logins
 
     async def watch_logins(self) -> None:
-        """Judge all logins, and look for their sessions, again and again."""
+        """Check all logins, and look for their sessions, again and again."""
         loop = asyncio.get_running_loop()
         failing = set()
         while True:
             began = loop.time()
-            for what, judge_all in (
-                ("logins", self._judge_logins),
+            for what, check_all in (
+                ("logins", self._check_logins),
                 ("sessions", self._look_for_sessions),
             ):
                 # Apart: users and sessions may be kept in different places.
                 try:
-                    await judge_all(self._streams)
+                    await check_all(self._streams)
                     failing.discard(what)
                 except BaseException as error:
-                    if is_order(error):
+                    if must_propagate(error):
                         raise
                     if what not in failing:
                         logger.exception("Whether the %s of streams hold cannot be read.", what)
@@ -170,16 +172,16 @@ class Rechecks:
             took = loop.time() - began
             await asyncio.sleep(max(self._interval(), _LOGINS_PAUSE * took))
 
-    async def _judge_users(self, marks: Collection[str]) -> None:
-        streams = {stream for mark in marks for stream in self.owned.get(mark, ())}
+    async def _check_users(self, owner_keys: Collection[str]) -> None:
+        streams = {stream for owner_key in owner_keys for stream in self.owned.get(owner_key, ())}
         self._ask_backends_soon(streams)
-        await self._judge_logins(streams)
+        await self._check_logins(streams)
 
-    async def _judge_logins(self, streams: Collection[Stream]) -> None:
+    async def _check_logins(self, streams: Collection[Stream]) -> None:
         """End those of the streams whose login does not hold any more, as the database says."""
         logins = _by_login(streams, own_ways=False)
-        async for of_tenant, judgement in self._ask_each_tenant(logins, judge):
-            self._heed(of_tenant, judgement)
+        async for of_tenant, checked in self._ask_each_tenant(logins, check_logins):
+            self._act_on(of_tenant, checked)
 
     async def watch_backends(self) -> None:
         """Ask the backends that find users in ways of their own, one login at a time, again and
@@ -192,7 +194,7 @@ class Rechecks:
             try:
                 answers = await self._ask_backends(began - pause)
             except BaseException as error:
-                if is_order(error):
+                if must_propagate(error):
                     raise
                 log_seldom("Backends cannot be asked about logins.", exc_info=error)
             pause = max(self._interval(), _LOGINS_PAUSE * (loop.time() - began))
@@ -221,11 +223,11 @@ class Rechecks:
                     break
                 self._asked[login] = loop.time()
                 try:
-                    judgement = await asyncio.create_task(
-                        _ajudge_within(login), context=thread.within(Context())
+                    checked = await asyncio.create_task(
+                        _acheck_within(login), context=thread.within(Context())
                     )
                 except BaseException as error:
-                    if is_order(error):
+                    if must_propagate(error):
                         raise
                     # No answer is no no. The thread may hang, or have a connection that is broken.
                     thread.give_up()
@@ -233,7 +235,7 @@ class Rechecks:
                     if isinstance(error, TimeoutError):
                         return False
                 else:
-                    self._heed({login: logins[login]}, judgement)
+                    self._act_on({login: logins[login]}, checked)
         return True
 
     def _ask_backends_soon(self, streams: Iterable[Stream]) -> None:
@@ -242,26 +244,26 @@ class Rechecks:
                 self._asked.pop(login, None)
             self._is_urgent.set()
 
-    def _heed(self, logins: _Logins, judgement: Judgement) -> None:
+    def _act_on(self, logins: _Logins, checked: LoginCheck) -> None:
         for login, streams in logins.items():
-            absent = login in judgement.absent
+            absent = login in checked.absent
             if not absent:
                 self._missed.pop(login, None)
-            if login in judgement.gone:
+            if login in checked.gone:
                 each(streams, _log_out)
-            elif login in judgement.changed:
+            elif login in checked.changed:
                 # Its session may be the one that the password was changed in, and go on.
                 each(streams, _send_back)
             if absent:
-                self._miss(login, streams)
+                self._note_absent(login, streams)
 
-    def _miss(self, login: Login, streams: Collection[Stream]) -> None:
+    def _note_absent(self, login: Login, streams: Collection[Stream]) -> None:
         """End streams whose user was not found before either: a replica may not have it yet."""
         loop = asyncio.get_running_loop()
         if login not in self._missed:
             self._missed[login] = loop.time()
-            for mark in {stream.owner.user for stream in streams if stream.owner.user}:
-                hint = Hint(mark, 0, cancelled=False)
+            for owner_key in {stream.owner.user for stream in streams if stream.owner.user}:
+                hint = Hint(owner_key, 0, cancelled=False)
                 loop.call_later(_AGAIN_SECONDS, self.hear, hint)
         elif loop.time() - self._missed[login] >= _AGAIN_SECONDS:
             # A backend may read where a user is not for longer: the next request asks it again.
@@ -274,10 +276,12 @@ class Rechecks:
             if ended := [stream for login in gone for stream in of_tenant[login]]:
                 # Of one that was logged out the store says so, whether or not that was heard yet.
                 try:
-                    await self.look_up({mark for stream in ended for mark in stream.owner.marks})
+                    await self.look_up(
+                        {owner_key for stream in ended for owner_key in stream.owner.keys}
+                    )
                 except BaseException as error:
                     # The next comparison with the store finds it.
-                    if is_order(error):
+                    if must_propagate(error):
                         raise
             each(ended, _send_back)
 
@@ -299,7 +303,7 @@ class Rechecks:
             try:
                 answer = await self._thread.run(ask)
             except BaseException as error:
-                if is_order(error):
+                if must_propagate(error):
                     raise
                 failure = error
             else:
@@ -332,7 +336,7 @@ class _OfThread:
         connections.close_all()
 
 
-class _Pile:
+class _Batcher:
     """Deals with names, all that have piled up at once: anybody may ring often.
 
     Args:
@@ -355,7 +359,7 @@ class _Pile:
             try:
                 await self._deal(names)
             except BaseException as error:
-                if is_order(error):
+                if must_propagate(error):
                     raise
                 # The next comparison with the store, or sweep of the logins, finds it.
                 log_seldom("What a doorbell says of owners cannot be read.", exc_info=error)
@@ -411,13 +415,13 @@ def _ask_within(
         return question(logins)
 
 
-async def _ajudge_within(login: Login) -> Judgement:
+async def _acheck_within(login: Login) -> LoginCheck:
     if conf().NAMESPACE_CONTEXT is None:
-        return await ajudge_by_backend(login)
+        return await acheck_with_backend(login)
 
-    def judge_within() -> Judgement:
+    def check_within() -> LoginCheck:
         with namespace_context(login.namespace):
             # What the backend does in threads comes back to this one, which is in the tenant.
-            return async_to_sync(ajudge_by_backend)(login)
+            return async_to_sync(acheck_with_backend)(login)
 
-    return await sync_to_async(judge_within)()
+    return await sync_to_async(check_within)()

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
-from django_sse.concurrency.tasks import is_order, start_eagerly
+from django_sse.concurrency.tasks import must_propagate, start_eagerly
 from django_sse.conf import conf
 from django_sse.groups.replay import filling
 from django_sse.logs import logger
-from django_sse.stores.base import READ_BYTES
+from django_sse.stores.read_limits import READ_BYTES
 
 CLIENT_GONE: Final = (OSError, RuntimeError)
 """What a server's ``send`` may raise for a client that has gone: an OSError, as ASGI says, or the
@@ -157,7 +157,7 @@ class SendQueue:
         except CLIENT_GONE:
             reason = "disconnected"
         except BaseException as error:
-            if is_order(error):
+            if must_propagate(error):
                 raise
             logger.exception("Sending to a stream failed; it is ended.")
             reason = "send failed"

@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import Iterable
 from typing import Final
 
-from django_sse.concurrency.tasks import in_time, is_order, spawn
+from django_sse.concurrency.tasks import in_time, must_propagate, spawn
 from django_sse.groups.entries import Entry, GroupState
-from django_sse.stores.base import READ_SECONDS, EventStore
+from django_sse.stores.base import EventStore
+from django_sse.stores.read_limits import READ_SECONDS
 
 # How many pages are read at once: a store that reads one after the other answers others between.
 _PAGES_AT_ONCE: Final = 4
@@ -60,7 +61,7 @@ class StoreReader:
                         await in_time(self._store.astates(list(wanted)), READ_SECONDS)
                     )
                 except BaseException as error:
-                    if is_order(error):
+                    if must_propagate(error):
                         answer.cancel()
                         raise
                     answer.set_exception(error)

@@ -5,17 +5,18 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import Context
 from enum import Enum
+from itertools import islice
 from typing import Final, Protocol
 
 from django_sse.access.owners import NOBODY, Owner
-from django_sse.concurrency.tasks import Turns, is_order, spawn
+from django_sse.concurrency.tasks import Turns, must_propagate, spawn
 from django_sse.conf import conf
 from django_sse.event import Event, encode_published, with_id
 from django_sse.exceptions import InvalidEvent
 from django_sse.groups.entries import Entry, closing_wire
 from django_sse.groups.position import TERMINAL_MARK, format_position
 from django_sse.logs import log_seldom, logger
-from django_sse.streaming.blocks import Batch, Block
+from django_sse.streaming.encoded_events import Batch, EncodedEvent
 from django_sse.streaming.filtering import EventFilter, MessageHandler, filtered, handled
 from django_sse.streaming.jitter import jittered_age, jittered_retry
 from django_sse.streaming.send_queue import SEND_BYTES, LastBytes, Send, SendQueue
@@ -28,6 +29,10 @@ Question = Callable[[], Awaitable[bool]]
 # Reasons to end for which nothing more of what is left may be sent: its owner may not, or perhaps
 # not, see it any more.
 _BARRING: Final = frozenset({"shut", "shut out of a group", "login changed", "permission unknown"})
+
+
+# Events that are rendered in one turn: a filter may hide all of them, and so fill no send.
+_EVENTS_A_TURN: Final = 500
 
 
 class Registry(Protocol):
@@ -143,7 +148,7 @@ class Stream:
 
     @property
     def user(self) -> str | None:
-        """The mark of the user whose it is."""
+        """The owner key of the user whose it is."""
         return self.owner.user
 
     async def open(self) -> None:
@@ -195,19 +200,20 @@ class Stream:
                 if behind is None:
                     self._enter(Phase.LIVE)
                     break
-                blocks = iter(await behind.read(self._taken[behind.group]))
+                read = await behind.read(self._taken[behind.group])
+                events = islice(read, _EVENTS_A_TURN)
                 if self._queue.busy_since is not None:
                     # A heartbeat went out meanwhile. Its client may take its time for it.
                     continue
-                chunk = self._render(behind.group, blocks)
+                chunk = self._render(behind.group, events)
                 self._queue.push(chunk)
                 # Nor for as long as the client takes for these.
-                del blocks
+                del read, events
                 await turns.give_way(len(chunk))
             except HistoryLostError:
                 self.end("reset", jittered_retry)
             except BaseException as error:
-                if is_order(error):
+                if must_propagate(error):
                     raise
                 if not failed:
                     logger.exception("A stream could not be replayed; trying again.")
@@ -231,8 +237,8 @@ class Stream:
 
     def _hold_messages(self, batch: Batch) -> None:
         # They are not stored, and so cannot be read later.
-        for block in batch.messages if self.wants_messages else ():
-            self._queue.hold(self._chunk(block))
+        for encoded in batch.messages if self.wants_messages else ():
+            self._queue.hold(self._chunk(encoded))
 
     def _take_now(self, subscription: Subscription, batch: Batch) -> None:
         group = subscription.group
@@ -250,14 +256,14 @@ class Stream:
                 self._closing = batch.closing.wire
             self._queue.push(batch.chunk)
         else:
-            blocks = iter(batch.after(taken, with_messages=self.wants_messages))
-            while self.phase is Phase.LIVE and (chunk := self._render(group, blocks)):
+            events = iter(batch.after(taken, with_messages=self.wants_messages))
+            while self.phase is Phase.LIVE and (chunk := self._render(group, events)):
                 self._queue.push(chunk)
         if subscription.cancelled:
             self.end_if_cancelled()
 
     def _differs_in(self, batch: Batch) -> bool:
-        if batch.excluded and not batch.excluded.isdisjoint(self.owner.marks):
+        if batch.excluded and not batch.excluded.isdisjoint(self.owner.keys):
             return True
         return bool(batch.messages) and (
             not self.wants_messages or self._message_handler is not None
@@ -266,51 +272,53 @@ class Stream:
     def _shares_chunks(self) -> bool:
         return self._filter_event is None and len(self.subscriptions) == 1
 
-    def _render(self, group: str, blocks: Iterator[Block]) -> bytes:
-        """Return what this stream sends of some blocks, as many of them as one send takes, and
+    def _render(self, group: str, events: Iterator[EncodedEvent]) -> bytes:
+        """Return what this stream sends of some events, as many of them as one send takes, and
         count those as taken; nothing where none of them is shown."""
         before = self._taken[group]
         try:
-            return b"".join(self._chunks(group, blocks))
+            return b"".join(self._chunks(group, events))
         except BaseException as error:
             # None of it is sent, and all of it to who comes back.
             self._taken[group] = before
             self.fail(error)
-            if is_order(error):
+            if must_propagate(error):
                 raise
             return b""
 
-    def _chunks(self, group: str, blocks: Iterator[Block]) -> Iterator[bytes]:
+    def _chunks(self, group: str, events: Iterator[EncodedEvent]) -> Iterator[bytes]:
         room = min(SEND_BYTES, conf().BACKLOG_BYTES)
-        for block in blocks:
-            if block.number:
-                self._taken[group] = block.number
-            if block.closes:
+        for encoded in events:
+            if encoded.number:
+                self._taken[group] = encoded.number
+            if encoded.closes:
                 # Sent when all groups are cancelled; one of before a reopen is not sent at all.
-                self._closing = block.wire
+                self._closing = encoded.wire
                 self._moved_unseen = True
                 continue
-            chunk = self._chunk(block)
-            if block.number:
+            chunk = self._chunk(encoded)
+            if encoded.number:
                 self._moved_unseen = not chunk
             yield chunk
             room -= len(chunk)
             if room <= 0:
                 break
 
-    def _chunk(self, block: Block) -> bytes:
-        if block.message is not None:
+    def _chunk(self, encoded: EncodedEvent) -> bytes:
+        if encoded.message is not None:
             find = self._message_handler
-            handler = find and find(str(block.message.get("type")))
-            return handled(block.group, block.message, handler, self.context) if handler else b""
-        if block.exclude in self.owner.marks:
+            handler = find and find(str(encoded.message.get("type")))
+            return (
+                handled(encoded.group, encoded.message, handler, self.context) if handler else b""
+            )
+        if encoded.exclude in self.owner.keys:
             return b""
         if self._shares_chunks():
-            return block.chunk
-        wire = block.wire
+            return encoded.chunk
+        wire = encoded.wire
         if self._filter_event is not None:
-            wire = filtered(block, self._filter_event, self.context)
-        return with_id(self._position(), wire) if wire and block.number else wire
+            wire = filtered(encoded, self._filter_event, self.context)
+        return with_id(self._position(), wire) if wire and encoded.number else wire
 
     def encode(self, event: Event) -> bytes:
         """Return what is sent of an event of the view's own: nothing where its filter hides it.
@@ -321,7 +329,7 @@ class Stream:
         if not isinstance(event, Event):
             raise InvalidEvent(f"initial_events has to yield an Event, not {type(event).__name__}.")
         wire = encode_published(event, conf().MAX_EVENT_BYTES)
-        return self._chunk(Block("", Entry(0, wire)))
+        return self._chunk(EncodedEvent("", Entry(0, wire)))
 
     def _position(self) -> str:
         return format_position(self._taken)

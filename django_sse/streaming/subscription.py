@@ -9,16 +9,17 @@ from math import inf
 from operator import length_hint
 from typing import Final, Protocol, TypeVar
 
-from django_sse.concurrency.tasks import is_order, spawn, start_eagerly
+from django_sse.concurrency.tasks import must_propagate, spawn, start_eagerly
 from django_sse.conf import conf
-from django_sse.doorbells.mailbox import Mailbox, Message
+from django_sse.doorbells.layer_channel import LayerChannel, Message
 from django_sse.event import Event, encode_published
 from django_sse.exceptions import InvalidEvent
 from django_sse.groups.entries import Entry, GroupState, Hint
 from django_sse.groups.replay import join
 from django_sse.logs import log_seldom, logger
-from django_sse.stores.base import READ_BYTES, EventStore
-from django_sse.streaming.blocks import Batch, Block, Tail
+from django_sse.stores.base import EventStore
+from django_sse.stores.read_limits import READ_BYTES
+from django_sse.streaming.encoded_events import Batch, EncodedEvent, Tail
 from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.send_queue import LastBytes
 from django_sse.streaming.store_reader import StoreReader
@@ -73,7 +74,7 @@ def each(streams: Iterable[FollowerT], act: Callable[[FollowerT], object]) -> No
             act(stream)
         except BaseException as error:
             stream.fail(error)
-            if is_order(error):
+            if must_propagate(error):
                 raise
 
 
@@ -90,8 +91,8 @@ class Subscription:
         self.head = 0
         self.origin = 0
         self.cancelled = False
-        # For plain Channels messages, where a stream wants them; `entering` opens the mailbox.
-        self.mailbox: Mailbox | None = None
+        # For plain Channels messages, where a stream wants them; `entering` opens it.
+        self.layer_channel: LayerChannel | None = None
         self.entering: asyncio.Task[None] | None = None
         self.joined = asyncio.get_running_loop().create_future()
         self._store = store
@@ -101,9 +102,9 @@ class Subscription:
         # How many events a page takes that ends where the tail begins.
         self._step = PAGE
         # The pages that are being read for streams, by the number before them.
-        self._pages: dict[int, asyncio.Task[list[Block]]] = {}
+        self._pages: dict[int, asyncio.Task[list[EncodedEvent]]] = {}
         self._letting_go: asyncio.TimerHandle | None = None
-        self._pending: list[Block] = []
+        self._pending: list[EncodedEvent] = []
         self._fanning_out = False
         # What was heard before the state was read, and how many bytes that is.
         self._early: list[Hint] = []
@@ -144,7 +145,7 @@ class Subscription:
     def hear_message(self, message: Message) -> None:
         """Deliver a plain Channels message: live, without a number."""
         if message.get("type") != PLAIN_EVENT:
-            self._deliver([Block(self.group, Entry(0, b""), message)])
+            self._deliver([EncodedEvent(self.group, Entry(0, b""), message)])
             return
         fields = {key: value for key, value in message.items() if key != "type"}
         try:
@@ -158,7 +159,7 @@ class Subscription:
                 level=logging.ERROR,
             )
         else:
-            self._deliver([Block(self.group, Entry(0, wire))])
+            self._deliver([EncodedEvent(self.group, Entry(0, wire))])
 
     def _keep_early(self, hint: Hint) -> None:
         # For as long as the store takes: what becomes too much is read from it instead.
@@ -197,7 +198,7 @@ class Subscription:
                 told, self._told = self._told, 0
                 await self._fetch(told)
             except BaseException as error:
-                if is_order(error):
+                if must_propagate(error):
                     raise
                 if not failed:
                     logger.exception("Reading group %r from the event store failed.", self.group)
@@ -286,8 +287,8 @@ class Subscription:
         begin = self.head if number is None else number
         return state if self.tail.first - 1 <= begin <= self.head else None
 
-    async def read(self, after: int) -> list[Block]:
-        """Return the blocks that follow a number, some of them, at least one.
+    async def read(self, after: int) -> list[EncodedEvent]:
+        """Return the events that follow a number, some of them, at least one.
 
         Raises:
             HistoryLostError: They are not kept any more.
@@ -307,13 +308,13 @@ class Subscription:
         # Shielded: it is others' page, too.
         return await asyncio.shield(self._pages[after])
 
-    async def _read_page(self, after: int) -> list[Block]:
+    async def _read_page(self, after: int) -> list[EncodedEvent]:
         # All pages end alike, so that those who came from different numbers soon share them.
         limit = PAGE - after % PAGE
         entries, _ = join(after, await self._reader.page(self.group, after, limit))
         if not entries:
             raise HistoryLostError
-        return [Block(self.group, entry) for entry in entries]
+        return [EncodedEvent(self.group, entry) for entry in entries]
 
     async def _lengthen(self) -> bool:
         """Read what comes before the tail, if there is room; say whether it has become longer."""
@@ -328,7 +329,7 @@ class Subscription:
             return True
         if 2 * size <= READ_BYTES:
             self._step = min(2 * step, PAGE)
-        return self.tail.prepend(Block(self.group, entry) for entry in reversed(page))
+        return self.tail.prepend(EncodedEvent(self.group, entry) for entry in reversed(page))
 
     def _from(self, number: int) -> int:
         """Return the number before the one that follows a position."""
@@ -346,28 +347,28 @@ class Subscription:
         self.tail.clear(self.head + 1)
 
     def _add(self, entries: Iterable[Entry]) -> None:
-        blocks = [Block(self.group, entry) for entry in entries]
-        if not blocks:
+        events = [EncodedEvent(self.group, entry) for entry in entries]
+        if not events:
             return
-        self.head = blocks[-1].number
-        self.tail.append(blocks)
-        self._deliver(blocks)
+        self.head = events[-1].number
+        self.tail.append(events)
+        self._deliver(events)
 
     # Fan-out
 
-    def _deliver(self, blocks: Sequence[Block]) -> None:
-        self._pending.extend(blocks)
+    def _deliver(self, events: Sequence[EncodedEvent]) -> None:
+        self._pending.extend(events)
         if not self._fanning_out:
             self._fanning_out = True
             asyncio.get_running_loop().call_soon(self._next_batch)
 
     def _next_batch(self) -> None:
-        blocks, self._pending = self._pending, []
-        if not blocks:
+        events, self._pending = self._pending, []
+        if not events:
             self._fanning_out = False
             return
         try:
-            batch = Batch(blocks)
+            batch = Batch(events)
         except Exception as error:
             # Such as no memory to join them. Who comes back gets them bit by bit.
             self._fanning_out = False
@@ -381,7 +382,7 @@ class Subscription:
     def _hold(self, batch: Batch) -> None:
         """Keep a batch for a moment that no stream takes at once: the store may not have all of it,
         and would be asked by each of them."""
-        self.tail.hold(batch.blocks)
+        self.tail.hold(batch.events)
         if self._letting_go:
             self._letting_go.cancel()
         loop = asyncio.get_running_loop()

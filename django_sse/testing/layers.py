@@ -266,7 +266,7 @@ class ChannelLayerContract(_TestCase):
     @with_layer(NEVER)
     async def test_a_membership_that_was_lost_is_renewed(self, layer: BaseChannelLayer) -> None:
         with (
-            patch("django_sse.doorbells.mailbox._RENEW_SECONDS", 0.0),
+            patch("django_sse.doorbells.layer_channel._RENEW_SECONDS", 0.0),
             memberships(layer) as entered,
         ):
             async with connected(STREAMS, "news") as clients:

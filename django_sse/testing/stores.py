@@ -22,9 +22,10 @@ from django_sse.groups.entries import (
     closing_wire,
     first_number,
 )
-from django_sse.groups.names import MARK
+from django_sse.groups.names import OWNER_PREFIX
 from django_sse.groups.replay import is_lost
-from django_sse.stores.base import READ_BYTES, Cursor, EventStore
+from django_sse.stores.base import Cursor, EventStore
+from django_sse.stores.read_limits import READ_BYTES
 from django_sse.testing.threads import in_thread
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ else:
     # A mixin: what imports the contract must not run it.
     _TestCase = object
 
-# The mark of an owner of streams.
-OWNER: Final = MARK + "0123456789abcdef" * 2
+# The key of an owner of streams.
+OWNER: Final = OWNER_PREFIX + "0123456789abcdef" * 2
 
 # Generous: nothing takes nearly as long, unless it never comes.
 _SECONDS = 30
@@ -50,9 +51,9 @@ def close(group: str) -> NewEntry:
     return NewEntry(group, closing_wire("over"), Kind.CLOSE)
 
 
-def end(mark: str, reason: str) -> NewEntry:
+def end(owner_key: str, reason: str) -> NewEntry:
     """Return what ends an owner's streams."""
-    return NewEntry(mark, closing_wire(reason), Kind.END)
+    return NewEntry(owner_key, closing_wire(reason), Kind.END)
 
 
 def reopening(group: str) -> NewEntry:

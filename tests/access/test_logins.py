@@ -17,8 +17,10 @@ from asgiref.sync import sync_to_async
 from django.conf import settings as django_settings
 from django.contrib import auth
 from django.contrib.auth.backends import BaseBackend, ModelBackend
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.middleware import AuthenticationMiddleware
+from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.contrib.sessions.backends.cache import SessionStore as CacheSession
+from django.contrib.sessions.backends.db import SessionStore as DatabaseSession
 from django.contrib.sessions.backends.file import SessionStore as FileSession
 from django.contrib.sessions.models import Session
 from django.core.cache import caches
@@ -36,8 +38,15 @@ from pytest_django import Settings
 
 from django_sse import acancel, apublish, signals
 from django_sse.access import logins
-from django_sse.access.logins import Judgement, judge, renew_login, without_session
-from django_sse.access.owners import Login, user_mark
+from django_sse.access.logins import (
+    LoginCheck,
+    check_logins,
+    renew_login,
+    resolve_user,
+    user_of,
+    without_session,
+)
+from django_sse.access.owners import Login, user_key
 from django_sse.asgi import get_asgi_application
 from django_sse.decorators import event_stream
 from django_sse.doorbells.base import Doorbell
@@ -158,7 +167,7 @@ urlpatterns = [
 
 @pytest.fixture
 def often(settings: Settings) -> None:
-    """The store is compared with, and logins are judged, often."""
+    """The store is compared with, and logins are checked, often."""
     settings.DJANGO_SSE = {"SYNC_INTERVAL": 0.05}
 
 
@@ -419,7 +428,7 @@ async def test_a_key_that_no_user_can_have_spoils_the_sweep_for_nobody_else() ->
     backend = "django.contrib.auth.backends.ModelBackend"
     valid = Login(str(ada.pk), backend, ada.get_session_auth_hash())
     of_before = Login("not a number", backend, "")
-    assert await sync_to_async(judge)([of_before, valid]) == Judgement(absent={of_before})
+    assert await sync_to_async(check_logins)([of_before, valid]) == LoginCheck(absent={of_before})
 
 
 @pytest.mark.usefixtures("rarely")
@@ -447,18 +456,18 @@ async def test_logins_are_judged_with_one_query_for_all_of_them(
             await streams.enter_async_context(stream(await logged_in(f"user{n}")))
         rounds: list[int] = []
 
-        def judge_and_count(logins: Collection[Login]) -> Judgement:
+        def judge_and_count(logins: Collection[Login]) -> LoginCheck:
             with queries_about("auth_user") as queries:
-                judgement = judge(logins)
+                checked = check_logins(logins)
             rounds.append(len(queries))
-            return judgement
+            return checked
 
-        monkeypatch.setattr("django_sse.streaming.rechecks.judge", judge_and_count)
+        monkeypatch.setattr("django_sse.streaming.rechecks.check_logins", judge_and_count)
         await until(lambda: rounds)
         assert set(rounds) == {1}
 
 
-@pytest.mark.parametrize("asked", ["judge", "without_session"])
+@pytest.mark.parametrize("asked", ["check_logins", "without_session"])
 async def test_nobody_loses_a_stream_where_there_are_more_than_one_query_names(
     monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
@@ -686,7 +695,7 @@ async def test_users_are_read_where_they_are_written(settings: Settings) -> None
         str(ada.pk), "django.contrib.auth.backends.ModelBackend", ada.get_session_auth_hash()
     )
     settings.DATABASE_ROUTERS = [f"{__name__}.ReadsElsewhere"]
-    assert await sync_to_async(judge)([login]) == Judgement()
+    assert await sync_to_async(check_logins)([login]) == LoginCheck()
 
 
 async def test_a_backend_that_is_not_asked_any_more_lets_nobody_in(settings: Settings) -> None:
@@ -711,16 +720,16 @@ class HashesTheEmail(User):
 
 @pytest.fixture
 def rung(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The marks of the users that hubs were told of."""
-    marks: list[str] = []
+    """The owner keys of the users that hubs were told of."""
+    owner_keys: list[str] = []
     ring = Doorbell.ring
 
     def note(doorbell: Doorbell, hints: Sequence[Hint]) -> None:
-        marks.extend(hint.group for hint in hints)
+        owner_keys.extend(hint.group for hint in hints)
         ring(doorbell, hints)
 
     monkeypatch.setattr(Doorbell, "ring", note)
-    return marks
+    return owner_keys
 
 
 @pytest.mark.parametrize(
@@ -744,13 +753,13 @@ async def test_saving_a_user_tells_only_of_what_logins_are_judged_by(
         setattr(ada, name, value)
     await ada.asave(update_fields=fields)
     await ada.asave()
-    assert rung == ([user_mark(ada)] if tells else [])
+    assert rung == ([user_key(ada)] if tells else [])
 
 
 @pytest.mark.parametrize(
     ("backends", "changed", "tells"),
     [
-        # Of what it may do, which no login is judged by.
+        # Of what it may do, which no login is checked by.
         (["django.contrib.auth.backends.ModelBackend", "SaysWhatUsersMay"], "first_name", False),
         # When it was last seen, in a field of any name.
         (["FindsEveryone"], "date_joined", False),
@@ -767,7 +776,7 @@ async def test_what_counts_of_a_user_is_what_the_projects_backends_may_judge_by(
     ada = await User.objects.aget(username="ada")
     setattr(ada, changed, timezone.now() if changed == "date_joined" else "Ada")
     await ada.asave()
-    assert rung == ([user_mark(ada)] if tells else [])
+    assert rung == ([user_key(ada)] if tells else [])
 
 
 class HashesWithoutFallback:
@@ -795,7 +804,7 @@ async def test_a_change_that_was_rolled_back_is_told_when_it_is_saved_again(
     await sync_to_async(save_in_vain)()
     assert not rung
     await ada.asave()
-    assert rung == [user_mark(ada)]
+    assert rung == [user_key(ada)]
 
 
 async def test_any_field_counts_where_a_project_judges_logins_in_a_way_of_its_own(
@@ -808,7 +817,7 @@ async def test_any_field_counts_where_a_project_judges_logins_in_a_way_of_its_ow
     assert not rung
     ada.email = "ada@example.com"
     await ada.asave()
-    assert rung == [user_mark(ada)]
+    assert rung == [user_key(ada)]
 
 
 async def test_reading_users_in_part_makes_no_query_for_the_rest() -> None:
@@ -1059,7 +1068,7 @@ async def test_a_login_that_cannot_be_judged_harms_nobody_elses(
         await User.objects.filter(username="ada").aupdate(is_active=False)
         assert [event.event for event in await ended.rest()] == ["close"]
         await goes_on(other)
-    assert caplog.text.count("A login cannot be judged") == 1
+    assert caplog.text.count("A login cannot be checked") == 1
 
 
 @pytest.mark.usefixtures("rarely")
@@ -1185,6 +1194,70 @@ async def test_what_was_worked_out_of_a_users_row_is_not_taken_for_what_it_is_no
     user: Any = request.user
     assert not await sync_to_async(lambda: user.is_staff)()
     assert not await sync_to_async(lambda: user.is_manager)()
+
+
+def request_in(session_key: str | None) -> HttpRequest:
+    """Return a request in a session, as Django's middleware hands it on."""
+    request = RequestFactory().get("/")
+    request.session = DatabaseSession(session_key)
+    AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
+    return request
+
+
+class Gate:
+    """Lets the user of a session through as long as it is open, as one that asks for a second
+    factor: a lazy user round Django's own."""
+
+    def __init__(self, sets_auser: bool) -> None:
+        self.is_open = True
+        self._sets_auser = sets_auser
+
+    def __call__(self, request: HttpRequest) -> None:
+        user, auser = request.user, request.auser
+        request.user = SimpleLazyObject(lambda: self._pass(user))  # type: ignore[assignment]
+        if self._sets_auser:
+
+            async def passed() -> Any:
+                return self._pass(await auser())
+
+            setattr(request, "auser", passed)  # noqa: B010
+
+    def _pass(self, user: Any) -> Any:
+        return user if self.is_open else AnonymousUser()
+
+
+@pytest.mark.parametrize("sets_auser", [False, True], ids=["user", "user and auser"])
+async def test_whether_a_middleware_lets_a_user_through_is_found_out_at_each_question(
+    sets_auser: bool,
+) -> None:
+    tab, gate = await logged_in(), Gate(sets_auser)
+    request = request_in(tab.cookies["sessionid"].value)
+    gate(request)
+    await resolve_user(request)
+    for is_open in (True, True, False, False, True):
+        gate.is_open = is_open
+        renew_login(request)
+        assert (await user_of(request)).is_authenticated is is_open
+    await Session.objects.all().adelete()
+    for _ in range(2):
+        renew_login(request)
+        assert not (await user_of(request)).is_authenticated
+
+
+@pytest.mark.parametrize("is_lazy", [True, False], ids=["lazy", "set at once"])
+async def test_a_user_is_read_no_more_often_the_longer_a_stream_is_open(is_lazy: bool) -> None:
+    """Whom a middleware has set, in no session, as it does by a token."""
+    request, ada = request_in(None), await user()
+    found = SimpleLazyObject(lambda: User.objects.get(pk=ada.pk))
+    request.user = found if is_lazy else ada  # type: ignore[assignment]
+    await resolve_user(request)
+    asked = []
+    for _ in range(5):
+        renew_login(request)
+        with queries_about("auth_user") as queries:
+            assert (await request.auser()).pk == ada.pk
+        asked.append(len(queries))
+    assert asked == [asked[0]] * 5
 
 
 @pytest.mark.usefixtures("asked_often")

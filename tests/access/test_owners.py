@@ -33,7 +33,7 @@ from django_sse import (
     publish,
     reopen,
 )
-from django_sse.access.owners import BEGAN_SESSION_KEY, mark_of, user_mark
+from django_sse.access.owners import BEGAN_SESSION_KEY, owner_key_of, user_key
 from django_sse.exceptions import InvalidEvent, InvalidGroup
 from django_sse.groups.names import validate_group
 from django_sse.mixins import LoginRequiredMixin
@@ -262,8 +262,8 @@ def session_of(client: AsyncClient) -> SessionBase:
 
 async def test_a_mark_is_the_same_for_a_user_and_its_primary_key() -> None:
     ada = await user()
-    assert user_mark(ada) == user_mark(ada.pk) == user_mark(str(ada.pk)) == mark_of(ada)
-    assert user_mark(UUID(int=7)) == user_mark(str(UUID(int=7)))
+    assert user_key(ada) == user_key(ada.pk) == user_key(str(ada.pk)) == owner_key_of(ada)
+    assert user_key(UUID(int=7)) == user_key(str(UUID(int=7)))
 
 
 class Number(int, Enum):
@@ -280,8 +280,8 @@ class Name(str, Enum):  # noqa: UP042  (its str() is its name)
     ids=["zero", "space", "sign", "int", "str", "user", "token"],
 )
 def test_a_mark_is_the_same_for_each_form_of_a_key(form: Any) -> None:
-    assert user_mark(form) == user_mark(7)
-    assert user_mark(form, "news") == user_mark(7, "news")
+    assert user_key(form) == user_key(7)
+    assert user_key(form, "news") == user_key(7, "news")
 
 
 class Employee(User):
@@ -296,11 +296,11 @@ class Employee(User):
 
 
 def test_a_user_of_a_model_that_inherits_is_the_user() -> None:
-    assert user_mark(Employee(badge="e9", id=7, user_id=7)) == user_mark(7)
+    assert user_key(Employee(badge="e9", id=7, user_id=7)) == user_key(7)
 
 
 def test_the_key_of_who_is_no_user_has_one_form_too() -> None:
-    assert user_mark(ApiClient(pk="07")) == user_mark(ApiClient(pk=7))
+    assert user_key(ApiClient(pk="07")) == user_key(ApiClient(pk=7))
 
 
 class UuidUser(models.Model):
@@ -317,25 +317,25 @@ class UuidUser(models.Model):
 def test_a_uuid_has_many_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     ada = UuidUser()
     # Also where such a key is one of other means.
-    assert user_mark(ada.id) == user_mark(ada.id.hex) == user_mark(str(ada.id).upper())
+    assert user_key(ada.id) == user_key(ada.id.hex) == user_key(str(ada.id).upper())
     monkeypatch.setattr("django_sse.access.owners.get_user_model", lambda: UuidUser)
     forms = [ada.id, str(ada.id), ada.id.hex, str(ada.id).upper(), f"{{{ada.id}}}", ada.id.urn]
-    assert {user_mark(form) for form in forms} == {user_mark(ada)}
-    assert user_mark("of other means") != user_mark(ada)
+    assert {user_key(form) for form in forms} == {user_key(ada)}
+    assert user_key("of other means") != user_key(ada)
 
 
 async def test_marks_are_different_by_user_group_and_session() -> None:
     ada = await user()
     session = session_of(await logged_in())
-    marks = {
-        user_mark(ada),
-        user_mark(ada.pk + 1),
-        user_mark(ada, "news"),
-        user_mark(ada, "sport"),
-        mark_of(session),
+    owner_keys = {
+        user_key(ada),
+        user_key(ada.pk + 1),
+        user_key(ada, "news"),
+        user_key(ada, "sport"),
+        owner_key_of(session),
     }
-    assert len(marks) == 5
-    assert not any(str(session.session_key) in mark for mark in marks)
+    assert len(owner_keys) == 5
+    assert not any(str(session.session_key) in owner_key for owner_key in owner_keys)
 
 
 STRANGE = [
@@ -359,43 +359,43 @@ STRANGE = [
 
 def test_no_two_names_have_the_same_mark() -> None:
     groups = ["chat", "7", "in", "group"]
-    marks = [user_mark(name) for name in STRANGE]
-    marks += [user_mark(name, group) for name in STRANGE for group in groups]
+    owner_keys = [user_key(name) for name in STRANGE]
+    owner_keys += [user_key(name, group) for name in STRANGE for group in groups]
     session = SessionStore("chat-7-chat-7")
-    marks += [mark_of(session), user_mark(f"session {session.session_key}")]
-    assert len(set(marks)) == len(marks)
+    owner_keys += [owner_key_of(session), user_key(f"session {session.session_key}")]
+    assert len(set(owner_keys)) == len(owner_keys)
 
 
 def test_an_instance_of_another_model_is_not_the_user_of_its_key() -> None:
-    assert user_mark(ApiClient(pk=7)) == user_mark(ApiClient(pk=7))
-    others = {user_mark(7), user_mark(ApiClient(pk=8)), user_mark("tests.apiclient 7")}
-    assert user_mark(ApiClient(pk=7)) not in others
+    assert user_key(ApiClient(pk=7)) == user_key(ApiClient(pk=7))
+    others = {user_key(7), user_key(ApiClient(pk=8)), user_key("tests.apiclient 7")}
+    assert user_key(ApiClient(pk=7)) not in others
     with pytest.raises(ValueError, match="save it first"):
-        user_mark(ApiClient())
+        user_key(ApiClient())
 
 
 @pytest.mark.parametrize("kind", [TokenUser, TokenUserWithId])
 def test_a_user_of_a_token_is_the_user_of_its_key(kind: Callable[[Any], Any]) -> None:
-    assert user_mark(kind(7)) == user_mark(kind("7")) == user_mark(7)
+    assert user_key(kind(7)) == user_key(kind("7")) == user_key(7)
     with pytest.raises(ValueError, match="neither pk nor id"):
-        user_mark(kind(None))
+        user_key(kind(None))
 
 
 def test_a_project_without_users_has_owners(settings: Settings) -> None:
     settings.AUTH_USER_MODEL = "nowhere.User"
-    assert user_mark(ApiClient(pk=7)) != user_mark(TokenUser(7))
+    assert user_key(ApiClient(pk=7)) != user_key(TokenUser(7))
     with pytest.raises(TypeError):
-        user_mark(Order(pk=7))
+        user_key(Order(pk=7))
 
 
 async def test_no_group_can_have_the_name_of_a_mark() -> None:
     with pytest.raises(InvalidGroup):
-        validate_group(user_mark(await user()))
+        validate_group(user_key(await user()))
 
 
 @pytest.mark.parametrize("nobody", [None, AnonymousUser(), SessionStore(), CookieSession()])
 def test_who_can_have_no_stream_has_no_mark(nobody: Any) -> None:
-    assert mark_of(nobody) == ""
+    assert owner_key_of(nobody) == ""
 
 
 @pytest.mark.parametrize("wrong", [object(), ["ada"], 1.5, b"ada", Group(pk=1), Order(pk=1)])
@@ -403,7 +403,7 @@ def test_what_is_no_owner_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="user or its primary key"):
         cancel(user=wrong)
     with pytest.raises(TypeError, match="user or its primary key"):
-        mark_of(wrong)
+        owner_key_of(wrong)
 
 
 def test_who_has_no_streams_cannot_be_cancelled() -> None:
@@ -969,7 +969,7 @@ async def test_a_client_that_was_left_out_has_the_position_all_the_same() -> Non
 async def test_a_session_in_a_cookie_stands_for_its_user() -> None:
     session = CookieSession()
     session["_auth_user_id"] = "7"
-    assert mark_of(session) == user_mark(7)
+    assert owner_key_of(session) == user_key(7)
 
 
 async def test_an_event_published_in_a_transaction_leaves_out_as_well() -> None:
@@ -983,7 +983,7 @@ async def test_an_event_published_in_a_transaction_leaves_out_as_well() -> None:
     async with stream(await logged_in()) as own:
         await in_thread(publish_in_transaction)
         assert [event.data for event in await own.until("last")] == ["last"]
-    assert [e.exclude for e in await get_store().aread("news", 0, 9)] == [user_mark(ada), ""]
+    assert [e.exclude for e in await get_store().aread("news", 0, 9)] == [user_key(ada), ""]
 
 
 async def test_a_login_of_another_user_lets_no_cancelled_owner_back_in() -> None:

@@ -16,9 +16,9 @@ from django.conf import settings as django_settings
 from django.db import connection
 from django.test import override_settings
 
-from django_sse.doorbells.base import DEAF_SECONDS
+from django_sse.doorbells.base import POLL_SECONDS_WITHOUT_DOORBELL
 from django_sse.doorbells.datagrams import DatagramDoorbell
-from django_sse.doorbells.meeting_place import meeting_place
+from django_sse.doorbells.socket_directory import socket_directory
 from django_sse.groups.entries import Hint
 from django_sse.stores import get_store
 from django_sse.stores.database import DatabaseStore
@@ -112,7 +112,7 @@ async def test_hubs_of_other_processes_hear_where_the_groups_stand(
 ) -> None:
     receiver = DatagramDoorbell(store).receiver(ear)
     await receiver.open()
-    assert receiver.poll_seconds > DEAF_SECONDS
+    assert receiver.poll_seconds > POLL_SECONDS_WITHOUT_DOORBELL
     await run(RINGER, store.file, 40)
     await until(lambda: len(ear.heard) == 40)
     assert ear.heard == [Hint(f"group{number}", number + 1, False) for number in range(40)]
@@ -150,7 +150,7 @@ async def test_a_datagram_that_is_no_doorbell_is_logged_and_the_next_one_rings(
 ) -> None:
     receiver = DatagramDoorbell(store).receiver(ear)
     await receiver.open()
-    [path] = meeting_place(store).directory.iterdir()
+    [path] = socket_directory(store).directory.iterdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         for garbage in (b"", b"\xff\0", b"news", b"a/b/c 1 0", b"news 1 0\nx", b"1 " * 5000):
             sender.sendto(garbage, str(path))
@@ -167,7 +167,7 @@ async def test_the_socket_of_a_process_that_was_killed_is_removed(
 ) -> None:
     receiver = DatagramDoorbell(store).receiver(ear)
     await receiver.open()
-    left_behind = meeting_place(store).directory / "0123456789abcdef"
+    left_behind = socket_directory(store).directory / "0123456789abcdef"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as dead:
         dead.bind(str(left_behind))
     await run(RINGER, store.file, 1)
@@ -179,7 +179,7 @@ async def test_the_socket_of_a_process_that_was_killed_is_removed(
 async def test_a_socket_whose_file_has_gone_is_made_again(ear: Ear, store: MemoryStore) -> None:
     receiver = DatagramDoorbell(store).receiver(ear)
     await receiver.open()
-    [path] = meeting_place(store).directory.iterdir()
+    [path] = socket_directory(store).directory.iterdir()
     await receiver.renew()
     assert path.exists()
     path.unlink()
@@ -201,7 +201,7 @@ async def test_without_a_directory_for_temporary_files_publishers_and_hubs_do_wi
     assert ear.heard == [hint(7)]
     receiver = doorbell.receiver(ear)
     await receiver.open()
-    assert receiver.poll_seconds == DEAF_SECONDS
+    assert receiver.poll_seconds == POLL_SECONDS_WITHOUT_DOORBELL
     assert "Other processes cannot be rung" in caplog.text
     assert "There can be no socket" in caplog.text
     await receiver.close()
@@ -215,7 +215,7 @@ async def test_a_hub_that_can_have_no_socket_says_so_and_asks_the_store_often(
     receiver = DatagramDoorbell(store).receiver(ear)
     await receiver.open()
     assert "There can be no socket" in caplog.text
-    assert receiver.poll_seconds == DEAF_SECONDS
+    assert receiver.poll_seconds == POLL_SECONDS_WITHOUT_DOORBELL
     await receiver.close()
 
 
@@ -224,7 +224,7 @@ async def test_who_may_write_the_file_may_ring(ear: Ear, store: MemoryStore) -> 
     store.file.chmod(0o660)
     receiver = DatagramDoorbell(store).receiver(ear)
     await receiver.open()
-    [path] = meeting_place(store).directory.iterdir()
+    [path] = socket_directory(store).directory.iterdir()
     assert path.stat().st_mode & 0o777 == 0o660
     await receiver.close()
 
@@ -238,7 +238,7 @@ async def test_who_shares_a_directory_by_its_group_may_ring(ear: Ear, store: Mem
         path.chmod(mode)
     receiver = DatagramDoorbell(store).receiver(ear)
     await receiver.open()
-    [path] = meeting_place(store).directory.iterdir()
+    [path] = socket_directory(store).directory.iterdir()
     for each, mode in ((path.parent, 0o770), (path, 0o660)):
         assert each.stat().st_gid == group
         assert each.stat().st_mode & 0o777 == mode
@@ -251,7 +251,7 @@ async def test_who_shares_a_directory_by_its_group_may_ring(ear: Ear, store: Mem
 def test_processes_meet_beside_the_sqlite_file() -> None:
     store = DatabaseStore()
     assert store.file
-    assert meeting_place(store).directory.parent == store.file.parent
+    assert socket_directory(store).directory.parent == store.file.parent
 
 
 def test_they_meet_elsewhere_where_its_path_is_too_long_for_a_socket() -> None:
@@ -259,8 +259,8 @@ def test_they_meet_elsewhere_where_its_path_is_too_long_for_a_socket() -> None:
     store.file = Path("/", "x" * 90)
     another = MemoryStore()
     another.file = Path("/", "y" * 90)
-    place = meeting_place(store).directory
-    assert place == meeting_place(store).directory != meeting_place(another).directory
+    place = socket_directory(store).directory
+    assert place == socket_directory(store).directory != socket_directory(another).directory
     assert len(str(place)) < 80
 
 
@@ -271,7 +271,7 @@ def test_stores_that_are_no_file_meet_by_where_they_are_kept() -> None:
         RedisStore(url="redis://localhost/1"),
         RedisStore(url="redis://localhost/1", prefix="other"),
     ]
-    places = [meeting_place(store).directory for store in stores]
+    places = [socket_directory(store).directory for store in stores]
     assert len(set(places)) == len(stores)
     # However a process is let in, and whatever one might try out to find its password.
     for url in (
@@ -279,7 +279,7 @@ def test_stores_that_are_no_file_meet_by_where_they_are_kept() -> None:
         "redis://:secret@localhost:6379/1",
         "redis://a:b@localhost/1",
     ):
-        assert meeting_place(RedisStore(url=url)).directory == places[2]
+        assert socket_directory(RedisStore(url=url)).directory == places[2]
 
 
 async def test_a_link_in_the_place_of_the_directory_is_not_followed(
@@ -287,13 +287,13 @@ async def test_a_link_in_the_place_of_the_directory_is_not_followed(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     doorbell = DatagramDoorbell(MemoryStore())
-    directory = meeting_place(MemoryStore()).directory
+    directory = socket_directory(MemoryStore()).directory
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     directory.symlink_to(elsewhere)
     receiver = doorbell.receiver(ear)
     await receiver.open()
-    assert receiver.poll_seconds == DEAF_SECONDS
+    assert receiver.poll_seconds == POLL_SECONDS_WITHOUT_DOORBELL
     for _ in range(3):
         doorbell.ring([hint(7)])
     assert ear.heard == 3 * [hint(7)]
@@ -309,10 +309,10 @@ async def test_a_hub_gets_its_socket_once_it_can_have_one(
     in_the_way.touch()
     receiver = DatagramDoorbell(store).receiver(ear)
     await receiver.open()
-    assert receiver.poll_seconds == DEAF_SECONDS
+    assert receiver.poll_seconds == POLL_SECONDS_WITHOUT_DOORBELL
     in_the_way.unlink()
     await receiver.renew()
-    assert receiver.poll_seconds > DEAF_SECONDS
+    assert receiver.poll_seconds > POLL_SECONDS_WITHOUT_DOORBELL
     await run(RINGER, store.file, 1)
     await until(lambda: ear.heard)
     await receiver.close()
@@ -328,12 +328,12 @@ async def test_a_loop_that_cannot_wait_for_a_socket_leaves_the_store_to_be_asked
     receiver = DatagramDoorbell(store).receiver(ear)
     await receiver.open()
     await receiver.close()
-    assert receiver.poll_seconds == DEAF_SECONDS
+    assert receiver.poll_seconds == POLL_SECONDS_WITHOUT_DOORBELL
     assert "There can be no socket" in caplog.text
 
 
 def test_the_child_of_a_fork_leaves_the_sockets_of_its_parent_alone(store: MemoryStore) -> None:
-    place = meeting_place(store)
+    place = socket_directory(store)
     name, bound = place.bind()
     bound.setblocking(True)
     bound.settimeout(30)
@@ -402,29 +402,29 @@ async def test_a_link_in_the_place_of_a_new_socket_opens_no_file_to_others(
 
         def bind(self, address: object) -> None:
             super().bind(address)  # type: ignore[arg-type]
-            [path] = meeting_place(store).directory.iterdir()
+            [path] = socket_directory(store).directory.iterdir()
             path.unlink()
             path.symlink_to(key)
 
-    monkeypatch.setattr("django_sse.doorbells.meeting_place.socket.socket", Swapped)
+    monkeypatch.setattr("django_sse.doorbells.socket_directory.socket.socket", Swapped)
     receiver = DatagramDoorbell(store).receiver(ear)
     await receiver.open()
     assert "There can be no socket" in caplog.text
-    for path in meeting_place(store).directory.iterdir():
+    for path in socket_directory(store).directory.iterdir():
         path.unlink()
-    meeting_place(store).directory.rmdir()
+    socket_directory(store).directory.rmdir()
 
 
 @pytest.mark.parametrize(("mode", "is_used"), [(0o700, True), (0o755, True), (0o770, False)])
 async def test_a_directory_that_more_may_write_than_the_file_is_not_used(
     ear: Ear, store: MemoryStore, mode: int, is_used: bool
 ) -> None:
-    directory = meeting_place(store).directory
+    directory = socket_directory(store).directory
     directory.mkdir()
     directory.chmod(mode)
     receiver = DatagramDoorbell(store).receiver(ear)
     await receiver.open()
-    assert (receiver.poll_seconds > DEAF_SECONDS) is is_used
+    assert (receiver.poll_seconds > POLL_SECONDS_WITHOUT_DOORBELL) is is_used
     await receiver.close()
     if not is_used:
         directory.rmdir()
@@ -479,7 +479,7 @@ async def test_root_does_not_use_what_an_account_without_rights_has_made(
 ) -> None:
     receiver = DatagramDoorbell(store).receiver(ear)
     await receiver.open()
-    assert receiver.poll_seconds == DEAF_SECONDS
+    assert receiver.poll_seconds == POLL_SECONDS_WITHOUT_DOORBELL
     for _ in range(3):
         DatagramDoorbell(store).ring([hint(7)])
     assert len(os.listdir(set_up_by_nobody)) == 3
@@ -497,7 +497,7 @@ async def test_root_rings_beside_the_file_of_another_account_and_harms_nothing(
     assert sorted(os.listdir(set_up_by_nobody)) == [f"{1:016x}", f"{2:016x}"]
     receiver = DatagramDoorbell(store).receiver(ear)
     await receiver.open()
-    assert receiver.poll_seconds > DEAF_SECONDS
+    assert receiver.poll_seconds > POLL_SECONDS_WITHOUT_DOORBELL
     await run(RINGER, store.file, 1)
     await until(lambda: ear.heard)
     await receiver.close()
@@ -507,6 +507,6 @@ async def test_root_rings_beside_the_file_of_another_account_and_harms_nothing(
 async def test_the_default_store_of_the_tests_has_a_place(ear: Ear) -> None:
     receiver = DatagramDoorbell(get_store()).receiver(ear)
     await receiver.open()
-    assert receiver.poll_seconds > DEAF_SECONDS
-    assert os.listdir(meeting_place(get_store()).directory)
+    assert receiver.poll_seconds > POLL_SECONDS_WITHOUT_DOORBELL
+    assert os.listdir(socket_directory(get_store()).directory)
     await receiver.close()

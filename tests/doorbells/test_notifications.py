@@ -10,13 +10,17 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
-from django_sse.access.owners import user_mark
-from django_sse.doorbells.base import DEAF_SECONDS, HEARING_SECONDS, Receiver
+from django_sse.access.owners import user_key
+from django_sse.doorbells.base import (
+    POLL_SECONDS_WITH_DOORBELL,
+    POLL_SECONDS_WITHOUT_DOORBELL,
+    Receiver,
+)
 from django_sse.doorbells.notifications import NotificationDoorbell
 from django_sse.groups.entries import Hint, NewEntry
 from django_sse.stores import get_store
 from django_sse.stores.database import DatabaseStore
-from django_sse.stores.notify import Notifications, _Ear
+from django_sse.stores.notify import Notifications, _NotificationReader
 from django_sse.streaming.hub import current_hub
 from django_sse.testing.threads import in_thread
 from tests import pgbouncer
@@ -72,7 +76,7 @@ async def open_receiver(store: DatabaseStore, ear: Ear) -> Receiver:
 
 async def until_heard() -> None:
     receiver = current_hub()._receiver
-    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    await until(lambda: receiver.poll_seconds == POLL_SECONDS_WITH_DOORBELL)
 
 
 @pytest.mark.usefixtures("postgresql_alone")
@@ -89,8 +93,8 @@ async def test_what_has_no_number_is_told_as_well(store: DatabaseStore) -> None:
     ear = Ear(asyncio.get_running_loop())
     receiver = await open_receiver(store, ear)
     try:
-        await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
-        mark = user_mark(7)
+        await until(lambda: receiver.poll_seconds == POLL_SECONDS_WITH_DOORBELL)
+        mark = user_key(7)
         hints = [Hint(mark, 0, cancelled=False), Hint("news", 7, cancelled=False)]
         assert store.notifications
         doorbell = NotificationDoorbell(store.notifications)
@@ -165,7 +169,7 @@ async def test_a_connection_lost_while_it_is_tested_is_made_again_at_once(
 
     monkeypatch.setattr(notifications, "_notify", lose_the_first_test)
     receiver = await open_receiver(store, ear)
-    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    await until(lambda: receiver.poll_seconds == POLL_SECONDS_WITH_DOORBELL)
     assert len(tests) == 2
     await receiver.close()
 
@@ -175,7 +179,7 @@ async def test_a_driver_that_panics_is_connected_anew(
     where: str, ear: Ear, store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("django_sse.stores.notify._PAUSE_SECONDS", 0.01)
-    owner = Notifications if where == "_connect" else _Ear
+    owner = Notifications if where == "_connect" else _NotificationReader
     whole = getattr(owner, where)
     calls: list[None] = []
 
@@ -187,7 +191,7 @@ async def test_a_driver_that_panics_is_connected_anew(
 
     monkeypatch.setattr(owner, where, panic_once)
     receiver = await open_receiver(store, ear)
-    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    await until(lambda: receiver.poll_seconds == POLL_SECONDS_WITH_DOORBELL)
     assert len(calls) > 1
     await receiver.close()
 
@@ -196,7 +200,7 @@ async def test_a_notification_carries_where_a_group_stands_and_no_event(
     ear: Ear, store: DatabaseStore
 ) -> None:
     receiver = await open_receiver(store, ear)
-    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    await until(lambda: receiver.poll_seconds == POLL_SECONDS_WITH_DOORBELL)
     [number] = await store.aappend([NewEntry("news", b"data: x\n\n")], lambda hints: None)
     await until(lambda: ear.heard)
     assert ear.heard == [Hint("news", number or 0, cancelled=False)]
@@ -212,7 +216,7 @@ async def test_a_notification_that_is_no_doorbell_is_ignored_and_the_next_one_ri
             cursor.execute("NOTIFY django_sse, 'news 1 0'")
 
     receiver = await open_receiver(store, ear)
-    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    await until(lambda: receiver.poll_seconds == POLL_SECONDS_WITH_DOORBELL)
     await in_thread(notify)
     await until(lambda: ear.heard)
     assert ear.heard == [Hint("news", 1, cancelled=False)]
@@ -229,7 +233,7 @@ async def test_what_others_test_themselves_by_makes_no_hub_deaf(
     monkeypatch.setattr(notifications, "_notify", lambda texts: notify([*texts, "?another"]))
     monkeypatch.setattr("django_sse.stores.notify._TEST_SECONDS", 1)
     receiver = await open_receiver(store, ear)
-    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    await until(lambda: receiver.poll_seconds == POLL_SECONDS_WITH_DOORBELL)
     await receiver.close()
 
 
@@ -244,7 +248,7 @@ async def test_a_flood_of_notifications_that_are_no_doorbells_does_not_flood_the
             cursor.execute("NOTIFY django_sse, 'news 1 0'")
 
     receiver = await open_receiver(store, ear)
-    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    await until(lambda: receiver.poll_seconds == POLL_SECONDS_WITH_DOORBELL)
     await in_thread(notify)
     await until(lambda: ear.heard)
     assert caplog.text.count("no doorbell") == 1
@@ -279,7 +283,7 @@ async def test_a_notification_that_is_no_text_does_not_end_the_listening(
 
     await store._in_reader(lambda: connections[ALIAS].close())
     receiver = await open_receiver(store, ear)
-    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    await until(lambda: receiver.poll_seconds == POLL_SECONDS_WITH_DOORBELL)
     await in_thread(notify)
     await until(lambda: ear.heard)
     assert ear.heard == [Hint("news", 1, cancelled=False)]
@@ -297,7 +301,7 @@ async def test_a_receiver_that_is_closed_leaves_no_connection(
         return int(count)
 
     receiver = await open_receiver(store, ear)
-    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    await until(lambda: receiver.poll_seconds == POLL_SECONDS_WITH_DOORBELL)
     assert await in_thread(connections_listening) == 1
     await receiver.close()
     async with asyncio.timeout(30):
@@ -324,7 +328,7 @@ async def test_through_a_transaction_pooler_nothing_is_heard_which_is_said_and_p
     receiver = await open_receiver(store, ear)
     await until(lambda: "hears nothing" in caplog.text)
     assert "listen_alias" in caplog.text
-    assert receiver.poll_seconds == DEAF_SECONDS
+    assert receiver.poll_seconds == POLL_SECONDS_WITHOUT_DOORBELL
     await receiver.close()
     await store.aclose()
 
@@ -333,7 +337,7 @@ async def test_through_a_transaction_pooler_nothing_is_heard_which_is_said_and_p
 async def test_listening_may_go_round_a_pooler(ear: Ear) -> None:
     store = DatabaseStore(using=pgbouncer.ALIAS, listen_alias=ALIAS)
     receiver = await open_receiver(store, ear)
-    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    await until(lambda: receiver.poll_seconds == POLL_SECONDS_WITH_DOORBELL)
     await receiver.close()
     await store.aclose()
 
@@ -366,5 +370,5 @@ async def test_a_listener_that_cannot_connect_says_so_once_and_tries_again(
     await until(lambda: len(tries) > 2)
     assert caplog.text.count("hears nothing") == 1
     await store._in_reader(lambda: use_port(port))
-    await until(lambda: receiver.poll_seconds == HEARING_SECONDS)
+    await until(lambda: receiver.poll_seconds == POLL_SECONDS_WITH_DOORBELL)
     await receiver.close()

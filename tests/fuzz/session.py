@@ -24,13 +24,13 @@ from django_sse import (
 )
 from django_sse.conf import conf
 from django_sse.doorbells.layer import doorbell_group
-from django_sse.doorbells.meeting_place import meeting_place
+from django_sse.doorbells.socket_directory import socket_directory
 from django_sse.event import NO_DATA, encode_published
 from django_sse.groups.position import LOST, group_hash, parse_position
 from django_sse.http.hand_off import Application
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
-from django_sse.stores.notify import _Ear
+from django_sse.stores.notify import _NotificationReader
 from django_sse.streaming.hub import current_hub, open_streams
 from tests.fuzz import inputs, views
 from tests.fuzz.choices import Choices
@@ -206,7 +206,7 @@ class Session:
             self._tally["forged notifications"] += 1
             notify(datagram)
             return
-        directory = meeting_place(get_store()).directory
+        directory = socket_directory(get_store()).directory
         if get_store().crosses_processes and directory.exists():
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
                 sender.setblocking(False)
@@ -393,7 +393,7 @@ def notify(payload: bytes) -> None:
                 consume_input=lambda: None, notifies=lambda: next(notifications, None)
             ),
         )
-        ear = _Ear(connection, current_hub().hear_soon)
+        ear = _NotificationReader(connection, current_hub().hear_soon)
         ear._read()
         assert not ear._lost.done(), "a notification has ended the listening"
         ear.close()

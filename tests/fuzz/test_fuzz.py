@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from django_sse import event
-from django_sse.streaming.blocks import Batch, Block
+from django_sse.streaming.encoded_events import Batch, EncodedEvent
 from tests.fuzz.run import Fuzzer, chosen_at_random
 
 SEED = 4
@@ -42,7 +42,7 @@ def test_an_injected_field_is_found(fuzzer: Fuzzer, monkeypatch: pytest.MonkeyPa
 def test_an_event_that_comes_twice_is_found(
     fuzzer: Fuzzer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def joined(self: Batch, blocks: list[Block]) -> None:
+    def joined(self: Batch, blocks: list[EncodedEvent]) -> None:
         batch(self, [*blocks, blocks[-1]])
 
     batch = Batch.__init__

@@ -24,10 +24,15 @@ from django.urls import path
 from pytest_django import Settings
 
 from django_sse import Event, acancel, aposition, apublish, channel_group, publish
-from django_sse.access.logins import Judgement
+from django_sse.access.logins import LoginCheck
 from django_sse.decorators import event_stream, no_content_when_cancelled
 from django_sse.groups.entries import Hint
-from django_sse.groups.names import MARK, MARK_LENGTH, NAME_LENGTH, validate_group_or_mark
+from django_sse.groups.names import (
+    NAME_LENGTH,
+    OWNER_KEY_LENGTH,
+    OWNER_PREFIX,
+    validate_group_or_owner_key,
+)
 from django_sse.groups.namespaces import full_name, layer_group, plain_name, prefix_of
 from django_sse.views import EventStreamView
 from tests import tenancy
@@ -174,23 +179,23 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("group", ["news", "g" * 99, MARK + "0" * 32])
+@pytest.mark.parametrize("group", ["news", "g" * 99, OWNER_PREFIX + "0" * 32])
 def test_no_two_namespaces_make_one_name_of_any_group(group: str) -> None:
     names = [full_name(namespace, group) for namespace in NAMES]
     assert len(set(names)) == len(names)
     for name in names:
-        assert len(name) <= (MARK_LENGTH if group.startswith(MARK) else NAME_LENGTH)
-        assert name.startswith(MARK) == group.startswith(MARK)
-        if not group.startswith(MARK):
+        assert len(name) <= (OWNER_KEY_LENGTH if group.startswith(OWNER_PREFIX) else NAME_LENGTH)
+        assert name.startswith(OWNER_PREFIX) == group.startswith(OWNER_PREFIX)
+        if not group.startswith(OWNER_PREFIX):
             assert plain_name(name) == group
             assert prefix_of(name) + group == name
-        assert validate_group_or_mark(name) == name
+        assert validate_group_or_owner_key(name) == name
         assert Hint.decode(Hint(name, 10**16, True).encode()) == Hint(name, 10**16, True)
         assert len(Hint(name, 10**16, True).encode()) <= 190
 
 
 def test_names_are_as_they_were_without_a_namespace() -> None:
-    for name in ("news", MARK + "0" * 32, ""):
+    for name in ("news", OWNER_PREFIX + "0" * 32, ""):
         assert full_name("", name) == name
     assert layer_group("news") == "news"
 
@@ -448,7 +453,7 @@ async def test_still_allowed_is_asked_in_the_tenant_of_its_stream() -> None:
 async def test_one_that_hangs_holds_up_no_other_tenants_question(
     hangs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("django_sse.streaming.questions._ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr("django_sse.streaming.permission_rechecks._ANSWER_SECONDS", 0.3)
     release = threading.Event()
 
     async def hang() -> None:
@@ -501,7 +506,7 @@ async def test_a_tenant_whose_views_hang_puts_off_no_other_tenants_question() ->
 async def test_a_database_that_fails_is_asked_again_in_the_tenant(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("django_sse.streaming.questions._AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("django_sse.streaming.permission_rechecks._AGAIN_SECONDS", 0.05)
     failures = [DatabaseError("It was a bad moment.")]
 
     async def fail() -> None:
@@ -526,14 +531,14 @@ async def test_logins_are_judged_in_the_tenant_of_their_streams(
     judged: list[tuple[str, set[str]]] = []
     failing = {"broken"}
 
-    def judge(logins: Any) -> Any:
+    def check_logins(logins: Any) -> Any:
         name = tenancy.current()
         if name in failing:
             raise failure
         judged.append((name, {login.user for login in logins}))
-        return Judgement(gone={login for login in logins if name == "north"})
+        return LoginCheck(gone={login for login in logins if name == "north"})
 
-    monkeypatch.setattr("django_sse.streaming.rechecks.judge", judge)
+    monkeypatch.setattr("django_sse.streaming.rechecks.check_logins", check_logins)
     client = await logged_in()
     ada = str((await user()).pk)
 

@@ -131,7 +131,7 @@ def test_the_order_of_entries_does_not_matter() -> None:
     assert parse_position(sent, ["a", "b"]) == {"a": 1, "b": 2}
 
 
-MARK = group_hash("news")
+OWNER_PREFIX = group_hash("news")
 
 
 @pytest.mark.parametrize(
@@ -142,15 +142,15 @@ MARK = group_hash("news")
         "~~~",
         "7",
         "news",
-        MARK,
-        f"{MARK}.",
-        f"{MARK}.-1",
-        f"{MARK}.+1",
-        f"{MARK}.A",
-        f"{MARK}. 1",
-        f"{MARK}.٣",
-        f"{MARK[1:]}.1",
-        MARK + "\0.1",
+        OWNER_PREFIX,
+        f"{OWNER_PREFIX}.",
+        f"{OWNER_PREFIX}.-1",
+        f"{OWNER_PREFIX}.+1",
+        f"{OWNER_PREFIX}.A",
+        f"{OWNER_PREFIX}. 1",
+        f"{OWNER_PREFIX}.٣",
+        f"{OWNER_PREFIX[1:]}.1",
+        OWNER_PREFIX + "\0.1",
         "\ud800",
     ],
 )
@@ -161,14 +161,14 @@ def test_what_does_not_look_like_a_position_is_none(sent: str) -> None:
 @pytest.mark.parametrize(
     "entry",
     [
-        f"{MARK}.1",
-        f"{MARK}.1 ",
-        f"{MARK}.1\n",
-        f"{MARK}.1_0",
-        f"{MARK}.1.1",
-        f"{MARK}.{'z' * 12}",
-        f" {MARK}.1",
-        f"x{MARK}.1",
+        f"{OWNER_PREFIX}.1",
+        f"{OWNER_PREFIX}.1 ",
+        f"{OWNER_PREFIX}.1\n",
+        f"{OWNER_PREFIX}.1_0",
+        f"{OWNER_PREFIX}.1.1",
+        f"{OWNER_PREFIX}.{'z' * 12}",
+        f" {OWNER_PREFIX}.1",
+        f"x{OWNER_PREFIX}.1",
         "\ud800",
     ],
 )
@@ -199,13 +199,13 @@ def test_the_largest_number_that_is_read_fits_a_database() -> None:
 @given(
     st.text(st.characters(exclude_categories=()))
     | st.lists(
-        st.sampled_from([MARK, group_hash("jobs"), ".", "~", "1", "zz", TERMINAL_MARK, "é"])
+        st.sampled_from([OWNER_PREFIX, group_hash("jobs"), ".", "~", "1", "zz", TERMINAL_MARK, "é"])
         | st.text(max_size=3)
     ).map("".join),
     st.lists(names),
 )
 @example("~" * 20_000, ["news"])
-@example(f"{MARK}.{'9' * 10_000}", ["news"])
+@example(f"{OWNER_PREFIX}.{'9' * 10_000}", ["news"])
 def test_whatever_a_client_sends_is_parsed_without_an_error(sent: str, groups: list[str]) -> None:
     groups = [*groups, "news", "jobs"]
     position = parse_position(sent, groups)

@@ -1,7 +1,6 @@
-"""Each server behind nginx: its defaults and no other setting, as the README has it."""
+"""Each server behind nginx: its defaults and no other setting, as the documentation has it."""
 
 import asyncio
-import re
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +11,8 @@ import pytest
 from tests.live.browser import Browser, Tab, wait_until
 from tests.live.client import act, connect, until_open
 from tests.live.nginx import Nginx, nginx
-from tests.live.servers import ROOT, Server, launch, manage, require, serve
+from tests.live.proxies import documented
+from tests.live.servers import Server, launch, manage, require, serve
 from tests.ports import free_port
 
 pytestmark = pytest.mark.once
@@ -20,7 +20,6 @@ pytestmark = pytest.mark.once
 # Much less than nginx would keep anything for the next heartbeat.
 AT_ONCE_SECONDS = 5
 
-README = (ROOT / "README.md").read_text()
 
 APPLICATION = "tests.asgi:application"
 # Clients come back soon.
@@ -151,11 +150,10 @@ async def test_a_server_that_comes_back_is_found_again(tmp_path: Path, group: st
                 assert stream.status == 200
 
 
-def readme_configuration(server_port: int) -> str:
-    """Return what the README has for an EventSource, but for the port and for how soon it asks."""
-    block = re.search(r"^```nginx\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    assert block
-    return block[1].replace(":8000", f":{server_port}").replace("retry: 5000", "retry: 200")
+def documented_configuration(server_port: int) -> str:
+    """Return what the documentation has, but for the port and for how soon an EventSource asks."""
+    block = documented("nginx", "nginx")
+    return block.replace(":8000", f":{server_port}").replace("retry: 5000", "retry: 200")
 
 
 @pytest.mark.chromium("what nginx passes on is the same for all")
@@ -164,7 +162,7 @@ def test_an_event_source_outlasts_a_server_that_is_away_if_nginx_answers_for_it(
 ) -> None:
     port = free_port()
     with (
-        proxied(tmp_path, port, more=readme_configuration(port)) as proxy,
+        proxied(tmp_path, port, more=documented_configuration(port)) as proxy,
         ExitStack() as running,
     ):
         server = running.enter_context(launch("uvicorn", tmp_path, port, APPLICATION, **SOON))
@@ -178,13 +176,13 @@ def test_an_event_source_outlasts_a_server_that_is_away_if_nginx_answers_for_it(
         source.wait_for("message", "back")
 
 
-async def test_behind_the_readmes_nginx_the_host_and_each_address_are_the_clients(
+async def test_behind_the_documented_nginx_the_host_and_each_address_are_the_clients(
     tmp_path: Path, group: str
 ) -> None:
     settings = '{"MAX_STREAMS_PER_ADDRESS": 1, "TRUSTED_PROXIES": ["127.0.0.1"]}'
     with (
         serve("uvicorn", tmp_path, LIVE_DJANGO_SSE=settings) as server,
-        proxied(tmp_path, server.port, more=readme_configuration(server.port)) as proxy,
+        proxied(tmp_path, server.port, more=documented_configuration(server.port)) as proxy,
     ):
         origin = f"http://127.0.0.1:{proxy.port}"
 

@@ -4,7 +4,6 @@ Another host name stands for another browser: it has cookies, and so a session, 
 port of the same host, which is another process here, has the same.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
@@ -12,10 +11,8 @@ from itertools import count
 import pytest
 
 from tests.live.browser import Browser, EventSource, Tab, wait_until
-from tests.live.sites import JITTERED_RETRY, RETRY, SYNC_INTERVAL, Site, run
+from tests.live.sites import JITTERED_RETRY, RETRY, Site, run
 
-# What the machine may take for what is there at once, in seconds.
-AT_ONCE = 1.0
 # The longest reconnection time that a client is told which is to come back at a time of its own.
 LONGEST_RETRY = 2 * JITTERED_RETRY
 
@@ -161,11 +158,9 @@ def test_a_logout_ends_the_streams_of_the_other_tabs_of_its_session(
     of_another_browser = log_in(open_tab(site, another_host), group).opened(
         f"/members/{group}/?tab=3"
     )
-    logged_out = tab.get("/logout/")
+    tab.get("/logout/")
 
     assert_was_stopped(source, site, "logged out")
-    [close] = source.messages
-    assert close.at - logged_out < AT_ONCE
     assert_goes_on(of_another_browser, site, group)
 
 
@@ -177,11 +172,9 @@ def test_a_logout_ends_the_streams_of_its_session_in_another_process(
     of_another_browser = log_in(open_tab(another_process, another_host), group).opened(
         f"/members/{group}/?tab=3"
     )
-    logged_out = tab.get("/logout/")
+    tab.get("/logout/")
 
     assert_was_stopped(source, another_process, "logged out")
-    [close] = source.messages
-    assert close.at - logged_out < SYNC_INTERVAL
     assert_goes_on(of_another_browser, another_process, group)
 
 
@@ -195,12 +188,9 @@ def test_a_user_who_was_deactivated_without_a_signal_is_stopped(
     of_another_user = log_in(open_tab(site, another_host), f"{group}.other").opened(
         f"/members/{group}/?tab=2"
     )
-    deactivated = time.time()
     site.act("/deactivate/", user=group)
 
     assert_was_stopped(source, site, "logged out")
-    [close] = source.messages
-    assert close.at - deactivated < SYNC_INTERVAL + AT_ONCE
     assert_goes_on(of_another_user, site, group)
 
 

@@ -60,7 +60,7 @@ class Heard:
 
 
 @asynccontextmanager
-async def hearing(engine: str, directory: Path) -> AsyncIterator[Heard]:
+async def open_listeners(engine: str, directory: Path) -> AsyncIterator[Heard]:
     """Open a stream that only a doorbell can tell of what is published."""
     require("uvicorn")
     if lacking := ENGINES[engine].lacks():
@@ -95,7 +95,7 @@ async def hearing(engine: str, directory: Path) -> AsyncIterator[Heard]:
 async def test_a_gevent_worker_of_gunicorn_publishes_and_goes_on(
     engine: str, options: Sequence[str], tmp_path: Path
 ) -> None:
-    async with hearing(engine, tmp_path) as heard:
+    async with open_listeners(engine, tmp_path) as heard:
         environment: Mapping[str, str] = {**heard.environment, "LIVE_URLCONF": "tests.live.jobs"}
         with serve(
             "gunicorn-gevent",
@@ -133,7 +133,7 @@ async def test_greenlets_publish_at_once_and_keep_their_database(
         "from tests.live.jobs import publish_in_threads\n"
         f"publish_in_threads('news', {GREENLETS})"
     )
-    async with hearing(engine, tmp_path) as heard:
+    async with open_listeners(engine, tmp_path) as heard:
         assert await heard.run("-c", code) == "0 users\n"
         await heard.is_told(*(str(number) for number in range(GREENLETS) for _ in range(3)))
 
@@ -156,7 +156,7 @@ for job in {JOBS}:
     process.join()
     assert process.exitcode == 0
 """
-    async with hearing("redis-pubsub", tmp_path) as heard:
+    async with open_listeners("redis-pubsub", tmp_path) as heard:
         await heard.run("-c", code)
         await heard.is_told(*JOBS)
 
@@ -171,7 +171,7 @@ from rq.worker import {worker}
 connection = Redis.from_url(sys.argv[1])
 {worker}([Queue(connection=connection)], connection=connection).work(burst=True)
 """
-    async with hearing("redis-lists", tmp_path) as heard:
+    async with open_listeners("redis-lists", tmp_path) as heard:
         assert heard.services.redis
         url = heard.services.redis.url
         with Redis.from_url(url) as connection:

@@ -98,7 +98,7 @@ def _seconds_of_tests(mutants: list[MutationSpec], notes: Path) -> dict[str, flo
 
 def _enter_copy(directory: Path) -> None:
     # Bytecode of the copy is of what it was compiled from.
-    left_out = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.sqlite3*")
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "*build", "dist", "*.sqlite3*")
     shutil.copytree(".", directory / "copy", ignore=left_out)
     os.chdir(directory / "copy")
 

@@ -8,7 +8,7 @@ CORE = {
         "doorbells/test_datagrams.py",
         "streaming/test_hub.py",
     ],
-    "event.py": ["test_event.py", "streaming/test_blocks.py"],
+    "event.py": ["test_event.py", "streaming/test_encoded_events.py"],
     "groups": [
         "groups",
         "streaming/test_reconnects.py",
@@ -16,7 +16,11 @@ CORE = {
         "test_views.py",
     ],
     "http": ["http", "servers", "test_decorators.py", "test_views.py"],
-    "publishing.py": ["test_publishing.py", "stores/test_outbox.py", "stores/test_unwritten.py"],
+    "publishing.py": [
+        "test_publishing.py",
+        "stores/test_outbox.py",
+        "stores/test_unwritten_ends.py",
+    ],
     "servers": ["servers", "streaming/test_unread.py", "test_checks.py"],
     "stores/base.py": [
         "stores/test_contract.py",
@@ -28,14 +32,14 @@ CORE = {
         "stores/test_memory.py",
         "streaming/test_hub.py",
     ],
-    "streaming/blocks.py": ["streaming", "test_event.py", "test_views.py"],
-    "streaming/questions.py": [
-        "streaming/test_questions.py",
+    "streaming/encoded_events.py": ["streaming", "test_event.py", "test_views.py"],
+    "streaming/permission_rechecks.py": [
+        "streaming/test_permission_rechecks.py",
         "streaming/test_failures.py",
         "access",
     ],
     "streaming/rechecks.py": [
-        "streaming/test_questions.py",
+        "streaming/test_permission_rechecks.py",
         "streaming/test_failures.py",
         "access",
     ],

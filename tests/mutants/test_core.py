@@ -17,7 +17,7 @@ def test_what_is_changed_and_the_tests_that_are_to_notice_exist() -> None:
 
 def test_a_module_has_its_own_tests_before_those_of_its_folder() -> None:
     assert (
-        find_tests("streaming/blocks.py")
+        find_tests("streaming/encoded_events.py")
         != find_tests("streaming/hub.py")
         == find_tests("streaming/stream.py")
     )

@@ -21,7 +21,7 @@ from django.db.models import F
 from django.test import override_settings
 from django.utils import timezone
 
-from django_sse.access.owners import user_mark
+from django_sse.access.owners import user_key
 from django_sse.groups.entries import GroupState, Hint, Kind
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
 from django_sse.stores import get_store
@@ -453,11 +453,11 @@ async def test_a_host_whose_clock_is_set_drops_nothing(
     """As by an hour where a project has ``USE_TZ = False``, in spring."""
     store = database_store
     with override_settings(DJANGO_SSE={"HISTORY_AGE": 1800, "CANCEL_TTL": 1800}):
-        await append(store, event("news", "a"), end(user_mark(7), "kicked"))
+        await append(store, event("news", "a"), end(user_key(7), "kicked"))
         host.ahead = hours * 3600
         await store.atrim()
         assert texts(await store.aread("news", 0, 10)) == ["a"]
-        assert (await state(store, user_mark(7))).cancelled
+        assert (await state(store, user_key(7))).cancelled
 
 
 async def test_after_a_jump_of_the_databases_clock_everything_is_looked_at(

@@ -17,7 +17,7 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 from django_sse import apublish
-from django_sse.access.owners import user_mark
+from django_sse.access.owners import user_key
 from django_sse.conf import SETTING
 from django_sse.groups.entries import Hint
 from django_sse.models import OutboxEvent
@@ -77,7 +77,7 @@ async def test_an_end_that_a_publisher_left_behind_counts_from_when_it_was_order
 
     def commit_and_die() -> int:
         with transaction.atomic(using=store.using):
-            store._stage([end(user_mark(7), "over")])
+            store._stage([end(user_key(7), "over")])
         return database_time(store.using)
 
     committed = await sync_to_async(commit_and_die)()
@@ -86,7 +86,7 @@ async def test_an_end_that_a_publisher_left_behind_counts_from_when_it_was_order
         while await sync_to_async(database_time)(store.using) <= committed + 1000:
             await asyncio.sleep(0.001)
     await store.achanged(None, set())
-    now = await state(store, user_mark(7))
+    now = await state(store, user_key(7))
     assert now.cancelled
     assert 0 < now.first <= committed
 

@@ -21,7 +21,7 @@ from django.test import override_settings
 from pytest_django import Settings
 
 from django_sse import apublish
-from django_sse.access.owners import user_mark
+from django_sse.access.owners import user_key
 from django_sse.exceptions import GroupCancelled
 from django_sse.groups.entries import Kind, NewEntry, closing_wire, first_number
 from django_sse.groups.replay import is_lost
@@ -96,14 +96,14 @@ async def test_a_durable_redis_that_is_killed_goes_on_where_it_was() -> None:
 async def test_an_owner_who_was_ended_is_kept_no_longer_for_a_restart() -> None:
     with serve(**APPENDING) as server:
         async with store_on(server) as store:
-            mark = user_mark(7)
-            await append(store, NewEntry(mark, closing_wire(None), Kind.END))
-            ended = (await state(store, mark)).first
+            owner_key = user_key(7)
+            await append(store, NewEntry(owner_key, closing_wire(None), Kind.END))
+            ended = (await state(store, owner_key)).first
             server.kill()
             server.start()
-            assert (await state(store, mark)).first == ended
+            assert (await state(store, owner_key)).first == ended
             with redis.Redis.from_url(server.url) as client:
-                for key in client.scan_iter(f"*{mark}*"):
+                for key in client.scan_iter(f"*{owner_key}*"):
                     assert 0 < client.pttl(key) <= 100_000, key
 
 

@@ -11,15 +11,15 @@ from django.http import StreamingHttpResponse
 from pytest_django import Settings
 
 from django_sse import Event, acancel, aposition, apublish, apublish_many
-from django_sse.access.owners import Owner, user_mark
+from django_sse.access.owners import Owner, user_key
 from django_sse.concurrency import threads
 from django_sse.doorbells.base import listen, ring_here, stop_listening
 from django_sse.groups.entries import Hint, NewEntry
 from django_sse.http.hand_off import HandOff
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
-from django_sse.streaming import hub, questions, rechecks, subscription
-from django_sse.streaming.blocks import Batch
+from django_sse.streaming import hub, permission_rechecks, rechecks, subscription
+from django_sse.streaming.encoded_events import Batch
 from django_sse.streaming.hub import current_hub, open_streams
 from django_sse.streaming.send_queue import SendQueue
 from django_sse.streaming.stream import Stream
@@ -102,10 +102,10 @@ async def test_what_was_rendered_before_a_failure_is_not_lost(
     whole = Stream._chunk
     broken = True
 
-    def chunk(self: Stream, block: Any) -> bytes:
-        if broken and block.wire == b"data: 2\n\n":
+    def chunk(self: Stream, encoded: Any) -> bytes:
+        if broken and encoded.wire == b"data: 2\n\n":
             raise error
-        return whole(self, block)
+        return whole(self, encoded)
 
     monkeypatch.setattr(Stream, "_chunk", chunk)
     start = await aposition("news", "jobs")
@@ -200,10 +200,10 @@ async def test_a_group_that_fails_keeps_no_other_from_being_compared_with_the_st
 async def test_no_memory_for_a_batch_sends_the_clients_of_the_group_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def batch(blocks: Any) -> Batch:
-        if blocks[0].group == "news":
+    def batch(events: Any) -> Batch:
+        if events[0].group == "news":
             raise MemoryError
-        return Batch(blocks)
+        return Batch(events)
 
     start = await aposition("news")
     async with connected("news") as client, connected("jobs") as other:
@@ -288,13 +288,13 @@ async def test_logins_are_judged_on_after_a_panic(
     settings.DJANGO_SSE = {"STORE": "memory", "SYNC_INTERVAL": 0.01}
     judged = 0
 
-    async def judge(self: rechecks.Rechecks, streams: Any) -> None:
+    async def check_logins(self: rechecks.Rechecks, streams: Any) -> None:
         nonlocal judged
         judged += 1
         if judged == 1:
             raise Panic
 
-    monkeypatch.setattr(rechecks.Rechecks, "_judge_logins", judge)
+    monkeypatch.setattr(rechecks.Rechecks, "_check_logins", check_logins)
     async with connected("news"):
         await until(lambda: judged > 2)
     assert "Whether the logins of streams hold cannot be read." in caplog.text
@@ -375,18 +375,18 @@ async def test_who_is_kicked_while_a_kick_cannot_be_read_loses_the_stream(
     whole = rechecks.Rechecks.look_up
     looks: list[None] = []
 
-    async def look_up(self: rechecks.Rechecks, marks: Any) -> None:
+    async def look_up(self: rechecks.Rechecks, owner_keys: Any) -> None:
         looks.append(None)
         if len(looks) == 1:
             await acancel(user=8)
             raise error
-        await whole(self, marks)
+        await whole(self, owner_keys)
 
-    owners = [Owner({mark: None}, mark) for mark in map(user_mark, (7, 8))]
+    owners = [Owner({owner_key: None}, owner_key) for owner_key in map(user_key, (7, 8))]
     async with connected("news", owner=owners[0]), connected("news", owner=owners[1]) as kicked:
         await until(lambda: current_hub()._synced)
         monkeypatch.setattr(rechecks.Rechecks, "look_up", look_up)
-        current_hub()._rechecks._to_look_up = rechecks._Pile(current_hub()._rechecks.look_up)
+        current_hub()._rechecks._to_look_up = rechecks._Batcher(current_hub()._rechecks.look_up)
         await acancel(user=7)
         await kicked.until(kicked.stream.ended.done)
         assert kicked.stream.ended.result() == "shut"
@@ -397,7 +397,7 @@ async def test_views_are_asked_on_after_a_thread_could_not_be_had(
     error: BaseException, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 1}
-    monkeypatch.setattr(questions, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(permission_rechecks, "_AGAIN_SECONDS", 0.01)
     whole = threads.OwnThread
     failed: list[bool] = []
 
@@ -410,7 +410,7 @@ async def test_views_are_asked_on_after_a_thread_could_not_be_had(
     async def no() -> bool:
         return False
 
-    monkeypatch.setattr(questions, "OwnThread", own_thread)
+    monkeypatch.setattr(permission_rechecks, "OwnThread", own_thread)
     async with connected("news", still_allowed=no) as client:
         await client.until(client.stream.ended.done)
         assert client.stream.ended.result() == "shut"

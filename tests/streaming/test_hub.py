@@ -20,9 +20,9 @@ from django_sse import (
     cancel,
     publish,
 )
-from django_sse.access.owners import Owner, user_mark
+from django_sse.access.owners import Owner, user_key
 from django_sse.doorbells.layer import doorbell_group, to_message
-from django_sse.doorbells.mailbox import Mailbox
+from django_sse.doorbells.layer_channel import LayerChannel
 from django_sse.groups.entries import Entry, GroupState, Hint
 from django_sse.groups.position import parse_position
 from django_sse.models import EventGroup, StoredEvent
@@ -133,17 +133,17 @@ async def test_a_flood_of_doorbells_about_an_owner_asks_the_store_a_few_times(
         asked.extend(groups)
         return await astates(store, groups)
 
-    mark = user_mark(7)
-    async with connected("news", owner=Owner({mark: None}, mark)) as client:
+    owner_key = user_key(7)
+    async with connected("news", owner=Owner({owner_key: None}, owner_key)) as client:
         await apublish("news", "1")
         await client.until_events(1)
         monkeypatch.setattr(DatabaseStore, "astates", states_noted)
         for head in range(1000):
-            current_hub().hear_soon([Hint(mark, head, cancelled=False)])
+            current_hub().hear_soon([Hint(owner_key, head, cancelled=False)])
         await apublish("news", "2")
         await client.until_events(2)
-        await until(lambda: mark in asked)
-        assert asked.count(mark) < 10
+        await until(lambda: owner_key in asked)
+        assert asked.count(owner_key) < 10
 
 
 async def test_streams_of_one_group_are_sent_the_very_same_bytes() -> None:
@@ -374,10 +374,10 @@ async def test_memberships_are_renewed() -> None:
     assert channel_layer is not None
     async with connected("news") as client:
         hub = current_hub()
-        mailbox = hub._subscriptions["news"].mailbox
-        assert mailbox
+        layer_channel = hub._subscriptions["news"].layer_channel
+        assert layer_channel
         channel_layer.groups.clear()
-        mailbox._groups["news"] = float("-inf")
+        layer_channel._groups["news"] = float("-inf")
         await hub.renew_memberships()
         await channel_layer.group_send("news", {"type": "sse.event", "data": "heard"})
         assert await client.until_events(1) == ["heard"]
@@ -470,7 +470,7 @@ class HangingLayer(InMemoryChannelLayer):  # type: ignore[misc]
 async def test_a_layer_that_hangs_holds_nothing_up_for_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("django_sse.doorbells.mailbox.LAYER_SECONDS", 0.2)
+    monkeypatch.setattr("django_sse.doorbells.layer_channel.LAYER_SECONDS", 0.2)
     monkeypatch.setattr("django_sse.doorbells.layer.LAYER_SECONDS", 0.2)
     monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
     with override_settings(
@@ -510,10 +510,10 @@ async def test_a_group_left_while_it_is_entered_keeps_no_membership() -> None:
             await super().group_add(group, channel)
 
     slow = SlowLayer()
-    mailbox = Mailbox(slow, lambda message: None)
-    enter = asyncio.create_task(mailbox.enter("news"))
+    layer_channel = LayerChannel(slow, lambda message: None)
+    enter = asyncio.create_task(layer_channel.enter("news"))
     await entering.wait()
-    leave = asyncio.create_task(mailbox.close())
+    leave = asyncio.create_task(layer_channel.close())
     await asyncio.sleep(0)
     entered.set()
     await asyncio.gather(enter, leave)
@@ -660,7 +660,7 @@ async def test_a_sweep_finds_what_nothing_else_has_told(
         async with AsyncExitStack() as stack:
             clients = [
                 await stack.enter_async_context(
-                    connected(f"group{n}", owner=Owner({user_mark(n): None}, user_mark(n)))
+                    connected(f"group{n}", owner=Owner({user_key(n): None}, user_key(n)))
                 )
                 for n in range(count)
             ]
@@ -728,7 +728,7 @@ def by_a_layer_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("by_a_layer_alone")
 async def test_a_kick_of_another_process_is_heard_by_the_layer() -> None:
-    owner = Owner({user_mark(7): None}, user_mark(7))
+    owner = Owner({user_key(7): None}, user_key(7))
     async with connected("news", owner=owner) as kicked, connected("news") as other:
         await acancel(user=7, reason="over")
         await kicked.until(kicked.stream.ended.done)

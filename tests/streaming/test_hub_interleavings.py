@@ -17,7 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from django_sse.doorbells.base import hearing
+from django_sse.doorbells.base import open_listeners
 from django_sse.event import Decoder, Event
 from django_sse.groups.entries import Entry, Hint, Kind, NewEntry, closing_wire
 from django_sse.groups.position import format_position, parse_position
@@ -25,7 +25,7 @@ from django_sse.groups.replay import join, starting_point
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
 from django_sse.streaming import subscription
-from django_sse.streaming.blocks import Batch, Block
+from django_sse.streaming.encoded_events import Batch, EncodedEvent
 from django_sse.streaming.hub import current_hub, open_streams
 from django_sse.streaming.stream import Stream
 
@@ -133,7 +133,7 @@ class HubMachine(RuleBasedStateMachine):
         self.runner.run(coroutine)
 
     def ring(self, hints: list[Hint]) -> None:
-        for listener in hearing():
+        for listener in open_listeners():
             listener.hear_soon(hints)
 
     # Publishers
@@ -257,7 +257,7 @@ class HubMachine(RuleBasedStateMachine):
     async def _catch_up(self) -> None:
         """Let hubs compare themselves with the store, as they do at each interval; wait until
         every open client has got all there is, and streams of cancelled groups alone have ended."""
-        for listener in hearing():
+        for listener in open_listeners():
             listener.compare_soon()
         for _ in range(TURNS):
             if not any(client.is_open and self._lacks_something(client) for client in self.all):
@@ -319,8 +319,8 @@ def test_an_event_that_is_lost_is_found(fault: Any, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_event_that_comes_twice_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def doubled(self: Batch, blocks: list[Block]) -> None:
-        whole(self, [*blocks, *blocks])
+    def doubled(self: Batch, events: list[EncodedEvent]) -> None:
+        whole(self, [*events, *events])
 
     whole = Batch.__init__
     monkeypatch.setattr(Batch, "__init__", doubled)

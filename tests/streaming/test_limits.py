@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 
 from django_sse import Event, acancel, aposition, apublish, areopen
-from django_sse.access.owners import Owner, user_mark
+from django_sse.access.owners import Owner, user_key
 from django_sse.asgi import get_asgi_application
 from django_sse.conf import Conf
 from django_sse.groups.entries import GroupState
 from django_sse.groups.position import parse_position
 from django_sse.streaming.hub import _hubs, current_hub, open_streams
-from django_sse.streaming.limits import Claim, Occupancy, TooManyStreams, reached_limit
+from django_sse.streaming.limits import Occupancy, RequestedStream, TooManyStreams, reached_limit
 from django_sse.streaming.stream import Stream
 from django_sse.views import EventStreamView
 from tests.clients import connected
@@ -35,11 +35,11 @@ from tests.streams import View, get, open_stream, reading, until
 EVENT_SOURCE = {"Accept": "text/event-stream"}
 
 
-def claim(*groups: str, user: str | None = None, address: str | None = None) -> Claim:
-    return Claim(groups, user, address)
+def a_stream(*groups: str, user: str | None = None, address: str | None = None) -> RequestedStream:
+    return RequestedStream(groups, user, address)
 
 
-def taken_by(*claims: Claim) -> Occupancy:
+def taken_by(*claims: RequestedStream) -> Occupancy:
     occupancy = Occupancy()
     for each in claims:
         occupancy.add(each)
@@ -50,50 +50,50 @@ def taken_by(*claims: Claim) -> Occupancy:
 
 
 TAKEN = taken_by(
-    claim("a", "b", user="1", address="192.0.2.1"),
-    claim("b", user="1", address="192.0.2.2"),
+    a_stream("a", "b", user="1", address="192.0.2.1"),
+    a_stream("b", user="1", address="192.0.2.2"),
 )
-ELSEWHERE = taken_by(claim("c", user="1", address="192.0.2.1"), claim("b"))
+ELSEWHERE = taken_by(a_stream("c", user="1", address="192.0.2.1"), a_stream("b"))
 
 
 @pytest.mark.parametrize(
     ("limits", "wanted", "reached"),
     [
-        ({"MAX_STREAMS": 4}, claim("a"), "MAX_STREAMS"),
-        ({"MAX_STREAMS": 5}, claim("a"), None),
-        ({"MAX_STREAMS_PER_USER": 3}, claim("a", user="1"), "MAX_STREAMS_PER_USER"),
-        ({"MAX_STREAMS_PER_USER": 4}, claim("a", user="1"), None),
-        ({"MAX_STREAMS_PER_USER": 1}, claim("a", user="2"), None),
-        ({"MAX_STREAMS_PER_USER": 1}, claim("a"), None),
+        ({"MAX_STREAMS": 4}, a_stream("a"), "MAX_STREAMS"),
+        ({"MAX_STREAMS": 5}, a_stream("a"), None),
+        ({"MAX_STREAMS_PER_USER": 3}, a_stream("a", user="1"), "MAX_STREAMS_PER_USER"),
+        ({"MAX_STREAMS_PER_USER": 4}, a_stream("a", user="1"), None),
+        ({"MAX_STREAMS_PER_USER": 1}, a_stream("a", user="2"), None),
+        ({"MAX_STREAMS_PER_USER": 1}, a_stream("a"), None),
         (
             {"MAX_STREAMS_PER_ADDRESS": 2},
-            claim("a", address="192.0.2.1"),
+            a_stream("a", address="192.0.2.1"),
             "MAX_STREAMS_PER_ADDRESS",
         ),
-        ({"MAX_STREAMS_PER_ADDRESS": 2}, claim("a", address="192.0.2.2"), None),
-        ({"MAX_STREAMS_PER_ADDRESS": 1}, claim("a"), None),
-        ({"MAX_STREAMS_PER_GROUP": 3}, claim("b"), "MAX_STREAMS_PER_GROUP"),
-        ({"MAX_STREAMS_PER_GROUP": 3}, claim("new", "b"), "MAX_STREAMS_PER_GROUP"),
-        ({"MAX_STREAMS_PER_GROUP": 2}, claim("a", "c", "new"), None),
-        ({"MAX_OPEN_GROUPS": 3}, claim("a", "b", "c"), None),
-        ({"MAX_OPEN_GROUPS": 3}, claim("a", "new"), "MAX_OPEN_GROUPS"),
-        ({"MAX_OPEN_GROUPS": 4}, claim("a", "new"), None),
-        ({"MAX_OPEN_GROUPS": 4}, claim("new", "newer"), "MAX_OPEN_GROUPS"),
+        ({"MAX_STREAMS_PER_ADDRESS": 2}, a_stream("a", address="192.0.2.2"), None),
+        ({"MAX_STREAMS_PER_ADDRESS": 1}, a_stream("a"), None),
+        ({"MAX_STREAMS_PER_GROUP": 3}, a_stream("b"), "MAX_STREAMS_PER_GROUP"),
+        ({"MAX_STREAMS_PER_GROUP": 3}, a_stream("new", "b"), "MAX_STREAMS_PER_GROUP"),
+        ({"MAX_STREAMS_PER_GROUP": 2}, a_stream("a", "c", "new"), None),
+        ({"MAX_OPEN_GROUPS": 3}, a_stream("a", "b", "c"), None),
+        ({"MAX_OPEN_GROUPS": 3}, a_stream("a", "new"), "MAX_OPEN_GROUPS"),
+        ({"MAX_OPEN_GROUPS": 4}, a_stream("a", "new"), None),
+        ({"MAX_OPEN_GROUPS": 4}, a_stream("new", "newer"), "MAX_OPEN_GROUPS"),
         # Lowered under open streams: nothing new, but what is there may be joined.
-        ({"MAX_OPEN_GROUPS": 1}, claim("a"), None),
-        ({"MAX_OPEN_GROUPS": 1}, claim("new"), "MAX_OPEN_GROUPS"),
-        ({"MAX_STREAMS": 1}, claim("a"), "MAX_STREAMS"),
-        ({}, claim("a", user="1", address="192.0.2.1"), None),
+        ({"MAX_OPEN_GROUPS": 1}, a_stream("a"), None),
+        ({"MAX_OPEN_GROUPS": 1}, a_stream("new"), "MAX_OPEN_GROUPS"),
+        ({"MAX_STREAMS": 1}, a_stream("a"), "MAX_STREAMS"),
+        ({}, a_stream("a", user="1", address="192.0.2.1"), None),
     ],
 )
 def test_a_limit_holds_over_all_loops(
-    limits: dict[str, Any], wanted: Claim, reached: str | None
+    limits: dict[str, Any], wanted: RequestedStream, reached: str | None
 ) -> None:
     assert reached_limit(wanted, [TAKEN, ELSEWHERE], Conf(**limits)) == reached
 
 
 claims = st.builds(
-    Claim,
+    RequestedStream,
     st.lists(st.sampled_from("abc"), min_size=1, unique=True),
     st.none() | st.sampled_from("12"),
     st.none() | st.sampled_from("xy"),
@@ -101,7 +101,7 @@ claims = st.builds(
 
 
 @given(st.lists(claims), st.randoms())
-def test_what_is_removed_leaves_no_trace(added: list[Claim], random: Any) -> None:
+def test_what_is_removed_leaves_no_trace(added: list[RequestedStream], random: Any) -> None:
     occupancy = taken_by(*added)
     random.shuffle(added)
     for each in added:
@@ -124,7 +124,9 @@ def test_what_is_removed_leaves_no_trace(added: list[Claim], random: Any) -> Non
         st.integers(1, 5),
     ),
 )
-def test_no_order_of_streams_gets_past_a_limit(wanted: list[Claim], limits: dict[str, Any]) -> None:
+def test_no_order_of_streams_gets_past_a_limit(
+    wanted: list[RequestedStream], limits: dict[str, Any]
+) -> None:
     hubs = [Occupancy(), Occupancy()]
     conf = Conf(**limits)
     for number, each in enumerate(wanted):
@@ -212,7 +214,7 @@ async def test_one_stream_too_many_is_sent_back(settings: Settings) -> None:
 async def test_a_user_has_his_limit_in_all_his_sessions(settings: Settings) -> None:
     limit(settings, MAX_STREAMS_PER_USER=1)
     one, two = User(pk=1), User(pk=2)
-    async with connected("news", owner=Owner({}, user_mark(1))):
+    async with connected("news", owner=Owner({}, user_key(1))):
         assert await is_refused(requested, request_of(one))
         assert not await is_refused(requested, request_of(two))
         assert not await is_refused(requested, request_of())
@@ -229,7 +231,7 @@ async def test_a_stream_counts_as_its_users_and_as_its_clients_address(settings:
     request = request_of(User(pk=7), address="10.0.0.1", X_Forwarded_For="2001:db8::7")
     async with reading(await requested(request)):
         [stream] = current_hub().streams
-        assert (stream.user, stream.address) == (user_mark(7), "2001:db8::/64")
+        assert (stream.user, stream.address) == (user_key(7), "2001:db8::/64")
 
 
 async def test_a_project_without_users_has_nobody_to_limit(settings: Settings) -> None:
@@ -493,7 +495,7 @@ async def staying(memory_store: None, settings: Settings) -> AsyncIterator[None]
     async with connected("other"):
         yield
         [hub] = _hubs.values()
-        assert vars(hub.occupancy) == vars(taken_by(claim("other")))
+        assert vars(hub.occupancy) == vars(taken_by(a_stream("other")))
 
 
 @pytest.mark.usefixtures("staying")

@@ -120,12 +120,15 @@ async def test_those_that_are_far_behind_together_share_what_they_read(
 ) -> None:
     reads = 0
     aread = DatabaseStore.aread
+    all_are_there = asyncio.Event()
 
     async def counted(store: DatabaseStore, group: str, after: int, limit: int) -> list[Entry]:
         nonlocal reads
         reads += 1
+        await all_are_there.wait()
         return await aread(store, group, after, limit)
 
+    monkeypatch.setattr("django_sse.streaming.store_reader.READ_SECONDS", 60)
     await apublish("news", "long ago")
     start = await aposition("news")
     # As much as the hub keeps in memory, and as much again.
@@ -137,6 +140,7 @@ async def test_those_that_are_far_behind_together_share_what_they_read(
             clients = [
                 await stack.enter_async_context(connected("news", after=start)) for _ in range(200)
             ]
+            all_are_there.set()
             for client in clients:
                 await client.until_events(count)
     assert reads <= PAGES

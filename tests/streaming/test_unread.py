@@ -18,7 +18,7 @@ from django_sse import Event, aposition, apublish, apublish_many
 from django_sse.asgi import get_asgi_application
 from django_sse.conf import conf
 from django_sse.decorators import event_stream, event_stream_headers
-from django_sse.doorbells.layer import _bell
+from django_sse.doorbells.layer import _ringer
 from django_sse.groups.entries import Entry
 from django_sse.groups.position import parse_position
 from django_sse.stores import get_store
@@ -258,7 +258,7 @@ async def test_what_waits_for_a_layer_that_hangs_is_bounded() -> None:
             for number in range(250):
                 await apublish(f"group-{number}", "x" * 60_000)
             # What was handed to the thread that rings has come there.
-            handed_over = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), _bell._thread.loop())
+            handed_over = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), _ringer._thread.loop())
             await asyncio.wrap_future(handed_over)
             assert bytes_of_entries() - before <= 9 * 1024 * 1024
         finally:
@@ -563,3 +563,24 @@ async def test_a_stream_that_grows_too_old_is_ended_before_the_hand_off_too(
     # It has not got all of the first state, so it comes back for that.
     assert b"\nid: " not in served.body
     assert not open_streams()
+
+
+async def test_a_replay_of_which_a_filter_hides_all_gives_way_to_others() -> None:
+    start = await aposition("news")
+    asked = [0]
+
+    def hide(event: Event) -> None:
+        asked[-1] += 1
+
+    async def take_turns() -> None:
+        while sum(asked) < 900:
+            asked.append(0)
+            await asyncio.sleep(0)
+
+    # Whose group's newest events are in memory, and read at once.
+    async with connected("news") as other:
+        await apublish_many(("news", str(number)) for number in range(900))
+        await other.until_events(900)
+        async with connected("news", after=start, filter_event=hide):
+            await asyncio.wait_for(take_turns(), 10)
+    assert max(asked) <= 500

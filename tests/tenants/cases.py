@@ -18,7 +18,7 @@ from django_tenants.utils import schema_context
 from pytest_django import DjangoDbBlocker
 
 from django_sse import cancel, position, publish, reopen
-from django_sse.access.logins import Judgement, judge
+from django_sse.access.logins import LoginCheck, check_logins
 from django_sse.asgi import get_asgi_application
 from django_sse.event import Event
 from django_sse.streaming.rechecks import Rechecks
@@ -54,7 +54,7 @@ def as_at_first(tenants: None) -> None:
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logins are judged as often as the store is asked, whatever that costs."""
+    """Logins are checked as often as the store is asked, whatever that costs."""
     monkeypatch.setattr("django_sse.streaming.rechecks._LOGINS_PAUSE", 0)
 
 
@@ -275,12 +275,12 @@ async def test_commands_of_a_tenant_are_about_its_groups() -> None:
 async def test_a_tenant_whose_users_cannot_be_read_harms_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def failing(logins: Any) -> Judgement:
+    def failing(logins: Any) -> LoginCheck:
         if connection.schema_name == "north":  # type: ignore[attr-defined]
             raise RuntimeError("Its schema is gone.")
-        return judge(logins)
+        return check_logins(logins)
 
-    monkeypatch.setattr("django_sse.streaming.rechecks.judge", failing)
+    monkeypatch.setattr("django_sse.streaming.rechecks.check_logins", failing)
     ada, other = await logged_in("north"), await logged_in("south")
     async with ada.stream() as north, other.stream() as south:
         await in_tenant("south", User.objects.filter(pk=7).update, is_active=False)

@@ -106,8 +106,8 @@ CLIENTS = {
     "reconnecting-eventsource": Client(
         web_page("reconnecting_eventsource.html"),
         {Row.CLOSE: Cell.OWN_LINES, Row.NO_CONTENT: Cell.NO},
-        "Close it at `close`: nothing else stops it. Give the view `history`, so that who comes "
-        "after the end is sent `close` too, and not 204.",
+        "Close it at `close`: nothing else stops it. Give the view `history`, so that a "
+        "client that comes after the end gets `close` too, and not 204.",
     ),
     "event-source-polyfill": Client(
         web_page("event_source_polyfill.html"),
@@ -177,13 +177,13 @@ CLIENTS = {
 _INTRODUCTION = """\
 # Clients
 
-What the clients of event streams make of those of django_sse. Each cell is tested with the real
-client, in Chromium if it is one for pages; the versions are those that were tested. What differs
-between [browsers](#browsers) is at the end.
+What other clients do with the streams of django_sse. Tests run each cell with the real client, in
+Chromium if the client is for pages, and in the version that is named. The differences between
+[browsers](#browsers) are at the end.
 
-- **yes**: it does, used as its README shows.
-- **own lines**: it does with a few lines of your own, which are named below and are in its program.
-- **no**: it cannot. What to do instead is named below.
+- **yes**: the client does it, used as its README shows.
+- **own lines**: it does it with a few lines that you add, which are named below and in its program.
+- **no**: it cannot. The advice below says what to do instead.
 
 <!-- Made by `python -m tests.live.readers` from tests/live/readers/matrix.py. -->
 """

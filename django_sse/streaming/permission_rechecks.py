@@ -13,7 +13,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import PermissionDenied
 from django.db import Error as DatabaseFailure
 
-from django_sse.concurrency.tasks import is_order
+from django_sse.concurrency.tasks import must_propagate
 from django_sse.concurrency.threads import OwnThread
 from django_sse.conf import conf
 from django_sse.groups.entries import closing_wire
@@ -43,7 +43,7 @@ class WrongAnswerError(TypeError):
     """A view's question was answered by what is neither True nor False."""
 
 
-class Questions:
+class PermissionRechecks:
     """Asks about each stream every ``RECHECK_INTERVAL``, and ends those that are not allowed.
 
     Where the database, the network or the time fails, the stream is asked about again, and after
@@ -75,7 +75,7 @@ class Questions:
                 with ExitStack() as threads:
                     await self._ask_all_due(threads)
             except BaseException as error:
-                if is_order(error):
+                if must_propagate(error):
                     raise
                 # Who was not asked about is still due.
                 log_seldom("Views cannot be asked.", level=logging.ERROR, exc_info=error)
@@ -176,7 +176,7 @@ class Questions:
             allowed = False
         except BaseException as error:
             # Also what is no Exception, such as a panic in an extension.
-            if is_order(error):
+            if must_propagate(error):
                 raise
             if _is_of_surroundings(error):
                 # The thread may hang, or have a connection that is broken.

@@ -20,9 +20,9 @@ from django.urls import path
 from pytest_django import Settings
 
 from django_sse import acancel, apublish, cancel, reopen
-from django_sse.access.owners import user_mark
+from django_sse.access.owners import user_key
 from django_sse.groups.entries import Kind, NewEntry, closing_wire, first_number
-from django_sse.stores import get_store, unwritten
+from django_sse.stores import get_store, unwritten_ends
 from django_sse.stores.base import EventStore
 from django_sse.stores.database import DatabaseStore
 from django_sse.stores.memory import MemoryStore
@@ -73,10 +73,10 @@ def writers() -> list[Thread]:
 
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(unwritten, "_FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(unwritten, "_LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(unwritten_ends, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(unwritten_ends, "_LONGEST_PAUSE", 0.05)
     yield
-    unwritten.unwritten.forget()
+    unwritten_ends.unwritten_ends.forget()
 
 
 class Away:
@@ -102,12 +102,12 @@ def away(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Away:
     return Away(get_store(), monkeypatch)
 
 
-def end(mark: str, at: int = 0, reason: str = "over") -> NewEntry:
-    return NewEntry(mark, closing_wire(reason), Kind.END, at=at)
+def end(owner_key: str, at: int = 0, reason: str = "over") -> NewEntry:
+    return NewEntry(owner_key, closing_wire(reason), Kind.END, at=at)
 
 
 def ended_at(store: EventStore, user: Any) -> int:
-    return store.states([user_mark(user)])[user_mark(user)].first
+    return store.states([user_key(user)])[user_key(user)].first
 
 
 # What is kept, and for how long
@@ -142,7 +142,7 @@ def test_a_kick_is_written_at_last_also_where_no_thread_could_be_had(
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr("django_sse.stores.unwritten.Thread.start", refuse)
+        patch.setattr("django_sse.stores.unwritten_ends.Thread.start", refuse)
         with pytest.raises(OSError, match="away"):
             cancel(user=7)
     with pytest.raises(OSError, match="away"):
@@ -181,7 +181,7 @@ def test_letting_in_takes_a_kept_kick_back_once_it_has_come_to_be(away: Away) ->
     wait(lambda: ended_at(get_store(), 7))
     wait(lambda: not writers())
     reopen(user=7)
-    assert not get_store().states([user_mark(7)])[user_mark(7)].cancelled
+    assert not get_store().states([user_key(7)])[user_key(7)].cancelled
 
 
 def test_a_kick_in_a_transaction_is_written_at_last(away: Away) -> None:
@@ -231,7 +231,7 @@ def away_store(away: Away) -> EventStore:
 def test_the_oldest_ends_are_lost_where_there_are_too_many(
     away: Away, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(unwritten, "_MOST_BYTES", 3000)
+    monkeypatch.setattr(unwritten_ends, "_MOST_BYTES", 3000)
     for n in range(10):
         with pytest.raises(OSError, match="away"):
             cancel(user=n)
@@ -243,7 +243,7 @@ def test_the_oldest_ends_are_lost_where_there_are_too_many(
 
 
 def test_of_several_ends_of_an_owner_the_last_one_is_written(away: Away) -> None:
-    keeper, store, now = unwritten.unwritten, get_store(), first_number()
+    keeper, store, now = unwritten_ends.unwritten_ends, get_store(), first_number()
     keeper.keep(store, [end("~a", now, "second")], Bell())
     keeper.keep(store, [end("~a", now - 10, "first")], Bell())
     away.is_away = False
@@ -289,7 +289,7 @@ import django
 django.setup()
 from django_sse import cancel
 from django_sse.stores import get_store, unwritten
-from django_sse.access.owners import user_mark
+from django_sse.access.owners import user_key
 
 unwritten._FIRST_PAUSE = unwritten._LONGEST_PAUSE = 0.01
 store = get_store()
@@ -312,7 +312,7 @@ def written():
     deadline = time.monotonic() + 10
     while unwritten.unwritten._is_writing and time.monotonic() < deadline:
         time.sleep(0.01)
-    return [n for n in range(3) if store.states([user_mark(n)])[user_mark(n)].first]
+    return [n for n in range(3) if store.states([user_key(n)])[user_key(n)].first]
 
 fail_to_cancel(1)
 child = os.fork()

@@ -18,7 +18,7 @@ from django.http import HttpResponse
 from pytest_django import Settings
 
 from django_sse import apublish
-from django_sse.streaming import questions
+from django_sse.streaming import permission_rechecks
 from django_sse.views import EventStreamView
 from tests.clients import Client, connected
 from tests.failures import Panic
@@ -36,7 +36,7 @@ Answer = Callable[[], Awaitable[bool]]
 def often(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.MIDDLEWARE = []
     settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 1, "RETRY": 1}
-    monkeypatch.setattr(questions, "_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(permission_rechecks, "_AGAIN_SECONDS", 0.05)
 
 
 class Asked(EventStreamView):
@@ -162,7 +162,7 @@ async def test_nine_who_wait_hold_up_nobody() -> None:
 async def test_views_that_are_slow_put_a_revocation_off_for_a_moment_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(questions, "_PLACE_SECONDS", 0.01)
+    monkeypatch.setattr(permission_rechecks, "_PLACE_SECONDS", 0.01)
     async with Crowd() as crowd:
         await crowd.open(100)
         async with connected("news", still_allowed=no) as revoked:
@@ -174,7 +174,7 @@ async def test_views_that_are_slow_put_a_revocation_off_for_a_moment_only(
 async def test_ten_are_asked_at_once_and_the_longest_unasked_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(questions, "_PLACE_SECONDS", 3600)
+    monkeypatch.setattr(permission_rechecks, "_PLACE_SECONDS", 3600)
     async with Crowd() as crowd:
         await crowd.open(25)
         for turn in (1, 2):
@@ -237,7 +237,7 @@ async def test_a_view_that_says_no_after_a_failure_is_heard() -> None:
 async def test_a_view_that_never_answers_has_its_client_come_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(questions, "_ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(permission_rechecks, "_ANSWER_SECONDS", 0.05)
     async with asked(forever, forever) as reader:
         assert await reader.rest() == []
         assert reader.reconnection_time
@@ -246,8 +246,8 @@ async def test_a_view_that_never_answers_has_its_client_come_back(
 async def test_views_that_cannot_be_cancelled_hold_up_no_other_one_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(questions, "_ANSWER_SECONDS", 0.05)
-    monkeypatch.setattr(questions, "_GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(permission_rechecks, "_ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(permission_rechecks, "_GRACE_SECONDS", 0.05)
     released = asyncio.Event()
 
     async def stubborn() -> bool:
@@ -323,7 +323,7 @@ async def test_a_failure_is_given_time_before_the_view_is_asked_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 4, "RETRY": 1}
-    monkeypatch.setattr(questions, "_AGAIN_SECONDS", 0.5)
+    monkeypatch.setattr(permission_rechecks, "_AGAIN_SECONDS", 0.5)
     times: list[float] = []
 
     async def fail_once() -> bool:
@@ -373,7 +373,7 @@ async def test_a_query_for_a_user_who_is_none_any_more_is_a_no() -> None:
 async def test_a_view_whose_thread_hangs_holds_up_no_other_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(questions, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(permission_rechecks, "_ANSWER_SECONDS", 0.5)
     release = ThreadEvent()
     names: list[str] = []
 

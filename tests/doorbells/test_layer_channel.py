@@ -1,4 +1,4 @@
-"""A mailbox on a layer that fails."""
+"""A channel on the layer on a layer that fails."""
 
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -8,7 +8,7 @@ from channels.layers import InMemoryChannelLayer
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from django_sse.doorbells.mailbox import Mailbox, Message
+from django_sse.doorbells.layer_channel import LayerChannel, Message
 from tests.failures import Panic
 from tests.streams import until
 
@@ -33,11 +33,11 @@ class FailingLayer(InMemoryChannelLayer):  # type: ignore[misc]
 
 
 class Owner:
-    """Keeps what its mailbox passes on."""
+    """Keeps what its channel on the layer passes on."""
 
     def __init__(self, layer: InMemoryChannelLayer) -> None:
         self.heard: list[Message] = []
-        self.mailbox = Mailbox(layer, self.heard.append)
+        self.layer_channel = LayerChannel(layer, self.heard.append)
         self.layer = layer
 
     async def hears(self) -> None:
@@ -56,7 +56,7 @@ async def owner() -> AsyncIterator[Callable[[InMemoryChannelLayer], Owner]]:
 
     yield make
     for one in owners:
-        await one.mailbox.close()
+        await one.layer_channel.close()
 
 
 async def test_a_wait_that_came_to_nothing_is_no_error(
@@ -65,7 +65,7 @@ async def test_a_wait_that_came_to_nothing_is_no_error(
     """Of channels_redis: it waits 5 seconds, and so long does redis-py let it."""
     layer = FailingLayer(RedisTimeoutError("Timeout reading"), TimeoutError())
     one = owner(layer)
-    await one.mailbox.enter("news")
+    await one.layer_channel.enter("news")
     await until(lambda: not layer.errors)
     await one.hears()
     assert layer.entries == 1
@@ -80,10 +80,10 @@ async def test_a_failing_layer_is_logged_once_and_its_groups_are_entered_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.INFO, "django_sse")
-    monkeypatch.setattr("django_sse.doorbells.mailbox._PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("django_sse.doorbells.layer_channel._PAUSE_SECONDS", 0.01)
     layer = FailingLayer(*[error] * 3)
     one = owner(layer)
-    await one.mailbox.enter("news")
+    await one.layer_channel.enter("news")
     await until(lambda: not layer.errors and layer.entries > 1)
     await one.hears()
     assert [record.getMessage() for record in caplog.records] == [
@@ -110,7 +110,7 @@ async def test_a_group_that_cannot_be_entered_or_left_keeps_no_other_one_from_it
     layer = Panics()
     one = Owner(layer)
     for group in ("broken", "news"):
-        await one.mailbox.enter(group)
+        await one.layer_channel.enter(group)
     await one.hears()
-    await one.mailbox.close()
+    await one.layer_channel.close()
     assert layer.groups == {}

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from channels.layers import BaseChannelLayer
 
-from django_sse.concurrency.tasks import is_order, spawn
+from django_sse.concurrency.tasks import must_propagate, spawn
 from django_sse.logs import log_seldom, logger
 
 # Memberships lapse (after 24 hours by default, and in-memory ones by mishap): renewed this often.
@@ -23,7 +23,7 @@ _NEVER: Final = float("-inf")
 Message = dict[str, Any]
 
 
-class Mailbox:
+class LayerChannel:
     """Passes on what the layer delivers to some groups. Errors of the layer are logged, once until
     it works again, and what failed is tried again: the layer is a doorbell, not the truth."""
 
@@ -65,7 +65,7 @@ class Mailbox:
                 async with asyncio.timeout(LAYER_SECONDS):
                     await self._layer.group_discard(group, self._channel)
             except BaseException as error:
-                if is_order(error):
+                if must_propagate(error):
                     raise
                 self._report("Leaving group %r of the channel layer failed.", group)
 
@@ -102,7 +102,7 @@ class Mailbox:
                     self._drop_channel()
                     await self._join(group)
         except BaseException as error:
-            if is_order(error):
+            if must_propagate(error):
                 raise
             self._report("Entering group %r of the channel layer failed.", group)
             return False
@@ -132,7 +132,7 @@ class Mailbox:
             try:
                 message = await self._layer.receive(channel)
             except BaseException as error:
-                if is_order(error):
+                if must_propagate(error):
                     raise
                 if _is_timeout(error):
                     # That nothing came. channels_redis waits for as long as redis-py does at most.
@@ -152,7 +152,7 @@ class Mailbox:
             try:
                 self._take(message)
             except BaseException as error:
-                if is_order(error):
+                if must_propagate(error):
                     raise
                 log_seldom("A message of the channel layer was not understood.", exc_info=error)
 

@@ -1,20 +1,18 @@
 """Ends of owners' streams that a store could not take: kept in this process, and tried again."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final, Protocol
 
 from django.db import connections
 
 from django_sse.concurrency.forks import forget_in_child
 from django_sse.conf import conf
+from django_sse.groups.entries import NewEntry, Ring
 from django_sse.logs import logger
-
-if TYPE_CHECKING:
-    from django_sse.groups.entries import NewEntry
-    from django_sse.stores.base import EventStore
+from django_sse.stores.clock import StoreClock
 
 # The pause between two attempts, in seconds: the first one, and what it grows to.
 _FIRST_PAUSE: Final = 0.25
@@ -25,10 +23,18 @@ _BATCH: Final = 100
 _MOST_BYTES: Final = 16 * 1024 * 1024
 _END_BYTES: Final = 512
 
-Ring = Callable[[Sequence[Any]], None]
+
+class Store(Protocol):
+    """An event store, as far as its ends are written."""
+
+    using: str
+    clock: StoreClock
+
+    def append(self, entries: Sequence[NewEntry], ring: Ring) -> object:
+        """Append entries and ring."""
 
 
-class Unwritten:
+class UnwrittenEnds:
     """Keeps ends for ``CANCEL_TTL``, and writes them in a thread that lives while any is left."""
 
     def __init__(self) -> None:
@@ -38,13 +44,13 @@ class Unwritten:
     def forget(self) -> None:
         """Begin anew, as the child of a fork: what its parent has kept, its parent writes."""
         self._lock = Lock()
-        # By store and mark, in the order in which they came.
-        self._ends: dict[tuple[EventStore, str], NewEntry] = {}
+        # By store and owner key, in the order in which they came.
+        self._ends: dict[tuple[Store, str], NewEntry] = {}
         self._bytes = 0
-        self._rings: dict[EventStore, Ring] = {}
+        self._rings: dict[Store, Ring] = {}
         self._is_writing = False
 
-    def keep(self, store: "EventStore", ends: Sequence["NewEntry"], ring: Ring) -> None:
+    def keep(self, store: Store, ends: Sequence[NewEntry], ring: Ring) -> None:
         """Keep ends until they are written.
 
         Args:
@@ -81,11 +87,11 @@ class Unwritten:
                 with self._lock:
                     self._is_writing = False
 
-    def take_back(self, store: "EventStore", marks: Sequence[str]) -> None:
+    def take_back(self, store: Store, owner_keys: Sequence[str]) -> None:
         """Forget the ends of these owners: they are let in again."""
         with self._lock:
-            for mark in marks:
-                self._drop(store, mark)
+            for owner_key in owner_keys:
+                self._drop(store, owner_key)
 
     def _write_until_done(self) -> None:
         pause = _FIRST_PAUSE
@@ -118,8 +124,8 @@ class Unwritten:
         ttl = conf().CANCEL_TTL
         with self._lock:
             expired = [
-                (store, mark)
-                for (store, mark), end in self._ends.items()
+                (store, owner_key)
+                for (store, owner_key), end in self._ends.items()
                 if end.at / 1_000_000 < store.clock.known() - ttl
             ]
             for key in expired:
@@ -127,13 +133,13 @@ class Unwritten:
         if expired:
             logger.error("%d ends of streams are lost: the store was away.", len(expired))
 
-    def _take(self, store: "EventStore") -> list["NewEntry"]:
+    def _take(self, store: Store) -> list[NewEntry]:
         with self._lock:
-            marks = [mark for other, mark in self._ends if other is store][:_BATCH]
-            return [end for mark in marks if (end := self._drop(store, mark))]
+            owner_keys = [owner_key for other, owner_key in self._ends if other is store][:_BATCH]
+            return [end for owner_key in owner_keys if (end := self._drop(store, owner_key))]
 
-    def _drop(self, store: "EventStore", mark: str) -> "NewEntry | None":
-        end = self._ends.pop((store, mark), None)
+    def _drop(self, store: Store, owner_key: str) -> NewEntry | None:
+        end = self._ends.pop((store, owner_key), None)
         self._bytes -= _size(end) if end else 0
         return end
 
@@ -145,8 +151,8 @@ def _ensure_autocommit(using: str) -> None:
         connection.set_autocommit(True)
 
 
-def _size(end: "NewEntry") -> int:
+def _size(end: NewEntry) -> int:
     return len(end.wire) + _END_BYTES
 
 
-unwritten: Final = Unwritten()
+unwritten_ends: Final = UnwrittenEnds()

@@ -3,22 +3,22 @@
 from collections.abc import Iterable
 
 from django_sse.groups.entries import Entry
-from django_sse.streaming.blocks import Block, Tail
+from django_sse.streaming.encoded_events import EncodedEvent, Tail
 
-SIZE = Block("news", Entry(1, b"data: x\n\n")).size
+SIZE = EncodedEvent("news", Entry(1, b"data: x\n\n")).size
 
 
-def blocks(numbers: Iterable[int]) -> list[Block]:
-    return [Block("news", Entry(number, b"data: x\n\n")) for number in numbers]
+def events(numbers: Iterable[int]) -> list[EncodedEvent]:
+    return [EncodedEvent("news", Entry(number, b"data: x\n\n")) for number in numbers]
 
 
 def numbers(tail: Tail, after: int) -> list[int]:
-    return [block.number for block in tail.after(after)]
+    return [encoded.number for encoded in tail.after(after)]
 
 
 def tail_of(first: int, last: int, *, room_for: int = 100) -> Tail:
     tail = Tail(room_for * SIZE)
-    tail.append(blocks(range(first, last + 1)))
+    tail.append(events(range(first, last + 1)))
     return tail
 
 
@@ -50,16 +50,16 @@ def test_one_block_larger_than_all_its_room_is_not_kept() -> None:
 def test_older_blocks_are_put_in_front_as_far_as_there_is_room() -> None:
     tail = tail_of(8, 9, room_for=5)
     assert tail.has_room
-    assert tail.prepend(blocks([7, 6, 5, 4, 3]))
+    assert tail.prepend(events([7, 6, 5, 4, 3]))
     assert numbers(tail, tail.first - 1) == [5, 6, 7, 8, 9]
     assert not tail.has_room
 
 
 def test_older_blocks_that_do_not_go_on_from_there_are_left_out() -> None:
     tail = tail_of(8, 9)
-    assert not tail.prepend(blocks([6, 5]))
-    assert not tail.prepend(blocks([9, 8]))
-    assert tail.prepend(blocks([8, 7]))
+    assert not tail.prepend(events([6, 5]))
+    assert not tail.prepend(events([9, 8]))
+    assert tail.prepend(events([8, 7]))
     assert numbers(tail, 6) == [7, 8, 9]
 
 
@@ -67,7 +67,7 @@ def test_a_smaller_bound_cuts_at_once() -> None:
     tail = tail_of(1, 10)
     tail.bound(3 * SIZE)
     assert tail.first == 8
-    tail.append(blocks([11]))
+    tail.append(events([11]))
     assert numbers(tail, 8) == [9, 10, 11]
 
 
@@ -75,5 +75,5 @@ def test_cleared_it_forgets_all() -> None:
     tail = tail_of(1, 10, room_for=10)
     tail.clear(20)
     assert tail.first == 20
-    tail.append(blocks(range(20, 25)))
+    tail.append(events(range(20, 25)))
     assert numbers(tail, 19) == [20, 21, 22, 23, 24]

@@ -35,19 +35,19 @@ _own_sockets: Final[set[str]] = set()
 in_child(_own_sockets.clear)
 
 
-def meeting_place(store: EventStore) -> "MeetingPlace":
+def socket_directory(store: EventStore) -> "SocketDirectory":
     """Return where the processes meet that share a store."""
     if store.file:
         file = store.file.absolute()
         directory = Path(f"{file}-doorbells")
         if len(os.fsencode(directory)) <= _MAX_DIRECTORY_BYTES:
-            return MeetingPlace(directory, file)
+            return SocketDirectory(directory, file)
     shared = f"{type(store).__name__} {store.file} {store.address}"
     name = blake2b(shared.encode(), digest_size=8).hexdigest()
-    return MeetingPlace(Path(tempfile.gettempdir(), f"django-sse-{os.geteuid()}-{name}"))
+    return SocketDirectory(Path(tempfile.gettempdir(), f"django-sse-{os.geteuid()}-{name}"))
 
 
-class MeetingPlace:
+class SocketDirectory:
     """A directory of sockets, which all processes find that share a store.
 
     Args:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-import parso
+from cosmic_ray.ast import get_ast
 
 
 class LeaveOutStatement:
@@ -18,7 +18,7 @@ class LeaveOutStatement:
             yield node.children[0].start_pos, node.children[0].end_pos
 
     def mutate(self, node: Any, index: int) -> Any:
-        nothing = parso.parse("pass").children[0]
+        nothing = get_ast("pass").children[0]
         nothing.prefix = node.get_first_leaf().prefix
         node.children[0] = nothing
         return node

@@ -15,7 +15,7 @@ CORE = {
         "stores/test_contract.py",
         "test_views.py",
     ],
-    "http": ["http", "servers", "test_decorators.py", "test_views.py"],
+    "http": ["http", "servers", "streaming/test_unread.py", "test_decorators.py", "test_views.py"],
     "publishing.py": [
         "test_publishing.py",
         "stores/test_outbox.py",

@@ -3,6 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 MINUTES ?= 10
 SECONDS ?= 600
+SAMPLE ?= 200
 # More than there are cores: tests on real servers wait most of the time.
 WORKERS ?= 4
 VENV := .venv
@@ -43,6 +44,10 @@ soak: $(VENV)/test  ## Look for lost events under faults, on each engine (MINUTE
 .PHONY: fuzz
 fuzz: $(VENV)/fuzz  ## Look for requests and events that break anything (SECONDS=600, ARGS="--seed 1", ARGS=FILE)
 	$(VENV)/bin/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+
+.PHONY: mutants
+mutants: $(VENV)/mutants  ## Change the core at random places, and print what no test notices (SAMPLE=200, SEED=1)
+	$(VENV)/bin/python -m tests.mutants --sample $(SAMPLE) $(if $(SEED),--seed $(SEED))
 
 .PHONY: lint
 lint: $(VENV)/lint  ## Check style, types, the direction of imports, and migrations

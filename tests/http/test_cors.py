@@ -299,14 +299,14 @@ async def test_of_two_origins_none_is_allowed(origins: Sequence[str]) -> None:
     assert_foreign(await asked("/?group=a", headers))
 
 
-@pytest.mark.parametrize("allowed", [[], [APP], ["*"]])
+@pytest.mark.parametrize("origins", [[], [APP], ["*"]])
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("url", URLS)
 async def test_what_a_page_may_send_but_not_read_is_refused(
-    url: str, site: str, allowed: list[str], settings: Settings
+    url: str, site: str, origins: list[str], settings: Settings
 ) -> None:
     """As for an image, or by fetch with ``no-cors``: with cookies, and without an ``Origin``."""
-    settings.DJANGO_SSE = {"STORE": "memory", "ALLOWED_ORIGINS": allowed}
+    settings.DJANGO_SSE = {"STORE": "memory", "ALLOWED_ORIGINS": origins}
     assert_foreign(await AsyncClient().get(url, headers={"Sec-Fetch-Site": site}))
 
 

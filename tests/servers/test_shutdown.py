@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,12 +11,13 @@ from django.http import HttpRequest
 
 from django_sse import Event, aposition, apublish
 from django_sse.decorators import event_generator
+from django_sse.groups.entries import GroupState
 from django_sse.stores import get_store
 from django_sse.streaming.hub import current_hub, open_streams
 from django_sse.streaming.stream import Stream
 from django_sse.views import EventStreamView
 from tests.clients import Client, connected
-from tests.streams import open_stream, until
+from tests.streams import EventReader, get, open_stream, until
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("memory_store")]
 
@@ -220,6 +221,32 @@ async def test_a_stream_in_its_request_is_sent_back_too() -> None:
         [last] = await reader.rest()
         assert last.text == "last"
         assert 3000 < (reader.reconnection_time or 0) <= 6000
+
+
+async def test_a_stream_in_its_request_that_waits_for_the_store_is_sent_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = get_store()
+    astates = store.astates
+
+    async def wait(groups: Sequence[str]) -> Mapping[str, GroupState]:
+        asked.set()
+        await answers.wait()
+        return await astates(groups)
+
+    asked, answers = asyncio.Event(), asyncio.Event()
+    # Longer than a shutdown may take.
+    monkeypatch.setattr("django_sse.streaming.store_reader.READ_SECONDS", 3600)
+    monkeypatch.setattr("django_sse.http.response._LOOK_SECONDS", LOOK_SECONDS)
+    async with listening() as listener:
+        response = await News.as_view()(get())
+        monkeypatch.setattr(store, "astates", wait)
+        reader = EventReader(response)
+        await asyncio.wait_for(asked.wait(), 10)
+        listener.stop()
+        assert await reader.rest() == []
+        assert 3000 <= (reader.reconnection_time or 0) <= 6000
+        answers.set()
 
 
 async def test_a_generator_view_is_closed_and_its_client_sent_back() -> None:

@@ -445,7 +445,7 @@ for number in range(30):
 assert time.monotonic() - began < 15, time.monotonic() - began
 """
     finished = run_publisher(tmp_path / "messages", code, delay=3600)
-    assert "The process ended before its last doorbells went out." in finished.stderr
+    assert "The process ended before its last doorbells were sent." in finished.stderr
     assert not (tmp_path / "messages").exists()
 
 
@@ -468,5 +468,5 @@ publish("news", "at last")
 """
     finished = run_publisher(tmp_path / "messages", code)
     assert finished.stderr.count("Traceback") == 1
-    assert finished.stderr.count("hubs will find out by themselves") == 1
+    assert finished.stderr.count("hubs will ask the store") == 1
     assert data(lines(tmp_path / "messages")) == [b"data: at last\n\n"]

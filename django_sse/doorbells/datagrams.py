@@ -36,7 +36,7 @@ class DatagramDoorbell(Doorbell):
         try:
             socket_directory(self._store).send(list(_datagrams(hints)))
         except Exception as error:
-            # Logged once: it stays so, and each publisher meets it.
+            # Logged once: this lasts, and each call of `publish` runs into it.
             log_once(f"Other processes cannot be rung; their hubs will ask the store: {error}")
 
     def receiver(self, hub: Listener) -> Receiver:

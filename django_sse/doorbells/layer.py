@@ -64,7 +64,8 @@ class LayerDoorbell(Doorbell):
                 return
             delivery = _ringer.ring(self._layer, hints)
         except Exception as error:
-            # It may stay so, for example if no thread can be started, and each publisher meets it.
+            # This may last, for example if no thread can be started, and each call of `publish`
+            # runs into it.
             log_seldom(
                 "Ringing over the channel layer failed; hubs will ask the store.",
                 level=logging.ERROR,

@@ -372,7 +372,7 @@ class Hub:
                 except BaseException as error:
                     if must_propagate(error):
                         raise
-                    log_seldom("Old events could not be deleted.", exc_info=error)
+                    log_seldom("Old events could not be dropped.", exc_info=error)
             await asyncio.sleep(max(self._store.trim_due - monotonic(), 1.0))
 
     def _compare_group(self, subscription: Subscription, hint: Hint) -> None:

@@ -30,7 +30,7 @@ _GRACE_SECONDS: Final = 1.0
 _MAX_CONCURRENT: Final = 10
 # How long a stream counts towards that limit. So a slow view delays others by no more than this.
 _SLOT_SECONDS: Final = 1.0
-# When a view is asked again that could not answer.
+# After how long a view that could not answer is asked again.
 _RETRY_SECONDS: Final = 2.0
 # Views may be asked early by this fraction of RECHECK_INTERVAL, so that many are asked while there
 # is a thread with a connection.
@@ -46,9 +46,9 @@ class WrongAnswerError(TypeError):
 class PermissionRechecks:
     """Asks about each stream every ``RECHECK_INTERVAL``, and ends streams that are not allowed.
 
-    If the database or the network fails, or the time runs out, the stream is asked about again.
-    If that fails, too, its client is sent back to be authorized anew. Every other exception means
-    no.
+    If the database or the network fails, or time runs out, the stream is asked about again. If that
+    fails, too, the stream ends, and its client reconnects to be authorized anew. Every other
+    exception means no.
     """
 
     def __init__(self) -> None:
@@ -218,7 +218,7 @@ class _Slot(NamedTuple):
     """When it no longer counts towards ``_MAX_CONCURRENT``."""
 
     tenant: str | None
-    """The tenant, about which no other question is asked meanwhile; None if any may be."""
+    """No other question about this tenant is asked meanwhile. None excludes no tenant."""
 
     thread: OwnThread
 
@@ -279,7 +279,7 @@ def _answer_within(stream: Stream) -> bool:
 
 
 def _is_infrastructure_failure(error: BaseException | None) -> bool:
-    """Whether the database or the network has failed, or the time run out, which is no answer.
+    """Return whether the database or the network failed or time ran out, which is not an answer.
 
     A library may wrap such an exception in another one, so causes are followed.
     """

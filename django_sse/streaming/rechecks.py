@@ -45,13 +45,13 @@ from django_sse.streaming.subscription import each
 # After a check of all logins, the pause is this many times as long as the check took. So checks
 # never cost much.
 _PAUSE_FACTOR: Final = 20
-# When a user who was not found is looked for again.
+# After how long a user who was not found is looked for again.
 _AGAIN_SECONDS: Final = 1.0
 # How long one round of questions to custom backends may take.
 _BACKENDS_SECONDS: Final = 10.0
 
-# How many logins one query checks. A slow answer must not be taken for one that hangs.
-_LOGINS_PER_QUERY: Final = 500
+# How many logins are checked at a time. With more, an answer could be taken for one that hangs.
+_LOGINS_AT_A_TIME: Final = 500
 
 _Logins = Mapping[Login, Collection[Stream]]
 
@@ -216,7 +216,7 @@ class Rechecks:
             self._is_urgent.clear()
 
     async def _ask_backends(self, before: float) -> bool:
-        """Ask about logins, as long as there is time. The longest not asked about come first.
+        """Ask about logins while there is time. Those not asked about for longest come first.
 
         Args:
             before: Logins that were asked about after this time are skipped (the loop's time).
@@ -246,7 +246,7 @@ class Rechecks:
                         raise
                     # No answer does not mean no. The thread may hang, or its connection be broken.
                     thread.give_up()
-                    log_seldom("%s could not find a user.", login.backend, exc_info=error)
+                    log_seldom("%s failed to look up a user.", login.backend, exc_info=error)
                     if isinstance(error, TimeoutError):
                         return False
                 else:
@@ -404,8 +404,8 @@ def _by_login(streams: Iterable[Stream], *, custom_backends: bool | None) -> _Lo
 
 def _in_parts(tenants: Mapping[str, Sequence[Login]]) -> Iterator[tuple[str, Sequence[Login]]]:
     for namespace, logins in tenants.items():
-        for begin in range(0, len(logins), _LOGINS_PER_QUERY):
-            yield namespace, logins[begin : begin + _LOGINS_PER_QUERY]
+        for begin in range(0, len(logins), _LOGINS_AT_A_TIME):
+            yield namespace, logins[begin : begin + _LOGINS_AT_A_TIME]
 
 
 def _shut(stream: Stream, closing: bytes, group: str | None = None) -> None:

@@ -70,9 +70,9 @@ class SendQueue:
         self._ending: tuple[str, LastBytes] | None = None
 
     def connect(self, send: Send) -> None:
-        """Give the queue its connection. Before that, ``push`` must not be called.
+        """Give the queue its connection.
 
-        ``finish`` may be.
+        Before that, ``finish`` may be called, but ``push`` must not.
         """
         self._send = send
         if self._ending:

@@ -1,4 +1,4 @@
-"""Reads the event store for a hub, for many streams and groups with one question."""
+"""Reads the event store for a hub, asking one question for many streams and groups."""
 
 import asyncio
 from collections.abc import Iterable

@@ -333,7 +333,7 @@ class Stream:
         """Return the bytes of an initial event; nothing if the view's filter hides it.
 
         Raises:
-            InvalidEvent: This is not an Event, or could not be published, either.
+            InvalidEvent: It is not an Event, or could not be published, either.
         """
         if not isinstance(event, Event):
             raise InvalidEvent(f"initial_events has to yield an Event, not {type(event).__name__}.")
@@ -346,7 +346,7 @@ class Stream:
     # Time
 
     def tick(self, now: float, send_timeout: float | None) -> None:
-        """Send a heartbeat if one is due. End a stream whose send takes too long or is too old.
+        """Send a heartbeat if one is due. End the stream if it is too old or a send takes too long.
 
         Args:
             now: The loop's time, in seconds.
@@ -363,7 +363,7 @@ class Stream:
             and self._heartbeat is not None
             and now - self._queue.last_sent >= self._heartbeat
         ):
-            # If hidden events have moved the position, the heartbeat tells the client.
+            # If hidden events have moved the position, the heartbeat carries it to the client.
             heartbeat = with_id(self._position(), b"") if self._moved_unseen else HEARTBEAT
             self._queue.push(heartbeat)
             self._moved_unseen = False
@@ -385,7 +385,7 @@ class Stream:
             self.ended.set_result(reason)
             self._hub.leave(self)
             self._queue.discard()
-        # If a stream is shut while its last bytes wait, its client gets `close` instead.
+        # If the stream is shut while its last bytes wait, the client gets `close` if there is time.
         elif self.phase is not Phase.FINISHING or reason == "shut":
             self._enter(Phase.FINISHING)
             try:

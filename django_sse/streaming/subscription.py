@@ -61,7 +61,7 @@ class Follower(Protocol):
         """End the stream, after its last bytes if there are any."""
 
     def fail(self, error: BaseException) -> None:
-        """End the stream because it failed itself. The client comes back."""
+        """End the stream after a failure. The client comes back."""
 
 
 FollowerT = TypeVar("FollowerT", bound=Follower)

@@ -604,7 +604,7 @@ async def test_a_backend_that_cannot_say_ends_no_stream(
         FindsEveryone.asked = 0
         await until(lambda: FindsEveryone.asked > 3)
         await goes_on(reader)
-        assert caplog.text.count("could not find a user") == 1
+        assert caplog.text.count("failed to look up a user") == 1
         FindsEveryone.failure = None
         FindsEveryone.missing.add("ada")
         assert await reader.rest() == []

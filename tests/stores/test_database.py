@@ -376,7 +376,7 @@ async def test_what_cannot_be_dropped_harms_nothing_that_is_published(
     store.trim_due = 0.0
     await append(store, event("news", "a"))
     assert texts(await store.aread("news", 0, 10)) == ["a"]
-    assert "could not be deleted" in caplog.text
+    assert "could not be dropped" in caplog.text
 
 
 @pytest.mark.usefixtures("everything_ends")

@@ -158,7 +158,7 @@ async def test_a_datagram_that_is_no_doorbell_is_logged_and_the_next_one_rings(
         await until(lambda: ear.heard)
         assert ear.heard == [Hint("news", 1, False)]
         # A flood of them does not flood the log.
-        assert caplog.text.count("no doorbell") == 1
+        assert caplog.text.count("not a valid doorbell") == 1
     await receiver.close()
 
 

@@ -152,7 +152,7 @@ def test_what_is_not_signed_as_it_is_wakes_and_brings_nothing(fields: dict[str, 
     ],
 )
 def test_what_is_no_single_event_without_an_id_is_no_doorbell(wire: bytes) -> None:
-    with pytest.raises(ValueError, match="no event"):
+    with pytest.raises(ValueError, match="not a valid event"):
         from_message(to_message(Hint("news", 7, False, (Entry(7, wire),))))
 
 

@@ -315,7 +315,7 @@ async def test_a_user_can_be_saved_where_no_tenant_is_current(
     ada.is_active = False
     await ada.asave()
     assert not (await User.objects.aget(pk=ada.pk)).is_active
-    assert "not told of a user" in caplog.text
+    assert "could not be told of a user" in caplog.text
 
 
 # Elsewhere that groups are named

@@ -1,4 +1,4 @@
-"""The library's log, and ways not to flood it with what may happen a thousand times a second."""
+"""The library's logger, and functions that keep frequent messages from flooding the log."""
 
 import inspect
 import logging
@@ -13,35 +13,38 @@ from django_sse.concurrency.forks import ForkSafeLock, forget_in_child
 
 logger: Final = logging.getLogger("django_sse")
 
-# What happens again and again is logged this often at the most, each kind of it.
+# Each kind of repeated message is logged at most this often.
 SELDOM_SECONDS: Final = 10.0
-# Of what is logged once, the newest so many are remembered.
-_REMEMBERED: Final = 10_000
+# How many of the newest occasions are remembered that were logged once.
+_MAX_OCCASIONS: Final = 10_000
 
 
 class LogThrottle:
-    """Counts what happens, by its kind, and says when it is time to log it."""
+    """Counts messages by their kind, and says when it is time to log one."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        """How often it has happened since the process began, by kind."""
+        """How often each kind has occurred since the process began."""
         self._logged: dict[str, tuple[float, int]] = {}
-        self._met: dict[Hashable, None] = {}
+        self._occasions: dict[Hashable, None] = {}
         self._lock = ForkSafeLock()
         forget_in_child(self)
 
     def forget(self) -> None:
-        """Begin anew, as the child of a fork."""
+        """Reset the state in the child of a fork."""
         self.counts.clear()
         self._logged.clear()
-        self._met.clear()
+        self._occasions.clear()
 
     def count(self, kind: str) -> int:
-        """Count what has happened; return how often it has since it was last logged, if it is to be
-        logged now, and else 0.
+        """Count one occurrence.
 
         Args:
-            kind: One of a few: each is kept.
+            kind: One of a small number of kinds, since each is kept.
+
+        Returns:
+            If it is time to log, how often this kind has occurred since it was last logged; or
+            else 0.
         """
         with self._lock:
             self.counts[kind] += 1
@@ -53,13 +56,13 @@ class LogThrottle:
         return count - logged
 
     def is_first(self, occasion: Hashable) -> bool:
-        """Say whether something happens for the first time, as far as is remembered."""
+        """Return whether an occasion is a new one, among those that are remembered."""
         with self._lock:
-            if occasion in self._met:
+            if occasion in self._occasions:
                 return False
-            self._met[occasion] = None
-            if len(self._met) > _REMEMBERED:
-                del self._met[next(iter(self._met))]
+            self._occasions[occasion] = None
+            if len(self._occasions) > _MAX_OCCASIONS:
+                del self._occasions[next(iter(self._occasions))]
         return True
 
 
@@ -69,12 +72,12 @@ _seldom: Final = LogThrottle()
 def log_seldom(
     message: str, *args: object, level: int = logging.WARNING, exc_info: BaseException | None = None
 ) -> None:
-    """Log what may happen very often: each message every ten seconds at the most.
+    """Log a message that may occur very often, at most once in ten seconds.
 
     Args:
-        message: What has happened, without what differs from one time to the next.
-        args: What goes into the message.
-        level: How bad it is.
+        message: The message, the same each time. Parts that differ belong in ``args``.
+        args: The arguments of the message.
+        level: The level of the message.
         exc_info: The exception whose traceback is logged.
     """
     if count := _seldom.count(message):
@@ -83,12 +86,12 @@ def log_seldom(
 
 
 def log_first(occasion: Hashable, message: str, *args: object, exc_info: BaseException) -> None:
-    """Log an error that comes again with the same occasion: once for each.
+    """Log an error that may occur again on the same occasion, once for each occasion.
 
     Args:
-        occasion: What it happens with, such as an event.
-        message: What has happened.
-        args: What goes into the message.
+        occasion: What the error occurs with, such as an event.
+        message: The message.
+        args: The arguments of the message.
         exc_info: The exception whose traceback is logged.
     """
     if _seldom.is_first(occasion):
@@ -96,12 +99,12 @@ def log_first(occasion: Hashable, message: str, *args: object, exc_info: BaseExc
 
 
 def view_name(method: Callable[..., Any] | None) -> str:
-    """Return the name of the view whose method this is, or the name of a function of none."""
+    """Return the name of the view that a method belongs to, or the name of a plain function."""
     named = method if inspect.isfunction(method) else type(getattr(method, "__self__", method))
     return named.__qualname__
 
 
 @lru_cache(maxsize=256)
 def log_once(message: str, *, level: int = logging.WARNING) -> None:
-    """Log what stays as it is: once in the life of the process."""
+    """Log a lasting condition, once in the life of the process."""
     logger.log(level, message)

@@ -1,4 +1,4 @@
-"""What logins, logouts and changes of users do to streams: receivers of Django's signals."""
+"""Receivers of Django's signals: what logins, logouts and changed users do to streams."""
 
 from contextlib import suppress
 from functools import lru_cache
@@ -22,74 +22,81 @@ from django_sse.logs import logger
 from django_sse.publishing import end_streams
 from django_sse.stores import get_store
 
-# Where a user that was loaded keeps what its login depends on.
+# The attribute in which a loaded user keeps the values that its logins depend on.
 _LOADED: Final = "_django_sse_loaded"
 _NOT_LOADED: Final = "not loaded"
 
 
 def connect() -> None:
-    """Receive the signals of the project's users and sessions."""
+    """Connect the receivers to the signals of the project's users and sessions."""
     user_logged_in.connect(_note_login, dispatch_uid="django_sse")
     user_logged_out.connect(_end_session, dispatch_uid="django_sse")
-    # Of users alone, for it is sent for each object that is made.
+    # Only of user models, since it is sent for each object that is made.
     for model in apps.get_models():
         if issubclass(model, get_user_model()):
             post_init.connect(_note_loaded, sender=model, dispatch_uid="django_sse")
     for changed in (post_save, post_delete):
-        # Of every sender: a proxy of the user model is another one.
-        changed.connect(_look_at_user, dispatch_uid="django_sse")
+        # Of every sender, since a proxy of the user model is a different one.
+        changed.connect(_check_logins_of, dispatch_uid="django_sse")
 
 
 def _note_login(request: HttpRequest, user: Any, **kwargs: Any) -> None:
-    """Note when a session's user logged in: one who was cancelled may come back in it, if that is
-    known."""
+    """Note in the session when its user logged in.
+
+    A user who was cancelled before that may come back in this session.
+    """
     session = getattr(request, "session", None)
-    # Logins by tokens send the signal, too, and the session may be another user's, or nobody's.
+    # Logins by tokens send the signal, too. The session may belong to another user, or to nobody.
     with suppress(TypeError, ValueError, TimeoutError):
         if session is not None and user_key(session.get(SESSION_KEY)) == user_key(user):
-            # By the clock that says when a user was cancelled.
+            # The clock is the one by which users are cancelled.
             session[BEGAN_SESSION_KEY] = get_store().clock.time()
 
 
 def _end_session(request: HttpRequest, user: Any, **kwargs: Any) -> None:
-    """End the session's streams. Django sends this before it flushes the session, so a client that
-    comes back at once still has it."""
+    """End the session's streams.
+
+    Django sends this signal before it flushes the session, so a client that comes back at once
+    still has the session.
+    """
     session = getattr(request, "session", None)
     if not conf().END_WITH_LOGIN or session is None:
         return
     try:
-        # The session's own owner key; where it cannot have one, as in a cookie, its user's.
+        # The session's own owner key. A session that cannot have one, such as in a cookie, uses the
+        # user's.
         owner_keys = (owner_key_of(session), login_key(session))
         end_streams([owner_key for owner_key in owner_keys if owner_key], "logged out")
     except Exception:
-        # Logging out must not fail for it, and it is tried again.
+        # Logging out must not fail because of this. It is tried again.
         logger.exception("The streams of a session that was logged out could not be ended yet.")
 
 
 def _note_loaded(instance: Any, **kwargs: Any) -> None:
-    """Note what a user's login depends on, to see later whether a save has changed it."""
-    vars(instance)[_LOADED] = _what_counts(instance)
+    """Note the values that a user's logins depend on, to see later whether a save changes them."""
+    vars(instance)[_LOADED] = _login_values(instance)
 
 
-def _look_at_user(instance: Any, using: str, **kwargs: Any) -> None:
-    """Have the hubs check a user's logins again, now and not only at their next sweep."""
+def _check_logins_of(instance: Any, using: str, **kwargs: Any) -> None:
+    """Have the hubs check a changed user's logins now, and not only at their next check of all."""
     if not isinstance(instance, get_user_model()) or not conf().END_WITH_LOGIN:
         return
     if kwargs.get("created") or instance.pk is None:
         return
-    now, before = _what_counts(instance), vars(instance).get(_LOADED)
+    now, before = _login_values(instance), vars(instance).get(_LOADED)
     if kwargs["signal"] is post_save and not kwargs["raw"] and now == before:
-        # Projects save when a user was last seen, at each request.
+        # Some projects save at each request when a user was last seen.
         return
     connection = connections[using]
     if not connection.in_atomic_block and not connection.get_autocommit():
-        # Nothing tells of its commit; the sweep finds it.
+        # Django does not report the commit. The next check of all logins finds the change.
         return
     try:
         owner_key = full_name(current_namespace(), user_key(instance))
     except Exception:
-        # Saving must not fail for it, as where no tenant is current; the sweep finds it.
-        logger.exception("The hubs are not told of a user who was saved or deleted.")
+        # Saving must not fail because of this, for example if no tenant is current. The next check
+        # of all logins finds the change.
+        logger.exception("The hubs could not be told of a user who was saved or deleted.")
         return
     hint = Hint(owner_key, 0, cancelled=False)
 
@@ -100,19 +107,24 @@ def _look_at_user(instance: Any, using: str, **kwargs: Any) -> None:
     transaction.on_commit(ring, using=using, robust=True)
 
 
-def _what_counts(user: Any) -> tuple[Any, ...]:
-    """Return the values that Django checks a login by; no query is made for those that were not
-    loaded."""
+def _login_values(user: Any) -> tuple[Any, ...]:
+    """Return the values by which Django checks a user's logins.
+
+    Values that were not loaded are not queried.
+    """
     values = vars(user)
-    names = _fields_that_count(user.__class__, tuple(settings.AUTHENTICATION_BACKENDS))
+    names = _login_fields(user.__class__, tuple(settings.AUTHENTICATION_BACKENDS))
     return tuple(values.get(name, _NOT_LOADED) for name in names)
 
 
 @lru_cache(maxsize=64)
-def _fields_that_count(model: Any, backends: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the fields that Django checks logins by: any of them, where the project does it in a
-    way of its own, but times, which are those of a login or of what a user did last."""
-    # Not above: it imports models, which a project without users does not have.
+def _login_fields(model: Any, backends: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the fields by which Django checks logins.
+
+    If the project checks logins in a custom way, these may be any fields. Dates and times are left
+    out: they say when a user logged in or was last active.
+    """
+    # Not at the top of the module: these import models, which a project without users lacks.
     from django.contrib.auth.backends import ModelBackend
     from django.contrib.auth.base_user import AbstractBaseUser
 
@@ -120,7 +132,7 @@ def _fields_that_count(model: Any, backends: tuple[str, ...]) -> tuple[str, ...]
     with suppress(ImportError):
         for backend in map(import_string, backends):
             for name in ("user_can_authenticate", "get_user", "aget_user"):
-                # What has none of them checks no login: it says what users may do.
+                # A backend without `get_user` checks no logins. It only says what users may do.
                 if hasattr(backend, "get_user") and hasattr(backend, name):
                     methods += [(backend, ModelBackend, name)]
     if all(getattr(ours, name, None) is getattr(djangos, name) for ours, djangos, name in methods):

@@ -1,4 +1,4 @@
-"""Text and numbers as they are written down."""
+"""Text and numbers as their plain types."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ from django.utils.functional import Promise
 
 
 def plain(value: Any) -> Any:
-    """Return text or a whole number as just that, whatever class it is of; else what was given.
+    """Return text as a ``str`` and a whole number as an ``int``, whatever their class.
 
-    ``str()`` and ``format()`` of a member of ``(str, Enum)`` or ``(int, Enum)`` are its name, not
-    its value; lazy text is no ``str`` at all.
+    Other values are returned unchanged. ``str()`` and ``format()`` of a member of ``(str, Enum)``
+    or ``(int, Enum)`` return its name, not its value. Lazy text is not a ``str`` at all.
     """
     if type(value) is str:
         return value
     if isinstance(value, Promise) or (isinstance(value, str) and not issubclass(type(value), str)):
-        # A translation; or a SimpleLazyObject, which says that it is of another class.
+        # A translation, or a SimpleLazyObject, which claims to be of another class.
         value = str(value)
     if isinstance(value, str):
         return str.__str__(value)

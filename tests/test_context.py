@@ -168,7 +168,7 @@ async def test_what_a_filter_sets_reaches_no_other_stream() -> None:
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(permission_rechecks, "_EARLY", 0.9)
+    monkeypatch.setattr(permission_rechecks, "_EARLY_FRACTION", 0.9)
     Asked.answers.clear()
     return Asked.answers
 

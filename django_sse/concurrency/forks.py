@@ -1,8 +1,8 @@
-"""What the child of a fork begins anew.
+"""State that is reset in the child of a fork.
 
-A child has all of its parent's memory, but of the threads only the one that has forked. So there
-runs no event loop of its parent's, what other threads did is left half done, and no lock that they
-held is ever released.
+A child has all of its parent's memory, but only the thread that has forked. So its parent's event
+loops do not run, work of other threads is left half done, and locks that they held are never
+released.
 """
 
 import os
@@ -15,28 +15,28 @@ from weakref import WeakSet
 
 
 class Forgetful(Protocol):
-    """What belongs to one process."""
+    """An object whose state belongs to one process."""
 
     def forget(self) -> None:
-        """Begin anew, as the child of a fork. No other thread runs there yet."""
+        """Reset the state in the child of a fork. No other thread runs there yet."""
 
 
 _forgetful: Final[WeakSet[Forgetful]] = WeakSet()
 
 
-def in_child(begin_anew: Callable[[], None]) -> None:
-    """Have a function called in each child of a fork, before anything else runs there."""
+def in_child(reset: Callable[[], None]) -> None:
+    """Call a function in each child of a fork, before anything else runs there."""
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=begin_anew)
+        os.register_at_fork(after_in_child=reset)
 
 
 def forget_in_child(something: Forgetful) -> None:
-    """Have something forget in each child of a fork, as long as it is held by anybody else."""
+    """Call an object's ``forget`` in each child of a fork. Only a weak reference is kept."""
     _forgetful.add(something)
 
 
 class ForkSafeLock:
-    """A lock that is free in the child of a fork, whoever held it in the parent."""
+    """A lock that is free in the child of a fork, even if it was held in the parent."""
 
     def __init__(self, make: Callable[[], AbstractContextManager[Any]] = Lock) -> None:
         self._make = make
@@ -44,7 +44,7 @@ class ForkSafeLock:
         forget_in_child(self)
 
     def forget(self) -> None:
-        """Be a new lock."""
+        """Replace the lock by a new one."""
         self._lock = self._make()
 
     def __enter__(self) -> None:

@@ -1,4 +1,4 @@
-"""Tasks of the library's own, that outlive the request in which they start."""
+"""The library's asyncio tasks, which outlive the request in which they start."""
 
 import asyncio
 import logging
@@ -8,14 +8,14 @@ from contextlib import suppress
 from contextvars import Context
 from typing import Any, Final, TypeVar
 
-# How long a loop that never waits may hold up the others, and how much it may send meanwhile.
+# How long a task that never waits may block other tasks, and how much it may handle meanwhile.
 _TURN_SECONDS: Final = 0.005
 _TURN_BYTES: Final = 64 * 1024
 
-# How many rounds a loop has at least made before something is late.
+# How many times `in_time` lets the event loop run before it raises TimeoutError.
 _ROUNDS: Final = 40
 
-# Not that of `logs`, which forgets by way of this package what the child of a fork must not know.
+# Not `logs.logger`: `logs` imports this package.
 _logger: Final = logging.getLogger("django_sse")
 
 Result = TypeVar("Result")
@@ -24,7 +24,7 @@ _running: Final[set[asyncio.Task[Any]]] = set()
 
 
 def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    """Run a coroutine on the running loop, held strongly, its exception logged."""
+    """Run a coroutine on the running loop. Hold its task strongly, and log its exception."""
     task = start_eagerly(coroutine)
     if not task.done():
         _running.add(task)
@@ -33,25 +33,30 @@ def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
 
 
 def start_eagerly(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    """Run a coroutine on the running loop, at once up to its first wait where Python can.
+    """Run a coroutine on the running loop.
 
-    The caller holds the task; the coroutine handles its own exceptions.
+    On Python 3.12 or newer, it runs at once up to its first wait. The caller has to hold the task,
+    and the coroutine has to handle its own exceptions.
     """
     loop = asyncio.get_running_loop()
-    # In an empty context: a task that inherits a request's one keeps the request's thread.
+    # The context is empty: a task that inherits a request's context keeps the request's thread.
     if sys.version_info >= (3, 12):
         return asyncio.Task(coroutine, loop=loop, context=Context(), eager_start=True)
     return loop.create_task(coroutine, context=Context())
 
 
 async def in_time(answer: Awaitable[Result], seconds: float) -> Result:
-    """Return what is answered in time. Time in which the event loop itself is behind is no delay.
+    """Return an answer if it comes in time. A delay of the event loop itself does not count.
 
-    A thousand clients that come back at once keep the loop busy for seconds. What was answered
-    meanwhile comes late, and would else be taken for what hangs.
+    A thousand clients that come back at once keep the loop busy for seconds. An answer that came
+    meanwhile is seen late, and must not be taken for one that hangs.
+
+    Args:
+        answer: The answer to wait for. It is cancelled if it takes too long.
+        seconds: How long it may take.
 
     Raises:
-        TimeoutError: It is not answered in time.
+        TimeoutError: The answer took too long.
     """
     answering = asyncio.ensure_future(answer)
     try:
@@ -65,9 +70,9 @@ async def in_time(answer: Awaitable[Result], seconds: float) -> Result:
 
 
 def must_propagate(error: BaseException) -> bool:
-    """Say whether what was raised is no failure: it ends the process, or the task that runs."""
+    """Return whether an exception is not a failure, but ends the process or the running task."""
     if isinstance(error, asyncio.CancelledError):
-        # What waits for something that was cancelled is not cancelled itself; nor is a thread.
+        # A task that waits for a cancelled one is not itself cancelled. Nor is a thread.
         with suppress(RuntimeError):
             task = asyncio.current_task()
             return task is not None and bool(task.cancelling())
@@ -76,17 +81,17 @@ def must_propagate(error: BaseException) -> bool:
 
 
 class Turns:
-    """Lets others on the event loop have their turns amid what may never wait by itself."""
+    """Lets other tasks of the event loop run during work that may never wait by itself."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._begin()
 
     async def give_way(self, size: int) -> None:
-        """Let others run, if it is time.
+        """Let other tasks run, if it is time.
 
         Args:
-            size: The bytes that were dealt with since the last call.
+            size: How many bytes were handled since the last call.
         """
         self._bytes += size
         if self._bytes >= _TURN_BYTES or self._loop.time() >= self._ends_at:

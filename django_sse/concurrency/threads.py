@@ -1,4 +1,4 @@
-"""Threads of the library's own: for what blocks, such as the database, and for an event loop."""
+"""The library's threads: for blocking calls, such as those to the database, and for event loops."""
 
 import _thread
 import asyncio
@@ -24,19 +24,21 @@ Result = TypeVar("Result")
 
 
 def request_context() -> Context:
-    """Return a copy of the context of the request that is answered: its language, its time zone,
-    and whatever else is set in it, but nothing that would keep what it holds: no thread, and no
-    connection to a database or a cache."""
+    """Return a copy of the current request's context.
+
+    It has the language, the time zone, and whatever else is set in it. It has nothing that would
+    keep the request's resources: no thread, and no connection to a database or a cache.
+    """
     kept = Context()
     for variable, value in copy_context().items():
         if variable is not SyncToAsync.thread_sensitive_context:
             kept.run(variable.set, value)
-    kept.run(_forget_what_is_held)
+    kept.run(_forget_resources)
     return kept
 
 
-def _forget_what_is_held() -> None:
-    # The thread that waits for the request below a sync middleware, which is gone by then.
+def _forget_resources() -> None:
+    # The thread that waits for the request below a sync middleware. It will be gone by then.
     with suppress(AttributeError):
         del AsyncToSync.executors.current
     for handler in (connections, caches):
@@ -46,11 +48,11 @@ def _forget_what_is_held() -> None:
 
 
 class LoopThread:
-    """An event loop in a thread of its own, which begins when it is asked for.
+    """An event loop in a separate thread, which starts when the loop is first asked for.
 
-    Where gevent or eventlet make greenlets of threads, it is one of the operating system all the
-    same: Python knows of one running loop in each of those, and as long as there is one, Django
-    refuses the database to all else that runs there.
+    If gevent or eventlet turn threads into greenlets, this is still a thread of the operating
+    system. Python knows one running loop per such thread, and while there is one, Django refuses
+    the database to everything else that runs in that thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -60,14 +62,14 @@ class LoopThread:
         forget_in_child(self)
 
     def forget(self) -> None:
-        """Begin anew, as the child of a fork, in which there is no such thread."""
+        """Reset the state in the child of a fork, which does not have the thread."""
         self.running: asyncio.AbstractEventLoop | None = None
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """Return the running loop.
 
         Raises:
-            OSError, RuntimeError: No thread, or no loop, can be had now.
+            OSError, RuntimeError: The thread or the loop cannot be started now.
         """
         with self._lock:
             if self.running is None:
@@ -81,10 +83,10 @@ class LoopThread:
 
         def run() -> None:
             try:
-                # Made here: with gevent, what a loop waits with belongs to its thread.
+                # Made in this thread: with gevent, a loop's selector belongs to its thread.
                 loop = asyncio.new_event_loop()
                 if native:
-                    loop.set_default_executor(_InPlace())
+                    loop.set_default_executor(_InPlaceExecutor())
                 begun.append(loop)
             except Exception as error:
                 begun.append(error)
@@ -98,16 +100,18 @@ class LoopThread:
             native.start_new_thread(run, ())
         else:
             Thread(target=run, name=self._name, daemon=True).start()
-        # All greenlets wait for these milliseconds, so that none comes by while the lock is held.
+        # This blocks all greenlets for some milliseconds, so that none runs while the lock is held.
         ready.acquire()
         if isinstance(begun[0], Exception):
             raise begun[0]
         return begun[0]
 
 
-class _InPlace(ThreadPoolExecutor):
-    """Runs what a loop would leave to other threads, such as looking up a name, in the loop's own:
-    others would be greenlets there, which cannot be waited for as the process ends."""
+class _InPlaceExecutor(ThreadPoolExecutor):
+    """Runs a loop's jobs for other threads, such as looking up a name, in the loop's own thread.
+
+    Other threads would be greenlets, which cannot be waited for when the process ends.
+    """
 
     def submit(self, job: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         done: Future[Any] = Future()
@@ -119,8 +123,7 @@ class _InPlace(ThreadPoolExecutor):
 
 
 def _native_threads() -> Any:
-    """Return the module ``_thread`` of the operating system's threads where greenlets have taken
-    its place, and else None."""
+    """Return the original module ``_thread`` if greenlets have replaced it, or else None."""
     gevent: Any = sys.modules.get("gevent.monkey")
     if gevent and gevent.is_module_patched("threading"):
         names = ["start_new_thread", "allocate_lock"]
@@ -133,38 +136,41 @@ def _native_threads() -> Any:
 
 
 class OwnThread:
-    """A thread for the length of a block, for what ``sync_to_async`` does in some contexts.
+    """A thread that lasts for a ``with`` block, for ``sync_to_async`` calls in some contexts.
 
-    It begins with the first of that, and closes its connections to databases as it ends. The
-    process ends though it hangs.
+    It starts with the first call, and closes its database connections when it ends. A thread that
+    hangs does not keep the process from ending.
     """
 
     def __init__(self) -> None:
         self._context = ThreadSensitiveContext()
 
     def __enter__(self) -> Self:
-        SyncToAsync.context_to_thread_executor[self._context] = _Daemon()
+        SyncToAsync.context_to_thread_executor[self._context] = _DaemonThreadExecutor()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        # Not left to asgiref, which waits for the thread: in older versions on the event loop.
+        # Not by asgiref, which would wait for the thread: in older versions on the event loop.
         SyncToAsync.context_to_thread_executor.pop(self._context).shutdown(wait=False)
 
     def within(self, context: Context) -> Context:
-        """Return a copy of a context in which the thread is used."""
+        """Return a copy of a context in which ``sync_to_async`` uses this thread."""
         copied = context.copy()
         copied.run(SyncToAsync.thread_sensitive_context.set, self._context)
         return copied
 
     def give_up(self) -> None:
-        """Take another thread for what comes, as where this one hangs, which ends after that."""
+        """Use another thread for later calls, if this one may hang. It ends after its last call."""
         self.__exit__()
         self.__enter__()
 
 
-class _Daemon(Executor):
-    """Runs jobs in one thread, one after the other, that is not waited for as the process ends: a
-    ThreadPoolExecutor's are. Once nobody holds it any more, its thread ends."""
+class _DaemonThreadExecutor(Executor):
+    """Runs jobs one after the other in one daemon thread.
+
+    A process that ends does not wait for this thread, as it does for those of a ThreadPoolExecutor.
+    The thread ends once nobody holds the executor any more.
+    """
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
@@ -175,7 +181,7 @@ class _Daemon(Executor):
         if not self._end.alive:
             raise RuntimeError("The thread has ended.")
         if not self._has_begun:
-            Thread(target=_work_off, args=[self._jobs], daemon=True).start()
+            Thread(target=_run_jobs, args=[self._jobs], daemon=True).start()
             self._has_begun = True
         done: Future[Any] = Future()
         self._jobs.put((done, partial(job, *args, **kwargs)))
@@ -185,7 +191,7 @@ class _Daemon(Executor):
         self._end()
 
 
-def _work_off(jobs: "SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]") -> None:
+def _run_jobs(jobs: "SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]") -> None:
     try:
         while task := jobs.get():
             done, job = task
@@ -194,7 +200,7 @@ def _work_off(jobs: "SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]")
                     done.set_result(job())
                 except BaseException as error:
                     done.set_exception(error)
-            # Nothing of it is kept for as long as there is nothing to do.
+            # Keep no reference to the job while waiting for the next one.
             del task, done, job
     finally:
         connections.close_all()

@@ -1,6 +1,8 @@
-"""Tells hubs that groups have something new: this process's directly, others as the project can.
+"""Doorbells tell hubs that groups have new events.
 
-A doorbell that is lost costs time, not events: every hub compares itself with the store.
+A process rings its own hubs directly, and those of other processes by what the project has: a
+channel layer, PostgreSQL, or sockets. A lost doorbell costs time, but no events: every hub compares
+itself with the store.
 """
 
 from django_sse.channel_layer import crossing_layer
@@ -12,7 +14,7 @@ from django_sse.stores.base import EventStore
 
 
 def doorbell_of(store: EventStore) -> Doorbell:
-    """Return the doorbell that reaches the hubs which read a store."""
+    """Return the doorbell that reaches all hubs that read a store."""
     if not store.crosses_processes:
         return Doorbell()
     if layer := crossing_layer():

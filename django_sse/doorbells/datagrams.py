@@ -1,8 +1,8 @@
-"""The doorbell from process to process on one host, without any service: Unix datagrams.
+"""The doorbell between processes on one host: Unix datagrams, without any service.
 
-Each hub has a socket in a directory that all processes find which share the store: beside the
-SQLite file, or else one of the user's own. A datagram names groups and where they stand, never
-what was published, so that whoever may write to a socket can wake a hub and do nothing else.
+Each hub has a socket in a directory that all processes with the same store can find. It is beside
+the SQLite file, or else belongs to the user. A datagram contains the names of groups and where they
+stand, but no events. So whoever may write to a socket can only wake a hub.
 """
 
 import socket
@@ -16,9 +16,10 @@ from django_sse.groups.entries import Hint
 from django_sse.logs import log_once, log_seldom
 from django_sse.stores.base import EventStore
 
-# A datagram finds no room in a full queue, and processes of other hosts may share the store.
+# Hubs still ask the store this often: a full queue drops datagrams, and processes on other hosts
+# may share the store.
 _POLL_SECONDS: Final = 1.0
-# Hints in one datagram; some systems take no more than 2,048 bytes.
+# Hints in one datagram. Some systems accept at most 2,048 bytes.
 _HINTS: Final = 10
 _MAX_DATAGRAM_BYTES: Final = 2048
 _DATAGRAMS_A_TURN: Final = 64
@@ -35,8 +36,8 @@ class DatagramDoorbell(Doorbell):
         try:
             socket_directory(self._store).send(list(_datagrams(hints)))
         except Exception as error:
-            # It stays so, and others publish, too.
-            log_once(f"Other processes cannot be rung; hubs will find out by themselves: {error}")
+            # Logged once: this lasts, and each call of `publish` runs into it.
+            log_once(f"Other processes cannot be rung; their hubs will ask the store: {error}")
 
     def receiver(self, hub: Listener) -> Receiver:
         return _DatagramReceiver(self._store, hub)
@@ -58,10 +59,10 @@ class _DatagramReceiver(Receiver):
             self._name, self._socket = self._place.bind()
             self._hub.loop.add_reader(self._socket, self._read)
         except (OSError, AttributeError, NotImplementedError) as error:
-            # Also where there are no such sockets, or the loop cannot wait for them.
+            # Some systems have no such sockets, and some loops cannot wait for them.
             log_once(
-                "There can be no socket for other processes to ring, so the store is asked for "
-                f"what is new every {POLL_SECONDS_WITHOUT_DOORBELL} s: {error}"
+                "No socket can be made for other processes to ring, so the store is asked for "
+                f"new events every {POLL_SECONDS_WITHOUT_DOORBELL} s: {error}"
             )
             await self.close()
         else:
@@ -69,7 +70,7 @@ class _DatagramReceiver(Receiver):
 
     async def renew(self) -> None:
         if not self._socket or not self._place or not self._place.has(self._name):
-            # There could be none so far, or something has cleaned up behind its back.
+            # No socket could be made so far, or some clean-up has removed it.
             await self.close()
             await self.open()
 
@@ -86,22 +87,22 @@ class _DatagramReceiver(Receiver):
         assert self._socket
         datagrams = 0
         with suppress(BlockingIOError):
-            # No more in a turn of the loop, however many come.
+            # However many come, take no more in one turn of the loop.
             while datagrams < _DATAGRAMS_A_TURN:
                 datagram = self._socket.recv(_MAX_DATAGRAM_BYTES)
                 datagrams += 1
                 self._take(datagram)
         if datagrams > 1:
-            # The queue is short: what came next may have found it full.
+            # The queue is short, so later datagrams may have found it full.
             self._hub.compare_soon()
 
     def _take(self, datagram: bytes) -> None:
         try:
             self._hub.hear_soon([Hint.decode(line) for line in datagram.decode().splitlines()])
         except ValueError:
-            log_seldom("A datagram that is no doorbell was ignored.")
+            log_seldom("A datagram was ignored because it is not a valid doorbell.")
         except Exception as error:
-            log_seldom("A hub could not hear a datagram.", exc_info=error)
+            log_seldom("A hub could not take a datagram.", exc_info=error)
 
 
 def _datagrams(hints: Sequence[Hint]) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
 """The doorbell that rings over the channel layer.
 
-Doorbells have Channels groups of their own, and may carry the events. What is carried is signed:
-whoever may write to the layer can wake hubs, and do nothing else.
+Doorbells have separate Channels groups, and may carry the events. Carried events are signed, so
+that whoever may write to the layer can only wake hubs.
 """
 
 import asyncio
@@ -35,18 +35,18 @@ Value = TypeVar("Value")
 
 MESSAGE_TYPE: Final = "sse.doorbell"
 
-# What the key is for that carried entries are signed with.
+# The purpose of the key that signs carried entries.
 _PURPOSE: Final = "doorbell"
 
-# Larger entries are read from the store instead; channel layers are made for small messages.
+# Larger entries are read from the store instead. Channel layers are made for small messages.
 _MAX_CARRIED_BYTES: Final = 64 * 1024
-# What waits for a layer that hangs, of all groups together.
+# How much may wait for a layer that hangs, of all groups together.
 _MAX_WAITING_BYTES: Final = 8 * 1024 * 1024
-# How long a publisher waits for its doorbell to go out, and a process that ends for its last ones.
+# How long a publisher waits until its doorbell is sent, and an ending process until all are.
 _RING_SECONDS: Final = 1.0
 _FLUSH_SECONDS: Final = 2.0
-# They look whether it has this often.
-_LOOK_SECONDS: Final = 0.0005
+# How often they check.
+_CHECK_SECONDS: Final = 0.0005
 
 
 class LayerDoorbell(Doorbell):
@@ -58,50 +58,52 @@ class LayerDoorbell(Doorbell):
     def ring(self, hints: Sequence[Hint]) -> None:
         super().ring(hints)
         try:
-            # On a hub's loop where there is one: layers keep their connections by loop.
+            # Use a hub's loop if there is one: layers keep one connection per loop.
             if hubs := open_listeners():
                 _send_soon(hubs[0].loop, self._layer, hints)
                 return
-            ringing = _ringer.ring(self._layer, hints)
+            delivery = _ringer.ring(self._layer, hints)
         except Exception as error:
-            # It may stay so, as where no thread can be had, and others publish, too.
+            # This may last, for example if no thread can be started, and each call of `publish`
+            # runs into it.
             log_seldom(
-                "Ringing over the channel layer failed; hubs will find out by themselves.",
+                "Ringing over the channel layer failed; hubs will ask the store.",
                 level=logging.ERROR,
                 exc_info=error,
             )
         else:
-            # Outside: what ends the publisher's own work, such as a time limit, is not to be lost.
-            _ringer.wait_for(ringing)
+            # Outside of `try`: an exception that ends the publisher's own work, such as a time
+            # limit, must not be swallowed.
+            _ringer.wait_for(delivery)
 
     def receiver(self, hub: Listener) -> Receiver:
         return _LayerReceiver(self._layer, hub)
 
 
 class _LayerReceiver(Receiver):
-    """One channel for all doorbells of a hub, in the groups of those that it follows."""
+    """One channel for all doorbells of a hub, in the doorbell groups of the groups it follows."""
 
     def __init__(self, layer: BaseChannelLayer, hub: Listener) -> None:
-        self._mailbox = LayerChannel(layer, self._take)
+        self._channel = LayerChannel(layer, self._take)
         self._hub = hub
 
     async def open(self) -> None:
-        await self._mailbox.enter(doorbell_group(OWNER_PREFIX))
+        await self._channel.enter(doorbell_group(OWNER_PREFIX))
 
     async def enter(self, group: str) -> None:
-        await self._mailbox.enter(doorbell_group(group))
+        await self._channel.enter(doorbell_group(group))
 
     async def enter_again(self, group: str) -> None:
-        await self._mailbox.enter_again(doorbell_group(group))
+        await self._channel.enter_again(doorbell_group(group))
 
     async def leave(self, group: str) -> None:
-        await self._mailbox.leave(doorbell_group(group))
+        await self._channel.leave(doorbell_group(group))
 
     async def renew(self) -> None:
-        await self._mailbox.renew()
+        await self._channel.renew()
 
     async def close(self) -> None:
-        await self._mailbox.close()
+        await self._channel.close()
 
     def _take(self, message: Message) -> None:
         if message.get("type") != MESSAGE_TYPE:
@@ -109,7 +111,7 @@ class _LayerReceiver(Receiver):
         try:
             hint = from_message(message)
         except ValueError:
-            log_seldom("A message that is no doorbell was ignored.")
+            log_seldom("A message was ignored because it is not a valid doorbell.")
         else:
             self._hub.hear_soon([hint])
 
@@ -117,8 +119,9 @@ class _LayerReceiver(Receiver):
 def doorbell_group(group: str) -> str:
     """Return the Channels group that a group's doorbells are sent to.
 
-    It is one of their own, so that consumers in the group itself need no handler for them. Those of
-    all owners share one: entering one for each would cost more than hearing of others' ends.
+    It is a separate group, so that consumers in the group itself need no handler for doorbells. All
+    owners share one: entering a group for each owner would cost more than hearing of the ends of
+    others' streams.
     """
     group = OWNER_PREFIX if group.startswith(OWNER_PREFIX) else group
     return f"sse.{blake2b(group.encode(), digest_size=16).hexdigest()}"
@@ -131,7 +134,7 @@ def to_message(hint: Hint) -> dict[str, Any]:
         "group": hint.group,
         "head": hint.head,
         "cancelled": hint.cancelled,
-        # As text: not every layer's serializer takes bytes.
+        # Wires are sent as text, since not every layer's serializer accepts bytes.
         "entries": [
             [entry.number, entry.wire.decode(), entry.closes, entry.exclude]
             for entry in _carried(hint.entries)
@@ -141,17 +144,18 @@ def to_message(hint: Hint) -> dict[str, Any]:
         try:
             message["signature"] = signature(signing_key(_PURPOSE), _signed(message)).hex()
         except ImproperlyConfigured:
-            # Without SECRET_KEY, as in a worker's settings, it wakes and no more.
+            # Without SECRET_KEY, which a worker's settings may lack, the doorbell only wakes hubs.
             message["entries"] = []
     return message
 
 
 def from_message(message: Mapping[str, Any]) -> Hint:
-    """Return the hint that a channel layer message carries, without entries that are not signed:
-    they are read from the store instead.
+    """Return the hint that a channel layer message carries.
+
+    Entries without a valid signature are left out. They are read from the store instead.
 
     Raises:
-        ValueError: It carries none.
+        ValueError: The message is not a valid doorbell.
     """
     try:
         group = validate_group_or_owner_key(_of_type(str, message["group"]))
@@ -160,14 +164,14 @@ def from_message(message: Mapping[str, Any]) -> Hint:
         carried = message["entries"] if _is_signed(message) else ()
         entries = tuple(_entry(*entry) for entry in carried)
     except (KeyError, TypeError, RecursionError) as error:
-        raise ValueError("This message is no doorbell.") from error
+        raise ValueError("The message is not a valid doorbell.") from error
     return Hint(group, head, cancelled, entries)
 
 
 def _entry(number: Any, wire: Any, closes: Any, exclude: Any) -> Entry:
     encoded = _of_type(str, wire).encode()
     if not is_one_block_without_id(encoded):
-        raise ValueError("What this doorbell carries is no event.")
+        raise ValueError("The doorbell carries something that is not a valid event.")
     return Entry(_of_type(int, number), encoded, _of_type(bool, closes), _of_type(str, exclude))
 
 
@@ -186,7 +190,7 @@ def _is_signed(message: Mapping[str, Any]) -> bool:
 
 
 def _of_type(wanted: type[Value], value: Any) -> Value:
-    # Exactly: a bool is no number.
+    # The exact type, since a bool is an int as well.
     if type(value) is not wanted:
         raise TypeError
     return value
@@ -201,45 +205,45 @@ def _size(entries: Sequence[Entry]) -> int:
 
 
 class _Delivery:
-    """Whether doorbells that were rung are gone: sent, or lost."""
+    """Shows whether a publisher's doorbells are done: sent or lost."""
 
-    is_gone = False
+    is_done = False
 
 
 class _Relay:
     """Sends doorbells over the layer, on one loop, one at a time.
 
-    What piles up for a group meanwhile goes out as one message.
+    Hints for a group that pile up meanwhile go out as one message.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[str, Hint] = {}
-        self._ringing: list[_Delivery] = []
+        self._deliveries: list[_Delivery] = []
         self._bytes = 0
         self._sending: asyncio.Task[None] | None = None
 
     def add(
-        self, layer: BaseChannelLayer, hints: Sequence[Hint], ringing: _Delivery | None
+        self, layer: BaseChannelLayer, hints: Sequence[Hint], delivery: _Delivery | None
     ) -> None:
         for hint in hints:
             earlier = self._waiting.get(hint.group)
             merged = _merged(earlier, hint) if earlier else hint
             self._bytes -= _size(earlier.entries) if earlier else 0
-            # Cut here, too: what piles up while a layer is slow must stay small.
+            # The limits apply here, too: hints that pile up while a layer is slow must stay small.
             carried = tuple(_carried(merged.entries))
             if self._bytes + _size(carried) > _MAX_WAITING_BYTES:
                 carried = ()
             self._bytes += _size(carried)
             self._waiting[hint.group] = replace(merged, entries=carried)
-        if ringing:
-            self._ringing.append(ringing)
+        if delivery:
+            self._deliveries.append(delivery)
         if self._sending is None or self._sending.done():
             self._sending = spawn(self._send(layer))
 
     async def _send(self, layer: BaseChannelLayer) -> None:
-        while self._waiting or self._ringing:
+        while self._waiting or self._deliveries:
             waiting, self._waiting = self._waiting, {}
-            ringing, self._ringing = self._ringing, []
+            deliveries, self._deliveries = self._deliveries, []
             for group, hint in waiting.items():
                 self._bytes -= _size(hint.entries)
                 try:
@@ -250,13 +254,13 @@ class _Relay:
                     if must_propagate(error):
                         raise
                     log_seldom("The doorbell of group %r was lost.", group, exc_info=error)
-            for one in ringing:
-                one.is_gone = True
+            for delivery in deliveries:
+                delivery.is_done = True
 
 
 def _merged(earlier: Hint, later: Hint) -> Hint:
     entries = earlier.entries + later.entries if earlier.entries and later.entries else ()
-    # The later one at the same head: a group was reopened.
+    # At the same head the later one counts: it says that the group was reopened.
     newest = max(later, earlier, key=lambda hint: hint.head)
     return Hint(later.group, newest.head, newest.cancelled, entries)
 
@@ -268,18 +272,19 @@ def _send_soon(
     loop: asyncio.AbstractEventLoop,
     layer: BaseChannelLayer,
     hints: Sequence[Hint],
-    ringing: _Delivery | None = None,
+    delivery: _Delivery | None = None,
 ) -> None:
     relay = _relays.setdefault(loop, _Relay())
-    loop.call_soon_threadsafe(relay.add, layer, hints, ringing)
+    loop.call_soon_threadsafe(relay.add, layer, hints, delivery)
 
 
 class _Ringer:
-    """Rings for a process without a hub, in a thread of its own.
+    """Rings for a process without a hub, in a separate thread.
 
-    A process may end without a word: those that RQ, multiprocessing and Celery fork leave by
-    ``os._exit``, which runs no ``atexit``. So who publishes waits until its doorbell is gone; but
-    not in a process that serves requests, which has no time for it, and ends in good order.
+    A process may end abruptly: the processes that RQ, multiprocessing and Celery fork call
+    ``os._exit``, which runs no ``atexit`` handlers. So a publisher waits until its doorbell is sent
+    or lost. A process that serves requests does not wait: it has no time for that, and runs its
+    ``atexit`` handlers.
     """
 
     def __init__(self) -> None:
@@ -288,9 +293,9 @@ class _Ringer:
         forget_in_child(self)
 
     def forget(self) -> None:
-        """Begin anew, as the child of a fork: it serves no requests."""
+        """Reset the state in the child of a fork, which serves no requests."""
         self._layer: BaseChannelLayer | None = None
-        self._late: _Delivery | None = None
+        self._overdue: _Delivery | None = None
         self._serves_requests = False
 
     def note_request(self, **kwargs: Any) -> None:
@@ -298,38 +303,41 @@ class _Ringer:
         self._serves_requests = True
 
     def ring(self, layer: BaseChannelLayer, hints: Sequence[Hint]) -> _Delivery | None:
-        """Send doorbells soon; return what to wait for, if anything.
+        """Send doorbells soon.
+
+        Returns:
+            The delivery to wait for, or None if the publisher should not wait.
 
         Raises:
-            OSError, RuntimeError: No thread can be had now.
+            OSError, RuntimeError: No thread can be started now.
         """
         self._layer = layer
-        # While a layer hangs, not everyone who publishes waits for it.
-        is_late = self._late and not self._late.is_gone
-        ringing = None if self._serves_requests or is_late or _is_on_loop() else _Delivery()
-        _send_soon(self._thread.loop(), layer, hints, ringing)
-        return ringing
+        # While a layer hangs, only the first publisher waits for it.
+        is_overdue = self._overdue and not self._overdue.is_done
+        delivery = None if self._serves_requests or is_overdue or _is_on_loop() else _Delivery()
+        _send_soon(self._thread.loop(), layer, hints, delivery)
+        return delivery
 
-    def wait_for(self, ringing: _Delivery | None) -> None:
-        """Wait a little until doorbells are gone."""
-        if ringing and not _is_gone_within(_RING_SECONDS, ringing):
-            self._late = ringing
+    def wait_for(self, delivery: _Delivery | None) -> None:
+        """Wait a limited time until a publisher's doorbells are sent or lost."""
+        if delivery and not _is_done_within(_RING_SECONDS, delivery):
+            self._overdue = delivery
 
     def flush(self) -> None:
-        """Wait until all that was rung is gone, as the process ends."""
+        """Wait until all doorbells are sent or lost. Called when the process ends."""
         if loop := self._thread.running:
-            ringing = _Delivery()
-            _send_soon(loop, self._layer, (), ringing)
-            if not _is_gone_within(_FLUSH_SECONDS, ringing):
-                logger.warning("The process ended before its last doorbells went out.")
+            delivery = _Delivery()
+            _send_soon(loop, self._layer, (), delivery)
+            if not _is_done_within(_FLUSH_SECONDS, delivery):
+                logger.warning("The process ended before its last doorbells were sent.")
 
 
-def _is_gone_within(seconds: float, ringing: _Delivery) -> bool:
+def _is_done_within(seconds: float, delivery: _Delivery) -> bool:
     until = time.monotonic() + seconds
-    while not ringing.is_gone and time.monotonic() < until:
-        # No lock: gevent's and eventlet's greenlets cannot be woken from another thread by one.
-        time.sleep(_LOOK_SECONDS)
-    return ringing.is_gone
+    while not delivery.is_done and time.monotonic() < until:
+        # Not a lock, which cannot wake greenlets of gevent and eventlet from another thread.
+        time.sleep(_CHECK_SECONDS)
+    return delivery.is_done
 
 
 def _is_on_loop() -> bool:

@@ -1,4 +1,4 @@
-"""A channel of a hub's own on the channel layer, in the Channels groups that it listens to."""
+"""A hub's channel on the channel layer, in the Channels groups that the hub listens to."""
 
 import asyncio
 import logging
@@ -10,32 +10,36 @@ from channels.layers import BaseChannelLayer
 from django_sse.concurrency.tasks import must_propagate, spawn
 from django_sse.logs import log_seldom, logger
 
-# Memberships lapse (after 24 hours by default, and in-memory ones by mishap): renewed this often.
+# How often memberships are renewed. They lapse after 24 hours by default, and the in-memory layer
+# may lose them earlier.
 _RENEW_SECONDS: Final = 600.0
-# A layer that hangs must not hold up what would go on without it.
+# How long a call of the layer may take. A layer that hangs must not delay what can do without it.
 LAYER_SECONDS: Final = 5.0
-# After an error of the layer.
+# The pause after an error of the layer.
 _PAUSE_SECONDS: Final = 1.0
-# After a wait of the layer's that came to nothing: if it did not wait at all, others still run.
-_BREATH_SECONDS: Final = 0.01
+# The pause after the layer's own wait timed out. If it did not wait at all, other tasks still run.
+_TIMEOUT_PAUSE_SECONDS: Final = 0.01
 _NEVER: Final = float("-inf")
 
 Message = dict[str, Any]
 
 
 class LayerChannel:
-    """Passes on what the layer delivers to some groups. Errors of the layer are logged, once until
-    it works again, and what failed is tried again: the layer is a doorbell, not the truth."""
+    """Passes on the messages that the layer delivers to some groups.
+
+    An error of the layer is logged once until the layer works again, and the failed call is tried
+    again. The layer is only a doorbell: the store has the events.
+    """
 
     def __init__(self, layer: BaseChannelLayer, take: Callable[[Message], None]) -> None:
         self._layer = layer
         self._take = take
         self._channel: str | None = None
         self._receiving: asyncio.Task[None] | None = None
-        # When each group was last entered.
+        # When each group was last entered, by the loop's clock.
         self._groups: dict[str, float] = {}
         self._works = True
-        # Layer calls are awaited one at a time, so that an entry never overtakes an exit.
+        # Calls to the layer are awaited one at a time, so that entering never overtakes leaving.
         self._lock = asyncio.Lock()
         expiry = getattr(layer, "group_expiry", None) or 2 * _RENEW_SECONDS
         self._renew_after = min(expiry / 2, _RENEW_SECONDS)
@@ -47,16 +51,16 @@ class LayerChannel:
             await self._add(group)
 
     async def enter_again(self, group: str) -> None:
-        """Listen to a group that was entered, whose membership seems to be lost."""
+        """Enter a group again whose membership seems to be lost."""
         if self._groups.get(group, _NEVER) == _NEVER:
-            # It is being entered, or left, or will be renewed: a layer that hangs is asked once.
+            # It is being entered or left, or will be renewed. Do not ask a layer that hangs twice.
             return
         self._groups[group] = _NEVER
         async with self._lock:
             await self._add(group)
 
     async def leave(self, group: str) -> None:
-        """Listen to a group no longer."""
+        """Stop listening to a group."""
         self._groups.pop(group, None)
         async with self._lock:
             if self._channel is None or group in self._groups:
@@ -70,12 +74,16 @@ class LayerChannel:
                 self._report("Leaving group %r of the channel layer failed.", group)
 
     async def renew(self) -> bool:
-        """Enter again where an entry failed or may lapse; returns whether that was done."""
-        late = asyncio.get_running_loop().time() - self._renew_after
-        for group in [group for group, entered in self._groups.items() if entered < late]:
+        """Enter groups again where that failed or the membership may lapse.
+
+        Returns:
+            Whether all of them could be entered.
+        """
+        expiring = asyncio.get_running_loop().time() - self._renew_after
+        for group in [group for group, entered in self._groups.items() if entered < expiring]:
             async with self._lock:
                 if not await self._add(group):
-                    # The others would each wait for the same layer in vain.
+                    # Each of the others would wait for the same layer in vain.
                     return False
         return True
 
@@ -85,7 +93,7 @@ class LayerChannel:
             await self.leave(group)
         async with self._lock:
             self._channel = None
-        # Layers have been seen to swallow a cancellation.
+        # Some layers swallow a cancellation.
         while self._receiving and not self._receiving.done():
             self._receiving.cancel()
             await asyncio.wait([self._receiving], timeout=_PAUSE_SECONDS)
@@ -98,7 +106,7 @@ class LayerChannel:
                 try:
                     await self._join(group)
                 except RuntimeError:
-                    # What pub/sub layers say of a channel that was flushed: it is deaf for good.
+                    # Pub/sub layers raise this for a channel that was flushed. It hears no more.
                     self._drop_channel()
                     await self._join(group)
         except BaseException as error:
@@ -106,7 +114,7 @@ class LayerChannel:
                 raise
             self._report("Entering group %r of the channel layer failed.", group)
             return False
-        # Unless it was left meanwhile: then what waits for the lock takes it back.
+        # If the group was left meanwhile, `leave` waits for the lock and undoes this.
         if group in self._groups:
             self._groups[group] = asyncio.get_running_loop().time()
         return True
@@ -120,7 +128,7 @@ class LayerChannel:
     def _drop_channel(self) -> None:
         self._channel = None
         self._lapse()
-        # It may be the one that found out: then it ends by itself.
+        # If the receiving task itself found the channel flushed, it ends by itself.
         if self._receiving and self._receiving is not asyncio.current_task():
             self._receiving.cancel()
 
@@ -135,11 +143,11 @@ class LayerChannel:
                 if must_propagate(error):
                     raise
                 if _is_timeout(error):
-                    # That nothing came. channels_redis waits for as long as redis-py does at most.
-                    await asyncio.sleep(_BREATH_SECONDS)
+                    # No message came. channels_redis waits at most as long as redis-py does.
+                    await asyncio.sleep(_TIMEOUT_PAUSE_SECONDS)
                     continue
                 self._report("Receiving from the channel layer failed.")
-                # A layer that was restarted has forgotten who is in its groups.
+                # A restarted layer has forgotten who is in its groups.
                 self._lapse()
                 entered = False
                 while not entered:
@@ -147,14 +155,14 @@ class LayerChannel:
                     entered = await self.renew()
                 continue
             if not self._works:
-                logger.info("The channel layer is heard again.")
+                logger.info("The channel layer works again.")
                 self._works = True
             try:
                 self._take(message)
             except BaseException as error:
                 if must_propagate(error):
                     raise
-                log_seldom("A message of the channel layer was not understood.", exc_info=error)
+                log_seldom("A message from the channel layer could not be taken.", exc_info=error)
 
     def _report(self, what: str, *args: object) -> None:
         logger.log(logging.ERROR if self._works else logging.DEBUG, what, *args, exc_info=True)
@@ -162,5 +170,5 @@ class LayerChannel:
 
 
 def _is_timeout(error: BaseException) -> bool:
-    # Those of redis-py and valkey-py are not Python's.
+    # The TimeoutError of redis-py and valkey-py is not Python's.
     return type(error).__name__ == "TimeoutError"

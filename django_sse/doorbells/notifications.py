@@ -1,4 +1,4 @@
-"""The doorbell that PostgreSQL rings itself, by NOTIFY, as events are numbered."""
+"""The doorbell that PostgreSQL rings itself, by NOTIFY, when events get their numbers."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,8 +17,10 @@ from django_sse.stores.notify import Notifications
 
 
 class NotificationDoorbell(Doorbell):
-    """Rings the hubs of other processes only for what has no number, such as a user who was saved:
-    numbering an event has notified them."""
+    """Rings other processes only for changes without a number, such as a user who was saved.
+
+    Numbering an event has already notified them.
+    """
 
     def __init__(self, notifications: Notifications) -> None:
         self._notifications = notifications
@@ -29,7 +31,7 @@ class NotificationDoorbell(Doorbell):
             try:
                 self._notifications.notify(without_number)
             except Exception as error:
-                log_seldom("PostgreSQL could not be told of a change.", exc_info=error)
+                log_seldom("PostgreSQL could not be notified of a change.", exc_info=error)
 
     def receiver(self, hub: Listener) -> Receiver:
         return _NotificationReceiver(self._notifications, hub)
@@ -53,5 +55,5 @@ class _NotificationReceiver(Receiver):
 
     def _set_hearing(self, hears: bool) -> None:
         self.poll_seconds = POLL_SECONDS_WITH_DOORBELL if hears else POLL_SECONDS_WITHOUT_DOORBELL
-        # Something may have been missed before this, and will be from here on otherwise.
+        # If it hears again, notifications may have been missed. If not, they will be from now on.
         self._hub.compare_soon()

@@ -1,9 +1,9 @@
-"""Where the processes of one host meet: a directory of Unix sockets, one for each hub.
+"""The directory of Unix sockets, one for each hub, by which processes on one host reach each other.
 
-Whoever may write beside it can put links, files and other directories in its place, at any moment,
-and the process that publishes may be allowed more than they are. So the directory is opened once,
-never through a link, and looked at; all that follows goes through its descriptor, and touches only
-sockets whose names have the form of ours.
+Whoever may write beside the directory can replace it by links, files or other directories at any
+moment, and the publishing process may have more rights than they have. So the directory is opened
+once, never through a link, and checked. After that it is only used by its descriptor, and only
+sockets with names that this module could have made are touched.
 """
 
 import os
@@ -21,22 +21,22 @@ from typing import Final
 from django_sse.concurrency.forks import in_child
 from django_sse.stores.base import EventStore
 
-# The path of a socket has at most 107 bytes on Linux, and 103 elsewhere.
+# The path of a socket has at most 107 bytes on Linux, and 103 on other systems.
 _MAX_DIRECTORY_BYTES: Final = 80
 _SOCKET_NAME: Final = re.compile(r"[0-9a-f]{16}")
-# Where a descriptor stands for what it has opened, whatever has its name by now: proc(5).
+# A path here leads to the file that a descriptor has opened, whatever has its name by now: proc(5).
 _DESCRIPTORS: Final = "/proc/self/fd"
-# Linux alone has it: a descriptor of a file that is not opened, such as a socket.
+# Gives a descriptor of a file without opening it, such as of a socket. Only Linux has it.
 _O_PATH: Final[int | None] = getattr(os, "O_PATH", None)
 
-# The sockets of this process, which rings its own hubs directly. To a child of a fork those of its
-# parent are another's.
+# The sockets of this process, which rings its own hubs directly. The child of a fork treats its
+# parent's sockets as another process's.
 _own_sockets: Final[set[str]] = set()
 in_child(_own_sockets.clear)
 
 
 def socket_directory(store: EventStore) -> "SocketDirectory":
-    """Return where the processes meet that share a store."""
+    """Return the directory for all processes that share a store."""
     if store.file:
         file = store.file.absolute()
         directory = Path(f"{file}-doorbells")
@@ -48,12 +48,12 @@ def socket_directory(store: EventStore) -> "SocketDirectory":
 
 
 class SocketDirectory:
-    """A directory of sockets, which all processes find that share a store.
+    """A directory of sockets that all processes with the same store can find.
 
     Args:
-        directory: Where it is.
-        file: The file beside which it is: who may write that may ring. Without one it is the
-            user's own.
+        directory: The path of the directory.
+        file: The store's file, which the directory is beside. Whoever may write the file may ring.
+            Without a file, only the user who owns the directory may ring.
     """
 
     def __init__(self, directory: Path, file: Path | None = None) -> None:
@@ -61,10 +61,10 @@ class SocketDirectory:
         self._file = file
 
     def bind(self) -> tuple[str, socket.socket]:
-        """Return a new socket of this process, and its name.
+        """Return the name of a new socket of this process, and the socket.
 
         Raises:
-            OSError: There can be none.
+            OSError: The socket cannot be made.
         """
         name = token_hex(8)
         bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -73,7 +73,7 @@ class SocketDirectory:
             try:
                 self._bind(bound, name)
             except FileNotFoundError:
-                # Another one that was the last has just removed the directory.
+                # The process that had the last socket has just removed the directory.
                 self._bind(bound, name)
         except BaseException:
             bound.close()
@@ -82,7 +82,7 @@ class SocketDirectory:
         return name, bound
 
     def has(self, name: str) -> bool:
-        """Whether a socket is still there for others to find."""
+        """Return whether other processes can still find a socket."""
         try:
             with self._opened() as directory:
                 return _is_socket(name, directory)
@@ -90,7 +90,7 @@ class SocketDirectory:
             return False
 
     def release(self, name: str) -> None:
-        """Remove a socket of this process, and the directory after the last one."""
+        """Remove a socket of this process, and the directory if it was the last one."""
         if name not in _own_sockets:
             return
         _own_sockets.discard(name)
@@ -99,7 +99,7 @@ class SocketDirectory:
             self.directory.rmdir()
 
     def send(self, datagrams: Sequence[bytes]) -> None:
-        """Send datagrams to each of the other processes' sockets. Nobody is waited for.
+        """Send datagrams to the sockets of all other processes, without waiting for any.
 
         Raises:
             OSError: The directory cannot be used.
@@ -107,7 +107,7 @@ class SocketDirectory:
         with suppress(FileNotFoundError), self._opened() as directory:
             if others := list(_names_of_others(directory)):
                 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-                    # A full queue has doorbells enough in it.
+                    # If a queue is full, the doorbells in it are enough.
                     sender.setblocking(False)
                     for name in others:
                         self._send_to(name, directory, sender, datagrams)
@@ -118,10 +118,10 @@ class SocketDirectory:
             self.directory.mkdir(mode=0o700)
             made = True
         with self._opened() as directory:
-            # One that is not empty was put in the place of what was made.
+            # If it is not empty, somebody has put another directory in its place.
             if made and not os.listdir(directory):
                 status = os.fstat(directory)
-                # What has made it belong to the group of the one above makes sockets do so, too.
+                # Keep an inherited setgid bit: with it, sockets get the directory's group, too.
                 inherits = status.st_mode & stat.S_ISGID
                 os.fchmod(directory, inherits | 0o700 | self._mode_for_others(status))
             bound.bind(self._path(name, directory))
@@ -132,7 +132,7 @@ class SocketDirectory:
                 raise
 
     def _open_to_others(self, name: str, directory: int) -> None:
-        """Let who may write the file write to a socket of this process, too."""
+        """Allow everyone who may write the file to write to a socket of this process, too."""
         with self._found(name, directory) as (path, status):
             is_own = status.st_uid == os.geteuid() and status.st_nlink == 1
             if is_own and (mode := self._mode_for_others(status) & 0o666):
@@ -146,20 +146,24 @@ class SocketDirectory:
                 for datagram in datagrams:
                     sender.sendto(datagram, path)
         except ConnectionRefusedError:
-            # Left behind by a process that was killed.
+            # A process that was killed has left the socket behind.
             with suppress(OSError):
                 _unlink(name, directory)
         except OSError:
-            # Full, another user's, or gone.
+            # The socket is full, belongs to another user, or is gone.
             return
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        """Give a descriptor of the directory, which nobody can have put there who may not.
+        """Open the directory, and check that nobody without the right to can have put it there.
+
+        Yields:
+            A descriptor of the directory.
 
         Raises:
-            FileNotFoundError: There is none.
-            OSError: It is a link, another user's, or may be written by who may not write the file.
+            FileNotFoundError: There is no directory.
+            OSError: The directory is a link, belongs to another user, or may be written by others
+                than those who may write the file.
         """
         try:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -168,7 +172,7 @@ class SocketDirectory:
             raise
         except OSError as error:
             raise OSError(
-                f"{self.directory} is no directory to meet in: {error.strerror}"
+                f"{self.directory} cannot be used as the directory of sockets: {error.strerror}"
             ) from error
         try:
             status = os.fstat(directory)
@@ -185,8 +189,13 @@ class SocketDirectory:
             os.close(directory)
 
     def _mode_for_others(self, status: os.stat_result) -> int:
-        """Return what the group and all others may do, given to whom it belongs: all of it where
-        they may write the file, and else nothing."""
+        """Return the permission bits of the group and of others for a directory or socket.
+
+        They get all permissions if they may write the file, and otherwise none.
+
+        Args:
+            status: The status of the directory or socket, which says to what group it belongs.
+        """
         if self._file is None:
             return 0
         file = self._file.stat()
@@ -199,13 +208,16 @@ class SocketDirectory:
 
     @contextmanager
     def _found(self, name: str, directory: int) -> Iterator[tuple[str, os.stat_result]]:
-        """Give a path that leads to the socket of this name and nowhere else, and its status.
+        """Find a socket.
+
+        Yields:
+            A path that leads to the socket of this name and nowhere else, and its status.
 
         Raises:
-            OSError: There is none.
+            OSError: There is no socket of this name.
         """
         if _O_PATH is None or not os.path.isdir(_DESCRIPTORS):
-            # As near as such a system comes to it.
+            # The nearest to it on systems without these.
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             _refuse_all_but_sockets(name, status)
             yield f"{self.directory}/{name}", status
@@ -221,7 +233,7 @@ class SocketDirectory:
 
 def _refuse_all_but_sockets(name: str, status: os.stat_result) -> None:
     if not stat.S_ISSOCK(status.st_mode):
-        raise FileNotFoundError(f"{name} is no socket.")
+        raise FileNotFoundError(f"{name} is not a socket.")
 
 
 def _names_of_others(directory: int) -> Iterator[str]:

@@ -1,9 +1,9 @@
-"""Makes sending wait for a client that does not read, also on daphne.
+"""Makes sending wait for a client that does not read, on daphne as on other servers.
 
-Other servers' ``send`` waits by itself; daphne's returns at once, and what the client does not take
-piles up without a bound. Below daphne, Twisted tells a registered producer when to pause:
+Other servers' ``send`` waits by itself. Daphne's returns at once, and bytes that are not read pile
+up without limit. Below daphne, Twisted tells a registered producer when to pause:
 https://docs.twisted.org/en/stable/core/howto/producers.html. Only the way from daphne's ``send`` to
-its request is no public one; where it leads elsewhere, nothing is changed.
+its request is not public. If it leads elsewhere, ``send`` is left unchanged.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ Send = Callable[[Any], Awaitable[None]]
 
 @contextmanager
 def waiting_for_client(send: Send) -> Iterator[Send]:
-    """Give a server's ``send`` that waits until the client takes what is sent."""
+    """Yield a server's ``send`` that waits until the client reads what is sent."""
     request = _twisted_request(send)
     if request is None:
         yield send
@@ -33,13 +33,13 @@ def waiting_for_client(send: Send) -> Iterator[Send]:
         yield send_and_wait
     finally:
         brake.released.set()
-        # Without a channel its client has gone.
+        # A request without a channel has lost its client.
         if getattr(request, "channel", None) is not None:
             request.unregisterProducer()
 
 
 class _Brake:
-    """A push producer, as Twisted names it."""
+    """A push producer, in Twisted's terms."""
 
     def __init__(self) -> None:
         self.released = asyncio.Event()

@@ -1,11 +1,11 @@
-"""Lets go of clients that have vanished without a word: no battery, no network, no goodbye.
+"""Closes connections of clients that vanished without closing them: no battery, or no network.
 
-What is sent to such a client waits in the kernel, which repeats it for a quarter of an hour before
-it gives up (tcp(7), ``tcp_retries2``). Heartbeats never fill its buffers, so that no send takes too
-long, and all the while the stream is held and counts. With ``TCP_USER_TIMEOUT`` (RFC 5482) the
-kernel gives up sooner, and the server tells it as any other disconnect.
+Bytes for such a client wait in the kernel, which sends them again for a quarter of an hour before
+it gives up (tcp(7), ``tcp_retries2``). Heartbeats never fill its buffers, so no send takes too
+long, and all that time the stream stays open and counts towards limits. With ``TCP_USER_TIMEOUT``
+(RFC 5482) the kernel gives up sooner, and the server reports that like any other disconnect.
 
-Behind a proxy the peer is the proxy, and the client's vanishing is noticed there.
+Behind a proxy, the peer is the proxy, and the proxy notices that a client has vanished.
 """
 
 import asyncio
@@ -19,34 +19,35 @@ from django_sse.concurrency.tasks import spawn
 from django_sse.conf import conf
 from django_sse.servers.sockets import borrowed, own_sockets
 
-# Linux alone has it.
+# Only Linux has it.
 _OPTION: Final[int | None] = getattr(socket, "TCP_USER_TIMEOUT", None)
 
-# Its milliseconds are a C int.
+# The option takes milliseconds as a C int.
 _LONGEST_SECONDS: Final = 2**31 // 1000
 
-# New streams gather for so long before their sockets are looked for, all at once.
+# How long new streams are collected before their sockets are looked for, all at once.
 _GATHER_SECONDS: Final = 0.5
-# A look at a socket costs some ten microseconds; this many at a time, and on average per second.
-_AT_A_TIME: Final = 200
-_PER_SECOND: Final = 2000
+# Looking at a socket takes some ten microseconds. This many are looked at in one turn of the event
+# loop, and per second on average.
+_SOCKETS_A_TURN: Final = 200
+_SOCKETS_PER_SECOND: Final = 2000
 
-# The peers whose sockets are still to be found; while there are any, a task looks for them.
+# The peers whose sockets are still to be found. While there are any, a task looks for them.
 _wanted: Final = WeakKeyDictionary[asyncio.AbstractEventLoop, set[tuple[str, int]]]()
 
 
 def bound_silence(peer: Any) -> None:
-    """Have a connection closed once its client has acknowledged nothing for too long.
+    """Have the kernel close a connection when its client has acknowledged nothing for too long.
 
-    That is ``SEND_TIMEOUT`` and a heartbeat more, so that a slow client is ended by its stream
-    first, and a vanished one noticed within two heartbeats and ``SEND_TIMEOUT``.
+    Too long is ``SEND_TIMEOUT`` plus ``HEARTBEAT``. So the stream ends a slow client first, and a
+    vanished client is noticed within two heartbeats and ``SEND_TIMEOUT``.
 
-    ASGI shows no sockets, so the connection's own is looked for by the address of its peer.
+    ASGI does not show sockets, so the connection's socket is found by the address of its peer.
 
     Args:
-        peer: The ``client`` of the ASGI scope, if it has one.
+        peer: The ``client`` of the ASGI scope, if there is one.
     """
-    # Granian gives the port as a string; 0 is that of an address from a proxy's header.
+    # Granian gives the port as a string. The port of an address from a proxy's header is 0.
     port = int(peer[1] or 0) if peer else 0
     if not port or _OPTION is None or not conf().SEND_TIMEOUT:
         return
@@ -66,16 +67,16 @@ async def _find_wanted(loop: asyncio.AbstractEventLoop, option: int) -> None:
             for descriptor, _ in own_sockets():
                 _bound_silence_of(descriptor, peers, option)
                 looked_at += 1
-                if not looked_at % _AT_A_TIME:
+                if not looked_at % _SOCKETS_A_TURN:
                     await asyncio.sleep(0)
-            await asyncio.sleep(max(_GATHER_SECONDS, looked_at / _PER_SECOND))
+            await asyncio.sleep(max(_GATHER_SECONDS, looked_at / _SOCKETS_PER_SECOND))
     finally:
-        # Whatever has ended it, the next stream begins it anew.
+        # Whatever has ended this task, the next stream starts another one.
         del _wanted[loop]
 
 
 def _bound_silence_of(descriptor: int, peers: Container[tuple[str, int]], option: int) -> None:
-    # OSError: it has no peer, or was closed meanwhile.
+    # An OSError means that the socket has no peer, or was closed meanwhile.
     with suppress(OSError), borrowed(descriptor) as connection:
         if connection.getpeername()[:2] in peers:
             seconds = conf().SEND_TIMEOUT + conf().HEARTBEAT

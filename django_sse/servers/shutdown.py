@@ -1,11 +1,11 @@
 """Notices that the server is shutting down while streams are open.
 
-A server waits for its open streams, and says ``lifespan.shutdown`` only when they have ended. But
-the first thing that each one does is to close the sockets that it listens on, whatever has told it
-to: a signal, its parent process, its own limit of requests. So these sockets are watched, and no
-signal's handler is touched: they are the server's, and none is swallowed here.
+A server waits for its open streams, and sends ``lifespan.shutdown`` only after they have ended. But
+every server first closes its listening sockets, whatever has told it to stop: a signal, its parent
+process, or its own limit of requests. So this module watches the listening sockets. It touches no
+signal handlers: they belong to the server, and no signal is swallowed here.
 
-Daphne does not wait: it cancels what runs, which is dealt with in ``django_sse.asgi``.
+Daphne does not wait, but cancels running requests. ``django_sse.asgi`` handles that.
 """
 
 import asyncio
@@ -19,19 +19,20 @@ from typing import Final
 from django_sse.logs import logger
 from django_sse.servers.sockets import borrowed, own_sockets
 
-# A look costs some microseconds for each socket that is listened on.
+# How often to look. A look takes some microseconds for each listening socket.
 _WATCH_SECONDS: Final = 0.25
-# To find them among ten thousand others takes a fifth of a second.
+# A pause is at least this many times as long as the look before it: to find listening sockets among
+# ten thousand others takes a fifth of a second.
 _PAUSE_FACTOR: Final = 4
 
 _watches: Final[dict[asyncio.AbstractEventLoop, "_Watch"]] = {}
 
 
 def call_at_shutdown(callback: Callable[[], None]) -> Callable[[], None]:
-    """Call back once the server that runs this loop is shutting down, and again until taken back.
+    """Call back when the server that runs this loop shuts down, repeatedly until unregistered.
 
     Returns:
-        What takes the callback back.
+        A function that unregisters the callback.
     """
     loop = asyncio.get_running_loop()
     if loop not in _watches:
@@ -44,7 +45,7 @@ def call_at_shutdown(callback: Callable[[], None]) -> Callable[[], None]:
 
 
 class _Watch:
-    """Watches the sockets that the streams of an event loop came through."""
+    """Watches the listening sockets that accepted the streams of an event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -74,14 +75,14 @@ class _Watch:
                     callback()
                 except Exception:
                     logger.exception("Streams could not be told that the server shuts down.")
-            # If it was another socket that was closed, this process goes on serving.
+            # If a different socket was closed, this process goes on serving.
             self._find()
         if self._callbacks:
             pause = max(_WATCH_SECONDS, _PAUSE_FACTOR * (self._loop.time() - began))
             self._timer = self._loop.call_later(pause, self._look, context=Context())
 
     def _is_listening(self) -> bool:
-        """Whether all sockets are open: a server may close one and wait before the next."""
+        """Whether all sockets are open. A server may close one and wait before the next."""
         try:
             return bool(self._inodes) and all(
                 os.fstat(descriptor).st_ino == inode for descriptor, inode in self._inodes.items()
@@ -90,14 +91,14 @@ class _Watch:
             return False
 
     def _find(self) -> None:
-        """Look for the listening sockets. Where none serves any more, the known ones count on."""
+        """Find the listening sockets. If none serves any more, the known ones are kept."""
         listening = {}
         ports = {}
         accepted = set()
         for descriptor, inode in own_sockets():
-            # It raises OSError for one that was closed meanwhile.
+            # An OSError means that the socket was closed meanwhile.
             with suppress(OSError), borrowed(descriptor) as connection:
-                # An accepted socket has the port, or the path, of its listener.
+                # An accepted socket has the port or path of its listening socket.
                 name = connection.getsockname()
                 port = name[1] if isinstance(name, tuple) else name
                 if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -105,6 +106,6 @@ class _Watch:
                     ports[descriptor] = port
                 else:
                     accepted.add(port)
-        # Others may be there for something else, such as metrics, and stay open.
+        # Other listening sockets may be for something else, such as metrics, and stay open.
         serving = {key: inode for key, inode in listening.items() if ports[key] in accepted}
         self._inodes = serving or self._inodes or listening

@@ -1,4 +1,4 @@
-"""The sockets of this process, which ASGI shows to no application."""
+"""The sockets of this process, which ASGI hides from applications."""
 
 import os
 import socket
@@ -11,7 +11,7 @@ _DESCRIPTORS: Final = "/dev/fd"
 
 
 def own_sockets() -> Iterator[tuple[int, int]]:
-    """Yield descriptor and inode of each socket of this process."""
+    """Yield the descriptor and the inode of each socket of this process."""
     with suppress(OSError):
         for name in os.listdir(_DESCRIPTORS):
             with suppress(OSError):
@@ -22,10 +22,10 @@ def own_sockets() -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """Give the socket of a descriptor, which stays its owner's.
+    """Yield a socket object for a descriptor, and leave the descriptor open.
 
     Raises:
-        OSError: There is none any more.
+        OSError: The descriptor is not an open socket any more.
     """
     blocking = os.get_blocking(descriptor)
     connection = socket.socket(fileno=descriptor)
@@ -34,5 +34,5 @@ def borrowed(descriptor: int) -> Iterator[socket.socket]:
     finally:
         connection.detach()
         if socket.getdefaulttimeout() is not None:
-            # That has made it non-blocking.
+            # With a default timeout, `socket.socket` has made it non-blocking.
             os.set_blocking(descriptor, blocking)

@@ -1,13 +1,16 @@
-"""Streaming: what was published reaches each stream once and in order, or the stream is reset.
+"""Streaming: each published event reaches each stream once and in order, or the stream is reset.
 
-The way of an event, two steps of which are callbacks that no import shows:
+An event takes these steps. Steps 2 and 5 are callbacks that no import shows:
 
-1. `publishing.publish` encodes it, `stores` number and keep it.
+1. `publishing.publish` encodes the event. `stores` number and keep it.
 2. `EventStore.append` calls the `ring` that it was given: `doorbells` tell every process.
-3. A hub has registered itself by `doorbells.base.listen`. `hub.Hub.hear_soon` takes the hint into
-   its event loop; `subscription.Subscription.hear` joins it to what it has, or reads the store.
-4. `events.Batch` encodes what is new once for all, and each `stream.Stream` is given it by `take`.
-5. `stream.Stream` calls the `send` that `http.hand_off.HandOff.serve` gave it: the server's own.
+3. The hub has registered itself with `doorbells.base.listen`. `hub.Hub.hear_soon` takes the hint
+   into its event loop. `subscription.Subscription.hear` joins it to the events that the
+   subscription has, or reads the store.
+4. `encoded_events` encodes and joins new events once for all streams. Each stream gets them in
+   `stream.Stream.take`.
+5. `stream.Stream` calls the server's own `send`, which `http.hand_off.HandOff.serve` gave it.
 
-`rechecks` and `questions` end the streams that may not go on. The views and `http` import it.
+`rechecks` and `permission_rechecks` end streams that may not go on. The views and `http` import
+this package.
 """

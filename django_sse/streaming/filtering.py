@@ -1,4 +1,4 @@
-"""What a view shows of an event: its ``filter_event`` and its handlers of Channels messages."""
+"""Calls a view's ``filter_event`` and its handlers for Channels messages."""
 
 import inspect
 import logging
@@ -19,11 +19,11 @@ MessageHandler = Callable[[Message], Event | None]
 
 
 class WrongResultError(TypeError):
-    """A view's method has returned what it may not."""
+    """A view's filter or message handler returned a value of the wrong type."""
 
 
 def filtered(encoded: EncodedEvent, filter_event: EventFilter, context: Context) -> bytes:
-    """Return the bytes that a filter shows of an event. An event that it fails with is hidden."""
+    """Return the bytes that a filter shows of an event. If the filter fails, it shows nothing."""
     try:
         event = encoded.decoded()
         shown = context.run(filter_event, event)
@@ -36,9 +36,9 @@ def filtered(encoded: EncodedEvent, filter_event: EventFilter, context: Context)
 
 
 def handled(group: str, message: Message, handler: MessageHandler, context: Context) -> bytes:
-    """Return the bytes that a handler makes of a message; nothing where it fails."""
+    """Return the bytes of a handler's event for a message; nothing if the handler fails."""
     try:
-        # A copy of all of it: the other streams are given the same message.
+        # A deep copy, since the other streams are given the same message.
         return _wire_of(context.run(handler, deepcopy(message)))
     except BaseException as error:
         if must_propagate(error):
@@ -58,7 +58,7 @@ def _log_hidden(encoded: EncodedEvent, filter_event: EventFilter, error: BaseExc
     view = view_name(filter_event)
     failed = f"{view}: filter_event failed, so its streams do not show"
     if isinstance(error, WrongResultError) or not encoded.number:
-        # It fails with all of them, or this one has no id.
+        # The filter fails for every event, or this event has no id to name it by.
         log_seldom(
             f"{failed} an event of %s.",
             f"group {encoded.group!r}" if encoded.group else "initial_events",
@@ -76,20 +76,22 @@ def _log_hidden(encoded: EncodedEvent, filter_event: EventFilter, error: BaseExc
 
 
 def _wire_of(shown: object) -> bytes:
-    """Return the wire of what a view's filter or handler has returned.
+    """Return the encoded result of a view's filter or handler.
 
     Raises:
-        WrongResultError: It is neither an event nor None.
-        InvalidEvent: It could not be published, either.
+        WrongResultError: The result is neither an Event nor None.
+        InvalidEvent: The event could not be published, either.
     """
     if shown is None:
         return b""
     if inspect.iscoroutine(shown):
         shown.close()
         raise WrongResultError(
-            "It has to be a plain `def`, not `async def`: it is called on the event loop for each "
-            "stream, and must not wait."
+            "This method has to be a plain `def`, not `async def`: it is called on the event loop "
+            "for each stream, and must not wait."
         )
     if not isinstance(shown, Event):
-        raise WrongResultError(f"It has to return an Event or None, not {type(shown).__name__}.")
+        raise WrongResultError(
+            f"This method has to return an Event or None, not {type(shown).__name__}."
+        )
     return encode_published(shown, conf().MAX_EVENT_BYTES)

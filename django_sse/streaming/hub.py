@@ -1,4 +1,4 @@
-"""The hub of an event loop: hears once what is new, and serves all streams of the loop."""
+"""The hub of an event loop: it hears of each new event once, and serves all streams of the loop."""
 
 import asyncio
 from collections import ChainMap, deque
@@ -29,23 +29,23 @@ from django_sse.streaming.store_reader import StoreReader
 from django_sse.streaming.stream import Stream
 from django_sse.streaming.subscription import ALL_TAILS_BYTES, TAIL_BYTES, Subscription, each
 
-# Heartbeats and send timeouts are looked at this often.
+# How often heartbeats and send timeouts are checked.
 _TICK_SECONDS: Final = 1.0
-# The store is asked for everything, not only for what changed, this often.
+# How often the store is asked for all groups, not only for changed ones, and how many at a time.
 _SWEEP_SECONDS: Final = 60.0
 _SWEEP_GROUPS: Final = 500
-# How long a client that does not read may keep a server from shutting down.
+# How long a client that does not read may delay a server's shutdown.
 _FAREWELL_SECONDS: Final = 0.5
 
 _hubs: Final[dict[asyncio.AbstractEventLoop, "Hub"]] = {}
-# The streams of its parent do not count in the child of a fork.
+# The child of a fork does not count the streams of its parent.
 in_child(_hubs.clear)
 
 
 def current_hub() -> "Hub":
-    """Return the running loop's hub, a new one where there is none.
+    """Return the running loop's hub; make one if there is none.
 
-    A hub begins with its first stream and is discarded after its last.
+    A hub starts with its first stream and is discarded after its last one.
     """
     loop = asyncio.get_running_loop()
     if loop not in _hubs or _hubs[loop].outdated:
@@ -61,7 +61,7 @@ def open_streams() -> int:
 
 
 def limit_reached_by(stream: Counted) -> str | None:
-    """Return the name of the limit that keeps one more stream out of this process, or None."""
+    """Return the name of the limit that this process would exceed with one more stream, or None."""
     with counting:
         return reached_limit(stream, [hub.occupancy for hub in _open_hubs()], conf())
 
@@ -94,12 +94,12 @@ class Hub:
 
     @property
     def current(self) -> "Hub":
-        """The hub of its loop, which is another one once the last stream of this one has left."""
+        """The present hub of the loop: another one once the last stream of this one has left."""
         return current_hub()
 
     @property
     def outdated(self) -> bool:
-        """Whether no stream is open, and the settings are not those that it was made with."""
+        """Whether no stream is open, and the settings have changed since the hub was made."""
         if self.streams:
             return False
         return self._store is not get_store() or self._layer is not default_layer()
@@ -113,14 +113,15 @@ class Hub:
         history: int,
         owner_keys: Iterable[str] = (),
     ) -> dict[str, GroupState]:
-        """Return where the groups stand, from memory where that is enough to begin a stream with,
-        and the states of its owner's keys.
+        """Return the states of a stream's groups and owner keys.
+
+        A group's state comes from memory if that has all that the stream needs to begin.
 
         Args:
             groups: The groups of the stream.
-            sent: The numbers in its client's position.
-            history: How many past events a group gives to a client without a number in it.
-            owner_keys: The keys of its owner.
+            sent: The numbers in the client's position, by group.
+            history: How many past events of a group go to a client that has no number in it.
+            owner_keys: The keys of the stream's owner.
 
         Raises:
             Exception: The event store could not be read.
@@ -135,10 +136,10 @@ class Hub:
         return known | (await self._reader.states(unknown) if unknown else {})
 
     async def join(self, stream: Stream, groups: Sequence[str]) -> None:
-        """Let a stream follow its groups; from now on it is told of all that is new.
+        """Let a stream follow its groups. From now on it gets all their new events.
 
         Raises:
-            TooManyStreams: One more would be too many.
+            TooManyStreams: A limit does not allow one more stream.
             Exception: The event store could not be read.
         """
         with counting:
@@ -157,15 +158,15 @@ class Hub:
             if stream.wants_messages:
                 self._hear_messages(subscription)
         for subscription in followed:
-            # Shielded: a waiter that goes away must not take the subscription with it.
+            # Shielded: a waiting stream that goes away must not cancel the subscription.
             await asyncio.shield(subscription.joined)
             if subscription.entering:
                 await asyncio.wait([subscription.entering], timeout=LAYER_SECONDS)
-        # Its owner may have been ended since the view has looked.
+        # The owner's streams may have been ended since the view checked.
         await self._rechecks.look_up(stream.owner.keys)
 
     def leave(self, stream: Stream) -> None:
-        """Forget a stream; the last one out closes what was open for it."""
+        """Remove a stream. The last stream of a group, or of the hub, closes it."""
         if stream not in self.streams:
             return
         self.streams.discard(stream)
@@ -187,13 +188,13 @@ class Hub:
 
     async def _open(self, subscription: Subscription) -> None:
         try:
-            # First listen, then read: what comes between is heard. A layer that hangs is not waited
-            # for: the sync finds what it does not tell.
+            # Listen first, then read, so that no event between the two is missed. Do not wait for a
+            # layer that hangs: the sync finds the events that it does not announce.
             entering = spawn(self._receiver.enter(subscription.group))
             await asyncio.wait([entering], timeout=LAYER_SECONDS)
             states = await self._reader.states([subscription.group])
         except BaseException as error:
-            # The streams that wait for it end; those that come meanwhile try anew.
+            # The streams that wait for this subscription end. Streams that come later try anew.
             self._forget(subscription)
             if must_propagate(error):
                 subscription.joined.cancel()
@@ -214,10 +215,10 @@ class Hub:
             del self._subscriptions[subscription.group]
             spawn(self._receiver.leave(subscription.group))
 
-    # What is new
+    # New events
 
     def hear_soon(self, hints: Sequence[Hint]) -> None:
-        """Take hints from any thread; those of groups that no stream follows are dropped."""
+        """Take hints, from any thread. Hints for groups that no stream follows are dropped."""
         followed = [hint for hint in hints if hint.group in self._followed]
         if not followed:
             return
@@ -227,11 +228,11 @@ class Hub:
             try:
                 self.loop.call_soon_threadsafe(self._read_inbox, context=Context())
             except RuntimeError:
-                # The loop was closed under its streams; nobody is left to be told.
+                # The loop was closed while streams were open. Nobody is left to hear the hints.
                 self._inbox.clear()
 
     def _read_inbox(self) -> None:
-        # Before reading: what is put in from here on calls again.
+        # Set before reading, so that hints that come from here on schedule another read.
         self._inbox_is_read = True
         while self._inbox:
             for hint in self._inbox.popleft():
@@ -249,18 +250,23 @@ class Hub:
             self._rechecks.hear(hint)
 
     def _fail(self, group: str, error: BaseException) -> None:
-        """Send the clients of a group back that has failed, which harms no other one."""
-        log_seldom("What is new in group %r cannot be taken.", group, exc_info=error)
+        """End the streams of a group that has failed, so that their clients come back.
+
+        Streams of other groups go on.
+        """
+        log_seldom("New events of group %r could not be taken.", group, exc_info=error)
         streams = [stream for stream in self.streams if group in stream.groups]
         each(streams, lambda stream: stream.fail(error))
 
     def compare_soon(self) -> None:
-        """Ask the store what is new, at once or after the question under way."""
+        """Ask the store for changes, at once or after the question under way."""
         self._comparing.set()
 
     def _hear_messages(self, subscription: Subscription) -> None:
-        """Listen to a group for plain Channels messages: they do not name their group, so each
-        group has a channel of its own."""
+        """Listen for a group's plain Channels messages.
+
+        These do not name their group, so each group needs a separate channel.
+        """
         if self._layer is None or subscription.layer_channel:
             return
         subscription.layer_channel = LayerChannel(self._layer, subscription.hear_message)
@@ -307,7 +313,7 @@ class Hub:
         each(list(self.streams), lambda stream: stream.tick(now, send_timeout))
 
     def _send_back(self) -> None:
-        """Send all clients back: the server is shutting down."""
+        """End all streams at shutdown, and have their clients reconnect."""
         each(list(self.streams), lambda stream: stream.end("shutdown", jittered_retry))
         now = self.loop.time()
         each(list(self.streams), lambda stream: stream.tick(now, _FAREWELL_SECONDS))
@@ -326,7 +332,7 @@ class Hub:
                 if self._synced:
                     logger.exception("The hub cannot compare itself with the event store.")
                 self._synced = False
-                # Whatever the store was through meanwhile, everything is looked at afterwards.
+                # The store may have changed in any way meanwhile, so look at all groups next time.
                 self._swept = float("-inf")
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._sync_interval()):
@@ -338,7 +344,7 @@ class Hub:
         owner_keys = []
         for hint in hints or ():
             if subscription := self._subscriptions.get(hint.group):
-                self._find(subscription, hint)
+                self._compare_group(subscription, hint)
             else:
                 owner_keys.append(hint.group)
         await self._rechecks.look_up(owner_keys)
@@ -352,13 +358,13 @@ class Hub:
         while some := list(islice(groups, _SWEEP_GROUPS)):
             for group, state in (await self._store.astates(some)).items():
                 if subscription := self._subscriptions.get(group):
-                    self._find(subscription, Hint(group, state.head, state.cancelled))
+                    self._compare_group(subscription, Hint(group, state.head, state.cancelled))
                     subscription.tail.bound(self._tail_bytes())
                 else:
                     await self._rechecks.compare(group, state)
 
     async def _trim(self) -> None:
-        # Apart from the sync, which must not wait for it.
+        # Separate from the sync, which must not wait for trimming.
         while True:
             if self._store.takes_trim_turn():
                 try:
@@ -369,11 +375,11 @@ class Hub:
                     log_seldom("Old events could not be dropped.", exc_info=error)
             await asyncio.sleep(max(self._store.trim_due - monotonic(), 1.0))
 
-    def _find(self, subscription: Subscription, hint: Hint) -> None:
-        """Take what the store says of a group, which no doorbell may have told."""
+    def _compare_group(self, subscription: Subscription, hint: Hint) -> None:
+        """Take the store's state of a group, of which a doorbell may have been lost."""
         try:
             if subscription.joined.done() and hint.head > subscription.head:
-                # A layer that was restarted has forgotten who is in the group, and does not say so.
+                # A restarted layer silently forgets who is in the group.
                 spawn(self._receiver.enter_again(hint.group))
                 if subscription.layer_channel:
                     spawn(subscription.layer_channel.enter_again(layer_group(hint.group)))
@@ -384,7 +390,7 @@ class Hub:
             self._fail(hint.group, error)
 
     async def _renew_memberships(self) -> None:
-        # Apart from the sync, which must go on when the layer does not.
+        # Separate from the sync, which must go on even if the layer hangs.
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
@@ -392,10 +398,10 @@ class Hub:
             except BaseException as error:
                 if must_propagate(error):
                     raise
-                logger.exception("Memberships of the channel layer could not be renewed.")
+                logger.exception("Group memberships on the channel layer could not be renewed.")
 
     async def renew_memberships(self) -> None:
-        """Enter again the groups whose membership of the channel layer may have lapsed."""
+        """Enter groups of the channel layer again where the membership may have lapsed."""
         await self._receiver.renew()
         for subscription in list(self._subscriptions.values()):
             if subscription.layer_channel:

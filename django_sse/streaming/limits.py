@@ -1,7 +1,7 @@
-"""How many streams there may be at once: in this process, of a user, an address, a group.
+"""Limits on open streams: in this process, per user, per address and per group.
 
-Every hub counts its own streams, so that those of an event loop that was closed under them no
-longer count; a limit holds for the sum of all hubs of the process.
+Each hub counts its own streams. So streams do not count any more once their event loop is closed.
+A limit applies to the sum of all hubs of the process.
 """
 
 from collections import Counter
@@ -14,28 +14,28 @@ from django_sse.concurrency.forks import ForkSafeLock
 from django_sse.conf import Conf
 
 counting: Final = ForkSafeLock(RLock)
-"""Held from a look at the limits until the stream is counted: they hold over all threads."""
+"""Held from a check of the limits until the stream is counted: they apply to all threads."""
 
 
 class Counted(Protocol):
-    """What a stream counts as."""
+    """The properties of a stream that limits apply to."""
 
     @property
     def groups(self) -> Collection[str]:
-        """The names of its groups."""
+        """The names of the stream's groups."""
 
     @property
     def user(self) -> str | None:
-        """The owner key of the user whose it is; None for nobody's."""
+        """The owner key of the user who owns the stream; None if nobody does."""
 
     @property
     def address(self) -> str | None:
-        """Where its client is; None if that is not known."""
+        """The client's address; None if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestedStream:
-    """What a stream would count as that has not begun."""
+    """A stream that was requested and has not begun, as limits see it."""
 
     groups: Collection[str]
     user: str | None
@@ -43,15 +43,15 @@ class RequestedStream:
 
 
 class TooManyStreams(Exception):
-    """A stream that is one too many."""
+    """A limit does not allow one more stream."""
 
     def __init__(self, limit: str) -> None:
         self.limit = limit
-        super().__init__(f"{limit} is reached.")
+        super().__init__(f"The limit {limit} is reached.")
 
 
 class Occupancy:
-    """What the open streams of one hub count as."""
+    """The open streams of one hub, counted per user, address and group."""
 
     def __init__(self) -> None:
         self.streams = 0
@@ -66,7 +66,7 @@ class Occupancy:
             counter.update(keys)
 
     def remove(self, stream: Counted) -> None:
-        """Count a stream no more."""
+        """Stop counting a stream that ends."""
         self.streams -= 1
         for counter, keys in self._counters(stream):
             for key in keys:
@@ -81,11 +81,11 @@ class Occupancy:
 
 
 def reached_limit(stream: Counted, occupancies: Collection[Occupancy], limits: Conf) -> str | None:
-    """Return the name of the limit that keeps one more stream out, or None.
+    """Return the name of the limit that one more stream would exceed, or None.
 
     Args:
         stream: The stream that wants to begin.
-        occupancies: Those of all hubs of the process.
+        occupancies: The occupancies of all hubs of the process.
         limits: The settings.
     """
     user = () if stream.user is None else (stream.user,)
@@ -108,7 +108,7 @@ def reached_limit(stream: Counted, occupancies: Collection[Occupancy], limits: C
 
 
 def _number_of_different(groups: Collection[Collection[str]]) -> int:
-    # Nearly always there is one hub, whose groups need not be looked at one by one.
+    # There is nearly always one hub, so avoid building a set of its groups.
     return len(set().union(*groups)) if len(groups) > 1 else sum(map(len, groups))
 
 

@@ -1,4 +1,4 @@
-"""Asks views whether their streams are still allowed, long after the requests that they came by."""
+"""Asks views whether their streams are still allowed, long after the requests have ended."""
 
 import asyncio
 import inspect
@@ -24,51 +24,52 @@ from django_sse.streaming.stream import Question, Stream
 
 # How long a view may take to say whether its stream is still allowed.
 _ANSWER_SECONDS: Final = 10.0
-# How long one that was told to stop may take to do so.
+# How long a cancelled view may take to stop.
 _GRACE_SECONDS: Final = 1.0
-# Streams that are asked about at once: they share a thread for what they do in threads.
-_AT_ONCE: Final = 10
-# How long one counts as one of these: views that are slow put off nobody else for longer.
-_PLACE_SECONDS: Final = 1.0
-# When a view is asked again that could not say.
-_AGAIN_SECONDS: Final = 2.0
-# Views are asked this part of RECHECK_INTERVAL early, so that many are asked while there is a
-# thread with a connection.
-_EARLY: Final = 0.05
-# Exceptions that are looked through for the one that has caused them, which may be itself.
-_CAUSES: Final = 10
+# How many streams are asked about at once. They share a thread for blocking calls.
+_MAX_CONCURRENT: Final = 10
+# How long a stream counts towards that limit. So a slow view delays others by no more than this.
+_SLOT_SECONDS: Final = 1.0
+# After how long a view that could not answer is asked again.
+_RETRY_SECONDS: Final = 2.0
+# Views may be asked early by this fraction of RECHECK_INTERVAL, so that many are asked while there
+# is a thread with a connection.
+_EARLY_FRACTION: Final = 0.05
+# How many causes of an exception are followed. The limit ends a chain that leads to itself.
+_MAX_CAUSES: Final = 10
 
 
 class WrongAnswerError(TypeError):
-    """A view's question was answered by what is neither True nor False."""
+    """A view's method has to answer True or False, and did not."""
 
 
 class PermissionRechecks:
-    """Asks about each stream every ``RECHECK_INTERVAL``, and ends those that are not allowed.
+    """Asks about each stream every ``RECHECK_INTERVAL``, and ends streams that are not allowed.
 
-    Where the database, the network or the time fails, the stream is asked about again, and after
-    that its client is sent back, to be authorized anew. Every other exception is a no.
+    If the database or the network fails, or time runs out, the stream is asked about again. If that
+    fails, too, the stream ends, and its client reconnects to be authorized anew. Every other
+    exception means no.
     """
 
     def __init__(self) -> None:
-        # Each in the order in which they are due: who was not asked about for longest comes first.
-        # By tenant, so that those of one that is being asked need not be looked through.
+        # By tenant, so that all streams of a busy tenant can be skipped. Each dict is in the order
+        # in which its streams are due.
         self._due: dict[str, dict[Stream, float]] = {}
         self._due_again: dict[Stream, float] = {}
 
     def add(self, stream: Stream) -> None:
-        """Ask about a stream from now on, if its view has something to say."""
+        """Ask about a stream from now on, if its view defines ``still_allowed``."""
         if stream.still_allowed:
             of_tenant = self._due.setdefault(stream.owner.namespace, {})
             of_tenant[stream] = _now() + conf().RECHECK_INTERVAL
 
     def remove(self, stream: Stream) -> None:
-        """Ask about a stream no more."""
+        """Stop asking about a stream."""
         self._take(stream)
         self._due_again.pop(stream, None)
 
     async def ask(self) -> None:
-        """Ask whenever it is time, again and again."""
+        """Ask about all streams that are due, again and again."""
         while True:
             await asyncio.sleep(self._seconds_to_next())
             try:
@@ -77,40 +78,47 @@ class PermissionRechecks:
             except BaseException as error:
                 if must_propagate(error):
                     raise
-                # Who was not asked about is still due.
-                log_seldom("Views cannot be asked.", level=logging.ERROR, exc_info=error)
-                await asyncio.sleep(_AGAIN_SECONDS)
+                # Streams that were not asked about are still due.
+                log_seldom(
+                    "Views could not be asked whether their streams are still allowed.",
+                    level=logging.ERROR,
+                    exc_info=error,
+                )
+                await asyncio.sleep(_RETRY_SECONDS)
 
     def _seconds_to_next(self, busy: Container[str | None] = ()) -> float:
-        # Who is added meanwhile is not due before that either.
+        # Streams that are added meanwhile are not due before that, either.
         latest = _now() + conf().RECHECK_INTERVAL
         again = next(iter(self._due_again.values()), inf)
-        return max(min(latest, self._front(busy)[1], again) - _now(), 0.0)
+        return max(min(latest, self._next_due(busy)[1], again) - _now(), 0.0)
 
     def _take_due(self, busy: Container[str | None]) -> tuple[Stream, bool] | None:
-        """Take the next stream to ask about; with it, whether that is for the second time.
+        """Take the next stream to ask about.
 
         Args:
-            busy: The tenants that are passed over.
+            busy: The tenants to skip.
+
+        Returns:
+            The stream, and whether it is asked about for the second time.
         """
         stream, due = next(iter(self._due_again.items()), (None, inf))
         if stream and due <= _now():
             del self._due_again[stream]
             return stream, True
-        stream, due = self._front(busy)
-        if stream and due <= _now() + _EARLY * conf().RECHECK_INTERVAL:
+        stream, due = self._next_due(busy)
+        if stream and due <= _now() + _EARLY_FRACTION * conf().RECHECK_INTERVAL:
             self._take(stream)
             return stream, False
         return None
 
-    def _front(self, busy: Container[str | None]) -> tuple[Stream | None, float]:
-        """Return the stream that is due first, of a tenant that is not busy, and when it is."""
-        fronts = (
+    def _next_due(self, busy: Container[str | None]) -> tuple[Stream | None, float]:
+        """Return the stream that is due first, and when. Busy tenants are skipped."""
+        firsts = (
             next(iter(of_tenant.items()))
             for tenant, of_tenant in self._due.items()
             if tenant not in busy
         )
-        return min(fronts, key=lambda front: front[1], default=(None, inf))
+        return min(firsts, key=lambda first: first[1], default=(None, inf))
 
     def _take(self, stream: Stream) -> None:
         tenant = stream.owner.namespace
@@ -121,40 +129,41 @@ class PermissionRechecks:
 
     async def _ask_all_due(self, threads: ExitStack) -> None:
         in_tenants = conf().NAMESPACE_CONTEXT is not None
-        asking: dict[asyncio.Task[None], _Place] = {}
-        # Without tenants all share the one; a tenant has one alone, in which it is entered.
+        asking: dict[asyncio.Task[None], _Slot] = {}
+        # Without tenants all questions share one thread. With tenants each question has one to
+        # itself, which enters the tenant.
         idle = [threads.enter_context(OwnThread())]
         try:
             while True:
-                busy = {place.tenant for place in asking.values()}
+                busy = {slot.tenant for slot in asking.values()}
                 if not _is_full(asking) and (taken := self._take_due(busy)):
                     stream, again = taken
                     tenant = stream.owner.namespace if in_tenants and not again else None
                     if again:
-                        # In which nothing else can be in the way.
+                        # In a new thread, where nothing else can be in the way.
                         thread, ask = OwnThread(), self._ask_apart
                     elif tenant is None:
                         thread, ask = idle[0], self._ask
                     else:
                         thread = idle.pop() if idle else threads.enter_context(OwnThread())
                         ask = self._ask
-                    # In copies: what the view sets in it is not there when it is asked again.
+                    # `within` copies the context, so that nothing a view sets in it is kept.
                     task = asyncio.create_task(
                         ask(stream, thread), context=thread.within(stream.context)
                     )
-                    asking[task] = _Place(_now() + _PLACE_SECONDS, tenant, thread)
+                    asking[task] = _Slot(_now() + _SLOT_SECONDS, tenant, thread)
                     continue
                 if not asking:
                     return
                 done, _ = await asyncio.wait(
                     asking,
-                    timeout=_PLACE_SECONDS if _is_full(asking) else self._seconds_to_next(busy),
+                    timeout=_SLOT_SECONDS if _is_full(asking) else self._seconds_to_next(busy),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 for task in done:
-                    place = asking.pop(task)
-                    if place.tenant is not None:
-                        idle.append(place.thread)
+                    slot = asking.pop(task)
+                    if slot.tenant is not None:
+                        idle.append(slot.thread)
         finally:
             for task in asking:
                 task.cancel()
@@ -162,7 +171,7 @@ class PermissionRechecks:
                 await asyncio.wait(asking)
 
     async def _ask_apart(self, stream: Stream, thread: OwnThread) -> None:
-        """Ask again, in a thread for that alone."""
+        """Ask again, in a separate thread."""
         with thread:
             await self._ask(stream, thread, again=True)
 
@@ -175,19 +184,19 @@ class PermissionRechecks:
         except PermissionDenied:
             allowed = False
         except BaseException as error:
-            # Also what is no Exception, such as a panic in an extension.
+            # Some failures are not Exceptions, such as a panic in an extension module.
             if must_propagate(error):
                 raise
-            if _is_of_surroundings(error):
-                # The thread may hang, or have a connection that is broken.
+            if _is_infrastructure_failure(error):
+                # The thread may hang, or its connection may be broken.
                 thread.give_up()
                 if again:
-                    self._log(stream, "its clients are sent back to be authorized anew", error)
+                    self._log(stream, "its clients reconnect to be authorized anew", error)
                     stream.end("permission unknown", jittered_retry)
                 elif not stream.ended.done():
-                    self._due_again[stream] = _now() + _AGAIN_SECONDS
+                    self._due_again[stream] = _now() + _RETRY_SECONDS
                 return
-            self._log(stream, "that is a no", error)
+            self._log(stream, "this counts as a no", error)
             allowed = False
         if not allowed:
             wire = closing_wire("not allowed any more")
@@ -197,55 +206,55 @@ class PermissionRechecks:
 
     def _log(self, stream: Stream, what_follows: str, error: BaseException) -> None:
         assert stream.still_allowed
-        # Of each view apart, where there may be thousands of streams.
+        # One message per view, since there may be thousands of streams.
         message = f"still_allowed of {view_name(stream.still_allowed)} failed: {what_follows}."
         log_seldom(message, level=logging.ERROR, exc_info=error)
 
 
-class _Place(NamedTuple):
-    """One of those who are asked at once."""
+class _Slot(NamedTuple):
+    """One of the questions that are asked at once."""
 
     ends: float
-    """When others may have it."""
+    """When it no longer counts towards ``_MAX_CONCURRENT``."""
 
     tenant: str | None
-    """The tenant that is asked nothing else meanwhile."""
+    """No other question about this tenant is asked meanwhile. None excludes no tenant."""
 
     thread: OwnThread
 
 
-def _is_full(asking: Mapping[asyncio.Task[None], _Place]) -> bool:
-    return sum(place.ends > _now() for place in asking.values()) >= _AT_ONCE
+def _is_full(asking: Mapping[asyncio.Task[None], _Slot]) -> bool:
+    return sum(slot.ends > _now() for slot in asking.values()) >= _MAX_CONCURRENT
 
 
 async def _answer_of(question: Question) -> bool:
-    """Return what a view says, in time.
+    """Return a view's answer.
 
     Raises:
-        TimeoutError: It says nothing; it is left behind, even where it takes no notice of that.
+        TimeoutError: The view did not answer in time. It is cancelled and left behind, even if it
+            ignores that.
     """
     answer = asyncio.ensure_future(question())
     try:
         await asyncio.wait([answer], timeout=_ANSWER_SECONDS)
         if not answer.done():
-            raise TimeoutError("It has not answered in time.")
+            raise TimeoutError(f"The view did not answer within {_ANSWER_SECONDS:g} seconds.")
         return answer.result()
     finally:
-        # What it still raises is nobody's; asyncio would log it.
+        # Retrieve a late exception, which nobody reads and asyncio would log.
         answer.add_done_callback(lambda done: done.cancelled() or done.exception())
         answer.cancel()
         await asyncio.wait([answer], timeout=_GRACE_SECONDS)
 
 
 def is_yes(answer: object) -> bool:
-    """Return what a view's question was answered, where only True is a yes, and False
-    or None a no.
+    """Return a view's answer as a bool: True means yes, False and None mean no.
 
     Raises:
-        WrongAnswerError: It would be true without being meant so, such as a response, or a
-            coroutine that nobody has awaited.
+        WrongAnswerError: The answer is something else, such as a response or a coroutine that was
+            not awaited. It could be truthy without being meant as a yes.
     """
-    # Not by its truth, which may be a query.
+    # Do not test the truth value, which may run a query.
     if answer is None or isinstance(answer, bool):
         return bool(answer)
     if inspect.iscoroutine(answer):
@@ -255,7 +264,7 @@ def is_yes(answer: object) -> bool:
 
 
 def _question_of(stream: Stream) -> Question:
-    """Return what asks a stream's view, in the tenant that the stream was opened in."""
+    """Return a function that asks a stream's view in the tenant that the stream was opened in."""
     assert stream.still_allowed
     if conf().NAMESPACE_CONTEXT is None:
         return stream.still_allowed
@@ -265,19 +274,21 @@ def _question_of(stream: Stream) -> Question:
 def _answer_within(stream: Stream) -> bool:
     assert stream.still_allowed
     with namespace_context(stream.owner.namespace):
-        # What the view does in threads comes back to this one, which is in the tenant.
+        # The view's blocking calls run in this thread, which is in the tenant.
         return async_to_sync(stream.still_allowed)()
 
 
-def _is_of_surroundings(error: BaseException | None) -> bool:
-    """Whether the database, the network or the time has failed, which is no answer; also where a
-    library says so by an exception of its own."""
-    for _ in range(_CAUSES):
+def _is_infrastructure_failure(error: BaseException | None) -> bool:
+    """Return whether the database or the network failed or time ran out, which is not an answer.
+
+    A library may wrap such an exception in another one, so causes are followed.
+    """
+    for _ in range(_MAX_CAUSES):
         # A TimeoutError is an OSError.
         if error is None or isinstance(error, DatabaseFailure | OSError):
             break
         if isinstance(error, BaseExceptionGroup):
-            return all(_is_of_surroundings(each) for each in error.exceptions)
+            return all(_is_infrastructure_failure(each) for each in error.exceptions)
         error = error.__cause__ or error.__context__
     return isinstance(error, DatabaseFailure | OSError)
 

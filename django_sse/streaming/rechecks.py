@@ -1,4 +1,4 @@
-"""Whether open streams may go on: asked again, long after the requests that they were opened by."""
+"""Checks again whether open streams may go on, long after the requests have ended."""
 
 import asyncio
 from collections.abc import (
@@ -42,30 +42,31 @@ from django_sse.streaming.store_reader import StoreReader
 from django_sse.streaming.stream import Stream
 from django_sse.streaming.subscription import each
 
-# Checking all logins pauses for so many times as long as it took, so that it never costs much.
-_LOGINS_PAUSE: Final = 20
-# When a user who was not found is looked for again.
+# After a check of all logins, the pause is this many times as long as the check took. So checks
+# never cost much.
+_PAUSE_FACTOR: Final = 20
+# After how long a user who was not found is looked for again.
 _AGAIN_SECONDS: Final = 1.0
-# How long backends that find users in ways of their own are asked at a stretch.
+# How long one round of questions to custom backends may take.
 _BACKENDS_SECONDS: Final = 10.0
 
-# Logins that are checked at a time: one answer must not take as long as one that hangs.
-_AT_A_TIME: Final = 500
+# How many logins are checked at a time. With more, an answer could be taken for one that hangs.
+_LOGINS_AT_A_TIME: Final = 500
 
 _Logins = Mapping[Login, Collection[Stream]]
 
 
 class Rechecks:
-    """Ends the streams of a hub that may not go on any more.
+    """Ends the streams of a hub that may not go on.
 
-    The event store says whose streams were ended, the users in the database which logins still
-    hold, and a view that has ``still_allowed`` speaks for its own streams.
+    The event store says whose streams were ended. The users in the database show which logins are
+    still valid. A view that defines ``still_allowed`` decides about its own streams.
 
     Args:
-        streams: The open streams of the hub, those that come later included.
+        streams: The open streams of the hub. The collection changes as streams come and go.
         store: The hub's store.
-        reader: What reads it for the hub.
-        interval: Returns the seconds between two looks at all logins, at the least.
+        reader: The hub's reader of the store.
+        interval: Returns the minimum number of seconds between two checks of all logins.
     """
 
     def __init__(
@@ -76,30 +77,31 @@ class Rechecks:
         interval: Callable[[], float],
     ) -> None:
         self.owned: dict[str, set[Stream]] = {}
-        """The streams by the owner keys of their owners."""
+        """The streams, by the owner keys of their owners."""
         self._streams = streams
         self._store = store
         self._reader = reader
         self._interval = interval
-        self._thread = TimedThread("django-sse-logins", _OfThread)
-        self._questions = PermissionRechecks()
-        # The owner keys that doorbells have named. Apart: a database that hangs holds up no kick.
+        self._thread = TimedThread("django-sse-logins", _ThreadConnections)
+        self._permission_rechecks = PermissionRechecks()
+        # The owner keys that doorbells have named. Two batchers, so that a database that hangs does
+        # not delay the end of streams.
         self._to_look_up = _Batcher(self.look_up)
         self._to_check = _Batcher(self._check_users)
-        # The logins whose user was not found, with the time of the first such look.
-        self._missed: dict[Login, float] = {}
-        # When backends were asked about each of their logins, and whether one is to be asked now.
-        self._asked: dict[Login, float] = {}
+        # The logins whose user was not found, with the time of the first check that missed it.
+        self._absent_since: dict[Login, float] = {}
+        # When custom backends were last asked about each login, and whether to ask one now.
+        self._asked_at: dict[Login, float] = {}
         self._is_urgent = asyncio.Event()
 
     def add(self, stream: Stream) -> None:
-        """Note whose a stream is."""
+        """Recheck a stream from now on."""
         for owner_key in stream.owner.keys:
             self.owned.setdefault(owner_key, set()).add(stream)
-        self._questions.add(stream)
+        self._permission_rechecks.add(stream)
 
     def remove(self, stream: Stream) -> None:
-        """Forget a stream that was added."""
+        """Stop rechecking a stream."""
         for owner_key in stream.owner.keys:
             self.owned[owner_key].discard(stream)
             if not self.owned[owner_key]:
@@ -107,22 +109,25 @@ class Rechecks:
         login = stream.owner.login
         others = self.owned.get(stream.owner.user or "", ())
         if login and not any(other.owner.login == login for other in others):
-            self._missed.pop(login, None)
-        self._questions.remove(stream)
+            self._absent_since.pop(login, None)
+        self._permission_rechecks.remove(stream)
 
     async def aclose(self) -> None:
-        """Close the connection to the database; another one is opened when it is needed."""
+        """Close the database connection. Another one is opened when it is needed."""
         await self._thread.aclose()
 
     # Owners
 
     def hear(self, hint: Hint) -> None:
-        """Take what a doorbell says of an owner key: it was ended or, without a head, its user has
-        changed."""
+        """Take a hint about an owner key.
+
+        A hint with a head says that the owner's streams were ended; one without, that the user has
+        changed.
+        """
         (self._to_look_up if hint.head else self._to_check).add(hint.group)
 
     async def look_up(self, owner_keys: Iterable[str]) -> None:
-        """Ask the store for those of the owner keys that have streams, and end what it has ended.
+        """Ask the store about owner keys that have streams, and end streams that it has ended.
 
         Raises:
             Exception: The event store could not be read.
@@ -150,7 +155,7 @@ class Rechecks:
     # Logins
 
     async def watch_logins(self) -> None:
-        """Check all logins, and look for their sessions, again and again."""
+        """Check all logins and their sessions, again and again."""
         loop = asyncio.get_running_loop()
         failing = set()
         while True:
@@ -159,7 +164,7 @@ class Rechecks:
                 ("logins", self._check_logins),
                 ("sessions", self._look_for_sessions),
             ):
-                # Apart: users and sessions may be kept in different places.
+                # Separately, since users and sessions may be kept in different places.
                 try:
                     await check_all(self._streams)
                     failing.discard(what)
@@ -167,10 +172,10 @@ class Rechecks:
                     if must_propagate(error):
                         raise
                     if what not in failing:
-                        logger.exception("Whether the %s of streams hold cannot be read.", what)
+                        logger.exception("The %s of open streams cannot be checked.", what)
                     failing.add(what)
             took = loop.time() - began
-            await asyncio.sleep(max(self._interval(), _LOGINS_PAUSE * took))
+            await asyncio.sleep(max(self._interval(), _PAUSE_FACTOR * took))
 
     async def _check_users(self, owner_keys: Collection[str]) -> None:
         streams = {stream for owner_key in owner_keys for stream in self.owned.get(owner_key, ())}
@@ -178,14 +183,16 @@ class Rechecks:
         await self._check_logins(streams)
 
     async def _check_logins(self, streams: Collection[Stream]) -> None:
-        """End those of the streams whose login does not hold any more, as the database says."""
-        logins = _by_login(streams, own_ways=False)
+        """End those of the streams whose login is no longer valid according to the database."""
+        logins = _by_login(streams, custom_backends=False)
         async for of_tenant, checked in self._ask_each_tenant(logins, check_logins):
             self._act_on(of_tenant, checked)
 
     async def watch_backends(self) -> None:
-        """Ask the backends that find users in ways of their own, one login at a time, again and
-        again. Apart from all others, whom they must not hold up."""
+        """Ask custom backends about their logins, one at a time, again and again.
+
+        This is separate from all other checks, which these backends must not delay.
+        """
         loop = asyncio.get_running_loop()
         pause = 0.0
         while True:
@@ -196,10 +203,12 @@ class Rechecks:
             except BaseException as error:
                 if must_propagate(error):
                     raise
-                log_seldom("Backends cannot be asked about logins.", exc_info=error)
-            pause = max(self._interval(), _LOGINS_PAUSE * (loop.time() - began))
+                log_seldom(
+                    "Authentication backends could not be asked about logins.", exc_info=error
+                )
+            pause = max(self._interval(), _PAUSE_FACTOR * (loop.time() - began))
             if not answers:
-                # Who rings does not make more threads hang.
+                # A doorbell must not cut this pause short: more threads would hang.
                 await asyncio.sleep(pause)
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -207,21 +216,27 @@ class Rechecks:
             self._is_urgent.clear()
 
     async def _ask_backends(self, before: float) -> bool:
-        """Ask about the logins that were not asked about since, those first that were not for
-        longest, as long as there is time. Return whether the backends answer in time."""
+        """Ask about logins while there is time. Those not asked about for longest come first.
+
+        Args:
+            before: Logins that were asked about after this time are skipped (the loop's time).
+
+        Returns:
+            Whether the backends answer in time.
+        """
         loop = asyncio.get_running_loop()
         ends = loop.time() + _BACKENDS_SECONDS
-        logins = _by_login(self._streams, own_ways=True)
-        self._asked = {login: at for login, at in self._asked.items() if login in logins}
-        due = [login for login in logins if self._asked.get(login, -inf) <= before]
-        due.sort(key=lambda login: self._asked.get(login, -inf))
+        logins = _by_login(self._streams, custom_backends=True)
+        self._asked_at = {login: at for login, at in self._asked_at.items() if login in logins}
+        due = [login for login in logins if self._asked_at.get(login, -inf) <= before]
+        due.sort(key=lambda login: self._asked_at.get(login, -inf))
         if not due:
             return True
         with OwnThread() as thread:
             for login in due:
                 if loop.time() > ends:
                     break
-                self._asked[login] = loop.time()
+                self._asked_at[login] = loop.time()
                 try:
                     checked = await asyncio.create_task(
                         _acheck_within(login), context=thread.within(Context())
@@ -229,9 +244,9 @@ class Rechecks:
                 except BaseException as error:
                     if must_propagate(error):
                         raise
-                    # No answer is no no. The thread may hang, or have a connection that is broken.
+                    # No answer does not mean no. The thread may hang, or its connection be broken.
                     thread.give_up()
-                    log_seldom("%s could not find a user.", login.backend, exc_info=error)
+                    log_seldom("%s failed to look up a user.", login.backend, exc_info=error)
                     if isinstance(error, TimeoutError):
                         return False
                 else:
@@ -239,48 +254,48 @@ class Rechecks:
         return True
 
     def _ask_backends_soon(self, streams: Iterable[Stream]) -> None:
-        if logins := _by_login(streams, own_ways=True):
+        if logins := _by_login(streams, custom_backends=True):
             for login in logins:
-                self._asked.pop(login, None)
+                self._asked_at.pop(login, None)
             self._is_urgent.set()
 
     def _act_on(self, logins: _Logins, checked: LoginCheck) -> None:
         for login, streams in logins.items():
             absent = login in checked.absent
             if not absent:
-                self._missed.pop(login, None)
+                self._absent_since.pop(login, None)
             if login in checked.gone:
                 each(streams, _log_out)
             elif login in checked.changed:
-                # Its session may be the one that the password was changed in, and go on.
+                # The password may have been changed in this same session, which then goes on.
                 each(streams, _send_back)
             if absent:
                 self._note_absent(login, streams)
 
     def _note_absent(self, login: Login, streams: Collection[Stream]) -> None:
-        """End streams whose user was not found before either: a replica may not have it yet."""
+        """End streams whose user was not found twice: a replica may not have the user yet."""
         loop = asyncio.get_running_loop()
-        if login not in self._missed:
-            self._missed[login] = loop.time()
+        if login not in self._absent_since:
+            self._absent_since[login] = loop.time()
             for owner_key in {stream.owner.user for stream in streams if stream.owner.user}:
                 hint = Hint(owner_key, 0, cancelled=False)
                 loop.call_later(_AGAIN_SECONDS, self.hear, hint)
-        elif loop.time() - self._missed[login] >= _AGAIN_SECONDS:
-            # A backend may read where a user is not for longer: the next request asks it again.
+        elif loop.time() - self._absent_since[login] >= _AGAIN_SECONDS:
+            # A custom backend may read a replica that lags longer. The next request asks it again.
             each(streams, _send_back if finds_users_itself(login.backend) else _log_out)
 
     async def _look_for_sessions(self, streams: Collection[Stream]) -> None:
-        """Send the clients back whose session is gone, or has another key now."""
-        logins = _by_login(streams, own_ways=None)
+        """End streams whose session is gone or has a new key, so that their clients come back."""
+        logins = _by_login(streams, custom_backends=None)
         async for of_tenant, gone in self._ask_each_tenant(logins, without_session):
             if ended := [stream for login in gone for stream in of_tenant[login]]:
-                # Of one that was logged out the store says so, whether or not that was heard yet.
+                # If the session was logged out, the store knows, though no doorbell may have come.
                 try:
                     await self.look_up(
                         {owner_key for stream in ended for owner_key in stream.owner.keys}
                     )
                 except BaseException as error:
-                    # The next comparison with the store finds it.
+                    # The next comparison with the store finds the end.
                     if must_propagate(error):
                         raise
             each(ended, _send_back)
@@ -288,10 +303,13 @@ class Rechecks:
     async def _ask_each_tenant(
         self, logins: _Logins, question: Callable[[Collection[Login]], Result]
     ) -> AsyncIterator[tuple[_Logins, Result]]:
-        """Ask about the logins of each tenant, in the tenant, some at a time; yields both.
+        """Ask about the logins of each tenant, in the tenant and some at a time.
+
+        Yields:
+            Some of the logins, and the answer about them.
 
         Raises:
-            Exception: About some of them there was no answer; the others were asked about first.
+            Exception: Some questions had no answer. All others were asked first.
         """
         tenants: dict[str, list[Login]] = {}
         for login in logins:
@@ -315,83 +333,89 @@ class Rechecks:
 
     async def ask_views(self) -> None:
         """Ask the views that have ``still_allowed``, again and again."""
-        await self._questions.ask()
+        await self._permission_rechecks.ask()
 
 
-class _OfThread:
-    """The connections of the thread that this is made in, to close all of them with it."""
+class _ThreadConnections:
+    """All database connections of the thread that makes this object, to close them together."""
 
     def __init__(self) -> None:
         for alias in connections:
             if connections[alias].settings_dict["OPTIONS"].get("pool"):
                 connections[alias] = unpooled(alias)
-        self._of_project = connections[DEFAULT_DB_ALIAS]
+        self._default = connections[DEFAULT_DB_ALIAS]
 
     @property
     def connection(self) -> Any:
-        """The driver's connection that is the most likely one to hang."""
-        return self._of_project.connection
+        """The driver's connection that is most likely to hang."""
+        return self._default.connection
 
     def close(self) -> None:
         connections.close_all()
 
 
 class _Batcher:
-    """Deals with names, all that have piled up at once: anybody may ring often.
+    """Processes owner keys in batches of all that have piled up, since doorbells may ring often.
 
     Args:
-        deal: Deals with some names.
+        process: Processes a batch.
     """
 
-    def __init__(self, deal: Callable[[Collection[str]], Awaitable[None]]) -> None:
-        self._deal = deal
-        self._names: set[str] = set()
-        self._dealing: asyncio.Task[None] | None = None
+    def __init__(self, process: Callable[[Collection[str]], Awaitable[None]]) -> None:
+        self._process = process
+        self._owner_keys: set[str] = set()
+        self._processing: asyncio.Task[None] | None = None
 
-    def add(self, name: str) -> None:
-        self._names.add(name)
-        if self._dealing is None or self._dealing.done():
-            self._dealing = spawn(self._deal_with_all())
+    def add(self, owner_key: str) -> None:
+        self._owner_keys.add(owner_key)
+        if self._processing is None or self._processing.done():
+            self._processing = spawn(self._process_all())
 
-    async def _deal_with_all(self) -> None:
-        while self._names:
-            names, self._names = self._names, set()
+    async def _process_all(self) -> None:
+        while self._owner_keys:
+            owner_keys, self._owner_keys = self._owner_keys, set()
             try:
-                await self._deal(names)
+                await self._process(owner_keys)
             except BaseException as error:
                 if must_propagate(error):
                     raise
-                # The next comparison with the store, or sweep of the logins, finds it.
-                log_seldom("What a doorbell says of owners cannot be read.", exc_info=error)
+                # The next comparison with the store, or check of all logins, finds the change.
+                log_seldom("Owners that a doorbell has named could not be checked.", exc_info=error)
 
 
-def _by_login(streams: Iterable[Stream], *, own_ways: bool | None) -> _Logins:
-    """Return the streams of the logins whose backends find users in ways of their own, or else of
-    the others; None for all."""
+def _by_login(streams: Iterable[Stream], *, custom_backends: bool | None) -> _Logins:
+    """Return streams by their login.
+
+    Args:
+        streams: All streams.
+        custom_backends: True for logins whose backends have their own way of finding users, False
+            for the others, None for all logins.
+    """
     found: dict[Login, list[Stream]] = {}
     for stream in streams:
         if login := stream.owner.login:
             found.setdefault(login, []).append(stream)
-    if own_ways is None:
+    if custom_backends is None:
         return found
     paths = {login.backend for login in found}
-    wanted = {path for path in paths if finds_users_itself(path) is own_ways}
+    wanted = {path for path in paths if finds_users_itself(path) is custom_backends}
     return {login: streams for login, streams in found.items() if login.backend in wanted}
 
 
 def _in_parts(tenants: Mapping[str, Sequence[Login]]) -> Iterator[tuple[str, Sequence[Login]]]:
     for namespace, logins in tenants.items():
-        for begin in range(0, len(logins), _AT_A_TIME):
-            yield namespace, logins[begin : begin + _AT_A_TIME]
+        for begin in range(0, len(logins), _LOGINS_AT_A_TIME):
+            yield namespace, logins[begin : begin + _LOGINS_AT_A_TIME]
 
 
 def _shut(stream: Stream, closing: bytes, group: str | None = None) -> None:
-    """End a stream that its owner may not go on with.
+    """End a stream because its owner may not see it any more.
 
     Args:
         stream: The stream.
-        closing: The wire of the ``close`` to send.
-        group: The only group that this is about; with others, the client comes back for them.
+        closing: The encoded ``close`` event to send.
+        group: The group that the owner may not see; None for all groups. If the stream has other
+            groups, its client comes back for them.
     """
     if group is None or [group] == list(stream.groups):
         stream.end("shut", lambda: stream.for_good(closing))
@@ -404,7 +428,7 @@ def _log_out(stream: Stream) -> None:
 
 
 def _send_back(stream: Stream) -> None:
-    """End a stream so that its client comes back, for good if nobody is logged in then."""
+    """End a stream so that its client comes back, and stops if nobody is logged in then."""
     stream.end("login changed", lambda: stream.for_good(jittered_retry()))
 
 
@@ -421,7 +445,7 @@ async def _acheck_within(login: Login) -> LoginCheck:
 
     def check_within() -> LoginCheck:
         with namespace_context(login.namespace):
-            # What the backend does in threads comes back to this one, which is in the tenant.
+            # The backend's blocking calls run in this thread, which is in the tenant.
             return async_to_sync(acheck_with_backend)(login)
 
     return await sync_to_async(check_within)()

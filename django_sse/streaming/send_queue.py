@@ -1,4 +1,4 @@
-"""What waits to be sent to a client: one chunk is on its way, the others wait, bounded in bytes."""
+"""A stream's send queue: one chunk is being sent, the others wait, within a limit of bytes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,11 +11,11 @@ from django_sse.logs import logger
 from django_sse.stores.read_limits import READ_BYTES
 
 CLIENT_GONE: Final = (OSError, RuntimeError)
-"""What a server's ``send`` may raise for a client that has gone: an OSError, as ASGI says, or the
-RuntimeError of uvloop below uvicorn, where that has not heard of it yet."""
+"""What a server's ``send`` may raise for a client that has gone: an OSError, as ASGI says, or
+uvloop's RuntimeError on uvicorn, if uvicorn has not noticed yet."""
 
-# With how many bytes a send is full, however few events that are: the server has a copy of them for
-# as long as its client does not read.
+# How many bytes fill one send, however few events that are. The server keeps a copy of them until
+# the client reads.
 SEND_BYTES: Final = READ_BYTES
 
 Send = Callable[[bytes], Awaitable[None]]
@@ -23,28 +23,28 @@ LastBytes = Callable[[], bytes]
 
 
 class Sender(Protocol):
-    """A stream, as far as its queue knows it."""
+    """The part of a stream that its send queue uses."""
 
     def end(self, reason: str) -> None:
-        """End now."""
+        """End the stream now."""
 
 
 class SendQueue:
     """Sends the chunks of one stream, one after the other.
 
-    A client that lets more than BACKLOG_BYTES wait is too slow: its stream ends, and it resumes
+    A client is too slow when more than BACKLOG_BYTES wait for it. Its stream ends, and it resumes
     from its last id. So nothing is lost, and nothing piles up.
 
     Args:
         loop: The running loop.
-        stream: Whose chunks they are. It is ended when no more can be sent, and after its last
-            bytes.
+        stream: The stream that the chunks belong to. The queue ends it after its last bytes, or
+            when no more can be sent.
     """
 
     __slots__ = (
         "_backlog",
+        "_ending",
         "_holds",
-        "_last",
         "_loop",
         "_pending_bytes",
         "_send",
@@ -59,75 +59,78 @@ class SendQueue:
         self._stream: Sender | None = stream
         self._send: Send | None = None
         self._sending: asyncio.Task[None] | None = None
-        # The loop's times at which the chunk that is on its way was sent, and any chunk was last.
+        # By the loop's clock: since when a chunk is being sent, and when the last one was begun.
         self.busy_since: float | None = None
         self.last_sent = loop.time()
         self._backlog: list[bytes] = []
         self._holds = False
-        # Of what is on its way, and of what waits.
+        # The bytes that are being sent or wait.
         self._pending_bytes = 0
-        # The reason to end, and what is sent before that.
-        self._last: tuple[str, LastBytes] | None = None
+        # The reason to end, and what to send before that.
+        self._ending: tuple[str, LastBytes] | None = None
 
     def connect(self, send: Send) -> None:
-        """Give the queue its connection. Nothing is pushed before, but it may have its end."""
+        """Give the queue its connection.
+
+        Before that, ``finish`` may be called, but ``push`` must not.
+        """
         self._send = send
-        if self._last:
+        if self._ending:
             self._start(b"")
 
     async def idle(self) -> None:
-        """Wait until all that was pushed has gone out."""
+        """Wait until all chunks that were pushed have been sent."""
         if self._sending:
             await asyncio.wait([self._sending])
 
     def push(self, chunk: bytes) -> None:
-        """Send a chunk, after those that were pushed before."""
+        """Send a chunk after those that were pushed before."""
         if not chunk or self._stream is None:
             return
         if self.busy_since is not None:
-            self._wait(chunk)
+            self._enqueue(chunk)
         else:
             self._pending_bytes += len(chunk)
             self._start(chunk)
 
     def hold(self, chunk: bytes) -> None:
-        """Keep a chunk until ``release``: it comes after what the stream has yet to catch up with.
+        """Keep a chunk until ``release``. It comes after the events that the stream has missed.
 
-        Until then, nothing is pushed while another chunk is on its way.
+        Until then, the caller must not push while another chunk is being sent.
         """
         self._holds = True
-        self._wait(chunk)
+        self._enqueue(chunk)
 
     def release(self) -> None:
-        """Send what was held."""
+        """Send the chunks that were held."""
         self._holds = False
         if self._backlog and self.busy_since is None:
             self._start(b"")
 
     def finish(self, reason: str, last_bytes: LastBytes) -> None:
-        """Send the last bytes after all that was pushed, then end the stream."""
+        """Send the last bytes after all chunks that were pushed, then end the stream."""
         if self._holds:
             self._holds = False
             self._backlog.clear()
-        self._last = (reason, last_bytes)
+        self._ending = (reason, last_bytes)
         if self._send and self.busy_since is None:
             self._start(b"")
 
     def discard(self) -> None:
         """Send nothing more: the stream has ended."""
-        self._stream = self._last = None
+        self._stream = self._ending = None
         self._backlog.clear()
         if self._sending and self._sending is not asyncio.current_task():
             self._sending.cancel()
 
-    def _wait(self, chunk: bytes) -> None:
+    def _enqueue(self, chunk: bytes) -> None:
         self._backlog.append(chunk)
         self._pending_bytes += len(chunk)
         if self._pending_bytes > conf().BACKLOG_BYTES:
             self._end("backlog full")
 
     def _start(self, chunk: bytes) -> None:
-        # From here on, and not only once the task has begun, which without eager start is later.
+        # Set here, and not in the task: without eager start it begins later.
         self.busy_since = self.last_sent = self._loop.time()
         task = start_eagerly(self._drain(chunk))
         if not task.done():
@@ -147,8 +150,8 @@ class SendQueue:
                     count = filling(map(len, self._backlog), SEND_BYTES)
                     chunk = b"".join(self._backlog[:count])
                     del self._backlog[:count]
-                elif self._last:
-                    reason, last_bytes = self._last
+                elif self._ending:
+                    reason, last_bytes = self._ending
                     chunk = last_bytes()
                     self._pending_bytes += len(chunk)
                 else:
@@ -159,7 +162,7 @@ class SendQueue:
         except BaseException as error:
             if must_propagate(error):
                 raise
-            logger.exception("Sending to a stream failed; it is ended.")
+            logger.exception("Sending to a stream failed, so the stream is ended.")
             reason = "send failed"
         self.busy_since = self._sending = None
         if reason:

@@ -1,4 +1,4 @@
-"""Reads the event store for a hub, without asking it for each stream or group by itself."""
+"""Reads the event store for a hub, asking one question for many streams and groups."""
 
 import asyncio
 from collections.abc import Iterable
@@ -9,13 +9,15 @@ from django_sse.groups.entries import Entry, GroupState
 from django_sse.stores.base import EventStore
 from django_sse.stores.read_limits import READ_SECONDS
 
-# How many pages are read at once: a store that reads one after the other answers others between.
+# How many pages are read at once. Even a store that reads one by one can answer others in between.
 _PAGES_AT_ONCE: Final = 4
 
 
 class StoreReader:
-    """Asks the store once for the states of all groups that are asked for while it answers another
-    question, and for a few pages of events at a time."""
+    """Reads states in batches, and a few pages of events at a time.
+
+    While the store answers one question, requests for states pile up. They are asked for together.
+    """
 
     def __init__(self, store: EventStore) -> None:
         self._store = store
@@ -25,19 +27,19 @@ class StoreReader:
         self._reading = False
 
     async def page(self, group: str, after: int, limit: int) -> list[Entry]:
-        """Return the events that follow a number: see ``EventStore.aread``.
+        """Return the events after a number: see ``EventStore.aread``.
 
         Raises:
-            Exception: The event store could not be read, or not in time.
+            Exception: The event store could not be read, or took too long.
         """
         async with self._pages:
             return await in_time(self._store.aread(group, after, limit), READ_SECONDS)
 
     async def states(self, groups: Iterable[str]) -> dict[str, GroupState]:
-        """Return the states of the groups, as they are from this call on.
+        """Return the groups' states, read after this call began.
 
         Raises:
-            Exception: The event store could not be read, or not in time.
+            Exception: The event store could not be read, or took too long.
         """
         groups = list(groups)
         self._wanted.update(groups)
@@ -47,8 +49,8 @@ class StoreReader:
         if not self._reading:
             self._reading = True
             spawn(self._read())
-        # Not only the question, which may wait for another one that hangs.
-        # Shielded: it is others' answer, too.
+        # This limit includes the wait for the question before, which may hang.
+        # Shielded, since others wait for the answer, too.
         states = await in_time(asyncio.shield(answer), READ_SECONDS)
         return {group: states[group] for group in groups}
 
@@ -65,7 +67,7 @@ class StoreReader:
                         answer.cancel()
                         raise
                     answer.set_exception(error)
-                    # Read here, for the case that nobody waits any more.
+                    # Mark the exception as retrieved, in case nobody waits any more.
                     answer.exception()
         finally:
             self._reading = False

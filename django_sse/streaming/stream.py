@@ -1,4 +1,4 @@
-"""One open connection: which events it has taken, and how it goes on from its first to its last."""
+"""One client's open stream: which events it has taken, and its phases from opening to end."""
 
 import asyncio
 import logging
@@ -26,59 +26,62 @@ HEARTBEAT: Final = b":\n\n"
 
 Question = Callable[[], Awaitable[bool]]
 
-# Reasons to end for which nothing more of what is left may be sent: its owner may not, or perhaps
-# not, see it any more.
-_BARRING: Final = frozenset({"shut", "shut out of a group", "login changed", "permission unknown"})
+# After these reasons to end, no remaining events are sent: the owner may have lost the right to see
+# them.
+_BARRING_REASONS: Final = frozenset(
+    {"shut", "shut out of a group", "login changed", "permission unknown"}
+)
 
-
-# Events that are rendered in one turn: a filter may hide all of them, and so fill no send.
+# How many events are rendered in one turn of the event loop. A filter may hide all of them, so that
+# they never fill a send.
 _EVENTS_A_TURN: Final = 500
 
 
 class Registry(Protocol):
-    """The hub, as far as a stream knows it."""
+    """The part of a hub that a stream uses."""
 
     loop: asyncio.AbstractEventLoop
 
     @property
     def current(self) -> "Registry":
-        """The hub of the loop now: one without streams is discarded."""
+        """The present hub of the loop. A hub without streams is discarded."""
 
     async def join(self, stream: "Stream", groups: Sequence[str]) -> None:
         """Let a stream follow its groups."""
 
     def leave(self, stream: "Stream") -> None:
-        """Forget a stream."""
+        """Remove a stream."""
 
 
 class Phase(Enum):
-    """Where a stream is on its way. It goes on in this order; only a live one may fall behind."""
+    """The phases of a stream, in order. Only a live stream may go back, to catching up."""
 
-    OPENING = "Django sends its first bytes."
-    CATCHING_UP = "It reads what its client has missed; new events are read after that."
-    LIVE = "It takes what the hub hands out."
-    FINISHING = "It takes nothing more, and has its last bytes to send."
-    ENDED = "Its client is sent nothing more."
+    OPENING = "Django sends the first bytes."
+    CATCHING_UP = "The stream reads events that its client has missed, then those that came since."
+    LIVE = "The stream takes the events that the hub hands out."
+    FINISHING = "The stream takes nothing more, and still has its last bytes to send."
+    ENDED = "Nothing more is sent to the client."
 
 
 class Stream:
     """A client's stream of one or more groups.
 
-    It follows its groups from ``open`` on, is handed its connection by ``serve``, catches up with
-    its groups and then takes what the hub hands out. ``ended`` is set, with the reason, once.
+    ``open`` lets the stream follow its groups, and ``serve`` gives it its connection. The stream
+    then catches up with its groups and takes the events that the hub hands out. When it ends,
+    ``ended`` is set once, to the reason.
 
     Args:
         hub: The hub of the running loop.
-        position: The number in each group that the client has got to.
+        position: The number of the last event that the client has, by group.
         heartbeat: Seconds of silence before a comment is sent; None for never.
-        filter_event: Returns the event to send instead of one, or None to hide it.
-        message_handler: Returns the handler of a type of Channels message, if there is one.
+        filter_event: Returns the event to send in place of the given one, or None to hide it.
+        message_handler: Returns the handler for a type of Channels message, if there is one.
         wants_messages: Whether plain Channels messages are streamed.
-        owner: Who owns the stream.
-        address: Where its client is, for a limit of streams per address; None if not known.
-        still_allowed: Says whether it may go on; asked now and then.
-        context: What the three of them are called in, with what is set there; an empty one for
-            None.
+        owner: The owner of the stream.
+        address: The client's address, for the limit per address; None if it is not known.
+        still_allowed: Returns whether the stream may go on. It is asked now and then.
+        context: The context in which ``filter_event``, message handlers and ``still_allowed`` are
+            called; None for an empty one.
     """
 
     __slots__ = (
@@ -128,7 +131,8 @@ class Stream:
         self.wants_messages = wants_messages
         self.ended: asyncio.Future[str] = hub.loop.create_future()
         self.is_barred = False
-        """Whether its owner may not, or perhaps not, see more: it ends as soon as it is served."""
+        """Whether the owner may have lost the right to see more. The stream then ends as soon as it
+        is served."""
         self._hub = hub
         self._queue = SendQueue(hub.loop, self)
         self._taken = dict(position)
@@ -143,38 +147,40 @@ class Stream:
 
     @property
     def groups(self) -> Collection[str]:
-        """The names of its groups."""
+        """The names of the stream's groups."""
         return self._taken.keys()
 
     @property
     def user(self) -> str | None:
-        """The owner key of the user whose it is."""
+        """The owner key of the user who owns the stream; None if nobody does."""
         return self.owner.user
 
     async def open(self) -> None:
-        """Follow the groups, so that nothing new is missed from here on; not if it has ended.
+        """Follow the groups, so that no new event is missed from here on.
+
+        A stream that has ended does nothing.
 
         Raises:
-            TooManyStreams: One more would be too many.
+            TooManyStreams: A limit does not allow one more stream.
             Exception: The event store could not be read.
         """
         if self.phase is not Phase.ENDED:
-            # Since this stream was made, its hub's last one may have left it.
+            # The last stream may have left the hub since this one was made.
             self._hub = self._hub.current
             await self._hub.join(self, list(self._taken))
 
     def follow(self, subscription: Subscription) -> None:
-        """Note a subscription that the hub has entered this stream in."""
+        """Add a subscription in which the hub has entered this stream."""
         self.subscriptions += (subscription,)
 
     def serve(self, send: Send) -> None:
-        """Send what was missed, then what comes."""
+        """Send the events that the client has missed, then new ones."""
         self._queue.connect(send)
         if self.phase is Phase.OPENING:
             self._enter(Phase.CATCHING_UP)
 
     def _enter(self, phase: Phase) -> None:
-        """Change the phase, which happens here alone."""
+        """Change the phase. No other place does."""
         self.phase = phase
         catching_up, self._catching_up = self._catching_up, None
         if catching_up and catching_up is not asyncio.current_task():
@@ -191,7 +197,7 @@ class Stream:
 
     async def _catch_up(self) -> None:
         failed = False
-        # What is in memory, and is taken at once, never waits by itself.
+        # Events in memory are taken without waiting, so let other tasks run in between.
         turns = Turns()
         while self.phase is Phase.CATCHING_UP:
             try:
@@ -203,11 +209,11 @@ class Stream:
                 read = await behind.read(self._taken[behind.group])
                 events = islice(read, _EVENTS_A_TURN)
                 if self._queue.busy_since is not None:
-                    # A heartbeat went out meanwhile. Its client may take its time for it.
+                    # A heartbeat was sent meanwhile, and the client may take a while to read it.
                     continue
                 chunk = self._render(behind.group, events)
                 self._queue.push(chunk)
-                # Nor for as long as the client takes for these.
+                # Do not keep them in memory while the client reads.
                 del read, events
                 await turns.give_way(len(chunk))
             except HistoryLostError:
@@ -216,7 +222,7 @@ class Stream:
                 if must_propagate(error):
                     raise
                 if not failed:
-                    logger.exception("A stream could not be replayed; trying again.")
+                    logger.exception("A stream could not replay missed events; it tries again.")
                 failed = True
                 await asyncio.sleep(1.0)
 
@@ -224,10 +230,10 @@ class Stream:
         return self._taken[subscription.group] < subscription.head
 
     def take(self, subscription: Subscription, batch: Batch) -> None:
-        """Take what is new in a group; what was taken already is skipped."""
+        """Take new events of a group. Events that were taken before are skipped."""
         if self.phase is Phase.LIVE:
             if batch.is_large and batch.last and self._queue.busy_since is None:
-                # It takes all of that, but not at once.
+                # Take the batch bit by bit, not at once.
                 self._hold_messages(batch)
                 self._enter(Phase.CATCHING_UP)
             else:
@@ -236,7 +242,7 @@ class Stream:
             self._hold_messages(batch)
 
     def _hold_messages(self, batch: Batch) -> None:
-        # They are not stored, and so cannot be read later.
+        # Messages are not stored, and so cannot be read later.
         for encoded in batch.messages if self.wants_messages else ():
             self._queue.hold(self._chunk(encoded))
 
@@ -273,13 +279,16 @@ class Stream:
         return self._filter_event is None and len(self.subscriptions) == 1
 
     def _render(self, group: str, events: Iterator[EncodedEvent]) -> bytes:
-        """Return what this stream sends of some events, as many of them as one send takes, and
-        count those as taken; nothing where none of them is shown."""
+        """Render as many events as fit in one send, and count them as taken.
+
+        Returns:
+            The bytes to send; nothing if all of the events are hidden.
+        """
         before = self._taken[group]
         try:
             return b"".join(self._chunks(group, events))
         except BaseException as error:
-            # None of it is sent, and all of it to who comes back.
+            # None of these events is sent now. All are sent when the client comes back.
             self._taken[group] = before
             self.fail(error)
             if must_propagate(error):
@@ -292,7 +301,7 @@ class Stream:
             if encoded.number:
                 self._taken[group] = encoded.number
             if encoded.closes:
-                # Sent when all groups are cancelled; one of before a reopen is not sent at all.
+                # `close` is sent once all groups are cancelled. One from before a reopen never is.
                 self._closing = encoded.wire
                 self._moved_unseen = True
                 continue
@@ -321,10 +330,10 @@ class Stream:
         return with_id(self._position(), wire) if wire and encoded.number else wire
 
     def encode(self, event: Event) -> bytes:
-        """Return what is sent of an event of the view's own: nothing where its filter hides it.
+        """Return the bytes of an initial event; nothing if the view's filter hides it.
 
         Raises:
-            InvalidEvent: It is no event, or could not be published, either.
+            InvalidEvent: It is not an Event, or could not be published, either.
         """
         if not isinstance(event, Event):
             raise InvalidEvent(f"initial_events has to yield an Event, not {type(event).__name__}.")
@@ -337,11 +346,10 @@ class Stream:
     # Time
 
     def tick(self, now: float, send_timeout: float | None) -> None:
-        """Send a heartbeat where one is due; end the stream if a send takes too long (seconds), or
-        if it is too old.
+        """Send a heartbeat if one is due. End the stream if it is too old or a send takes too long.
 
         Args:
-            now: The loop's time.
+            now: The loop's time, in seconds.
             send_timeout: How many seconds a client may take for a chunk; None for any time.
         """
         if now >= self._ends_at:
@@ -350,12 +358,12 @@ class Stream:
             if send_timeout is not None and now - busy_since > send_timeout:
                 self.end("send timeout")
         elif (
-            # Also where it waits for the store.
+            # A stream that waits for the store sends heartbeats, too.
             self.phase in (Phase.CATCHING_UP, Phase.LIVE)
             and self._heartbeat is not None
             and now - self._queue.last_sent >= self._heartbeat
         ):
-            # Where the position has moved unseen, the heartbeat takes it to the client.
+            # If hidden events have moved the position, the heartbeat carries it to the client.
             heartbeat = with_id(self._position(), b"") if self._moved_unseen else HEARTBEAT
             self._queue.push(heartbeat)
             self._moved_unseen = False
@@ -363,13 +371,13 @@ class Stream:
     # Ending
 
     def end(self, reason: str, last_bytes: LastBytes | None = None) -> None:
-        """End the stream: now, or after its last bytes. Ending it again changes nothing.
+        """End the stream, now or after its last bytes. Ending it again changes nothing.
 
         Args:
-            reason: Why, for ``ended``.
-            last_bytes: Returns what is sent at the end, after what is on its way.
+            reason: The reason that ``ended`` is set to.
+            last_bytes: Returns the bytes to send at the end, after those that are being sent.
         """
-        self.is_barred |= reason in _BARRING
+        self.is_barred |= reason in _BARRING_REASONS
         if self.phase is Phase.ENDED:
             return
         if last_bytes is None:
@@ -377,17 +385,17 @@ class Stream:
             self.ended.set_result(reason)
             self._hub.leave(self)
             self._queue.discard()
-        # Who is shut out while he is sent back is told so instead, if there is time.
+        # If the stream is shut while its last bytes wait, the client gets `close` if there is time.
         elif self.phase is not Phase.FINISHING or reason == "shut":
             self._enter(Phase.FINISHING)
             try:
                 self._queue.finish(reason, last_bytes)
             except Exception:
-                logger.exception("A stream ends without a word to its client.")
+                logger.exception("A stream ends without its last bytes, which could not be sent.")
                 self.end(reason)
 
     def end_if_cancelled(self) -> None:
-        """Send ``close`` and end, if all groups are cancelled and the client has got the rest."""
+        """Send ``close`` and end, if all groups are cancelled and no event is left to send."""
         if self.phase is not Phase.LIVE or not self.subscriptions:
             return
         for subscription in self.subscriptions:
@@ -398,18 +406,22 @@ class Stream:
         )
 
     def fail(self, error: BaseException) -> None:
-        """End the stream, which has failed by itself, so that its client comes back."""
-        log_seldom("A stream failed; its client is sent back.", level=logging.ERROR, exc_info=error)
+        """End the stream after a failure. Its client reconnects."""
+        log_seldom(
+            "A stream failed, so its client has to reconnect.",
+            level=logging.ERROR,
+            exc_info=error,
+        )
         self.end("failed", jittered_retry)
 
     def for_good(self, wire: bytes) -> bytes:
-        """Return last bytes after which the client is answered 204 where it may not come back.
+        """Return last bytes after which the client gets 204 if it may not come back.
 
-        The login may be over by the time that the client comes back, and with it what would say
-        that the client is to stop. So its id says that.
+        When the client comes back, its login may be over, and then nothing else would tell the
+        client to stop. So its id does.
         """
         return with_id((self._position() if self._has_position else "") + TERMINAL_MARK, wire)
 
     def leave_without_position(self) -> None:
-        """Let who comes back begin as a new client: it was not sent all of the first state."""
+        """Have the client come back as a new one: it did not get the whole initial state."""
         self._has_position = False

@@ -26,49 +26,49 @@ from django_sse.streaming.store_reader import StoreReader
 
 # The type of a plain Channels message that needs no handler.
 PLAIN_EVENT: Final = "sse.event"
-# Bytes of the newest events kept in memory for streams that come back: of a group, and of all
-# groups together.
+# The newest events stay in memory for streams that come back: at most this many bytes of a group,
+# and of all groups together.
 TAIL_BYTES: Final = 1024 * 1024
 ALL_TAILS_BYTES: Final = 64 * TAIL_BYTES
-# Events read from the store at a time, if they are small: see READ_BYTES.
+# Events read from the store at a time, if they are small. READ_BYTES limits large ones.
 PAGE: Final = 100
-# How many events the tail is lengthened by at the most, backwards, for one that comes back.
-_LENGTHEN: Final = 5 * PAGE
+# For a stream that comes back, the tail is extended backwards by at most this many events.
+_MAX_TAIL_EXTENSION: Final = 5 * PAGE
 # Streams served in one turn of the event loop, so that a large group never holds it for long.
 STREAMS_A_TURN: Final = 256
-# What a hint takes in memory beside its entries, nearly.
+# The approximate size of a hint in memory, without its entries.
 _HINT_BYTES: Final = 500
-# How long a batch is kept that streams take bit by bit.
+# How long a large batch is kept for the streams that take it bit by bit.
 _HOLD_SECONDS: Final = 10.0
-# After an error of the store.
+# The pause after an error of the store.
 _PAUSE_SECONDS: Final = 1.0
 
 
 class HistoryLostError(Exception):
-    """What a stream needs to go on is not kept any more."""
+    """The events that a stream needs to go on are no longer kept."""
 
 
 class Follower(Protocol):
-    """A stream, as far as a subscription knows it."""
+    """The part of a stream that a subscription uses."""
 
     def take(self, subscription: "Subscription", batch: "Batch") -> None:
-        """Take what is new in the group."""
+        """Take new events of the group."""
 
     def end_if_cancelled(self) -> None:
-        """End, if nothing more can come."""
+        """End the stream if nothing more can come."""
 
     def end(self, reason: str, last_bytes: LastBytes | None = None) -> None:
-        """End, after last bytes if there are any."""
+        """End the stream, after its last bytes if there are any."""
 
     def fail(self, error: BaseException) -> None:
-        """End, for a failure of its own, so that the client comes back."""
+        """End the stream after a failure. The client comes back."""
 
 
 FollowerT = TypeVar("FollowerT", bound=Follower)
 
 
 def each(streams: Iterable[FollowerT], act: Callable[[FollowerT], object]) -> None:
-    """Do something with each of the streams; one that fails ends, and harms no other."""
+    """Call a function with each stream. A stream for which it fails ends; the others go on."""
     for stream in streams:
         try:
             act(stream)
@@ -81,7 +81,7 @@ def each(streams: Iterable[FollowerT], act: Callable[[FollowerT], object]) -> No
 class Subscription:
     """A group that streams of this hub follow.
 
-    ``head`` is the last number known; what is delivered is always contiguous up to it.
+    ``head`` is the last known number. Events are delivered without a gap up to it.
     """
 
     def __init__(self, group: str, store: EventStore, reader: StoreReader) -> None:
@@ -91,59 +91,59 @@ class Subscription:
         self.head = 0
         self.origin = 0
         self.cancelled = False
-        # For plain Channels messages, where a stream wants them; `entering` opens it.
+        # For plain Channels messages, if any stream wants them. The task `entering` opens it.
         self.layer_channel: LayerChannel | None = None
         self.entering: asyncio.Task[None] | None = None
         self.joined = asyncio.get_running_loop().create_future()
         self._store = store
         self._reader = reader
         self.tail = Tail(TAIL_BYTES)
-        self._lengthening = asyncio.Lock()
-        # How many events a page takes that ends where the tail begins.
-        self._step = PAGE
+        self._tail_extension_lock = asyncio.Lock()
+        # How many events to read for a page that ends where the tail begins.
+        self._tail_extension_step = PAGE
         # The pages that are being read for streams, by the number before them.
         self._pages: dict[int, asyncio.Task[list[EncodedEvent]]] = {}
-        self._letting_go: asyncio.TimerHandle | None = None
+        self._tail_release: asyncio.TimerHandle | None = None
         self._pending: list[EncodedEvent] = []
         self._fanning_out = False
-        # What was heard before the state was read, and how many bytes that is.
-        self._early: list[Hint] = []
+        # The hints heard before the state was read, and their size in bytes.
+        self._early_hints: list[Hint] = []
         self._early_bytes = 0
         self._stale = False
-        # The head that the store was last said to have.
-        self._told: float = 0
+        # The head that hints say the group has reached.
+        self._expected_head: float = 0
         self._healing: asyncio.Task[None] | None = None
 
-    # What is new
+    # New events
 
     def start(self, state: GroupState) -> None:
-        """Take the state to begin with, then what was heard while it was read."""
+        """Begin with a state, then take the hints that were heard while it was read."""
         self._adopt(state)
         self.joined.set_result(None)
-        early, self._early = self._early, []
+        early, self._early_hints = self._early_hints, []
         if self._stale:
             self.heal()
         for hint in early:
             self.hear(hint)
 
     def hear(self, hint: Hint) -> None:
-        """Take a hint: deliver what it brings, fetch what it leaves out, skip what is known."""
+        """Take a hint: deliver its new events, fetch missing ones, and skip known ones."""
         if not self.joined.done():
             self._keep_early(hint)
         elif hint.head > self.head:
             entries, gap = join(self.head, hint.entries)
-            # A group's very first number is known to the store alone.
+            # Only the store knows a group's very first number.
             if self.head != self.origin and not gap and entries and entries[-1].number == hint.head:
                 self.cancelled = hint.cancelled
                 self._add(entries)
             else:
                 self.heal(hint.head)
         elif hint.head == self.head and hint.cancelled != self.cancelled:
-            # Hints may overtake each other, so only the store can say which one is true.
+            # Hints may overtake each other. Only the store knows which one is true.
             self.heal()
 
     def hear_message(self, message: Message) -> None:
-        """Deliver a plain Channels message: live, without a number."""
+        """Deliver a plain Channels message live, without a number."""
         if message.get("type") != PLAIN_EVENT:
             self._deliver([EncodedEvent(self.group, Entry(0, b""), message)])
             return
@@ -162,59 +162,59 @@ class Subscription:
             self._deliver([EncodedEvent(self.group, Entry(0, wire))])
 
     def _keep_early(self, hint: Hint) -> None:
-        # For as long as the store takes: what becomes too much is read from it instead.
+        # The store may take long to answer. If too many bytes pile up, they are read from it later.
         self._early_bytes += _HINT_BYTES + sum(len(entry.wire) for entry in hint.entries)
         if self._early_bytes <= TAIL_BYTES:
-            self._early.append(hint)
+            self._early_hints.append(hint)
         else:
-            self._early.clear()
+            self._early_hints.clear()
             self._stale = True
-            self._told = inf
+            self._expected_head = inf
 
     def heal(self, head: float = inf) -> None:
-        """Fetch from the store what is missing, now or after the fetch that is under way.
+        """Fetch missing events from the store, now or after the fetch that is under way.
 
         Args:
-            head: How far the group has got, if that is known.
+            head: The last number of the group, if it is known.
         """
         self._stale = True
-        self._told = max(self._told, head)
+        self._expected_head = max(self._expected_head, head)
         if self._healing is None or self._healing.done():
             self._healing = spawn(self._heal())
 
     def close(self) -> None:
-        """Ask the store no more: no stream is left."""
+        """Stop reading the store, after the last stream has left."""
         for reading in (self._healing, *self._pages.values()):
             if reading:
                 reading.cancel()
-        if self._letting_go:
-            self._letting_go.cancel()
+        if self._tail_release:
+            self._tail_release.cancel()
 
     async def _heal(self) -> None:
         failed = False
         while self._stale and self.streams:
             try:
                 self._stale = False
-                told, self._told = self._told, 0
-                await self._fetch(told)
+                expected_head, self._expected_head = self._expected_head, 0
+                await self._fetch(expected_head)
             except BaseException as error:
                 if must_propagate(error):
                     raise
                 if not failed:
                     logger.exception("Reading group %r from the event store failed.", self.group)
                 failed = self._stale = True
-                self._told = inf
+                self._expected_head = inf
                 await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _fetch(self, told: float) -> None:
-        while not await self._go_on(told):
-            # The head may move on while the store is asked: a state below what was known before
-            # is of a store that has gone back, one below what is known now is merely late.
+    async def _fetch(self, expected_head: float) -> None:
+        while not await self._catch_up(expected_head):
+            # The head may move while the store is asked. A state below the head known before means
+            # that the store has gone back. A state below the present head is merely late.
             known = self.head
             state = (await self._reader.states([self.group]))[self.group]
             if state.head < known:
                 if state.head != state.origin:
-                    # What comes must not get numbers that clients have seen.
+                    # New events must not get numbers that clients have seen.
                     state = await self._store.anew_run(self.group, known)
                 self._reset(state)
                 return
@@ -224,7 +224,7 @@ class Subscription:
                 self.cancelled = state.cancelled
                 self._end_cancelled()
                 return
-            # What it was cancelled by, if anything, is not before the end of what is missing.
+            # If the group is cancelled, its `close` is the last of the missing events.
             self.cancelled = False
             if self.head == state.origin:
                 self.first, self.origin = state.first, state.origin
@@ -232,111 +232,120 @@ class Subscription:
                 self._reset(state)
                 return
 
-    async def _go_on(self, told: float) -> bool:
-        """Fetch what follows the head; say whether that was all there is to know.
+    async def _catch_up(self, expected_head: float) -> bool:
+        """Fetch the events after the head.
 
         Args:
-            told: The head that the store was said to have.
+            expected_head: The head that hints say the group has reached.
+
+        Returns:
+            Whether those were all. If not, the group's state has to be read.
         """
         while self.head != self.origin:
             page = await self._add_page()
-            # Whether a group is cancelled shows in its state: it may have been reopened since.
+            # Only the state shows whether a group is cancelled: it may have been reopened since.
             if not page or page[-1].closes or page[-1].number != self.head:
                 return False
             self.cancelled = False
-            # A page of large events is a short one, too, and not the last.
-            if len(page) < PAGE and self.head >= told:
+            # A short page is not always the last one: a page of large events is short, too.
+            if len(page) < PAGE and self.head >= expected_head:
                 return True
         return False
 
     async def _add_page(self) -> list[Entry]:
-        """Take a page of what follows the head; return it, or nothing if that does not go on."""
-        page = await self._reader.page(self.group, self._from(self.head), PAGE)
-        # Hints were heard meanwhile: what they brought is skipped.
-        entries, gap = join(self._from(self.head), page)
+        """Add a page of events after the head. Return it, or nothing if there is a gap before."""
+        page = await self._reader.page(self.group, self._start_after(self.head), PAGE)
+        # Hints may have moved the head meanwhile. Events that they brought are skipped.
+        entries, gap = join(self._start_after(self.head), page)
         self._add(entries)
         return page if entries or not gap else []
 
     def recheck_cancelled(self) -> None:
-        """Ask again whether the group is cancelled: it may have been reopened unheard, and a stream
-        that begins now would be ended for good."""
+        """Ask the store again whether the group is cancelled.
+
+        If it was reopened unheard, a stream that begins now would be ended for good.
+        """
         if self.joined.done() and self.cancelled:
             self.cancelled = False
             self.heal()
 
     def compare(self, hint: Hint) -> None:
-        """Hear what the store said of the group, also that it has gone back."""
+        """Take the group's state in the store, even if the store has gone back."""
         if self.joined.done() and hint.head < self.head:
             self.heal()
         else:
             self.hear(hint)
 
-    # What was new a while ago
+    # Earlier events
 
     def state_after(self, number: int | None, history: int) -> GroupState | None:
-        """Return the group's state, if what is known here is enough to begin a stream with.
+        """Return the group's state if memory has all that a stream needs to begin, or else None.
 
         Args:
-            number: The position of the stream's client, if it has one.
-            history: How many past events it gets if it has none.
+            number: The number in the client's position, if there is one.
+            history: How many past events the client gets if it has no position.
         """
         if not self.joined.done() or self.cancelled or (number is None and history):
-            # How much of the past is not too old, the store knows: the tail may be older.
+            # Only the store knows which past events are too old. The tail may have older ones.
             return None
         state = GroupState(self.first, self.head, self.tail.first, origin=self.origin)
         begin = self.head if number is None else number
         return state if self.tail.first - 1 <= begin <= self.head else None
 
     async def read(self, after: int) -> list[EncodedEvent]:
-        """Return the events that follow a number, some of them, at least one.
+        """Return one or more of the events that follow a number.
 
         Raises:
-            HistoryLostError: They are not kept any more.
+            HistoryLostError: The events are no longer kept.
         """
-        after = self._from(after)
+        after = self._start_after(after)
         if self.tail.first > after + 1:
-            # Those who come back together wait here for the one that reads for all.
-            async with self._lengthening:
-                while after + 1 < self.tail.first <= after + _LENGTHEN:
-                    if not await self._lengthen():
+            # Streams that come back together wait here for the one that reads for all.
+            async with self._tail_extension_lock:
+                while after + 1 < self.tail.first <= after + _MAX_TAIL_EXTENSION:
+                    if not await self._extend_tail():
                         break
         if self.tail.first <= after + 1:
             return self.tail.after(after)
         if after not in self._pages:
             reading = self._pages[after] = start_eagerly(self._read_page(after))
             reading.add_done_callback(lambda _: self._pages.pop(after, None))
-        # Shielded: it is others' page, too.
+        # Shielded, since other streams wait for the page, too.
         return await asyncio.shield(self._pages[after])
 
     async def _read_page(self, after: int) -> list[EncodedEvent]:
-        # All pages end alike, so that those who came from different numbers soon share them.
+        # Pages end at multiples of PAGE, so that streams with different numbers soon share them.
         limit = PAGE - after % PAGE
         entries, _ = join(after, await self._reader.page(self.group, after, limit))
         if not entries:
             raise HistoryLostError
         return [EncodedEvent(self.group, entry) for entry in entries]
 
-    async def _lengthen(self) -> bool:
-        """Read what comes before the tail, if there is room; say whether it has become longer."""
+    async def _extend_tail(self) -> bool:
+        """Read events before the tail, if there is room.
+
+        Returns:
+            Whether to go on: the tail is longer, or the next page is a smaller one.
+        """
         if not self.tail.has_room:
             return False
-        last, step = self.tail.first - 1, self._step
+        last, step = self.tail.first - 1, self._tail_extension_step
         page = await self._reader.page(self.group, last - step, step)
         size = sum(len(entry.wire) for entry in page)
         if page and page[-1].number < last and len(page) < step:
-            # It was full before it came to where the tail begins.
-            self._step = len(page)
+            # The page was full before it reached the tail.
+            self._tail_extension_step = len(page)
             return True
         if 2 * size <= READ_BYTES:
-            self._step = min(2 * step, PAGE)
+            self._tail_extension_step = min(2 * step, PAGE)
         return self.tail.prepend(EncodedEvent(self.group, entry) for entry in reversed(page))
 
-    def _from(self, number: int) -> int:
-        """Return the number before the one that follows a position."""
+    def _start_after(self, number: int) -> int:
+        """Return the number to read after, for a position: the origin stands for all events."""
         return self.first - 1 if number == self.origin else number
 
     def _reset(self, state: GroupState) -> None:
-        """Go on from the store's state where the numbers between are lost, without the streams."""
+        """Take the store's state though events before it are lost, and end the streams."""
         self._adopt(state)
         self._pending.clear()
         each(list(self.streams), lambda stream: stream.end("reset", jittered_retry))
@@ -370,7 +379,7 @@ class Subscription:
         try:
             batch = Batch(events)
         except Exception as error:
-            # Such as no memory to join them. Who comes back gets them bit by bit.
+            # There may be no memory to join them. Clients that come back get them bit by bit.
             self._fanning_out = False
             failure = error
             each(list(self.streams), lambda stream: stream.fail(failure))
@@ -380,19 +389,21 @@ class Subscription:
             self._fan_out(batch, iter(list(self.streams)))
 
     def _hold(self, batch: Batch) -> None:
-        """Keep a batch for a moment that no stream takes at once: the store may not have all of it,
-        and would be asked by each of them."""
+        """Keep a batch for a while that is too large for the streams to take at once.
+
+        The store may not have all of it, and each stream would ask the store for it.
+        """
         self.tail.hold(batch.events)
-        if self._letting_go:
-            self._letting_go.cancel()
+        if self._tail_release:
+            self._tail_release.cancel()
         loop = asyncio.get_running_loop()
-        self._letting_go = loop.call_later(_HOLD_SECONDS, self.tail.let_go, context=Context())
+        self._tail_release = loop.call_later(_HOLD_SECONDS, self.tail.let_go, context=Context())
 
     def _fan_out(self, batch: Batch, streams: Iterator[Follower]) -> None:
         try:
             each(islice(streams, STREAMS_A_TURN), lambda stream: stream.take(self, batch))
         finally:
-            # Also where the process is told to end: it may not do so.
+            # Go on even after KeyboardInterrupt or SystemExit: the process may not end.
             loop = asyncio.get_running_loop()
             if length_hint(streams):
                 loop.call_soon(self._fan_out, batch, streams)

@@ -1,4 +1,4 @@
-"""What a store or a channel layer has to do for django_sse, as tests for those who write one."""
+"""Tests for authors of stores and channel layers: what django_sse needs these to do."""
 
 from django_sse.testing.layers import ChannelLayerContract
 from django_sse.testing.stores import EventStoreContract

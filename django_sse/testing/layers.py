@@ -1,4 +1,4 @@
-"""What every channel layer has to do for streams, as tests for those who write one."""
+"""Tests for authors of channel layers: what streams need a layer to do."""
 
 import asyncio
 import os
@@ -29,13 +29,13 @@ from django_sse.views import EventStreamView
 if TYPE_CHECKING:
     from django.test import TransactionTestCase as _TestCase
 else:
-    # A mixin: what imports the contract must not run it.
+    # A mixin, so that a test module that imports the contract does not run it.
     _TestCase = object
 
-# Generous: nothing takes nearly as long, unless it never comes.
+# How long to wait. This is generous: only an event that never comes takes as long.
 SECONDS = 30
-# Seconds between two comparisons with the store: so long that only the layer can have told, and so
-# short that a test can wait for it.
+# Seconds between two comparisons with the store. With NEVER, only the layer can have brought an
+# event. With SOON, a test can wait for the comparison.
 NEVER, SOON = 3600, 0.2
 BURST = 1000
 STREAMS = 5
@@ -65,7 +65,7 @@ class Client:
     async def __aenter__(self) -> Self:
         view = EventStreamView.as_view(groups=[self._group])
         self._reading = asyncio.create_task(self._read(await view(AsyncRequestFactory().get("/"))))
-        # Once it has a position there is a hub, and nothing new is missed.
+        # Once the client has a position there is a hub, and no new event is missed.
         async with asyncio.timeout(SECONDS):
             await self._changed.wait()
         return self
@@ -80,7 +80,7 @@ class Client:
         return [event.text for event in self.events]
 
     async def until(self, text: str) -> None:
-        """Wait for an event, which has to come."""
+        """Wait until the newest event has this text. It has to come."""
         async with asyncio.timeout(SECONDS):
             while text not in self.texts[-1:]:
                 self._changed.clear()
@@ -101,13 +101,13 @@ class Client:
 
 @asynccontextmanager
 async def connected(count: int, group: str) -> AsyncIterator[list[Client]]:
-    """Give clients of a group that have received its event ``ready``, and so miss nothing."""
+    """Yield clients of a group that have received its event ``ready``, and so miss no later one."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(Client(group)) for _ in range(count)]
         await apublish(group, "ready")
         for client in clients:
             await client.until("ready")
-        # A hub that still reads the store might find there what a broken layer did not tell.
+        # A hub that still reads the store might find events that a broken layer did not announce.
         healing = current_hub()._subscriptions[group]._healing
         if healing:
             await asyncio.wait([healing])
@@ -116,7 +116,7 @@ async def connected(count: int, group: str) -> AsyncIterator[list[Client]]:
 
 @contextmanager
 def memberships(layer: BaseChannelLayer) -> Iterator[set[tuple[str, str]]]:
-    """Give the pairs of a group and a channel that are entered meanwhile."""
+    """Yield the pairs of group and channel that are added to the layer meanwhile."""
     entered: set[tuple[str, str]] = set()
     group_add = layer.group_add
 
@@ -129,10 +129,10 @@ def memberships(layer: BaseChannelLayer) -> Iterator[set[tuple[str, str]]]:
 
 
 async def hears(layer: BaseChannelLayer, group: str, channel: str) -> bool:
-    """Whether a channel receives what is sent to a group; nobody else may be receiving from it."""
+    """Return whether a channel receives messages to a group. Nobody else may receive from it."""
     receiving = asyncio.create_task(layer.receive(channel))
     while not receiving.done():
-        # Again and again: some layers know a channel only once somebody receives from it.
+        # Sent repeatedly, since some layers only know a channel once somebody receives from it.
         await layer.group_send(group, {"type": "to.group"})
         await layer.send(channel, {"type": "to.channel"})
         await asyncio.wait([receiving], timeout=0.1)
@@ -140,7 +140,7 @@ async def hears(layer: BaseChannelLayer, group: str, channel: str) -> bool:
 
 
 async def publish_elsewhere(group: str, texts: Sequence[str]) -> None:
-    """Publish to a group, one after the other, in a process of its own."""
+    """Publish texts to a group, one after the other, in another process."""
     databases = {DEFAULT_DB_ALIAS: connections[DEFAULT_DB_ALIAS].settings_dict}
     given = {
         "group": group,
@@ -166,13 +166,13 @@ async def publish_elsewhere(group: str, texts: Sequence[str]) -> None:
 
 
 def own_tasks() -> list[asyncio.Task[Any]]:
-    """Return the library's tasks on the running loop; layers have tasks of their own."""
+    """Return the library's tasks on the running loop, without tasks of the layer."""
     loop = asyncio.get_running_loop()
     return [task for task in list(tasks._running) if task.get_loop() is loop]
 
 
 async def everything_ends() -> None:
-    """Wait until the last stream has gone, and what served it."""
+    """Wait until the last stream has ended, and the tasks that served it."""
     async with asyncio.timeout(SECONDS):
         while open_streams() or own_tasks():
             await asyncio.sleep(0.01)
@@ -181,7 +181,11 @@ async def everything_ends() -> None:
 def with_layer(
     interval: float,
 ) -> Callable[[Callable[[Any, Any], Awaitable[None]]], Callable[[Any], Awaitable[None]]]:
-    """Give a test the layer, and compare with the store at an interval (seconds)."""
+    """Pass the layer to a test, and have hubs compare with the store at an interval.
+
+    Args:
+        interval: Seconds between two comparisons.
+    """
 
     def decorate(test: Callable[[Any, Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
         @wraps(test)
@@ -206,9 +210,9 @@ def with_layer(
 
 
 class ChannelLayerContract(_TestCase):
-    """The tests that a channel layer has to pass to ring for streams.
+    """The tests that a channel layer has to pass to announce new events to streams.
 
-    Put it before Django's ``TransactionTestCase``, and say how the layer is configured::
+    Put this class before Django's ``TransactionTestCase``, and configure the layer::
 
         from django.test import TransactionTestCase
         from django_sse.testing import ChannelLayerContract
@@ -216,17 +220,17 @@ class ChannelLayerContract(_TestCase):
         class MyLayerTests(ChannelLayerContract, TransactionTestCase):
             channel_layers = {"BACKEND": "my_project.MyLayer", "CONFIG": {"hosts": [...]}}
 
-    It runs under ``manage.py test`` and under pytest-django, with the project's event store. Other
-    processes publish in it, so that has to be one that crosses processes; SQLite needs a file for
-    its test database: ``"TEST": {"NAME": ...}`` in DATABASES. The layer needs the extensions
-    ``groups`` and ``flush``.
+    The tests run under ``manage.py test`` and under pytest-django, with the project's event store.
+    Other processes publish, so the store has to cross processes. SQLite needs a file for its test
+    database: ``"TEST": {"NAME": ...}`` in DATABASES. The layer needs the extensions ``groups`` and
+    ``flush``.
     """
 
     channel_layers: dict[str, Any]
-    """What CHANNEL_LAYERS has for ``default``."""
+    """The value of ``CHANNEL_LAYERS["default"]``."""
 
     async def publish_elsewhere(self, group: str, texts: Sequence[str]) -> None:
-        """Publish to a group, one after the other, in a process of its own."""
+        """Publish texts to a group, one after the other, in another process."""
         await publish_elsewhere(group, texts)
 
     @with_layer(NEVER)
@@ -327,5 +331,5 @@ class ChannelLayerContract(_TestCase):
                 self.assertEqual(client.texts, ["ready", "ready", *burst])
                 self.assertEqual(await elsewhere, ["ready", *burst])
             finally:
-                # Also where it failed: it is in the way of the next test as long as it goes on.
+                # Wait even after a failure: while it goes on, it disturbs the next test.
                 await asyncio.gather(elsewhere, return_exceptions=True)

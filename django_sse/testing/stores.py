@@ -1,4 +1,4 @@
-"""What every event store has to do, as tests for those who write one."""
+"""Tests for authors of event stores: what every store has to do."""
 
 import asyncio
 import threading
@@ -31,33 +31,33 @@ from django_sse.testing.threads import in_thread
 if TYPE_CHECKING:
     from django.test import TransactionTestCase as _TestCase
 else:
-    # A mixin: what imports the contract must not run it.
+    # A mixin, so that a test module that imports the contract does not run it.
     _TestCase = object
 
-# The key of an owner of streams.
+# An owner key.
 OWNER: Final = OWNER_PREFIX + "0123456789abcdef" * 2
 
-# Generous: nothing takes nearly as long, unless it never comes.
+# How long to wait. This is generous: only a condition that never holds takes as long.
 _SECONDS = 30
 
 
 def event(group: str, text: str) -> NewEntry:
-    """Return an event that is to be appended."""
+    """Return an entry that appends an event."""
     return NewEntry(group, f"data: {text}\n\n".encode())
 
 
 def close(group: str) -> NewEntry:
-    """Return what cancels a group."""
+    """Return an entry that cancels a group."""
     return NewEntry(group, closing_wire("over"), Kind.CLOSE)
 
 
 def end(owner_key: str, reason: str) -> NewEntry:
-    """Return what ends an owner's streams."""
+    """Return an entry that ends an owner's streams."""
     return NewEntry(owner_key, closing_wire(reason), Kind.END)
 
 
 def reopening(group: str) -> NewEntry:
-    """Return what brings a cancelled group back."""
+    """Return an entry that reopens a cancelled group."""
     return NewEntry(group, b"", Kind.REOPEN)
 
 
@@ -67,7 +67,7 @@ def texts(entries: Sequence[Entry]) -> list[str]:
 
 
 class Bell:
-    """Remembers what was rung."""
+    """A bell that remembers the hints that it was rung with."""
 
     def __init__(self) -> None:
         self.hints: list[Hint] = []
@@ -77,12 +77,12 @@ class Bell:
 
 
 async def append(store: EventStore, *entries: NewEntry) -> list[int | None]:
-    """Append entries, ringing nobody; return their numbers."""
+    """Append entries without ringing any hub. Return their numbers."""
     return await store.aappend(entries, Bell())
 
 
 async def append_events(store: EventStore, *entries: NewEntry) -> list[int]:
-    """Append what takes numbers, and return them."""
+    """Append entries, and return the numbers of those that got one."""
     return [number for number in await append(store, *entries) if number is not None]
 
 
@@ -104,7 +104,7 @@ async def state(store: EventStore, group: str) -> GroupState:
 def _with_store(
     test: Callable[[Any, EventStore], Awaitable[None]],
 ) -> Callable[[Any], Awaitable[None]]:
-    """Give a test a store of its own, closed on the event loop that it was used on."""
+    """Pass a new store to a test, and close it on the event loop that it was used on."""
 
     @wraps(test)
     async def run(self: "EventStoreContract") -> None:
@@ -120,7 +120,7 @@ def _with_store(
 class EventStoreContract(_TestCase):
     """The tests that every ``EventStore`` has to pass.
 
-    Put it before Django's ``TransactionTestCase``, and say how a store is made::
+    Put this class before Django's ``TransactionTestCase``, and define how a store is made::
 
         from django.test import TransactionTestCase
         from django_sse.testing import EventStoreContract
@@ -129,19 +129,19 @@ class EventStoreContract(_TestCase):
             def make_store(self):
                 return MyStore(url="...")
 
-    It runs under ``manage.py test`` and under pytest-django. ``django_sse`` has to be in
-    ``INSTALLED_APPS``. A store that defers to transactions of another database than the default
-    names it in the attribute ``databases``, as any test of Django's does. A test that a store
-    cannot pass by its nature is overridden, with ``unittest.skip`` and the reason.
+    The tests run under ``manage.py test`` and under pytest-django. ``django_sse`` has to be in
+    ``INSTALLED_APPS``. If the store defers to transactions of a database other than the default,
+    name it in the attribute ``databases``, as in any Django test. If the store by its nature cannot
+    pass a test, override that test with ``unittest.skip`` and the reason.
     """
 
     def make_store(self) -> EventStore:
         """Return a store without any groups.
 
-        Where ``crosses_processes`` is true, a second one made in the same test stands for that of
-        another process, and so has the first one's groups.
+        If ``crosses_processes`` is true, a second store made in the same test stands for the store
+        of another process. It must have the groups of the first one.
         """
-        raise NotImplementedError(f"{type(self).__name__} has to have a method make_store().")
+        raise NotImplementedError(f"{type(self).__name__} has to define the method make_store().")
 
     # Groups, numbers and reading
 
@@ -186,7 +186,7 @@ class EventStoreContract(_TestCase):
         pages, after = [], numbers[0] - 1
         while page := await store.aread("news", after, 50):
             size = sum(len(entry.wire) for entry in page[:-1])
-            self.assertLess(size, READ_BYTES, "READ_BYTES were full before the last entry.")
+            self.assertLess(size, READ_BYTES, "READ_BYTES were reached before the last entry.")
             pages += page
             after = page[-1].number
         self.assertEqual([entry.number for entry in pages], numbers)
@@ -202,7 +202,7 @@ class EventStoreContract(_TestCase):
     @_with_store
     async def test_group_names_are_told_apart_byte_for_byte(self, store: EventStore) -> None:
         names = ["news", "News", "NEWS", "new.s", "new_s", "new-s", "n" * 99]
-        # Of tenants, the longest one among them.
+        # Names of tenants' groups, and the longest possible one.
         names += ["a/news", "A/news", "b/news", "a/b", "=a/news", f"{'n' * 63}/{'n' * 99}"]
         for name in names:
             await append(store, event(name, name))
@@ -225,7 +225,7 @@ class EventStoreContract(_TestCase):
     async def test_an_entry_is_read_with_the_time_of_its_append(self, store: EventStore) -> None:
         await append(store, event("news", "a"))
         [entry] = await store.aread("news", 0, 10)
-        # By the store's own clock, perhaps.
+        # The time may come from the store's own clock.
         self.assertAlmostEqual(entry.time, time(), delta=60)
 
     @_with_store
@@ -249,7 +249,7 @@ class EventStoreContract(_TestCase):
                 for number in await append_events(store, event("news", str(n)))
             ]
             kept = texts(await store.aread("news", 0, 100))
-            self.assertTrue(20 <= len(kept) <= 22, f"Of HISTORY_SIZE 20, {len(kept)} are kept.")
+            self.assertTrue(20 <= len(kept) <= 22, f"HISTORY_SIZE is 20, {len(kept)} are kept.")
             self.assertEqual(kept, [str(n) for n in range(60 - len(kept), 60)])
             now = await state(store, "news")
             self.assertEqual((now.first, now.head), (numbers[0], numbers[-1]))
@@ -278,7 +278,7 @@ class EventStoreContract(_TestCase):
     @_with_store
     async def test_what_another_process_appended_is_read_and_told(self, store: EventStore) -> None:
         if not store.crosses_processes:
-            self.skipTest("The store says that it stays in its process.")
+            self.skipTest("The store's crosses_processes is false.")
         _, cursor = await store.achanged(None, {"news"})
         await append(store, event("news", "a"))
         other = await sync_to_async(self.make_store)()
@@ -403,7 +403,7 @@ class EventStoreContract(_TestCase):
             times.append(number)
         self.assertGreater(times[1], times[0])
         [kept] = await store.aread(OWNER, 0, 10)
-        self.assertEqual(kept.number, times[1], "What is older than an end was kept.")
+        self.assertEqual(kept.number, times[1], "An entry older than the end was kept.")
         self.assertIn(times[1], [hint.head for hint in await changes(store, cursor, OWNER)])
 
     @_with_store
@@ -417,7 +417,7 @@ class EventStoreContract(_TestCase):
         self.assertEqual((now.first, now.head), (ordered, ordered))
         [entry] = await store.aread(OWNER, ordered - 1, 10)
         self.assertEqual(entry.wire, closing_wire("late"))
-        # Once more, as where the answer to the first attempt was lost.
+        # Append it again, as if the answer to the first attempt were lost.
         self.assertEqual(await append_events(store, late), [])
         [number] = await append_events(store, end(OWNER, "now"))
         self.assertGreater(number, ordered + 5_000_000)
@@ -447,7 +447,7 @@ class EventStoreContract(_TestCase):
     async def test_an_owners_group_is_forgotten_sooner_than_others(self, store: EventStore) -> None:
         with override_settings(DJANGO_SSE={"CANCEL_TTL": 1}):
             await append(store, event("news", "a"), end(OWNER, "over"))
-            # Whether or not it is trimmed meanwhile.
+            # The store may trim the group meanwhile, or not.
             async with asyncio.timeout(_SECONDS):
                 while (await state(store, OWNER)).first:
                     await asyncio.sleep(0.1)
@@ -483,7 +483,7 @@ class EventStoreContract(_TestCase):
     async def test_a_new_run_of_numbers_leaves_every_earlier_position_behind(
         self, store: EventStore
     ) -> None:
-        """As a hub asks for that has seen numbers which the store has forgotten since."""
+        """A hub asks for this if it has seen numbers that the store has forgotten since."""
         [first] = await append_events(store, event("news", "a"))
         seen = first + 1000
         begun = await store.anew_run("news", seen)

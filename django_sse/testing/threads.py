@@ -1,4 +1,4 @@
-"""Threads for tests, with database connections that are closed with them."""
+"""Threads for tests, whose database connections are closed at the end."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 
 
 async def in_thread(function: Callable[[], Result]) -> Result:
-    """Run a function in a thread, with connections of its own."""
+    """Run a function in a thread with separate database connections."""
 
     def run() -> Result:
         try:

@@ -604,7 +604,7 @@ async def test_a_backend_that_cannot_say_ends_no_stream(
         FindsEveryone.asked = 0
         await until(lambda: FindsEveryone.asked > 3)
         await goes_on(reader)
-        assert caplog.text.count("could not find a user") == 1
+        assert caplog.text.count("failed to look up a user") == 1
         FindsEveryone.failure = None
         FindsEveryone.missing.add("ada")
         assert await reader.rest() == []
@@ -613,7 +613,7 @@ async def test_a_backend_that_cannot_say_ends_no_stream(
 async def test_a_backend_that_panics_keeps_no_other_login_from_being_judged(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rechecks, "_LOGINS_PAUSE", 0)
+    monkeypatch.setattr(rechecks, "_PAUSE_FACTOR", 0)
     own = f"{__name__}.FindsEveryone"
     settings.AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.ModelBackend", own]
     browser = AsyncClient()
@@ -992,7 +992,7 @@ async def test_a_cache_that_is_away_in_silence_ends_no_stream(
     swept: Callable[[], Awaitable[None]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(rechecks, "_LOGINS_PAUSE", 0)
+    monkeypatch.setattr(rechecks, "_PAUSE_FACTOR", 0)
     monkeypatch.setattr(f"{__name__}.SessionStore", store, raising=False)
     settings.SESSION_ENGINE = __name__
     settings.CACHES = {"default": {"BACKEND": f"{__name__}.SilentCache"}}
@@ -1001,7 +1001,7 @@ async def test_a_cache_that_is_away_in_silence_ends_no_stream(
         await swept()
         with monkeypatch.context() as patch:
             patch.setattr(SilentCache, "is_away", True)
-            await until(lambda: "sessions of streams hold cannot be read" in caplog.text)
+            await until(lambda: "sessions of open streams cannot be checked" in caplog.text)
         await swept()
         await goes_on(reader)
         await store(session_key(tab)).adelete()
@@ -1033,7 +1033,7 @@ async def test_sessions_that_cannot_be_read_keep_no_user_from_being_judged(
         await User.objects.filter(username="ada").aupdate(is_active=False)
         [_, close] = await ended.rest()
         assert (close.event, close.json()) == ("close", {"reason": "logged out"})
-    assert caplog.text.count("sessions of streams hold cannot be read") == 1
+    assert caplog.text.count("sessions of open streams cannot be checked") == 1
 
 
 async def test_users_who_cannot_be_read_keep_no_session_from_being_looked_for(

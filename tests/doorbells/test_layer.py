@@ -152,7 +152,7 @@ def test_what_is_not_signed_as_it_is_wakes_and_brings_nothing(fields: dict[str, 
     ],
 )
 def test_what_is_no_single_event_without_an_id_is_no_doorbell(wire: bytes) -> None:
-    with pytest.raises(ValueError, match="no event"):
+    with pytest.raises(ValueError, match="not a valid event"):
         from_message(to_message(Hint("news", 7, False, (Entry(7, wire),))))
 
 
@@ -445,7 +445,7 @@ for number in range(30):
 assert time.monotonic() - began < 15, time.monotonic() - began
 """
     finished = run_publisher(tmp_path / "messages", code, delay=3600)
-    assert "The process ended before its last doorbells went out." in finished.stderr
+    assert "The process ended before its last doorbells were sent." in finished.stderr
     assert not (tmp_path / "messages").exists()
 
 
@@ -468,5 +468,5 @@ publish("news", "at last")
 """
     finished = run_publisher(tmp_path / "messages", code)
     assert finished.stderr.count("Traceback") == 1
-    assert finished.stderr.count("hubs will find out by themselves") == 1
+    assert finished.stderr.count("hubs will ask the store") == 1
     assert data(lines(tmp_path / "messages")) == [b"data: at last\n\n"]

@@ -88,7 +88,7 @@ async def test_a_failing_layer_is_logged_once_and_its_groups_are_entered_again(
     await one.hears()
     assert [record.getMessage() for record in caplog.records] == [
         "Receiving from the channel layer failed.",
-        "The channel layer is heard again.",
+        "The channel layer works again.",
     ]
 
 

@@ -316,7 +316,7 @@ async def test_a_user_can_be_saved_where_no_tenant_is_current(
     ada.is_active = False
     await ada.asave()
     assert not (await User.objects.aget(pk=ada.pk)).is_active
-    assert "not told of a user" in caplog.text
+    assert "could not be told of a user" in caplog.text
 
 
 # Elsewhere that groups are named
@@ -507,7 +507,7 @@ async def test_a_tenant_whose_views_hang_puts_off_no_other_tenants_question() ->
 async def test_a_database_that_fails_is_asked_again_in_the_tenant(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("django_sse.streaming.permission_rechecks._AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("django_sse.streaming.permission_rechecks._RETRY_SECONDS", 0.05)
     failures = [DatabaseError("It was a bad moment.")]
 
     async def fail() -> None:

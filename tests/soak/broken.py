@@ -13,7 +13,7 @@ __all__ = ["application"]
 
 def _hear(self: Subscription, hint: Hint) -> None:
     if not self.joined.done():
-        self._early.append(hint)
+        self._early_hints.append(hint)
     elif new := [entry for entry in hint.entries if entry.number > self.head]:
         self.cancelled = hint.cancelled
         self._add(new)
@@ -21,8 +21,8 @@ def _hear(self: Subscription, hint: Hint) -> None:
         self.heal()
 
 
-async def _fetch(self: Subscription, told: float) -> None:
-    """Take the newest event alone."""
+async def _fetch(self: Subscription, expected_head: float) -> None:
+    """Take only the newest event."""
     state = (await self._store.astates([self.group]))[self.group]
     entries = await self._store.aread(self.group, state.head - 1, 1)
     self.cancelled = state.cancelled

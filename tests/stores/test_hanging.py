@@ -24,7 +24,7 @@ from django_sse.stores.database import DatabaseStore
 from django_sse.stores.memory import MemoryStore
 from django_sse.stores.timed_thread import TimedThread
 from django_sse.streaming import store_reader as reader
-from django_sse.streaming.rechecks import _OfThread
+from django_sse.streaming.rechecks import _ThreadConnections
 from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView
 from tests import mysql, postgresql
@@ -210,7 +210,7 @@ async def test_threads_that_hang_take_nothing_of_the_projects_pool(
 ) -> None:
     monkeypatch.setattr(timed_thread, "READ_SECONDS", 0.5)
     of_store = cast("DatabaseStore", get_store())._connect
-    thread = TimedThread("tested", of_store if connect == "of_store" else _OfThread)
+    thread = TimedThread("tested", of_store if connect == "of_store" else _ThreadConnections)
 
     def query(sql: str) -> None:
         with connections[alias].cursor() as cursor:

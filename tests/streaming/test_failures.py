@@ -79,7 +79,7 @@ async def test_a_stream_that_cannot_take_an_event_is_sent_back_alone_and_catches
         assert open_streams() == 2
         async with connected("news", after=clients[1].decoder.last_event_id) as back:
             assert await back.until_events(2) == ["second", "third"]
-    assert "A stream failed; its client is sent back." in caplog.text
+    assert "A stream failed, so its client has to reconnect." in caplog.text
 
 
 async def test_so_it_is_in_a_large_group(fails: Callable[..., None]) -> None:
@@ -180,7 +180,7 @@ async def test_a_group_that_cannot_hear_keeps_no_other_from_hearing(
         await apublish_many([("broken", "lost"), ("news", "hi")])
         assert await client.until_events(1) == ["hi"]
         await assert_sent_back(broken)
-    assert "What is new in group 'broken' cannot be taken." in caplog.text
+    assert "New events of group 'broken' could not be taken." in caplog.text
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=repr)
@@ -297,7 +297,7 @@ async def test_logins_are_judged_on_after_a_panic(
     monkeypatch.setattr(rechecks.Rechecks, "_check_logins", check_logins)
     async with connected("news"):
         await until(lambda: judged > 2)
-    assert "Whether the logins of streams hold cannot be read." in caplog.text
+    assert "The logins of open streams cannot be checked." in caplog.text
 
 
 def fail_once(
@@ -397,7 +397,7 @@ async def test_views_are_asked_on_after_a_thread_could_not_be_had(
     error: BaseException, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 1}
-    monkeypatch.setattr(permission_rechecks, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(permission_rechecks, "_RETRY_SECONDS", 0.01)
     whole = threads.OwnThread
     failed: list[bool] = []
 

@@ -36,7 +36,7 @@ Answer = Callable[[], Awaitable[bool]]
 def often(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.MIDDLEWARE = []
     settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 1, "RETRY": 1000}
-    monkeypatch.setattr(permission_rechecks, "_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(permission_rechecks, "_RETRY_SECONDS", 0.05)
 
 
 class Asked(EventStreamView):
@@ -162,7 +162,7 @@ async def test_nine_who_wait_hold_up_nobody() -> None:
 async def test_views_that_are_slow_put_a_revocation_off_for_a_moment_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(permission_rechecks, "_PLACE_SECONDS", 0.01)
+    monkeypatch.setattr(permission_rechecks, "_SLOT_SECONDS", 0.01)
     async with Crowd() as crowd:
         await crowd.open(100)
         async with connected("news", still_allowed=no) as revoked:
@@ -174,7 +174,7 @@ async def test_views_that_are_slow_put_a_revocation_off_for_a_moment_only(
 async def test_ten_are_asked_at_once_and_the_longest_unasked_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(permission_rechecks, "_PLACE_SECONDS", 3600)
+    monkeypatch.setattr(permission_rechecks, "_SLOT_SECONDS", 3600)
     async with Crowd() as crowd:
         await crowd.open(25)
         for turn in (1, 2):
@@ -300,7 +300,7 @@ async def test_an_answer_that_is_true_without_being_meant_so_is_a_no(
 
     async with asked(answers) as reader:
         assert [event.event for event in await reader.rest()] == ["close"]
-    assert "still_allowed of Asked failed: that is a no." in caplog.text
+    assert "still_allowed of Asked failed: this counts as a no." in caplog.text
     assert told in caplog.text
 
 
@@ -323,7 +323,7 @@ async def test_a_failure_is_given_time_before_the_view_is_asked_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 4, "RETRY": 1000}
-    monkeypatch.setattr(permission_rechecks, "_AGAIN_SECONDS", 0.5)
+    monkeypatch.setattr(permission_rechecks, "_RETRY_SECONDS", 0.5)
     times: list[float] = []
 
     async def fail_once() -> bool:

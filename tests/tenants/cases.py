@@ -55,7 +55,7 @@ def as_at_first(tenants: None) -> None:
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logins are checked as often as the store is asked, whatever that costs."""
-    monkeypatch.setattr("django_sse.streaming.rechecks._LOGINS_PAUSE", 0)
+    monkeypatch.setattr("django_sse.streaming.rechecks._PAUSE_FACTOR", 0)
 
 
 pytestmark = pytest.mark.usefixtures("everything_ends")

@@ -95,7 +95,7 @@ def check_logins(logins: Collection[Login]) -> LoginCheck:
 
 
 async def acheck_with_backend(login: Login) -> LoginCheck:
-    """Check a login whose backend finds users in another way than Django's ModelBackend.
+    """Check a login whose backend does not find users as Django's ModelBackend does.
 
     Raises:
         TimeoutError: The backend took more than ten seconds.
@@ -112,7 +112,7 @@ async def acheck_with_backend(login: Login) -> LoginCheck:
 
 
 def finds_users_itself(path: str) -> bool:
-    """Whether a backend finds users in another way than Django's ModelBackend."""
+    """Whether a backend does not find users as Django's ModelBackend does."""
     # Imported here, since it imports models that a project without users does not have.
     from django.contrib.auth.backends import ModelBackend
 
@@ -301,7 +301,7 @@ async def _is_of_session(request: HttpRequest) -> bool:
 
 
 async def _replaces_auser(request: HttpRequest) -> bool:
-    """Whether ``user`` is somebody else than the user of a middleware's own ``auser``."""
+    """Whether ``user`` is not the user that a middleware's own ``auser`` returns."""
     if _has_django_user(request) or not hasattr(request, "auser"):
         return False
     # A later middleware may have set `user` to nobody, after another one has set `auser`.
@@ -320,7 +320,7 @@ def _is_resolved(request: HttpRequest) -> bool:
 
 
 def is_found_by_others(request: HttpRequest) -> bool:
-    """Whether another middleware than Django's decides who a request's user is."""
+    """Whether a middleware other than Django's decides who a request's user is."""
     return not (_has_django_user(request) and _has_django_auser(request))
 
 

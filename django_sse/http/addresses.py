@@ -1,4 +1,4 @@
-"""The client's address of a request: the peer's, or the one that trusted proxies report."""
+"""The address of a request's client: the peer's, or the one that trusted proxies report."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -20,7 +20,7 @@ _TRANSLATED = tuple(map(IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "::ffff:
 def client_address(
     peer: str | None, forwarded_for: str, trusted_proxies: Sequence[str]
 ) -> str | None:
-    """Return the client's address of a request, or None if it is unknown.
+    """Return the address of a request's client, or None if it is unknown.
 
     An IPv6 address counts as its /64 network, or as the IPv4 address that it contains. Never
     raises, whatever the header says.

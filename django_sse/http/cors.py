@@ -125,7 +125,7 @@ def _is_allowed(origin: str) -> bool:
 def _is_foreign(request: HttpRequest) -> bool:
     """Say whether a page of another origin has sent a request.
 
-    Other clients than browsers may send neither header, or any value: they have no user's cookies.
+    Other clients may send neither header, or any value, but they have no user's cookies.
     """
     # Browsers send it only to https and localhost. "none" means that the user entered the URL.
     if (site := request.headers.get("Sec-Fetch-Site")) is not None:

@@ -103,7 +103,7 @@ class HandOff:
 
     def _give_up(self) -> None:
         """Tell Django that the client has gone, since it does not read and blocks the request."""
-        logger.info("A client did not read its stream, which is ended.")
+        logger.info("A client did not read its stream, so the stream is ended.")
         self._over = self._given_up = True
         if self._receiving:
             self._receiving.reschedule(0)

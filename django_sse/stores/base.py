@@ -70,7 +70,7 @@ class EventStore(ABC):
     """The file that holds the whole store, if there is one. Only processes of one host share it."""
 
     address: str = ""
-    """Where a store without a file is kept: the same text in all processes that share the store,
+    """Where the store is kept, apart from ``file``: the same text in all processes that share it,
     and in no others."""
 
     notifications: Notifications | None = None

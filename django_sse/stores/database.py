@@ -123,8 +123,8 @@ _HAS_PSYCOPG_3: Final = find_spec("psycopg") is not None
 
 
 class _Cursor(NamedTuple):
-    """Where a look for changes got to. ``time`` (microseconds) is the database's clock, and
-    ``monotonic`` (seconds) this process's, at the same moment."""
+    """When the store was last asked for changes. ``time`` (microseconds) is by the database's
+    clock, ``monotonic`` (seconds) by this process's, at the same moment."""
 
     time: int
     monotonic: float

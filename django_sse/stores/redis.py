@@ -412,7 +412,7 @@ def _count_until_unknown(replies: Sequence[Any]) -> int:
 
 
 def _count_until_refused(replies: Sequence[Any]) -> int:
-    """Return how many calls came before the first one that the server refused as the wrong server.
+    """Return how many calls came before the first one that the wrong server refused.
 
     Such an error is a reply and drops no connection, although the address leads to another server
     after a failover. Nothing was done: a server refuses a script before it writes.

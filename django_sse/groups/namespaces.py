@@ -45,9 +45,7 @@ def current_namespace() -> str:
     try:
         name = ask()
     except Exception as error:
-        error.add_note(
-            f"{conf().NAMESPACE}, which {SETTING}['NAMESPACE'] names, was asked for the tenant."
-        )
+        error.add_note(f"{SETTING}['NAMESPACE'], {conf().NAMESPACE}, was asked for the tenant.")
         raise
     if not isinstance(name, str):
         raise ImproperlyConfigured(

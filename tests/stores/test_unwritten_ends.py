@@ -288,10 +288,10 @@ settings.configure(DJANGO_SSE={"STORE": "memory"}, DATABASES={})
 import django
 django.setup()
 from django_sse import cancel
-from django_sse.stores import get_store, unwritten
+from django_sse.stores import get_store, unwritten_ends
 from django_sse.access.owners import user_key
 
-unwritten._FIRST_PAUSE = unwritten._LONGEST_PAUSE = 0.01
+unwritten_ends._FIRST_PAUSE = unwritten_ends._LONGEST_PAUSE = 0.01
 store = get_store()
 write, away = store._append, True
 
@@ -310,7 +310,7 @@ def fail_to_cancel(user):
 
 def written():
     deadline = time.monotonic() + 10
-    while unwritten.unwritten._is_writing and time.monotonic() < deadline:
+    while unwritten_ends.unwritten_ends._is_writing and time.monotonic() < deadline:
         time.sleep(0.01)
     return [n for n in range(3) if store.states([user_key(n)])[user_key(n)].first]
 

@@ -1,3 +1,5 @@
+"""The app's configuration, for ``INSTALLED_APPS``."""
+
 from django.apps import AppConfig, apps
 
 
@@ -7,7 +9,7 @@ class DjangoSSEConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from django_sse import checks  # noqa: F401  (registers them)
+        from django_sse import checks  # noqa: F401  (registers the checks)
 
         if apps.is_installed("django.contrib.auth"):
             from django_sse import signals

@@ -1,4 +1,4 @@
-"""The ASGI application to serve: Django's own, with event streams handed off."""
+"""The ASGI application to serve: Django's own, which hands event streams off to the server."""
 
 import asyncio
 from typing import Any
@@ -11,12 +11,15 @@ from django_sse.http.stream_views import SCOPE_KEY, leads_to_stream
 
 
 def get_asgi_application() -> "EventStreamApplication":
-    """Return Django's ASGI application, with event streams handed off."""
+    """Return Django's ASGI application, wrapped so that event streams are handed off."""
     return EventStreamApplication(get_django_application())
 
 
 class EventStreamApplication:
-    """Wraps an ASGI application: Django's own, or a Channels ``ProtocolTypeRouter`` round it."""
+    """Wraps an ASGI application so that event streams are handed off.
+
+    The application is Django's own, or a Channels ``ProtocolTypeRouter`` around it.
+    """
 
     def __init__(self, application: Any) -> None:
         self.application: Application = application

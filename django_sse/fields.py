@@ -1,4 +1,4 @@
-"""A model field for the names of groups."""
+"""The model field for group names."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,12 @@ else:
 
 
 class GroupField(_CharField):
-    """A group's name, which every database compares byte for byte."""
+    """A group name, which every database compares byte for byte."""
 
     def db_parameters(self, connection: BaseDatabaseWrapper) -> dict[str, Any]:
         parameters: dict[str, Any] = super().db_parameters(connection)
         if connection.vendor == "mysql":
-            # Its default collations take News and news for the same. Not `db_collation`, which
-            # would be asked of every database.
+            # MySQL's default collations treat News and news as equal. The field's `db_collation`
+            # would apply to every database.
             parameters["collation"] = "utf8mb4_bin"
         return parameters

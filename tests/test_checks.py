@@ -238,7 +238,7 @@ def test_e003_is_an_alias_that_there_is_none_of(settings: Settings) -> None:
     messages = found()
     assert list(messages) == ["django_sse.E003"]
     assert "'nowhere', which DATABASES lacks" in messages["django_sse.E003"].msg
-    assert "Choose one of default" in str(messages["django_sse.E003"].hint)
+    assert "Set the option `using` to one of default" in str(messages["django_sse.E003"].hint)
 
 
 def test_e004_is_a_router_that_keeps_the_tables_away(settings: Settings) -> None:
@@ -253,7 +253,10 @@ def test_e006_is_a_database_that_was_never_tried(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(connections[DEFAULT_DB_ALIAS], "vendor", "oracle")
     messages = found()
     assert list(messages) == ["django_sse.E006"]
-    assert "alias 'default': oracle" in messages["django_sse.E006"].msg
+    assert (
+        "does not support oracle, the database of the alias 'default'"
+        in messages["django_sse.E006"].msg
+    )
     assert "SQLite, PostgreSQL, MySQL or MariaDB" in str(messages["django_sse.E006"].hint)
 
 

@@ -1,5 +1,5 @@
-"""Access: who owns a stream, and whether the login that it was opened in still holds.
+"""Access: who owns a stream, and whether the login that opened it is still valid.
 
-Promise: nobody's stream outlives his logout, and no two owners are taken for each other.
-Whoever opens, publishes to or ends streams imports it; it knows `groups`.
+Promise: no stream outlives its user's logout, and no two owners are mistaken for each other.
+Whatever opens, publishes to or ends streams imports it. It imports `groups`.
 """

@@ -1,5 +1,4 @@
-"""The logins that streams are opened in, and whether they and their sessions still hold, as Django
-judges."""
+"""The logins that opened streams, and whether Django still accepts them and their sessions."""
 
 import asyncio
 import functools
@@ -36,15 +35,15 @@ Found = TypeVar("Found", bound=Collection[str])
 
 # Users or sessions in one query.
 _BATCH: Final = 500
-# A key by which a cache shows that it is there.
+# The key that is written to a cache and read back, to see whether the cache works.
 _PROBE: Final = "django_sse.probe"
-# Properties that keep what they were worked out to be.
-_CACHED: Final = (functools.cached_property, cached_property)
-# The module of the middleware that sets `user` and `auser`, and that of `login()`, which sets them
-# since Django 6.1.
-_DJANGOS: Final = "django.contrib.auth.middleware"
-_LOGINS: Final = "django.contrib.auth"
-# Where a request keeps whether another middleware has set another user.
+# Properties that cache their value on the instance.
+_CACHED_PROPERTIES: Final = (functools.cached_property, cached_property)
+# The module of the middleware that sets `user` and `auser`, and the module of `login()`, which sets
+# them since Django 6.1.
+_MIDDLEWARE_MODULE: Final = "django.contrib.auth.middleware"
+_LOGIN_MODULE: Final = "django.contrib.auth"
+# The attribute of a request that says whether another middleware has set another user.
 _IS_REPLACED: Final = "_django_sse_replaces_user"
 # How long a backend may take to find a user.
 _ANSWER_SECONDS: Final = 10.0
@@ -52,18 +51,18 @@ _ANSWER_SECONDS: Final = 10.0
 
 @dataclass(slots=True)
 class LoginCheck:
-    """The logins that do not hold any more, or perhaps not."""
+    """The logins that are not valid any more, or may not be."""
 
     absent: set[Login] = field(default_factory=set)
-    """Their user was not found, which once says nothing."""
+    """Their user was not found. Once alone, this proves nothing."""
     gone: set[Login] = field(default_factory=set)
-    """Their user may not log in any more, as one who is not active."""
+    """Their user may not log in any more, for example because the user is inactive."""
     changed: set[Login] = field(default_factory=set)
     """Their session was made with another password."""
 
 
 def check_logins(logins: Collection[Login]) -> LoginCheck:
-    """Check logins of users whom Django's ModelBackend finds. Blocking: for a thread.
+    """Check logins of users whom Django's ModelBackend finds. Blocks: call it in a thread.
 
     Raises:
         Exception: The users could not be read.
@@ -87,20 +86,20 @@ def check_logins(logins: Collection[Login]) -> LoginCheck:
         except BaseException as error:
             if must_propagate(error):
                 raise
-            # Nobody else's login is harmed; the next request of this one shows what is wrong.
+            # Other logins are not affected. The next request of this login shows what is wrong.
             checked.changed.add(login)
             if not failed:
-                logger.exception("A login cannot be checked, so its clients are sent back.")
+                logger.exception("A login cannot be checked, so its clients must reconnect.")
             failed = True
     return checked
 
 
 async def acheck_with_backend(login: Login) -> LoginCheck:
-    """Check a login of a user whom its backend finds in a way of its own.
+    """Check a login whose backend does not find users as Django's ModelBackend does.
 
     Raises:
-        TimeoutError: The backend has taken more than ten seconds.
-        Exception: It could not look for the user.
+        TimeoutError: The backend took more than ten seconds.
+        Exception: The backend could not look for the user.
     """
     checked = LoginCheck()
     async with asyncio.timeout(_ANSWER_SECONDS):
@@ -113,18 +112,18 @@ async def acheck_with_backend(login: Login) -> LoginCheck:
 
 
 def finds_users_itself(path: str) -> bool:
-    """Whether a backend finds users in another way than Django's ModelBackend."""
-    # Not above: it imports models, which a project without users does not have.
+    """Whether a backend does not find users as Django's ModelBackend does."""
+    # Imported here, since it imports models that a project without users does not have.
     from django.contrib.auth.backends import ModelBackend
 
     backend = type(_backend(path))
     names = ("get_user", "aget_user")
-    ours = [getattr(backend, name, None) for name in names]
-    return any(method and method not in vars(ModelBackend).values() for method in ours)
+    methods = [getattr(backend, name, None) for name in names]
+    return any(method and method not in vars(ModelBackend).values() for method in methods)
 
 
 def without_session(logins: Collection[Login]) -> set[Login]:
-    """Return the logins whose session is gone, or has another key now. Blocking: for a thread.
+    """Return the logins whose session is gone, or has another key now. Blocks: call it in a thread.
 
     Raises:
         Exception: The sessions could not be read.
@@ -135,95 +134,99 @@ def without_session(logins: Collection[Login]) -> set[Login]:
             keys.setdefault(login.session_store, set()).add(login.session_key)
     close_old_connections()
     try:
-        gone = {(store, key) for store in keys for key in keys[store] - _found(store, keys[store])}
+        gone = {
+            (store, key) for store in keys for key in keys[store] - _existing(store, keys[store])
+        }
     finally:
         close_old_connections()
     return {login for login in logins if (login.session_store, login.session_key) in gone}
 
 
-def _found(store: type[SessionBase], keys: Collection[str]) -> set[str]:
-    """Return the keys of the sessions that are there, as Django would find them."""
-    in_rows = _reads_as(store, DatabaseSession) or _reads_as(store, CachedDatabaseSession)
-    in_cache = _reads_as(store, CacheSession) or _reads_as(store, CachedDatabaseSession)
-    if not in_rows and not in_cache:
+def _existing(store: type[SessionBase], keys: Collection[str]) -> set[str]:
+    """Return the keys of the sessions that exist, as Django would find them."""
+    in_database = _reads_like(store, DatabaseSession) or _reads_like(store, CachedDatabaseSession)
+    in_cache = _reads_like(store, CacheSession) or _reads_like(store, CachedDatabaseSession)
+    if not in_database and not in_cache:
         session = store()
 
         def ask() -> set[str]:
             return {key for key in keys if session.exists(key)}
 
-        return _asked_of_cache(ask) if issubclass(store, CacheSession) else ask()
+        return _ask_cache(ask) if issubclass(store, CacheSession) else ask()
     found: set[str] = set()
-    if in_rows:
-        found.update(_in_rows(store, list(keys)))
+    if in_database:
+        found.update(_existing_in_database(store, list(keys)))
     if in_cache:
-        found.update(_in_cache(store, list(set(keys) - found)))
+        found.update(_existing_in_cache(store, list(set(keys) - found)))
     return found
 
 
-def _reads_as(store: Any, engine: type[SessionBase]) -> bool:
-    """Whether an engine looks for sessions where one of Django's does."""
+def _reads_like(store: Any, engine: type[SessionBase]) -> bool:
+    """Whether a session engine looks for sessions where one of Django's engines does."""
     names = ("load", "cache_key", "_get_session_from_db")
     return all(getattr(store, name, None) is getattr(engine, name, None) for name in names)
 
 
-def _in_rows(store: Any, keys: Sequence[str]) -> Iterator[str]:
+def _existing_in_database(store: Any, keys: Sequence[str]) -> Iterator[str]:
     model = store.get_model_class()
-    # Where sessions are written: a replica may not have the newest ones.
+    # From the database that sessions are written to: a replica may lack the newest ones.
     valid = model.objects.using(router.db_for_write(model)).filter(expire_date__gt=timezone.now())
     for some in _batches(keys):
         yield from valid.filter(session_key__in=some).values_list("session_key", flat=True)
 
 
-def _in_cache(store: Any, keys: Sequence[str]) -> Iterator[str]:
+def _existing_in_cache(store: Any, keys: Sequence[str]) -> Iterator[str]:
     prefix = store.cache_key_prefix
     cache = caches[settings.SESSION_CACHE_ALIAS]
     try:
         for some in _batches(keys):
             names = [prefix + key for key in some]
-            for name in _asked_of_cache(functools.partial(cache.get_many, names)):
+            for name in _ask_cache(functools.partial(cache.get_many, names)):
                 yield name.removeprefix(prefix)
     finally:
         cache.close()
 
 
-def _asked_of_cache(ask: Callable[[], Found]) -> Found:
-    """Return what is found of sessions in the cache.
+def _ask_cache(ask: Callable[[], Found]) -> Found:
+    """Return the sessions that are found in the cache.
 
     Raises:
-        OSError: The cache is away, and passes that over in silence, as django-redis can.
+        OSError: The cache is unavailable and hides this, as django-redis can.
     """
     found = ask()
     if not found:
         cache = caches[settings.SESSION_CACHE_ALIAS]
-        # Always the same: a replica may be behind.
+        # The value is always the same, since a replica may be behind.
         cache.set(_PROBE, _PROBE)
         if cache.get(_PROBE) != _PROBE:
             raise OSError("The cache of the sessions does not keep anything.")
-        # It may just have come back.
+        # The cache may just have come back.
         found = ask()
     return found
 
 
 async def resolve_user(request: HttpRequest) -> None:
-    """Let ``auser`` be the user that the project's pages see, for whatever asks the request.
+    """Make ``request.auser`` return the user that the project's pages see.
 
-    That is ``user``, unless a middleware has set ``auser`` as well. Django's own finds the user of
-    the session once more: it knows nothing of what was done to ``user``, nor of a backend's
+    This is ``request.user``, unless a middleware has set ``auser`` as well. Django's own ``auser``
+    looks up the session's user once more. It ignores what was done to ``user``, and a backend's
     ``get_user`` that is not async.
     """
-    if "user" not in vars(request) or _is_settled(request):
+    if "user" not in vars(request) or _is_resolved(request):
         return
-    if not _is_djangos_user(request) and not _is_found_again(request.user):
-        # Read again, it is the session's own user, or whoever is in that one's place.
+    if not _has_django_user(request) and not _is_reloading(request.user):
+        # A reloaded user is the session's own, or whoever has replaced it.
         vars(request)[_IS_REPLACED] = not await _is_of_session(request)
-    if not _is_djangos_auser(request) and not await _replaces_auser(request):
+    if not _has_django_auser(request) and not await _replaces_auser(request):
         return
-    setattr(request, "auser", functools.partial(_user_set_on, request))  # noqa: B010
+    setattr(request, "auser", functools.partial(_resolved_user, request))  # noqa: B010
 
 
 async def user_of(request: HttpRequest) -> Any:
-    """Return a request's user as the project's pages see it, whatever has authenticated it; None or
-    an anonymous one for nobody."""
+    """Return a request's user as the project's pages see it, however the request was authenticated.
+
+    It is None or an anonymous user if nobody is logged in.
+    """
     await resolve_user(request)
     if hasattr(request, "auser"):
         return await request.auser()
@@ -231,23 +234,26 @@ async def user_of(request: HttpRequest) -> Any:
 
 
 async def current_user(request: HttpRequest) -> Any:
-    """Return who owns a request's streams: its user or, where that is nobody, who else is set as
-    ``user``. None for one that nothing tells from others, which is logged."""
+    """Return who owns a request's streams.
+
+    This is the request's user. If that is nobody, it is whoever is set as ``request.user``. It is
+    None for a user that nothing distinguishes from others, which is logged.
+    """
     user = await user_of(request)
     if is_nobody(user):
         user = await loaded(getattr(request, "user", None))
-    if is_nobody(user) or _can_own(user):
+    if is_nobody(user) or _has_owner_key(user):
         return user
     kind = user.__class__
     log_once(
-        f"The streams of users of the class {kind.__module__}.{kind.__qualname__} are nobody's: "
-        "neither `cancel(user=...)` nor a limit reaches them. Such a user has to have "
-        "`is_authenticated`, and `pk` or `id`. Give them, or override `get_owner` in the view."
+        f"Streams of users of the class {kind.__module__}.{kind.__qualname__} have no owner: "
+        "neither `cancel(user=...)` nor a limit applies to them. Give the class "
+        "`is_authenticated`, and `pk` or `id`, or override `get_owner` in the view."
     )
     return None
 
 
-def _can_own(user: Any) -> bool:
+def _has_owner_key(user: Any) -> bool:
     try:
         return hasattr(user, "is_authenticated") and bool(owner_key_of(user))
     except (TypeError, ValueError):
@@ -255,130 +261,136 @@ def _can_own(user: Any) -> bool:
 
 
 def renew_login(request: HttpRequest) -> None:
-    """Let a request's session and user be read again, as Django's middleware does.
+    """Make a request read its session and user again, as Django's middleware does.
 
-    What another middleware has set stays, and is read again: a ``user`` that is lazy or of the
-    database, and what an ``auser`` of its own returns.
+    What another middleware has set stays, and is read again: a ``user`` that is lazy or comes from
+    the database, and the user that the middleware's own ``auser`` returns.
     """
     others: dict[str, Any] = {}
     has_user, has_auser = "user" in vars(request), hasattr(request, "auser")
     user = vars(request).get("user")
-    if has_auser and not _is_djangos_auser(request):
-        others["auser"] = request.auser if _is_settled(request) else _unread_auser(request.auser)
+    if has_auser and not _has_django_auser(request):
+        is_resolved = _is_resolved(request)
+        others["auser"] = request.auser if is_resolved else _reloading_auser(request.auser)
     if not hasattr(request, "session") or not has_auser:
-        others |= {"user": _unread(user)} if has_user else {}
+        others |= {"user": _reloading(user)} if has_user else {}
         vars(request).update(others)
         return
-    # Not above: it imports models, which a project without users does not have.
+    # Imported here, since it imports models that a project without users does not have.
     from django.contrib.auth.middleware import AuthenticationMiddleware
 
-    is_replaced = vars(request).get(_IS_REPLACED, not _is_djangos_user(request))
-    is_wrapped = _setup_of(user) is not None and not _is_djangos_user(request)
+    is_replaced = vars(request).get(_IS_REPLACED, not _has_django_user(request))
+    is_wrapped = _setup_of(user) is not None and not _has_django_user(request)
     request.session = type(request.session)(request.session.session_key)
     for cached in ("_cached_user", "_acached_user"):
         vars(request).pop(cached, None)
     AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
     if has_user and is_replaced:
-        others["user"] = _unread(user)
+        others["user"] = _reloading(user)
     elif is_wrapped:
-        # The session's own, by way of a middleware that may say otherwise by now.
-        others["user"] = _unread(user, request.user)
+        # The session's own user, as set by a middleware that may decide otherwise by now.
+        others["user"] = _reloading(user, request.user)
     vars(request).update(others)
 
 
 async def _is_of_session(request: HttpRequest) -> bool:
-    """Whether ``user`` is the user of the session, as after a login within the request."""
+    """Whether ``user`` is the user of the session, for example after a login in this request."""
     session = getattr(request, "session", None)
     key = await session.aget(SESSION_KEY) if session is not None else None
-    return key is not None and _are_one(await loaded(request.user), key)
+    return key is not None and _is_same_user(await loaded(request.user), key)
 
 
 async def _replaces_auser(request: HttpRequest) -> bool:
-    """Whether ``user`` is somebody else than a middleware's own ``auser`` is."""
-    if _is_djangos_user(request) or not hasattr(request, "auser"):
+    """Whether ``user`` is not the user that a middleware's own ``auser`` returns."""
+    if _has_django_user(request) or not hasattr(request, "auser"):
         return False
-    # A gate may have set it to nobody, after whoever has set `auser`.
-    return not _are_one(await loaded(request.user), await request.auser())
+    # A later middleware may have set `user` to nobody, after another one has set `auser`.
+    return not _is_same_user(await loaded(request.user), await request.auser())
 
 
-def _are_one(user: Any, other: Any) -> bool:
+def _is_same_user(user: Any, other: Any) -> bool:
     try:
         return user_key(user) == user_key(other)
     except (TypeError, ValueError):
         return False
 
 
-def _is_settled(request: HttpRequest) -> bool:
-    return getattr(getattr(request, "auser", None), "func", None) is _user_set_on
+def _is_resolved(request: HttpRequest) -> bool:
+    return getattr(getattr(request, "auser", None), "func", None) is _resolved_user
 
 
 def is_found_by_others(request: HttpRequest) -> bool:
-    """Whether another middleware than Django's says who a request's user is."""
-    return not (_is_djangos_user(request) and _is_djangos_auser(request))
+    """Whether a middleware other than Django's decides who a request's user is."""
+    return not (_has_django_user(request) and _has_django_auser(request))
 
 
-def _is_djangos_user(request: HttpRequest) -> bool:
+def _has_django_user(request: HttpRequest) -> bool:
     setup = _setup_of(vars(request).get("user"))
-    return getattr(setup, "__module__", None) == _DJANGOS
+    return getattr(setup, "__module__", None) == _MIDDLEWARE_MODULE
 
 
-def _is_djangos_auser(request: HttpRequest) -> bool:
+def _has_django_auser(request: HttpRequest) -> bool:
     auser = getattr(request, "auser", None)
     module = getattr(getattr(auser, "func", auser), "__module__", None)
-    return module in (_DJANGOS, _LOGINS)
+    return module in (_MIDDLEWARE_MODULE, _LOGIN_MODULE)
 
 
 def _setup_of(user: Any) -> Callable[[], Any] | None:
-    """Return what finds a lazy user."""
+    """Return the function that finds a lazy user."""
     return vars(user).get("_setupfunc") if isinstance(user, LazyObject) else None
 
 
-def _unread(user: Any, of_session: Any = None) -> Any:
-    """Return a user that is found and read again, whenever this is called; nobody, if it is not the
-    session's, where one is given."""
-    if _is_found_again(user):
-        # What it was made of: that would be read once more each time, and what it has found be
-        # taken for what it finds now.
+def _reloading(user: Any, of_session: Any = None) -> Any:
+    """Return a lazy copy of a user that is looked up and read again when it is first used.
+
+    If ``of_session`` is given and is another user, the copy is an anonymous user.
+    """
+    if _is_reloading(user):
+        # Use the original. A copy of a copy would read it once more each time, and would take what
+        # the first copy has found for what the original finds now.
         user = vars(user)["_setupfunc"].args[0]
     if _setup_of(user) is None and not isinstance(user, Model):
         return user
-    return SimpleLazyObject(functools.partial(_found_again, user, of_session))
+    return SimpleLazyObject(functools.partial(_reload, user, of_session))
 
 
-def _is_found_again(user: Any) -> bool:
-    """Whether a user was made here, of another one."""
-    return getattr(_setup_of(user), "func", None) is _found_again
+def _is_reloading(user: Any) -> bool:
+    """Whether ``_reloading`` has made this user."""
+    return getattr(_setup_of(user), "func", None) is _reload
 
 
-def _found_again(user: Any, of_session: Any) -> Any:
+def _reload(user: Any, of_session: Any) -> Any:
     setup = _setup_of(user)
-    # It may find the instance of before again, which it keeps on the request.
+    # The setup function may return the old instance, which it keeps on the request.
     found = _refreshed(setup() if setup else user)
-    return found if of_session is None or _are_one(found, of_session) else _nobody()
+    return found if of_session is None or _is_same_user(found, of_session) else _nobody()
 
 
-def _unread_auser(auser: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
-    """Return an ``auser`` whose user is read again."""
-    # Of one that was made here before, what it was made of.
+def _reloading_auser(auser: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
+    """Return an ``auser`` that reads its user again."""
+    # If this function has made it, use the original.
     original: Any = auser
-    if isinstance(auser, functools.partial) and auser.func is _read_again:
+    if isinstance(auser, functools.partial) and auser.func is _areload:
         [original] = auser.args
-    return functools.partial(_read_again, original)
+    return functools.partial(_areload, original)
 
 
-async def _read_again(auser: Callable[[], Awaitable[Any]]) -> Any:
+async def _areload(auser: Callable[[], Awaitable[Any]]) -> Any:
     return await sync_to_async(_refreshed)(await auser())
 
 
 def _refreshed(user: Any) -> Any:
-    """Return a user with its row read again, and what else was set on it, as a token's scopes, but
-    nothing that was worked out from the row of before."""
+    """Return a copy of a user with its row read again.
+
+    Other attributes that were set on it stay, for example the scopes of a token. Values that were
+    computed from the old row are dropped.
+    """
     if not isinstance(user, Model) or user.pk is None:
         return user
     fresh = copy(user)
     for name in list(vars(fresh)):
         kept = inspect.getattr_static(type(fresh), name, None)
-        if name.endswith("_perm_cache") or isinstance(kept, _CACHED):
+        if name.endswith("_perm_cache") or isinstance(kept, _CACHED_PROPERTIES):
             delattr(fresh, name)
     try:
         fresh.refresh_from_db(using=router.db_for_write(type(user), instance=user))
@@ -393,21 +405,20 @@ def _nobody() -> Any:
     return AnonymousUser()
 
 
-async def _user_set_on(request: HttpRequest) -> Any:
+async def _resolved_user(request: HttpRequest) -> Any:
     if _setup_of(request.user):
-        # In a thread: what finds the user may block.
+        # In a thread, since the function that finds the user may block.
         await sync_to_async(is_nobody)(request.user)
     user = await loaded(request.user)
     return _nobody() if user is None else user
 
 
 def with_login(view: Callable[..., Any]) -> Callable[..., Any]:
-    """Give an async view the user that the project's pages see, and keep what it answers from
-    deleting the session's cookie.
+    """Give an async view the user that the project's pages see, and protect the session's cookie.
 
-    Django deletes the cookie of a session that is gone. A browser comes back to a stream whenever
-    it likes, so that the answer to the cookie of before may come after that of a login, and would
-    take the login's cookie away.
+    Django's response deletes the cookie of a session that is gone. But a browser reconnects to a
+    stream at any time: the response to the old cookie may arrive after the response of a login,
+    and would delete the login's cookie.
     """
 
     @functools.wraps(view)
@@ -416,7 +427,7 @@ def with_login(view: Callable[..., Any]) -> Callable[..., Any]:
         response: HttpResponseBase = await view(request, *args, **kwargs)
         session = getattr(request, "session", None)
         if session is not None and session.is_empty():
-            # What the middleware does not see there, it does not delete.
+            # The middleware deletes only a cookie that it sees in the request.
             request.COOKIES.pop(settings.SESSION_COOKIE_NAME, None)
         return response
 
@@ -428,11 +439,11 @@ def _users(keys: Iterable[str]) -> dict[str, Any]:
     to_python, to_text = model._meta.pk.to_python, model._meta.pk.value_to_string
     wanted = []
     for key in keys:
-        # Sessions may be older than the kind of key that users have now: such a one finds nobody.
+        # Old sessions may have a key of a type that users no longer have. It finds nobody.
         with suppress(ValidationError):
             wanted.append(to_python(key))
     found: dict[str, Any] = {}
-    # Where users are written: a replica may not have the newest ones.
+    # From the database that users are written to: a replica may lack the newest ones.
     users = model._default_manager.using(router.db_for_write(model))
     for some in _batches(wanted):
         found |= {to_text(user): user for user in users.filter(pk__in=some)}
@@ -445,7 +456,7 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 
 
 def _backend(path: str) -> Any:
-    """Return an authentication backend; None for one that Django does not ask any more."""
+    """Return an authentication backend, or None if Django does not use it any more."""
     if path not in settings.AUTHENTICATION_BACKENDS:
         return None
     with suppress(ImportError, ImproperlyConfigured):
@@ -457,16 +468,16 @@ def _may_log_in(user: Any, login: Login) -> bool:
     backend = _backend(login.backend)
     if backend is None:
         return False
-    # Not every backend is a ModelBackend, which asks for `is_active`.
+    # A backend that is not a ModelBackend may lack this method, which checks `is_active`.
     may_log_in = getattr(backend, "user_can_authenticate", None)
     return bool(may_log_in(user) if may_log_in else getattr(user, "is_active", True))
 
 
 async def _user_of_backend(login: Login) -> Any:
-    """Return whom a login's backend finds, as the project's pages ask it.
+    """Return the user that a login's backend finds, asked as the project's pages ask it.
 
     Raises:
-        Exception: It could not look for the user.
+        Exception: The backend could not look for the user.
     """
     backend = _backend(login.backend)
     model: Any = get_user_model()
@@ -484,6 +495,6 @@ def _has_hash(user: Any, session_hash: str) -> bool:
         return True
     if constant_time_compare(session_hash, user.get_session_auth_hash()):
         return True
-    # Asked only now, as Django does: not every user model has it.
+    # Called last, as Django does, since not every user model has this method.
     fallbacks = user.get_session_auth_fallback_hash()
     return any(constant_time_compare(session_hash, other) for other in fallbacks)

@@ -1,7 +1,7 @@
-"""Who owns a stream: a user and a session, each known by an owner key that does not show it.
+"""Who owns a stream: a user and a session, each known by an owner key that does not reveal it.
 
-An owner key is the name of a group in the event store. That group has neither events nor streams:
-its state says when the owner's streams were ended.
+An owner key is the name of a group in the event store. This group has neither events nor streams.
+Its state says when the owner's streams were ended.
 """
 
 import json
@@ -32,13 +32,16 @@ from django_sse.groups.namespaces import full_name
 from django_sse.text import plain
 
 BEGAN_SESSION_KEY: Final = "_django_sse_began"
-"""Where a session keeps when its user logged in: seconds since the epoch, by the store's clock."""
+"""The session key of the time of the login: seconds since the epoch, by the store's clock."""
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What a session says of the user who is logged in, as Django's ``get_user`` reads it, and
-    where it is kept; None for one that is kept in its cookie. ``namespace`` is its tenant."""
+    """What a session says about its login: the data that Django's ``get_user`` reads.
+
+    ``session_store`` and ``session_key`` say where the session is kept. They are None for a session
+    that is kept in its cookie. ``namespace`` is the tenant's name.
+    """
 
     user: str
     backend: str
@@ -52,11 +55,11 @@ class Login:
 class Owner:
     """Who owns a stream.
 
-    ``user`` is the owner key of its user. ``keys`` are that, its session's and its login's, and for
-    each of its groups the one of its user in that group. Each key goes with the group that it is
-    about; None for all of them.
+    ``user`` is the owner key of the user. ``keys`` maps each owner key to the group that it applies
+    to, or to None if it applies to all groups. There are keys for the user, the session and the
+    login, and for each group a key for the user in that group.
     ``began`` is when the session's user logged in, by the store's clock, in seconds since the
-    epoch; 0 where nobody knows. ``namespace`` is the tenant's name.
+    epoch; 0 if unknown. ``namespace`` is the tenant's name.
     """
 
     keys: Mapping[str, str | None]
@@ -66,7 +69,7 @@ class Owner:
     namespace: str = ""
 
     def within(self, namespace: str) -> "Owner":
-        """Return an owner among those of all tenants, as stores and hubs know it."""
+        """Return this owner with full names, which stores and hubs use for all tenants."""
         if not namespace:
             return self
         owner_keys = {
@@ -78,14 +81,17 @@ class Owner:
         return replace(self, keys=owner_keys, user=user, login=login, namespace=namespace)
 
     def is_ended(self, owner_key: str, state: GroupState) -> bool:
-        """Whether the state of an owner key ends its streams: a user's since the login."""
+        """Whether the state of an owner key ends the owner's streams.
+
+        An end of a user counts only if it was ordered since the login.
+        """
         of_user = owner_key == self.user or self.keys[owner_key] is not None
-        # A session and a login that are over stay so.
+        # A session or a login that has ended never becomes valid again.
         began = self.began if of_user else 0.0
         return state.cancelled and began < state.first / 1_000_000
 
     def groups_left(self, groups: Iterable[str], states: Mapping[str, GroupState]) -> list[str]:
-        """Return those of the groups that may be streamed, given the states of the owner keys."""
+        """Return the groups that may still be streamed, given the states of the owner keys."""
         ended = {
             about
             for owner_key, about in self.keys.items()
@@ -101,12 +107,12 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
     """Return who owns a stream.
 
     Args:
-        request: The request that it is opened by, which may have a session.
-        user: A user or its primary key; None, or an anonymous one, for nobody in particular.
+        request: The request that opens the stream. It may have a session.
+        user: A user or its primary key; None or an anonymous user for nobody in particular.
         groups: The groups of the stream.
 
     Raises:
-        TypeError, ValueError: As ``user_key``.
+        TypeError, ValueError: The user has no owner key: see ``user_key``.
     """
     owner_keys: dict[str, str | None] = {}
     session: SessionBase | None = getattr(request, "session", None)
@@ -124,11 +130,11 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
         str(data[SESSION_KEY]),
         str(data.get(BACKEND_SESSION_KEY)),
         str(data.get(HASH_SESSION_KEY, "")),
-        *_place_of(session),
+        *_session_place(session),
     )
     if conf().END_WITH_LOGIN and (owner_key := login_key(data)):
         owner_keys[owner_key] = None
-    # Of a session that is another one's nobody knows when its owner came.
+    # The session may belong to another user. Then the time of the owner's login is unknown.
     is_own = of_user == user_key(login.user)
     return Owner(
         owner_keys,
@@ -139,8 +145,10 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
 
 
 def is_nobody(user: Any) -> bool:
-    """Whether a user is none, or one who is not authenticated. As Django asks, it is the truth of
-    what the user says that counts."""
+    """Whether a user is None or not authenticated.
+
+    As in Django, the truth value of what the user says counts.
+    """
     return (
         user is None
         or bool(getattr(user, "is_anonymous", False))
@@ -149,7 +157,7 @@ def is_nobody(user: Any) -> bool:
 
 
 async def loaded(user: Any) -> Any:
-    """Return a user who may be lazy, as ``request.user`` is, once it needs no query any more."""
+    """Return a user who may be lazy, like ``request.user``, once it needs no more queries."""
     try:
         is_nobody(user)
     except SynchronousOnlyOperation:
@@ -158,59 +166,61 @@ async def loaded(user: Any) -> Any:
 
 
 def user_key(user: Any, group: str | None = None) -> str:
-    """Return the owner key of a user, or the one of a user in a group.
+    """Return the owner key of a user, or of a user in a group.
 
     Args:
-        user: A user, or its primary key. What is no model's instance but says whether it
-            ``is_authenticated``, as who comes with a token, counts as the user of its ``pk`` or
-            ``id``. An instance of another model that says so is one of its own.
+        user: A user, or its primary key. An object that is not a model instance but has
+            ``is_authenticated``, such as the user of a token, counts as the user with its ``pk`` or
+            ``id``. An instance of another model with ``is_authenticated`` has a separate key.
         group: A Channels group name.
 
     Raises:
-        InvalidGroup: The name is none.
-        TypeError, ValueError: It is neither a user nor a primary key, or one that is not saved,
-            has no key, or is not logged in.
+        InvalidGroup: ``group`` is not a valid group name.
+        TypeError: ``user`` is neither a user nor a primary key.
+        ValueError: The user is not saved, has no key, or is not logged in.
     """
     if is_nobody(user):
         raise ValueError(
-            f"{user} has no streams of its own: give a user who is logged in, or its primary key."
+            f"{user} cannot own streams: give a user who is logged in, or its primary key."
         )
-    whom = _names_of(user)
-    if not whom:
-        raise ValueError(f"{user!r} has neither pk nor id, so nothing tells which streams it has.")
+    identity = _identity(user)
+    if not identity:
+        raise ValueError(f"{user!r} has neither pk nor id, so its streams cannot be identified.")
     if group is None:
-        return _owner_key("user", *whom)
-    return _owner_key("user in group", validate_group(group), *whom)
+        return _owner_key("user", *identity)
+    return _owner_key("user in group", validate_group(group), *identity)
 
 
 def owner_key_of(owner: Any) -> str:
-    """Return the owner key of a user, of its primary key, or of a session.
+    """Return the owner key of a user, of a user's primary key, or of a session.
 
-    It is empty for who cannot have a stream of its own: None, an anonymous user, one without a key,
-    a session that was never saved.
+    It is empty for what cannot own a stream: None, an anonymous user, a user without a key, and a
+    session that was never saved.
 
     Raises:
-        TypeError, ValueError: As ``user_key``.
+        TypeError, ValueError: The user has no owner key: see ``user_key``.
     """
     if is_nobody(owner):
         return ""
     if not isinstance(owner, SessionBase):
-        return user_key(owner) if _names_of(owner) else ""
+        return user_key(owner) if _identity(owner) else ""
     if isinstance(owner, CookieSession):
         return user_key(owner[SESSION_KEY]) if SESSION_KEY in owner else ""
     return _session_owner_key(owner) or ""
 
 
 def login_key(session: SessionBase | Mapping[str, Any]) -> str | None:
-    """Return the owner key of the login in a session, whose session key may change meanwhile; None
-    where it is not known when that was."""
+    """Return the owner key of the login in a session, or None if its time is unknown.
+
+    It stays the same while the session's key changes.
+    """
     if SESSION_KEY not in session or BEGAN_SESSION_KEY not in session:
         return None
     return _owner_key("login", str(session[BEGAN_SESSION_KEY]), str(session[SESSION_KEY]))
 
 
-def _names_of(user: Any) -> list[str]:
-    """Return what names a user, and no other; nothing where nothing does."""
+def _identity(user: Any) -> list[str]:
+    """Return the parts that identify one user, and no other; none if nothing identifies it."""
     if isinstance(user, int | str | UUID) and not isinstance(user, bool):
         return [_primary_key(user)]
     if not isinstance(user, Model):
@@ -219,22 +229,24 @@ def _names_of(user: Any) -> list[str]:
         keys = (getattr(user, "pk", None), getattr(user, "id", None))
         return [_primary_key(key) for key in keys if key is not None][:1]
     is_user = _is_user(user)
-    # Another model's instance may have the primary key of a user who is not meant.
+    # An instance of another model may have the same primary key as an unrelated user.
     if not is_user and not hasattr(user, "is_authenticated"):
         raise TypeError(f"Give a user or its primary key, not {type(user).__name__}.")
     if user.pk is None:
         raise ValueError(f"{user!r} has no primary key yet: save it first.")
     if is_user:
-        # Of a model that inherits from the user's, with a primary key of its own, the user's.
+        # A model that inherits from the user model may have another primary key. Take the user's.
         return [_primary_key(getattr(user, get_user_model()._meta.pk.attname))]
     model: Any = user._meta.concrete_model
     return [model._meta.label_lower, _primary_key_of(model, user.pk) or str(plain(user.pk))]
 
 
 def _primary_key(key: Any) -> str:
-    """Return a user's primary key as sessions have it, in whatever form it is given that the ORM
-    takes. Where no user can have it but one of other means, a UUID has one form, and any other text
-    is what it is."""
+    """Return a user's primary key as sessions write it, from any form that the ORM accepts.
+
+    A key that no user in the database can have belongs to a user who is authenticated by other
+    means. Then every form of a UUID becomes the same text, and any other text stays as it is.
+    """
     text = str(plain(key))
     with suppress(ImproperlyConfigured):
         if of_user := _primary_key_of(get_user_model(), text):
@@ -245,7 +257,7 @@ def _primary_key(key: Any) -> str:
 
 
 def _primary_key_of(model: Any, key: Any) -> str | None:
-    """Return a primary key of a model as sessions have it; None where it can be none."""
+    """Return a model's primary key as sessions write it, or None if the model rejects the key."""
     field = model._meta.pk
     with suppress(TypeError, ValueError, ValidationError):
         value = field.to_python(key)
@@ -257,26 +269,26 @@ def _is_user(instance: Model) -> bool:
     try:
         return isinstance(instance, get_user_model())
     except ImproperlyConfigured:
-        # A project without users, in which others log in.
+        # The project has no user model. Its users are authenticated by other means.
         return False
 
 
-def _place_of(session: SessionBase | None) -> tuple[type[SessionBase], str] | tuple[()]:
-    # The key of a session in a cookie is all that it holds, and another one after each change.
+def _session_place(session: SessionBase | None) -> tuple[type[SessionBase], str] | tuple[()]:
+    # The key of a session in a cookie is the session's whole data, and changes with them.
     if session is None or session.session_key is None or isinstance(session, CookieSession):
         return ()
     return type(session), session.session_key
 
 
 def _session_owner_key(session: SessionBase) -> str | None:
-    place = _place_of(session)
+    place = _session_place(session)
     return _owner_key("session", place[1]) if place else None
 
 
 def _owner_key(*parts: str) -> str:
-    # As JSON no part can hold what separates it from the next, and with "surrogatepass" no two
-    # texts are the same bytes. Without SECRET_KEY, which may change while streams are open. Nobody
-    # guesses a session's key.
+    # In JSON no part can contain the separator of parts, and with "surrogatepass" no two texts have
+    # the same bytes. SECRET_KEY is not used, since it may change while streams are open. Nobody
+    # can guess a session's key.
     text = json.dumps(parts, ensure_ascii=False)
     digest = sha256(text.encode(errors="surrogatepass")).hexdigest()
     return OWNER_PREFIX + digest[: OWNER_KEY_LENGTH - len(OWNER_PREFIX)]

@@ -1,4 +1,4 @@
-"""What stores keep of a group, and what doorbells say of it."""
+"""What stores keep about a group, and what doorbells say about it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +22,10 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class NewEntry:
-    """What is to be appended to a group: an encoded event without an id.
+    """An entry to append to a group: an encoded event without an id.
 
-    ``exclude`` is the key of the owner whose streams are left out. ``at`` is when an ``END`` was
-    ordered that is written late, in microseconds since the epoch; 0 for now.
+    ``exclude`` is the key of the owner whose streams do not get the event. ``at`` is for an ``END``
+    that is written late: the time when it was ordered, in microseconds since the epoch; 0 for now.
     """
 
     group: str
@@ -39,9 +39,9 @@ class NewEntry:
 class Entry:
     """A numbered event of a group.
 
-    ``closes`` is True for the ``close`` of a cancel; ``exclude`` is the key of the owner whose
-    streams are left out. ``time`` is when it was appended, in seconds since the epoch, where it was
-    read from a store.
+    ``closes`` is True for the ``close`` of a cancel. ``exclude`` is the key of the owner whose
+    streams do not get the event. ``time`` is when the event was appended, in seconds since the
+    epoch, if it was read from a store.
     """
 
     number: int
@@ -55,9 +55,10 @@ class Entry:
 class GroupState:
     """Where a group stands.
 
-    ``first`` is its first number ever, ``head`` its last, ``oldest`` the oldest one kept (head + 1
-    when none is). ``origin`` is the position before its first event, and the head of a group never
-    published to: 0, or what a store that may forget all has it stand for.
+    ``first`` is its first number ever, ``head`` its last number, and ``oldest`` the number of the
+    oldest kept event (head + 1 if no event is kept). ``origin`` is the position before the first
+    event, and the head of a group that was never published to. It is 0, or another number in a
+    store that may forget everything.
     """
 
     first: int = 0
@@ -69,7 +70,7 @@ class GroupState:
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """What a doorbell says: how far a group has got, and perhaps the new entries themselves."""
+    """The message of a doorbell: the head of a group, and perhaps the new entries themselves."""
 
     group: str
     head: int
@@ -82,25 +83,25 @@ class Hint:
 
     @classmethod
     def decode(cls, text: str) -> "Hint":
-        """Return the hint that a text stands for.
+        """Return the hint that a text encodes.
 
         Raises:
-            ValueError: It is none.
+            ValueError: The text is not a hint.
         """
         group, head, cancelled = text.split(" ")
         return cls(validate_group_or_owner_key(group), int(head), cancelled == "1")
 
 
 Ring = Callable[[Sequence[Hint]], None]
-"""Tells the hubs of what is new."""
+"""Tells the hubs about new entries."""
 
 
 @dataclass(slots=True)
 class Numbering:
-    """Gives the entries of one group their numbers; what every store does under its lock.
+    """Gives the entries of one group their numbers. Each store does this under its lock.
 
-    ``closing`` is the wire of the ``close`` that a cancelled group ended with. Where ``first`` is
-    another one afterwards, nothing older is kept. ``now`` returns the store's time, in microseconds
+    ``closing`` is the wire of the ``close`` that ended a cancelled group. If ``first`` has changed
+    afterwards, the store keeps nothing older. ``now`` returns the store's time, in microseconds
     since the epoch.
     """
 
@@ -113,23 +114,23 @@ class Numbering:
     numbered: list[Entry] = field(default_factory=list)
 
     def take(self, entry: NewEntry, *, staged: bool = False) -> int | None:
-        """Number one entry; None for what takes no number.
+        """Number one entry. Return its number, or None if it takes no number.
 
-        A staged entry comes out of a transaction that has committed, so it is too late to refuse
-        it: in a group cancelled meanwhile it goes before a ``close`` of its own.
+        A staged entry comes from a committed transaction, so it is too late to refuse it. If its
+        group was cancelled meanwhile, another ``close`` follows it.
 
         Raises:
-            GroupCancelled: An event, not staged, for a cancelled group.
+            GroupCancelled: The entry is an event for a cancelled group, and is not staged.
         """
         if entry.kind is Kind.REOPEN:
             self.cancelled = False
             if self.group.startswith(OWNER_PREFIX):
-                # Noted with its time, so that no END that was ordered before comes after it.
+                # Record the time, so that an END ordered earlier cannot take effect later.
                 self._begin_anew(closing_wire(None), self.now(), closes=False)
             return None
         if entry.kind is Kind.END:
             if 0 < entry.at <= self.first:
-                # What was ordered later holds: the owner may have been let in again.
+                # A later order prevails: the owner may have been let in again.
                 return None
             self._begin_anew(entry.wire, entry.at or self.now(), closes=True)
             self.cancelled = True
@@ -144,7 +145,7 @@ class Numbering:
         return self._add(entry.wire, closes=entry.kind is Kind.CLOSE, exclude=entry.exclude)
 
     def finish(self) -> Hint:
-        """Return the hint that tells of the group as it is now."""
+        """Return the hint about the group as it is now."""
         if self.cancelled and self.numbered and not self.numbered[-1].closes:
             self._add(self.closing or closing_wire(None), closes=True)
         return Hint(self.group, self.head, self.cancelled, tuple(self.numbered))
@@ -166,5 +167,5 @@ def closing_wire(reason: str | None) -> bytes:
 
 
 def first_number() -> int:
-    """Return the first number of a group: the time in microseconds."""
+    """Return the first number of a group: the time, in microseconds since the epoch."""
     return time_ns() // 1000

@@ -1,7 +1,7 @@
-"""Keys of the library's own, derived from the project's ``SECRET_KEY``.
+"""The library's signing keys, derived from the project's ``SECRET_KEY``.
 
-They sign what comes back from where others may write: a client's position, a channel layer's
-messages.
+They sign what returns through places where others can write: clients' positions, and the messages
+of a channel layer.
 """
 
 import hmac
@@ -18,7 +18,7 @@ def signing_key(purpose: str) -> bytes:
     """Return the key to sign with.
 
     Args:
-        purpose: What is signed; what one key has signed is worth nothing elsewhere.
+        purpose: What is signed. A signature for one purpose is not valid for another.
 
     Raises:
         ImproperlyConfigured: The project has no ``SECRET_KEY``.
@@ -27,7 +27,10 @@ def signing_key(purpose: str) -> bytes:
 
 
 def accepted_keys(purpose: str) -> list[bytes]:
-    """Return the keys whose signatures hold: also those of ``SECRET_KEY_FALLBACKS``.
+    """Return the keys whose signatures are valid, including those of ``SECRET_KEY_FALLBACKS``.
+
+    Args:
+        purpose: What is signed.
 
     Raises:
         ImproperlyConfigured: The project has no ``SECRET_KEY``.
@@ -37,7 +40,7 @@ def accepted_keys(purpose: str) -> list[bytes]:
 
 
 def signature(key: bytes, message: bytes) -> bytes:
-    """Return the 32 bytes of a message's HMAC: RFC 2104, with SHA-256."""
+    """Return the HMAC-SHA-256 of a message (RFC 2104): 32 bytes."""
     return hmac.digest(key, message, _HASH)
 
 

@@ -1,8 +1,8 @@
-"""Namespaces: what keeps the groups of tenants, or of sites, apart.
+"""Namespaces, which keep the groups of tenants, or of sites, apart.
 
-Views, handlers and publishers speak of a group as their tenant does. Everywhere else, in stores, on
-doorbells and in positions, it has its full name, which begins with the namespace: here one is made
-of the other.
+Views, handlers and publishers use a group's plain name, which is unique within a tenant. Stores,
+doorbells and positions use its full name, which begins with the namespace. This module converts
+between the two.
 """
 
 import re
@@ -23,19 +23,21 @@ from django_sse.groups.keys import signature, signing_key
 from django_sse.groups.names import OWNER_KEY_LENGTH, OWNER_PREFIX, validate_group
 from django_sse.text import plain
 
-# No group's name has it.
-_JOIN: Final = "/"
+# Between the namespace and the plain name. No group name contains it.
+_SEPARATOR: Final = "/"
+# A namespace that can be a part of a full name as it is.
 _PLAIN: Final = re.compile(r"[A-Za-z0-9\-_.]{1,63}", re.ASCII)
-# Begins what stands for a namespace that cannot be a part of a name as it is.
+# The first character of the hash that replaces any other namespace.
 _HASHED: Final = "="
 
 
 def current_namespace() -> str:
-    """Return the name of the current tenant; "" without one. Blocking: for synchronous code.
+    """Return the name of the current tenant, or "" without one. Blocks: call it from sync code.
 
     Raises:
-        ImproperlyConfigured: ``NAMESPACE`` names no such function, or what it returned is no text.
-        Exception: What the function has raised.
+        ImproperlyConfigured: ``NAMESPACE`` does not name a plain function, or its result is not a
+            text.
+        Exception: Whatever the function raises.
     """
     ask = named_by("NAMESPACE")
     if ask is None:
@@ -47,33 +49,37 @@ def current_namespace() -> str:
         raise
     if not isinstance(name, str):
         raise ImproperlyConfigured(
-            f"{conf().NAMESPACE}, which {SETTING}['NAMESPACE'] names, has to return the name of "
-            f"the current tenant as a str, not {name!r}."
+            f"{conf().NAMESPACE}, which {SETTING}['NAMESPACE'] names, must return the name of the "
+            f"current tenant as a str, not {name!r}."
         )
     return str(plain(name))
 
 
 async def acurrent_namespace() -> str:
-    """Return the name of the current tenant, from async code: asked for in the thread that the
-    request and its connections to databases are of; otherwise as ``current_namespace``."""
+    """Do what ``current_namespace`` does, from async code.
+
+    The function runs in the thread of the request and of its database connections.
+    """
     return "" if conf().NAMESPACE is None else await sync_to_async(current_namespace)()
 
 
 def namespace_context(namespace: str) -> AbstractContextManager[Any]:
-    """Return what a thread enters to be in a tenant: what ``NAMESPACE_CONTEXT`` names.
+    """Return the context manager that makes a tenant the current one in a thread.
+
+    It comes from the function that ``NAMESPACE_CONTEXT`` names.
 
     Raises:
-        ImproperlyConfigured: It names no such thing.
+        ImproperlyConfigured: ``NAMESPACE_CONTEXT`` does not name a plain function.
     """
     enter = named_by("NAMESPACE_CONTEXT")
     return nullcontext() if enter is None else enter(namespace)
 
 
 def named_by(key: str) -> Callable[..., Any] | None:
-    """Return the function whose dotted path a key of the settings is; None without one.
+    """Return the function that a key of the settings names, or None if the key is not set.
 
     Raises:
-        ImproperlyConfigured: There is none, or it is async.
+        ImproperlyConfigured: The dotted path does not lead to a function, or the function is async.
     """
     path = getattr(conf(), key)
     if path is None:
@@ -84,8 +90,8 @@ def named_by(key: str) -> Callable[..., Any] | None:
         raise ImproperlyConfigured(f"{SETTING}[{key!r}] cannot be imported: {error}.") from error
     if not callable(named) or iscoroutinefunction(named):
         raise ImproperlyConfigured(
-            f"{SETTING}[{key!r}] has to be the dotted path of a plain function, and {path} is "
-            f"{'async' if callable(named) else 'none'}."
+            f"{SETTING}[{key!r}] must be the dotted path of a plain function, but {path} is "
+            f"{'async' if callable(named) else 'not a function'}."
         )
     return named  # type: ignore[no-any-return]
 
@@ -99,49 +105,52 @@ def schema_name() -> str:
 
 
 def full_name(namespace: str, name: str) -> str:
-    """Return the name in the store of a tenant's group, or of a key of one of its owners."""
+    """Return the full name, as stores know it, of a tenant's group or owner key."""
     if not namespace or not name:
         return name
     joined = f"{_prefix(namespace)}{name}"
     if not name.startswith(OWNER_PREFIX):
         return joined
-    # As long as every other owner key, for it has columns of its own.
+    # Owner keys have columns of their own, so this one is as long as any other.
     return (
         OWNER_PREFIX + sha256(joined.encode()).hexdigest()[: OWNER_KEY_LENGTH - len(OWNER_PREFIX)]
     )
 
 
 def plain_name(full: str) -> str:
-    """Return the name that its tenant has for a group."""
-    return full.rpartition(_JOIN)[2]
+    """Return the plain name of a group, which its tenant uses."""
+    return full.rpartition(_SEPARATOR)[2]
 
 
 def prefix_of(full: str) -> str:
-    """Return what a group's full name begins with, the same for all groups of a tenant; "" where
-    there are none."""
+    """Return the prefix of a full name, which is the same for all groups of a tenant; "" without
+    tenants."""
     return full[: -len(plain_name(full))]
 
 
 def layer_group(full: str) -> str:
-    """Return the Channels group of a group's plain messages."""
+    """Return the Channels group that carries a group's plain Channels messages."""
     if not prefix_of(full):
         return full
-    # A Channels group is 99 characters at the most, and has no character that groups have not: who
-    # is no tenant's may name one of his own alike, so nobody must be able to work it out.
+    # A Channels group name has at most 99 characters, from the same set as other group names. Code
+    # without a tenant could thus use the same name, so nobody must be able to compute it.
     digest = signature(signing_key("messages of a tenant's group"), full.encode()).hex()
     return f"sse.{digest[:32]}"
 
 
 @async_unsafe("channel_group() may block: use `await sync_to_async(channel_group)(...)` there.")
 def channel_group(group: str) -> str:
-    """Return the Channels group to send plain Channels messages to, for the streams of a group.
+    """Return the Channels group to which plain Channels messages for a group's streams are sent.
 
-    It is the group itself, but where a ``NAMESPACE`` keeps tenants apart: the same one of another
-    tenant is another one on the channel layer, too.
+    This is the group itself, unless a ``NAMESPACE`` keeps tenants apart. Then equal group names of
+    two tenants are different groups on the channel layer, too.
+
+    Args:
+        group: The name of a group of the current tenant.
 
     Raises:
-        InvalidGroup: The name is none.
-        SynchronousOnlyOperation: Called on a running event loop.
+        InvalidGroup: Not a valid group name.
+        SynchronousOnlyOperation: It was called on a running event loop.
     """
     return layer_group(full_name(current_namespace(), validate_group(group)))
 
@@ -149,6 +158,6 @@ def channel_group(group: str) -> str:
 @lru_cache(maxsize=1024)
 def _prefix(namespace: str) -> str:
     if _PLAIN.fullmatch(namespace):
-        return f"{namespace}{_JOIN}"
+        return f"{namespace}{_SEPARATOR}"
     digest = sha256(namespace.encode(errors="surrogatepass")).hexdigest()
-    return f"{_HASHED}{digest[:32]}{_JOIN}"
+    return f"{_HASHED}{digest[:32]}{_SEPARATOR}"

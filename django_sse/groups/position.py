@@ -1,8 +1,9 @@
-"""How far a stream has got in each of its groups, as the ASCII text of an SSE ``id``.
+"""Positions: how far a stream has got in each of its groups, as the ASCII text of an SSE ``id``.
 
-An entry is a keyed hash of the group, so that nobody finds its name by trying, a dot, and the
-number of the last event in base 36. Entries are joined by ``~``: at most 24 bytes a group. The last
-part is a signature, so that nobody makes a position up. The keys are of ``SECRET_KEY``.
+A position has one entry for each group: a keyed hash of the group, a dot, and the number of the
+last event in base 36. The hash is keyed so that nobody can find the name by trial. Entries are
+joined by ``~`` and take at most 24 bytes for each group. The last part is a signature, so that
+nobody can forge a position. The keys are derived from ``SECRET_KEY``.
 """
 
 import hmac
@@ -16,60 +17,65 @@ from django_sse.groups.keys import accepted_keys, signature, signing_key
 from django_sse.groups.namespaces import prefix_of
 
 TERMINAL_MARK: Final = "~end"
-"""What the id ends with that is left with a client for which it is over: the id of a finished
-generator view, and what follows the position of a client whose login has ended."""
+"""The end of the last id of a client that must not come back: it is the whole id of a finished
+generator view, and follows the position of a client whose login has ended."""
 
 MAX_LENGTH: Final = 16 * 1024
-"""In characters. A longer ``Last-Event-ID`` is none of ours, and is not read."""
+"""In characters. A longer ``Last-Event-ID`` cannot come from this library, and is not read."""
 
 LOST: Final = -1
-"""The number, before every group's first, of who has a position that nobody can tell any more."""
+"""The number of a client whose position nobody can read any more: before every group's first."""
 
-# Apart: a group may be named as an entry is, and its hash must not be that entry's signature.
-_PURPOSE: Final = "position"
-_OF_GROUPS: Final = "group in a position"
-_JOIN: Final = "~"
+# Two keys: a group may have the same name as an entry, and its hash must not be that entry's
+# signature.
+_SIGNING_PURPOSE: Final = "position"
+_HASHING_PURPOSE: Final = "group in a position"
+_SEPARATOR: Final = "~"
 _ENTRY: Final = re.compile(r"([A-Za-z0-9_-]{11})\.([0-9a-z]{1,11})", re.ASCII)
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def format_position(numbers: Mapping[str, int]) -> str:
-    """Return the id that says how far a stream has got: the last number of each group."""
+    """Return the id that says how far a stream has got.
+
+    Args:
+        numbers: The number of the last event of each group.
+    """
     if not numbers:
         return ""
-    of_groups = signing_key(_OF_GROUPS)
-    entries = _JOIN.join(_entry(of_groups, group, number) for group, number in numbers.items())
-    signed = signature(signing_key(_PURPOSE), _signed(numbers, entries))
-    return f"{entries}{_JOIN}{_short(signed)}"
+    hash_key = signing_key(_HASHING_PURPOSE)
+    entries = _SEPARATOR.join(_entry(hash_key, group, number) for group, number in numbers.items())
+    digest = signature(signing_key(_SIGNING_PURPOSE), _signed_bytes(numbers, entries))
+    return f"{entries}{_SEPARATOR}{_short(digest)}"
 
 
 def parse_position(last_event_id: str, groups: Iterable[str]) -> dict[str, int]:
     """Return the numbers that a client's ``Last-Event-ID`` has for these groups.
 
-    Never raises, whatever was sent. Entries of other groups are ignored. What looks like a position
-    and is not signed by us, as one of before a change of ``SECRET_KEY``, or for another tenant, has
-    ``LOST`` for all of the groups: their client has missed events, and nobody knows which. Anything
-    else is no position.
+    Never raises, whatever the client sent. Entries of other groups are ignored. A text that looks
+    like a position but has no valid signature gives ``LOST`` for all groups: it may be from before
+    a change of ``SECRET_KEY``, or for another tenant. Its client has missed events, and nobody
+    knows which. Any other text is not a position and gives no numbers.
     """
     if len(last_event_id) > MAX_LENGTH or not _ENTRY.search(last_event_id):
         return {}
-    entries, _, signed = last_event_id.removesuffix(TERMINAL_MARK).rpartition(_JOIN)
+    entries, _, sent = last_event_id.removesuffix(TERMINAL_MARK).rpartition(_SEPARATOR)
     groups = list(groups)
-    keys = zip(accepted_keys(_PURPOSE), accepted_keys(_OF_GROUPS), strict=True)
-    for key, of_groups in keys:
-        valid = _short(signature(key, _signed(groups, entries)))
-        if hmac.compare_digest(valid.encode(), signed.encode("utf-8", "replace")):
-            return _numbers(of_groups, entries, groups)
+    keys = zip(accepted_keys(_SIGNING_PURPOSE), accepted_keys(_HASHING_PURPOSE), strict=True)
+    for key, hash_key in keys:
+        valid = _short(signature(key, _signed_bytes(groups, entries)))
+        if hmac.compare_digest(valid.encode(), sent.encode("utf-8", "replace")):
+            return _numbers(hash_key, entries, groups)
     return dict.fromkeys(groups, LOST)
 
 
 def group_hash(group: str) -> str:
-    """Return the 11 characters that stand for a group in the positions that are given out."""
-    return _group_hash(signing_key(_OF_GROUPS), group)
+    """Return the 11 characters that stand for a group in the positions that clients get."""
+    return _group_hash(signing_key(_HASHING_PURPOSE), group)
 
 
-def _signed(groups: Iterable[str], entries: str) -> bytes:
-    # They are all of one tenant, and no entry has what its prefix ends with.
+def _signed_bytes(groups: Iterable[str], entries: str) -> bytes:
+    # All groups belong to one tenant. No entry contains the slash that ends the tenant's prefix.
     prefix = prefix_of(next(iter(groups), ""))
     return f"{prefix}{entries}".encode("utf-8", "replace")
 
@@ -77,14 +83,14 @@ def _signed(groups: Iterable[str], entries: str) -> bytes:
 def _numbers(key: bytes, entries: str, groups: Iterable[str]) -> dict[str, int]:
     numbers = {
         match[1]: int(match[2], 36)
-        for entry in entries.split(_JOIN)
+        for entry in entries.split(_SEPARATOR)
         if (match := _ENTRY.fullmatch(entry))
     }
-    marks = {group: _group_hash(key, group) for group in groups}
-    return {group: numbers[mark] for group, mark in marks.items() if mark in numbers}
+    hashes = {group: _group_hash(key, group) for group in groups}
+    return {group: numbers[hashed] for group, hashed in hashes.items() if hashed in numbers}
 
 
-# Of a stream's many groups one has moved since its last id.
+# Cached: of a stream's many groups only one has moved since its last id.
 @lru_cache(maxsize=4096)
 def _entry(key: bytes, group: str, number: int) -> str:
     return f"{_group_hash(key, group)}.{_base36(number)}"
@@ -96,7 +102,7 @@ def _group_hash(key: bytes, group: str) -> str:
 
 
 def _short(digest: bytes) -> str:
-    # 64 bits: each try to guess them is a request.
+    # 64 bits suffice, since each guess takes a request.
     return urlsafe_b64encode(digest[:8])[:11].decode()
 
 

@@ -1,4 +1,4 @@
-"""What a stream is sent to catch up: plain decisions over positions, states and entries."""
+"""What a stream gets to catch up: plain decisions about positions, states and entries."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,9 +7,10 @@ from django_sse.groups.entries import Entry, GroupState
 
 
 def join(after: int, entries: Iterable[Entry]) -> tuple[list[Entry], bool]:
-    """Return the entries that go on from a number without a gap, and whether one was met.
+    """Return the entries that follow a number without a gap, and whether there was a gap.
 
-    Entries at or below ``after`` are skipped: a doorbell and the store may tell of the same ones.
+    Entries at or below ``after`` are skipped, since a doorbell and the store may report the same
+    ones.
     """
     joined: list[Entry] = []
     for entry in entries:
@@ -23,7 +24,7 @@ def join(after: int, entries: Iterable[Entry]) -> tuple[list[Entry], bool]:
 
 
 def filling(sizes: Iterable[int], room: int) -> int:
-    """Return how many of the first things fill so many bytes; the last of them may go beyond."""
+    """Return how many of the first sizes fill ``room`` bytes. The last one may exceed it."""
     count = 0
     for count, size in enumerate(sizes, 1):  # noqa: B007
         room -= size
@@ -33,8 +34,8 @@ def filling(sizes: Iterable[int], room: int) -> int:
 
 
 def is_lost(number: int, state: GroupState, replay_events: int | None = None) -> bool:
-    """Whether what follows a number cannot be replayed from a group any more, or is more than so
-    many events."""
+    """Whether a group cannot replay what follows a number, or this is more than ``replay_events``
+    events."""
     if number == state.origin:
         lost = state.head != state.origin and state.oldest != state.first
         number = state.first - 1 if state.first else state.head
@@ -47,9 +48,9 @@ def is_lost(number: int, state: GroupState, replay_events: int | None = None) ->
 class StartingPoint:
     """Where a stream starts.
 
-    ``position`` is the last number of each group that the client has, or need not have; ``reset``
-    says that it lost events; ``fresh``, that it does not know the state of one of the groups;
-    ``over``, that there is nothing to stream any more (204).
+    ``position`` is the last number in each group that the client has, or does not need. ``reset``
+    means that the client has lost events. ``fresh`` means that it does not know the state of at
+    least one group. ``over`` means that nothing is left to stream (204).
     """
 
     position: dict[str, int]
@@ -64,13 +65,14 @@ def starting_point(
     history: int,
     replay_events: int | None = None,
 ) -> StartingPoint:
-    """Decide where a stream starts, given the position its client sent.
+    """Decide where a stream starts, given the position that its client sent.
 
     Args:
         sent: The numbers of the client's ``Last-Event-ID``.
         states: The state of each of the stream's groups.
-        history: How many past events a group gives to a client without a position in it.
-        replay_events: How many events of a group a client may have missed, to be sent them.
+        history: How many past events of a group a client gets that has no position in it.
+        replay_events: The most missed events of a group that a client still gets; None for no
+            limit. With more, it gets a reset.
     """
     reset = any(is_lost(number, states[group], replay_events) for group, number in sent.items())
     known: Mapping[str, int] = {} if reset else sent
@@ -80,7 +82,7 @@ def starting_point(
     }
     all_cancelled = all(state.cancelled for state in states.values())
     if reset and all_cancelled:
-        # The client does not know yet that it is over: it is shown the `close`, if that is kept.
+        # The client does not know yet that the groups are cancelled. It gets the `close`, if kept.
         position = {group: max(state.head, state.oldest) - 1 for group, state in states.items()}
     over = all_cancelled and all(position[group] >= state.head for group, state in states.items())
     return StartingPoint(position, reset, fresh=len(known) < len(states), over=over)

@@ -1,5 +1,5 @@
-"""HTTP: what a request for a stream is answered, and how its stream is handed off to the server.
+"""HTTP: the responses to requests for streams, and the hand-off of a stream to the server.
 
-Promise: a browser understands every answer, also a refusal, and Django's request ends though the
-stream goes on. The views, the decorators and `asgi` import it; it knows `streaming`.
+Promise: a browser understands every response, also a refusal, and Django's request ends while the
+stream goes on. The views, the decorators and `asgi` import it. It imports `streaming`.
 """

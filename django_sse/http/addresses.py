@@ -1,4 +1,4 @@
-"""Whose request it is, by its address: the peer's, or what trusted proxies say of it."""
+"""The address of a request's client: the peer's, or the one that trusted proxies report."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -8,26 +8,27 @@ from django_sse.conf import UNIX_PEER
 
 Address = IPv4Address | IPv6Address
 
-# What one subscriber is commonly given of IPv6 (RFC 6177), and may take addresses from at will.
+# The prefix length of the IPv6 network that one subscriber commonly gets (RFC 6177). The subscriber
+# may use any of its addresses.
 _SUBSCRIBER_PREFIX = 64
 
-# IPv6 addresses of those who have an IPv4 one, in the last 32 bits: RFC 6052, 2.1, RFC 8215, and
-# RFC 2765, 2.1.
+# IPv6 networks whose addresses contain an IPv4 address in the last 32 bits: RFC 6052, 2.1,
+# RFC 8215, and RFC 2765, 2.1.
 _TRANSLATED = tuple(map(IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "::ffff:0:0:0/96")))
 
 
 def client_address(
     peer: str | None, forwarded_for: str, trusted_proxies: Sequence[str]
 ) -> str | None:
-    """Return the address that a request counts for; an IPv6 one as its /64 network or, where it is
-    made of an IPv4 address, as that.
+    """Return the address of a request's client, or None if it is unknown.
 
-    Never raises, whatever the header says.
+    An IPv6 address counts as its /64 network, or as the IPv4 address that it contains. Never
+    raises, whatever the header says.
 
     Args:
-        peer: The address at the other end of the connection; a Unix socket has none.
-        forwarded_for: The header ``X-Forwarded-For``: each proxy adds its peer at the right.
-        trusted_proxies: Addresses, networks, and ``"unix:"``. Empty: the peer is the client.
+        peer: The address at the other end of the connection; None for a Unix socket.
+        forwarded_for: The header ``X-Forwarded-For``. Each proxy adds its peer at the right.
+        trusted_proxies: Addresses, networks, and ``"unix:"``. If empty, the peer is the client.
     """
     client = _parse(peer or "")
     if client is None and UNIX_PEER not in trusted_proxies:
@@ -38,7 +39,7 @@ def client_address(
             break
         before = _parse(hop)
         if before is None:
-            # What a trusted proxy did not understand counts as its own.
+            # A trusted proxy reported no address, so the request counts for the proxy itself.
             break
         client = before
     return None if client is None else _counted(client)
@@ -72,8 +73,11 @@ def _counted(address: Address) -> str:
 
 
 def _ipv4_inside(address: IPv6Address) -> IPv4Address | None:
-    """Return the IPv4 address whose owner has this one, and as many more as he likes; not for
-    trust, since anybody can send from such an address."""
+    """Return the IPv4 address inside an IPv6 address, or None.
+
+    The owner of the IPv4 address has as many such IPv6 addresses as they like. Do not use this to
+    decide whom to trust, since anybody can send from such an address.
+    """
     if address.sixtofour:
         return address.sixtofour
     if address.teredo:

@@ -1,7 +1,7 @@
-"""Cross-origin requests: which pages of other origins may ask for a stream, and read it.
+"""Cross-origin requests: which pages of other origins may request a stream, and read it.
 
-The protocol is that of https://fetch.spec.whatwg.org/#http-cors-protocol. Where a request comes
-from, browsers say in ``Sec-Fetch-Site``: https://www.w3.org/TR/fetch-metadata/.
+The protocol is https://fetch.spec.whatwg.org/#http-cors-protocol. Browsers say where a request
+comes from in ``Sec-Fetch-Site``: https://www.w3.org/TR/fetch-metadata/.
 """
 
 from collections.abc import Mapping
@@ -19,19 +19,19 @@ from django_sse.http.wrappers import wrapped
 ALLOW_ORIGIN: Final = "Access-Control-Allow-Origin"
 ALLOW_CREDENTIALS: Final = "Access-Control-Allow-Credentials"
 
-# EventSource itself needs no preflight. Polyfills send these as headers of their own, and clients
-# on fetch may send a token, or JSON to a generator view.
+# EventSource itself needs no preflight. But polyfills set these headers themselves, and clients
+# that use fetch may send a token, or JSON to a generator view.
 _PREFLIGHT_HEADERS: Final = {
     "Access-Control-Allow-Methods": "GET, HEAD, POST",
     "Access-Control-Allow-Headers": "Authorization, Cache-Control, Content-Type, Last-Event-ID",
-    # Seconds that a browser need not ask again. Chromium remembers it for no longer.
+    # Seconds until a browser must ask again. Chromium remembers the answer no longer than this.
     "Access-Control-Max-Age": "7200",
 }
 _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 
 
 def cors_headers(origin: str | None) -> dict[str, str]:
-    """Return what allows a page to read the response, given its ``Origin`` header."""
+    """Return the headers that allow a page to read the response, given its ``Origin`` header."""
     if "*" in conf().ALLOWED_ORIGINS:
         return {ALLOW_ORIGIN: "*"}
     if not origin or not _is_allowed(origin):
@@ -43,17 +43,17 @@ def cors_headers(origin: str | None) -> dict[str, str]:
 
 
 def varies_by_origin() -> bool:
-    """Say whether ``Origin`` decides on the headers, also where it is missing."""
+    """Say whether the response depends on ``Origin``, even for requests without that header."""
     return bool(conf().ALLOWED_ORIGINS) and "*" not in conf().ALLOWED_ORIGINS
 
 
 def add_cors(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-    """Give a response the headers that ``DJANGO_SSE`` says."""
+    """Add to a response the CORS headers that ``DJANGO_SSE`` asks for."""
     headers = cors_headers(request.headers.get("Origin"))
     for name, value in headers.items():
         response[name] = value
     if headers and response.has_header("Content-Location"):
-        # Where an EventStream goes on after a POST; a page sees few headers else.
+        # An EventStream needs it to go on after a POST. Pages see few headers by default.
         response.setdefault("Access-Control-Expose-Headers", "Content-Location")
     if varies_by_origin():
         patch_vary_headers(response, ["Origin"])
@@ -61,12 +61,12 @@ def add_cors(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBa
 
 
 def is_preflight(request: HttpRequest) -> bool:
-    """Say whether a browser asks whether it may send a request; it does so without cookies."""
+    """Say whether a browser asks for permission to send a request. It does so without cookies."""
     return request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
 
 
 def preflight_answer(request: HttpRequest) -> HttpResponseBase:
-    """Return the 204 that tells a browser what it may send, if its page may send anything."""
+    """Return the 204 that tells a browser what the page may send, if it may send anything."""
     response = HttpResponse(status=204)
     if cors_headers(request.headers.get("Origin")):
         for name, value in _PREFLIGHT_HEADERS.items():
@@ -75,27 +75,29 @@ def preflight_answer(request: HttpRequest) -> HttpResponseBase:
 
 
 def cross_origin(view: ViewT) -> ViewT:
-    """Let pages of other origins ask a view for a stream as ``DJANGO_SSE`` says, and no others.
+    """Let those pages of other origins request a stream of a view that ``DJANGO_SSE`` allows.
 
-    What the view, sync or async, answers is given the headers for that. It never sees a preflight,
-    unless no origin is allowed at all, and never what a page sends that is not allowed. It is
-    marked as an event stream.
+    The view may be sync or async. Its responses get the CORS headers. It never sees a preflight,
+    unless no origin is allowed at all, and never a request of a page that is not allowed. The
+    returned view is marked as an event stream.
     """
 
     def before(request: HttpRequest, kwargs: Mapping[str, Any]) -> HttpResponseBase | None:
         note_reached(request)
-        return _answer_to_others(request)
+        return _cross_origin_answer(request)
 
     return mark_as_stream(wrapped(view, before=before, after=add_cors))
 
 
-def _answer_to_others(request: HttpRequest) -> HttpResponseBase | None:
-    """Return the answer to a preflight, or to a page that is not allowed; None to all others."""
+def _cross_origin_answer(request: HttpRequest) -> HttpResponseBase | None:
+    """Return the answer to a preflight or to a page that is not allowed, or None for the view to
+    answer."""
     if is_preflight(request):
         return preflight_answer(request) if conf().ALLOWED_ORIGINS else None
     if not _is_foreign(request) or _is_allowed(request.headers.get("Origin", "")):
         return None
-    # With a user's cookies, it would take up what she may open, also where nobody reads it.
+    # With a user's cookies, its stream would count against the user's limit, even if nobody reads
+    # it.
     response = HttpResponseForbidden(headers={"Cache-Control": "no-store"})
     patch_vary_headers(response, ["Origin", "Sec-Fetch-Site"])
     return response
@@ -103,29 +105,29 @@ def _answer_to_others(request: HttpRequest) -> HttpResponseBase | None:
 
 def _is_allowed(origin: str) -> bool:
     allowed = conf().ALLOWED_ORIGINS
-    # Who sends no Origin, as for an image, wants no permission to read, and gets none.
+    # A request without Origin, for example for an image, asks for no permission to read.
     return bool(origin) and (
         "*" in allowed or origin.lower() in (known.lower() for known in allowed)
     )
 
 
 def _is_foreign(request: HttpRequest) -> bool:
-    """Say whether a request was sent by a page of another origin.
+    """Say whether a page of another origin has sent a request.
 
-    What is not sent by browsers has neither header, or whatever it likes: it has no user's cookies.
+    Other clients may send neither header, or any value, but they have no user's cookies.
     """
-    # Browsers send it to https and localhost alone. A user who enters a URL is "none".
+    # Browsers send it only to https and localhost. "none" means that the user entered the URL.
     if (site := request.headers.get("Sec-Fetch-Site")) is not None:
         return site not in ("same-origin", "none")
     if (origin := request.headers.get("Origin")) is None:
         return False
-    # Where a proxy ends TLS, a request does not know the scheme that its page has.
+    # If a proxy terminates TLS, the request does not show the scheme of its page.
     scheme, _, host = origin.lower().partition("://")
     try:
         own = request.get_host().lower()
     except DisallowedHost:
-        # Whoever answers to that name, it is not this project.
+        # The host name does not belong to this project.
         return True
     port = _DEFAULT_PORTS.get(scheme)
-    owns = {own, *(own.removesuffix(default) for default in _DEFAULT_PORTS.values())}
-    return port is None or host.removesuffix(port) not in owns
+    own_hosts = {own, *(own.removesuffix(default) for default in _DEFAULT_PORTS.values())}
+    return port is None or host.removesuffix(port) not in own_hosts

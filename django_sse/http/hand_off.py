@@ -1,8 +1,8 @@
 """The hand-off: a stream goes on after Django has finished its request.
 
-Django runs the view and every middleware, sends the status, the headers and the stream's first
-bytes, and finishes: the request's thread and database connection are released. The end of the body
-is held back, and the stream goes on with the server's own ``send``.
+Django runs the view and every middleware, and sends the status, the headers and the stream's first
+bytes. Then it finishes, which releases the request's thread and database connection. The hand-off
+holds back the end of the body, and the stream goes on with the server's own ``send``.
 """
 
 import asyncio
@@ -25,15 +25,15 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# How long the end of a stream may take to go out to a client that does not read.
+# How long sending the end of a stream may take if the client does not read.
 _FAREWELL_SECONDS: Final = 1.0
-# How long a server that cuts streams off is held up, so that it still writes what it was given.
-# Daphne goes on as soon as the first of them is over, so this has to do for all.
+# How long a server that cuts streams off must wait, so that it still writes what it was given.
+# Daphne goes on as soon as the first stream is over, so this must be enough for all.
 _LINGER_SECONDS: Final = 0.5
 
 
 class HandOff:
-    """Stands between Django and the server for one request, and takes its stream over."""
+    """Stands between Django and the server for one request, and takes over its stream."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.is_for_stream = False
@@ -42,9 +42,9 @@ class HandOff:
         self._receive = receive
         self._send = send
         self._stream: Stream | None = None
-        # Whether it is an event stream, and one that may be handed off.
-        self._is_streaming = False
-        self._is_stream = False
+        # Whether the response is an event stream, and whether this stream may be handed off.
+        self._is_event_stream = False
+        self._may_hand_off = False
         self._receiving: asyncio.Timeout | None = None
         self._given_up = False
         self._last_body = b""
@@ -56,7 +56,7 @@ class HandOff:
         self._waiting = ExitStack()
 
     async def receive(self) -> Message:
-        """Pass on what the server receives; a disconnect is remembered."""
+        """Pass on what the server receives, and remember a disconnect."""
         try:
             async with asyncio.timeout(0 if self._given_up else None) as self._receiving:
                 message = await self._receive()
@@ -72,10 +72,10 @@ class HandOff:
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass on what Django sends, but not the end of a body that is to go on."""
+        """Pass on what Django sends, except for the end of a body that goes on."""
         if self._over:
-            # Django before 6.1 goes on where the server has cancelled its task. What is dropped may
-            # have no end, and wait for nothing.
+            # Django before 6.1 goes on after the server has cancelled its task. A dropped body may
+            # be endless and never wait, so let other tasks run.
             await asyncio.sleep(0)
             return
         if message["type"] == "http.response.start":
@@ -92,7 +92,7 @@ class HandOff:
                     if not body:
                         return
                     message = {**message, "more_body": True}
-        if not self._is_streaming:
+        if not self._is_event_stream:
             await self._send(message)
             return
         try:
@@ -102,30 +102,33 @@ class HandOff:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Tell Django that the client has gone: it does not read, and holds the request up."""
-        logger.info("A client did not read its stream, which is ended.")
+        """Tell Django that the client has gone, since it does not read and blocks the request."""
+        logger.info("A client did not read its stream, so the stream is ended.")
         self._over = self._given_up = True
         if self._receiving:
             self._receiving.reschedule(0)
 
     def take(self, stream: Stream, last_chunk: bytes) -> bool:
-        """Take a stream over, if what it yielded last has gone out as the body of an event stream.
+        """Take over a stream if its last chunk went out as the body of an event stream.
 
-        A middleware may have set an encoding, or have put a response of its own in its place.
+        Otherwise a middleware has set an encoding or replaced the response.
+
+        Returns:
+            Whether the stream is taken over.
         """
-        if self._is_stream and self._last_body == last_chunk:
+        if self._may_hand_off and self._last_body == last_chunk:
             self._stream = stream
         return self._stream is not None
 
     def call_on_close(self, callback: Callable[[], object]) -> None:
-        """Call back when the request is over, however it ends; at once if it is over already."""
+        """Call back when the request is over, however it ends, or at once if it already is."""
         if self._closed:
             callback()
         else:
             self._on_close.append(callback)
 
     async def serve(self) -> None:
-        """Serve the stream that was taken over until it ends."""
+        """Serve the stream that was taken over, if there is one, until it ends."""
         stream = self._stream
         if self._given_up and not self._disconnected:
             await self._send_end()
@@ -137,7 +140,7 @@ class HandOff:
         watching = spawn(self._watch(stream))
         try:
             stream.serve(lambda chunk: self._send(_body(chunk, more=True)))
-            # Shielded: a cancelled server task must not cancel the future that others set.
+            # Shielded: cancelling the server's task must not cancel a future that others set.
             await asyncio.shield(stream.ended)
             if not self._disconnected:
                 await self._send_end()
@@ -145,15 +148,15 @@ class HandOff:
             watching.cancel()
 
     async def send_back(self) -> None:
-        """End a stream that the server cuts off, so that its client comes back.
+        """End a stream that the server cuts off, so that its client reconnects.
 
-        Daphne does that to all of them when it shuts down, others at the end of their patience.
+        Daphne cuts off all streams when it shuts down, other servers do so after a timeout.
         """
-        # A response that is not the library's, or is in the middle of an event, is left alone.
-        is_own = self._is_stream and self._on_close and self._last_body.endswith(b"\n\n")
+        # Leave alone a response that is not the library's, or is in the middle of an event.
+        is_own = self._may_hand_off and self._on_close and self._last_body.endswith(b"\n\n")
         if not is_own or self._over or self._disconnected:
             return
-        # After its own last bytes nothing is to come.
+        # A stream that has sent its own last bytes sends nothing more.
         has_its_end = self._stream and self._stream.phase in (Phase.FINISHING, Phase.ENDED)
         self.close()
         await self._send_end(b"" if has_its_end else jittered_retry())
@@ -162,8 +165,8 @@ class HandOff:
     def close(self) -> None:
         """Release what the request still holds.
 
-        Django before 6.1 does not run the ``finally`` of a response whose ASGI task is cancelled,
-        and goes on with a view that has not answered yet.
+        This is needed because Django before 6.1 does not run the ``finally`` of a response whose
+        ASGI task is cancelled, and goes on with a view that has not answered yet.
         """
         self._closed = True
         self._waiting.close()
@@ -172,21 +175,21 @@ class HandOff:
             try:
                 callback()
             except Exception:
-                logger.exception("What a request has held could not be released.")
+                logger.exception("The resources of a request could not be released.")
 
     def _seen_start(self, message: Message) -> Message:
         headers = [(name.lower(), value) for name, value in message.get("headers", ())]
         types = [value for name, value in headers if name == b"content-type"]
-        self._is_streaming = any(value.startswith(b"text/event-stream") for value in types)
-        if not self._is_streaming:
+        self._is_event_stream = any(value.startswith(b"text/event-stream") for value in types)
+        if not self._is_event_stream:
             return message
         identity = (b"content-encoding", b"identity")
         kept = [header for header in headers if header != identity]
         encoded = any(name == b"content-encoding" for name, _ in kept)
-        self._is_stream = message["status"] == 200 and not encoded
+        self._may_hand_off = message["status"] == 200 and not encoded
         bound_silence(self._peer)
         self._send = self._waiting.enter_context(waiting_for_client(self._send))
-        # It has kept compressing middleware away; RFC 9110, 8.4.1 wants it not to be sent.
+        # "identity" has kept compressing middleware away. RFC 9110, 8.4.1: it should not be sent.
         return {**message, "headers": kept}
 
     async def _send_end(self, last_chunk: bytes = b"") -> None:
@@ -196,7 +199,7 @@ class HandOff:
             async with asyncio.timeout(_FAREWELL_SECONDS):
                 await self._send(_body(last_chunk, more=False))
         except CLIENT_GONE:
-            # Also a timeout. Returning without the end makes the server drop the connection.
+            # Or a timeout. Without the end of the body, the server drops the connection.
             logger.info("A client did not take the end of its stream.")
 
     async def _watch(self, stream: Stream) -> None:

@@ -1,7 +1,8 @@
-"""What cannot be served now, said so that clients come back: after a 5xx an EventSource never does.
+"""Refusals of what cannot be served now, such that clients come back.
 
-An EventSource gets 200, a ``retry`` of a time of its own, and the end; other clients get 503. The
-status that the 200 stands for is in the header ``Refused-Status``.
+An EventSource never reconnects after a 5xx. It therefore gets 200, a ``retry`` with a random time,
+and the end. Other clients get 503. The header ``Refused-Status`` has the status that the 200 stands
+for.
 """
 
 import asyncio
@@ -19,13 +20,13 @@ from django_sse.streaming.jitter import jittered_retry, jittered_seconds
 
 STORE_AWAY: Final = "store away"
 SERVER_ERROR: Final = "server error"
-"""Reasons of a refusal. The others are the names of the limits in ``DJANGO_SSE``."""
+"""Reasons for a refusal. The other reasons are the names of the limits in ``DJANGO_SSE``."""
 
 REFUSED_STATUS: Final = "Refused-Status"
-"""The header of a soft refusal that has the status which it stands for, for access logs."""
+"""The header with the status that a soft refusal stands for, for access logs."""
 
-# What a response with another body has no use for.
-_OF_THE_BODY: Final = frozenset(
+# Headers that describe the body. They do not fit the body of a soft refusal.
+_BODY_HEADERS: Final = frozenset(
     {
         *(b"content-type", b"content-length", b"content-encoding", b"content-language"),
         *(b"content-disposition", b"content-range", b"accept-ranges", b"etag", b"last-modified"),
@@ -39,13 +40,13 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class Refusals(LogThrottle):
-    """Counts refusals by their reason, and logs some of them: there may be hundreds a second."""
+    """Counts refusals by reason, and logs only some of them: there may be hundreds a second."""
 
     def note(self, reason: str, error: BaseException | None = None) -> None:
-        """Count a refusal, and log it with its error unless one like it was logged just now."""
+        """Count a refusal, and log it with its error unless a similar one was logged just now."""
         if count := self.count(reason):
             logger.warning(
-                "Clients are refused and sent back: %s (%d since this was last logged).",
+                "Clients are refused and told to come back: %s (%d since this was last logged).",
                 reason,
                 count,
                 exc_info=error,
@@ -65,17 +66,17 @@ def told(error: BaseException | str) -> str:
 
 
 def retry_after() -> int:
-    """Return the seconds of a 503's ``Retry-After``: one to two times RETRY, as of a stream."""
+    """Return the ``Retry-After`` of a 503, in seconds: one to two times RETRY, as in a stream."""
     return math.ceil(jittered_seconds())
 
 
 def is_refused_softly(method: str | None, accept: str) -> bool:
-    """Say whether a request is an EventSource's, and such are spared a 503.
+    """Say whether a request comes from an EventSource, and the settings spare it a 503.
 
     Args:
         method: The request's method.
-        accept: Its ``Accept`` header. An EventSource's names ``text/event-stream``: WHATWG HTML,
-            9.2.2.
+        accept: The request's ``Accept`` header. An EventSource sends ``text/event-stream`` in it:
+            WHATWG HTML, 9.2.2.
     """
     types = (part.partition(";")[0].strip().lower() for part in accept.split(","))
     return method == "GET" and "text/event-stream" in types and conf().REFUSE_SOFTLY
@@ -87,18 +88,18 @@ def with_soft_refusals(
     send: Send,
     is_for_stream: Callable[[], bool],
 ) -> tuple[Receive, Send]:
-    """Return a ``receive`` and a ``send`` that make a soft refusal of a 5xx to an EventSource.
+    """Return a ``receive`` and a ``send`` that turn a 5xx for an EventSource into a soft refusal.
 
-    They are the last thing that a response passes, so that it does not matter who answered: a
-    middleware, before or behind the view, or Django itself. A body that goes on after the refusal
-    is dropped, and who sends it is told that the client has gone. With ``DEBUG`` a comment has what
-    Django says of the error.
+    A response passes them last, so it does not matter who answers: a middleware, before or after
+    the view, or Django itself. After the refusal the rest of the body is dropped, and its sender is
+    told that the client has gone. With
+    ``DEBUG`` a comment carries what Django says of the error.
 
     Args:
         scope: The request's scope.
         receive: Receives what the client sends.
         send: Sends to the client.
-        is_for_stream: Says whether the request is for an event stream; asked at a 5xx alone.
+        is_for_stream: Says whether the request is for an event stream. Called only for a 5xx.
     """
     headers = scope.get("headers", ())
     if not is_refused_softly(scope.get("method"), _header(headers, b"accept")):
@@ -123,7 +124,7 @@ def with_soft_refusals(
     async def send_softly(message: Message) -> None:
         nonlocal start
         if refused:
-            # What is dropped may have no end, and wait for nothing.
+            # A dropped body may be endless and never wait, so let other tasks run.
             await asyncio.sleep(0)
         elif start:
             await refuse(start, _said_by_django(message.get("body", b"")))
@@ -162,7 +163,7 @@ def _said_by_django(body: bytes) -> bytes:
 def _soft_headers(start: Message, origin: str) -> list[tuple[bytes, bytes]]:
     added = cors_headers(origin)
     replaced = {name.lower().encode() for name in (ALLOW_ORIGIN, ALLOW_CREDENTIALS) if added}
-    dropped = _OF_THE_BODY | replaced
+    dropped = _BODY_HEADERS | replaced
     kept = [header for header in start.get("headers", ()) if header[0].lower() not in dropped]
     added |= {
         "Content-Type": "text/event-stream; charset=utf-8",
@@ -170,7 +171,7 @@ def _soft_headers(start: Message, origin: str) -> list[tuple[bytes, bytes]]:
         REFUSED_STATUS: str(start["status"]),
     }
     if varies_by_origin():
-        # Beside another Vary it counts as one list: RFC 9110, 5.3.
+        # A second Vary header extends the first one: RFC 9110, 5.3.
         added["Vary"] = "Origin"
     return kept + [
         (name.lower().encode(), value.encode("latin-1")) for name, value in added.items()

@@ -1,4 +1,4 @@
-"""Responses that are event streams, their headers, and the 204 that ends them for good."""
+"""Responses that are event streams, their headers, and the 204 that ends a stream for good."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -36,30 +36,31 @@ from django_sse.streaming.stream import HEARTBEAT, Phase, Stream
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 PLAIN_TEXT: Final = "text/plain; charset=utf-8"
 
-# While a stream begins, whether a heartbeat is due or it has to end is looked at this often.
-_LOOK_SECONDS: Final = 1.0
+# While a stream begins, how often it checks whether a heartbeat is due, or whether it must end.
+_CHECK_SECONDS: Final = 1.0
 
 
 def stream_headers(request: HttpRequest) -> dict[str, str]:
-    """Return the headers of an event stream, beside its content type.
+    """Return the headers of an event stream, without its content type.
 
-    They keep caches from storing it, proxies and middleware from buffering or compressing it.
+    They keep caches from storing the stream, and proxies and middleware from buffering or
+    compressing it.
     """
     headers = {
         "Cache-Control": "no-cache, no-store, private, no-transform",
-        # nginx buffers otherwise.
+        # Without it, nginx buffers.
         "X-Accel-Buffering": "no",
-        # Keeps GZipMiddleware and its like away.
+        # Keeps GZipMiddleware and other compressing middleware away.
         "Content-Encoding": "identity",
     }
-    # HTTP/2 forbids it: RFC 9113, 8.2.2. WSGI servers set it themselves: PEP 3333.
+    # HTTP/2 forbids this header: RFC 9113, 8.2.2. WSGI servers set it themselves: PEP 3333.
     if isinstance(request, ASGIRequest) and request.scope.get("http_version") == "1.1":
         headers["Connection"] = "keep-alive"
     return headers
 
 
 def no_store(response: HttpResponseBase) -> HttpResponseBase:
-    """Keep caches from storing an answer that may be another one at the next attempt."""
+    """Keep caches from storing a response that may be different at the next attempt."""
     response["Cache-Control"] = "no-store"
     return response
 
@@ -70,14 +71,14 @@ def no_content() -> HttpResponseBase:
 
 
 def not_found(error: InvalidGroup) -> HttpResponseBase:
-    """Return the 404 for a name that is no group's."""
+    """Return the 404 for an invalid group name, and log the error."""
     logger.info("Not Found: %s", error)
     return no_store(HttpResponseNotFound(told(error), content_type=PLAIN_TEXT))
 
 
 def last_event_id(request: HttpRequest) -> str:
-    """Return the last event id that a client sends: the header, or else the query."""
-    # Browsers send it as UTF-8 (WHATWG HTML, 9.2.3); Django decodes headers as latin-1.
+    """Return the last event id that a client sent, from the header or else from the query."""
+    # Browsers send it as UTF-8 (WHATWG HTML, 9.2.3), but Django decodes headers as latin-1.
     header = request.headers.get("Last-Event-ID", "").encode("latin-1", "replace")
     query = request.GET
     return (
@@ -92,23 +93,24 @@ class EventStreamResponse(StreamingHttpResponse):
     """A response that is an event stream.
 
     Raises:
-        ImproperlyConfigured: The request came over WSGI, which would hold a worker for each stream.
+        ImproperlyConfigured: The request came over WSGI, where each stream would hold a worker.
     """
 
     def __init__(self, request: HttpRequest, chunks: AsyncIterator[bytes]) -> None:
         if not isinstance(request, ASGIRequest):
             raise ImproperlyConfigured(
-                "An event stream was requested over WSGI. Serve the project over ASGI: "
-                "django_sse.asgi.get_asgi_application in asgi.py and daphne, uvicorn, hypercorn "
-                "or granian; for runserver, `daphne` first in INSTALLED_APPS and ASGI_APPLICATION."
+                "An event stream was requested over WSGI. Serve the project over ASGI: use "
+                "django_sse.asgi.get_asgi_application in asgi.py, and daphne, uvicorn, hypercorn "
+                "or granian. For runserver, put `daphne` first in INSTALLED_APPS and set "
+                "ASGI_APPLICATION."
             )
         super().__init__(chunks, content_type=CONTENT_TYPE, headers=stream_headers(request))
 
 
 class HeadersResponse(EventStreamResponse):
-    """The answer to HEAD: an event stream's headers, without the stream.
+    """The response to HEAD: an event stream's headers, without the stream.
 
-    It streams, so that no middleware gives it the length or the tag of an empty body.
+    It is a streaming response, so that no middleware adds the length or the ETag of an empty body.
     """
 
     def __init__(self, request: HttpRequest) -> None:
@@ -118,12 +120,14 @@ class HeadersResponse(EventStreamResponse):
 def unavailable(
     request: HttpRequest, reason: str, error: BaseException | None = None
 ) -> HttpResponseBase:
-    """Return what sends a client back that cannot be served now, and note that.
+    """Return the response for a client that cannot be served now and should come back.
+
+    Also counts and logs the refusal.
 
     Args:
         request: The request.
-        reason: Why, for the log and the count.
-        error: What has happened, for the log.
+        reason: The reason, for the log and the count.
+        error: The error that caused the refusal, for the log.
     """
     refusals.note(reason, error)
     why = told(error or reason)
@@ -134,7 +138,7 @@ def unavailable(
         return soft
     headers = {"Retry-After": str(retry_after())}
     response = HttpResponse(why, PLAIN_TEXT, status=503, headers=headers)
-    # Django would log each one as an error, and mail it to the admins.
+    # Otherwise Django logs each one as an error, and mails it to the admins.
     response._has_been_logged = True  # type: ignore[attr-defined]
     return no_store(response)
 
@@ -145,14 +149,14 @@ async def _chunks(*chunks: bytes) -> AsyncIterator[bytes]:
 
 
 class GroupStreamResponse(EventStreamResponse):
-    """A stream of Channels groups: its first bytes, then the hand-off to the ASGI wrapper.
+    """A stream of Channels groups: it sends the first bytes, then hands off to the ASGI wrapper.
 
     Args:
         request: The request.
         position: The number in each group that the stream starts after.
         retry: The browser's reconnection time, in milliseconds.
-        reset: Whether the client is told that it has lost events.
-        initial_events: The state as of now, for a client that does not know it.
+        reset: Whether to tell the client that it has lost events.
+        initial_events: The current state, for a client that does not know it; otherwise None.
         stream_options: The keyword arguments of ``Stream``.
     """
 
@@ -176,7 +180,8 @@ class GroupStreamResponse(EventStreamResponse):
         self._iterated_whole = False
         super().__init__(request, self._content())
 
-    # A middleware that sets other content, or iterates it itself, wants to see every chunk.
+    # A middleware that sets other content, or iterates over it, wants to see every chunk. Then the
+    # stream must stay in its request.
 
     @property
     def streaming_content(self) -> Any:
@@ -208,8 +213,8 @@ class GroupStreamResponse(EventStreamResponse):
                         return
                     now = loop.time()
                     if stream.phase is Phase.FINISHING:
-                        # Who is only sent back may get what is left, if that takes a moment.
-                        cut_at = min(cut_at, now if stream.is_barred else now + _LOOK_SECONDS)
+                        # A client that is only to reconnect may briefly get what is left.
+                        cut_at = min(cut_at, now if stream.is_barred else now + _CHECK_SECONDS)
                     if now >= cut_at and (last_chunk or not chunk):
                         is_complete = False
                         break
@@ -232,11 +237,11 @@ class GroupStreamResponse(EventStreamResponse):
                 stream.end("request ended")
 
     async def _begin(self, stream: Stream) -> AsyncGenerator[bytes, None]:
-        """Yield what a stream begins with, up to its position."""
+        """Yield the beginning of a stream, up to its position."""
         try:
             await stream.open()
         except Exception as error:
-            # The status has gone out.
+            # It is too late for a 503, since the status has gone out.
             reached = error.limit if isinstance(error, TooManyStreams) else None
             refusals.note(reached or STORE_AWAY, None if reached else error)
             yield jittered_retry()
@@ -244,9 +249,9 @@ class GroupStreamResponse(EventStreamResponse):
             return
         first = Event(retry=self._retry).encode()
         if self._reset:
-            # Without an id: a client that leaves before the new state is told again.
+            # Without an id: a client that leaves before it has the new state gets the reset again.
             first += Event({}, event="reset").encode()
-        # A client that leaves before its first event has a position, too.
+        # This gives a position also to a client that leaves before its first event.
         checkpoint = with_id(format_position(self._position), b"")
         if self._initial_events is None:
             yield first + checkpoint
@@ -257,7 +262,7 @@ class GroupStreamResponse(EventStreamResponse):
             async for event in events:
                 if chunk := stream.encode(event):
                     yield chunk
-                # Neither the view nor the server need wait for anything here.
+                # Neither the view nor the server has to wait here, so let other tasks run.
                 await turns.give_way(len(chunk))
         yield checkpoint
 
@@ -277,8 +282,8 @@ class GroupStreamResponse(EventStreamResponse):
 class GeneratorResponse(EventStreamResponse):
     """The stream of a view that is an async generator.
 
-    It stays in its request, which the generator may need. When the generator returns, the client is
-    left a terminal mark in its ``Last-Event-ID``, so that reconnecting is answered 204.
+    It stays in its request, which the generator may need. When the generator returns, the client
+    gets a terminal mark as its ``Last-Event-ID``. If it reconnects, the response is then 204.
     """
 
     def __init__(self, request: HttpRequest, events: AsyncGenerator[Any, None]) -> None:
@@ -288,7 +293,7 @@ class GeneratorResponse(EventStreamResponse):
         super().__init__(request, self._content())
 
     async def _content(self) -> AsyncGenerator[bytes, None]:
-        # One task from the generator's start to its end: what it opens, it can close.
+        # One task runs the generator from start to end, so that it can close what it opens.
         driving = asyncio.create_task(self._drive())
         stop_watching = call_at_shutdown(lambda: self._send_back(driving))
         driving.add_done_callback(lambda _: stop_watching())
@@ -316,7 +321,7 @@ class GeneratorResponse(EventStreamResponse):
             await asyncio.wait([driving])
 
     def _send_back(self, driving: asyncio.Task[None]) -> None:
-        """End the stream so that its client comes back: it is too old, or the server shuts down."""
+        """End the stream so that its client reconnects: it is too old, or the server shuts down."""
         if not driving.cancelling():
             self._queue.put_nowait(jittered_retry())
             driving.cancel()
@@ -329,23 +334,24 @@ class GeneratorResponse(EventStreamResponse):
                     refuse_reserved_name(event)
                     await self._put(event.encode())
         except Exception:
-            # Nothing of it reaches the client, which comes back as after a lost connection.
-            logger.exception("A generator view failed; its stream is ended.")
+            # The client learns nothing about it, and reconnects as after a lost connection.
+            logger.exception("A generator view failed, so its stream is ended.")
         else:
             await self._put(with_id(TERMINAL_MARK, closing_wire("complete")))
 
     async def _put(self, chunk: bytes) -> None:
-        """Hand on a chunk, and wait until it has gone out."""
+        """Pass on a chunk, and wait until it has gone out."""
         if chunk:
             self._queue.put_nowait(chunk)
             await self._queue.join()
 
 
 class _InOneTask:
-    """Yields some chunks, and empty ones while none comes; stops where the stream has ended.
+    """Yields the chunks of a generator, and empty ones while it waits, until the stream has ended.
 
-    One task drives the generator from its start to its end: what it opens, it can close. It is no
-    generator itself, which the garbage collector would close beside the one that iterates it.
+    One task runs the generator from start to end, so that it can close what it opens. This class is
+    not a generator itself, because the garbage collector could close a generator while another
+    task iterates over it.
     """
 
     def __init__(self, chunks: AsyncGenerator[bytes, None], ended: asyncio.Future[str]) -> None:
@@ -361,11 +367,11 @@ class _InOneTask:
 
     async def __anext__(self) -> bytes:
         if self._is_out:
-            # Asked for more: it has gone out.
+            # The caller asks for more, so the last chunk has gone out.
             self._is_out = False
             self._queue.task_done()
         try:
-            async with asyncio.timeout(_LOOK_SECONDS):
+            async with asyncio.timeout(_CHECK_SECONDS):
                 chunk = await self._queue.get()
         except TimeoutError:
             return b""
@@ -377,7 +383,7 @@ class _InOneTask:
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """End what drives the generator, which closes it."""
+        """End the task that runs the generator, which closes the generator."""
         self._driving.cancel()
         await asyncio.wait([self._driving])
 
@@ -399,5 +405,5 @@ async def _in_request(stream: Stream) -> AsyncGenerator[bytes, None]:
     stream.serve(send)
     while (chunk := await queue.get()) is not None:
         yield chunk
-        # Resumed: the chunk has gone out.
+        # The caller asks for more, so the chunk has gone out.
         queue.task_done()

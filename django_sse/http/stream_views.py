@@ -1,4 +1,4 @@
-"""Which views are event streams: each is marked so, and a request that reaches one is noted."""
+"""Marks views as event streams, and notes requests that reach such a view."""
 
 from collections.abc import Callable, MutableMapping
 from io import BytesIO
@@ -19,7 +19,7 @@ _IS_STREAM: Final = "is_event_stream"
 
 
 def mark_as_stream(view: ViewT) -> ViewT:
-    """Mark a view as an event stream; what ``functools.wraps`` puts round it is marked as well."""
+    """Mark a view as an event stream. A ``functools.wraps`` wrapper around it is marked as well."""
     setattr(view, _IS_STREAM, True)
     return view
 
@@ -31,17 +31,19 @@ def note_reached(request: HttpRequest) -> None:
 
 
 def hand_off_of(request: HttpRequest) -> "HandOff | None":
-    """Return the hand-off that the ASGI wrapper has put into a request's scope."""
+    """Return the hand-off that the ASGI wrapper has put into a request's scope, or None."""
     return request.scope.get(SCOPE_KEY) if isinstance(request, ASGIRequest) else None
 
 
 def leads_to_stream(scope: MutableMapping[str, Any]) -> bool:
     """Say whether the project's URLs lead a request to a view that is an event stream.
 
-    No, where that cannot be said: what is in the URLs may fail, and other applications have others.
+    The answer is no if it cannot be found out: the URLconf may fail, and other applications have
+    other URLs.
     """
     try:
-        # Which takes `root_path` off, and in whose context the URLconf is that a middleware set.
+        # ASGIRequest removes `root_path`. `resolve` uses the URLconf that a middleware has set in
+        # this context.
         view = resolve(ASGIRequest(scope, BytesIO()).path_info).func
     except Exception:
         return False

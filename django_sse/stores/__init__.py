@@ -18,16 +18,16 @@ STORES: Final = {
 }
 
 
-_making = ForkSafeLock()
+_making_lock = ForkSafeLock()
 
 
 def get_store() -> EventStore:
-    """Return the project's event store, one in a process.
+    """Return the project's event store. Each process has one.
 
     Raises:
-        ImproperlyConfigured: There is no such store, or it does not take the options given.
+        ImproperlyConfigured: ``STORE`` names no event store, or the store rejects its options.
     """
-    with _making:
+    with _making_lock:
         return _make_store()
 
 
@@ -51,9 +51,9 @@ def _make_store() -> EventStore:
     return store
 
 
-def _forget(*, setting: str, **kwargs: Any) -> None:
+def _forget_store(*, setting: str, **kwargs: Any) -> None:
     if setting == SETTING:
         _make_store.cache_clear()
 
 
-setting_changed.connect(_forget)
+setting_changed.connect(_forget_store)

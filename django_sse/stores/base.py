@@ -1,4 +1,4 @@
-"""The contract of an event store: each group's recent events, and whether it is cancelled."""
+"""The contract of an event store, which keeps each group's recent events and its state."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -21,12 +21,12 @@ from django_sse.stores.clock import StoreClock
 from django_sse.stores.notify import Notifications
 from django_sse.stores.unwritten_ends import unwritten_ends
 
-# How often a process trims, at the most.
+# The longest pause between two trims in one process.
 _TRIM_SECONDS: Final = 60.0
 
 
 class Dropped(NamedTuple):
-    """How much was dropped for its age."""
+    """How many events and groups were dropped because of their age."""
 
     events: int = 0
     groups: int = 0
@@ -38,70 +38,76 @@ Cursor = Any
 class EventStore(ABC):
     """Keeps each group's recent events in order.
 
-    Numbers: a group's first number is the time in microseconds, every later one is one more. They
-    never go back, neither after trimming nor after ``reopen``. Where a store has lost what it had
-    acknowledged, a new run of numbers begins at the time, and nothing older is kept: so every
-    position of before is seen to be of a lost history.
+    Numbers: the first number of a group is the time in microseconds. Each later number is one
+    more. Numbers never go back, neither after trimming nor after ``reopen``. If a store has lost
+    events that it had acknowledged, the group begins a new run of numbers at the current time and
+    keeps nothing older. Every earlier position then shows that its history is lost.
 
-    Appending: all entries of one call are appended, or none; groups may be mixed. A ``CLOSE``
-    takes a number like an event, once: a second one for a cancelled group is dropped. Appending an
-    event to a cancelled group raises ``GroupCancelled``.
+    Appending: one call appends all of its entries or none. They may belong to different groups. A
+    ``CLOSE`` takes a number like an event, but only once: a second ``CLOSE`` for a cancelled group
+    is dropped. Appending an event to a cancelled group raises ``GroupCancelled``.
 
-    Names: a group's has 1 to 99 ASCII letters, digits, hyphens, underscores and full stops, and
-    before it, where tenants are kept apart, up to 63 of these or ``=`` and a slash. They are
-    compared byte for byte.
+    Names: a group's name has 1 to 99 ASCII letters, digits, hyphens, underscores and full stops.
+    If tenants are kept apart, a prefix comes first: up to 63 of these characters or ``=``, and a
+    slash. Names are compared byte for byte.
 
-    Groups whose names begin with ``OWNER_PREFIX`` are those of owners of streams. An ``END``
-    cancels one, and begins it anew with a first number that is the time: its state says when that
-    was.
-    Where it is written late, that is the time that it was ordered at, and it takes no number if
-    there is a later one. They are kept for ``CANCEL_TTL``, and others for ``GROUP_TTL``.
+    Owners: a group whose name begins with ``OWNER_PREFIX`` belongs to an owner of streams. An
+    ``END`` cancels this group and begins it anew. The new first number is the time, so the state
+    says when the streams were ended. An ``END`` that is written late gets the time when it was
+    ordered, and takes no number if a later one exists. Owners' groups are kept for ``CANCEL_TTL``,
+    all other groups for ``GROUP_TTL``.
 
-    Transactions: where a transaction is open on ``using``, entries come into being with its commit.
+    Transactions: if a transaction is open on ``using``, its commit publishes the entries.
 
-    Reading is async. It adds no group and no event, but ``achanged`` also finishes what a publisher
-    that died after its commit has left behind.
+    Reading is async. It adds no group and no event. But if a publisher died after its commit,
+    ``achanged`` finishes the work of that publisher.
     """
 
     crosses_processes: ClassVar[bool]
-    """Whether another process sees what this one appends."""
+    """Whether other processes see what this process appends."""
 
     file: Path | None = None
-    """The file that all of it is kept in, if it is one: only processes of one host share it."""
+    """The file that holds the whole store, if there is one. Only processes of one host share it."""
 
     address: str = ""
-    """Where else it is kept: the same text in all processes that share it, and in no others."""
+    """Where the store is kept, apart from ``file``: the same text in all processes that share it,
+    and in no others."""
 
     notifications: Notifications | None = None
-    """What tells the hubs of other processes of whatever is appended, if the store does itself."""
+    """What tells the hubs of other processes of each append, if the store does this itself."""
 
     def __init__(self, *, using: str = DEFAULT_DB_ALIAS) -> None:
         self.using = using
         self.clock = StoreClock(None)
-        """What times and first numbers are by: this host's where the store has none of its own."""
+        """The clock of all times and first numbers: this host's if the store has no clock."""
 
     def append(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
-        """Append entries and ring; return their numbers (None for ``REOPEN`` and dropped ones).
+        """Append entries, call ``ring``, and return the numbers of the entries.
 
-        Inside a transaction on ``using`` the numbers are None, and the ringing is done after the
-        commit. An ``END`` that cannot be written, now or after the commit, is tried again for
-        ``CANCEL_TTL``. Blocking: for synchronous code.
+        The number is None for a ``REOPEN`` and for an entry that was dropped. Inside a transaction
+        on ``using`` all numbers are None, and ``ring`` is called after the commit. An ``END`` that
+        cannot be written, now or after the commit, is tried again for ``CANCEL_TTL``. Blocks: call
+        it from synchronous code.
+
+        Args:
+            entries: The entries to append, of any groups.
+            ring: Tells the hubs about the new entries.
 
         Raises:
-            GroupCancelled: An event for a cancelled group; nothing was appended.
+            GroupCancelled: An event was for a cancelled group. Nothing was appended.
             TransactionManagementError: Autocommit is off.
         """
         reopened = [entry.group for entry in entries if entry.kind is Kind.REOPEN]
         connection = connections[self.using]
         if not connection.in_atomic_block:
-            # Not get_autocommit(), which connects: a store may have nothing to do with a database.
+            # get_autocommit() would connect, but a store may not use the database at all.
             connected = connection.connection is not None
             if not (connection.autocommit if connected else connection.settings_dict["AUTOCOMMIT"]):
                 raise transaction.TransactionManagementError(
-                    "Publishing needs autocommit, or a transaction opened by atomic(): otherwise "
-                    "nobody could tell when an event comes into being."
+                    "Publishing needs autocommit, or a transaction opened by atomic(). Otherwise "
+                    "nobody can tell when an event is published."
                 )
-            with self._keeping_ends(entries, ring):
+            with self._keeping_failed_ends(entries, ring):
                 numbers, hints = self._append(entries)
             unwritten_ends.take_back(self, reopened)
             ring(hints)
@@ -109,23 +115,25 @@ class EventStore(ABC):
         commit = self._stage(entries)
 
         def append_and_ring() -> None:
-            with self._keeping_ends(entries, ring):
+            with self._keeping_failed_ends(entries, ring):
                 hints = commit()
             unwritten_ends.take_back(self, reopened)
             ring(hints)
 
-        # A failing hook must not keep the project's own hooks from running; Django logs it.
+        # robust: if this hook fails, Django logs it and still runs the project's own hooks.
         transaction.on_commit(append_and_ring, using=self.using, robust=True)
         return [None] * len(entries)
 
     async def aappend(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
-        """Append from async code; otherwise as ``append``."""
-        # In the thread that async_to_sync or the request keeps, where its transaction is open.
+        """Do what ``append`` does, from async code."""
+        # sync_to_async uses the thread of async_to_sync or of the request, where its transaction
+        # is open.
         return await sync_to_async(self.append)(entries, ring)
 
     @contextmanager
-    def _keeping_ends(self, entries: Sequence[NewEntry], ring: Ring) -> Iterator[None]:
-        """Have the ends tried again that cannot be written: nobody else would shut them out."""
+    def _keeping_failed_ends(self, entries: Sequence[NewEntry], ring: Ring) -> Iterator[None]:
+        """Keep ends that cannot be written, to try them again: nobody else would shut out their
+        owners."""
         now = self.clock.known()
         try:
             yield
@@ -142,22 +150,24 @@ class EventStore(ABC):
     def _append(
         self, entries: Sequence[NewEntry], *, staged: bool = False
     ) -> tuple[list[int | None], list[Hint]]:
-        """Append entries now; return a number (or None) each, and a hint for each group.
+        """Append entries now. Return a number or None for each entry, and a hint for each group.
 
         Args:
-            staged: They come out of a transaction that has committed: see ``Numbering.take``.
+            entries: The entries to append, of any groups.
+            staged: Whether they come from a committed transaction: see ``Numbering.take``.
 
         Raises:
-            GroupCancelled: An event for a cancelled group; nothing was appended.
+            GroupCancelled: An event was for a cancelled group. Nothing was appended.
         """
 
     def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Sequence[Hint]]:
-        """Take entries within an open transaction; return what appends them after its commit.
+        """Take entries inside an open transaction. Return the function that appends them after
+        its commit.
 
-        This one keeps them in memory until then: they are lost with the process.
+        This default keeps them in memory until then, so they are lost with the process.
 
         Raises:
-            GroupCancelled: An event for a cancelled group; nothing was taken.
+            GroupCancelled: An event was for a cancelled group. Nothing was taken.
         """
         groups = [entry.group for entry in entries if entry.kind is Kind.EVENT]
         for group, state in (self.states(groups) if groups else {}).items():
@@ -167,7 +177,7 @@ class EventStore(ABC):
 
     @abstractmethod
     def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
-        """Return the state of each of the groups. Blocking: for synchronous code."""
+        """Return the state of each of the groups. Blocks: call it from synchronous code."""
 
     @abstractmethod
     async def astates(self, groups: Sequence[str]) -> dict[str, GroupState]:
@@ -175,26 +185,31 @@ class EventStore(ABC):
 
     @abstractmethod
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
-        """Return kept entries numbered above ``after``, in order, each with the time of its append.
+        """Return the kept entries numbered above ``after``, in order, with their append times.
 
-        It is the first ``limit`` of them, or as many as it takes to have ``READ_BYTES``: the last
-        one may go beyond. What follows is not loaded, either, since many may read at once.
+        The page ends after ``limit`` entries, or after the entry that brings it to ``READ_BYTES``;
+        this last entry may exceed the limit. Later entries are not even loaded, since many clients
+        may read at once.
         """
 
     @abstractmethod
     async def achanged(
         self, cursor: Cursor, groups: Container[str]
     ) -> tuple[Iterable[Hint] | None, Cursor]:
-        """Return hints of those of the groups that changed since the cursor was made, and the next
-        cursor; None instead of the hints where any of them may have changed.
+        """Return hints for the groups that changed since the cursor was made, and the next cursor.
 
-        The first cursor is None. A change may be told more than once, and is never left out. What
-        this costs follows what changed, not how many groups there are.
+        None instead of the hints means that any of the groups may have changed. The first cursor
+        is None. A change may be reported more than once, and is never left out. The cost depends
+        on how much changed, not on the number of groups.
         """
 
     @abstractmethod
     async def anew_run(self, group: str, above: int) -> GroupState:
-        """Begin a new run of numbers, if the group's head is below ``above``, which was seen.
+        """Begin a new run of numbers if the group's head is below ``above``.
+
+        Args:
+            group: The group.
+            above: A number of the group that somebody has seen.
 
         Returns:
             The state of the group afterwards.
@@ -204,9 +219,10 @@ class EventStore(ABC):
     """When this process trims next, by ``time.monotonic``."""
 
     def takes_trim_turn(self) -> bool:
-        """Whether to trim now; then nobody else in this process does for a while."""
+        """Whether the caller should trim now. Then nobody else in this process trims for a
+        while."""
         if self.trim_due == inf:
-            # Not each process as it begins, which may publish once and end.
+            # A process does not trim at its start, since it may publish once and end.
             self.trim_due = monotonic() + uniform(0, _trim_seconds())
         if monotonic() < self.trim_due:
             return False
@@ -214,21 +230,24 @@ class EventStore(ABC):
         return True
 
     def trim(self) -> Dropped | None:
-        """Drop what is older than ``HISTORY_AGE``, and groups idle for their time to live; return
-        how much, or None from a store in which that expires by itself. Blocking."""
+        """Drop events older than ``HISTORY_AGE``, and groups idle for their time to live. Blocks.
+
+        Returns:
+            How much was dropped, or None if everything in the store expires by itself.
+        """
         return None
 
     async def atrim(self) -> None:
-        """Drop the same, without being in the way of reads."""
+        """Drop the same as ``trim``, without delaying reads."""
 
     async def aclose(self) -> None:
-        """Let go of what async reading holds open; the store can be used again afterwards."""
+        """Close what async reading holds open. The store can be used again afterwards."""
 
     def check(self) -> list[checks.CheckMessage]:
-        """Return what is wrong with the store's configuration."""
+        """Return the errors and warnings about the store's configuration."""
         return []
 
 
 def _trim_seconds() -> float:
-    # Less often than this, what is kept for less would lie about for longer than it is kept.
+    # With a longer pause, old events would stay for more than twice HISTORY_AGE.
     return min(_TRIM_SECONDS, max(conf().HISTORY_AGE or inf, 1.0))

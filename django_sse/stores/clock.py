@@ -1,4 +1,4 @@
-"""The clock of a store: one for all hosts, whatever their own clocks and time zones say."""
+"""The clock of a store: the same for all hosts, whatever their own clocks and time zones say."""
 
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -11,14 +11,13 @@ from django.db.models import BigIntegerField, Func
 
 from django_sse.logs import log_seldom
 
-# How long the difference to this host's clock counts as known, and how long one that could not be
-# asked for.
-_KNOWN_SECONDS: Final = 60.0
-_UNKNOWN_SECONDS: Final = 10.0
-# How long somebody waits for the answer.
-_PATIENCE_SECONDS: Final = 1.0
+# The pause before the store is asked again: after an answer, and without one.
+_ASK_AGAIN_SECONDS: Final = 60.0
+_RETRY_SECONDS: Final = 10.0
+# How long a caller waits for the answer.
+_ANSWER_SECONDS: Final = 1.0
 
-# Microseconds since the epoch. In UTC: local time has an hour that is not, and one that is twice.
+# Microseconds since the epoch. In UTC: local time skips one hour a year and repeats another.
 _SQL: Final = {
     "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)",
     "postgresql": "(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint",
@@ -27,63 +26,64 @@ _SQL: Final = {
 
 
 class StoreClock:
-    """The time of a store, without a question each time.
+    """The time of a store, without asking the store each time.
 
     Args:
-        ask: Asks the store for its time, in seconds since the epoch; called in a thread of its own.
-            None for a store whose clock is this host's.
+        ask: Asks the store for its time, in seconds since the epoch. Called in a separate thread.
+            None if the store uses this host's clock.
     """
 
     def __init__(self, ask: Callable[[], float] | None) -> None:
         self._ask = ask
-        # What is added to `monotonic` to have the store's time.
+        # The store's time is `monotonic` plus this.
         self._offset: float | None = None
         self._ask_after = 0.0
-        self._asking: Thread | None = None
+        self._asker: Thread | None = None
 
     def time(self) -> float:
-        """Return the store's time, in seconds since the epoch; where it does not answer within a
-        second, what is known of it. Blocking: it is asked once a minute at the most.
+        """Return the store's time, in seconds since the epoch.
+
+        Asks the store at most once a minute. If it does not answer within a second, the time
+        follows from its last answer. Blocks.
 
         Raises:
-            TimeoutError: Nothing is known of it yet.
+            TimeoutError: The store has never answered.
         """
         begins = self._ask and monotonic() >= self._ask_after and not self._is_asking()
-        # Where no thread can be had, the time is what is known.
+        # If no thread can be started, the last answer has to do.
         with suppress(RuntimeError):
             if begins:
-                self._ask_after = monotonic() + _UNKNOWN_SECONDS
-                # It may hang, and a login must not.
-                self._asking = Thread(target=self._note, daemon=True)
-                self._asking.start()
-            # Also who comes while the first question is under way.
-            if self._asking and (begins or self._offset is None):
-                self._asking.join(_PATIENCE_SECONDS)
+                self._ask_after = monotonic() + _RETRY_SECONDS
+                # The question may hang, but a login must not.
+                self._asker = Thread(target=self._update_offset, daemon=True)
+                self._asker.start()
+            # Callers that arrive during the first question wait as well.
+            if self._asker and (begins or self._offset is None):
+                self._asker.join(_ANSWER_SECONDS)
         if self._ask and self._offset is None:
-            raise TimeoutError("The event store does not say the time.")
+            raise TimeoutError("The event store does not tell the time.")
         return self.known()
 
     def known(self) -> float:
-        """Return the store's time, without asking; this host's where it is not known."""
+        """Return the store's time without asking, or this host's time if it is unknown."""
         return time() if self._offset is None else monotonic() + self._offset
 
     def _is_asking(self) -> bool:
-        return self._asking is not None and self._asking.is_alive()
+        return self._asker is not None and self._asker.is_alive()
 
-    def _note(self) -> None:
+    def _update_offset(self) -> None:
         assert self._ask
         try:
             self._offset = self._ask() - monotonic()
-            self._ask_after = monotonic() + _KNOWN_SECONDS
+            self._ask_after = monotonic() + _ASK_AGAIN_SECONDS
         except Exception as error:
-            log_seldom("The event store does not say the time.", exc_info=error)
+            log_seldom("The event store does not tell the time.", exc_info=error)
         finally:
             connections.close_all()
 
 
 class DatabaseTime(Func):
-    """The time by the clock of the database that a statement runs on, in microseconds since the
-    epoch."""
+    """The database's own time when a statement runs, in microseconds since the epoch."""
 
     output_field = BigIntegerField()
 
@@ -98,7 +98,8 @@ def database_time(alias: str) -> int:
         # SQLite's clock is this host's, in milliseconds.
         return time_ns() // 1000
     connection.ensure_connection()
-    # Not Django's cursor: it is asked at a login, and a project's tests count their queries.
+    # Django's cursor would count the query. Logins ask for the time, and projects' tests count
+    # queries.
     with connection.wrap_database_errors, closing(connection.connection.cursor()) as cursor:
         cursor.execute(f"SELECT {_SQL[connection.vendor]}")
         return int(cursor.fetchone()[0])

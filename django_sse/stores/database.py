@@ -56,14 +56,14 @@ from django_sse.stores.timed_thread import TimedThread, unpooled
 
 Item = TypeVar("Item")
 
-# A change becomes visible a little after the time that it bears, by the length of a commit. Changes
-# this old (microseconds) are therefore told again.
+# A change becomes visible later than its timestamp, by the length of a commit. Changes up to this
+# old (microseconds) are therefore reported again.
 _SLACK: Final = 10_000_000
 
 # Names or ids in one statement.
 _BATCH: Final = 500
 
-# Those on which the tests run, MariaDB standing for MySQL: each locks in a way of its own.
+# The databases that the tests run on (MariaDB stands for MySQL). Each locks differently.
 _VENDORS: Final = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MySQL or MariaDB"}
 
 # PostgreSQL's SQLSTATEs.
@@ -71,44 +71,46 @@ _SERIALIZATION_FAILURE: Final = "40001"
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 _READ_ONLY: Final = "25006"
 _UNDEFINED_TABLE: Final = "42P01"
-# MySQL's error numbers: a row changed since its snapshot, a lock waited for too long or, where one
-# does not wait, at all (MariaDB, then MySQL), a deadlock.
+# MySQL's error numbers: a row changed since the snapshot (1020), a lock was not available in time
+# or, in MariaDB, not at once (1205), a deadlock (1213), a lock was not available at once (3572).
 _MYSQL_CONFLICTS: Final = (1020, 1205, 1213, 3572)
-# ... and: the server is read-only (by either of its options), or the connection is.
+# MySQL's error numbers: the server is read-only (by either of its options), or the connection is.
 _MYSQL_READ_ONLY: Final = (1290, 1836, 1792)
-# ... and: a table was never made.
+# MySQL's error number: a table was never made.
 _MYSQL_NO_SUCH_TABLE: Final = 1146
-# What tells so before a write does. PostgreSQL's is also that of a server that follows another one.
+# Queries that tell whether a server is read-only before a write fails. PostgreSQL's answer is also
+# "on" on a standby that follows another server.
 _READ_ONLY_SETTINGS: Final = {
     "postgresql": "SELECT current_setting('transaction_read_only')",
     "mysql": "SELECT @@global.read_only, @@global.innodb_read_only",
 }
-# What a driver raises where the server, or the way to it, is at fault.
+# What drivers raise if the server, or the connection to it, fails.
 _FAILURES: Final = (InterfaceError, InternalError, OperationalError)
 
-# A page is read in one query, but for events by which more than this would be loaded.
+# One query reads a page with its small wires. It loads at most this many bytes of them; large wires
+# are read separately.
 _LOADED_BYTES: Final = 1024 * 1024
 _SMALL_WIRE: Final = "CASE WHEN LENGTH(wire) <= %s THEN wire END"
 
-# A reader connects anew this often at the most. SQLite: how long the files of connections that were
-# closed may stay open.
+# The shortest time between two reconnects of a reader. In SQLite, the files of closed connections
+# may stay open for this long.
 _REOPEN_SECONDS: Final = 10.0
 
 # What trimming drops in one transaction, and how many groups it looks for at a time.
 _TRIM_EVENTS: Final = 1000
 _TRIM_GROUPS: Final = 100
-# How long a step of it takes, in seconds, and one for which somebody waits who has published; for
-# so many times as long nobody else has to.
+# How long one step of trimming takes, in seconds: in the background, and while a publisher waits.
+# After a publisher's step no other publisher trims for this many times its duration.
 _STEP_SECONDS: Final = 1.0
 _PUBLISHER_SECONDS: Final = 0.01
 _PUBLISHER_PAUSE: Final = 5
 
-# How long, in seconds, a look at what changed numbers what others have left behind: reads wait.
+# How long one look for changes may number what publishers left behind, in seconds. Reads wait
+# meanwhile.
 _NUMBERING_SECONDS: Final = 1.0
 
-# What keeps a thread from waiting for ever for a server that answers nothing: options of drivers,
-# by vendor, in seconds.
-_PATIENCE: Final[dict[str, dict[str, int]]] = {
+# Driver options (seconds), by vendor: no thread waits for ever for a server that does not answer.
+_DRIVER_TIMEOUTS: Final[dict[str, dict[str, int]]] = {
     "postgresql": {
         "connect_timeout": 3,
         "keepalives_idle": 15,
@@ -119,33 +121,39 @@ _PATIENCE: Final[dict[str, dict[str, int]]] = {
 }
 
 
-# Django prefers it to psycopg2, whose connections are another matter.
+# Django prefers it to psycopg2, whose connections work differently.
 _HAS_PSYCOPG_3: Final = find_spec("psycopg") is not None
 
 
 class _Cursor(NamedTuple):
-    """``time`` is the database's, ``monotonic`` this process's, of the same moment."""
+    """When the store was last asked for changes. ``time`` (microseconds) is by the database's
+    clock, ``monotonic`` (seconds) by this process's, at the same moment."""
 
     time: int
     monotonic: float
     version: tuple[Any, int] | None
     is_read_only: bool = False
 
-    def is_jumped(self, now: int) -> bool:
-        """Whether the database's clock has been set since, or is another server's."""
+    def clock_jumped(self, now: int) -> bool:
+        """Whether the database's clock was set since then, or belongs to another server."""
         passed = (monotonic() - self.monotonic) * 1_000_000
         return abs(now - self.time - passed) > _SLACK / 2
 
 
 class DatabaseStore(EventStore):
-    """Events in tables of the alias ``using``.
+    """Keeps events in tables of a database of the project.
 
     Inside a transaction an event is only inserted into the outbox, without a number and without a
-    lock. After the commit a short transaction of its own numbers what waits in the group, in order,
-    under the group's lock; if the publisher has died by then, the next one to look does it.
+    lock. After the commit, a separate short transaction numbers what waits in the group, in order,
+    under the group's lock. If the publisher has died by then, the next process that looks does
+    this.
+
+    Args:
+        using: The database alias of the tables.
+        listen_alias: The alias that PostgreSQL's LISTEN uses; None for ``using``.
 
     Raises:
-        ImproperlyConfigured: django-tenants has the tables elsewhere than in the public schema.
+        ImproperlyConfigured: django-tenants keeps the tables outside the public schema.
     """
 
     crosses_processes = True
@@ -158,7 +166,7 @@ class DatabaseStore(EventStore):
         self.listen_alias = listen_alias or using
         self._notifications = Notifications(using, self.listen_alias, self._in_reader)
         self._reader = TimedThread("django-sse-store", self._connect)
-        # No read waits for it.
+        # In a separate thread, so that no read waits for trimming.
         self._trimmer = TimedThread("django-sse-trim", self._connect, most=1)
         self._reopen_after = 0.0
 
@@ -175,7 +183,7 @@ class DatabaseStore(EventStore):
 
     @property
     def notifications(self) -> Notifications | None:  # type: ignore[override]
-        # It takes a lock of the whole server at each commit: not where a layer tells of it.
+        # NOTIFY locks the whole server at each commit, so it is not used if a layer does its work.
         listens = connections[self.using].vendor == "postgresql" and _HAS_PSYCOPG_3
         return self._notifications if listens and crossing_layer() is None else None
 
@@ -197,7 +205,7 @@ class DatabaseStore(EventStore):
             name: GroupState(first, head, oldest or head + 1, cancelled)
             for some in _batches(groups)
             for name, first, head, oldest, cancelled, idle in rows.filter(name__in=some)
-            # Trimming may not have come to it yet.
+            # Trimming may not have dropped the owner's group yet.
             if idle < ttl or not name.startswith(OWNER_PREFIX)
         }
         return {group: found.get(group) or GroupState() for group in groups}
@@ -220,7 +228,7 @@ class DatabaseStore(EventStore):
         await self._reader.aclose()
 
     def _read(self, group: str, after: int, limit: int) -> list[Entry]:
-        # Not an expression of Django's own, which takes longer to compile than all of it to read.
+        # Raw SQL: Django takes longer to compile its own expression than to read the whole page.
         small = RawSQL(_SMALL_WIRE, [_LOADED_BYTES // limit], output_field=BinaryField())  # noqa: S611
         rows = self._stored.filter(group=group, number__gt=after).order_by("number")
         columns = rows.values_list("number", small, "closes", "exclude", "created")
@@ -237,12 +245,12 @@ class DatabaseStore(EventStore):
     def _with_large_wires(
         self, group: str, wires: dict[int, bytes | None]
     ) -> dict[int, bytes | None]:
-        """Return the first of the wires, as many as fit into one page, with those that are None."""
+        """Return the first wires, as many as fit into one page, and load those that are None."""
         rows = self._stored.filter(group=group)
         sizes = {number: len(wire) for number, wire in wires.items() if wire is not None}
         for some in _batches([number for number in wires if number not in sizes]):
             sizes |= dict(rows.filter(number__in=some).values_list("number", Length("wire")))
-        # One that is not there any more is the end, as it is of any page.
+        # The page ends before an event that was trimmed meanwhile.
         there = list(takewhile(sizes.__contains__, wires))
         count = filling((sizes[number] for number in there), READ_BYTES)
         wires = {number: wires[number] for number in there[:count]}
@@ -271,11 +279,12 @@ class DatabaseStore(EventStore):
             except OperationalError as error:
                 if not _is_locked(error):
                     raise
-                # Another one is at it: looked at again next time, changed or not.
+                # Another process holds the lock. Without a version, the next look comes back to
+                # this group whether anything changes or not.
                 version = None
         next_cursor = _Cursor(now, began, version, is_read_only)
-        if cursor and (cursor.is_jumped(now) or (cursor.is_read_only and not is_read_only)):
-            # Another server may have taken more meanwhile.
+        if cursor and (cursor.clock_jumped(now) or (cursor.is_read_only and not is_read_only)):
+            # This may be another server, which took more events meanwhile.
             return None, next_cursor
         if cursor:
             rows = self._groups.filter(changed__gte=cursor.time - _SLACK)
@@ -284,7 +293,7 @@ class DatabaseStore(EventStore):
         return hints, next_cursor
 
     def _begin_run(self, name: str, above: int) -> GroupState:
-        # Where another one holds the lock, it raises: the hub asks again.
+        # If another process holds the lock, this raises, and the hub asks again.
         with self._without_waiting(), transaction.atomic(using=self.using):
             for row in self._lock([name], wait=False):
                 if row.head < above:
@@ -295,13 +304,15 @@ class DatabaseStore(EventStore):
         return self.states([name])[name]
 
     def _reopen(self) -> bool:
-        """Connect anew now and then where that may lead elsewhere; return whether the server takes
-        no writes all the same, as a replica that is read on purpose.
+        """Reconnect now and then if this may reach another server or release files.
 
-        A server that takes none may have been the master before a failover, and what is published
-        never comes there, or late. SQLite keeps the files of closed connections open as long as
-        another one of the process holds a lock, as in WAL mode an idle one does: sqlite.org/src,
-        os_unix.c.
+        A server that takes no writes may have been the master before a failover: published events
+        reach it late or never. SQLite keeps the files of closed connections open while another
+        connection of the process holds a lock, as an idle connection does in WAL mode:
+        sqlite.org/src, os_unix.c.
+
+        Returns:
+            Whether the server still takes no writes, for example a replica that is read on purpose.
         """
         connection = connections[self.using]
         is_read_only = _is_read_only(connection)
@@ -313,7 +324,7 @@ class DatabaseStore(EventStore):
 
     @contextmanager
     def _without_waiting(self, *, wait: bool = False) -> Iterator[None]:
-        """Fail at once where SQLite is locked: every read of the hub would wait with it."""
+        """Fail at once if SQLite is locked, because every read of the hub would wait as well."""
         connection = connections[self.using]
         if wait or connection.vendor != "sqlite":
             yield
@@ -333,21 +344,21 @@ class DatabaseStore(EventStore):
         if connection.vendor != "sqlite":
             return None
         with connection.cursor() as cursor:
-            # 2 microseconds, comparable for one connection only: sqlite.org/pragma.html.
+            # Takes 2 microseconds. Comparable within one connection only: sqlite.org/pragma.html.
             cursor.execute("PRAGMA data_version")
             return connection.connection, cursor.fetchone()[0]
 
     async def _in_reader(self, read: Callable[[], Result]) -> Result:
-        """Run a read in the store's one thread, on the one connection that it keeps."""
+        """Run a read in the store's reader thread, on the connection that this thread keeps."""
         return await self._reader.run(lambda: self._with_connection(read))
 
     def _connect(self) -> BaseDatabaseWrapper:
-        """Return the connection of the thread that this is called in, which waits in moderation."""
+        """Return a connection for the calling thread that does not wait for ever."""
         connection = connections[self.using]
-        if patience := _PATIENCE.get(connection.vendor):
+        if timeouts := _DRIVER_TIMEOUTS.get(connection.vendor):
             connection = connections[self.using] = unpooled(self.using)
             options = connection.settings_dict["OPTIONS"]
-            connection.settings_dict["OPTIONS"] = {**patience, **options}
+            connection.settings_dict["OPTIONS"] = {**timeouts, **options}
         return connection
 
     def _with_connection(self, read: Callable[[], Result]) -> Result:
@@ -355,7 +366,7 @@ class DatabaseStore(EventStore):
             try:
                 return read()
             except _FAILURES:
-                # The connection may have been lost while it was idle; what runs here can run twice.
+                # The connection may have been lost while it was idle. A read can safely run twice.
                 connections[self.using].close()
                 return read()
 
@@ -387,8 +398,8 @@ class DatabaseStore(EventStore):
 
     def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Sequence[Hint]]:
         with transaction.atomic(using=self.using):
-            # Insert before reading: SQLite refuses the first write of a transaction that has read
-            # what another one has changed since.
+            # Insert before reading: SQLite refuses the first write of a transaction if another one
+            # has changed the database since its first read.
             self._outbox.bulk_create(
                 OutboxEvent(
                     group=entry.group,
@@ -415,7 +426,7 @@ class DatabaseStore(EventStore):
                 raise GroupCancelled(group)
 
     def _number_each(self, groups: Iterable[str]) -> list[Hint]:
-        """Number what waits in some groups, in a short transaction for each of them."""
+        """Number what waits in some groups, each group in a short transaction."""
         return [hint for group in groups for hint in self._number({group: []})[1]]
 
     def _number(
@@ -423,11 +434,12 @@ class DatabaseStore(EventStore):
     ) -> tuple[dict[str, list[int | None]], list[Hint]]:
         """Number what waits in these groups, then the new entries, in one short transaction.
 
-        Without ``wait`` it raises an OperationalError where another one holds a group's lock.
+        Raises:
+            OperationalError: ``wait`` is False, and another transaction holds a group's lock.
         """
-        # Every such transaction locks its groups in the same order, so none waits in a circle.
+        # Every such transaction locks its groups in the same order, so there is no deadlock.
         names = sorted(new)
-        # One that was kept from before: only such a one may lead nowhere where a new one does not.
+        # Only an old connection may be dead although a new one would work.
         is_old = connections[self.using].connection is not None
         while True:
             may_be_committed = False
@@ -438,7 +450,7 @@ class DatabaseStore(EventStore):
                         numbered = self._number_locked(rows, new)
                         may_be_committed = True
                         return numbered
-                # In a transaction of its own: an insert inside would be a lock out of order.
+                # In a separate transaction: an insert inside it would take a lock out of order.
                 self._groups.bulk_create(
                     [EventGroup(name=name, changed=DatabaseTime()) for name in names],
                     ignore_conflicts=True,
@@ -449,11 +461,11 @@ class DatabaseStore(EventStore):
                     raise
                 if wait and _is_conflict(error):
                     # At REPEATABLE READ and above, and in MySQL at any level, a transaction that
-                    # met another one may have to begin again.
+                    # conflicts with another one may have to begin again.
                     continue
-                if not _leads_nowhere(connection, error):
+                if not _is_unusable(connection, error):
                     raise
-                # Outside of requests nobody else closes it, and every later call would fail, too.
+                # Outside requests nobody else closes it, and every later call would fail as well.
                 connection.close()
                 if may_be_committed or not is_old:
                     raise
@@ -462,14 +474,14 @@ class DatabaseStore(EventStore):
     def _lock(self, names: Sequence[str], *, wait: bool = True) -> list[EventGroup]:
         features = connections[self.using].features
         if features.has_select_for_update:
-            # In one statement: the order is the database's.
+            # In one statement, so that the database decides on the order.
             nowait = features.has_select_for_update_nowait and not wait
             rows = self._groups.filter(name__in=names).order_by("name")
             return list(rows.select_for_update(nowait=nowait))
         locked: list[EventGroup] = []
         for some in _batches(names):
             groups = self._groups.filter(name__in=some)
-            # The first statement being a write takes SQLite's lock, in any transaction mode.
+            # A write as the first statement takes SQLite's lock in any transaction mode.
             groups.update(head=F("head"))
             locked += groups
         return locked
@@ -493,7 +505,7 @@ class DatabaseStore(EventStore):
                 turn.take(entry, staged=True)
             numbers[row.name] = [turn.take(entry) for entry in new[row.name]]
             hint = turn.finish()
-            # Also without news: another one may have numbered what this process has to tell.
+            # Also without new entries: another process may have numbered this process's entries.
             hints.append(hint)
             if hint.entries or hint.cancelled != row.cancelled:
                 self._keep(row, turn)
@@ -542,7 +554,7 @@ class DatabaseStore(EventStore):
     def append(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
         with self._hint_at_migrate():
             numbers = super().append(entries, ring)
-        # A site may do nothing but publish.
+        # Publishers trim as well, since a site may only publish.
         if self.takes_trim_turn():
             if connections[self.using].in_atomic_block:
                 transaction.on_commit(self._trim_after_publishing, using=self.using, robust=True)
@@ -556,13 +568,13 @@ class DatabaseStore(EventStore):
             while more:
                 dropped, more = await self._trimmer.run(lambda: self._trim(_STEP_SECONDS))
                 if more and not any(dropped):
-                    # Another one writes to the file.
+                    # Another process is writing to the SQLite file.
                     await asyncio.sleep(_STEP_SECONDS)
         finally:
             if more:
-                # The last stream has ended: whoever comes next goes on.
+                # The last stream has ended. The next caller that may trim goes on at once.
                 self.trim_due = 0.0
-            # It is idle for longer than a connection is worth.
+            # The thread is idle for too long to keep a connection open.
             await self._trimmer.aclose()
 
     def trim(self) -> Dropped:
@@ -573,22 +585,26 @@ class DatabaseStore(EventStore):
         try:
             _, more = self._trim(_PUBLISHER_SECONDS)
             if more:
-                # Another one that publishes goes on.
+                # A later publisher goes on.
                 self.trim_due = monotonic() + _PUBLISHER_PAUSE * (monotonic() - began)
         except Exception as error:
-            # Nothing of what was published fails for it.
+            # The events are published, so publishing must not fail because of this.
             log_seldom("Old events could not be dropped.", exc_info=error)
 
     def _trim(self, seconds: float = inf, *, wait: bool = False) -> tuple[Dropped, bool]:
-        """Drop what is to be dropped, of one group after the other, for so many seconds; return how
-        much that was, and whether there is more.
+        """Drop old events and idle groups, one group after the other.
 
-        Without ``wait`` groups are passed by that somebody else has locked.
+        Args:
+            seconds: Stop after this many seconds.
+            wait: Whether to wait for locked groups. Otherwise they are skipped.
+
+        Returns:
+            How much was dropped, and whether more is left.
         """
         ends = monotonic() + seconds
         events = groups = 0
-        passed: set[str] = set()
-        while names := self._groups_to_trim(passed):
+        skipped: set[str] = set()
+        while names := self._groups_to_trim(skipped):
             for name in names:
                 dropped = Dropped()
                 try:
@@ -599,25 +615,25 @@ class DatabaseStore(EventStore):
                     if wait or not _is_locked(error):
                         raise
                     if connections[self.using].vendor == "sqlite":
-                        # A file has one lock for all of them.
+                        # An SQLite file has one lock for all groups.
                         return Dropped(events, groups), True
                 if not any(dropped):
-                    passed.add(name)
+                    skipped.add(name)
                 events, groups = events + dropped.events, groups + dropped.groups
                 if monotonic() >= ends:
                     return Dropped(events, groups), True
         return Dropped(events, groups), False
 
-    def _groups_to_trim(self, passed: Collection[str]) -> list[str]:
-        """Return groups in which something is to be dropped, other than those passed by."""
-        if len(passed) >= _BATCH:
+    def _groups_to_trim(self, skipped: Collection[str]) -> list[str]:
+        """Return groups with something to drop, without those that were skipped."""
+        if len(skipped) >= _BATCH:
             return []
         now = self._now()
-        # The reason of an owner's end is kept as long as the end itself.
+        # The reason for an owner's end is kept as long as the end itself.
         old = self._stored.filter(created__lt=_before(now, conf().HISTORY_AGE))
         old = (
             old.exclude(group__startswith=OWNER_PREFIX)
-            .exclude(group__in=passed)
+            .exclude(group__in=skipped)
             .order_by("created")
         )
         names = set(old.values_list("group", flat=True)[:_TRIM_GROUPS])
@@ -625,12 +641,12 @@ class DatabaseStore(EventStore):
         of_owners = self._groups.filter(name__startswith=OWNER_PREFIX, name__gte=OWNER_PREFIX)
         others = self._groups.exclude(name__startswith=OWNER_PREFIX)
         for some, ttl in ((of_owners, conf().CANCEL_TTL), (others, conf().GROUP_TTL)):
-            idle = some.filter(changed__lt=_before(now, ttl)).exclude(name__in=passed)
+            idle = some.filter(changed__lt=_before(now, ttl)).exclude(name__in=skipped)
             names.update(idle.values_list("name", flat=True)[:_TRIM_GROUPS])
         return sorted(names)[:_TRIM_GROUPS]
 
     def _drop_from(self, row: EventGroup) -> Dropped:
-        """Drop the oldest events of a group that is locked, or all of it."""
+        """Drop the oldest events of a locked group, or the whole group if it is idle."""
         now, ttl, age = self._now(), conf().GROUP_TTL, conf().HISTORY_AGE
         if row.name.startswith(OWNER_PREFIX):
             ttl, age = conf().CANCEL_TTL, 0
@@ -639,7 +655,7 @@ class DatabaseStore(EventStore):
         since = inf if is_idle else _before(now, age)
         of_group = self._stored.filter(group=row.name)
         oldest = of_group.order_by("number").values_list("number", "created")[:_TRIM_EVENTS]
-        # From the oldest one on: what is kept has no gaps, whatever the clock has said.
+        # Only from the oldest event on: the kept events have no gaps even if the clock was set.
         old = [number for number, _ in takewhile(lambda event: event[1] < since, oldest)]
         events = self._delete(of_group.filter(number__lte=old[-1])) if old else 0
         if not is_idle or len(old) == _TRIM_EVENTS:
@@ -648,13 +664,14 @@ class DatabaseStore(EventStore):
         return Dropped(events, 1)
 
     def _delete(self, rows: QuerySet[StoredEvent]) -> int:
-        """Delete rows. Django's own way would load them, for whoever receives signals of it."""
+        """Delete rows. `QuerySet.delete` would load them if a signal has a receiver."""
         return rows._raw_delete(self.using)
 
     # Configuration
 
     def _refuse_schemas_of_tenants(self) -> None:
-        """Refuse tables that the threads of the store, which are no tenant's, would not read."""
+        """Refuse tables outside the public schema, since the store's threads have no tenant and
+        would not read them."""
         if not self._has_schemas_of_tenants():
             return
         public, of_tenants = _apps_of_schemas()
@@ -662,12 +679,12 @@ class DatabaseStore(EventStore):
         names = {app.name, f"{type(app).__module__}.{type(app).__qualname__}"}
         if names.isdisjoint(public) or not names.isdisjoint(of_tenants):
             raise ImproperlyConfigured(
-                "The tables of django_sse have to be in the public schema, and in no other: what a "
-                "tenant publishes would go to tables of its own, which nobody reads. Have "
+                "The tables of django_sse must be in the public schema and in no other. Otherwise "
+                "a tenant's events go to tables of that tenant, which nobody reads. List "
                 '"django_sse" in SHARED_APPS and not in TENANT_APPS, and run `manage.py '
-                "migrate_schemas --shared`. Drop those that tenants have already before, as long "
-                "as it is in TENANT_APPS: `manage.py migrate_schemas --skip-checks --tenant "
-                "django_sse zero`."
+                "migrate_schemas --shared`. If tenants have the tables already, first drop them "
+                "while django_sse is still in TENANT_APPS: `manage.py migrate_schemas "
+                "--skip-checks --tenant django_sse zero`."
             )
 
     def _has_schemas_of_tenants(self) -> bool:
@@ -681,11 +698,12 @@ class DatabaseStore(EventStore):
                 return [
                     checks.Error(
                         f"The database store uses the alias {alias!r}, which DATABASES lacks.",
-                        hint=f"Choose one of {', '.join(connections)} as the option `{option}`.",
+                        hint=f"Set the option `{option}` to one of {', '.join(connections)}.",
                         id="django_sse.E003",
                     )
                 ]
-        # The router of django-tenants speaks of the current tenant's schema, as in a command.
+        # The router of django-tenants answers for the current tenant's schema, for example in a
+        # command.
         if not self._has_schemas_of_tenants() and not router.allow_migrate_model(
             self.using, EventGroup
         ):
@@ -702,9 +720,10 @@ class DatabaseStore(EventStore):
         if vendor not in _VENDORS:
             return [
                 checks.Error(
-                    f"The database store does not know the database of the alias {self.using!r}: "
-                    f"{vendor}. Its locks and transactions are relied upon, and were never tried.",
-                    hint=f"Use {', '.join(_VENDORS.values())} for it, in DATABASES.",
+                    f"The database store does not support {vendor}, the database of the alias "
+                    f"{self.using!r}. It relies on locks and transactions, which were never tested "
+                    "there.",
+                    hint=f"Use {', '.join(_VENDORS.values())} for this alias in DATABASES.",
                     id="django_sse.E006",
                 )
             ]
@@ -725,7 +744,7 @@ class DatabaseStore(EventStore):
                 f"{'WAL' if not wal else 'IMMEDIATE transactions'}: publishing from several "
                 'threads or processes will fail with "database is locked".',
                 hint='Set "OPTIONS": {"transaction_mode": "IMMEDIATE", '
-                '"init_command": "PRAGMA journal_mode=WAL"} for it in DATABASES.',
+                '"init_command": "PRAGMA journal_mode=WAL"} for this alias in DATABASES.',
                 id="django_sse.W005",
             )
         ]
@@ -746,18 +765,18 @@ class DatabaseStore(EventStore):
 
 
 def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    """Yield the items in parts that a statement can name: SQLite bounds its variables."""
+    """Yield the items in parts that fit into one statement: SQLite limits its variables."""
     for begin in range(0, len(items), _BATCH):
         yield items[begin : begin + _BATCH]
 
 
 def _before(now: int, seconds: float) -> int:
-    """Return the time so many seconds before another, in microseconds; before all for 0."""
+    """Return the time (microseconds) that is ``seconds`` before ``now``; 0, before all, for 0."""
     return now - int(seconds * 1_000_000) if seconds else 0
 
 
 def _apps_of_schemas() -> tuple[Collection[str], Collection[str]]:
-    """Return the apps of django-tenants' public schema, and those of all others."""
+    """Return the apps of django-tenants' public schema, and the apps of all other schemas."""
     types = getattr(settings, "TENANT_TYPES", None)
     if not (types and getattr(settings, "HAS_MULTI_TYPE_TENANTS", False)):
         return getattr(settings, "SHARED_APPS", ()), getattr(settings, "TENANT_APPS", ())
@@ -767,23 +786,23 @@ def _apps_of_schemas() -> tuple[Collection[str], Collection[str]]:
 
 
 def _is_locked(error: OperationalError) -> bool:
-    """Whether another transaction was in the way, and this one did not wait."""
+    """Whether a lock of another transaction stopped this one, which does not wait."""
     if _sqlstate(error) == _LOCK_NOT_AVAILABLE or _is_conflict(error):
         return True
     code = getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _leads_nowhere(connection: BaseDatabaseWrapper, error: Error) -> bool:
-    """Whether a connection was lost, or leads to a server that takes no writes, as one does that
-    was the master before a failover."""
+def _is_unusable(connection: BaseDatabaseWrapper, error: Error) -> bool:
+    """Whether a connection was lost, or its server takes no writes, like a former master after a
+    failover."""
     if _sqlstate(error) == _READ_ONLY or (error.args and error.args[0] in _MYSQL_READ_ONLY):
         return True
     return connection.connection is None or not connection.is_usable()
 
 
 def _is_read_only(connection: BaseDatabaseWrapper) -> bool:
-    """Whether a connection leads to a server that takes no writes."""
+    """Whether the server of a connection takes no writes."""
     if connection.vendor not in _READ_ONLY_SETTINGS:
         return False
     with connection.cursor() as cursor:
@@ -793,14 +812,14 @@ def _is_read_only(connection: BaseDatabaseWrapper) -> bool:
 
 
 def _is_conflict(error: Error) -> bool:
-    """Whether a transaction that waited has to begin again."""
+    """Whether a transaction conflicted with another one and has to begin again."""
     if _sqlstate(error) == _SERIALIZATION_FAILURE:
         return True
     return bool(error.args) and error.args[0] in _MYSQL_CONFLICTS
 
 
 def _sqlstate(error: Error) -> str | None:
-    # psycopg's name for it, and psycopg2's.
+    # The name of the attribute in psycopg, and in psycopg2.
     cause = error.__cause__
     return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
 

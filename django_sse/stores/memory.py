@@ -26,7 +26,7 @@ class _Group:
     cancelled: bool = False
     closing: bytes = b""
     entries: deque[Entry] = field(default_factory=deque)
-    # When each of the entries was appended, and the group last changed (monotonic seconds).
+    # When each entry was appended, and when the group last changed (monotonic seconds).
     times: deque[float] = field(default_factory=deque)
     changed: float = 0.0
     change: int = 0
@@ -43,9 +43,10 @@ class _Group:
 
 
 class MemoryStore(EventStore):
-    """Events of this process, lost with it. No other process can publish to its streams.
+    """Keeps events in this process, which loses them when it ends. No other process can publish to
+    its streams.
 
-    Within a transaction, a cancel or a reopen counts from the commit on.
+    Inside a transaction, a cancel or a reopen takes effect at the commit.
     """
 
     crosses_processes = False
@@ -53,18 +54,18 @@ class MemoryStore(EventStore):
     def __init__(self, *, using: str = DEFAULT_DB_ALIAS) -> None:
         super().__init__(using=using)
         self._lock = Lock()
-        # In the order of their last change, which is also the order in which they expire; those
-        # of owners expire sooner.
+        # In the order of their last change, which is also the order in which they expire. Owners'
+        # groups are kept apart, since they expire sooner.
         self._groups: OrderedDict[str, _Group] = OrderedDict()
         self._of_owners: OrderedDict[str, _Group] = OrderedDict()
-        # The groups that keep events, in the order in which the last of these expire.
+        # The groups that have events, in the order in which their newest events expire.
         self._aging: OrderedDict[str, _Group] = OrderedDict()
         self._change = 0
         forget_in_child(self)
 
     def forget(self) -> None:
-        """Go on as the child of a fork: with what was there, unless another thread of the parent
-        was amid changing it."""
+        """Go on in the child of a fork. The child keeps the parent's events, unless another thread
+        of the parent was changing them."""
         if self._lock.locked():
             self._groups.clear()
             self._of_owners.clear()
@@ -191,7 +192,7 @@ class MemoryStore(EventStore):
 
 
 def _kept_since(name: str) -> float:
-    # The reason of an owner's end is kept as long as the end itself.
+    # The reason for an owner's end is kept as long as the end itself.
     return _since(0 if name.startswith(OWNER_PREFIX) else conf().HISTORY_AGE)
 
 

@@ -1,4 +1,7 @@
-"""PostgreSQL's NOTIFY and LISTEN: https://www.postgresql.org/docs/current/sql-notify.html."""
+"""Hints between processes by PostgreSQL's NOTIFY and LISTEN.
+
+See https://www.postgresql.org/docs/current/sql-notify.html.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -17,32 +20,32 @@ from django_sse.stores.timed_thread import unpooled
 Result = TypeVar("Result")
 
 _CHANNEL: Final = "django_sse"
-# Begins what a listener sends to itself; no group's name has it.
-_TEST: Final = "?"
+# The first character of a test, which a listener sends to itself. No group name contains it.
+_TEST_PREFIX: Final = "?"
 
-# How long one's own notification may take to be heard.
+# How long a test may take to come back.
 _TEST_SECONDS: Final = 5.0
 # How long a server may take to answer a new connection.
 _CONNECT_SECONDS: Final = 5
-# A connection may go deaf without a word: tested this often.
+# The pause between tests: a connection may stop delivering notifications without an error.
 _RETEST_SECONDS: Final = 60.0
-# After a connection was lost.
-_PAUSE_SECONDS: Final = 1.0
+# The pause after a connection was lost.
+_RECONNECT_SECONDS: Final = 1.0
 
 
 class InThread(Protocol):
-    """Runs database work in the thread that the store keeps for it."""
+    """Runs database work in the store's reader thread."""
 
     def __call__(self, work: Callable[[], Result], /) -> Awaitable[Result]: ...
 
 
 class Notifications:
-    """Hints from process to process, by way of the database.
+    """Sends hints from process to process through the database.
 
     Args:
-        using: The alias that events are published on.
-        listen_alias: The alias to listen on. Through a pooler that lends a connection for one
-            transaction at a time, as PgBouncer can, nothing is heard.
+        using: The database alias that events are published on.
+        listen_alias: The database alias to listen on. Nothing is heard through a pooler that lends
+            a connection for one transaction at a time, as PgBouncer can.
         in_thread: Runs database work.
     """
 
@@ -52,26 +55,31 @@ class Notifications:
         self._in_thread = in_thread
 
     def notify(self, hints: Sequence[Hint]) -> None:
-        """Send hints, without what they bring, as the open transaction commits."""
+        """Send hints, without their entries, when the open transaction commits."""
         self._notify([hint.encode() for hint in hints])
 
     async def listen(self, hear: Ring, set_hearing: Callable[[bool], None]) -> None:
-        """Pass on hints until cancelled, and say when it turns out whether they are heard."""
+        """Pass on hints until cancelled.
+
+        Args:
+            hear: Called with the hints that arrive.
+            set_hearing: Called when it turns out that hints arrive, or that they do not.
+        """
         hears: bool | None = None
         while True:
-            pause = _PAUSE_SECONDS
+            pause = _RECONNECT_SECONDS
             try:
-                async with self._listening(hear) as ear:
-                    while await self._is_heard_by(ear):
+                async with self._listening(hear) as reader:
+                    while await self._passes_test(reader):
                         if not hears:
                             hears = True
                             set_hearing(True)
-                        await ear.listen(_RETEST_SECONDS)
+                        await reader.listen(_RETEST_SECONDS)
                 pause = _RETEST_SECONDS
                 why = (
-                    "A notification of its own did not come back. If a pooler lends connections "
-                    "for one transaction at a time, set the store's option `listen_alias` to an "
-                    "alias without it."
+                    "A test notification did not come back. If a pooler lends connections for one "
+                    "transaction at a time, set the store's option `listen_alias` to an alias that "
+                    "bypasses the pooler."
                 )
             except BaseException as error:
                 if must_propagate(error):
@@ -81,8 +89,8 @@ class Notifications:
                 hears = False
                 set_hearing(False)
                 logger.warning(
-                    "LISTEN on the database alias %r hears nothing, so the store is asked for "
-                    "what is new. %s",
+                    "LISTEN on the database alias %r hears nothing, so the store is polled for "
+                    "new events. %s",
                     self._listen_alias,
                     why,
                 )
@@ -90,40 +98,40 @@ class Notifications:
 
     @asynccontextmanager
     async def _listening(self, hear: Ring) -> AsyncIterator["_NotificationReader"]:
-        # In another thread than the store's, whose reads must not wait for a server that hangs.
+        # Not in the store's reader thread, whose reads must not wait for a server that hangs.
         connecting = asyncio.ensure_future(asyncio.to_thread(self._connect))
         try:
-            # Shielded: the task may be cancelled, and the connection has to be closed all the same.
+            # Shielded: the connection must be closed even if the task is cancelled.
             connection = await asyncio.shield(connecting)
         except asyncio.CancelledError:
             connecting.add_done_callback(_close_connected)
             raise
-        ear = _NotificationReader(connection.connection, hear)
+        reader = _NotificationReader(connection.connection, hear)
         try:
-            yield ear
+            yield reader
         finally:
-            ear.close()
+            reader.close()
             await asyncio.shield(asyncio.to_thread(connection.close))
 
-    async def _is_heard_by(self, ear: "_NotificationReader") -> bool:
-        test = f"{_TEST}{token_hex(8)}"
-        ear.expect(test)
+    async def _passes_test(self, reader: "_NotificationReader") -> bool:
+        test = f"{_TEST_PREFIX}{token_hex(8)}"
+        reader.expect(test)
         await self._in_thread(lambda: self._notify([test]))
-        return await ear.has_heard()
+        return await reader.has_heard()
 
     def _connect(self) -> BaseDatabaseWrapper:
-        # To a pool it would go back still listening.
+        # A pooled connection would return to the pool while still listening.
         connection = unpooled(self._listen_alias)
-        # The thread is the event loop's, which has few.
+        # A server that hangs must not hold one of the event loop's few threads.
         connection.settings_dict["OPTIONS"].setdefault("connect_timeout", _CONNECT_SECONDS)
-        # It is closed in another thread, perhaps.
+        # Another thread may close the connection.
         connection.inc_thread_sharing()
         try:
             connection.ensure_connection()
             connection.set_autocommit(True)
             with connection.cursor() as cursor:
-                # As it comes: in a database of this encoding anybody may notify of any bytes, and
-                # PostgreSQL ends a connection for which it cannot convert them.
+                # No conversion: in a database with the encoding SQL_ASCII anybody may send any
+                # bytes, and PostgreSQL ends a connection for which it cannot convert them.
                 cursor.execute("SET client_encoding TO 'SQL_ASCII'")
                 cursor.execute(f"LISTEN {_CHANNEL}")
         except BaseException:
@@ -141,12 +149,12 @@ class Notifications:
 
 def _close_connected(connecting: asyncio.Future[BaseDatabaseWrapper]) -> None:
     if not connecting.cancelled() and not connecting.exception():
-        # Django refuses to do it on a loop.
+        # In a thread, since Django refuses to close a connection on an event loop.
         spawn(asyncio.to_thread(connecting.result().close))
 
 
 class _NotificationReader:
-    """Reads what comes on a connection of psycopg, whenever its socket has something."""
+    """Reads the notifications of a psycopg connection whenever its socket is readable."""
 
     def __init__(self, connection: Any, hear: Ring) -> None:
         self._connection = connection.pgconn
@@ -159,13 +167,13 @@ class _NotificationReader:
         self._loop.add_reader(self._socket, self._read)
 
     def expect(self, test: str) -> None:
-        """Wait for a notification of one's own from now on."""
+        """Watch for this test notification from now on."""
         self._expected = test
         if not self._lost.done():
             self._test.clear()
 
     async def has_heard(self) -> bool:
-        """Wait for the notification that is expected; say whether it came.
+        """Wait for the expected test notification, and say whether it came within five seconds.
 
         Raises:
             Exception: The connection was lost.
@@ -179,7 +187,7 @@ class _NotificationReader:
         return False
 
     async def listen(self, seconds: float) -> None:
-        """Wait.
+        """Wait this many seconds, while notifications are passed on.
 
         Raises:
             Exception: The connection was lost.
@@ -189,9 +197,9 @@ class _NotificationReader:
             self._lost.result()
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         if not self._lost.done():
-            # Once it is lost, the number may be another one's.
+            # Not after the connection was lost: its file descriptor may belong to another socket.
             self._loop.remove_reader(self._socket)
             self._lost.cancel()
 
@@ -203,7 +211,7 @@ class _NotificationReader:
         except BaseException as error:
             if must_propagate(error):
                 raise
-            # Unread, a lost connection's socket would be readable for ever.
+            # A lost connection's socket would stay readable for ever.
             self._loop.remove_reader(self._socket)
             self._lost.set_exception(error)
             self._lost.exception()
@@ -212,10 +220,10 @@ class _NotificationReader:
     def _take(self, text: str) -> None:
         if text == self._expected:
             self._test.set()
-        if text.startswith(_TEST):
-            # Another hub's, or anybody's.
+        if text.startswith(_TEST_PREFIX):
+            # A test of this listener, of another hub, or of anybody.
             return
         try:
             self._hear([Hint.decode(text)])
         except ValueError:
-            log_seldom("A notification to %r that is no doorbell was ignored.", _CHANNEL)
+            log_seldom("Ignored a notification to %r that is not a doorbell.", _CHANNEL)

@@ -1,9 +1,9 @@
-"""What one read of an event store may take: seconds, and bytes."""
+"""The limits of one read of an event store, in seconds and in bytes."""
 
 from typing import Final
 
 READ_SECONDS: Final = 4.0
-"""How long a store may take to answer a read: one that hangs is one that is away."""
+"""Seconds that a store may take to answer a read. A store that hangs counts as unavailable."""
 
 READ_BYTES: Final = 192 * 1024
-"""The bytes of events with which a read is full, however few they are."""
+"""Bytes of events after which a page is full, however few events it has."""

@@ -1,29 +1,29 @@
--- What the redis store does in one step: nothing else runs in Redis meanwhile.
+-- The operations of the redis store. Each is one step: nothing else runs in Redis meanwhile.
 --
--- ARGV: the operation, "1" where Redis keeps all that it acknowledges, HISTORY_SIZE, HISTORY_AGE,
--- GROUP_TTL and CANCEL_TTL in milliseconds ("" for none), then what the operation itself takes.
+-- ARGV: the operation; "1" if Redis keeps all that it acknowledges; HISTORY_SIZE; HISTORY_AGE,
+-- GROUP_TTL and CANCEL_TTL in milliseconds ("" for none); then the operation's own arguments.
 -- KEYS: for each group its hash and its stream; for "mark" and "changes" the set of changes.
 --
--- The hash: `first`, `head`, `cancelled`, `closing` (the wire of the close that it was cancelled
--- by) and `run`. The stream: an entry's id is its number and the milliseconds of its append.
+-- The hash: `first`, `head`, `cancelled`, `closing` (the wire of the close that cancelled the
+-- group) and `run`. The stream: an entry's id is its number and the milliseconds of its append.
 
 local operation, durable = ARGV[1], ARGV[2] == '1'
 local history_size, history_age, group_ttl = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local cancel_ttl = tonumber(ARGV[6])
 
--- Entries that one call drops for their age.
+-- The most entries that one call drops because of their age.
 local TRIM_STEPS = 100
--- How long changes are told, in microseconds: who looks less often is to compare all groups.
+-- How long changes are kept, in microseconds. A hub that asks less often must compare all groups.
 local CHANGES_KEPT = 3600 * 1000000
--- Those that one call drops.
+-- The most changes that one call drops.
 local CHANGES_STEPS = 100
--- Entries that are looked at together, to see how many fit into a page.
+-- Entries that are read together, to see how many fit into a page.
 local READ_STEP = 10
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2] -- microseconds
 
--- Lua writes 17e14 otherwise; numbers are exact up to 2^53, which is the year 2255.
+-- Without this Lua writes 1.7e+15. Numbers are exact up to 2^53, which is the year 2255.
 local function text(number)
   return string.format('%.0f', number)
 end
@@ -46,7 +46,7 @@ if operation == 'mark' then
   return score
 end
 
--- The first entries from a number on, so many or as many as fill so many bytes.
+-- Returns the entries from a number on, until the page has `limit` entries or `room` bytes.
 if operation == 'read' then
   local from, limit, room = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
   local page = {}
@@ -69,8 +69,9 @@ if operation == 'read' then
   return page
 end
 
--- After a restart or a failover it is another one, and acknowledged events may be lost. The second
--- half is of the server's last promotion: it may have been master before, with other data.
+-- The run changes after a restart or a failover: acknowledged events may be lost then. Its second
+-- half identifies the server's last promotion, since the server may have been master before, with
+-- other data.
 local run, origin = '', 0
 if not durable then
   local server = redis.call('INFO', 'server'):match('run_id:(%x+)')
@@ -80,7 +81,7 @@ if not durable then
 end
 
 if operation == 'changes' then
-  -- A replica may be behind, and was the master before a failover: its clients are to connect anew.
+  -- A replica may be behind, and may be the master of before a failover. Clients must reconnect.
   if redis.call('INFO', 'replication'):find('role:slave', 1, true) then
     return redis.error_reply('READONLY This server is a replica.')
   end
@@ -93,7 +94,7 @@ if operation == 'changes' then
   return {run, last, names}
 end
 
--- Nothing older is kept: so every position of before is seen to be lost.
+-- Keeps nothing older, so that every earlier position shows that its history is lost.
 local function begin_run(group, above)
   group.head = math.max(now, above + 1)
   group.first = group.first > 0 and group.first or group.head
@@ -110,10 +111,10 @@ local function load(index)
     first = tonumber(kept[1] or 0),
     head = tonumber(kept[2] or origin),
     cancelled = kept[3] == '1',
-    -- The group of an owner: see MARK.
+    -- Whether this is the group of an owner: see OWNER_PREFIX.
     is_of_owner = is_of_owner,
     ttl = is_of_owner and cancel_ttl or group_ttl,
-    -- A stream without a hash is what an eviction has left over.
+    -- A stream without a hash is the remainder of an eviction.
     starts_empty = not kept[1],
     added = {},
   }
@@ -132,7 +133,7 @@ local function add(group, wire, closes, exclude)
   return group.head
 end
 
--- Begins the group of an owner anew, at a time: cancelled or, as it is to be let in again, not.
+-- Begins the group of an owner anew at a time: cancelled or, if the owner is let in again, not.
 local function begin_anew(group, wire, at, cancelled)
   group.head = math.max(at, group.first + 1)
   group.first = group.head
@@ -142,7 +143,7 @@ local function begin_anew(group, wire, at, cancelled)
   return group.head
 end
 
--- As `Numbering.take`: 0 for what takes no number, nil for what is refused.
+-- Does what `Numbering.take` does: returns 0 for what takes no number, nil for what is refused.
 local function take(group, kind, wire, exclude, at, staged)
   at = tonumber(at)
   if kind == 'END' then
@@ -168,7 +169,7 @@ local function take(group, kind, wire, exclude, at, staged)
   return add(group, wire, kind == 'CLOSE', exclude)
 end
 
--- As `Numbering.finish`; returns the wire of the close that it added.
+-- Does what `Numbering.finish` does, and returns the wire of the close that it added.
 local function finish(group)
   local last = group.added[#group.added]
   if group.cancelled and last and not last.closes then
@@ -179,9 +180,9 @@ local function finish(group)
   return ''
 end
 
--- Drops what is too old; returns the number of the oldest entry kept.
+-- Drops entries that are too old, and returns the number of the oldest entry kept.
 local function trim_by_age(group)
-  -- The reason of an owner's end is kept as long as the end itself.
+  -- The reason for an owner's end is kept as long as the end itself.
   local of_age = history_age and not group.is_of_owner
   local expired = of_age and now / 1000 - history_age or 0
   for step = 0, TRIM_STEPS do
@@ -265,7 +266,7 @@ if operation == 'append' then
   for i = 1, #KEYS / 2 do
     groups[i] = load(i)
   end
-  -- Nothing is written before all of it is accepted.
+  -- Nothing is written before all entries are accepted.
   for i = 8, #ARGV, 5 do
     local index = tonumber(ARGV[i])
     local number = take(groups[index], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], staged)

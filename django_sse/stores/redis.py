@@ -45,23 +45,23 @@ except ImportError as error:
     ) from error
 
 _SCRIPT: Final = Path(__file__).with_suffix(".lua").read_text()
-# What EVALSHA names the script by.
+# The name that EVALSHA uses for the script.
 _SHA: Final = sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
-# What the URL does not say. RESP2: its connections need one exchange less, and redis-py of every
-# version reads its replies alike.
+# Defaults for what the URL does not say. RESP2 connections need one exchange less, and every
+# version of redis-py reads their replies alike.
 _OPTIONS: Final[dict[str, Any]] = {
     "socket_timeout": 5.0,
     "socket_connect_timeout": 5.0,
     "protocol": 2,
-    # For publishing, and for the reads of each loop: who comes when all are in use waits so long,
-    # since a hub may have thousands of groups to read at once.
+    # Connections for publishing, and as many for the reads of each event loop. A caller waits
+    # `timeout` seconds for a free one, since a hub may have thousands of groups to read at once.
     "max_connections": 8,
     "timeout": 5.0,
 }
 
-# What a server says that does not take what it is sent, or does not take it now: a replica, which
-# was the master before a failover, one that starts, one that is cut off from its replicas.
+# The errors of a server that takes no commands, or takes none now: a replica that was the master
+# before a failover, a server that is starting, one that is cut off from its replicas.
 _WRONG_SERVER: Final = (
     AskError,
     BusyLoadingError,
@@ -75,8 +75,8 @@ _WRONG_SERVER_CODES: Final = re.compile(
     r"\b(READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|UNBLOCKED|NOREPLICAS|MISCONF)\b"
 )
 
-# What redis-py says of it may be a part of the password.
-_BAD_URL: Final = "The redis store's `url` is none that redis-py accepts. It is not shown here."
+# The message of redis-py is left out, since it may contain a part of the password.
+_BAD_URL: Final = "The redis store's `url` is not accepted by redis-py. It is not shown here."
 
 _Call = tuple[Any, ...]
 
@@ -87,20 +87,26 @@ class _Cursor(NamedTuple):
 
 
 class RedisStore(EventStore):
-    """Events in Redis, at a ``url`` as redis-py reads it.
+    """Keeps events in Redis.
 
-    Redis may forget what it acknowledged: when it restarts, or another one takes over. So when its
-    ``run_id`` or its last promotion is another one, each group begins a new run of numbers as soon
-    as it is touched, and clients get a ``reset``. ``durable`` is the operator's promise that it
-    forgets nothing (``appendfsync always``, and no failover to a replica that may be behind):
-    streams then go on.
-    It has to be the same in all processes.
+    Redis may forget what it acknowledged when it restarts or another server takes over. The store
+    notices this by the server's ``run_id`` and its last promotion. If one of them changes, each
+    group begins a new run of numbers as soon as it is used, and clients get a ``reset``.
 
-    Inside a transaction on ``using``, a cancel or a reopen counts from the commit on, and what is
-    published is lost if the process dies between the commit and its hook.
+    Inside a transaction on ``using``, a cancel or a reopen takes effect at the commit. If the
+    process dies between the commit and its hook, what it published is lost.
 
-    Publishing raises redis-py's own errors. It tries again only where the server has refused it, as
-    one does that is no master any more: otherwise an event could be doubled.
+    Publishing raises redis-py's own errors. It tries again only if the server refused the command,
+    for example because it is not the master any more. Any other repetition could publish an event
+    twice.
+
+    Args:
+        url: The URL of the server, in the form that redis-py accepts.
+        prefix: The prefix of the keys in Redis.
+        durable: The operator's promise that Redis forgets nothing (``appendfsync always``, and no
+            failover to a replica that may be behind). Streams then go on after a restart. All
+            processes must have the same value.
+        using: The database alias whose transactions publishing waits for.
     """
 
     crosses_processes = True
@@ -118,16 +124,16 @@ class RedisStore(EventStore):
         self.url = url
         self._prefix = prefix
         self._durable = durable
-        self._making = ForkSafeLock()
+        self._client_lock = ForkSafeLock()
         self._client: redis.Redis | None = None
-        # A connection belongs to its loop, so each loop has a client; the generator closes it.
+        # A connection belongs to its loop, so each loop has a client. The generator closes it.
         self._readers: dict[
             asyncio.AbstractEventLoop, tuple[redis.asyncio.Redis, AsyncGenerator[None]]
         ] = {}
 
     @cached_property
     def address(self) -> str:  # type: ignore[override]
-        # Without the password, which nobody must be able to try out.
+        # Without the password: nobody must be able to guess it from the address.
         server = {"host": "localhost", "port": 6379, "db": 0}
         server |= _pool(redis.ConnectionPool, self.url).connection_kwargs
         where = [server.get("path") or (server["host"], server["port"]), server["db"]]
@@ -164,7 +170,7 @@ class RedisStore(EventStore):
         [(run, score, names)] = await self._arun(self._call("changes", [self._changes], since))
         now = _Cursor(run, score)
         if cursor is None or names is None or run != cursor.run or score < cursor.score:
-            # Redis may have forgotten what this hub has seen, before the first question, too.
+            # Redis may have forgotten events that this hub has seen, even before the first cursor.
             return None, now
         changed = [name for name in map(bytes.decode, names) if name in groups]
         states = await self.astates(changed)
@@ -178,7 +184,7 @@ class RedisStore(EventStore):
 
     async def aclose(self) -> None:
         if reader := self._readers.get(asyncio.get_running_loop()):
-            # What is being read just now goes on, on a connection that is closed with the loop.
+            # Reads under way go on. Their connections are closed when the loop ends.
             await reader[0].connection_pool.disconnect(inuse_connections=False)
 
     async def _reader(self) -> redis.asyncio.Redis:
@@ -190,9 +196,9 @@ class RedisStore(EventStore):
                 redis.asyncio.BlockingConnectionPool,
                 self.url,
                 **_OPTIONS,
-                # A connection may have been cut while it was idle; what runs here can run twice.
+                # A connection may have been cut while it was idle. A read can safely run twice.
                 retry=AsyncRetry(NoBackoff(), 1),
-                # Before redis-py 6 it is not tried again without this.
+                # redis-py before 6 needs this to retry at all.
                 retry_on_error=[redis.ConnectionError, redis.TimeoutError],
             )
             client = redis.asyncio.Redis.from_pool(pool)
@@ -225,8 +231,8 @@ class RedisStore(EventStore):
                     )
                 ),
             ),
-            # A command of its own, since a script's keys have to be in one slot of a cluster. After
-            # the append: who is told of a change finds it.
+            # A separate command, since the keys of a script must be in one slot of a cluster. It
+            # follows the append, so that whoever is told of a change finds it.
             self._mark(groups),
         )
         if isinstance(reply, int):
@@ -252,8 +258,8 @@ class RedisStore(EventStore):
 
     @property
     def _publisher(self) -> redis.Redis:
-        # One for all threads.
-        with self._making:
+        # All threads share one client.
+        with self._client_lock:
             if self._client is None:
                 pool = _pool(
                     redis.BlockingConnectionPool,
@@ -261,7 +267,8 @@ class RedisStore(EventStore):
                     **_OPTIONS,
                     retry=Retry(NoBackoff(), 0),
                 )
-                # Not from_pool(), by which it would close what other threads use when it goes.
+                # A client from from_pool() closes its pool when it is deleted, although other
+                # threads still use it.
                 self._client = redis.Redis(connection_pool=pool)
             return self._client
 
@@ -270,12 +277,12 @@ class RedisStore(EventStore):
         return f"{self._prefix}:changed"
 
     def _keys(self, group: str) -> list[str]:
-        # What is in braces chooses the slot of a cluster.
+        # The text in braces chooses the slot in a cluster.
         tag = f"{{{self._prefix}:{plain(group)}}}"
         return [f"{tag}:group", f"{tag}:events"]
 
     def _call(self, operation: str, keys: Sequence[str], *arguments: Any) -> _Call:
-        """Return what EVALSHA takes after the script's name."""
+        """Return the arguments of EVALSHA after the script's name."""
         common = (
             operation,
             int(self._durable),
@@ -293,34 +300,34 @@ class RedisStore(EventStore):
         return [self._call("state", self._keys(group)) for group in groups]
 
     def _run(self, *calls: _Call) -> list[Any]:
-        """Run the script for each of the calls, in one round trip; from any thread."""
+        """Run the script for each of the calls in one round trip, from any thread."""
         client = self._publisher
         replies = _execute(client, calls)
-        if (done := _done_by_right_server(replies)) < len(calls):
-            self._give_up(client)
+        if (done := _count_until_refused(replies)) < len(calls):
+            self._replace(client)
             client = self._publisher
             replies[done:] = _execute(client, calls[done:])
-            if _done_by_right_server(replies) < len(calls):
-                self._give_up(client)
-        return _checked(replies)
+            if _count_until_refused(replies) < len(calls):
+                self._replace(client)
+        return _raise_first_error(replies)
 
     async def _arun(self, *calls: _Call) -> list[Any]:
-        """Run the script for each of the calls, in one round trip; on the running loop."""
+        """Run the script for each of the calls in one round trip, on the running loop."""
         client = await self._reader()
         replies = await _aexecute(client, calls)
-        if (done := _done_by_right_server(replies)) < len(calls):
+        if (done := _count_until_refused(replies)) < len(calls):
             await self.aclose()
             replies[done:] = await _aexecute(client, calls[done:])
-            if _done_by_right_server(replies) < len(calls):
+            if _count_until_refused(replies) < len(calls):
                 await self.aclose()
         if (task := asyncio.current_task()) and task.cancelling():
-            # redis-py has been seen to swallow it.
+            # redis-py has been seen to swallow the cancellation.
             raise asyncio.CancelledError
-        return _checked(replies)
+        return _raise_first_error(replies)
 
-    def _give_up(self, client: redis.Redis) -> None:
-        """Connect anew from now on. What other threads do just now goes on, on the old client."""
-        with self._making:
+    def _replace(self, client: redis.Redis) -> None:
+        """Use a new client from now on. Calls of other threads under way keep the old one."""
+        with self._client_lock:
             if self._client is client:
                 self._client = None
 
@@ -333,8 +340,8 @@ class RedisStore(EventStore):
             return [
                 checks.Error(
                     _BAD_URL,
-                    hint='Give one such as "redis://user:password@host:6379/0" or '
-                    '"unix:///run/redis.sock"; redis-py\'s other options go into its query.',
+                    hint='Use a URL like "redis://user:password@host:6379/0" or '
+                    '"unix:///run/redis.sock". Other options of redis-py go into its query.',
                     id="django_sse.E005",
                 )
             ]
@@ -350,7 +357,7 @@ def _pool(kind: type[Any], url: str, **options: Any) -> Any:
 
 
 async def _close_at_end(client: redis.asyncio.Redis) -> AsyncGenerator[None]:
-    """Close a client when its loop ends, which closes the generators that have begun on it."""
+    """Close a client when its loop ends: a loop that shuts down closes its async generators."""
     try:
         yield
     finally:
@@ -379,7 +386,7 @@ def _queue(pipe: Any, calls: Iterable[_Call]) -> Any:
 def _execute(client: redis.Redis, calls: Sequence[_Call]) -> list[Any]:
     with client.pipeline(transaction=False) as pipe:
         replies: list[Any] = _queue(pipe, calls).execute(raise_on_error=False)
-        if (done := _run_so_far(replies)) < len(calls):
+        if (done := _count_until_unknown(replies)) < len(calls):
             client.script_load(_SCRIPT)
             replies[done:] = _queue(pipe, calls[done:]).execute(raise_on_error=False)
     return replies
@@ -388,40 +395,40 @@ def _execute(client: redis.Redis, calls: Sequence[_Call]) -> list[Any]:
 async def _aexecute(client: redis.asyncio.Redis, calls: Sequence[_Call]) -> list[Any]:
     async with client.pipeline(transaction=False) as pipe:
         replies: list[Any] = await _queue(pipe, calls).execute(raise_on_error=False)
-        if (done := _run_so_far(replies)) < len(calls):
+        if (done := _count_until_unknown(replies)) < len(calls):
             await client.script_load(_SCRIPT)
             replies[done:] = await _queue(pipe, calls[done:]).execute(raise_on_error=False)
     return replies
 
 
-def _run_so_far(replies: Sequence[Any]) -> int:
-    """Return how many calls came before the first one at which the server did not know the script.
+def _count_until_unknown(replies: Sequence[Any]) -> int:
+    """Return how many calls came before the first one for which the server lacked the script.
 
-    From there on all are made again, in their order: what was done already can be done twice, as
-    an append comes first.
+    This call and all later ones are made again in the same order. Later calls that succeeded can
+    run twice, since an append is always the first call.
     """
     unknown = (n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError))
     return next(unknown, len(replies))
 
 
-def _done_by_right_server(replies: Sequence[Any]) -> int:
-    """Return how many calls came before the first one that the server was not to do.
+def _count_until_refused(replies: Sequence[Any]) -> int:
+    """Return how many calls came before the first one that the wrong server refused.
 
-    As a reply such an error drops no connection, and an address leads to another server after a
-    failover. Nothing was done: a server refuses a script before it writes.
+    Such an error is a reply and drops no connection, although the address leads to another server
+    after a failover. Nothing was done: a server refuses a script before it writes.
     """
     refused = (n for n, reply in enumerate(replies) if _is_of_wrong_server(reply))
     return next(refused, len(replies))
 
 
 def _is_of_wrong_server(reply: Any) -> bool:
-    # Before Redis 7 the error of a script has its reason somewhere in the text.
+    # Redis before 7 puts the reason somewhere in the text of a script's error.
     return isinstance(reply, _WRONG_SERVER) or (
         isinstance(reply, ResponseError) and _WRONG_SERVER_CODES.search(str(reply)) is not None
     )
 
 
-def _checked(replies: list[Any]) -> list[Any]:
+def _raise_first_error(replies: list[Any]) -> list[Any]:
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply

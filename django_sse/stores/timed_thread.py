@@ -1,4 +1,4 @@
-"""A thread for what may hang, such as the database: whoever waits for it gets an answer in time."""
+"""A thread for calls that may hang, for example of the database. Callers get an answer in time."""
 
 import asyncio
 import os
@@ -19,12 +19,12 @@ from django_sse.concurrency.forks import ForkSafeLock
 from django_sse.concurrency.threads import Result
 from django_sse.stores.read_limits import READ_SECONDS
 
-# How long a thread may hang where no other one may be begun, before its connection is cut.
+# How long a thread may hang before its connection is cut, if no other thread may be started.
 _CUT_SECONDS: Final = 60.0
 
 
 class Connection(Protocol):
-    """What a thread has open, as Django's connection to a database."""
+    """A connection that a thread has open, for example Django's connection to a database."""
 
     @property
     def connection(self) -> Any:
@@ -35,24 +35,26 @@ class Connection(Protocol):
 
 
 def unpooled(alias: str) -> BaseDatabaseWrapper:
-    """Return a connection to a database that is not one of the project's pool, which has few: a
-    thread that hangs would keep it."""
+    """Return a connection to a database that is outside the project's pool.
+
+    A thread that hangs would keep one of the few connections of the pool.
+    """
     connection: BaseDatabaseWrapper = connections[alias].copy()
     connection.settings_dict["OPTIONS"].pop("pool", None)
     return connection
 
 
 class TimedThread:
-    """Runs jobs in one thread of its own, one after the other, with one connection.
+    """Runs jobs one after the other in a separate thread, with one connection.
 
-    A thread whose job takes longer than ``READ_SECONDS`` is left behind: the job raises a
-    TimeoutError, and another thread does what waits. Where too many were left behind, every job
-    raises it at once, until one of them comes back.
+    A thread whose job takes longer than ``READ_SECONDS`` is abandoned: the job raises a
+    TimeoutError, and another thread runs the jobs that wait. If too many threads are abandoned,
+    every job raises a TimeoutError at once, until one of these threads ends.
 
     Args:
         name: The name of the threads.
-        connect: Returns the connection of the thread that it is called in.
-        most: How many threads may be left behind.
+        connect: Returns a connection for the calling thread.
+        most: How many threads may be abandoned at the same time.
     """
 
     def __init__(self, name: str, connect: Callable[[], Connection], *, most: int = 3) -> None:
@@ -61,13 +63,13 @@ class TimedThread:
         self._most = most
         self._lock = ForkSafeLock()
         self._worker: _Worker | None = None
-        self._left_behind: list[_Worker] = []
+        self._abandoned: list[_Worker] = []
 
     async def run(self, job: Callable[[], Result]) -> Result:
         """Return what a job returns, or raise what it raises.
 
         Raises:
-            TimeoutError: It takes too long, as those before it did.
+            TimeoutError: The job took too long, or too many earlier jobs still hang.
         """
         while True:
             worker, running = self._submit(job)
@@ -76,18 +78,18 @@ class TimedThread:
                 while not answer.done():
                     await asyncio.wait([answer], timeout=worker.seconds_left())
                     if worker.seconds_left() <= 0:
-                        self._leave_behind(worker)
+                        self._abandon(worker)
                         if running.running():
                             raise TimeoutError("The database does not answer.")
             finally:
-                # For who does not wait any more: what has not begun need not.
+                # A job that has not begun need not run if its caller does not wait any more.
                 answer.cancel()
             if not running.cancelled():
                 return answer.result()
-            # It has not begun in a thread that was left behind, so another one does it.
+            # The thread was abandoned before it began the job, so another thread runs it.
 
     async def aclose(self) -> None:
-        """Close the connection and end the thread; another one begins with the next job."""
+        """Close the connection and end the thread. The next job starts another thread."""
         with self._lock:
             worker, self._worker = self._worker, None
         if worker is None:
@@ -98,32 +100,32 @@ class TimedThread:
         finally:
             if not worker.ended.done():
                 with self._lock:
-                    self._left_behind.append(worker)
+                    self._abandoned.append(worker)
 
     def _submit(self, job: Callable[[], Result]) -> "tuple[_Worker, Future[Result]]":
         with self._lock:
-            # After a fork it is not alive.
+            # In the child of a fork the worker is not alive.
             if self._worker is None or not self._worker.is_alive():
-                self._make_room()
+                self._refuse_too_many()
                 self._worker = _Worker(self._name, self._connect)
             return self._worker, self._worker.submit(job)
 
-    def _make_room(self) -> None:
-        self._left_behind = [worker for worker in self._left_behind if worker.is_alive()]
-        if len(self._left_behind) >= self._most:
-            self._left_behind[0].cut_off()
+    def _refuse_too_many(self) -> None:
+        self._abandoned = [worker for worker in self._abandoned if worker.is_alive()]
+        if len(self._abandoned) >= self._most:
+            self._abandoned[0].cut_off()
             raise TimeoutError(f"The database does not answer {self._most} threads.")
 
-    def _leave_behind(self, worker: "_Worker") -> None:
+    def _abandon(self, worker: "_Worker") -> None:
         with self._lock:
             if self._worker is worker:
                 self._worker = None
-                self._left_behind.append(worker)
+                self._abandoned.append(worker)
         worker.end(at_once=True)
 
 
 class _Worker:
-    """One of the threads. The process ends though it hangs."""
+    """One of the threads. It is a daemon, so the process can end while it hangs."""
 
     def __init__(self, name: str, connect: Callable[[], Connection]) -> None:
         self.ended: Future[None] = Future()
@@ -143,19 +145,19 @@ class _Worker:
         return future
 
     def seconds_left(self) -> float:
-        """Return how long the job under way, or the next one, may take yet."""
+        """Return how many seconds the current or the next job may still take."""
         began = self._began
         return READ_SECONDS if began is None else READ_SECONDS - (monotonic() - began)
 
     def end(self, *, at_once: bool = False) -> None:
-        """End after the jobs that wait or, at once, after the one under way."""
+        """End after the waiting jobs or, with ``at_once``, after the current job."""
         with suppress(Empty):
             while at_once and (waiting := self._jobs.get_nowait()):
                 waiting[0].cancel()
         self._jobs.put(None)
 
     def cut_off(self) -> None:
-        """Cut the connection, if it has not answered for long: what waits for it gets an error."""
+        """Cut a connection that has not answered for a minute. The job that waits for it fails."""
         if self._connection and self._began and monotonic() - self._began > _CUT_SECONDS:
             _cut(self._connection.connection)
 
@@ -165,10 +167,10 @@ class _Worker:
                 future, job = task
                 if future.set_running_or_notify_cancel():
                     self._began = monotonic()
-                    # In an empty context: nothing of a request's is kept.
+                    # In an empty context, so that the thread keeps nothing of a request.
                     Context().run(self._do, future, job)
                     self._began = None
-                # Nor for as long as there is nothing to do.
+                # While idle the thread keeps nothing of its last job either.
                 del task, future, job
         finally:
             if self._connection:
@@ -186,10 +188,10 @@ class _Worker:
 
 
 def _cut(connection: Any) -> None:
-    """Cut a driver's connection, which has a thread wait for ever on its socket."""
-    # psycopg's, psycopg2's and mysqlclient's, or else PyMySQL's.
+    """Shut down the socket of a driver's connection, on which a thread waits for ever."""
+    # psycopg, psycopg2 and mysqlclient have `fileno` on the connection; PyMySQL has `_sock`.
     owner = connection if hasattr(connection, "fileno") else getattr(connection, "_sock", None)
     if owner is not None:
-        # It may be closed by now.
+        # The socket may be closed by now.
         with suppress(Exception), socket.socket(fileno=os.dup(owner.fileno())) as shared:
             shared.shutdown(socket.SHUT_RDWR)

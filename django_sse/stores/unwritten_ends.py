@@ -1,4 +1,4 @@
-"""Ends of owners' streams that a store could not take: kept in this process, and tried again."""
+"""Ends of owners' streams that a store could not write. This process keeps and retries them."""
 
 import time
 from collections.abc import Sequence
@@ -14,35 +14,35 @@ from django_sse.groups.entries import NewEntry, Ring
 from django_sse.logs import logger
 from django_sse.stores.clock import StoreClock
 
-# The pause between two attempts, in seconds: the first one, and what it grows to.
+# The pause between two attempts, in seconds: the first one, and the longest, to which it grows.
 _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 4.0
-# Ends that are written at once.
+# Ends that are written in one call.
 _BATCH: Final = 100
-# What is kept at the most, and what an end takes beside its wire.
+# The most bytes that are kept, and what an end takes besides its wire.
 _MOST_BYTES: Final = 16 * 1024 * 1024
 _END_BYTES: Final = 512
 
 
 class Store(Protocol):
-    """An event store, as far as its ends are written."""
+    """The part of an event store that writing ends needs."""
 
     using: str
     clock: StoreClock
 
     def append(self, entries: Sequence[NewEntry], ring: Ring) -> object:
-        """Append entries and ring."""
+        """Append entries and call ``ring``."""
 
 
 class UnwrittenEnds:
-    """Keeps ends for ``CANCEL_TTL``, and writes them in a thread that lives while any is left."""
+    """Keeps ends for ``CANCEL_TTL``, and writes them in a thread that runs while any are left."""
 
     def __init__(self) -> None:
         self.forget()
         forget_in_child(self)
 
     def forget(self) -> None:
-        """Begin anew, as the child of a fork: what its parent has kept, its parent writes."""
+        """Begin anew in the child of a fork. The parent writes what it has kept."""
         self._lock = Lock()
         # By store and owner key, in the order in which they came.
         self._ends: dict[tuple[Store, str], NewEntry] = {}
@@ -54,9 +54,9 @@ class UnwrittenEnds:
         """Keep ends until they are written.
 
         Args:
-            store: What could not take them.
-            ends: The ends, each with the time that it was ordered.
-            ring: Tells of them once they are written.
+            store: The store that could not write them.
+            ends: The ends, each with the time when it was ordered.
+            ring: Tells the hubs about the ends once they are written.
         """
         if not ends:
             return
@@ -75,20 +75,20 @@ class UnwrittenEnds:
             begins = bool(self._ends) and not self._is_writing
             self._is_writing |= begins
         if lost:
-            logger.error("%d ends of streams are lost: more could not be kept.", lost)
+            logger.error("%d ends of streams are lost: there were too many to keep.", lost)
         if begins:
-            logger.warning("Ends of streams could not be written; they are tried again.")
+            logger.warning("Ends of streams could not be written. They are tried again.")
             writer = Thread(target=self._write_until_done, name="django-sse-unwritten", daemon=True)
             try:
                 writer.start()
             except RuntimeError:
-                # No thread can be had: the next end that comes tries again.
+                # No thread could be started. The next end that is kept tries again.
                 logger.exception("Ends of streams cannot be tried again now.")
                 with self._lock:
                     self._is_writing = False
 
     def take_back(self, store: Store, owner_keys: Sequence[str]) -> None:
-        """Forget the ends of these owners: they are let in again."""
+        """Forget the ends of these owners, who are let in again."""
         with self._lock:
             for owner_key in owner_keys:
                 self._drop(store, owner_key)
@@ -96,7 +96,7 @@ class UnwrittenEnds:
     def _write_until_done(self) -> None:
         pause = _FIRST_PAUSE
         while True:
-            # By the name that gevent and eventlet replace, perhaps after this was imported.
+            # `time.sleep`, since gevent and eventlet may replace it after this module's import.
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
             self._write()
@@ -111,7 +111,7 @@ class UnwrittenEnds:
         with self._lock:
             stores = {store for store, _ in self._ends}
         for store in stores:
-            # It keeps them again where it fails, by whatever: the thread goes on.
+            # Whatever fails, `append` keeps the ends again, and this thread goes on.
             with suppress(BaseException):
                 _ensure_autocommit(store.using)
                 while ends := self._take(store):
@@ -131,7 +131,7 @@ class UnwrittenEnds:
             for key in expired:
                 self._drop(*key)
         if expired:
-            logger.error("%d ends of streams are lost: the store was away.", len(expired))
+            logger.error("%d ends of streams are lost: the store was unavailable.", len(expired))
 
     def _take(self, store: Store) -> list[NewEntry]:
         with self._lock:
@@ -145,7 +145,7 @@ class UnwrittenEnds:
 
 
 def _ensure_autocommit(using: str) -> None:
-    # This thread's own connection, which has no transaction of the project's.
+    # The connection belongs to this thread, and has none of the project's transactions.
     connection = connections[using]
     if not connection.settings_dict["AUTOCOMMIT"]:
         connection.set_autocommit(True)

@@ -1026,7 +1026,7 @@ async def test_sessions_that_cannot_be_read_keep_no_user_from_being_judged(
         failures.append(None)
         raise OSError
 
-    monkeypatch.setattr("django_sse.access.logins._found", fail)
+    monkeypatch.setattr("django_sse.access.logins._existing", fail)
     async with stream(await logged_in()) as ended, stream(await logged_in("eve")) as other:
         await until(lambda: len(failures) > 3)
         await goes_on(other)

@@ -178,7 +178,7 @@ async def test_a_connection_lost_while_it_is_tested_is_made_again_at_once(
 async def test_a_driver_that_panics_is_connected_anew(
     where: str, ear: Ear, store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("django_sse.stores.notify._PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("django_sse.stores.notify._RECONNECT_SECONDS", 0.01)
     owner = Notifications if where == "_connect" else _NotificationReader
     whole = getattr(owner, where)
     calls: list[None] = []
@@ -220,7 +220,7 @@ async def test_a_notification_that_is_no_doorbell_is_ignored_and_the_next_one_ri
     await in_thread(notify)
     await until(lambda: ear.heard)
     assert ear.heard == [Hint("news", 1, cancelled=False)]
-    assert "no doorbell" in caplog.text
+    assert "not a doorbell" in caplog.text
     await receiver.close()
 
 
@@ -251,7 +251,7 @@ async def test_a_flood_of_notifications_that_are_no_doorbells_does_not_flood_the
     await until(lambda: receiver.poll_seconds == POLL_SECONDS_WITH_DOORBELL)
     await in_thread(notify)
     await until(lambda: ear.heard)
-    assert caplog.text.count("no doorbell") == 1
+    assert caplog.text.count("not a doorbell") == 1
     await receiver.close()
 
 
@@ -348,7 +348,7 @@ async def test_a_listener_that_cannot_connect_says_so_once_and_tries_again(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("django_sse.stores.notify._PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("django_sse.stores.notify._RECONNECT_SECONDS", 0.01)
     settings_dict = connections[ALIAS].settings_dict
     port = settings_dict["PORT"]
     tries: list[int] = []

@@ -70,7 +70,7 @@ def test_nothing_is_wrong_with_tables_in_the_public_schema() -> None:
 @pytest.mark.parametrize("types", ["", "yes"])
 def test_tables_elsewhere_than_in_the_public_schema_are_an_error(tables: str, types: str) -> None:
     said = check(TENANTS_TABLES=tables, TENANTS_TYPES=types)
-    assert "(django_sse.E002) The tables of django_sse have to be in the public schema" in said
+    assert "(django_sse.E002) The tables of django_sse must be in the public schema" in said
     assert "SHARED_APPS and not in TENANT_APPS" in said
 
 

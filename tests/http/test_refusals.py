@@ -289,7 +289,7 @@ def test_refusals_are_counted_by_reason_and_logged_once_in_a_while(
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    start = "Clients are refused and sent back: "
+    start = "Clients are refused and told to come back: "
     assert all(record.getMessage().startswith(start) for record in caplog.records)
     return [
         record.getMessage().removeprefix(start).partition(" this was last")[0]

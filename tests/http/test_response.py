@@ -312,7 +312,7 @@ async def test_a_store_that_is_down_sends_clients_back_at_different_times(
             times.add(stream.reconnection_time)
     assert all(time is not None and 10_000 <= time <= 20_000 for time in times)
     assert len(times) > 1
-    assert "Clients are refused and sent back: store away" in caplog.text
+    assert "Clients are refused and told to come back: store away" in caplog.text
     assert "The store is down." in caplog.text
 
 

@@ -353,7 +353,7 @@ class Waiting(EventStreamView):
 async def test_a_stream_that_waits_for_the_store_to_begin_sends_heartbeats(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("django_sse.http.response._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("django_sse.http.response._CHECK_SECONDS", 0.05)
     with override_settings(DJANGO_SSE={"HEARTBEAT": 0.1}):
         response = await News.as_view()(get())
         async with hanging("astates", monkeypatch), reading(response) as reader:
@@ -365,7 +365,7 @@ async def test_a_stream_that_waits_for_the_store_to_begin_sends_heartbeats(
 async def test_a_stream_whose_first_state_takes_long_sends_heartbeats(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("django_sse.http.response._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("django_sse.http.response._CHECK_SECONDS", 0.05)
     Waiting.goes_on = asyncio.Event()
     with override_settings(DJANGO_SSE={"HEARTBEAT": 0.1}):
         async with reading(await Waiting.as_view()(get())) as reader:
@@ -560,7 +560,7 @@ async def test_a_stream_that_grows_too_old_is_ended_before_the_hand_off_too(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("django_sse.streaming.hub._TICK_SECONDS", 0.05)
-    monkeypatch.setattr("django_sse.http.response._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("django_sse.http.response._CHECK_SECONDS", 0.05)
     with override_settings(DJANGO_SSE={"MAX_AGE": 0.5}):
         served = Served(f"/{name}/")
         await asyncio.wait_for(served.running, 10)

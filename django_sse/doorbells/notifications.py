@@ -13,7 +13,7 @@ from django_sse.doorbells.base import (
 )
 from django_sse.groups.entries import Hint
 from django_sse.logs import log_seldom
-from django_sse.stores.notify import Notifications
+from django_sse.stores.postgresql_notify import Notifications
 
 
 class NotificationDoorbell(Doorbell):

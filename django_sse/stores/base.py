@@ -18,8 +18,8 @@ from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
 from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, Ring
 from django_sse.stores.clock import StoreClock
-from django_sse.stores.notify import Notifications
-from django_sse.stores.unwritten_ends import unwritten_ends
+from django_sse.stores.postgresql_notify import Notifications
+from django_sse.stores.write_retries import write_retries
 
 # The longest pause between two trims in one process.
 _TRIM_SECONDS: Final = 60.0
@@ -109,7 +109,7 @@ class EventStore(ABC):
                 )
             with self._keeping_failed_ends(entries, ring):
                 numbers, hints = self._append(entries)
-            unwritten_ends.take_back(self, reopened)
+            write_retries.take_back(self, reopened)
             ring(hints)
             return numbers
         commit = self._stage(entries)
@@ -117,7 +117,7 @@ class EventStore(ABC):
         def append_and_ring() -> None:
             with self._keeping_failed_ends(entries, ring):
                 hints = commit()
-            unwritten_ends.take_back(self, reopened)
+            write_retries.take_back(self, reopened)
             ring(hints)
 
         # robust: if this hook fails, Django logs it and still runs the project's own hooks.
@@ -143,7 +143,7 @@ class EventStore(ABC):
                 for entry in entries
                 if entry.kind is Kind.END
             ]
-            unwritten_ends.keep(self, ends, ring)
+            write_retries.keep(self, ends, ring)
             raise
 
     @abstractmethod

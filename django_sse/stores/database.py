@@ -43,14 +43,15 @@ from django_sse.channel_layer import crossing_layer
 from django_sse.concurrency.threads import Result
 from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
-from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, Numbering, Ring
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, Ring
 from django_sse.groups.names import OWNER_PREFIX
+from django_sse.groups.numbering import Numbering
 from django_sse.groups.replay import filling
 from django_sse.logs import log_seldom
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
 from django_sse.stores.base import Cursor, Dropped, EventStore
 from django_sse.stores.clock import DatabaseTime, StoreClock, database_time
-from django_sse.stores.notify import Notifications
+from django_sse.stores.postgresql_notify import Notifications
 from django_sse.stores.read_limits import READ_BYTES
 from django_sse.stores.timed_thread import TimedThread, unpooled
 

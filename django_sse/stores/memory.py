@@ -12,8 +12,9 @@ from django.db import DEFAULT_DB_ALIAS
 
 from django_sse.concurrency.forks import forget_in_child
 from django_sse.conf import conf
-from django_sse.groups.entries import Entry, GroupState, Hint, NewEntry, Numbering, first_number
+from django_sse.groups.entries import Entry, GroupState, Hint, NewEntry
 from django_sse.groups.names import OWNER_PREFIX
+from django_sse.groups.numbering import Numbering, first_number
 from django_sse.groups.replay import filling
 from django_sse.stores.base import Cursor, EventStore
 from django_sse.stores.read_limits import READ_BYTES

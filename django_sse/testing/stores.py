@@ -13,16 +13,9 @@ from django.db import transaction
 from django.test import override_settings
 
 from django_sse.exceptions import GroupCancelled
-from django_sse.groups.entries import (
-    Entry,
-    GroupState,
-    Hint,
-    Kind,
-    NewEntry,
-    closing_wire,
-    first_number,
-)
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, closing_wire
 from django_sse.groups.names import OWNER_PREFIX
+from django_sse.groups.numbering import first_number
 from django_sse.groups.replay import is_lost
 from django_sse.stores.base import Cursor, EventStore
 from django_sse.stores.read_limits import READ_BYTES

@@ -20,7 +20,7 @@ from django_sse.doorbells.notifications import NotificationDoorbell
 from django_sse.groups.entries import Hint, NewEntry
 from django_sse.stores import get_store
 from django_sse.stores.database import DatabaseStore
-from django_sse.stores.notify import Notifications, _NotificationReader
+from django_sse.stores.postgresql_notify import Notifications, _NotificationReader
 from django_sse.streaming.hub import current_hub
 from django_sse.testing.threads import in_thread
 from tests import pgbouncer
@@ -151,7 +151,7 @@ async def test_a_connection_lost_while_it_is_tested_is_made_again_at_once(
     ear: Ear, store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So that no test could be in time.
-    monkeypatch.setattr("django_sse.stores.notify._TEST_SECONDS", 3600)
+    monkeypatch.setattr("django_sse.stores.postgresql_notify._TEST_SECONDS", 3600)
     notifications = store.notifications
     assert notifications
     tests: list[object] = []
@@ -178,7 +178,7 @@ async def test_a_connection_lost_while_it_is_tested_is_made_again_at_once(
 async def test_a_driver_that_panics_is_connected_anew(
     where: str, ear: Ear, store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("django_sse.stores.notify._RECONNECT_SECONDS", 0.01)
+    monkeypatch.setattr("django_sse.stores.postgresql_notify._RECONNECT_SECONDS", 0.01)
     owner = Notifications if where == "_connect" else _NotificationReader
     whole = getattr(owner, where)
     calls: list[None] = []
@@ -231,7 +231,7 @@ async def test_what_others_test_themselves_by_makes_no_hub_deaf(
     assert notifications
     notify = notifications._notify
     monkeypatch.setattr(notifications, "_notify", lambda texts: notify([*texts, "?another"]))
-    monkeypatch.setattr("django_sse.stores.notify._TEST_SECONDS", 1)
+    monkeypatch.setattr("django_sse.stores.postgresql_notify._TEST_SECONDS", 1)
     receiver = await open_receiver(store, ear)
     await until(lambda: receiver.poll_seconds == POLL_SECONDS_WITH_DOORBELL)
     await receiver.close()
@@ -323,7 +323,7 @@ def pooler() -> Iterator[None]:
 async def test_through_a_transaction_pooler_nothing_is_heard_which_is_said_and_polled(
     ear: Ear, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("django_sse.stores.notify._TEST_SECONDS", 1)
+    monkeypatch.setattr("django_sse.stores.postgresql_notify._TEST_SECONDS", 1)
     store = DatabaseStore(using=ALIAS, listen_alias=pgbouncer.ALIAS)
     receiver = await open_receiver(store, ear)
     await until(lambda: "hears nothing" in caplog.text)
@@ -348,7 +348,7 @@ async def test_a_listener_that_cannot_connect_says_so_once_and_tries_again(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("django_sse.stores.notify._RECONNECT_SECONDS", 0.01)
+    monkeypatch.setattr("django_sse.stores.postgresql_notify._RECONNECT_SECONDS", 0.01)
     settings_dict = connections[ALIAS].settings_dict
     port = settings_dict["PORT"]
     tries: list[int] = []

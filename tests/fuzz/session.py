@@ -30,7 +30,7 @@ from django_sse.groups.position import LOST, group_hash, parse_position
 from django_sse.http.hand_off import Application
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
-from django_sse.stores.notify import _NotificationReader
+from django_sse.stores.postgresql_notify import _NotificationReader
 from django_sse.streaming.hub import current_hub, open_streams
 from tests.fuzz import inputs, views
 from tests.fuzz.choices import Choices

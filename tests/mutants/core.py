@@ -19,7 +19,7 @@ CORE = {
     "publishing.py": [
         "test_publishing.py",
         "stores/test_outbox.py",
-        "stores/test_unwritten_ends.py",
+        "stores/test_write_retries.py",
     ],
     "servers": ["servers", "streaming/test_unread.py", "test_checks.py"],
     "stores/base.py": [

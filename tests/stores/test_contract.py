@@ -14,7 +14,8 @@ from django.conf import settings
 from django.test import TransactionTestCase, override_settings
 
 from django_sse.conf import conf
-from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, Numbering, Ring
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, Ring
+from django_sse.groups.numbering import Numbering
 from django_sse.stores.base import Cursor, EventStore
 from django_sse.stores.database import DatabaseStore
 from django_sse.stores.memory import MemoryStore, _Group

@@ -23,7 +23,8 @@ from pytest_django import Settings
 from django_sse import apublish
 from django_sse.access.owners import user_key
 from django_sse.exceptions import GroupCancelled
-from django_sse.groups.entries import Kind, NewEntry, closing_wire, first_number
+from django_sse.groups.entries import Kind, NewEntry, closing_wire
+from django_sse.groups.numbering import first_number
 from django_sse.groups.replay import is_lost
 from django_sse.stores import get_store
 from django_sse.stores.redis import RedisStore

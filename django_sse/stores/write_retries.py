@@ -34,7 +34,7 @@ class Store(Protocol):
         """Append entries and call ``ring``."""
 
 
-class UnwrittenEnds:
+class WriteRetries:
     """Keeps ends for ``CANCEL_TTL``, and writes them in a thread that runs while any are left."""
 
     def __init__(self) -> None:
@@ -155,4 +155,4 @@ def _size(end: NewEntry) -> int:
     return len(end.wire) + _END_BYTES
 
 
-unwritten_ends: Final = UnwrittenEnds()
+write_retries: Final = WriteRetries()

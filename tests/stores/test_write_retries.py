@@ -21,8 +21,9 @@ from pytest_django import Settings
 
 from django_sse import acancel, apublish, cancel, reopen
 from django_sse.access.owners import user_key
-from django_sse.groups.entries import Kind, NewEntry, closing_wire, first_number
-from django_sse.stores import get_store, unwritten_ends
+from django_sse.groups.entries import Kind, NewEntry, closing_wire
+from django_sse.groups.numbering import first_number
+from django_sse.stores import get_store, write_retries
 from django_sse.stores.base import EventStore
 from django_sse.stores.database import DatabaseStore
 from django_sse.stores.memory import MemoryStore
@@ -73,10 +74,10 @@ def writers() -> list[Thread]:
 
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(unwritten_ends, "_FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(unwritten_ends, "_LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(write_retries, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(write_retries, "_LONGEST_PAUSE", 0.05)
     yield
-    unwritten_ends.unwritten_ends.forget()
+    write_retries.write_retries.forget()
 
 
 class Away:
@@ -142,7 +143,7 @@ def test_a_kick_is_written_at_last_also_where_no_thread_could_be_had(
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr("django_sse.stores.unwritten_ends.Thread.start", refuse)
+        patch.setattr("django_sse.stores.write_retries.Thread.start", refuse)
         with pytest.raises(OSError, match="away"):
             cancel(user=7)
     with pytest.raises(OSError, match="away"):
@@ -231,7 +232,7 @@ def away_store(away: Away) -> EventStore:
 def test_the_oldest_ends_are_lost_where_there_are_too_many(
     away: Away, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(unwritten_ends, "_MOST_BYTES", 3000)
+    monkeypatch.setattr(write_retries, "_MOST_BYTES", 3000)
     for n in range(10):
         with pytest.raises(OSError, match="away"):
             cancel(user=n)
@@ -243,7 +244,7 @@ def test_the_oldest_ends_are_lost_where_there_are_too_many(
 
 
 def test_of_several_ends_of_an_owner_the_last_one_is_written(away: Away) -> None:
-    keeper, store, now = unwritten_ends.unwritten_ends, get_store(), first_number()
+    keeper, store, now = write_retries.write_retries, get_store(), first_number()
     keeper.keep(store, [end("~a", now, "second")], Bell())
     keeper.keep(store, [end("~a", now - 10, "first")], Bell())
     away.is_away = False
@@ -288,10 +289,10 @@ settings.configure(DJANGO_SSE={"STORE": "memory"}, DATABASES={})
 import django
 django.setup()
 from django_sse import cancel
-from django_sse.stores import get_store, unwritten_ends
+from django_sse.stores import get_store, write_retries
 from django_sse.access.owners import user_key
 
-unwritten_ends._FIRST_PAUSE = unwritten_ends._LONGEST_PAUSE = 0.01
+write_retries._FIRST_PAUSE = write_retries._LONGEST_PAUSE = 0.01
 store = get_store()
 write, away = store._append, True
 
@@ -310,7 +311,7 @@ def fail_to_cancel(user):
 
 def written():
     deadline = time.monotonic() + 10
-    while unwritten_ends.unwritten_ends._is_writing and time.monotonic() < deadline:
+    while write_retries.write_retries._is_writing and time.monotonic() < deadline:
         time.sleep(0.01)
     return [n for n in range(3) if store.states([user_key(n)])[user_key(n)].first]
 

@@ -1,0 +1,79 @@
+"""How the entries of a group get their numbers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import time_ns
+
+from django_sse.exceptions import GroupCancelled
+from django_sse.groups.entries import Entry, Hint, Kind, NewEntry, closing_wire
+from django_sse.groups.names import OWNER_PREFIX
+
+
+@dataclass(slots=True)
+class Numbering:
+    """Gives the entries of one group their numbers. Each store does this under its lock.
+
+    ``closing`` is the wire of the ``close`` that ended a cancelled group. If ``first`` has changed
+    afterwards, the store keeps nothing older. ``now`` returns the store's time, in microseconds
+    since the epoch.
+    """
+
+    group: str
+    first: int
+    head: int
+    cancelled: bool
+    closing: bytes = b""
+    now: Callable[[], int] = field(default_factory=lambda: first_number)
+    numbered: list[Entry] = field(default_factory=list)
+
+    def take(self, entry: NewEntry, *, staged: bool = False) -> int | None:
+        """Number one entry. Return its number, or None if it takes no number.
+
+        A staged entry comes from a committed transaction, so it is too late to refuse it. If its
+        group was cancelled meanwhile, another ``close`` follows it.
+
+        Raises:
+            GroupCancelled: The entry is an event for a cancelled group, and is not staged.
+        """
+        if entry.kind is Kind.REOPEN:
+            self.cancelled = False
+            if self.group.startswith(OWNER_PREFIX):
+                # Record the time, so that an END ordered earlier cannot take effect later.
+                self._begin_anew(closing_wire(None), self.now(), closes=False)
+            return None
+        if entry.kind is Kind.END:
+            if 0 < entry.at <= self.first:
+                # A later order prevails: the owner may have been let in again.
+                return None
+            self._begin_anew(entry.wire, entry.at or self.now(), closes=True)
+            self.cancelled = True
+            return self.head
+        if entry.kind is Kind.CLOSE:
+            if self.cancelled:
+                return None
+            self.cancelled = True
+            self.closing = entry.wire
+        elif self.cancelled and not staged:
+            raise GroupCancelled(self.group)
+        return self._add(entry.wire, closes=entry.kind is Kind.CLOSE, exclude=entry.exclude)
+
+    def finish(self) -> Hint:
+        """Return the hint about the group as it is now."""
+        if self.cancelled and self.numbered and not self.numbered[-1].closes:
+            self._add(self.closing or closing_wire(None), closes=True)
+        return Hint(self.group, self.head, self.cancelled, tuple(self.numbered))
+
+    def _begin_anew(self, wire: bytes, number: int, *, closes: bool) -> None:
+        self.first = self.head = max(number, self.first + 1)
+        self.numbered[:] = [Entry(self.head, wire, closes)]
+
+    def _add(self, wire: bytes, *, closes: bool, exclude: str = "") -> int:
+        self.head = self.head + 1 if self.head else self.now()
+        self.first = self.first or self.head
+        self.numbered.append(Entry(self.head, wire, closes, exclude))
+        return self.head
+
+
+def first_number() -> int:
+    """Return the first number of a group: the time, in microseconds since the epoch."""
+    return time_ns() // 1000

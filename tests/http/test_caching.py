@@ -196,7 +196,7 @@ async def test_what_cannot_be_served_now_is_not_kept(
     why: str, method: str, headers: dict[str, str], status: int, settings: Settings
 ) -> None:
     if why == "store":
-        settings.DJANGO_SSE = {**SETTINGS, "STORE": "tests.test_views.DownStore"}
+        settings.DJANGO_SSE = {**SETTINGS, "STORE": "tests.http.test_response.DownStore"}
         answer = await ask("/requested/?group=news", method=method, **headers)
     else:
         settings.DJANGO_SSE = {**SETTINGS, "MAX_STREAMS": 1}
@@ -236,7 +236,7 @@ async def test_a_refusal_of_what_the_login_decides_on_varies_by_the_cookie(
     settings: Settings,
 ) -> None:
     cookie = await cookie_of_a_user()
-    settings.DJANGO_SSE = {**SETTINGS, "STORE": "tests.test_views.DownStore"}
+    settings.DJANGO_SSE = {**SETTINGS, "STORE": "tests.http.test_response.DownStore"}
     for headers, status in ((EVENT_SOURCE, 200), ({}, 503)):
         answer = await ask("/requested/?group=news", cookie=cookie, **headers)
         assert_not_kept(answer, status)

@@ -480,7 +480,7 @@ async def test_a_page_may_read_that_a_generator_is_over() -> None:
 
 
 async def test_a_page_may_read_that_the_store_is_away(settings: Settings) -> None:
-    settings.DJANGO_SSE = {"STORE": "tests.test_views.DownStore", "ALLOWED_ORIGINS": [APP]}
+    settings.DJANGO_SSE = {"STORE": "tests.http.test_response.DownStore", "ALLOWED_ORIGINS": [APP]}
     response = await answer("/requested/?group=a", Accept="text/event-stream")
     assert_readable(response)
     async with reading(response) as stream:

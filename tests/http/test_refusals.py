@@ -159,7 +159,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def down(**keys: Any) -> dict[str, Any]:
-    return {"STORE": "tests.test_views.DownStore", "RETRY": 10_000, **keys}
+    return {"STORE": "tests.http.test_response.DownStore", "RETRY": 10_000, **keys}
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Fixtures of the tests on real servers."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,40 @@ from tests.live.browser import BROWSERS, Browser, Tab
 from tests.live.servers import SERVERS, Server, require, serve
 from tests.live.sites import Site, run
 
+_numbers = count()
+_number = pytest.StashKey[int]()
+
 
 def pytest_itemcollected(item: pytest.Item) -> None:
+    item.stash[_number] = next(_numbers)
     # Those in a browser are about what a server has sent, which the others test on each Python.
     if "browser" in getattr(item, "fixturenames", ()):
         item.add_marker("once")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of a module back into the order in which they are written, for each browser and
+    server in turn.
+
+    They share a server and its database, and what one leaves there the next one finds.
+    """
+    places = defaultdict(list)
+    for place, item in enumerate(items):
+        if _number in item.stash:
+            places[item.path].append(place)
+    for of_module in places.values():
+        tests = sorted((items[place] for place in of_module), key=_as_written)
+        for place, test in zip(of_module, tests, strict=True):
+            items[place] = test
+
+
+def _as_written(item: pytest.Item) -> tuple[int, int, int]:
+    of = (
+        item.callspec.indices
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        else {}
+    )
+    return of.get("browser", 0), of.get("running_server", 0), item.stash[_number]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

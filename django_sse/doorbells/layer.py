@@ -240,7 +240,8 @@ class _Relay:
         while self._waiting or self._ringing:
             waiting, self._waiting = self._waiting, {}
             ringing, self._ringing = self._ringing, []
-            for group, hint in waiting.items():
+            # Owners first: what was published before a kick may be joined by what came after it.
+            for group, hint in sorted(waiting.items(), key=_owners_first):
                 self._bytes -= _size(hint.entries)
                 try:
                     message = to_message(hint)
@@ -252,6 +253,10 @@ class _Relay:
                     log_seldom("The doorbell of group %r was lost.", group, exc_info=error)
             for one in ringing:
                 one.is_gone = True
+
+
+def _owners_first(waiting: tuple[str, Hint]) -> bool:
+    return not waiting[0].startswith(OWNER_PREFIX)
 
 
 def _merged(earlier: Hint, later: Hint) -> Hint:

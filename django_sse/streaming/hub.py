@@ -335,20 +335,21 @@ class Hub:
 
     async def _compare_with_store(self, cursor: Cursor) -> Cursor:
         hints, cursor = await self._store.achanged(cursor, self._followed)
-        owner_keys = []
-        for hint in hints or ():
-            if subscription := self._subscriptions.get(hint.group):
-                self._find(subscription, hint)
-            else:
-                owner_keys.append(hint.group)
-        await self._rechecks.look_up(owner_keys)
+        changed = list(hints or ())
+        try:
+            # First: what was published after a kick is not for who was kicked.
+            await self._rechecks.look_up(hint.group for hint in changed)
+        finally:
+            for hint in changed:
+                if subscription := self._subscriptions.get(hint.group):
+                    self._find(subscription, hint)
         if hints is None or self.loop.time() - self._swept > _SWEEP_SECONDS:
             self._swept = self.loop.time()
             await self._sweep()
         return cursor
 
     async def _sweep(self) -> None:
-        groups = chain(list(self._subscriptions), list(self._rechecks.owned))
+        groups = chain(list(self._rechecks.owned), list(self._subscriptions))
         while some := list(islice(groups, _SWEEP_GROUPS)):
             for group, state in (await self._store.astates(some)).items():
                 if subscription := self._subscriptions.get(group):

@@ -119,7 +119,12 @@ class Rechecks:
     def hear(self, hint: Hint) -> None:
         """Take what a doorbell says of an owner key: it was ended or, without a head, its user has
         changed."""
-        (self._to_look_up if hint.head else self._to_check).add(hint.group)
+        if hint.head:
+            looked_up = self._to_look_up.add(hint.group)
+            # What comes after it waits for the answer.
+            each(list(self.owned.get(hint.group, ())), lambda stream: stream.hold(looked_up))
+        else:
+            self._to_check.add(hint.group)
 
     async def look_up(self, owner_keys: Iterable[str]) -> None:
         """Ask the store for those of the owner keys that have streams, and end what it has ended.
@@ -346,16 +351,20 @@ class _Batcher:
     def __init__(self, deal: Callable[[Collection[str]], Awaitable[None]]) -> None:
         self._deal = deal
         self._names: set[str] = set()
+        self._dealt: asyncio.Future[None] | None = None
         self._dealing: asyncio.Task[None] | None = None
 
-    def add(self, name: str) -> None:
+    def add(self, name: str) -> asyncio.Future[None]:
+        """Deal with a name soon; return what is done once that is over, also where it fails."""
         self._names.add(name)
+        dealt = self._dealt = self._dealt or asyncio.get_running_loop().create_future()
         if self._dealing is None or self._dealing.done():
             self._dealing = spawn(self._deal_with_all())
+        return dealt
 
     async def _deal_with_all(self) -> None:
-        while self._names:
-            names, self._names = self._names, set()
+        while dealt := self._dealt:
+            names, self._names, self._dealt = self._names, set(), None
             try:
                 await self._deal(names)
             except BaseException as error:
@@ -363,6 +372,8 @@ class _Batcher:
                     raise
                 # The next comparison with the store, or sweep of the logins, finds it.
                 log_seldom("What a doorbell says of owners cannot be read.", exc_info=error)
+            finally:
+                dealt.set_result(None)
 
 
 def _by_login(streams: Iterable[Stream], *, own_ways: bool | None) -> _Logins:

@@ -43,7 +43,7 @@ class SendQueue:
 
     __slots__ = (
         "_backlog",
-        "_holds",
+        "_held",
         "_last",
         "_loop",
         "_pending_bytes",
@@ -63,7 +63,7 @@ class SendQueue:
         self.busy_since: float | None = None
         self.last_sent = loop.time()
         self._backlog: list[bytes] = []
-        self._holds = False
+        self._held: list[bytes] = []
         # Of what is on its way, and of what waits.
         self._pending_bytes = 0
         # The reason to end, and what is sent before that.
@@ -85,30 +85,25 @@ class SendQueue:
         if not chunk or self._stream is None:
             return
         if self.busy_since is not None:
-            self._wait(chunk)
+            self._wait(self._backlog, chunk)
         else:
             self._pending_bytes += len(chunk)
             self._start(chunk)
 
     def hold(self, chunk: bytes) -> None:
-        """Keep a chunk until ``release``: it comes after what the stream has yet to catch up with.
-
-        Until then, nothing is pushed while another chunk is on its way.
-        """
-        self._holds = True
-        self._wait(chunk)
+        """Keep a chunk until ``release``: it comes after what is pushed until then."""
+        self._wait(self._held, chunk)
 
     def release(self) -> None:
         """Send what was held."""
-        self._holds = False
+        self._backlog += self._held
+        self._held.clear()
         if self._backlog and self.busy_since is None:
             self._start(b"")
 
     def finish(self, reason: str, last_bytes: LastBytes) -> None:
         """Send the last bytes after all that was pushed, then end the stream."""
-        if self._holds:
-            self._holds = False
-            self._backlog.clear()
+        self._held.clear()
         self._last = (reason, last_bytes)
         if self._send and self.busy_since is None:
             self._start(b"")
@@ -117,11 +112,12 @@ class SendQueue:
         """Send nothing more: the stream has ended."""
         self._stream = self._last = None
         self._backlog.clear()
+        self._held.clear()
         if self._sending and self._sending is not asyncio.current_task():
             self._sending.cancel()
 
-    def _wait(self, chunk: bytes) -> None:
-        self._backlog.append(chunk)
+    def _wait(self, backlog: list[bytes], chunk: bytes) -> None:
+        backlog.append(chunk)
         self._pending_bytes += len(chunk)
         if self._pending_bytes > conf().BACKLOG_BYTES:
             self._end("backlog full")
@@ -143,7 +139,7 @@ class SendQueue:
                     self._pending_bytes -= len(chunk)
                 if self._stream is None or reason:
                     break
-                if self._backlog and not self._holds:
+                if self._backlog:
                     count = filling(map(len, self._backlog), SEND_BYTES)
                     chunk = b"".join(self._backlog[:count])
                     del self._backlog[:count]

@@ -31,6 +31,9 @@ Question = Callable[[], Awaitable[bool]]
 _BARRING: Final = frozenset({"shut", "shut out of a group", "login changed", "permission unknown"})
 
 
+# How long a stream waits until it is known whether it may go on: anybody may ring, again and again.
+_HELD_SECONDS: Final = 2.0
+
 # Events that are rendered in one turn: a filter may hide all of them, and so fill no send.
 _EVENTS_A_TURN: Final = 500
 
@@ -89,6 +92,7 @@ class Stream:
         "_filter_event",
         "_has_position",
         "_heartbeat",
+        "_held",
         "_hub",
         "_message_handler",
         "_moved_unseen",
@@ -136,6 +140,7 @@ class Stream:
         self._filter_event = filter_event
         self._message_handler = message_handler
         self._catching_up: asyncio.Task[None] | None = None
+        self._held: asyncio.Future[None] | None = None
         self._moved_unseen = False
         self._closing: bytes | None = None
         self._has_position = True
@@ -196,14 +201,16 @@ class Stream:
         while self.phase is Phase.CATCHING_UP:
             try:
                 await self._queue.idle()
+                is_patient = await self._let_go()
                 behind = next((sub for sub in self.subscriptions if self._is_behind(sub)), None)
                 if behind is None:
                     self._enter(Phase.LIVE)
                     break
                 read = await behind.read(self._taken[behind.group])
                 events = islice(read, _EVENTS_A_TURN)
-                if self._queue.busy_since is not None:
-                    # A heartbeat went out meanwhile. Its client may take its time for it.
+                if self._queue.busy_since is not None or (self._held and is_patient):
+                    # A heartbeat went out meanwhile, for which its client may take its time, or its
+                    # owner may have been ended.
                     continue
                 chunk = self._render(behind.group, events)
                 self._queue.push(chunk)
@@ -219,6 +226,27 @@ class Stream:
                     logger.exception("A stream could not be replayed; trying again.")
                 failed = True
                 await asyncio.sleep(1.0)
+
+    def hold(self, known: asyncio.Future[None]) -> None:
+        """Take nothing new until it is known whether its owner was ended, but what the hub has by
+        now: what is published after a kick is not for who was kicked."""
+        if self.phase is Phase.LIVE:
+            for subscription in self.subscriptions:
+                events = subscription.at_hand(self._taken[subscription.group])
+                self._queue.push(self._render(subscription.group, iter(events)))
+        self._held = known
+        if self.phase is Phase.LIVE:
+            self._enter(Phase.CATCHING_UP)
+
+    async def _let_go(self) -> bool:
+        """Wait as long as this is held, in moderation; say whether it is held no more."""
+        ends = self._hub.loop.time() + _HELD_SECONDS
+        while self._held and not self._held.done():
+            if (seconds := ends - self._hub.loop.time()) <= 0:
+                return False
+            await asyncio.wait([self._held], timeout=seconds)
+        self._held = None
+        return True
 
     def _is_behind(self, subscription: Subscription) -> bool:
         return self._taken[subscription.group] < subscription.head

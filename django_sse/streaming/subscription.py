@@ -308,6 +308,11 @@ class Subscription:
         # Shielded: it is others' page, too.
         return await asyncio.shield(self._pages[after])
 
+    def at_hand(self, after: int) -> list[EncodedEvent]:
+        """Return the events that follow a number, if they are in memory."""
+        after = self._from(after)
+        return self.tail.after(after) if self.tail.first <= after + 1 else []
+
     async def _read_page(self, after: int) -> list[EncodedEvent]:
         # All pages end alike, so that those who came from different numbers soon share them.
         limit = PAGE - after % PAGE

@@ -244,7 +244,8 @@ class _Relay:
         while self._waiting or self._deliveries:
             waiting, self._waiting = self._waiting, {}
             deliveries, self._deliveries = self._deliveries, []
-            for group, hint in waiting.items():
+            # Owners first. Otherwise what is published after a kick could overtake the kick.
+            for group, hint in sorted(waiting.items(), key=_owners_first):
                 self._bytes -= _size(hint.entries)
                 try:
                     message = to_message(hint)
@@ -256,6 +257,10 @@ class _Relay:
                     log_seldom("The doorbell of group %r was lost.", group, exc_info=error)
             for delivery in deliveries:
                 delivery.is_done = True
+
+
+def _owners_first(waiting: tuple[str, Hint]) -> bool:
+    return not waiting[0].startswith(OWNER_PREFIX)
 
 
 def _merged(earlier: Hint, later: Hint) -> Hint:

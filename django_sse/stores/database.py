@@ -270,7 +270,8 @@ class DatabaseStore(EventStore):
         began, now = monotonic(), self._now()
         waiting = self._outbox.order_by().values_list("group", flat=True).distinct()
         hints = []
-        for group in list(waiting):
+        # Owners first: what was published after a kick is not for who was kicked.
+        for group in sorted(waiting, key=lambda name: not name.startswith(OWNER_PREFIX)):
             if monotonic() - began > _NUMBERING_SECONDS:
                 version = None
                 break

@@ -341,20 +341,21 @@ class Hub:
 
     async def _compare_with_store(self, cursor: Cursor) -> Cursor:
         hints, cursor = await self._store.achanged(cursor, self._followed)
-        owner_keys = []
-        for hint in hints or ():
-            if subscription := self._subscriptions.get(hint.group):
-                self._compare_group(subscription, hint)
-            else:
-                owner_keys.append(hint.group)
-        await self._rechecks.look_up(owner_keys)
+        changed = list(hints or ())
+        try:
+            # Owners first: a kicked user must not get what is published after the kick.
+            await self._rechecks.look_up(hint.group for hint in changed)
+        finally:
+            for hint in changed:
+                if subscription := self._subscriptions.get(hint.group):
+                    self._compare_group(subscription, hint)
         if hints is None or self.loop.time() - self._swept > _SWEEP_SECONDS:
             self._swept = self.loop.time()
             await self._sweep()
         return cursor
 
     async def _sweep(self) -> None:
-        groups = chain(list(self._subscriptions), list(self._rechecks.owned))
+        groups = chain(list(self._rechecks.owned), list(self._subscriptions))
         while some := list(islice(groups, _SWEEP_GROUPS)):
             for group, state in (await self._store.astates(some)).items():
                 if subscription := self._subscriptions.get(group):

@@ -124,7 +124,12 @@ class Rechecks:
         A hint with a head says that the owner's streams were ended; one without, that the user has
         changed.
         """
-        (self._to_look_up if hint.head else self._to_check).add(hint.group)
+        if hint.head:
+            looked_up = self._to_look_up.add(hint.group)
+            # New events wait for the answer.
+            each(list(self.owned.get(hint.group, ())), lambda stream: stream.pause_until(looked_up))
+        else:
+            self._to_check.add(hint.group)
 
     async def look_up(self, owner_keys: Iterable[str]) -> None:
         """Ask the store about owner keys that have streams, and end streams that it has ended.
@@ -364,16 +369,20 @@ class _Batcher:
     def __init__(self, process: Callable[[Collection[str]], Awaitable[None]]) -> None:
         self._process = process
         self._owner_keys: set[str] = set()
+        self._processed: asyncio.Future[None] | None = None
         self._processing: asyncio.Task[None] | None = None
 
-    def add(self, owner_key: str) -> None:
+    def add(self, owner_key: str) -> asyncio.Future[None]:
+        """Process an owner key soon. Return a future that is done afterwards, also if it fails."""
         self._owner_keys.add(owner_key)
+        processed = self._processed = self._processed or asyncio.get_running_loop().create_future()
         if self._processing is None or self._processing.done():
             self._processing = spawn(self._process_all())
+        return processed
 
     async def _process_all(self) -> None:
-        while self._owner_keys:
-            owner_keys, self._owner_keys = self._owner_keys, set()
+        while processed := self._processed:
+            owner_keys, self._owner_keys, self._processed = self._owner_keys, set(), None
             try:
                 await self._process(owner_keys)
             except BaseException as error:
@@ -381,6 +390,8 @@ class _Batcher:
                     raise
                 # The next comparison with the store, or check of all logins, finds the change.
                 log_seldom("Owners that a doorbell has named could not be checked.", exc_info=error)
+            finally:
+                processed.set_result(None)
 
 
 def _by_login(streams: Iterable[Stream], *, custom_backends: bool | None) -> _Logins:

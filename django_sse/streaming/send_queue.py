@@ -44,7 +44,7 @@ class SendQueue:
     __slots__ = (
         "_backlog",
         "_ending",
-        "_holds",
+        "_held",
         "_loop",
         "_pending_bytes",
         "_send",
@@ -63,7 +63,8 @@ class SendQueue:
         self.busy_since: float | None = None
         self.last_sent = loop.time()
         self._backlog: list[bytes] = []
-        self._holds = False
+        # None until a chunk is held: most streams never hold one.
+        self._held: list[bytes] | None = None
         # The bytes that are being sent or wait.
         self._pending_bytes = 0
         # The reason to end, and what to send before that.
@@ -88,30 +89,26 @@ class SendQueue:
         if not chunk or self._stream is None:
             return
         if self.busy_since is not None:
-            self._enqueue(chunk)
+            self._enqueue(self._backlog, chunk)
         else:
             self._pending_bytes += len(chunk)
             self._start(chunk)
 
     def hold(self, chunk: bytes) -> None:
-        """Keep a chunk until ``release``. It comes after the events that the stream has missed.
-
-        Until then, the caller must not push while another chunk is being sent.
-        """
-        self._holds = True
-        self._enqueue(chunk)
+        """Keep a chunk until ``release``. It comes after all that is pushed until then."""
+        self._held = self._held or []
+        self._enqueue(self._held, chunk)
 
     def release(self) -> None:
         """Send the chunks that were held."""
-        self._holds = False
+        held, self._held = self._held, None
+        self._backlog += held or ()
         if self._backlog and self.busy_since is None:
             self._start(b"")
 
     def finish(self, reason: str, last_bytes: LastBytes) -> None:
         """Send the last bytes after all chunks that were pushed, then end the stream."""
-        if self._holds:
-            self._holds = False
-            self._backlog.clear()
+        self._held = None
         self._ending = (reason, last_bytes)
         if self._send and self.busy_since is None:
             self._start(b"")
@@ -120,11 +117,12 @@ class SendQueue:
         """Send nothing more: the stream has ended."""
         self._stream = self._ending = None
         self._backlog.clear()
+        self._held = None
         if self._sending and self._sending is not asyncio.current_task():
             self._sending.cancel()
 
-    def _enqueue(self, chunk: bytes) -> None:
-        self._backlog.append(chunk)
+    def _enqueue(self, waiting: list[bytes], chunk: bytes) -> None:
+        waiting.append(chunk)
         self._pending_bytes += len(chunk)
         if self._pending_bytes > conf().BACKLOG_BYTES:
             self._end("backlog full")
@@ -146,7 +144,7 @@ class SendQueue:
                     self._pending_bytes -= len(chunk)
                 if self._stream is None or reason:
                     break
-                if self._backlog and not self._holds:
+                if self._backlog:
                     count = filling(map(len, self._backlog), SEND_BYTES)
                     chunk = b"".join(self._backlog[:count])
                     del self._backlog[:count]

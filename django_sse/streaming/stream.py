@@ -32,6 +32,10 @@ _BARRING_REASONS: Final = frozenset(
     {"shut", "shut out of a group", "login changed", "permission unknown"}
 )
 
+# How long a stream waits for an answer about its owner, in seconds. Anybody may ring, again and
+# again, and must not stop it for ever.
+_OWNER_CHECK_SECONDS: Final = 2.0
+
 # How many events are rendered in one turn of the event loop. A filter may hide all of them, so that
 # they never fill a send.
 _EVENTS_A_TURN: Final = 500
@@ -95,6 +99,7 @@ class Stream:
         "_hub",
         "_message_handler",
         "_moved_unseen",
+        "_owner_check",
         "_queue",
         "_taken",
         "address",
@@ -140,6 +145,7 @@ class Stream:
         self._filter_event = filter_event
         self._message_handler = message_handler
         self._catching_up: asyncio.Task[None] | None = None
+        self._owner_check: asyncio.Future[None] | None = None
         self._moved_unseen = False
         self._closing: bytes | None = None
         self._has_position = True
@@ -202,14 +208,16 @@ class Stream:
         while self.phase is Phase.CATCHING_UP:
             try:
                 await self._queue.idle()
+                is_checked = await self._wait_for_owner_check()
                 behind = next((sub for sub in self.subscriptions if self._is_behind(sub)), None)
                 if behind is None:
                     self._enter(Phase.LIVE)
                     break
                 read = await behind.read(self._taken[behind.group])
                 events = islice(read, _EVENTS_A_TURN)
-                if self._queue.busy_since is not None:
-                    # A heartbeat was sent meanwhile, and the client may take a while to read it.
+                if self._queue.busy_since is not None or (self._owner_check and is_checked):
+                    # A heartbeat was sent meanwhile, and the client may take a while to read it. Or
+                    # the owner's streams may have been ended meanwhile.
                     continue
                 chunk = self._render(behind.group, events)
                 self._queue.push(chunk)
@@ -225,6 +233,30 @@ class Stream:
                     logger.exception("A stream could not replay missed events; it tries again.")
                 failed = True
                 await asyncio.sleep(1.0)
+
+    def pause_until(self, checked: asyncio.Future[None]) -> None:
+        """Take no new events until the store has said whether the owner's streams were ended.
+
+        Otherwise a kicked user would get what is published right after the kick. What the hub has
+        in memory by now is from before it, and is sent.
+        """
+        if self.phase is Phase.LIVE:
+            for subscription in self.subscriptions:
+                events = subscription.in_memory(self._taken[subscription.group])
+                self._queue.push(self._render(subscription.group, iter(events)))
+        self._owner_check = checked
+        if self.phase is Phase.LIVE:
+            self._enter(Phase.CATCHING_UP)
+
+    async def _wait_for_owner_check(self) -> bool:
+        """Wait for the answer about the owner. Return whether it came in time."""
+        ends_at = self._hub.loop.time() + _OWNER_CHECK_SECONDS
+        while self._owner_check and not self._owner_check.done():
+            if (seconds := ends_at - self._hub.loop.time()) <= 0:
+                return False
+            await asyncio.wait([self._owner_check], timeout=seconds)
+        self._owner_check = None
+        return True
 
     def _is_behind(self, subscription: Subscription) -> bool:
         return self._taken[subscription.group] < subscription.head

@@ -313,6 +313,11 @@ class Subscription:
         # Shielded, since other streams wait for the page, too.
         return await asyncio.shield(self._pages[after])
 
+    def in_memory(self, after: int) -> list[EncodedEvent]:
+        """Return the events that follow a number, if they are in memory."""
+        after = self._start_after(after)
+        return self.tail.after(after) if self.tail.first <= after + 1 else []
+
     async def _read_page(self, after: int) -> list[EncodedEvent]:
         # Pages end at multiples of PAGE, so that streams with different numbers soon share them.
         limit = PAGE - after % PAGE

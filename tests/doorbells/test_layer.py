@@ -16,6 +16,7 @@ from django.db import connection
 from django.test import override_settings
 from pytest_django import Settings
 
+from django_sse.access.owners import user_key
 from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.layer import LayerDoorbell, doorbell_group, from_message, to_message
 from django_sse.groups.entries import Entry, Hint
@@ -213,6 +214,12 @@ async def test_what_piles_up_for_a_group_is_one_message(layer: GatedLayer) -> No
         hint(7, 8, 9, 10),
         hint(3, group="jobs"),
     ]
+
+
+@pytest.mark.usefixtures("ear")
+async def test_a_kick_is_told_before_what_was_published_after_it(layer: GatedLayer) -> None:
+    kick = Hint(user_key(7), 5, cancelled=True)
+    assert await pile_up(layer, hint(7), kick, hint(8)) == [kick, hint(7, 8)]
 
 
 @pytest.mark.usefixtures("ear")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from channels.layers import InMemoryChannelLayer, get_channel_layer
+from django.db import transaction
 from django.test import override_settings
 
 from django_sse import (
@@ -144,6 +145,80 @@ async def test_a_flood_of_doorbells_about_an_owner_asks_the_store_a_few_times(
         await client.until_events(2)
         await until(lambda: owner_key in asked)
         assert asked.count(owner_key) < 10
+
+
+@pytest.mark.parametrize(
+    ("channel_layers", "directly", "store"),
+    [
+        pytest.param({}, True, "memory", id="directly, memory"),
+        pytest.param({}, True, "database", id="directly, database"),
+        pytest.param(layer("tests.layers.OwnInMemoryLayer"), False, "database", id="layer"),
+        pytest.param({}, False, "database", id="store alone"),
+    ],
+)
+async def test_what_is_published_after_a_kick_is_not_for_who_was_kicked(
+    channel_layers: dict[str, Any], directly: bool, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not directly:
+        monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
+    owner = Owner({user_key(7): None, user_key(7, "room"): "room"}, user_key(7))
+    interval = 3600 if channel_layers else 0.05
+
+    def kick_in_a_transaction() -> None:
+        with transaction.atomic():
+            cancel("room", user=7)
+            publish("room", "he is gone")
+
+    async def kick() -> None:
+        await acancel("room", user=7)
+        await apublish("room", "he is gone")
+
+    conf = {"STORE": store, "SYNC_INTERVAL": interval}
+    with override_settings(CHANNEL_LAYERS=channel_layers, DJANGO_SSE=conf):
+        for n in range(10):
+            async with connected("room", owner=owner) as kicked, connected("room") as other:
+                await apublish("room", "before")
+                await kicked.until_events(1)
+                await (kick() if n % 2 else in_thread(kick_in_a_transaction))
+                assert await other.until_events(2) == ["before", "he is gone"]
+                await kicked.until(kicked.stream.ended.done)
+                assert [event.event for event in kicked.events] == [None, "close"]
+            await areopen("room", user=7)
+
+
+async def test_what_is_published_before_a_kick_is_sent_to_who_is_kicked() -> None:
+    owner = Owner({user_key(7): None}, user_key(7))
+    for _ in range(10):
+        async with connected("room", owner=owner) as kicked:
+            await apublish("room", "before")
+            await kicked.until_events(1)
+            await apublish("room", "you are out")
+            await acancel(user=7)
+            await kicked.until(kicked.stream.ended.done)
+            assert kicked.data[:2] == ["before", "you are out"]
+        await areopen(user=7)
+
+
+async def test_a_flood_of_doorbells_about_an_owner_holds_no_stream_for_long() -> None:
+    owner_key = user_key(7)
+    async with connected("news", owner=Owner({owner_key: None}, owner_key)) as client:
+        await apublish("news", "0")
+        await client.until_events(1)
+        flooding = asyncio.create_task(flood(owner_key))
+        try:
+            for n in range(1, 4):
+                await apublish("news", str(n))
+            assert await client.until_events(4) == ["0", "1", "2", "3"]
+            assert not flooding.done()
+        finally:
+            flooding.cancel()
+            await asyncio.wait([flooding])
+
+
+async def flood(owner_key: str) -> None:
+    while True:
+        current_hub().hear_soon([Hint(owner_key, 1, cancelled=False)])
+        await asyncio.sleep(0)
 
 
 async def test_streams_of_one_group_are_sent_the_very_same_bytes() -> None:

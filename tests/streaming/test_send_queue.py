@@ -82,6 +82,22 @@ async def test_what_is_held_goes_out_when_it_is_released(
     assert b"".join(connection.taken) == b"replayed 1 replayed 2 message new"
 
 
+async def test_what_is_held_does_not_hold_what_was_pushed_before(
+    stream: Stream, connection: Connection
+) -> None:
+    connection.reads.clear()
+    for chunk in (b"1", b"2"):
+        stream.queue.push(chunk)
+    stream.queue.hold(b"message")
+    connection.reads.set()
+    await stream.queue.idle()
+    assert connection.taken == [b"1", b"2"]
+    stream.queue.push(b"3")
+    stream.queue.release()
+    await until(lambda: len(connection.taken) == 4)
+    assert connection.taken == [b"1", b"2", b"3", b"message"]
+
+
 async def test_what_is_held_alone_is_sent_at_the_release(
     stream: Stream, connection: Connection
 ) -> None:

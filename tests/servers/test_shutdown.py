@@ -237,7 +237,7 @@ async def test_a_stream_in_its_request_that_waits_for_the_store_is_sent_back(
     asked, answers = asyncio.Event(), asyncio.Event()
     # Longer than a shutdown may take.
     monkeypatch.setattr("django_sse.streaming.store_reader.READ_SECONDS", 3600)
-    monkeypatch.setattr("django_sse.http.response._LOOK_SECONDS", LOOK_SECONDS)
+    monkeypatch.setattr("django_sse.http.response._CHECK_SECONDS", LOOK_SECONDS)
     async with listening() as listener:
         response = await News.as_view()(get())
         monkeypatch.setattr(store, "astates", wait)

@@ -86,7 +86,7 @@ class NumbersFromOne(MemoryStore):
 
     def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("django_sse.groups.entries.first_number", lambda: 1)
+            patch.setattr("django_sse.groups.numbering.first_number", lambda: 1)
             return super()._append(entries, **kwargs)
 
 

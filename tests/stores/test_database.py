@@ -428,7 +428,7 @@ class Host:
         now = timezone.now
         monkeypatch.setattr(timezone, "now", lambda: now() + timedelta(seconds=self.ahead))
         monkeypatch.setattr(
-            "django_sse.groups.entries.time_ns", lambda: time.time_ns() + self.ahead * 10**9
+            "django_sse.groups.numbering.time_ns", lambda: time.time_ns() + self.ahead * 10**9
         )
 
 

@@ -78,7 +78,9 @@ class WriteRetries:
             logger.error("%d ends of streams are lost: there were too many to keep.", lost)
         if begins:
             logger.warning("Ends of streams could not be written. They are tried again.")
-            writer = Thread(target=self._write_until_done, name="django-sse-unwritten", daemon=True)
+            writer = Thread(
+                target=self._write_until_done, name="django-sse-write-retries", daemon=True
+            )
             try:
                 writer.start()
             except RuntimeError:

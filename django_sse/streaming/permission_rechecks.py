@@ -32,6 +32,8 @@ _MAX_CONCURRENT: Final = 10
 _SLOT_SECONDS: Final = 1.0
 # After how long a view that could not answer is asked again.
 _RETRY_SECONDS: Final = 2.0
+# How long to wait where RECHECK_INTERVAL is off.
+_OFF_SECONDS: Final = 60.0
 # Views may be asked early by this fraction of RECHECK_INTERVAL, so that many are asked while there
 # is a thread with a connection.
 _EARLY_FRACTION: Final = 0.05
@@ -61,7 +63,7 @@ class PermissionRechecks:
         """Ask about a stream from now on, if its view defines ``still_allowed``."""
         if stream.still_allowed:
             of_tenant = self._due.setdefault(stream.owner.namespace, {})
-            of_tenant[stream] = _now() + conf().RECHECK_INTERVAL
+            of_tenant[stream] = _now() + _interval()
 
     def remove(self, stream: Stream) -> None:
         """Stop asking about a stream."""
@@ -88,7 +90,7 @@ class PermissionRechecks:
 
     def _seconds_to_next(self, busy: Container[str | None] = ()) -> float:
         # Streams that are added meanwhile are not due before that, either.
-        latest = _now() + conf().RECHECK_INTERVAL
+        latest = _now() + _interval()
         again = next(iter(self._due_again.values()), inf)
         return max(min(latest, self._next_due(busy)[1], again) - _now(), 0.0)
 
@@ -106,7 +108,7 @@ class PermissionRechecks:
             del self._due_again[stream]
             return stream, True
         stream, due = self._next_due(busy)
-        if stream and due <= _now() + _EARLY_FRACTION * conf().RECHECK_INTERVAL:
+        if stream and due <= _now() + _EARLY_FRACTION * _interval():
             self._take(stream)
             return stream, False
         return None
@@ -291,6 +293,11 @@ def _is_infrastructure_failure(error: BaseException | None) -> bool:
             return all(_is_infrastructure_failure(each) for each in error.exceptions)
         error = error.__cause__ or error.__context__
     return isinstance(error, DatabaseFailure | OSError)
+
+
+def _interval() -> float:
+    # While it is off, no stream is added. Those of before are asked about now and then.
+    return conf().RECHECK_INTERVAL or _OFF_SECONDS
 
 
 def _now() -> float:

@@ -276,7 +276,8 @@ class Stream:
     def _hold_messages(self, batch: Batch) -> None:
         # Messages are not stored, and so cannot be read later.
         for encoded in batch.messages if self.wants_messages else ():
-            self._queue.hold(self._chunk(encoded))
+            if chunk := self._chunk(encoded):
+                self._queue.hold(chunk)
 
     def _take_now(self, subscription: Subscription, batch: Batch) -> None:
         group = subscription.group

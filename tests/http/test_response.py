@@ -18,6 +18,7 @@ from django_sse import Event, acancel, apublish
 from django_sse.groups.entries import GroupState
 from django_sse.stores.memory import MemoryStore
 from django_sse.streaming.hub import open_streams
+from django_sse.streaming.permission_rechecks import PermissionRechecks
 from django_sse.views import EventStreamView
 from tests.streams import (
     News,
@@ -191,10 +192,21 @@ async def test_who_may_go_on_is_not_asked_where_that_is_off(
         async def still_allowed(self) -> bool:
             return False
 
+    rounds = 0
+    seconds_to_next = PermissionRechecks._seconds_to_next
+
+    def counted(rechecks: PermissionRechecks, *args: Any) -> float:
+        nonlocal rounds
+        rounds += 1
+        return seconds_to_next(rechecks, *args)
+
+    monkeypatch.setattr(PermissionRechecks, "_seconds_to_next", counted)
     async with open_stream(Asked.as_view()) as stream:
         await until(lambda: stream.text.count("\n\n:") > 5)
         await apublish("news", "still there")
         assert (await stream.next_event()).data == "still there"
+    # Nor does the hub look for somebody to ask again and again.
+    assert rounds <= 1
 
 
 @pytest.mark.parametrize("heartbeat", [0, None])

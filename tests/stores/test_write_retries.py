@@ -69,7 +69,7 @@ urlpatterns = [
 
 
 def writers() -> list[Thread]:
-    return [thread for thread in threads() if thread.name == "django-sse-unwritten"]
+    return [thread for thread in threads() if thread.name == "django-sse-write-retries"]
 
 
 @pytest.fixture

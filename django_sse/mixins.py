@@ -84,6 +84,8 @@ class AccessMixin(_Base):
 class LoginRequiredMixin(AccessMixin):
     """Answers 401 to who is not logged in."""
 
+    __was_active = False
+
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
@@ -94,8 +96,13 @@ class LoginRequiredMixin(AccessMixin):
 
     async def __is_logged_in(self) -> bool:
         user = await _user(self.request)
+        # A backend may let inactive users in. But one who was active, and is not, is out.
+        is_active = bool(getattr(user, "is_active", True))
+        is_out = self.__was_active and not is_active
+        self.__was_active = is_active
         # A primary key says nothing of that, and is no user of a request.
-        return bool(getattr(user, "is_authenticated", False)) and not is_nobody(user)
+        is_in = bool(getattr(user, "is_authenticated", False)) and not is_nobody(user)
+        return is_in and not is_out
 
 
 class PermissionRequiredMixin(AccessMixin):

@@ -1,7 +1,7 @@
 """Access, through all of Django: middleware, sessions, users, and the hand-off."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -13,6 +13,7 @@ from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.contrib.sessions.backends.db import SessionStore
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, RequestFactory
 from django.urls import path
@@ -753,11 +754,32 @@ async def test_however_a_user_was_found_his_rights_are_read_again(
         assert [event.event for event in await reader.rest()] == ["close"]
 
 
+async def close_the_gate(users: QuerySet[User]) -> None:
+    await users.aupdate(is_staff=False)
+
+
+async def deactivate(users: QuerySet[User]) -> None:
+    await users.aupdate(is_active=False)
+
+
+async def delete(users: QuerySet[User]) -> None:
+    await users.adelete()
+
+
 @pytest.mark.parametrize(
-    "authenticate", [of_a_token, of_a_token_for_async_views_as_well, by_way_of_a_gate]
+    ("authenticate", "end"),
+    [
+        (by_way_of_a_gate, close_the_gate),
+        (of_a_token, delete),
+        (of_a_token, deactivate),
+        (of_a_token_for_async_views_as_well, delete),
+        (of_a_token_for_async_views_as_well, deactivate),
+    ],
 )
 async def test_a_login_that_another_middleware_vouches_for_is_asked_about_again(
-    authenticate: Callable[[Any, User], None], settings: Settings
+    authenticate: Callable[[Any, User], None],
+    end: Callable[[QuerySet[User]], Awaitable[None]],
+    settings: Settings,
 ) -> None:
     settings.DJANGO_SSE = {**settings.DJANGO_SSE, "RECHECK_INTERVAL": 1}
     everyone = User.objects.filter(pk=(await sync_to_async(user_with)(PERMISSION)).pk)
@@ -767,10 +789,7 @@ async def test_a_login_that_another_middleware_vouches_for_is_asked_about_again(
     async with reading(await Members.as_view()(request)) as reader:
         await apublish("news", "for members")
         assert (await reader.next_event()).data == "for members"
-        if authenticate is by_way_of_a_gate:
-            await everyone.aupdate(is_staff=False)
-        else:
-            await everyone.adelete()
+        await end(everyone)
         assert [event.event for event in await reader.rest()] == ["close"]
 
 

@@ -4,9 +4,11 @@ import re
 from collections.abc import Mapping
 from hashlib import sha256
 from string import Formatter, ascii_letters, digits
+from types import NoneType
 from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
+from django.db.models import Model
 from django.utils.functional import Promise
 
 from django_sse.exceptions import InvalidGroup
@@ -48,7 +50,8 @@ def group_name(*parts: object) -> str:
         parts: Text as it is, anything else by ``str()``, such as a number or a UUID.
 
     Raises:
-        TypeError: A part is None or a bool, as a field that was never set.
+        TypeError: A part is None or a bool, as a field that was never set, or it is an instance of
+            a model or a user: two of them may have the same text, so give the primary key.
         ValueError: There are no parts, or the only one is empty.
     """
     name = ".".join(map(_escaped, parts))
@@ -62,8 +65,14 @@ def group_name(*parts: object) -> str:
 
 def _escaped(part: object) -> str:
     value = plain(part)
-    if value is None or isinstance(value, bool):
+    # By isinstance, which sees through a lazy object.
+    if isinstance(value, NoneType | bool):
         raise TypeError(f"A part of a group's name is text, a number or the like, not {value!r}.")
+    if isinstance(value, Model) or hasattr(value, "is_authenticated"):
+        raise TypeError(
+            f"Give the primary key of {value!r} as the part of a group's name: two "
+            f"{type(value).__name__} objects may have the same text."
+        )
     # Lone surrogates, too: no two texts are one.
     return "".join(_ESCAPED[byte] for byte in str(value).encode("utf-8", "surrogatepass"))
 

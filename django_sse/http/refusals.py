@@ -62,7 +62,8 @@ def told(error: BaseException | str) -> str:
         return ""
     if isinstance(error, str):
         return error
-    return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+    lines = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
+    return "\n".join(lines).encode(errors="replace").decode()
 
 
 def retry_after() -> int:

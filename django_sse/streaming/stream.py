@@ -100,6 +100,7 @@ class Stream:
         "_message_handler",
         "_moved_unseen",
         "_owner_check",
+        "_pause_ends_at",
         "_queue",
         "_taken",
         "address",
@@ -146,6 +147,7 @@ class Stream:
         self._message_handler = message_handler
         self._catching_up: asyncio.Task[None] | None = None
         self._owner_check: asyncio.Future[None] | None = None
+        self._pause_ends_at = 0.0
         self._moved_unseen = False
         self._closing: bytes | None = None
         self._has_position = True
@@ -196,6 +198,7 @@ class Stream:
             if self.phase is Phase.CATCHING_UP:
                 self._catching_up = task
         elif phase is Phase.LIVE:
+            self._pause_ends_at = 0.0
             self._queue.release()
             self.end_if_cancelled()
 
@@ -208,19 +211,21 @@ class Stream:
         while self.phase is Phase.CATCHING_UP:
             try:
                 await self._queue.idle()
-                is_checked = not self._owner_check or await self._wait_for_owner_check()
+                if self._owner_check:
+                    await self._wait_for_owner_check()
                 behind = next((sub for sub in self.subscriptions if self._is_behind(sub)), None)
                 if behind is None:
                     self._enter(Phase.LIVE)
                     break
                 read = await behind.read(self._taken[behind.group])
                 events = islice(read, _EVENTS_A_TURN)
-                if self._queue.busy_since is not None or (self._owner_check and is_checked):
+                if self._queue.busy_since is not None or self._is_paused():
                     # A heartbeat was sent meanwhile, and the client may take a while to read it. Or
                     # the owner's streams may have been ended meanwhile.
                     continue
                 chunk = self._render(behind.group, events)
                 self._queue.push(chunk)
+                self._pause_ends_at = 0.0
                 # Do not keep them in memory while the client reads.
                 del read, events
                 await turns.give_way(len(chunk))
@@ -245,18 +250,23 @@ class Stream:
                 events = subscription.in_memory(self._taken[subscription.group])
                 self._queue.push(self._render(subscription.group, iter(events)))
         self._owner_check = checked
+        # One end for all that come before the stream goes on: anybody may ring, again and again.
+        if not self._pause_ends_at:
+            self._pause_ends_at = self._hub.loop.time() + _OWNER_CHECK_SECONDS
         if self.phase is Phase.LIVE:
             self._enter(Phase.CATCHING_UP)
 
-    async def _wait_for_owner_check(self) -> bool:
-        """Wait for the answer about the owner. Return whether it came in time."""
-        ends_at = self._hub.loop.time() + _OWNER_CHECK_SECONDS
-        while self._owner_check and not self._owner_check.done():
-            if (seconds := ends_at - self._hub.loop.time()) <= 0:
-                return False
-            await asyncio.wait([self._owner_check], timeout=seconds)
-        self._owner_check = None
-        return True
+    def _is_paused(self) -> bool:
+        return self._owner_check is not None and self._hub.loop.time() < self._pause_ends_at
+
+    async def _wait_for_owner_check(self) -> None:
+        """Wait for the last answer about the owner, until the pause ends at the latest."""
+        while check := self._owner_check:
+            seconds = self._pause_ends_at - self._hub.loop.time()
+            if seconds > 0:
+                await asyncio.wait([check], timeout=seconds)
+            if self._owner_check is check:
+                self._owner_check = None
 
     def _is_behind(self, subscription: Subscription) -> bool:
         return self._taken[subscription.group] < subscription.head

@@ -4,7 +4,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from django.contrib.auth.models import AnonymousUser, Group, User
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -156,9 +158,19 @@ def test_a_long_name_is_cut_and_ends_in_a_digest() -> None:
     assert group_name("room", "x" * 201) not in (name, group_name(name))
 
 
-@pytest.mark.parametrize("part", [None, True, False])
+@pytest.mark.parametrize(
+    "thing",
+    [User(pk=1), AnonymousUser(), SimpleLazyObject(lambda: User(pk=1)), Group(name="General")],
+    ids=["user", "nobody", "lazy user", "model"],
+)
+def test_a_thing_is_named_by_its_key_and_not_by_its_text(thing: Any) -> None:
+    with pytest.raises(TypeError, match="Give the primary key"):
+        group_name("room", thing)
+
+
+@pytest.mark.parametrize("part", [None, True, False, SimpleLazyObject(lambda: None)])
 def test_what_is_no_part_of_a_name_is_refused(part: Any) -> None:
-    with pytest.raises(TypeError, match=f"or the like, not {part}"):
+    with pytest.raises(TypeError, match="is text, a number or the like"):
         group_name("room", part)
 
 

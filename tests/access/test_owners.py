@@ -440,10 +440,11 @@ async def test_all_streams_of_a_user_end_and_nobody_elses() -> None:
         stream(AsyncClient()) as anonymous,
     ):
         await apublish("news", "before")
+        for ended in (first, second):
+            assert (await ended.next_event()).data == "before"
         await acancel(user=await user(), reason="kicked")
         for ended in (first, second):
-            before, close = await ended.rest()
-            assert before.data == "before"
+            [close] = await ended.rest()
             assert (close.event, close.json()) == ("close", {"reason": "kicked"})
         await apublish("news", "after")
         for going_on in (others, anonymous):

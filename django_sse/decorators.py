@@ -57,9 +57,6 @@ _HANDLERS: Final = ("dispatch", *EventStreamView.http_method_names)
 _REFUSING: Final = ("authorize", "get_groups", "get", "dispatch", "setup")
 _GENERATOR_METHODS: Final = ("GET", "HEAD", "POST", "OPTIONS")
 
-# A browser never comes back after a 500, so the view runs.
-_NOT_READ: Final = "The event store could not be read; the group is taken for not cancelled."
-
 
 class EventStreamRequest(HttpRequest):
     """The request of a view behind ``event_generator``, for its annotation alone: what a view is
@@ -291,7 +288,10 @@ def _going_on_unread() -> Iterator[None]:
     try:
         yield
     except Exception:
-        logger.exception(_NOT_READ)
+        # A browser never comes back after a 500, so the view runs.
+        logger.exception(
+            "The event store could not be read, so the groups are taken as not cancelled."
+        )
 
 
 def _no_content_if_cancelled(states: Mapping[str, GroupState]) -> HttpResponseBase | None:

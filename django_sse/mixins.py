@@ -99,7 +99,7 @@ class LoginRequiredMixin(AccessMixin):
         # A backend may let inactive users in. But one who was active, and is not, is out.
         is_active = bool(getattr(user, "is_active", True))
         is_out = self.__was_active and not is_active
-        self.__was_active = is_active
+        self.__was_active |= is_active
         # A primary key says nothing of that, and is no user of a request.
         is_in = bool(getattr(user, "is_authenticated", False)) and not is_nobody(user)
         return is_in and not is_out

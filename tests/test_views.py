@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.contrib.auth import mixins as auth_mixins
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import Http404, HttpResponseRedirect
@@ -197,6 +198,52 @@ async def test_a_text_in_the_place_of_a_list_of_groups_is_an_error() -> None:
     for view in (Text.as_view(), AllowsText.as_view()):
         with pytest.raises(ImproperlyConfigured, match=r"give \['news'\]"):
             await view(get("/?group=news"))
+
+
+async def later() -> Event:
+    return Event("later")
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "wanted"),
+    [
+        ("filter_event", later, "`def filter_event"),
+        ("filter_event", sync_to_async(lambda self, event: event), "`def filter_event"),
+        ("initial_events", later, "`async def initial_events\\(self\\)` with `yield`"),
+        ("initial_events", lambda self: (yield Event("x")), "`async def initial_events"),
+        ("get_groups", lambda self: ["news"], "`async def get_groups"),
+        ("authorize", lambda self, groups: None, "`async def authorize\\(self, groups\\)`"),
+        ("get_owner", lambda self: None, "`async def get_owner"),
+        ("still_allowed", lambda self: True, "`async def still_allowed"),
+    ],
+)
+def test_a_method_that_can_only_fail_is_refused_before_a_client_comes(
+    name: str, method: Any, wanted: str
+) -> None:
+    view: Any = type("Wrong", (News,), {name: method})
+    with pytest.raises(ImproperlyConfigured, match=f"Wrong.{name} has to be {wanted}"):
+        view.as_view()
+    with pytest.raises(ImproperlyConfigured, match=f"News.{name} has to be {wanted}"):
+        News.as_view(**{name: method})
+
+
+@pytest.mark.parametrize("answer", [True, False])
+async def test_authorize_that_answers_yes_or_no_is_told_what_to_answer(answer: bool) -> None:
+    class Guarded(News):
+        async def authorize(self, groups: Sequence[str]) -> Any:
+            return answer
+
+    with pytest.raises(ImproperlyConfigured, match=r"Guarded.authorize .* raise PermissionDenied"):
+        await Guarded.as_view()(get())
+
+
+async def test_groups_that_are_none_are_told() -> None:
+    class Without(EventStreamView):
+        async def get_groups(self) -> Any:
+            return None
+
+    with pytest.raises(ImproperlyConfigured, match="a list of names, not NoneType"):
+        await Without.as_view()(get())
 
 
 # Authorization

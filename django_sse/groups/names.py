@@ -14,9 +14,9 @@ from django.utils.functional import Promise
 from django_sse.exceptions import InvalidGroup
 from django_sse.text import plain
 
-_GROUP_NAME: Final = re.compile(r"[A-Za-z0-9\-_.]{1,99}", re.ASCII)
-
 _LONGEST_NAME: Final = 99
+
+_GROUP_NAME: Final = re.compile(rf"[A-Za-z0-9\-_.]{{1,{_LONGEST_NAME}}}", re.ASCII)
 
 # What follows is a digest. No escaped byte begins so.
 _SHORTENED: Final = "_z"

@@ -9,7 +9,8 @@ An event takes these steps. Steps 2 and 5 are callbacks that no import shows:
    subscription has, or reads the store.
 4. `encoded_events` encodes and joins new events once for all streams. Each stream gets them in
    `stream.Stream.take`.
-5. `stream.Stream` calls the server's own `send`, which `http.hand_off.HandOff.serve` gave it.
+5. The stream's `send_queue.SendQueue` calls the server's own `send`, which
+   `http.hand_off.HandOff.serve` gave it.
 
 `rechecks` and `permission_rechecks` end streams that may not go on. The views and `http` import
 this package.

@@ -211,8 +211,7 @@ class Stream:
         while self.phase is Phase.CATCHING_UP:
             try:
                 await self._queue.idle()
-                if self._owner_check:
-                    await self._wait_for_owner_check()
+                await self._wait_for_owner_check()
                 behind = next((sub for sub in self.subscriptions if self._is_behind(sub)), None)
                 if behind is None:
                     self._enter(Phase.LIVE)

@@ -1,7 +1,6 @@
 """What a view shows of an event: its filter, and its handlers of plain Channels messages."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from django_sse.views import EventStreamView
 from tests.streams import (
     News,
     data,
-    get,
     news,
     open_stream,
     requested,
@@ -247,54 +245,12 @@ async def test_a_failure_that_is_no_exception_is_one_all_the_same(
     assert len(errors_of(caplog)) == 3
 
 
-@pytest.mark.parametrize(
-    ("name", "method", "wanted"),
-    [
-        ("filter_event", later, "`def filter_event"),
-        ("filter_event", sync_to_async(lambda self, event: event), "`def filter_event"),
-        ("initial_events", later, "`async def initial_events\\(self\\)` with `yield`"),
-        ("initial_events", lambda self: (yield Event("x")), "`async def initial_events"),
-        ("get_groups", lambda self: ["news"], "`async def get_groups"),
-        ("authorize", lambda self, groups: None, "`async def authorize\\(self, groups\\)`"),
-        ("get_owner", lambda self: None, "`async def get_owner"),
-        ("still_allowed", lambda self: True, "`async def still_allowed"),
-    ],
-)
-def test_a_method_that_can_only_fail_is_refused_before_a_client_comes(
-    name: str, method: Any, wanted: str
-) -> None:
-    view: Any = type("Wrong", (News,), {name: method})
-    with pytest.raises(ImproperlyConfigured, match=f"Wrong.{name} has to be {wanted}"):
-        view.as_view()
-    with pytest.raises(ImproperlyConfigured, match=f"News.{name} has to be {wanted}"):
-        News.as_view(**{name: method})
-
-
 async def test_a_filter_may_be_given_in_the_urls() -> None:
     view = News.as_view(filter_event=lambda event: None if event.text == "hidden" else event)
     async with open_stream(view) as stream:
         for text in ("hidden", "last"):
             await apublish("news", text)
         assert data(await stream.until("last")) == ["last"]
-
-
-@pytest.mark.parametrize("answer", [True, False])
-async def test_authorize_that_answers_yes_or_no_is_told_what_to_answer(answer: bool) -> None:
-    class Guarded(News):
-        async def authorize(self, groups: Sequence[str]) -> Any:
-            return answer
-
-    with pytest.raises(ImproperlyConfigured, match=r"Guarded.authorize .* raise PermissionDenied"):
-        await Guarded.as_view()(get())
-
-
-async def test_groups_that_are_none_are_told() -> None:
-    class Without(EventStreamView):
-        async def get_groups(self) -> Any:
-            return None
-
-    with pytest.raises(ImproperlyConfigured, match="a list of names, not NoneType"):
-        await Without.as_view()(get())
 
 
 async def test_a_position_that_moved_unseen_is_told_with_the_next_heartbeat(

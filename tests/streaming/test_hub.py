@@ -215,6 +215,31 @@ async def test_a_flood_of_doorbells_about_an_owner_holds_no_stream_for_long() ->
             await asyncio.wait([flooding])
 
 
+async def test_a_flood_of_doorbells_about_an_owner_stops_no_replay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each read takes longer than the next doorbell."""
+    aread = DatabaseStore.aread
+
+    async def read_slowly(*args: Any) -> list[Entry]:
+        await asyncio.sleep(0.03)
+        return await aread(*args)
+
+    monkeypatch.setattr(DatabaseStore, "aread", read_slowly)
+    monkeypatch.setattr("django_sse.streaming.stream._OWNER_CHECK_SECONDS", 0.2)
+    owner_key, start = user_key(7), await aposition("news")
+    await apublish_many(("news", str(n)) for n in range(3))
+    owner = Owner({owner_key: None}, owner_key)
+    async with connected("news", after=start, owner=owner) as client:
+        flooding = asyncio.create_task(flood(owner_key))
+        try:
+            assert await client.until_events(3) == ["0", "1", "2"]
+            assert not flooding.done()
+        finally:
+            flooding.cancel()
+            await asyncio.wait([flooding])
+
+
 async def flood(owner_key: str) -> None:
     while True:
         current_hub().hear_soon([Hint(owner_key, 1, cancelled=False)])

@@ -217,6 +217,5 @@ async def test_after_its_end_nothing_is_sent(stream: Stream, connection: Connect
     stream.queue.discard()
     stream.queue.push(b"3")
     connection.reads.set()
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await stream.queue.idle()
     assert (connection.taken, stream.reasons) == ([], [])

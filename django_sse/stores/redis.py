@@ -7,6 +7,7 @@ from functools import cached_property
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from weakref import finalize
 
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
@@ -267,9 +268,10 @@ class RedisStore(EventStore):
                     **_OPTIONS,
                     retry=Retry(NoBackoff(), 0),
                 )
-                # A client from from_pool() closes its pool when it is deleted, although other
-                # threads still use it.
                 self._client = redis.Redis(connection_pool=pool)
+                # When neither the store nor a thread uses the client any more. A process that ends
+                # needs no help, and its other threads may still publish.
+                finalize(self._client, pool.disconnect).atexit = False
             return self._client
 
     @property

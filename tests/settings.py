@@ -11,12 +11,13 @@ from tests import mysql, pgbouncer, postgresql
 
 _directory = Path(tempfile.gettempdir())
 
+_sqlite: dict[str, Any] = demo.DATABASES["default"]
 DATABASES: dict[str, dict[str, Any]] = {  # type: ignore[no-redef]
     "default": {
-        **demo.DATABASES["default"],
+        **_sqlite,
         # Seconds that a transaction waits for its turn: SQLite keeps no queue, and a busy machine
         # may hold one back longer than the five seconds of the default.
-        "OPTIONS": {**demo.DATABASES["default"]["OPTIONS"], "timeout": 60},
+        "OPTIONS": {**_sqlite["OPTIONS"], "timeout": 60},
         # A file, not memory: threads and processes publish to it at once.
         "TEST": {"NAME": _directory / f"django-sse-test-{os.getpid()}.sqlite3"},
     },

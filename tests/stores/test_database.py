@@ -100,7 +100,7 @@ async def test_a_publisher_that_hangs_holds_up_no_hub(database_store: DatabaseSt
 
     def hang() -> None:
         with transaction.atomic(using=store.using):
-            store._lock(["news"])
+            store._tables.lock(["news"])
             locked.set()
             assert finish.wait(60)
 
@@ -224,9 +224,9 @@ async def test_nothing_is_dropped_in_a_transaction_of_the_project(
 
 @pytest.fixture
 def in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("django_sse.stores.database._TRIM_EVENTS", 10)
-    monkeypatch.setattr("django_sse.stores.database._PUBLISHER_SECONDS", 0)
-    monkeypatch.setattr("django_sse.stores.database._PUBLISHER_PAUSE", 0)
+    monkeypatch.setattr("django_sse.stores.database.trimming._TRIM_EVENTS", 10)
+    monkeypatch.setattr("django_sse.stores.database.store._PUBLISHER_SECONDS", 0)
+    monkeypatch.setattr("django_sse.stores.database.store._PUBLISHER_PAUSE", 0)
 
 
 @pytest.mark.usefixtures("in_small_steps")
@@ -260,8 +260,8 @@ async def test_a_large_group_is_forgotten_in_steps(database_store: DatabaseStore
 async def test_what_somebody_has_locked_keeps_nothing_else_from_being_dropped(
     database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("django_sse.stores.database._TRIM_EVENTS", 10)
-    monkeypatch.setattr("django_sse.stores.database._PUBLISHER_SECONDS", 60)
+    monkeypatch.setattr("django_sse.stores.database.trimming._TRIM_EVENTS", 10)
+    monkeypatch.setattr("django_sse.stores.database.store._PUBLISHER_SECONDS", 60)
     store = database_store
     if connections[store.using].vendor == "sqlite":
         pytest.skip("SQLite lets one transaction write at a time.")
@@ -295,7 +295,7 @@ async def test_a_group_that_is_published_to_as_it_is_about_to_be_dropped_is_kept
     store = database_store
     await append(store, event("news", "old"))
     await age(store, 8 * 24 * 3600)
-    look = store._groups_to_trim
+    look = store._trimming._groups_to_trim
 
     def look_and_be_late(passed: set[str]) -> list[str]:
         names = look(passed)
@@ -303,8 +303,8 @@ async def test_a_group_that_is_published_to_as_it_is_about_to_be_dropped_is_kept
             store._append([event("news", "new")])
         return names
 
-    monkeypatch.setattr(store, "_groups_to_trim", look_and_be_late)
-    await in_thread(lambda: store._trim(0))
+    monkeypatch.setattr(store._trimming, "_groups_to_trim", look_and_be_late)
+    await in_thread(lambda: store._trimming.run(0))
     assert texts(await store.aread("news", 0, 10)) == ["new"]
     assert (await state(store, "news")).first
 
@@ -375,7 +375,7 @@ async def test_what_cannot_be_dropped_harms_nothing_that_is_published(
         raise OperationalError("The disk is full.")
 
     store = database_store
-    monkeypatch.setattr(store, "_groups_to_trim", fail)
+    monkeypatch.setattr(store._trimming, "_groups_to_trim", fail)
     store.trim_due = 0.0
     await append(store, event("news", "a"))
     assert texts(await store.aread("news", 0, 10)) == ["a"]
@@ -474,7 +474,7 @@ async def test_after_a_jump_of_the_databases_clock_everything_is_looked_at(
         return database_time(alias) - 3600 * 1_000_000
 
     await append(store, event("news", "b"))
-    monkeypatch.setattr("django_sse.stores.database.database_time", an_hour_before)
+    monkeypatch.setattr("django_sse.stores.database.tables.database_time", an_hour_before)
     hints, cursor = await store.achanged(cursor, {"news"})
     assert hints is None
     await append(store, event("news", "c"))
@@ -486,7 +486,7 @@ async def test_an_unchanged_sqlite_file_is_not_queried(
     database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A connection that is opened anew has to look once.
-    monkeypatch.setattr("django_sse.stores.database._REOPEN_SECONDS", 3600)
+    monkeypatch.setattr("django_sse.stores.database.connection._REOPEN_SECONDS", 3600)
     store = database_store
     if connections[store.using].vendor != "sqlite":
         pytest.skip("PRAGMA data_version is SQLite's.")

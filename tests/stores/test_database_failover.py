@@ -12,7 +12,8 @@ from pytest_django import Settings
 
 from django_sse.groups.entries import Hint
 from django_sse.stores import get_store
-from django_sse.stores.database import DatabaseStore, _is_read_only
+from django_sse.stores.database import DatabaseStore
+from django_sse.stores.database.connection import _is_read_only
 from django_sse.testing.stores import event
 from django_sse.testing.threads import in_thread
 from tests import mysql, postgresql

@@ -209,7 +209,7 @@ async def test_threads_that_hang_take_nothing_of_the_projects_pool(
     connect: str, alias: str, small_pool: None, lock: Hang, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timed_thread, "READ_SECONDS", 0.5)
-    of_store = cast("DatabaseStore", get_store())._connect
+    of_store = cast("DatabaseStore", get_store())._connection.open
     thread = TimedThread("tested", of_store if connect == "of_store" else _ThreadConnections)
 
     def query(sql: str) -> None:

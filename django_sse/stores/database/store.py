@@ -1,0 +1,450 @@
+"""Keeps events in the project's database, with a transactional outbox."""
+
+import asyncio
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from itertools import takewhile
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final, NamedTuple
+
+from django.core import checks
+from django.db import DEFAULT_DB_ALIAS, OperationalError, connections, transaction
+from django.db.models import (
+    BigIntegerField,
+    BinaryField,
+    ExpressionWrapper,
+    F,
+    OuterRef,
+    Subquery,
+)
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Length
+
+from django_sse.channel_layer import crossing_layer
+from django_sse.concurrency.threads import Result
+from django_sse.conf import conf
+from django_sse.exceptions import GroupCancelled
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, Ring
+from django_sse.groups.names import OWNER_PREFIX
+from django_sse.groups.numbering import Numbering
+from django_sse.groups.replay import filling
+from django_sse.logs import log_seldom
+from django_sse.models import EventGroup, OutboxEvent, StoredEvent
+from django_sse.stores.base import Cursor, Dropped, EventStore
+from django_sse.stores.clock import DatabaseTime, StoreClock, database_time
+from django_sse.stores.database.checks import check_database, refuse_schemas_of_tenants
+from django_sse.stores.database.connection import StoreConnection, is_in_memory
+from django_sse.stores.database.errors import FAILURES, is_conflict, is_locked, is_unusable
+from django_sse.stores.database.tables import Tables, batches
+from django_sse.stores.database.trimming import Trimming
+from django_sse.stores.postgresql_notify import Notifications
+from django_sse.stores.read_limits import READ_BYTES
+from django_sse.stores.timed_thread import TimedThread
+
+# A change becomes visible later than its timestamp, by the length of a commit. Changes up to this
+# old (microseconds) are therefore reported again.
+_SLACK: Final = 10_000_000
+
+# One query reads a page with its small wires. It loads at most this many bytes of them; large wires
+# are read separately.
+_LOADED_BYTES: Final = 1024 * 1024
+_SMALL_WIRE: Final = "CASE WHEN LENGTH(wire) <= %s THEN wire END"
+
+# How long one step of trimming takes, in seconds: in the background, and while a publisher waits.
+# After a publisher's step no other publisher trims for this many times its duration.
+_STEP_SECONDS: Final = 1.0
+_PUBLISHER_SECONDS: Final = 0.01
+_PUBLISHER_PAUSE: Final = 5
+
+# How long one look for changes may number what publishers left behind, in seconds. Reads wait
+# meanwhile.
+_NUMBERING_SECONDS: Final = 1.0
+
+# Django prefers it to psycopg2, whose connections work differently.
+_HAS_PSYCOPG_3: Final = find_spec("psycopg") is not None
+
+
+class _Cursor(NamedTuple):
+    """When the store was last asked for changes. ``time`` (microseconds) is by the database's
+    clock, ``monotonic`` (seconds) by this process's, at the same moment."""
+
+    time: int
+    monotonic: float
+    version: tuple[Any, int] | None
+    is_read_only: bool = False
+
+    def clock_jumped(self, now: int) -> bool:
+        """Whether the database's clock was set since then, or belongs to another server."""
+        passed = (monotonic() - self.monotonic) * 1_000_000
+        return abs(now - self.time - passed) > _SLACK / 2
+
+
+class DatabaseStore(EventStore):
+    """Keeps events in tables of a database of the project.
+
+    Inside a transaction an event is only inserted into the outbox, without a number and without a
+    lock. After the commit, a separate short transaction numbers what waits in the group, in order,
+    under the group's lock. If the publisher has died by then, the next process that looks does
+    this.
+
+    Args:
+        using: The database alias of the tables.
+        listen_alias: The alias that PostgreSQL's LISTEN uses; None for ``using``.
+
+    Raises:
+        ImproperlyConfigured: django-tenants keeps the tables outside the public schema.
+    """
+
+    crosses_processes = True
+
+    def __init__(self, *, using: str = DEFAULT_DB_ALIAS, listen_alias: str | None = None) -> None:
+        super().__init__(using=using)
+        refuse_schemas_of_tenants(using)
+        if using in connections and connections[using].vendor != "sqlite":
+            self.clock = StoreClock(lambda: database_time(using) / 1_000_000)
+        self.listen_alias = listen_alias or using
+        self._notifications = Notifications(using, self.listen_alias, self._in_reader)
+        self._connection = StoreConnection(using)
+        self._tables = Tables(using)
+        self._trimming = Trimming(self._tables, self._connection)
+        self._reader = TimedThread("django-sse-store", self._connection.open)
+        # In a separate thread, so that no read waits for trimming.
+        self._trimmer = TimedThread("django-sse-trim", self._connection.open, most=1)
+
+    @property
+    def file(self) -> Path | None:  # type: ignore[override]
+        connection = connections[self.using]
+        name = connection.settings_dict["NAME"]
+        return None if connection.vendor != "sqlite" or is_in_memory(name) else Path(name)
+
+    @property
+    def address(self) -> str:  # type: ignore[override]
+        settings = connections[self.using].settings_dict
+        return " ".join(str(settings[key]) for key in ("ENGINE", "HOST", "PORT", "NAME"))
+
+    @property
+    def notifications(self) -> Notifications | None:  # type: ignore[override]
+        # NOTIFY locks the whole server at each commit, so it is not used if a layer does its work.
+        listens = connections[self.using].vendor == "postgresql" and _HAS_PSYCOPG_3
+        return self._notifications if listens and crossing_layer() is None else None
+
+    # Reading
+
+    def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
+        if connections[self.using].in_atomic_block:
+            return self._read_states(groups)
+        return self._connection.run(lambda: self._read_states(groups))
+
+    def _read_states(self, groups: Sequence[str]) -> dict[str, GroupState]:
+        events = self._tables.stored.filter(group=OuterRef("name"))
+        oldest = events.order_by("number").values("number")
+        idle = ExpressionWrapper(DatabaseTime() - F("changed"), BigIntegerField())
+        rows = self._tables.groups.annotate(oldest=Subquery(oldest[:1]), idle=idle).values_list(
+            "name", "first", "head", "oldest", "cancelled", "idle"
+        )
+        ttl = conf().CANCEL_TTL * 1_000_000
+        found = {
+            name: GroupState(first, head, oldest or head + 1, cancelled)
+            for some in batches(groups)
+            for name, first, head, oldest, cancelled, idle in rows.filter(name__in=some)
+            # Trimming may not have dropped the owner's group yet.
+            if idle < ttl or not name.startswith(OWNER_PREFIX)
+        }
+        return {group: found.get(group) or GroupState() for group in groups}
+
+    async def astates(self, groups: Sequence[str]) -> dict[str, GroupState]:
+        return await self._in_reader(lambda: self._read_states(groups))
+
+    async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
+        return await self._in_reader(lambda: self._read(group, after, limit))
+
+    async def achanged(
+        self, cursor: Cursor, groups: Container[str]
+    ) -> tuple[Iterable[Hint] | None, Cursor]:
+        return await self._in_reader(lambda: self._changed(cursor, groups))
+
+    async def anew_run(self, group: str, above: int) -> GroupState:
+        return await self._in_reader(lambda: self._begin_run(group, above))
+
+    async def aclose(self) -> None:
+        await self._reader.aclose()
+
+    def _read(self, group: str, after: int, limit: int) -> list[Entry]:
+        # Raw SQL: Django takes longer to compile its own expression than to read the whole page.
+        small = RawSQL(_SMALL_WIRE, [_LOADED_BYTES // limit], output_field=BinaryField())  # noqa: S611
+        rows = self._tables.stored.filter(group=group, number__gt=after).order_by("number")
+        columns = rows.values_list("number", small, "closes", "exclude", "created")
+        page = list(columns[:limit])
+        wires = {number: wire for number, wire, *_ in page}
+        if None in wires.values():
+            wires = self._with_large_wires(group, wires)
+        count = filling(map(len, wires.values()), READ_BYTES)
+        return [
+            Entry(number, bytes(wires[number]), closes, exclude, created / 1_000_000)
+            for number, _, closes, exclude, created in page[:count]
+        ]
+
+    def _with_large_wires(
+        self, group: str, wires: dict[int, bytes | None]
+    ) -> dict[int, bytes | None]:
+        """Return the first wires, as many as fit into one page, and load those that are None."""
+        rows = self._tables.stored.filter(group=group)
+        sizes = {number: len(wire) for number, wire in wires.items() if wire is not None}
+        for some in batches([number for number in wires if number not in sizes]):
+            sizes |= dict(rows.filter(number__in=some).values_list("number", Length("wire")))
+        # The page ends before an event that was trimmed meanwhile.
+        there = list(takewhile(sizes.__contains__, wires))
+        count = filling((sizes[number] for number in there), READ_BYTES)
+        wires = {number: wires[number] for number in there[:count]}
+        for some in batches([number for number, wire in wires.items() if wire is None]):
+            for number, wire in rows.filter(number__in=some).values_list("number", "wire"):
+                wires[number] = bytes(wire)
+        return dict(takewhile(lambda item: item[1] is not None, wires.items()))
+
+    def _changed(
+        self, cursor: _Cursor | None, groups: Container[str]
+    ) -> tuple[list[Hint] | None, _Cursor]:
+        is_read_only = self._connection.reopen()
+        version = self._connection.data_version()
+        if cursor and version and version == cursor.version:
+            return [], cursor
+        began, now = monotonic(), self._tables.now()
+        waiting = self._tables.outbox.order_by().values_list("group", flat=True).distinct()
+        hints = []
+        # Owners first: what was published after a kick is not for who was kicked.
+        for group in sorted(waiting, key=lambda name: not name.startswith(OWNER_PREFIX)):
+            if monotonic() - began > _NUMBERING_SECONDS:
+                version = None
+                break
+            try:
+                with self._connection.without_waiting():
+                    hints += self._number({group: []}, wait=False)[1]
+            except OperationalError as error:
+                if not is_locked(error):
+                    raise
+                # Another process holds the lock. Without a version, the next look comes back to
+                # this group whether anything changes or not.
+                version = None
+        next_cursor = _Cursor(now, began, version, is_read_only)
+        if cursor and (cursor.clock_jumped(now) or (cursor.is_read_only and not is_read_only)):
+            # This may be another server, which took more events meanwhile.
+            return None, next_cursor
+        if cursor:
+            rows = self._tables.groups.filter(changed__gte=cursor.time - _SLACK)
+            changed = rows.values_list("name", "head", "cancelled")
+            hints += [Hint(*row) for row in changed if row[0] in groups]
+        return hints, next_cursor
+
+    def _begin_run(self, name: str, above: int) -> GroupState:
+        # If another process holds the lock, this raises, and the hub asks again.
+        with self._connection.without_waiting(), transaction.atomic(using=self.using):
+            for row in self._tables.lock([name], wait=False):
+                if row.head < above:
+                    self._tables.delete(self._tables.stored.filter(group=name))
+                    self._tables.groups.filter(name=name).update(
+                        head=max(self._tables.now(), above + 1), changed=DatabaseTime()
+                    )
+        return self.states([name])[name]
+
+    async def _in_reader(self, read: Callable[[], Result]) -> Result:
+        """Run a read in the store's reader thread, on the connection that this thread keeps."""
+        return await self._reader.run(lambda: self._connection.run(read))
+
+    # Appending
+
+    def _append(
+        self, entries: Sequence[NewEntry], *, staged: bool = False
+    ) -> tuple[list[int | None], list[Hint]]:
+        new: dict[str, list[NewEntry]] = {}
+        for entry in entries:
+            new.setdefault(entry.group, []).append(entry)
+        numbers, hints = self._number(new)
+        in_order = {group: iter(of_group) for group, of_group in numbers.items()}
+        return [next(in_order[entry.group]) for entry in entries], hints
+
+    def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Sequence[Hint]]:
+        with transaction.atomic(using=self.using):
+            # Insert before reading: SQLite refuses the first write of a transaction if another one
+            # has changed the database since its first read.
+            self._tables.outbox.bulk_create(
+                OutboxEvent(
+                    group=entry.group,
+                    kind=entry.kind,
+                    wire=entry.wire,
+                    exclude=entry.exclude,
+                    at=self._tables.now() if entry.kind is Kind.END else 0,
+                )
+                for entry in entries
+            )
+            self._refuse_cancelled({entry.group for entry in entries if entry.kind is Kind.EVENT})
+        groups = {entry.group for entry in entries}
+        return lambda: self._number_each(sorted(groups))
+
+    def _refuse_cancelled(self, groups: Collection[str]) -> None:
+        for some in batches(sorted(groups)):
+            rows = self._tables.groups.filter(name__in=some, cancelled=True)
+            cancelled = set(rows.values_list("name", flat=True))
+            kinds = (Kind.CLOSE, Kind.REOPEN)
+            waiting = self._tables.outbox.filter(group__in=some, kind__in=kinds).order_by("id")
+            for group, kind in waiting.values_list("group", "kind"):
+                (cancelled.add if kind == Kind.CLOSE else cancelled.discard)(group)
+            for group in cancelled:
+                raise GroupCancelled(group)
+
+    def _number_each(self, groups: Iterable[str]) -> list[Hint]:
+        """Number what waits in some groups, each group in a short transaction."""
+        return [hint for group in groups for hint in self._number({group: []})[1]]
+
+    def _number(
+        self, new: Mapping[str, Sequence[NewEntry]], *, wait: bool = True
+    ) -> tuple[dict[str, list[int | None]], list[Hint]]:
+        """Number what waits in these groups, then the new entries, in one short transaction.
+
+        Raises:
+            OperationalError: ``wait`` is False, and another transaction holds a group's lock.
+        """
+        # Every such transaction locks its groups in the same order, so there is no deadlock.
+        names = sorted(new)
+        # Only an old connection may be dead although a new one would work.
+        is_old = connections[self.using].connection is not None
+        while True:
+            may_be_committed = False
+            try:
+                with transaction.atomic(using=self.using):
+                    rows = self._tables.lock(names, wait=wait)
+                    if len(rows) == len(names):
+                        numbered = self._number_locked(rows, new)
+                        may_be_committed = True
+                        return numbered
+                # In a separate transaction: an insert inside it would take a lock out of order.
+                self._tables.groups.bulk_create(
+                    [EventGroup(name=name, changed=DatabaseTime()) for name in names],
+                    ignore_conflicts=True,
+                )
+            except FAILURES as error:
+                connection = connections[self.using]
+                if connection.in_atomic_block:
+                    raise
+                if wait and is_conflict(error):
+                    # At REPEATABLE READ and above, and in MySQL at any level, a transaction that
+                    # conflicts with another one may have to begin again.
+                    continue
+                if not is_unusable(connection, error):
+                    raise
+                # Outside requests nobody else closes it, and every later call would fail as well.
+                connection.close()
+                if may_be_committed or not is_old:
+                    raise
+                is_old = False
+
+    def _number_locked(
+        self, rows: Sequence[EventGroup], new: Mapping[str, Sequence[NewEntry]]
+    ) -> tuple[dict[str, list[int | None]], list[Hint]]:
+        waiting: dict[str, list[OutboxEvent]] = {}
+        for some in batches(list(new)):
+            for event in self._tables.outbox.filter(group__in=some).order_by("id"):
+                waiting.setdefault(event.group, []).append(event)
+        numbers, hints = {}, []
+        for row in rows:
+            staged = [
+                NewEntry(event.group, bytes(event.wire), Kind(event.kind), event.exclude, event.at)
+                for event in waiting.get(row.name, [])
+            ]
+            closing = self._closing(row, staged)
+            turn = Numbering(
+                row.name, row.first, row.head, row.cancelled, closing, self._tables.now
+            )
+            for entry in staged:
+                turn.take(entry, staged=True)
+            numbers[row.name] = [turn.take(entry) for entry in new[row.name]]
+            hint = turn.finish()
+            # Also without new entries: another process may have numbered this process's entries.
+            hints.append(hint)
+            if hint.entries or hint.cancelled != row.cancelled:
+                self._keep(row, turn)
+        for ids in batches([event.id for events in waiting.values() for event in events]):
+            self._tables.outbox.filter(id__in=ids).delete()
+        if self.notifications:
+            self.notifications.notify(hints)
+        return numbers, hints
+
+    def _closing(self, row: EventGroup, staged: Sequence[NewEntry]) -> bytes:
+        if not (row.cancelled and staged):
+            return b""
+        close = self._tables.stored.filter(group=row.name, number=row.head).first()
+        return bytes(close.wire) if close else b""
+
+    def _keep(self, row: EventGroup, turn: Numbering) -> None:
+        if row.first and turn.first != row.first:
+            self._tables.delete(self._tables.stored.filter(group=row.name))
+        self._tables.stored.bulk_create(
+            StoredEvent(
+                group=row.name,
+                number=entry.number,
+                wire=entry.wire,
+                closes=entry.closes,
+                exclude=entry.exclude,
+                created=DatabaseTime(),
+            )
+            for entry in turn.numbered
+        )
+        self._tables.groups.filter(name=row.name).update(
+            first=turn.first,
+            head=turn.head,
+            cancelled=turn.cancelled,
+            changed=DatabaseTime(),
+        )
+        size = conf().HISTORY_SIZE
+        in_bulk = max(size // 10, 1)
+        if turn.head // in_bulk != row.head // in_bulk:
+            self._tables.delete(
+                self._tables.stored.filter(group=row.name, number__lte=turn.head - size)
+            )
+
+    # Trimming
+
+    def append(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
+        with self._connection.hint_at_migrate():
+            numbers = super().append(entries, ring)
+        # Publishers trim as well, since a site may only publish.
+        if self.takes_trim_turn():
+            if connections[self.using].in_atomic_block:
+                transaction.on_commit(self._trim_after_publishing, using=self.using, robust=True)
+            else:
+                self._trim_after_publishing()
+        return numbers
+
+    async def atrim(self) -> None:
+        more = True
+        try:
+            while more:
+                dropped, more = await self._trimmer.run(lambda: self._trimming.run(_STEP_SECONDS))
+                if more and not any(dropped):
+                    # Another process is writing to the SQLite file.
+                    await asyncio.sleep(_STEP_SECONDS)
+        finally:
+            if more:
+                # The last stream has ended. The next caller that may trim goes on at once.
+                self.trim_due = 0.0
+            # The thread is idle for too long to keep a connection open.
+            await self._trimmer.aclose()
+
+    def trim(self) -> Dropped:
+        return self._trimming.run(wait=True)[0]
+
+    def _trim_after_publishing(self) -> None:
+        began = monotonic()
+        try:
+            _, more = self._trimming.run(_PUBLISHER_SECONDS)
+            if more:
+                # A later publisher goes on.
+                self.trim_due = monotonic() + _PUBLISHER_PAUSE * (monotonic() - began)
+        except Exception as error:
+            # The events are published, so publishing must not fail because of this.
+            log_seldom("Old events could not be dropped.", exc_info=error)
+
+    # Configuration
+
+    def check(self) -> list[checks.CheckMessage]:
+        return check_database(self.using, self.listen_alias)

@@ -172,16 +172,18 @@ class RedisPair:
         self._change_places()
         self._point_to_master()
 
-    def lose_master(self, seconds: float) -> None:
-        """Promote the replica; some seconds after the address has changed, demote the master.
+    def lose_master(self, meanwhile: Callable[[], object]) -> None:
+        """Promote the replica, and demote the master later.
 
-        What it takes meanwhile, it forgets.
+        Args:
+            meanwhile: Called while both take writes, and the address leads to the new master. The
+                old one forgets what it takes then.
         """
         self._until_in_step()
         self._change_places()
         self.master.command("REPLICAOF", "NO", "ONE")
         self._point_to_master()
-        time.sleep(seconds)
+        meanwhile()
         self._follow()
 
     def _change_places(self) -> None:

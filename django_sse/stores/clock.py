@@ -17,12 +17,13 @@ _RETRY_SECONDS: Final = 10.0
 # How long a caller waits for the answer.
 _ANSWER_SECONDS: Final = 1.0
 
-# Microseconds since the epoch. In UTC: local time skips one hour a year and repeats another.
-_SQL: Final = {
+TIME_SQL: Final = {
     "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)",
     "postgresql": "(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint",
     "mysql": "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))",
 }
+"""A database's own time when a statement runs, in microseconds since the epoch. In UTC: local time
+skips one hour a year and repeats another."""
 
 
 class StoreClock:
@@ -88,7 +89,7 @@ class DatabaseTime(Func):
     output_field = BigIntegerField()
 
     def as_sql(self, compiler: Any, connection: Any, *args: Any, **extra_context: Any) -> Any:
-        return _SQL[connection.vendor], []
+        return TIME_SQL[connection.vendor], []
 
 
 def database_time(alias: str) -> int:
@@ -101,5 +102,5 @@ def database_time(alias: str) -> int:
     # Django's cursor would count the query. Logins ask for the time, and projects' tests count
     # queries.
     with connection.wrap_database_errors, closing(connection.connection.cursor()) as cursor:
-        cursor.execute(f"SELECT {_SQL[connection.vendor]}")
+        cursor.execute(f"SELECT {TIME_SQL[connection.vendor]}")
         return int(cursor.fetchone()[0])

@@ -97,7 +97,7 @@ class Faults:
         """Let master and replica change places, with the connections to the old master open."""
         if forgetful:
             down = self._random.uniform(*_DOWN_SECONDS)
-            await asyncio.to_thread(redis.lose_master, down)
+            await asyncio.to_thread(redis.lose_master, lambda: time.sleep(down))
         else:
             await asyncio.to_thread(redis.fail_over)
 

@@ -100,7 +100,7 @@ async def test_a_publisher_that_hangs_holds_up_no_hub(database_store: DatabaseSt
 
     def hang() -> None:
         with transaction.atomic(using=store.using):
-            store._tables.lock(["news"])
+            store._statements.lock(["news"])
             locked.set()
             assert finish.wait(60)
 

@@ -1,7 +1,7 @@
 """Keeps events in the project's database, with a transactional outbox."""
 
 import asyncio
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
@@ -30,12 +30,13 @@ from django_sse.groups.names import OWNER_PREFIX
 from django_sse.groups.numbering import Numbering
 from django_sse.groups.replay import filling
 from django_sse.logs import log_seldom
-from django_sse.models import EventGroup, OutboxEvent, StoredEvent
+from django_sse.models import EventGroup
 from django_sse.stores.base import Cursor, Dropped, EventStore
 from django_sse.stores.clock import DatabaseTime, StoreClock, database_time
 from django_sse.stores.database.checks import check_database, refuse_schemas_of_tenants
 from django_sse.stores.database.connection import StoreConnection, is_in_memory
 from django_sse.stores.database.errors import FAILURES, is_conflict, is_locked, is_unusable
+from django_sse.stores.database.statements import LockedGroup, Statements
 from django_sse.stores.database.tables import Tables, batches
 from django_sse.stores.database.trimming import Trimming
 from django_sse.stores.postgresql_notify import Notifications
@@ -107,7 +108,8 @@ class DatabaseStore(EventStore):
         self._notifications = Notifications(using, self.listen_alias, self._in_reader)
         self._connection = StoreConnection(using)
         self._tables = Tables(using)
-        self._trimming = Trimming(self._tables, self._connection)
+        self._statements = Statements(using)
+        self._trimming = Trimming(self._tables, self._statements, self._connection)
         self._reader = TimedThread("django-sse-store", self._connection.open)
         # In a separate thread, so that no read waits for trimming.
         self._trimmer = TimedThread("django-sse-trim", self._connection.open, most=1)
@@ -239,7 +241,7 @@ class DatabaseStore(EventStore):
     def _begin_run(self, name: str, above: int) -> GroupState:
         # If another process holds the lock, this raises, and the hub asks again.
         with self._connection.without_waiting(), transaction.atomic(using=self.using):
-            for row in self._tables.lock([name], wait=False):
+            for row in self._statements.lock([name], wait=False):
                 if row.head < above:
                     self._tables.delete(self._tables.stored.filter(group=name))
                     self._tables.groups.filter(name=name).update(
@@ -267,30 +269,13 @@ class DatabaseStore(EventStore):
         with transaction.atomic(using=self.using):
             # Insert before reading: SQLite refuses the first write of a transaction if another one
             # has changed the database since its first read.
-            self._tables.outbox.bulk_create(
-                OutboxEvent(
-                    group=entry.group,
-                    kind=entry.kind,
-                    wire=entry.wire,
-                    exclude=entry.exclude,
-                    at=self._tables.now() if entry.kind is Kind.END else 0,
-                )
-                for entry in entries
-            )
-            self._refuse_cancelled({entry.group for entry in entries if entry.kind is Kind.EVENT})
+            has_ends = any(entry.kind is Kind.END for entry in entries)
+            self._statements.stage(entries, self._tables.now() if has_ends else 0)
+            of_events = {entry.group for entry in entries if entry.kind is Kind.EVENT}
+            for group in self._statements.cancelled(of_events):
+                raise GroupCancelled(group)
         groups = {entry.group for entry in entries}
         return lambda: self._number_each(sorted(groups))
-
-    def _refuse_cancelled(self, groups: Collection[str]) -> None:
-        for some in batches(sorted(groups)):
-            rows = self._tables.groups.filter(name__in=some, cancelled=True)
-            cancelled = set(rows.values_list("name", flat=True))
-            kinds = (Kind.CLOSE, Kind.REOPEN)
-            waiting = self._tables.outbox.filter(group__in=some, kind__in=kinds).order_by("id")
-            for group, kind in waiting.values_list("group", "kind"):
-                (cancelled.add if kind == Kind.CLOSE else cancelled.discard)(group)
-            for group in cancelled:
-                raise GroupCancelled(group)
 
     def _number_each(self, groups: Iterable[str]) -> list[Hint]:
         """Number what waits in some groups, each group in a short transaction."""
@@ -312,7 +297,7 @@ class DatabaseStore(EventStore):
             may_be_committed = False
             try:
                 with transaction.atomic(using=self.using):
-                    rows = self._tables.lock(names, wait=wait)
+                    rows = self._statements.lock(names, wait=wait)
                     if len(rows) == len(names):
                         numbered = self._number_locked(rows, new)
                         may_be_committed = True
@@ -339,19 +324,13 @@ class DatabaseStore(EventStore):
                 is_old = False
 
     def _number_locked(
-        self, rows: Sequence[EventGroup], new: Mapping[str, Sequence[NewEntry]]
+        self, rows: Sequence[LockedGroup], new: Mapping[str, Sequence[NewEntry]]
     ) -> tuple[dict[str, list[int | None]], list[Hint]]:
-        waiting: dict[str, list[OutboxEvent]] = {}
-        for some in batches(list(new)):
-            for event in self._tables.outbox.filter(group__in=some).order_by("id"):
-                waiting.setdefault(event.group, []).append(event)
+        waiting = self._statements.waiting(list(new))
         numbers, hints = {}, []
         for row in rows:
-            staged = [
-                NewEntry(event.group, bytes(event.wire), Kind(event.kind), event.exclude, event.at)
-                for event in waiting.get(row.name, [])
-            ]
-            closing = self._closing(row, staged)
+            staged = [staged.entry for staged in waiting.get(row.name, ())]
+            closing = self._closing(row) if row.cancelled and staged else b""
             turn = Numbering(
                 row.name, row.first, row.head, row.cancelled, closing, self._tables.now
             )
@@ -363,37 +342,21 @@ class DatabaseStore(EventStore):
             hints.append(hint)
             if hint.entries or hint.cancelled != row.cancelled:
                 self._keep(row, turn)
-        for ids in batches([event.id for events in waiting.values() for event in events]):
-            self._tables.outbox.filter(id__in=ids).delete()
+        self._statements.unstage([staged.id for group in waiting.values() for staged in group])
         if self.notifications:
             self.notifications.notify(hints)
         return numbers, hints
 
-    def _closing(self, row: EventGroup, staged: Sequence[NewEntry]) -> bytes:
-        if not (row.cancelled and staged):
-            return b""
+    def _closing(self, row: LockedGroup) -> bytes:
         close = self._tables.stored.filter(group=row.name, number=row.head).first()
         return bytes(close.wire) if close else b""
 
-    def _keep(self, row: EventGroup, turn: Numbering) -> None:
+    def _keep(self, row: LockedGroup, turn: Numbering) -> None:
         if row.first and turn.first != row.first:
             self._tables.delete(self._tables.stored.filter(group=row.name))
-        self._tables.stored.bulk_create(
-            StoredEvent(
-                group=row.name,
-                number=entry.number,
-                wire=entry.wire,
-                closes=entry.closes,
-                exclude=entry.exclude,
-                created=DatabaseTime(),
-            )
-            for entry in turn.numbered
-        )
-        self._tables.groups.filter(name=row.name).update(
-            first=turn.first,
-            head=turn.head,
-            cancelled=turn.cancelled,
-            changed=DatabaseTime(),
+        self._statements.store(row.name, turn.numbered)
+        self._statements.update(
+            row.name, first=turn.first, head=turn.head, cancelled=turn.cancelled
         )
         size = conf().HISTORY_SIZE
         in_bulk = max(size // 10, 1)

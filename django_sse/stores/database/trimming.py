@@ -10,10 +10,10 @@ from django.db import OperationalError, connections, transaction
 
 from django_sse.conf import conf
 from django_sse.groups.names import OWNER_PREFIX
-from django_sse.models import EventGroup
 from django_sse.stores.base import Dropped
 from django_sse.stores.database.connection import StoreConnection
 from django_sse.stores.database.errors import is_locked
+from django_sse.stores.database.statements import LockedGroup, Statements
 from django_sse.stores.database.tables import BATCH, Tables
 
 # What is dropped in one transaction, and how many groups are looked for at a time.
@@ -25,8 +25,9 @@ class Trimming:
     """Drops old events and idle groups from the store's tables, on the calling thread's
     connection."""
 
-    def __init__(self, tables: Tables, connection: StoreConnection) -> None:
+    def __init__(self, tables: Tables, statements: Statements, connection: StoreConnection) -> None:
         self._tables = tables
+        self._statements = statements
         self._connection = connection
 
     def run(self, seconds: float = inf, *, wait: bool = False) -> tuple[Dropped, bool]:
@@ -50,7 +51,7 @@ class Trimming:
                         self._connection.without_waiting(wait=wait),
                         transaction.atomic(using=using),
                     ):
-                        for row in self._tables.lock([name], wait=wait):
+                        for row in self._statements.lock([name], wait=wait):
                             dropped = self._drop_from(row)
                 except OperationalError as error:
                     if wait or not is_locked(error):
@@ -88,7 +89,7 @@ class Trimming:
             names.update(idle.values_list("name", flat=True)[:_TRIM_GROUPS])
         return sorted(names)[:_TRIM_GROUPS]
 
-    def _drop_from(self, row: EventGroup) -> Dropped:
+    def _drop_from(self, row: LockedGroup) -> Dropped:
         """Drop the oldest events of a locked group, or the whole group if it is idle."""
         now, ttl, age = self._tables.now(), conf().GROUP_TTL, conf().HISTORY_AGE
         if row.name.startswith(OWNER_PREFIX):
@@ -103,7 +104,7 @@ class Trimming:
         events = self._tables.delete(of_group.filter(number__lte=old[-1])) if old else 0
         if not is_idle or len(old) == _TRIM_EVENTS:
             return Dropped(events)
-        row.delete(using=self._tables.using)
+        self._tables.groups.filter(name=row.name).delete()
         return Dropped(events, 1)
 
 

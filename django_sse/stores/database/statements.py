@@ -23,6 +23,13 @@ _SELECT_GROUPS: Final = (
 # A write as the first statement takes SQLite's lock in any transaction mode.
 _TOUCH_GROUPS: Final = "UPDATE {groups} SET head = head WHERE name IN ({in})"
 _RETURNING_GROUPS: Final = " RETURNING name, first, head, cancelled, changed"
+# Only where no row of the outbox comes first. In PostgreSQL, a row that was committed while this
+# statement waited for the lock is not seen: it was published at the same time, and may be numbered
+# later.
+_ADVANCE_GROUP: Final = (
+    "UPDATE {groups} SET head = head + %s, changed = {now} WHERE name = %s AND first > 0 "
+    "AND NOT cancelled AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} = %s) RETURNING head"
+)
 _UPDATE_GROUP: Final = (
     "UPDATE {groups} SET first = %s, head = %s, cancelled = %s, changed = {now} WHERE name = %s"
 )
@@ -36,6 +43,9 @@ _SELECT_STAGED: Final = (
     "SELECT id, {group}, wire, kind, exclude, at FROM {outbox} WHERE {group} IN ({in}) ORDER BY id"
 )
 _DELETE_STAGED: Final = "DELETE FROM {outbox} WHERE id IN ({in})"
+_TAKE_STAGED: Final = (
+    "DELETE FROM {outbox} WHERE {group} IN ({in}) RETURNING id, {group}, wire, kind, exclude, at"
+)
 # What decides whether a group is cancelled, in order: its row, then what waits for it.
 _SELECT_CANCELS: Final = (
     "SELECT name, {close}, 0 FROM {groups} WHERE name IN ({in}) AND cancelled UNION ALL "
@@ -52,13 +62,6 @@ class LockedGroup(NamedTuple):
     head: int
     cancelled: bool
     changed: int
-
-
-class Staged(NamedTuple):
-    """An entry in the outbox, with the id of its row."""
-
-    id: int
-    entry: NewEntry
 
 
 class Statements:
@@ -86,7 +89,7 @@ class Statements:
             rows = self._select(_SELECT_GROUPS + locking, names)
         else:
             for some in batches(names):
-                if connection.features.can_return_columns_from_insert:
+                if self._returns_changed_rows:
                     rows += self._select(_TOUCH_GROUPS + _RETURNING_GROUPS, some)
                 else:
                     self._run(_TOUCH_GROUPS, some)
@@ -97,13 +100,36 @@ class Statements:
         )
         return sorted(groups)
 
-    def waiting(self, groups: Sequence[str]) -> dict[str, list[Staged]]:
-        """Return what waits in the outbox for its number, by group and in order."""
-        waiting: dict[str, list[Staged]] = {}
+    def advance(self, group: str, count: int) -> int | None:
+        """Lock a group in its usual state, with its head moved forward.
+
+        Args:
+            group: The name of the group.
+            count: How many events are added to it.
+
+        Returns:
+            The new head; or None if nothing was done: the group does not exist yet, or is
+            cancelled, or something waits for it in the outbox, or the database cannot return what
+            it updates.
+        """
+        if not self._returns_changed_rows:
+            return None
+        rows = self._select(_ADVANCE_GROUP, [count, group, group])
+        return rows[0][0] if rows else None
+
+    def take_waiting(self, groups: Sequence[str]) -> dict[str, list[NewEntry]]:
+        """Remove what waits in the outbox for its number, and return it by group and in order."""
+        waiting: dict[str, list[NewEntry]] = {}
         for some in batches(groups):
-            for row_id, group, wire, kind, exclude, at in self._select(_SELECT_STAGED, some):
+            if self._returns_changed_rows:
+                rows = sorted(self._select(_TAKE_STAGED, some))
+            else:
+                rows = self._select(_SELECT_STAGED, some)
+                for ids in batches([row[0] for row in rows]):
+                    self._run(_DELETE_STAGED, ids)
+            for _, group, wire, kind, exclude, at in rows:
                 entry = NewEntry(group, bytes(wire), Kind(kind), exclude, at)
-                waiting.setdefault(group, []).append(Staged(row_id, entry))
+                waiting.setdefault(group, []).append(entry)
         return waiting
 
     def stage(self, entries: Sequence[NewEntry], now: int) -> None:
@@ -147,14 +173,16 @@ class Statements:
         """Write where a group stands now."""
         self._run(_UPDATE_GROUP, [first, head, cancelled, group])
 
-    def unstage(self, ids: Sequence[int]) -> None:
-        """Delete rows of the outbox."""
-        for some in batches(ids):
-            self._run(_DELETE_STAGED, some)
-
     @property
     def _connection(self) -> BaseDatabaseWrapper:
         return connections[self._using]
+
+    @property
+    def _returns_changed_rows(self) -> bool:
+        # The feature is about INSERT. MariaDB has it, and cannot do the same with UPDATE.
+        connection = self._connection
+        returns = connection.features.can_return_columns_from_insert
+        return bool(returns) and connection.vendor != "mysql"
 
     @property
     def _binary(self) -> Any:

@@ -1,4 +1,4 @@
-"""Views are asked whether their streams are still allowed: how many at once, and when they fail."""
+"""Views are asked again: how many at once, about which users, and what happens if they fail."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

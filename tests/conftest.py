@@ -61,6 +61,18 @@ async def memory_store(settings: Settings, everything_ends: None) -> AsyncIterat
     assert open_streams() == 0
 
 
+@pytest.fixture
+def synced_often(settings: Settings) -> None:
+    """Hubs compare themselves with the store, and check logins, often."""
+    settings.DJANGO_SSE = {"SYNC_INTERVAL": 0.05}
+
+
+@pytest.fixture
+def synced_rarely(settings: Settings, synced_often: None) -> None:
+    """Hubs do this too rarely for a test to notice, so something else ends a stream in time."""
+    settings.DJANGO_SSE = {"SYNC_INTERVAL": 3600}
+
+
 def _uses(alias: str, item: pytest.Item) -> bool:
     of_class = getattr(getattr(item, "cls", None), "databases", ())
     return alias in of_class or any(

@@ -51,3 +51,8 @@ class FileLayer(BaseChannelLayer):  # type: ignore[misc]
 
 class OwnInMemoryLayer(InMemoryChannelLayer):  # type: ignore[misc]
     """What a project may make of the in-memory layer, perhaps to let it reach further."""
+
+
+def layer(path: str) -> dict[str, Any]:
+    """Return ``CHANNEL_LAYERS`` with one layer, of the class with this path."""
+    return {"default": {"BACKEND": path}}

@@ -165,6 +165,12 @@ async def publish_numbers(group: str, *numbers: int) -> list[str]:
     return [(await apublish(group, number)).id or "" for number in numbers]
 
 
+async def goes_on(reader: EventReader) -> None:
+    """A stream of the group ``news`` gets what is published now."""
+    await apublish("news", "going on")
+    assert (await reader.next_event()).data == "going on"
+
+
 def data(events: Iterable[Event]) -> list[str]:
     return [event.data for event in events]
 

@@ -15,7 +15,7 @@ from django.test import AsyncClient
 from django.urls import path
 from pytest_django import Settings
 
-from django_sse import Event, acancel, aposition, apublish, areopen
+from django_sse import Event, acancel, aposition, apublish
 from django_sse.groups.entries import Entry, GroupState
 from django_sse.groups.position import format_position, parse_position
 from django_sse.stores import get_store
@@ -571,17 +571,6 @@ async def test_the_database_store_serves_views_as_well(settings: Settings) -> No
 # Cancelled groups
 
 
-async def test_an_open_stream_of_a_cancelled_group_gets_what_is_left_then_close_and_ends() -> None:
-    async with open_stream(news) as stream:
-        await publish_numbers("news", 1, 2)
-        await acancel("news", reason="over")
-        *events, close = await stream.rest()
-        assert data(events) == ["1", "2"]
-        assert (close.event, close.json()) == ("close", {"reason": "over"})
-        last = stream.last_event_id
-    assert (await respond(news, headers={"Last-Event-ID": last})).status_code == 204
-
-
 async def test_a_new_visitor_of_a_cancelled_group_is_answered_204() -> None:
     await publish_numbers("news", 1)
     await acancel("news")
@@ -589,39 +578,6 @@ async def test_a_new_visitor_of_a_cancelled_group_is_answered_204() -> None:
     assert (answer.status_code, answer.content) == (204, b"")
     assert answer["Cache-Control"] == "no-store"
     assert "Content-Type" not in answer or "event-stream" not in answer["Content-Type"]
-
-
-async def test_a_client_that_is_behind_a_cancel_gets_the_rest_then_close_and_ends() -> None:
-    [first, _] = await publish_numbers("news", 1, 2)
-    await acancel("news", reason="over")
-    async with open_stream(news, last_event_id=first) as stream:
-        missed, close = await stream.rest()
-        assert (missed.data, close.event) == ("2", "close")
-
-
-async def test_a_group_that_was_reopened_streams_again() -> None:
-    [first, _] = await publish_numbers("news", 1, 2)
-    await acancel("news")
-    await areopen("news")
-    # The close of before is skipped.
-    async with open_stream(news, last_event_id=first) as stream:
-        await publish_numbers("news", 3)
-        assert data(await stream.until("3")) == ["2", "3"]
-        assert "close" not in stream.text
-
-
-async def test_one_of_several_groups_falls_silent_and_the_last_one_ends_the_stream() -> None:
-    async with open_stream(requested, "/?group=a&group=b") as stream:
-        await acancel("a")
-        await publish_numbers("b", 1)
-        assert (await stream.next_event()).data == "1"
-        await acancel("b", reason="over")
-        [close] = await stream.rest()
-        assert (close.event, close.json()) == ("close", {"reason": "over"})
-        last = stream.last_event_id
-    url = "/?group=a&group=b"
-    assert (await respond(requested, url, headers={"Last-Event-ID": last})).status_code == 204
-    assert (await respond(requested, "/?group=a")).status_code == 204
 
 
 # History

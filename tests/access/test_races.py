@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 from django.conf import settings as django_settings
-from django.contrib import auth
-from django.http import HttpRequest, HttpResponse
 from django.urls import path
 from pytest_django import Settings
 
@@ -18,10 +16,9 @@ from django_sse import Event, acancel, apublish
 from django_sse.asgi import get_asgi_application
 from django_sse.mixins import LoginRequiredMixin
 from django_sse.streaming.hub import current_hub, open_streams
-from django_sse.views import EventStreamView
 from tests.http.test_asgi import Request
-from tests.streams import until
-from tests.users import logged_in, user
+from tests.streams import News, until
+from tests.users import logged_in, logout, rotate, user
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -40,23 +37,8 @@ EVENTS, MEMBERS = "/events/", "/members/"
 Act = Callable[[], Awaitable[object]]
 
 
-class News(EventStreamView):
-    groups = ["news"]
-
-
 class Members(LoginRequiredMixin, News):
     """For who is logged in."""
-
-
-def logout(request: HttpRequest) -> HttpResponse:
-    auth.logout(request)
-    return HttpResponse(status=204)
-
-
-def rotate(request: HttpRequest) -> HttpResponse:
-    """As a project does that has asked for a second factor."""
-    request.session.cycle_key()
-    return HttpResponse(status=204)
 
 
 urlpatterns = [

@@ -1,5 +1,6 @@
-"""A channel on the layer on a layer that fails."""
+"""A channel on the layer, also on a layer that fails."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 
@@ -114,3 +115,23 @@ async def test_a_group_that_cannot_be_entered_or_left_keeps_no_other_one_from_it
     await one.hears()
     await one.layer_channel.close()
     assert layer.groups == {}
+
+
+async def test_a_group_left_while_it_is_entered_keeps_no_membership() -> None:
+    entering, entered = asyncio.Event(), asyncio.Event()
+
+    class SlowLayer(InMemoryChannelLayer):  # type: ignore[misc]
+        async def group_add(self, group: str, channel: str) -> None:
+            entering.set()
+            await entered.wait()
+            await super().group_add(group, channel)
+
+    slow = SlowLayer()
+    layer_channel = LayerChannel(slow, lambda message: None)
+    enter = asyncio.create_task(layer_channel.enter("news"))
+    await entering.wait()
+    leave = asyncio.create_task(layer_channel.close())
+    await asyncio.sleep(0)
+    entered.set()
+    await asyncio.gather(enter, leave)
+    assert not slow.groups.get("news")

@@ -2,16 +2,25 @@
 
 # Modules, then the rest of a folder: the first that fits counts.
 CORE = {
-    "access": ["access", "test_mixins.py"],
+    "access": [
+        "access",
+        "streaming/test_rechecks.py",
+        "streaming/test_permission_rechecks.py",
+        "test_mixins.py",
+        "test_signals.py",
+    ],
     "doorbells/base.py": [
         "doorbells/test_base.py",
         "doorbells/test_datagrams.py",
         "streaming/test_hub.py",
+        "streaming/test_stream.py",
+        "streaming/test_subscription.py",
     ],
     "event.py": ["test_event.py", "streaming/test_encoded_events.py"],
     "groups": [
         "groups",
         "streaming/test_reconnects.py",
+        "streaming/test_stream.py",
         "stores/test_contract.py",
         "test_views.py",
     ],
@@ -26,11 +35,15 @@ CORE = {
         "stores/test_contract.py",
         "stores/test_hanging.py",
         "streaming/test_hub.py",
+        "streaming/test_stream.py",
+        "streaming/test_subscription.py",
     ],
     "stores/memory.py": [
         "stores/test_contract.py",
         "stores/test_memory.py",
         "streaming/test_hub.py",
+        "streaming/test_stream.py",
+        "streaming/test_subscription.py",
     ],
     "streaming/encoded_events.py": ["streaming", "test_event.py", "test_views.py"],
     "streaming/permission_rechecks.py": [
@@ -39,12 +52,15 @@ CORE = {
         "access",
     ],
     "streaming/rechecks.py": [
+        "streaming/test_rechecks.py",
         "streaming/test_permission_rechecks.py",
         "streaming/test_failures.py",
         "access",
+        "test_signals.py",
     ],
     "streaming": [
         "streaming",
+        "concurrency/test_tasks.py",
         "groups/test_replay.py",
         "servers/test_shutdown.py",
         "test_views.py",

@@ -15,7 +15,7 @@ from django.db import connections
 from django.http.response import HttpResponseBase
 from pytest_django import Settings
 
-from django_sse import apublish, publish, views
+from django_sse import apublish, publish
 from django_sse.decorators import no_content_when_cancelled
 from django_sse.groups.entries import Entry, GroupState
 from django_sse.http.refusals import REFUSED_STATUS
@@ -23,7 +23,6 @@ from django_sse.stores import get_store, timed_thread
 from django_sse.stores.database import DatabaseStore
 from django_sse.stores.memory import MemoryStore
 from django_sse.stores.timed_thread import TimedThread
-from django_sse.streaming import store_reader as reader
 from django_sse.streaming.rechecks import _ThreadConnections
 from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView
@@ -480,22 +479,3 @@ def test_a_process_ends_though_a_thread_hangs(kind: str) -> None:
     program = [sys.executable, "-c", _EXIT.replace("KIND", kind)]
     ended = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout == "hangs\nleft behind\n"
-
-
-@pytest.mark.django_db(transaction=True)
-async def test_what_is_answered_while_the_event_loop_is_behind_is_not_late(
-    monkeypatch: pytest.MonkeyPatch, everything_ends: None
-) -> None:
-    """As when a thousand clients come back at once."""
-    for module in (reader, views):
-        monkeypatch.setattr(module, "READ_SECONDS", 0.2)
-
-    async def be_busy() -> None:
-        while True:
-            time.sleep(0.1)
-            await asyncio.sleep(0)
-
-    busy = asyncio.create_task(be_busy())
-    _, response = await answer()
-    busy.cancel()
-    assert not response.has_header(REFUSED_STATUS)

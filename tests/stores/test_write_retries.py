@@ -3,19 +3,15 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator, Sequence
 from threading import Thread
 from threading import enumerate as threads
 from typing import Any
 
 import pytest
 import redis
-from django.contrib import auth
 from django.db import connections, transaction
 from django.http import HttpRequest, HttpResponse
-from django.http.response import HttpResponseBase
-from django.test import AsyncClient
 from django.urls import path
 from pytest_django import Settings
 
@@ -32,8 +28,8 @@ from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView
 from tests.failures import Panic
 from tests.redis import RedisServer, serve
-from tests.streams import EventReader, reading, until
-from tests.users import logged_in, user
+from tests.streams import until
+from tests.users import answer, logged_in, logout, stream, user
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -41,13 +37,7 @@ pytestmark = [
     pytest.mark.usefixtures("quickly"),
 ]
 
-NEWS = "/events/"
 DURABLE = {"appendonly": "yes", "appendfsync": "always"}
-
-
-def logout(request: HttpRequest) -> HttpResponse:
-    auth.logout(request)
-    return HttpResponse(status=204)
 
 
 def logout_in_transaction(request: HttpRequest) -> HttpResponse:
@@ -333,17 +323,6 @@ def test_a_forked_process_writes_its_own_and_its_parent_the_others() -> None:
 
 
 # Streams
-
-
-async def answer(client: AsyncClient, last_event_id: str = "") -> HttpResponseBase:
-    headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
-    return await client.get(NEWS, headers=headers)
-
-
-@asynccontextmanager
-async def stream(client: AsyncClient, last_event_id: str = "") -> AsyncIterator[EventReader]:
-    async with reading(await answer(client, last_event_id)) as reader:
-        yield reader
 
 
 @pytest.mark.usefixtures("everything_ends")

@@ -1,4 +1,4 @@
-"""Views are asked whether their streams are still allowed: how many at once, and when they fail."""
+"""Views are asked again: how many at once, about which users, and what happens if they fail."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,10 +11,15 @@ from typing import Any, ClassVar
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.contrib.auth.models import AnonymousUser, User
+from django.contrib import auth
+from django.contrib.auth.models import AnonymousUser, Permission, User
+from django.contrib.sessions.models import Session
 from django.core.exceptions import PermissionDenied, SynchronousOnlyOperation
 from django.db import InterfaceError, OperationalError, connections
-from django.http import HttpResponse
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.http import HttpRequest, HttpResponse
+from django.test import AsyncClient
+from django.urls import path
 from pytest_django import Settings
 
 from django_sse import apublish
@@ -22,10 +27,13 @@ from django_sse.streaming import permission_rechecks
 from django_sse.views import EventStreamView
 from tests.clients import Client, connected
 from tests.failures import Panic
-from tests.streams import EventReader, open_stream, until
+from tests.streams import EventReader, News, goes_on, open_stream, reading, until
+from tests.users import logged_in, rotate, stream, user
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
+    pytest.mark.urls(__name__),
+    # In this order: what is left at the end is closed by the settings that it was opened by.
     pytest.mark.usefixtures("often", "everything_ends"),
 ]
 
@@ -34,7 +42,6 @@ Answer = Callable[[], Awaitable[bool]]
 
 @pytest.fixture
 def often(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings.MIDDLEWARE = []
     settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 1, "RETRY": 1000}
     monkeypatch.setattr(permission_rechecks, "_RETRY_SECONDS", 0.05)
 
@@ -88,11 +95,6 @@ async def asked(
     view.answers, view.asked = list(answers), 0
     async with open_stream(view.as_view(), last_event_id=last_event_id) as reader:
         yield reader
-
-
-async def goes_on(reader: EventReader) -> None:
-    await apublish("news", "going on")
-    assert (await reader.next_event()).data == "going on"
 
 
 # Several at once
@@ -190,6 +192,142 @@ async def test_who_is_slow_to_answer_is_not_asked_about_twice_at_once() -> None:
         await until(lambda: crowd.waiting and Asked.asked >= 3)
         assert crowd.most == 1
         await goes_on(other)
+
+
+# Users and sessions
+
+
+STAFF = "/staff/"
+
+
+class StaffOnly(News):
+    """Checks again, now and then, whether its user is still staff."""
+
+    asked_in: ClassVar[set[str]] = set()
+
+    async def still_allowed(self) -> bool:
+        self.asked_in.add(await sync_to_async(lambda: current_thread().name)())
+        user = await self.request.auser()
+        if not user.is_authenticated:
+            raise PermissionDenied
+        return bool(user.is_staff)
+
+
+class Rooms(News):
+    """Makes a query with its user, who may be anonymous."""
+
+    async def still_allowed(self) -> bool:
+        user: Any = await self.request.auser()
+        return await Permission.objects.exclude(user=user).aexists()
+
+
+class Undecided(News):
+    """Reads the database, and then never answers."""
+
+    asked_on: ClassVar[list[BaseDatabaseWrapper]] = []
+
+    async def still_allowed(self) -> bool:
+        await User.objects.acount()
+        self.asked_on.append(await sync_to_async(lambda: connections["default"])())
+        await asyncio.Event().wait()
+        return True
+
+
+urlpatterns = [
+    path("staff/", StaffOnly.as_view()),
+    path("rooms/", Rooms.as_view()),
+    path("undecided/", Undecided.as_view()),
+    path("rotate/", rotate),
+]
+
+
+@pytest.fixture
+def asked_often(settings: Settings, often: None) -> None:
+    settings.DJANGO_SSE = {"RECHECK_INTERVAL": 1, "SYNC_INTERVAL": 3600}
+
+
+@pytest.mark.usefixtures("asked_often")
+@pytest.mark.parametrize("how", ["permission", "session"])
+async def test_a_view_ends_streams_whose_permission_is_gone(how: str) -> None:
+    """The view sees the user and the session as they are now, not as the request saw them."""
+    tab, other = await logged_in(), await logged_in("eve")
+    await User.objects.aupdate(is_staff=True)
+    async with stream(tab, url=STAFF) as ended, stream(other, url=STAFF) as going_on:
+        if how == "permission":
+            await User.objects.filter(username="ada").aupdate(is_staff=False)
+        else:
+            await Session.objects.filter(pk=tab.cookies["sessionid"].value).adelete()
+        [close] = await ended.rest()
+        assert (close.event, close.json()) == ("close", {"reason": "not allowed any more"})
+        await goes_on(going_on)
+
+
+def logs_in(get_response: Callable[[HttpRequest], Any]) -> Callable[..., Any]:
+    """Logs a user in during the request itself, as Django's RemoteUserMiddleware does."""
+
+    async def middleware(request: HttpRequest) -> Any:
+        if key := request.headers.get("X-User"):
+            await auth.alogin(
+                request,
+                await User.objects.aget(pk=key),
+                backend="django.contrib.auth.backends.ModelBackend",
+            )
+        return await get_response(request)
+
+    return middleware
+
+
+setattr(logs_in, "async_capable", True)  # noqa: B010
+setattr(logs_in, "sync_capable", False)  # noqa: B010
+
+
+@pytest.mark.parametrize("how", ["not staff", "logged out"])
+async def test_a_view_sees_what_has_changed_about_a_user_whom_the_request_logged_in(
+    how: str, settings: Settings
+) -> None:
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.logs_in"]
+    settings.DJANGO_SSE = {"RECHECK_INTERVAL": 1, "END_WITH_LOGIN": False}
+    ada = await user()
+    await User.objects.filter(pk=ada.pk).aupdate(is_staff=True)
+    async with reading(await AsyncClient().get(STAFF, headers={"X-User": str(ada.pk)})) as ended:
+        await goes_on(ended)
+        if how == "not staff":
+            await User.objects.aupdate(is_staff=False)
+        else:
+            await Session.objects.all().adelete()
+        assert [event.event for event in await ended.rest()] == ["close"]
+
+
+def sync_middleware(get_response: Callable[[HttpRequest], Any]) -> Callable[..., Any]:
+    return lambda request: get_response(request)
+
+
+setattr(sync_middleware, "async_capable", False)  # noqa: B010
+
+
+@pytest.mark.usefixtures("asked_often")
+async def test_a_view_below_a_sync_middleware_can_be_asked(settings: Settings) -> None:
+    """The request's thread has ended, so the view gets another one."""
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.sync_middleware"]
+    StaffOnly.asked_in.clear()
+    ada = await User.objects.acreate(username="ada", is_staff=True)
+    async with stream(await logged_in(), url=STAFF) as ended:
+        await until(lambda: StaffOnly.asked_in)
+        await goes_on(ended)
+        await User.objects.filter(pk=ada.pk).aupdate(is_staff=False)
+        [close] = await ended.rest()
+        assert close.json() == {"reason": "not allowed any more"}
+
+
+@pytest.mark.usefixtures("asked_often")
+async def test_a_query_with_the_user_of_a_session_that_is_gone_means_no() -> None:
+    """Once the session is gone, the user is anonymous, and the query raises."""
+    tab, other = await logged_in(), await logged_in("eve")
+    async with stream(tab, url="/rooms/") as ended, stream(other, url="/rooms/") as going_on:
+        await tab.get("/rotate/")
+        [close] = await ended.rest()
+        assert (close.event, close.json()) == ("close", {"reason": "not allowed any more"})
+        await goes_on(going_on)
 
 
 # Failures
@@ -424,3 +562,23 @@ async def test_a_broken_connection_is_not_asked_by_again() -> None:
         await until(lambda: len(used) == 2)
         assert used[0] is not used[1]
         await goes_on(reader)
+
+
+@pytest.mark.usefixtures("asked_often")
+async def test_asking_views_leaves_no_thread_and_no_connection() -> None:
+    StaffOnly.asked_in.clear()
+    await User.objects.acreate(username="ada", is_staff=True)
+    async with stream(await logged_in(), url=STAFF):
+        await until(lambda: StaffOnly.asked_in)
+        # The threads belong to the pool of one round, which has ended.
+        await until(lambda: StaffOnly.asked_in.isdisjoint({thread.name for thread in threads()}))
+
+
+@pytest.mark.usefixtures("asked_often")
+async def test_a_view_that_is_asked_while_the_last_stream_ends_leaves_no_connection() -> None:
+    Undecided.asked_on.clear()
+    async with stream(AsyncClient(), url="/undecided/"):
+        await until(lambda: Undecided.asked_on)
+        [used] = Undecided.asked_on
+        assert used.connection is not None
+    await until(lambda: used.connection is None)

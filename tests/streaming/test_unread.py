@@ -149,20 +149,6 @@ async def test_who_reads_gets_all_of_a_burst_that_is_larger_than_the_history() -
             assert not client.stream.ended.done()
 
 
-async def test_a_replay_out_of_memory_lets_others_have_their_turns() -> None:
-    groups = [f"group{number}" for number in range(50)]
-    start = await aposition(*groups)
-    async with connected(*groups):
-        await apublish_many((group, "x") for group in groups for _ in range(200))
-        await until(lambda: all(s.head != s.origin for s in current_hub()._subscriptions.values()))
-        async with connected(*groups, after=start) as client:
-            turns = 0
-            while len(client.events) < 50 * 200:
-                await asyncio.sleep(0)
-                turns += 1
-    assert turns > 50
-
-
 async def test_a_burst_is_held_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subscription, "_HOLD_SECONDS", 0.05)
     async with connected("news") as client:
@@ -571,28 +557,3 @@ async def test_a_stream_that_grows_too_old_is_ended_before_the_hand_off_too(
     # It has not got all of the first state, so it comes back for that.
     assert b"\nid: " not in served.body
     assert not open_streams()
-
-
-async def test_a_replay_of_which_a_filter_hides_all_gives_way_to_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # However fast the machine is.
-    monkeypatch.setattr("django_sse.concurrency.tasks._TURN_SECONDS", 0)
-    start = await aposition("news")
-    asked = [0]
-
-    def hide(event: Event) -> None:
-        asked[-1] += 1
-
-    async def take_turns() -> None:
-        while sum(asked) < 900:
-            asked.append(0)
-            await asyncio.sleep(0)
-
-    # Whose group's newest events are in memory, and read at once.
-    async with connected("news") as other:
-        await apublish_many(("news", str(number)) for number in range(900))
-        await other.until_events(900)
-        async with connected("news", after=start, filter_event=hide):
-            await asyncio.wait_for(take_turns(), 10)
-    assert max(asked) <= 500

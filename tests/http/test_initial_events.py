@@ -179,7 +179,7 @@ async def test_a_state_that_is_no_iterator_says_how_to_write_it(result: Any, nam
             return result()
 
     with pytest.raises(
-        ImproperlyConfigured, match=rf"Wrong.initial_events has returned {name}\. .* yields each"
+        ImproperlyConfigured, match=rf"Wrong.initial_events returned {name}\. .* yields each"
     ):
         await Wrong.as_view()(get())
 

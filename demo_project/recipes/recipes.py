@@ -82,7 +82,7 @@ TUTORIALS = (
     Recipe(
         "missed-events",
         "Missed events",
-        "The same for the events of a group, without any code.",
+        "The same for the events of a group, without code for it.",
         [tutorials.Ticker, tutorials.tick],
     ),
     Recipe(

@@ -147,7 +147,11 @@ class EventStreamView(View):
     # Methods for projects to override
 
     async def get_groups(self) -> Iterable[str]:
-        """Return the names of the groups to stream."""
+        """Return the names of the groups to stream. This default expands ``groups``.
+
+        Raises:
+            InvalidGroup: The URL's arguments make no valid group name. The answer is then 404.
+        """
         if not self.groups:
             raise ImproperlyConfigured(_WITHOUT_GROUPS.format(type(self).__name__))
         return [expand_group(pattern, self.kwargs) for pattern in self.groups]
@@ -181,17 +185,18 @@ class EventStreamView(View):
     async def get_owner(self) -> Any:
         """Return who owns the stream: a user, its primary key, or None.
 
-        ``cancel(user=...)`` and the limits go by the owner. By default it is the user of the
-        request, whatever has authenticated it: ``auser()``, or else ``user``.
+        ``cancel(user=...)`` ends the streams that a user owns, and limits count them. By default,
+        the owner is the user of the request, whatever has authenticated it: ``auser()``, or else
+        ``user``.
         """
         return await current_user(self.request)
 
     async def still_allowed(self) -> bool:
         """Return whether the stream may go on.
 
-        It is called every ``RECHECK_INTERVAL``, long after the request. The session and the user
-        are read again before, and the tests of the mixins come first. It is not called when the
-        stream opens; ``authorize`` is.
+        It is called every ``RECHECK_INTERVAL``, long after the request. Before each call, the
+        session and the user are read again, and the tests of the mixins are run. When the stream
+        opens, ``authorize`` is called instead.
 
         An exception means no. But if the database or the network fails or time runs out, it is
         called once more, and if that fails, too, the client is sent back to ``authorize``.

@@ -90,7 +90,7 @@ class LoginRequiredMixin(AccessMixin):
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
         if is_found_by_others(request):
-            # Only these: Django's own logins are watched anyway.
+            # Only then, since Django's own logins are watched anyway.
             _remember_test(self, self.__is_logged_in)
         return _answer_if(self.__is_logged_in, request, answer)
 

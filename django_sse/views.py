@@ -248,7 +248,8 @@ class EventStreamView(View):
         if begin.over:
             return no_content()
         requested = RequestedStream(groups, owner.user, self._client_address())
-        # The stream counts only once it joins the hub, but only here can the status still say so.
+        # The stream counts only once it joins the hub. But only here can the status still tell the
+        # client that a limit is reached.
         if limit := limit_reached_by(requested):
             return unavailable(request, limit)
         with_state = begin.fresh and self._overrides("initial_events")
@@ -363,7 +364,7 @@ class EventStreamView(View):
         return getattr(self, name) if name else None
 
     def _overrides(self, name: str) -> bool:
-        # An argument of `as_view` overrides it on the instance.
+        # Arguments of `as_view` override methods on the instance.
         method = getattr(self, name)
         return getattr(method, "__func__", method) is not getattr(EventStreamView, name)
 

@@ -1,4 +1,4 @@
-"""Rooms to talk in. Each is a group, and what is said in it goes to all browsers as HTML."""
+"""Chat rooms. Each room is a group, and each message goes to all browsers as HTML."""
 
 from secrets import token_hex
 
@@ -28,7 +28,7 @@ class Message(forms.Form):
 
 
 def page(request: HttpRequest, room: str = ROOMS[0]) -> HttpResponse:
-    """Show a room, to those who have a name; else ask for one."""
+    """Show a room to a visitor who has a name. Ask other visitors for one."""
     if room not in ROOMS:
         raise Http404
     chatter = request.session.get("chatter")
@@ -49,7 +49,7 @@ def say(request: HttpRequest, room: str) -> HttpResponse:
     form = Message(request.POST)
     if not form.is_valid():
         return HttpResponse(form.errors.as_text(), "text/plain", status=400)
-    # A template escapes what it is given, so that nobody can put HTML of his own into the room.
+    # The template escapes what it is given, so nobody can put HTML into the room.
     message = {**chatter, **form.cleaned_data}
     publish_template(f"chat-{room}", "demo_project/chat/message.html", message)
     return HttpResponse(status=204)

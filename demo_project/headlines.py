@@ -1,4 +1,4 @@
-"""A list that grows: programs publish JSON, and this page's stream makes HTML of it."""
+"""A list that grows: programs publish JSON, and this page's stream turns it into HTML."""
 
 from django import forms
 from django.http import HttpRequest, HttpResponse
@@ -17,7 +17,7 @@ class Headlines(EventStreamView):
     history = 5
 
     def filter_event(self, event: Event) -> Event:
-        # The page swaps this in as HTML, so what anybody may publish is escaped.
+        # The page swaps this in as HTML, and anybody may publish, so escape it.
         return Event(format_html("<li>{}</li>", title_of(event)), event=event.event)
 
 

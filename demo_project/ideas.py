@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Idea:
-    """One page: ``name`` is that of its URL."""
+    """One page. ``name`` is the name of its URL."""
 
     name: str
     title: str
@@ -21,7 +21,7 @@ IDEAS = (
     ),
     Idea("job", "Job progress", "An async generator that ends, and is not run again."),
     Idea("chat", "Chat", "A group for each room. Open it in two browsers."),
-    Idea("text", "Text, word by word", "An answer that appears as it is thought of."),
+    Idea("text", "Text, word by word", "An answer that appears while it is written."),
     Idea("last-word", "The last word", "Cancel a group, reopen it, or kick one user."),
     Idea("tabs", "Twenty tabs", "As many tabs as you like, on one connection."),
 )

@@ -1,4 +1,4 @@
-"""A job whose progress is the stream, and whose end is the stream's end."""
+"""A job that streams its progress. When the job ends, the stream ends."""
 
 import asyncio
 from collections.abc import AsyncIterator

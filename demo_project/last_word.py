@@ -1,6 +1,6 @@
 """The server has the last word: for a group, and for a user.
 
-In the demo anybody may say it. A project asks who: with `permission_required`, for example.
+In the demo, anybody may say it. A project checks who may, for example with `permission_required`.
 """
 
 from django.contrib import auth
@@ -38,7 +38,7 @@ async def reopen_news(request: HttpRequest) -> HttpResponse:
 def kick(request: HttpRequest) -> HttpResponse:
     """End a user's streams of the group, in all tabs and browsers, until the next login."""
     user = get_object_or_404(User, username=request.POST.get("user"))
-    # Without the group, it would be all of the user's streams.
+    # Without the group, all of the user's streams would end.
     cancel("members", user=user, reason="kicked")
     publish("members", format_html("<li>{} was kicked</li>", user.username.title()))
     return HttpResponse(status=204)
@@ -46,7 +46,7 @@ def kick(request: HttpRequest) -> HttpResponse:
 
 @require_POST
 def login(request: HttpRequest) -> HttpResponse:
-    """Log in as one of the demo's users, who have no password."""
+    """Log in as one of the demo's users. They have no passwords."""
     username = request.POST.get("user")
     if username in USERS:
         user, _ = User.objects.get_or_create(username=username)

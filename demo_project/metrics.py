@@ -1,4 +1,4 @@
-"""A chart of what `manage.py sample_metrics` publishes once a second."""
+"""A chart of the samples that `manage.py sample_metrics` publishes once a second."""
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render

@@ -7,7 +7,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 DEBUG = True
 SECRET_KEY = "only for the demo"
-# This machine's own names: another one is its owner's, who may let it lead here (DNS rebinding).
+# Only this machine's own names. The owner of another name may let it lead here (DNS rebinding).
 ALLOWED_HOSTS = [".localhost", "127.0.0.1", "[::1]"]
 
 INSTALLED_APPS = [
@@ -60,7 +60,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
-# The demo by its two names: each is an origin that reads the streams of the other one.
+# The demo has two names. Each is an origin whose pages read the streams of the other.
 _PORT = os.environ.get("DEMO_PORT", "8000")
 DJANGO_SSE = {
     "ALLOWED_ORIGINS": [f"http://{host}:{_PORT}" for host in ("localhost", "127.0.0.1")],
@@ -70,6 +70,6 @@ DJANGO_SSE = {
 USE_TZ = True
 TIME_ZONE = "UTC"
 STATIC_URL = "static/"
-# What the recipes for htmx, Turbo and Datastar take from npm, where it was installed.
+# The npm packages of the recipes for htmx, Turbo and Datastar, if they are installed.
 _PACKAGES = BASE_DIR / "demo_project" / "node_modules"
 STATICFILES_DIRS = [("npm", _PACKAGES)] if _PACKAGES.exists() else []

@@ -1,4 +1,4 @@
-"""The demo's own source for its pages: read from the files, so that it is what runs."""
+"""The demo's source code, for its pages. It is read from the files, so it is what runs."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from django.utils.safestring import SafeString, mark_safe
 
 _TEXT = r'"(?:\\.|[^"\\\n])*"|' + r"'(?:\\.|[^'\\\n])*'"
 _JAVASCRIPT = "async await catch const export for from function if import let new of return try"
-# The names of the groups are the classes in the style sheet.
+# The names of the regular expressions' groups are the classes in the style sheet.
 _PARTS = {
     ".py": re.compile(
         r"(?P<comment>#.*)"
@@ -39,7 +39,7 @@ def read(path: str) -> str:
 
 
 def highlight(text: str, suffix: str) -> SafeString:
-    """Return source as HTML in which comments, strings and words of the language have a class."""
+    """Return source code as HTML in which comments, strings, names and keywords have a class."""
     return mark_safe("".join(_pieces(text, _PARTS[suffix])))
 
 

@@ -1,4 +1,4 @@
-"""Many tabs on one connection: `shared` is all that it takes."""
+"""Many tabs on one connection: the attribute `shared` is all that they need."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,16 +28,16 @@ def publish_numbers(request: HttpRequest) -> HttpResponse:
 
 @event_generator
 async def count(request: HttpRequest) -> AsyncIterator[Event]:
-    """Tell how many streams of the group this process holds, whenever that changes.
+    """Yield how many streams of the group this process holds, whenever the number changes.
 
-    The hub is not of the public API: this page alone looks into it.
+    The hub is not part of the public API. Only this page looks into it.
     """
-    told = None
+    sent = None
     while True:
         streams = current_hub().occupancy.groups["tabs"]
-        if streams != told:
+        if streams != sent:
             yield Event(str(streams))
-        told = streams
+        sent = streams
         await asyncio.sleep(0.1)
 
 

@@ -21,7 +21,7 @@ SECONDS_PER_WORD = 0.06
 async def answer(request: EventStreamRequest, topic: str) -> AsyncIterator[Event]:
     _, text = ANSWERS.get(topic, ("", "I do not know."))
     words = {str(number): word for number, word in enumerate(re.findall(r"\S+\s*", text))}
-    # A client that comes back goes on where it was.
+    # A returning client goes on where it was.
     seen = request.last_event_id
     for number in list(words)[int(seen) + 1 if seen in words else 0 :]:
         yield Event(escape(words[number]), id=number)

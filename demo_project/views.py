@@ -1,4 +1,4 @@
-"""The front page, and the streams of all groups but the members', for programs."""
+"""The front page, and streams for programs, of all groups except the members' group."""
 
 import os
 import shlex
@@ -21,7 +21,7 @@ def index(request: HttpRequest) -> HttpResponse:
 
 
 def push_command() -> str:
-    """Return what publishes a headline when it is typed in the project's directory."""
+    """Return the command that publishes a headline, to type in the project's directory."""
     python = Path(sys.executable)
     if python.is_relative_to(settings.BASE_DIR):
         python = python.relative_to(settings.BASE_DIR)
@@ -32,7 +32,7 @@ def push_command() -> str:
 
 
 class Public(EventStreamView):
-    """In the demo anybody may read any group, but those that have a stream with a guard."""
+    """In the demo, anybody may read any group, except those that have a guarded stream."""
 
     async def authorize(self, groups: Sequence[str]) -> list[str]:
         return [group for group in groups if group not in Members.groups]

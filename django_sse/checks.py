@@ -1,4 +1,4 @@
-"""System checks: what would go wrong at run time, said by ``manage.py check``."""
+"""System checks, so that ``manage.py check`` reports what would go wrong at run time."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -22,7 +22,7 @@ from django_sse.stores.memory import MemoryStore
 
 @checks.register("django_sse")
 def check_setting(**kwargs: Any) -> list[checks.CheckMessage]:
-    """E001: ``DJANGO_SSE`` itself. E002: its store."""
+    """E001: ``DJANGO_SSE`` is invalid. E002: its store cannot be made."""
     found = list(problems(getattr(settings, SETTING, {})))
     if found:
         return [checks.Error(problem, id="django_sse.E001") for problem in found]
@@ -34,7 +34,7 @@ def check_setting(**kwargs: Any) -> list[checks.CheckMessage]:
 
 @checks.register("django_sse")
 def check_asgi(**kwargs: Any) -> Iterable[checks.CheckMessage]:
-    """W001: WSGI alone. W002: an ASGI application that is not wrapped."""
+    """W001: there is no ASGI application. W002: it is not wrapped."""
     path = getattr(settings, "ASGI_APPLICATION", None)
     if path is None:
         yield checks.Warning(
@@ -55,16 +55,16 @@ def check_asgi(**kwargs: Any) -> Iterable[checks.CheckMessage]:
         yield checks.Warning(
             f"{path} is not wrapped in EventStreamApplication: each stream will keep a thread and "
             "a database connection.",
-            hint="Make it with django_sse.asgi.get_asgi_application, or put "
-            "django_sse.asgi.EventStreamApplication round it. If it is wrapped further in, "
-            "silence this check.",
+            hint="Make it with django_sse.asgi.get_asgi_application, or wrap it in "
+            "django_sse.asgi.EventStreamApplication. If it contains an application that is already "
+            "wrapped, silence this check.",
             id="django_sse.W002",
         )
 
 
 @checks.register("django_sse")
 def check_channel_layer(**kwargs: Any) -> Iterable[checks.CheckMessage]:
-    """W003: no channel layer. W004: nothing that another process could publish through."""
+    """W003: there is no channel layer. W004: no other process can publish to the streams."""
     try:
         layer = channel_layers[DEFAULT_CHANNEL_LAYER]
     except (InvalidChannelLayerError, KeyError):
@@ -91,7 +91,7 @@ def check_channel_layer(**kwargs: Any) -> Iterable[checks.CheckMessage]:
 
 @checks.register("django_sse")
 def check_namespace(**kwargs: Any) -> Iterable[checks.CheckMessage]:
-    """E007: what names tenants cannot be had. W006: django-tenants, without all that it takes."""
+    """E007: a function for tenants cannot be used. W006: django-tenants lacks one of them."""
     try:
         chosen = conf()
     except ImproperlyConfigured:
@@ -103,24 +103,24 @@ def check_namespace(**kwargs: Any) -> Iterable[checks.CheckMessage]:
         except Exception as error:
             yield checks.Error(
                 f"{SETTING}[{key!r}] cannot be used: {error}",
-                hint=f'Name what is there, such as "mysite.tenants.{key.lower()}".',
+                hint=f'Name a function that exists, such as "mysite.tenants.{key.lower()}".',
                 id="django_sse.E007",
             )
     if not apps.is_installed("django_tenants"):
         return
     if chosen.NAMESPACE is None:
         yield checks.Warning(
-            "Tenants are not kept apart: what one of them publishes reaches the streams of the "
-            "group of that name at every other one, and its user 7 is everybody's user 7.",
-            hint=f"Leave {SETTING}['NAMESPACE'] out, and the schema is the namespace; or name a "
-            "function that returns what tells tenants apart.",
+            "Tenants are not kept apart: what one tenant publishes to a group reaches the streams "
+            "of that group in all tenants, and user 7 of one tenant is taken for user 7 of all.",
+            hint=f"Remove {SETTING}['NAMESPACE'] to use the schema as the namespace, or name a "
+            "function that returns a different text for each tenant.",
             id="django_sse.W006",
         )
     elif chosen.NAMESPACE_CONTEXT is None:
         yield checks.Warning(
-            "The users and sessions of open streams are looked for in the public schema, and so is "
-            "what still_allowed asks for: those of tenants are taken for logged out.",
+            "The users and sessions of open streams are looked up in the public schema, and "
+            "still_allowed queries it, too: users of tenants are taken for logged out.",
             hint=f"Set {SETTING}['NAMESPACE_CONTEXT'] to the path of a context manager that enters "
-            "the tenant whose name it is given.",
+            "a tenant, given its name.",
             id="django_sse.W006",
         )

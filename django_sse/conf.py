@@ -1,4 +1,4 @@
-"""The one setting, ``DJANGO_SSE``: what it may hold, with unit and default."""
+"""The setting ``DJANGO_SSE``: its keys, with their units and defaults."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +18,12 @@ UNIX_PEER: Final = "unix:"
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a key accepts: in words, and as a test."""
+    """What a key accepts, in words and as a test."""
 
     accepts: str
     admits: Callable[[Any], bool]
     is_secret: bool = False
-    """Whether a value may hold a password, so that texts in it are not shown."""
+    """Whether a value may hold a password. Texts in it are then not shown."""
 
 
 def _is_number(value: Any) -> bool:
@@ -31,7 +31,7 @@ def _is_number(value: Any) -> bool:
 
 
 def is_whole(value: Any) -> bool:
-    """Say whether a value is a whole number from 0."""
+    """Return whether a value is a whole number from 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
@@ -53,7 +53,7 @@ def _is_dotted_path(value: Any) -> bool:
     return isinstance(value, str) and all(map(str.isidentifier, value.split(".")))
 
 
-# As browsers send it (RFC 6454, 6.2): no path, and no port that goes without saying.
+# As browsers send it (RFC 6454, 6.2): without a path, and without the scheme's default port.
 _ORIGIN: Final = re.compile(
     r"(?!(?:http://.*:80|https://.*:443)$)"
     r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?",
@@ -103,7 +103,7 @@ SECONDS_OR_CHOSEN: Final = Rule(
     "a finite number of seconds, or 0 to have it chosen",
     SECONDS_OR_OFF.admits,
 )
-# As in the specification, unlike all other durations. Browsers' timers hold no more.
+# The specification has milliseconds, unlike all other durations. Browsers' timers hold no more.
 MILLISECONDS: Final = Rule(
     "a whole number of milliseconds from 100 to 2147483647 (less looks like seconds: 3 seconds are "
     "3000)",
@@ -111,11 +111,11 @@ MILLISECONDS: Final = Rule(
 )
 ORIGINS: Final = Rule(
     'a list of origins such as "https://app.example.com", each without a path, a slash at its end '
-    'or the usual port; or ["*"]',
+    'or the default port; or ["*"]',
     _are_origins,
 )
 PROXIES: Final = Rule(
-    'a list of addresses and networks such as "10.0.0.0/8", and of "unix:" for Unix sockets',
+    'a list of addresses and networks such as "10.0.0.0/8", or "unix:" for Unix sockets',
     _are_proxies,
 )
 YES_OR_NO: Final = Rule("True or False", lambda value: isinstance(value, bool))
@@ -140,22 +140,23 @@ class Conf:
     """The values of ``DJANGO_SSE``, each with its default."""
 
     STORE: str | dict[str, Any] = _key("database", STORE)
-    """Where events are kept. OPTIONS of each store: ``using``, a database alias. Of the database
-    store also ``listen_alias``; of the redis store ``url``, ``prefix`` and ``durable``."""
+    """Where events are kept. Every store has the option ``using``, a database alias. The database
+    store also has ``listen_alias``; the redis store has ``url``, ``prefix`` and ``durable``."""
 
     HISTORY_SIZE: int = _key(1000, COUNT)
-    """Events kept for replay, per group, at least. Trimming is in bulk: up to a tenth more."""
+    """Events kept for replay, per group, at least. They are trimmed in bulk, so up to a tenth more
+    are kept."""
 
     HISTORY_AGE: float = _key(24 * 3600, SECONDS_OR_OFF)
-    """Seconds that an event is kept for replay. 0: only HISTORY_SIZE bounds it."""
+    """Seconds for which an event is kept for replay. 0: only ``HISTORY_SIZE`` bounds it."""
 
     GROUP_TTL: float = _key(7 * 24 * 3600, SECONDS_OR_OFF)
-    """Seconds without a new event after which a group is forgotten, and with it its numbers and
+    """Seconds without a new event after which the store forgets a group, with its numbers and
     whether it is cancelled. 0: never."""
 
     SYNC_INTERVAL: float = _key(0, SECONDS_OR_CHOSEN)
-    """Seconds between two comparisons with the store. 0: 5, 1 or 0.1, as much as doorbells of
-    other processes are heard."""
+    """Seconds between two comparisons with the store. 0: 5, 1 or 0.1, depending on how well the
+    doorbells of other processes are heard."""
 
     HEARTBEAT: float = _key(15, SECONDS_OR_OFF)
     """Seconds of silence after which a stream sends a comment. 0: never."""
@@ -164,84 +165,87 @@ class Conf:
     """Milliseconds that browsers wait before they reconnect."""
 
     SEND_TIMEOUT: float = _key(30, SECONDS_OR_OFF)
-    """Seconds that one send may take before the stream is ended. 0: for ever."""
+    """Seconds that one send may take before the stream is ended. 0: no limit."""
 
     BACKLOG_BYTES: int = _key(1024 * 1024, COUNT)
-    """Bytes that may be on the way to a slow client, or wait for it, before its stream is ended, to
-    be resumed later."""
+    """Bytes that may be on the way to a slow client, or wait for it, before its stream is ended.
+    The client can resume it later."""
 
     MAX_EVENT_BYTES: int = _key(256 * 1024, COUNT)
     """Bytes of the largest event that may be published, as encoded."""
 
     MAX_GROUPS: int = _key(50, COUNT)
-    """Groups of one stream."""
+    """Groups that one stream may have."""
 
     ALLOWED_ORIGINS: Sequence[str] = _key((), ORIGINS)
-    """Origins whose pages may read the streams: CORS. ``["*"]``: those of every origin. Empty: no
-    CORS headers."""
+    """Origins whose pages may read the streams (CORS). ``["*"]``: all origins. Empty: no CORS
+    headers."""
 
     ALLOW_CREDENTIALS: bool = _key(False, YES_OR_NO)
-    """Whether cookies come along from the pages of those origins."""
+    """Whether the pages of those origins may send cookies."""
 
     REFUSE_SOFTLY: bool = _key(True, YES_OR_NO)
-    """Whether an EventSource that cannot be served now is answered 200, a ``retry`` and the end.
-    It never comes back after a 503, which everyone gets otherwise."""
+    """Whether an EventSource that cannot be served now gets 200, a ``retry`` and the end. Otherwise
+    it gets 503, like all other clients, and never comes back."""
 
     MAX_STREAMS: int | None = _key(None, COUNT_OR_OFF)
-    """Streams of groups that a process has open, at the most. None: as many as come."""
+    """Streams of groups that a process may have open. None: no limit."""
 
     MAX_STREAMS_PER_USER: int | None = _key(None, COUNT_OR_OFF)
-    """... of one user."""
+    """Streams that a process may have open for one user. None: no limit."""
 
     MAX_STREAMS_PER_ADDRESS: int | None = _key(None, COUNT_OR_OFF)
-    """... of one client address, or of one /64 network of IPv6."""
+    """Streams that a process may have open for one client address, or for one /64 network of IPv6.
+    None: no limit."""
 
     MAX_STREAMS_PER_GROUP: int | None = _key(None, COUNT_OR_OFF)
-    """... of one group."""
+    """Streams that a process may have open for one group. None: no limit."""
 
     MAX_OPEN_GROUPS: int | None = _key(None, COUNT_OR_OFF)
-    """Groups with streams that a process has, at the most."""
+    """Groups with streams that a process may have. None: no limit."""
 
     TRUSTED_PROXIES: Sequence[str] = _key((), PROXIES)
     """Proxies whose ``X-Forwarded-For`` tells the client's address: addresses, networks, and
-    ``"unix:"`` for who connects by a Unix socket. Empty: the peer is the client."""
+    ``"unix:"`` for peers that connect through a Unix socket. Empty: the peer is the client."""
 
     MAX_AGE: float = _key(0, SECONDS_OR_OFF)
-    """Seconds after which a stream ends so that its client reconnects: at the latest, and up to a
-    fifth earlier, so that those that came together do not leave together. 0: never."""
+    """Seconds after which a stream ends so that its client reconnects. It ends up to a fifth
+    earlier, so that clients that came together do not leave together. 0: never."""
 
     CANCEL_TTL: float = _key(3600, SECONDS_FROM_1)
-    """Seconds for which the streams of a user that was cancelled, or of a session that was logged
-    out, are refused with 204."""
+    """Seconds for which the streams of a cancelled user, or of a session that was logged out, are
+    refused with 204."""
 
     END_WITH_LOGIN: bool = _key(True, YES_OR_NO)
-    """Whether a stream ends with the login that it was opened in: when its session is logged out
-    or gone, when its user is deactivated or deleted, or gets another password."""
+    """Whether a stream ends with the login in which it was opened: when its session is logged out
+    or gone, or when its user is deactivated, is deleted, or gets another password."""
 
     RECHECK_INTERVAL: float = _key(60, SECONDS_FROM_1_OR_OFF)
-    """Seconds between two calls of a view's ``still_allowed``, and of what its mixins test. 0: who
-    was let in is not asked about again."""
+    """Seconds between two calls of a view's ``still_allowed``, and of the tests of its mixins. 0:
+    they are not called for open streams."""
 
     NAMESPACE: str | None = _key(None, FUNCTION_OR_OFF)
-    """The function, without arguments, that returns the name of the current tenant or site: its
-    groups, owners and positions are others than those of the same name elsewhere. It is called
-    where one publishes and where one connects. Not given, with django-tenants: the schema."""
+    """The path of a function without arguments that returns the name of the current tenant or site.
+    Groups, owners and positions of different tenants are different, even if their names are the
+    same. The function is called when something is published and when a client connects. If it is
+    not given and django-tenants is installed: the schema."""
 
     NAMESPACE_CONTEXT: str | None = _key(None, FUNCTION_OR_OFF)
-    """Returns a context manager, given such a name: what a thread enters to look up the user, the
-    session and ``still_allowed`` of a stream as the tenant's that it was opened in. Not given, with
-    django-tenants: ``schema_context``."""
+    """The path of a function that returns a context manager, given such a name. A thread enters it
+    to look up the user and the session of a stream, and to call ``still_allowed``, in the tenant in
+    which the stream was opened. If it is not given and django-tenants is installed:
+    ``schema_context``."""
 
 
-# Where users of django-tenants would leak events until they have read of it.
-_OF_DJANGO_TENANTS: Final = {
+# Without these, users of django-tenants would leak events until they read about the settings.
+_DJANGO_TENANTS_DEFAULTS: Final = {
     "NAMESPACE": "django_sse.groups.namespaces.schema_name",
     "NAMESPACE_CONTEXT": "django_tenants.utils.schema_context",
 }
 
 
 def problems(value: Any) -> Iterator[str]:
-    """Say what is wrong with a value of ``DJANGO_SSE``, and what would be accepted."""
+    """Yield what is wrong with a value of ``DJANGO_SSE``, and what would be accepted."""
     if not isinstance(value, dict):
         yield f"{SETTING} must be a dict, not {type(value).__name__}."
         return
@@ -252,16 +256,16 @@ def problems(value: Any) -> Iterator[str]:
         elif not rules[name].admits(given):
             shown = _without_secrets(given) if rules[name].is_secret else given
             yield f"{SETTING}[{name!r}] must be {rules[name].accepts}, not {shown!r}."
-    # Browsers refuse the answer: https://fetch.spec.whatwg.org/#cors-protocol-and-credentials
+    # Browsers refuse such a response: https://fetch.spec.whatwg.org/#cors-protocol-and-credentials
     if value.get("ALLOW_CREDENTIALS") is True and value.get("ALLOWED_ORIGINS") in (["*"], ("*",)):
         yield (
-            f"{SETTING}['ALLOW_CREDENTIALS'] does not go with \"*\": name the ALLOWED_ORIGINS "
+            f"{SETTING}['ALLOW_CREDENTIALS'] cannot be used with \"*\": name the ALLOWED_ORIGINS "
             "whose pages may send cookies."
         )
     if _is_dotted_path(value.get("NAMESPACE_CONTEXT")) and value.get("NAMESPACE") is None:
         yield (
-            f"{SETTING}['NAMESPACE_CONTEXT'] is given the names that NAMESPACE returns: set that, "
-            "too."
+            f"{SETTING}['NAMESPACE_CONTEXT'] is called with the names that NAMESPACE returns: set "
+            "NAMESPACE, too."
         )
 
 
@@ -291,7 +295,7 @@ def conf() -> Conf:
     if found := list(problems(value)):
         raise ImproperlyConfigured(" ".join(found))
     if "NAMESPACE" not in value and apps.is_installed("django_tenants"):
-        value = {**value, **_OF_DJANGO_TENANTS}
+        value = {**value, **_DJANGO_TENANTS_DEFAULTS}
     return Conf(**value)
 
 

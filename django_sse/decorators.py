@@ -1,4 +1,4 @@
-"""Decorators of views: a group's stream, a generator's stream, headers, the 204, and handlers."""
+"""Decorators for views that stream, and for handlers of plain Channels messages."""
 
 import functools
 import inspect
@@ -53,55 +53,57 @@ Guard = Callable[..., Awaitable[HttpResponseBase | Iterable[str] | None]]
 GeneratorView = Callable[..., AsyncIterator[Any]]
 
 _HANDLERS: Final = ("dispatch", *EventStreamView.http_method_names)
-# What may refuse a client, in a view that has its own.
-_REFUSING: Final = ("authorize", "get_groups", "get", "dispatch", "setup")
+# The methods in which an EventStreamView may refuse a client.
+_GUARDING: Final = ("authorize", "get_groups", "get", "dispatch", "setup")
 _GENERATOR_METHODS: Final = ("GET", "HEAD", "POST", "OPTIONS")
 
 
 class EventStreamRequest(HttpRequest):
-    """The request of a view behind ``event_generator``, for its annotation alone: what a view is
-    given is the request of Django, with this attribute."""
+    """The request of a view behind ``event_generator``, for annotations only: the view gets
+    Django's request, with this attribute."""
 
     last_event_id: str
-    """The id of the last event that the client says it has got, or ""."""
+    """The id of the last event that the client says it has received, or ""."""
 
 
 def event_stream(*patterns: str, **options: Any) -> Callable[[Guard], View]:
-    """Make a stream of groups of a view that guards them.
+    """Turn a function that guards groups into a view that streams them.
 
-    ``@event_stream("job-{pk}")`` goes on an ``async def`` that returns None to let the stream
-    begin, the groups allowed, or a response, or raises ``PermissionDenied``.
+    ``@event_stream("job-{pk}")`` goes on an ``async def`` that does what
+    ``EventStreamView.authorize`` does: it returns None to allow all groups, the groups that are
+    allowed, or a response, or raises ``PermissionDenied``.
 
     Args:
         patterns: The groups, with the URL's keyword arguments in braces.
-        options: The attributes of ``EventStreamView``: ``history``, ``retry``, ``heartbeat`` ...
+        options: Attributes of ``EventStreamView``, such as ``history``, ``retry`` and
+            ``heartbeat``.
 
     Raises:
-        TypeError: No group is named, or the view is none that guards.
-        ImproperlyConfigured: As ``EventStreamView.as_view``.
+        TypeError: No group is named, or the function is not an ``async def`` without ``yield``.
+        ImproperlyConfigured: As for ``EventStreamView.as_view``.
     """
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise TypeError(
             'Name a group: @event_stream("job-{pk}") on an `async def` that guards it. For an '
-            "async generator, which makes events for one client, there is @event_generator."
+            "async generator, which makes events for one client, use @event_generator."
         )
     return functools.partial(_group_view, patterns, options)
 
 
 def event_generator(view: GeneratorView, /) -> View:
-    """Make a stream of what an async generator yields, for one client.
+    """Turn an async generator into a view that streams what it yields, to one client.
 
-    Each ``Event``, or data of one, that it yields is sent. When it returns, the client is stopped;
-    if it raises, the client comes back. ``request.last_event_id`` is the id of the last event that
-    the client has got, or "": see ``EventStreamRequest``.
+    The generator yields an ``Event``, or the data of one. When it returns, the client is told to
+    stop. If it raises, the client reconnects. ``request.last_event_id`` is the id of the last event
+    that the client has received, or "": see ``EventStreamRequest``.
 
     Raises:
-        TypeError: The view is no async generator.
+        TypeError: The view is not an async generator.
     """
     if not inspect.isasyncgenfunction(view):
         raise TypeError(
             f"@event_generator goes on an async generator (`async def` with `yield`), and {view!r} "
-            'is none. For the stream of a group there is @event_stream("job-{pk}").'
+            'is not one. To stream a group, use @event_stream("job-{pk}").'
         )
     return _generator_view(view)
 
@@ -110,8 +112,8 @@ def _group_view(patterns: Sequence[str], options: dict[str, Any], guard: Guard) 
     if not iscoroutinefunction(guard):
         raise TypeError(
             f"@event_stream({', '.join(map(repr, patterns))}) goes on an `async def` without "
-            f"`yield`, which guards the groups; {guard!r} is not one. For an async generator there "
-            "is @event_generator."
+            f"`yield`, which guards the groups; {guard!r} is not one. For an async generator, use "
+            "@event_generator."
         )
 
     class GuardedView(EventStreamView):
@@ -120,10 +122,10 @@ def _group_view(patterns: Sequence[str], options: dict[str, Any], guard: Guard) 
         async def authorize(self, groups: Sequence[str]) -> HttpResponseBase | Iterable[str] | None:
             return await guard(self.request, *self.args, **self.kwargs)
 
-    # What is wrong is told of it.
+    # Errors name the guard.
     GuardedView.__name__ = getattr(guard, "__name__", GuardedView.__name__)
     GuardedView.__qualname__ = getattr(guard, "__qualname__", GuardedView.__qualname__)
-    # Last: the guard may be exempt from the transactions of some databases only.
+    # Last, because `wraps` copies an exemption of the guard, which may be for some databases only.
     return exempt_from_atomic_requests(functools.wraps(guard)(GuardedView.as_view(**options)))
 
 
@@ -147,48 +149,50 @@ def _generator_view(generate: GeneratorView) -> View:
 
 
 def event_stream_headers(view: ViewT) -> ViewT:
-    """Give a streaming view of one's own, sync or async, the headers of an event stream.
+    """Give your own streaming view, sync or async, the headers of an event stream.
 
     Responses that do not stream are left alone.
     """
-    return _of_ones_own(wrapped(view, after=_with_headers))
+    return _as_stream_view(wrapped(view, after=_with_headers))
 
 
 def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
     """Answer 204, which stops EventSource, once all of these groups are cancelled.
 
-    For a streaming view of one's own, sync or async. The groups may have the URL's keyword
-    arguments in braces. What guards the view goes above it: whoever gets here is told what is
-    cancelled.
+    This is for your own streaming view, sync or async. Put whatever guards the view above this
+    decorator, which shows what is cancelled to every client that gets this far.
+
+    Args:
+        patterns: The groups, with the URL's keyword arguments in braces.
 
     Raises:
-        TypeError: No group is named, or the view has a guard of its own.
-        ImproperlyConfigured: A name can never be a group's.
+        TypeError: No group is named, or the view has a guard below this decorator.
+        ImproperlyConfigured: A pattern can never make a group name.
     """
     if not patterns:
         raise TypeError('Name a group: @no_content_when_cancelled("job-{pk}").')
     for pattern in patterns:
         check_pattern(pattern)
 
-    def named(kwargs: Mapping[str, Any]) -> list[str] | HttpResponseBase:
+    def expand(kwargs: Mapping[str, Any]) -> list[str] | HttpResponseBase:
         try:
             return [expand_group(pattern, kwargs) for pattern in patterns]
         except InvalidGroup as error:
             return not_found(error)
 
     def before(request: HttpRequest, kwargs: Mapping[str, Any]) -> HttpResponseBase | None:
-        if isinstance(groups := named(kwargs), HttpResponseBase):
+        if isinstance(groups := expand(kwargs), HttpResponseBase):
             return groups
-        groups = _within(current_namespace(), groups)
-        with _going_on_unread():
+        groups = _full_names(current_namespace(), groups)
+        with _ignore_store_errors():
             return _no_content_if_cancelled(get_store().states(groups))
         return None
 
     async def abefore(request: HttpRequest, kwargs: Mapping[str, Any]) -> HttpResponseBase | None:
-        if isinstance(groups := named(kwargs), HttpResponseBase):
+        if isinstance(groups := expand(kwargs), HttpResponseBase):
             return groups
-        groups = _within(await acurrent_namespace(), groups)
-        with _going_on_unread():
+        groups = _full_names(await acurrent_namespace(), groups)
+        with _ignore_store_errors():
             states = await in_time(get_store().astates(groups), READ_SECONDS)
             return _no_content_if_cancelled(states)
         return None
@@ -196,11 +200,11 @@ def no_content_when_cancelled(*patterns: str) -> Callable[[ViewT], ViewT]:
     def decorator(view: ViewT) -> ViewT:
         if _is_guarded(view):
             raise TypeError(
-                f"@no_content_when_cancelled({', '.join(map(repr, patterns))}) would tell what is "
-                f"cancelled to whom {view!r} does not let in. Put what guards the view above it; "
-                "an EventStreamView answers 204 by itself."
+                f"@no_content_when_cancelled({', '.join(map(repr, patterns))}) would show what is "
+                f"cancelled even to clients that {view!r} refuses. Put what guards the view above "
+                "it. An EventStreamView answers 204 by itself."
             )
-        return _of_ones_own(wrapped(view, before=before, abefore=abefore))
+        return _as_stream_view(wrapped(view, before=before, abefore=abefore))
 
     return decorator
 
@@ -209,17 +213,18 @@ def on_message(*types: str) -> Callable[[HandlerT], HandlerT]:
     """Declare a method of an ``EventStreamView`` as the handler of plain Channels messages.
 
     ``@on_message("card.moved")`` goes on a plain function ``def card_moved(self, message)``, which
-    returns an ``Event``, or None for nothing. It is called on the event loop, for each message and
-    each stream, and must not wait. Nothing else of a view can be called from the channel layer.
+    returns an ``Event``, or None to send nothing. It is called on the event loop for each message
+    and each stream, so it must not wait. Nothing else of a view can be called from the channel
+    layer.
 
     Args:
-        types: What ``type`` of a message is, to the letter; several, if the method handles them
-            all. Those that begin with ``sse.`` are the library's own.
+        types: The exact ``type`` of the messages, or several types if the method handles them all.
+            Types that begin with ``sse.`` belong to the library.
 
     Raises:
         TypeError: No type is named.
-        ImproperlyConfigured: A type is the library's own; or, as the class is made, the method is
-            ``async``, or another one handles the same type.
+        ImproperlyConfigured: A type belongs to the library. When the class is made: the method is
+            ``async``, or another method handles the same type.
     """
     if not types or not all(isinstance(name, str) and name for name in types):
         raise TypeError('Name the type of the messages: @on_message("card.moved").')
@@ -241,7 +246,7 @@ def on_message(*types: str) -> Callable[[HandlerT], HandlerT]:
 def _with_headers(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
     if isinstance(response, StreamingHttpResponse):
         if request.method == "HEAD":
-            # A stream without an end would never complete the answer.
+            # A stream without an end would never complete the response.
             response.streaming_content = _nothing() if response.is_async else ()
         response["Content-Type"] = CONTENT_TYPE
         for name, value in stream_headers(request).items():
@@ -255,43 +260,41 @@ async def _nothing() -> AsyncIterator[bytes]:
 
 
 def _is_guarded(view: View) -> bool:
-    """Say whether a view lets in some users alone, as far as that can be seen."""
+    """Return whether a view lets in only some users, as far as that can be seen."""
     view_class = getattr(view, "view_class", None)
     methods = [getattr(view_class, name, None) for name in _HANDLERS]
     return (
-        # What Django's user_passes_test, and all that is made of it, leaves on a view.
+        # Django's user_passes_test, and every decorator made with it, sets this attribute.
         any(hasattr(each, "redirect_field_name") for each in (view, *methods))
-        # Of Django's access mixins, which cannot be imported where there are no users.
+        # Django's access mixins have this. They cannot be imported in a project without users.
         or hasattr(view_class, "handle_no_permission")
         or AccessMixin in getattr(view_class, "__mro__", ())
         or any(
             getattr(view_class, name) is not getattr(EventStreamView, name)
-            for name in _REFUSING
+            for name in _GUARDING
             if EventStreamView in getattr(view_class, "__mro__", ())
         )
     )
 
 
-def _of_ones_own(view: ViewT) -> ViewT:
-    """Return a streaming view of a project's own with what all views that stream have."""
+def _as_stream_view(view: ViewT) -> ViewT:
+    """Give a project's own streaming view what all views that stream have."""
     view = cross_origin(view)
-    # A sync one may want its transaction.
+    # A sync view may want its transaction.
     return exempt_from_atomic_requests(view) if iscoroutinefunction(view) else view
 
 
-def _within(namespace: str, groups: Iterable[str]) -> list[str]:
+def _full_names(namespace: str, groups: Iterable[str]) -> list[str]:
     return [full_name(namespace, group) for group in groups]
 
 
 @contextmanager
-def _going_on_unread() -> Iterator[None]:
+def _ignore_store_errors() -> Iterator[None]:
     try:
         yield
     except Exception:
-        # A browser never comes back after a 500, so the view runs.
-        logger.exception(
-            "The event store could not be read, so the groups are taken as not cancelled."
-        )
+        # An EventSource never reconnects after a 500, so the view runs.
+        logger.exception("The event store could not be read, so the groups count as not cancelled.")
 
 
 def _no_content_if_cancelled(states: Mapping[str, GroupState]) -> HttpResponseBase | None:

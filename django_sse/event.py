@@ -1,4 +1,4 @@
-"""One Server-Sent Event and its wire format, exact to the WHATWG specification.
+"""One Server-Sent Event and its wire format, exactly as the WHATWG specification has it.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -19,16 +19,16 @@ from django.utils.functional import Promise
 from django_sse.exceptions import InvalidEvent
 from django_sse.text import plain
 
-# The specification knows these three line ends and no other; str.splitlines() has more.
+# The specification has only these three line ends. str.splitlines() knows more.
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _FORBIDDEN_IN_FIELD = re.compile(r"[\r\n\0]")
-# More digits than these Python does not read as a number, and no browser waits that long.
+# Python reads no number with more digits, and no browser waits that long.
 _MAX_DIGITS: Final = 4300
 _MAX_RETRY: Final = 2**63 - 1
-# What encode() makes, without an id: lines that are not empty, and the empty one that ends them.
+# The output of encode() without an id: lines that are not empty, then the empty line at the end.
 _ONE_BLOCK = re.compile(rb"(?:(?!id[:\n])[^\r\n]+\n)+\n")
 
-# `error` and `open` are EventSource's own, `close` and `reset` are the library's.
+# `error` and `open` belong to EventSource, `close` and `reset` to this library.
 RESERVED_NAMES: Final = frozenset({"error", "open", "close", "reset"})
 
 
@@ -40,7 +40,7 @@ class _NoData(Enum):
 
 
 NO_DATA: Final = _NoData.NO_DATA
-"""The default of ``Event.data``: no ``data`` line at all, unlike ``None``, which is JSON's null."""
+"""The default of ``Event.data``: no ``data`` line at all. ``None`` is sent as JSON's null."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +48,16 @@ class Event:
     """One event of a stream.
 
     Args:
-        data: Text is sent as it is; anything else as JSON by ``DjangoJSONEncoder``
-            (``None`` is ``null``). Without it a browser fires no event.
-        event: The event's type, ``message`` in the browser when it is not given.
-        id: What the browser sends back as ``Last-Event-ID``.
+        data: Text, which is sent as it is, or anything else, which is sent as JSON by
+            ``DjangoJSONEncoder`` (``None`` is ``null``). Without data, a browser fires no event.
+        event: The event's type. Without it, the browser fires a ``message``.
+        id: The id, which the browser sends back as ``Last-Event-ID``.
         retry: The browser's reconnection time, in milliseconds.
         comment: Text that clients ignore.
 
     Raises:
-        InvalidEvent: A field that would break the stream, or data that is not JSON.
+        InvalidEvent: A field has the wrong type or would break the stream, or there is a type
+            without data.
     """
 
     data: Any = NO_DATA
@@ -74,8 +75,8 @@ class Event:
                 raise InvalidEvent(f"Event.{field} must be text, not {type(value).__name__}.")
             if _FORBIDDEN_IN_FIELD.search(value):
                 raise InvalidEvent(
-                    f"Event.{field} must not contain CR, LF or NUL, and {value!r} does: "
-                    "it would end the line and start a field of its own."
+                    f"Event.{field} must not contain CR, LF or NUL, but {value!r} does: "
+                    "it would end the line and start another field."
                 )
             object.__setattr__(self, field, value)
         if self.event is not None and self.data is NO_DATA:
@@ -88,7 +89,7 @@ class Event:
             or not isinstance(self.retry, int)
             or not 0 <= self.retry <= _MAX_RETRY
         ):
-            # Without the value: Python does not write down a number of thousands of digits.
+            # The value is not shown, since Python refuses to print thousands of digits.
             raise InvalidEvent(
                 "Event.retry must be a whole number of milliseconds from 0 to 2**63 - 1."
             )
@@ -111,18 +112,21 @@ class Event:
         """Return an event whose data is a rendered template, such as HTML that a page swaps in.
 
         Args:
-            template: A template's name, or several to take the first one that there is.
+            template: A template's name, or several names, of which the first that exists is used.
             context: As for ``render``.
-            request: Whose context processors run; all clients of a group get what they say of it.
+            request: The request for which context processors run. Every client of a group gets the
+                same text.
             event: The event's type.
 
         Raises:
-            TemplateDoesNotExist, TemplateSyntaxError: As Django's loaders do.
+            TemplateDoesNotExist, TemplateSyntaxError: As raised by Django's template loaders.
         """
         return cls(render_to_string(template, context, request), event=event)
 
     def encode(self) -> bytes:
         """Return the event's block of lines, with the blank line that ends it.
+
+        An event without any field has no lines, and so no bytes.
 
         Raises:
             InvalidEvent: The data is neither text nor something that JSON can express.
@@ -131,7 +135,7 @@ class Event:
         return _utf8("".join(f"{line}\n" for line in lines) + "\n") if lines else b""
 
     def json(self) -> Any:
-        """Return the data of a received event, read as JSON.
+        """Return the data of a received event, parsed as JSON.
 
         Raises:
             ValueError: The data is not JSON.
@@ -140,7 +144,7 @@ class Event:
 
     @property
     def text(self) -> str:
-        """The data as it goes over the wire; the empty text when there is none."""
+        """The data as it goes over the wire, or the empty text if there is none."""
         return "" if self.data is NO_DATA else _as_text(self.data)
 
     def _lines(self) -> Iterator[str]:
@@ -157,10 +161,10 @@ class Event:
 
 
 def refuse_reserved_name(event: Event) -> None:
-    """Refuse the event names that mean something of their own to a client.
+    """Refuse an event name that has a special meaning for clients.
 
     Raises:
-        InvalidEvent: The name is one of ``error``, ``open``, ``close`` and ``reset``.
+        InvalidEvent: The name is ``error``, ``open``, ``close`` or ``reset``.
     """
     if event.event in RESERVED_NAMES:
         raise InvalidEvent(
@@ -170,35 +174,36 @@ def refuse_reserved_name(event: Event) -> None:
 
 
 def encode_published(event: Event, max_bytes: int) -> bytes:
-    """Return the wire of an event for a group, which gets its id, if any, from the store.
+    """Return the encoded block of an event for a group. Only the store gives it an id.
 
     Raises:
-        InvalidEvent: It is empty or larger than ``max_bytes``, or has an id or a reserved name.
+        InvalidEvent: The event is empty, is larger than ``max_bytes``, or has an id or a reserved
+            name.
     """
     if event.id is not None:
         raise InvalidEvent(
-            f"An event for a group must not bring an id ({event.id!r}): the store gives it one."
+            f"An event for a group must not have an id ({event.id!r}): the store gives it one."
         )
     refuse_reserved_name(event)
     wire = event.encode()
     if not wire:
-        raise InvalidEvent("An event without data, retry or comment is nothing to send.")
+        raise InvalidEvent("There is nothing to send in an event without data, retry or comment.")
     if len(wire) > max_bytes:
         raise InvalidEvent(
-            f"The event has {len(wire)} bytes and DJANGO_SSE['MAX_EVENT_BYTES'] allows "
+            f"The event has {len(wire)} bytes, but DJANGO_SSE['MAX_EVENT_BYTES'] allows only "
             f"{max_bytes}. Publish a reference to the content instead of the content."
         )
     return wire
 
 
 def is_one_block_without_id(wire: bytes) -> bool:
-    """Say whether bytes are what ``encode`` makes of one event that has no id."""
+    """Return whether bytes are the output of ``encode`` for one event without an id."""
     return _ONE_BLOCK.fullmatch(wire) is not None
 
 
 def decode_block(wire: bytes) -> Event:
-    """Return the event that ``encode`` has made a block of, with what a browser does not show: its
-    ``retry`` and its comment."""
+    """Return the event of an encoded block, with its ``retry`` and its comment, which a browser
+    does not show."""
     values: dict[str, list[str]] = {}
     for line in wire.decode().rstrip("\n").split("\n"):
         field, _, value = line.partition(":")
@@ -214,7 +219,7 @@ def decode_block(wire: bytes) -> Event:
 
 
 def with_id(id: str, block: bytes) -> bytes:
-    """Return an encoded block (none makes a checkpoint) with an ``id`` line in front."""
+    """Return an encoded block with an ``id`` line in front. An empty block makes a checkpoint."""
     return b"id: %s\n%s" % (id.encode("ascii"), block or b"\n")
 
 
@@ -239,21 +244,21 @@ def _utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        # Pairs of surrogates are one character, lone ones are none: U+FFFD, as browsers show it.
+        # A pair of surrogates is one character. A lone one becomes U+FFFD, as browsers show it.
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 class Decoder:
-    """A strict event stream parser (WHATWG 9.2.6), fed bytes in any split.
+    """A strict parser of event streams (WHATWG HTML, 9.2.6). It takes bytes in chunks of any size.
 
     ``last_event_id`` and ``reconnection_time`` (milliseconds, or None) are what a browser would
-    hold: an id without data moves the first and yields no event.
+    hold. An id without data changes ``last_event_id``, but makes no event.
     """
 
     def __init__(self) -> None:
         self.last_event_id = ""
         self.reconnection_time: int | None = None
-        # The pieces of a line that is not over: joined once, however long it becomes.
+        # The pieces of an unfinished line. They are joined once, however long the line becomes.
         self._rest: list[bytes] = []
         self._at_start = True
         self._skip_newline = False
@@ -273,7 +278,7 @@ class Decoder:
         return [event for line in self._lines_ended_by(chunk) if (event := self._take(line))]
 
     def _lines_ended_by(self, chunk: bytes) -> list[str]:
-        # A CR ends its line at once; whether an LF belongs to it may show only in the next chunk.
+        # A CR ends its line at once. An LF that belongs to it may come only in the next chunk.
         if self._skip_newline and chunk:
             chunk = chunk.removeprefix(b"\n")
             self._skip_newline = False
@@ -296,7 +301,7 @@ class Decoder:
             case "data":
                 self._data.append(value)
             case "event":
-                # Event refuses NUL, and a decoder must not fail on what it is sent.
+                # Event refuses NUL, but a decoder must not fail on what it receives.
                 self._name = value.replace("\0", "\ufffd")
             case "id" if "\0" not in value:
                 self._id = value

@@ -1,4 +1,4 @@
-"""The errors of django_sse: one base, few leaves.
+"""The errors of django_sse.
 
 EventStreamError
 ├── InvalidEvent     (a ValueError)
@@ -12,15 +12,15 @@ class EventStreamError(Exception):
 
 
 class InvalidEvent(EventStreamError, ValueError):
-    """An event that cannot be written to a stream, or that may not be published."""
+    """An event that cannot be written to a stream, or that must not be published."""
 
 
 class InvalidGroup(EventStreamError, ValueError):
-    """A name that is not a valid Channels group name."""
+    """Not a valid Channels group name."""
 
 
 class GroupCancelled(EventStreamError):
-    """The group was cancelled; ``reopen()`` brings it back."""
+    """The group was cancelled. ``reopen()`` brings it back."""
 
     def __init__(self, group: str) -> None:
         self.group = group

@@ -1,13 +1,13 @@
-"""Access to async class-based views, refused in a way that clients of event streams understand.
+"""Access mixins for async class-based views, whose refusals clients of event streams understand.
 
-Django's own mixins of these names read the user synchronously, which raises in an async view, and
-redirect to a login page: an EventSource follows, gets HTML, and gives up.
+Django's own mixins of these names read the user synchronously, which raises in an async view. They
+also redirect to a login page: an EventSource follows the redirect, gets HTML, and gives up.
 
-Several mixins that have each a test, or permissions, of their own are all asked. A class that
-overrides what it inherits replaces that, as anywhere in Python.
+If several mixins of a view each have a test or permissions, all of them are checked. A class that
+overrides what it inherits replaces it, as everywhere in Python.
 
-Rights may be taken away, so tests and permissions are asked again every ``RECHECK_INTERVAL`` while
-a stream is open. Logins are watched for all streams.
+Rights may be taken away, so tests and permissions are checked again every ``RECHECK_INTERVAL``
+while a stream is open. Logins are watched for all streams.
 """
 
 import logging
@@ -36,29 +36,29 @@ from django_sse.streaming.permission_rechecks import WrongAnswerError, is_yes
 if TYPE_CHECKING:
     _Base = View
 else:
-    # Mixins are no views themselves.
+    # A mixin is not a view itself.
     _Base = object
 
-# RFC 9110, 15.5.2, wants a challenge with a 401. Browsers prompt for the schemes that they know,
-# and do not know this one.
+# RFC 9110, 15.5.2, requires a challenge with a 401. Browsers prompt for the schemes that they know,
+# and they do not know this one.
 _CHALLENGE: Final = 'Cookie realm="login"'
 
 _PERMISSIONS: Final = "permission_required"
 _TEST: Final = "test_func"
-# Where a view keeps what its mixins have asked for, to ask it again.
-_ASKED: Final = "_django_sse_asked"
+# The attribute in which a view keeps the tests of its mixins, to repeat them later.
+_TESTS: Final = "_django_sse_tests"
 
 Test = Callable[[], Awaitable[bool]]
 
 
 class AccessMixin(_Base):
-    """What the mixins have in common: says at once where one of them would not guard its view."""
+    """The base of the mixins, which refuses a class that its mixins would not guard."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if View in cls.__mro__ and cls.__mro__.index(View) < cls.__mro__.index(AccessMixin):
             raise ImproperlyConfigured(
-                f"{cls.__name__} names its access mixins after the view, where nothing asks them: "
+                f"{cls.__name__} names its access mixins after the view, where nothing calls them: "
                 "put them first, as in `class Mine(LoginRequiredMixin, EventStreamView)`."
             )
 
@@ -67,22 +67,22 @@ class AccessMixin(_Base):
         """Return the view.
 
         Raises:
-            ImproperlyConfigured: The view is not async, or a mixin is not told what to ask for.
+            ImproperlyConfigured: The view is not async, or a mixin has nothing to check.
         """
         if not cls.view_is_async:
             raise ImproperlyConfigured(
-                f"{cls.__name__} is no async view, which the mixins of django_sse are for: write "
-                "its handlers as `async def`, or take the mixins of django.contrib.auth."
+                f"{cls.__name__} is not an async view, which the mixins of django_sse need: write "
+                "its handlers as `async def`, or use the mixins of django.contrib.auth."
             )
         view = super().as_view(**initkwargs)
         if issubclass(cls, LoginRequiredMixin | PermissionRequiredMixin | UserPassesTestMixin):
-            # Django's LoginRequiredMiddleware would redirect, preflights as well.
+            # Django's LoginRequiredMiddleware would redirect every request, even preflights.
             view.login_required = False  # type: ignore[attr-defined]
         return view
 
 
 class LoginRequiredMixin(AccessMixin):
-    """Answers 401 to who is not logged in."""
+    """Answers 401 to users who are not logged in."""
 
     __was_active = False
 
@@ -90,23 +90,23 @@ class LoginRequiredMixin(AccessMixin):
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
         if is_found_by_others(request):
-            # Django's own logins are watched.
-            _ask_again_later(self, self.__is_logged_in)
+            # Only then, since Django's own logins are watched anyway.
+            _remember_test(self, self.__is_logged_in)
         return _answer_if(self.__is_logged_in, request, answer)
 
     async def __is_logged_in(self) -> bool:
         user = await _user(self.request)
-        # A backend may let inactive users in. But one who was active, and is not, is out.
+        # A backend may let inactive users in. But a user who was active, and is not, is out.
         is_active = bool(getattr(user, "is_active", True))
         is_out = self.__was_active and not is_active
         self.__was_active |= is_active
-        # A primary key says nothing of that, and is no user of a request.
+        # A primary key has no `is_authenticated`, and is not the user of a request.
         is_in = bool(getattr(user, "is_authenticated", False)) and not is_nobody(user)
         return is_in and not is_out
 
 
 class PermissionRequiredMixin(AccessMixin):
-    """Answers 403 to users without all of the permissions, and 401 to who is not logged in."""
+    """Answers 403 to users who lack a permission, and 401 to users who are not logged in."""
 
     permission_required: str | Sequence[str] | None = None
     """The permission, such as ``"news.view_headline"``, or several of them."""
@@ -116,18 +116,20 @@ class PermissionRequiredMixin(AccessMixin):
         """Return the view.
 
         Raises:
-            ImproperlyConfigured: There is no ``permission_required``, or that of a mixin is empty,
-                or there is a method of Django's mixin that is not asked, or the view is not async.
+            ImproperlyConfigured: ``permission_required`` is missing, or empty in one of the
+                classes; the view has a method of Django's mixin, which nothing would call; or the
+                view is not async.
         """
-        _refuse_djangos(cls, "has_permission", "get_permission_required")
-        for owner, permissions in _declared(cls, PermissionRequiredMixin, _PERMISSIONS, initkwargs):
-            # A property says so at each request.
+        _refuse_methods_of_django(cls, "has_permission", "get_permission_required")
+        definitions = _definitions(cls, PermissionRequiredMixin, _PERMISSIONS, initkwargs)
+        for definer, permissions in definitions:
+            # A property has no value before a request.
             if not hasattr(permissions, "__get__") and not (
-                # A generator would say so once.
-                isinstance(permissions, Collection) and _names(permissions)
+                # A generator could be read only once.
+                isinstance(permissions, Collection) and _permission_names(permissions)
             ):
                 raise ImproperlyConfigured(
-                    f"{owner.__name__} needs `permission_required`, such as "
+                    f"{definer.__name__} needs `permission_required`, such as "
                     '`permission_required = "news.view_headline"`, or a list of them.'
                 )
         return super().as_view(**initkwargs)
@@ -135,55 +137,56 @@ class PermissionRequiredMixin(AccessMixin):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
-        _ask_again_later(self, self.__has_permissions)
+        _remember_test(self, self.__has_permissions)
         return _answer_if(self.__has_permissions, request, answer)
 
     async def __has_permissions(self) -> bool:
         permissions: list[str] = []
-        for asked in _bound(self, PermissionRequiredMixin, _PERMISSIONS):
-            if not (names := _names(asked)):
+        for required in _bound_values(self, PermissionRequiredMixin, _PERMISSIONS):
+            if not (names := _permission_names(required)):
                 return False
             permissions += names
         user = await _user(self.request)
         if is_nobody(user) or not permissions:
             return False
-        # Not `ahas_perms`, which passes over what a project overrides of the sync ones, as backends
-        # do that are not async.
+        # Not `ahas_perms`, which ignores what a project overrides of the sync methods. Backends
+        # that are not async override only those.
         return bool(await sync_to_async(user.has_perms)(permissions))
 
 
 class UserPassesTestMixin(AccessMixin):
-    """Answers 403 to users who do not pass a test, and 401 to who is not logged in."""
+    """Answers 403 to users who do not pass a test, and 401 to users who are not logged in."""
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Any:
         """Return the view.
 
         Raises:
-            ImproperlyConfigured: There is no ``test_func``, or one is not async, or there is a
-                method of Django's mixin that is not asked, or the view is not async.
+            ImproperlyConfigured: ``test_func`` is missing, or not async in one of the classes; the
+                view has a method of Django's mixin, which nothing would call; or the view is not
+                async.
         """
-        _refuse_djangos(cls, "get_test_func")
-        for owner, test_func in _declared(cls, UserPassesTestMixin, _TEST, initkwargs):
+        _refuse_methods_of_django(cls, "get_test_func")
+        for definer, test_func in _definitions(cls, UserPassesTestMixin, _TEST, initkwargs):
             if not iscoroutinefunction(test_func):
-                raise ImproperlyConfigured(f"{owner.__name__} needs `async def test_func(self)`.")
+                raise ImproperlyConfigured(f"{definer.__name__} needs `async def test_func(self)`.")
         return super().as_view(**initkwargs)
 
     async def test_func(self) -> bool:
-        """Say whether ``self.request`` may be answered. ``PermissionDenied`` says no, too.
+        """Return whether ``self.request`` may be answered. ``PermissionDenied`` means no, too.
 
-        This one says yes, for tests that ask ``super().test_func()`` as well.
+        This default returns True, for tests that also call ``super().test_func()``.
         """
         return True
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
-        _ask_again_later(self, self.__passes)
+        _remember_test(self, self.__passes)
         return _answer_if(self.__passes, request, answer)
 
     async def __passes(self) -> bool:
-        tests = _bound(self, UserPassesTestMixin, _TEST)
+        tests = _bound_values(self, UserPassesTestMixin, _TEST)
         try:
             for test_func in tests:
                 if not is_yes(await test_func()):
@@ -193,86 +196,92 @@ class UserPassesTestMixin(AccessMixin):
         except WrongAnswerError as error:
             view = type(self).__qualname__
             log_seldom(
-                f"test_func of {view} is taken for a no.", level=logging.ERROR, exc_info=error
+                f"test_func of {view} gave a wrong answer: this counts as a no.",
+                level=logging.ERROR,
+                exc_info=error,
             )
             return False
         return bool(tests)
 
 
 def tests_of(view: View) -> Sequence[Test]:
-    """Return what the mixins of a view have asked its request for, to ask it again."""
-    tests: Sequence[Test] = vars(view).get(_ASKED, ())
+    """Return the tests that the mixins of a view have run on its request, to repeat them."""
+    tests: Sequence[Test] = vars(view).get(_TESTS, ())
     return tests
 
 
-def _ask_again_later(view: View, test: Test) -> None:
-    vars(view).setdefault(_ASKED, []).append(test)
+def _remember_test(view: View, test: Test) -> None:
+    vars(view).setdefault(_TESTS, []).append(test)
 
 
-def _refuse_djangos(view: type, *names: str) -> None:
+def _refuse_methods_of_django(view: type, *names: str) -> None:
     for name in names:
         if hasattr(view, name):
             raise ImproperlyConfigured(
-                f"{view.__name__} has `{name}`, which Django's mixin asks and that of django_sse "
+                f"{view.__name__} has `{name}`, which Django's mixin calls and that of django_sse "
                 "does not: write `async def test_func(self)` of UserPassesTestMixin instead."
             )
 
 
-def _names(permissions: Any) -> list[str]:
-    """Return the names of the permissions asked for; none, if one of them is empty."""
+def _permission_names(permissions: Any) -> list[str]:
+    """Return the names of the required permissions, or an empty list if one of them is empty."""
     names = [permissions] if isinstance(permissions, str) else list(permissions or ())
     return names if all(names) else []
 
 
-def _owners(cls: type, mixin: type, name: str) -> list[type]:
-    """Return the classes that say what to ask for: a class that does so speaks for its bases, and
-    where it does not, each of its bases speaks for itself. The mixin itself asks for nothing."""
+def _definers(cls: type, mixin: type, name: str) -> list[type]:
+    """Return the classes that define what a mixin checks.
+
+    A class that defines it replaces what its bases define. Otherwise each of its bases counts. The
+    mixin itself does not count.
+    """
     if name in vars(cls):
         return [] if cls is mixin else [cls]
-    owners = [owner for base in cls.__bases__ for owner in _owners(base, mixin, name)]
-    return list(dict.fromkeys(owners))
+    definers = [definer for base in cls.__bases__ for definer in _definers(base, mixin, name)]
+    return list(dict.fromkeys(definers))
 
 
-def _declared(
+def _definitions(
     view: type, mixin: type, name: str, initkwargs: Mapping[str, Any]
 ) -> list[tuple[type, Any]]:
-    """Return what is asked for, each with the class that says so; None, if no class does.
+    """Return what a mixin checks, each value with the class that defines it; None, if no class
+    does.
 
     Raises:
-        ImproperlyConfigured: An argument of ``as_view`` would replace what several classes say.
+        ImproperlyConfigured: An argument of ``as_view`` would replace what several classes define.
     """
-    owners = _owners(view, mixin, name)
+    definers = _definers(view, mixin, name)
     if name in initkwargs:
-        _refuse_to_replace(view, owners, name)
+        _refuse_to_replace(view, definers, name)
         return [(view, initkwargs[name])]
-    return [(owner, getattr(owner, name)) for owner in owners] or [(view, None)]
+    return [(definer, getattr(definer, name)) for definer in definers] or [(view, None)]
 
 
-def _bound(view: View, mixin: type, name: str) -> list[Any]:
-    """Return what is asked for, bound to a view as its attributes are.
+def _bound_values(view: View, mixin: type, name: str) -> list[Any]:
+    """Return what a mixin checks, bound to a view as its attributes are.
 
     Raises:
-        ImproperlyConfigured: What was set on the view would replace what several classes say.
+        ImproperlyConfigured: What was set on the view would replace what several classes define.
     """
-    owners = _owners(type(view), mixin, name)
+    definers = _definers(type(view), mixin, name)
     if name in vars(view):
-        _refuse_to_replace(type(view), owners, name)
+        _refuse_to_replace(type(view), definers, name)
         return [vars(view)[name]]
     bound = []
-    for owner in owners:
-        said = vars(owner)[name]
-        bound.append(said.__get__(view, type(view)) if hasattr(said, "__get__") else said)
-        # A cached property keeps its value there, where the next one would find it.
+    for definer in definers:
+        value = vars(definer)[name]
+        bound.append(value.__get__(view, type(view)) if hasattr(value, "__get__") else value)
+        # A cached property keeps its value on the view, where the next one would find it.
         vars(view).pop(name, None)
     return bound
 
 
-def _refuse_to_replace(view: type, owners: Sequence[type], name: str) -> None:
-    if len(owners) > 1:
+def _refuse_to_replace(view: type, definers: Sequence[type], name: str) -> None:
+    if len(definers) > 1:
         raise ImproperlyConfigured(
-            f"{view.__name__} sets `{name}` on the view, in place of what "
-            f"{' and '.join(owner.__name__ for owner in owners)} ask for. Override it in the class "
-            "of the view, or write a property in the mixin."
+            f"{view.__name__} sets `{name}` on the view, which would replace what "
+            f"{' and '.join(definer.__name__ for definer in definers)} ask for. Override it in the "
+            "class of the view, or write a property in the mixin."
         )
 
 

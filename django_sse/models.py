@@ -1,5 +1,7 @@
-"""The tables of the database store. Times are by the database's clock, in microseconds since the
-epoch."""
+"""The tables of the database store.
+
+Times are in microseconds since the epoch, by the database's clock.
+"""
 
 from django.db import models
 
@@ -9,7 +11,7 @@ from django_sse.groups.names import NAME_LENGTH, OWNER_KEY_LENGTH
 
 
 class EventGroup(models.Model):
-    """A group's last number, and whether it is cancelled; its row is the group's lock."""
+    """A group's last number, and whether it is cancelled. Its row is the group's lock."""
 
     name = GroupField(max_length=NAME_LENGTH, primary_key=True)
     first = models.BigIntegerField(default=0)
@@ -22,7 +24,7 @@ class EventGroup(models.Model):
 
 
 class StoredEvent(models.Model):
-    """A numbered event, as it goes over the wire, without its id."""
+    """A numbered event, encoded as it goes over the wire, without its id."""
 
     id = models.BigAutoField(primary_key=True)
     group = GroupField(max_length=NAME_LENGTH)
@@ -44,10 +46,11 @@ class StoredEvent(models.Model):
 
 
 class OutboxEvent(models.Model):
-    """What was published in a transaction, waiting for its number.
+    """Something that was published in a transaction and waits for its number.
 
-    A transaction only inserts here and so never waits for another one's group. ``at`` is when an
-    end of an owner's streams was ordered: the transaction may take long, and its publisher die.
+    A transaction only inserts rows here, so it never waits for a group that another one has locked.
+    ``at`` is when an end of an owner's streams was ordered, in case the transaction takes long or
+    its publisher dies.
     """
 
     id = models.BigAutoField(primary_key=True)

@@ -1,4 +1,7 @@
-"""Publish to groups, cancel and reopen them: from sync and async code, threads and commands."""
+"""Functions that publish to groups, cancel them and reopen them.
+
+They work from sync and async code, threads and commands.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,25 +31,25 @@ from django_sse.stores import get_store
 from django_sse.text import plain
 
 
-class _Whose(Enum):
+class _Everybody(Enum):
     EVERYBODY = "everybody"
 
     def __repr__(self) -> str:
         return "EVERYBODY"
 
 
-EVERYBODY: Final = _Whose.EVERYBODY
-"""The default of ``cancel``'s ``user``. ``None``, like a user who was not found, is an error."""
+EVERYBODY: Final = _Everybody.EVERYBODY
+"""The default of ``user``. ``None``, such as for a user who was not found, is an error."""
 
-_ON_A_LOOP: Final = "{0}() would block the running event loop: use `await a{0}()` there."
+_WOULD_BLOCK: Final = "{0}() would block the running event loop: use `await a{0}()` there."
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
     """A published event.
 
-    ``number`` is its place in its group, and None while the transaction that it was published in is
-    open.
+    ``number`` is its place in its group. It is None if the event was published inside a
+    transaction, since events get their numbers after the commit.
     """
 
     group: str
@@ -55,28 +58,31 @@ class Published:
 
     @property
     def id(self) -> str | None:
-        """The id that streams of its group alone show; None without a number."""
+        """The event's id in a stream of only its group, or None if it has no number yet."""
         return None if self.number is None else format_position({self._full_name: self.number})
 
 
-@async_unsafe(_ON_A_LOOP.format("publish"))
+@async_unsafe(_WOULD_BLOCK.format("publish"))
 def publish(group: str, data: Any, *, event: str | None = None, exclude: Any = None) -> Published:
     """Publish one event to a group.
 
-    Inside a transaction the event comes into being with its commit.
+    Inside a transaction, the event exists once the transaction commits.
 
     Args:
         group: A Channels group name.
-        data: Text as it is, anything else as JSON; or an ``Event``, without an id.
+        data: Text, which is sent as it is; anything else, which is sent as JSON; or an ``Event``
+            without an id.
         event: The event's type.
-        exclude: Whose streams are left out of it: a user, its primary key, or a session
-            (``request.session``). An anonymous user leaves out nobody.
+        exclude: The owner whose streams do not get the event: a user, its primary key, or a session
+            (``request.session``). An anonymous user excludes nobody.
 
     Raises:
-        InvalidGroup, InvalidEvent: What was given cannot be published.
-        TypeError, ValueError: ``exclude`` is none of these.
+        InvalidGroup: Not a valid group name.
+        InvalidEvent: The event cannot be published.
+        TypeError, ValueError: ``exclude`` is something else.
         GroupCancelled: The group is cancelled.
         SynchronousOnlyOperation: Called on a running event loop.
+        Exception: The event store could not be written.
     """
     return _append([_entry(group, _event(data, event), owner_key_of(exclude))])[0]
 
@@ -84,12 +90,12 @@ def publish(group: str, data: Any, *, event: str | None = None, exclude: Any = N
 async def apublish(
     group: str, data: Any, *, event: str | None = None, exclude: Any = None
 ) -> Published:
-    """Publish one event to a group from async code; otherwise as ``publish``."""
+    """Do what ``publish`` does, from async code."""
     entry = _entry(group, _event(data, event), owner_key_of(await loaded(exclude)))
     return (await _aappend([entry]))[0]
 
 
-@async_unsafe(_ON_A_LOOP.format("publish_template"))
+@async_unsafe(_WOULD_BLOCK.format("publish_template"))
 def publish_template(
     group: str,
     template: str | Sequence[str],
@@ -99,7 +105,7 @@ def publish_template(
     event: str | None = None,
     exclude: Any = None,
 ) -> Published:
-    """Publish a template, rendered as by ``Event.from_template``; otherwise as ``publish``."""
+    """Publish a template, rendered by ``Event.from_template``. Otherwise like ``publish``."""
     made = Event.from_template(template, context, request, event=event)
     return publish(group, made, exclude=exclude)
 
@@ -113,21 +119,24 @@ async def apublish_template(
     event: str | None = None,
     exclude: Any = None,
 ) -> Published:
-    """Publish a template from async code. It is rendered in a thread, for it may query."""
+    """Do what ``publish_template`` does, from async code.
+
+    The template is rendered in a thread, because it may query the database.
+    """
     made = await sync_to_async(Event.from_template)(template, context, request, event=event)
     return await apublish(group, made, exclude=exclude)
 
 
-@async_unsafe(_ON_A_LOOP.format("publish_many"))
+@async_unsafe(_WOULD_BLOCK.format("publish_many"))
 def publish_many(events: Iterable[tuple[str, Any]], *, exclude: Any = None) -> list[Published]:
-    """Publish several events, of one or more groups: all of them or, when it raises, none.
+    """Publish several events to one or more groups: all of them or, if it raises, none.
 
     Args:
         events: Pairs of a group and an ``Event`` or its data.
-        exclude: As for ``publish``, of all of them.
+        exclude: As for ``publish``, for all of the events.
 
     Raises:
-        As ``publish``.
+        Exception: As for ``publish``.
     """
     return _append(_entries(events, exclude))
 
@@ -135,30 +144,34 @@ def publish_many(events: Iterable[tuple[str, Any]], *, exclude: Any = None) -> l
 async def apublish_many(
     events: Iterable[tuple[str, Any]], *, exclude: Any = None
 ) -> list[Published]:
-    """Publish several events from async code; otherwise as ``publish_many``."""
+    """Do what ``publish_many`` does, from async code."""
     return await _aappend(_entries(events, await loaded(exclude)))
 
 
-@async_unsafe(_ON_A_LOOP.format("cancel"))
+@async_unsafe(_WOULD_BLOCK.format("cancel"))
 def cancel(group: str | None = None, *, user: Any = EVERYBODY, reason: str | None = None) -> None:
     """Cancel a group, a user's streams, or a user's streams of a group.
 
-    They get ``event: close`` and end, and reconnects are answered 204: those of a group until it
-    is reopened, those of a user for ``CANCEL_TTL``, but not in a session that began later.
-    Cancelling a cancelled group changes nothing. Inside a transaction it happens with its commit:
-    a user who is to come back logs in after that. Where the event store cannot be written, its
-    error is raised, and a user's streams are ended all the same once it can: this process tries
-    for ``CANCEL_TTL``.
+    The streams get ``event: close`` and end, and reconnects are answered 204: for a group, until it
+    is reopened; for a user, for ``CANCEL_TTL``, but not in a session that began later. Cancelling a
+    cancelled group changes nothing.
+
+    Inside a transaction, the cancel takes effect with its commit. A user who is to come back must
+    log in after that.
+
+    If the event store cannot be written, its error is raised. A user's streams still end as soon as
+    it can be written: this process keeps trying for ``CANCEL_TTL``.
 
     Args:
         group: A Channels group name.
-        user: A user or its primary key; without it, a group is cancelled for everybody.
+        user: A user or its primary key. Without it, the group is cancelled for everybody.
         reason: Sent to the clients as ``{"reason": reason}``.
 
     Raises:
-        InvalidGroup, InvalidEvent: The name is none, or the reason is not text or too long.
-        TypeError, ValueError: Neither a group nor a user is given, or what is given as a user is
-            none, or not saved or not logged in.
+        InvalidGroup: Not a valid group name.
+        InvalidEvent: The reason is not text, or is too long.
+        TypeError, ValueError: Neither a group nor a user is given; or the user is not a user, is
+            not saved, or is not logged in.
         SynchronousOnlyOperation: Called on a running event loop.
         Exception: The event store could not be written.
     """
@@ -168,34 +181,36 @@ def cancel(group: str | None = None, *, user: Any = EVERYBODY, reason: str | Non
 async def acancel(
     group: str | None = None, *, user: Any = EVERYBODY, reason: str | None = None
 ) -> None:
-    """Cancel from async code; otherwise as ``cancel``."""
+    """Do what ``cancel`` does, from async code."""
     await _aappend([_closing_entry(group, await loaded(user), reason)])
 
 
 def end_streams(owner_keys: Iterable[str], reason: str) -> None:
-    """End owners' streams, and refuse new ones for ``CANCEL_TTL``. For synchronous code.
+    """End the streams of owners, and refuse new ones for ``CANCEL_TTL``.
+
+    Blocks: call it from synchronous code.
 
     Raises:
-        Exception: The event store could not be written; that is tried again.
+        Exception: The event store could not be written. This process keeps trying.
     """
     _append([NewEntry(owner_key, closing_wire(reason), Kind.END) for owner_key in owner_keys])
 
 
-@async_unsafe(_ON_A_LOOP.format("reopen"))
+@async_unsafe(_WOULD_BLOCK.format("reopen"))
 def reopen(group: str | None = None, *, user: Any = EVERYBODY) -> None:
-    """Undo a cancel: of a group, of a user's streams, or of a user's streams of a group.
+    """Undo the cancel of a group, of a user's streams, or of a user's streams of a group.
 
-    A group comes back with its numbers and its history. A user who was cancelled is let in again,
-    also in the session of before. Each undoes the ``cancel`` of the same arguments and no other;
-    where there was none it changes nothing. Inside a transaction it happens with its commit.
+    A group comes back with its numbers and its history. A user may stream again, even in a session
+    that began before the cancel. Each call undoes only the ``cancel`` with the same arguments. If
+    there was none, it changes nothing. Inside a transaction, it takes effect with its commit.
 
     Args:
         group: A Channels group name.
-        user: A user or its primary key; without it, a group is reopened for everybody.
+        user: A user or its primary key. Without it, the group is reopened for everybody.
 
     Raises:
-        InvalidGroup: The name is none.
-        TypeError, ValueError: As ``cancel``.
+        InvalidGroup: Not a valid group name.
+        TypeError, ValueError: As for ``cancel``.
         SynchronousOnlyOperation: Called on a running event loop.
         Exception: The event store could not be written.
     """
@@ -203,17 +218,18 @@ def reopen(group: str | None = None, *, user: Any = EVERYBODY) -> None:
 
 
 async def areopen(group: str | None = None, *, user: Any = EVERYBODY) -> None:
-    """Undo a cancel from async code; otherwise as ``reopen``."""
+    """Do what ``reopen`` does, from async code."""
     await _aappend([_reopening_entry(group, await loaded(user))])
 
 
-@async_unsafe(_ON_A_LOOP.format("position"))
+@async_unsafe(_WOULD_BLOCK.format("position"))
 def position(*groups: str) -> str:
-    """Return where the groups stand now, as the id to start a stream from (``?lastEventId=``).
+    """Return the id at which the groups stand now, to start a stream from (``?lastEventId=``).
 
     Raises:
-        InvalidGroup: A name is none.
+        InvalidGroup: Not a valid group name.
         SynchronousOnlyOperation: Called on a running event loop.
+        Exception: The event store could not be read.
     """
     plain = [validate_group(group) for group in groups]
     namespace = current_namespace()
@@ -222,7 +238,7 @@ def position(*groups: str) -> str:
 
 
 async def aposition(*groups: str) -> str:
-    """Return where the groups stand now, from async code; otherwise as ``position``."""
+    """Do what ``position`` does, from async code."""
     return await sync_to_async(position)(*groups)
 
 
@@ -263,7 +279,7 @@ def _group_or_owner_key(group: str | None, user: Any) -> str:
     if user is not EVERYBODY:
         return user_key(user, group)
     if group is None:
-        raise TypeError("Name a group, or give the user whose streams are meant.")
+        raise TypeError("Name a group, or give a user.")
     return validate_group(group)
 
 
@@ -271,8 +287,8 @@ def _append(entries: Sequence[NewEntry]) -> list[Published]:
     if not entries:
         return []
     store = get_store()
-    named = _within(current_namespace(), entries)
-    with _plain_errors():
+    named = _with_full_names(current_namespace(), entries)
+    with _errors_with_plain_names():
         numbers = store.append(named, doorbell_of(store).ring)
     return _published(entries, named, numbers)
 
@@ -281,14 +297,14 @@ async def _aappend(entries: Sequence[NewEntry]) -> list[Published]:
     if not entries:
         return []
     store = get_store()
-    named = _within(await acurrent_namespace(), entries)
-    with _plain_errors():
+    named = _with_full_names(await acurrent_namespace(), entries)
+    with _errors_with_plain_names():
         numbers = await store.aappend(named, doorbell_of(store).ring)
     return _published(entries, named, numbers)
 
 
-def _within(namespace: str, entries: Sequence[NewEntry]) -> Sequence[NewEntry]:
-    """Return the entries under the names that the store has for the tenant's groups and owners."""
+def _with_full_names(namespace: str, entries: Sequence[NewEntry]) -> Sequence[NewEntry]:
+    """Return the entries with the full names of the tenant's groups and owners, for the store."""
     if not namespace:
         return entries
     return [
@@ -302,7 +318,7 @@ def _within(namespace: str, entries: Sequence[NewEntry]) -> Sequence[NewEntry]:
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def _errors_with_plain_names() -> Iterator[None]:
     try:
         yield
     except GroupCancelled as error:

@@ -65,7 +65,7 @@ _WITHOUT_GROUPS: Final = (
 )
 
 MESSAGE_TYPES: Final = "_django_sse_message_types"
-"""The attribute in which ``on_message`` notes what a method handles."""
+"""The attribute in which ``on_message`` stores the message types that a method handles."""
 
 
 class EventStreamView(View):
@@ -79,16 +79,16 @@ class EventStreamView(View):
     """The groups, with the URL's keyword arguments in braces: ``["news", "job-{pk}"]``."""
 
     history: int = 0
-    """How many past events of each group a client without a position gets. Where a group was
-    cancelled and reopened, that counts among them."""
+    """How many past events of each group a client without a position gets. A cancel before a
+    ``reopen`` counts as one of them."""
 
     replay_events: int | None = None
-    """How many events of a group a client that comes back may have missed, to be sent them; after
-    more it is told ``reset``. None: as many as are kept."""
+    """How many events of a group a returning client may have missed and still gets. If it missed
+    more, it gets ``reset``. None: as many as are kept."""
 
     replay_age: float | None = None
-    """Seconds since the first event that a client that comes back has missed, for it to be sent
-    them; after more it is told ``reset``. None: as long as they are kept."""
+    """How many seconds old the first event that a returning client missed may be. If it is older,
+    the client gets ``reset`` and not the events. None: as long as they are kept."""
 
     retry: int | None = None
     """Milliseconds that the browser waits before it reconnects. None: ``DJANGO_SSE["RETRY"]``."""
@@ -97,30 +97,30 @@ class EventStreamView(View):
     """Seconds of silence before a comment is sent. None: ``DJANGO_SSE["HEARTBEAT"]``; 0: never."""
 
     channel_messages: bool = True
-    """Whether plain Channels messages are streamed. Each group takes a channel of its own for that
-    in every process with a stream of it: turn it off where there is a group for each user."""
+    """Whether plain Channels messages are streamed. Each group then takes one channel in every
+    process that streams it, so set this to False where each user has a group."""
 
     _handlers: ClassVar[Mapping[str, str]] = {}
     """The methods that handle plain Channels messages, by type."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _refuse_ours(cls)
+        _refuse_replaced_methods(cls)
         _refuse_djangos_mixins(cls)
         cls._handlers = _handlers_of(cls)
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., Any]:
-        """Return the view, exempt from ATOMIC_REQUESTS: a stream is no transaction.
+        """Return the view, exempt from ``ATOMIC_REQUESTS``: a stream is not a transaction.
 
         Raises:
-            ImproperlyConfigured: There is no group, or ``groups`` is text instead of a list, or one
-                of them can never be a group, or a number is none that the view takes, or there is
-                ``history`` beside ``initial_events``, which both are the past, or a method is
-                ``async`` that may not be, or is not that has to be.
+            ImproperlyConfigured: The view has no group; ``groups`` is text and not a list; a
+                pattern can never make a group name; a number is invalid; there are both ``history``
+                and ``initial_events``, which both tell a new client of the past; or a method is
+                ``async`` and must not be, or the other way round.
         """
         groups = initkwargs.get("groups", cls.groups)
-        _refuse_text(groups)
+        _require_list(groups)
         if (
             not groups
             and initkwargs.get("get_groups", cls.get_groups) is EventStreamView.get_groups
@@ -129,9 +129,9 @@ class EventStreamView(View):
         for pattern in groups if isinstance(groups, Collection) else ():
             check_pattern(pattern)
         for name, rule in _RULES.items():
-            _refuse_value(cls, name, rule, initkwargs.get(name, getattr(cls, name)))
+            _check_value(cls, name, rule, initkwargs.get(name, getattr(cls, name)))
         for name in _SIGNATURES:
-            _refuse_misfit(cls, name, initkwargs.get(name, getattr(cls, name)))
+            _check_method(cls, name, initkwargs.get(name, getattr(cls, name)))
         shows_state = initkwargs.get("initial_events", cls.initial_events)
         if (
             initkwargs.get("history", cls.history)
@@ -144,62 +144,69 @@ class EventStreamView(View):
         view = cross_origin(with_login(super().as_view(**initkwargs)))
         return exempt_from_atomic_requests(view)
 
-    # What a project's view says
+    # Methods for projects to override
 
     async def get_groups(self) -> Iterable[str]:
-        """Return the names of the groups to stream."""
+        """Return the names of the groups to stream. This default expands ``groups``.
+
+        Raises:
+            InvalidGroup: The URL's arguments make no valid group name. The answer is then 404.
+        """
         if not self.groups:
             raise ImproperlyConfigured(_WITHOUT_GROUPS.format(type(self).__name__))
         return [expand_group(pattern, self.kwargs) for pattern in self.groups]
 
     async def authorize(self, groups: Sequence[str]) -> HttpResponseBase | Iterable[str] | None:
-        """Decide who may stream the groups: None allows all of them.
+        """Decide which of the groups the client may stream. This default allows all of them.
 
         Returns:
-            None, the groups that are allowed, or a response to send instead of a stream.
+            None to allow all groups, the groups that are allowed, or a response to send instead of
+            a stream.
 
         Raises:
-            PermissionDenied: None of them is allowed.
+            PermissionDenied: No group is allowed.
         """
         return None
 
     async def initial_events(self) -> AsyncIterator[Event]:
-        """Yield the state as of now, for a client that does not know it or has lost events."""
+        """Yield the current state, for a client that does not know it or has lost events."""
         return
         yield
 
     def filter_event(self, event: Event) -> Event | None:
-        """Return the event to send instead of this one, or None to hide it from this stream.
+        """Return the event to send in place of this one, or None to hide it from this stream.
 
-        Called on the event loop for every event, in the context of the request, such as its
-        language: it must not wait for anything. An event that it fails with is hidden, and logged.
+        It is called on the event loop for every event, so it must not wait for anything. It runs in
+        the context of the request, for example in its language. If it raises an exception, the
+        event is hidden and the error is logged.
         """
         return event
 
     async def get_owner(self) -> Any:
-        """Return whose stream it is, for ``cancel(user=...)`` and limits: a user, its primary key,
-        or None.
+        """Return who owns the stream: a user, its primary key, or None.
 
-        By default the user of the request, whatever has authenticated it: ``auser()``, or else
+        ``cancel(user=...)`` ends the streams that a user owns, and limits count them. By default,
+        the owner is the user of the request, whatever has authenticated it: ``auser()``, or else
         ``user``.
         """
         return await current_user(self.request)
 
     async def still_allowed(self) -> bool:
-        """Say whether the stream may go on; asked every ``RECHECK_INTERVAL``, long after the
-        request, with its session and its user read again, and behind the tests of the mixins.
+        """Return whether the stream may go on.
 
-        It is not asked as the stream is opened: ``authorize`` is.
+        It is called every ``RECHECK_INTERVAL``, long after the request. Before each call, the
+        session and the user are read again, and the tests of the mixins are run. When the stream
+        opens, ``authorize`` is called instead.
 
-        What it raises is a no. Where the database, the network or the time fails, it is asked
-        again, and after that the client is sent back to ``authorize``.
+        An exception means no. But if the database or the network fails or time runs out, it is
+        called once more, and if that fails, too, the client is sent back to ``authorize``.
         """
         return True
 
     # HTTP
 
     async def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        """Answer with the stream, with 204 where it is over, or with why it is refused."""
+        """Answer with the stream, with 204 if it is over, or with a refusal."""
         try:
             return await self._answer(request)
         except InvalidGroup as error:
@@ -213,13 +220,13 @@ class EventStreamView(View):
         sent_id = last_event_id(request)
         user = await loaded(await self.get_owner())
         if sent_id.endswith(TERMINAL_MARK) and is_nobody(user):
-            # Its login is over, and so is its stream: no guard needs to be asked.
+            # The client's login is over, and so is its stream. `authorize` need not be asked.
             return no_content()
         groups = await self._allowed_groups()
         if isinstance(groups, HttpResponseBase):
             return groups
         if self._overrides("authorize"):
-            # It may be what has authenticated the user.
+            # `authorize` may have authenticated the user.
             user = await loaded(await self.get_owner())
         namespace = await acurrent_namespace()
         owner = (await owner_of(request, user, groups)).within(namespace)
@@ -241,12 +248,13 @@ class EventStreamView(View):
         if begin.over:
             return no_content()
         requested = RequestedStream(groups, owner.user, self._client_address())
-        # It counts once it registers; here a client can still be told by the status.
+        # The stream counts only once it joins the hub. But only here can the status still tell the
+        # client that a limit is reached.
         if limit := limit_reached_by(requested):
             return unavailable(request, limit)
         with_state = begin.fresh and self._overrides("initial_events")
         filters = self._overrides("filter_event")
-        asks = conf().RECHECK_INTERVAL > 0 and (
+        rechecks = conf().RECHECK_INTERVAL > 0 and (
             self._overrides("still_allowed") or bool(tests_of(self))
         )
         return GroupStreamResponse(
@@ -263,32 +271,32 @@ class EventStreamView(View):
                 "wants_messages": self.channel_messages,
                 "owner": owner,
                 "address": requested.address,
-                "still_allowed": self._ask_again if asks else None,
-                "context": request_context() if filters or self._handlers or asks else None,
+                "still_allowed": self._is_still_allowed if rechecks else None,
+                "context": request_context() if filters or self._handlers or rechecks else None,
             },
         )
 
     async def head(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        """Answer with the headers alone: a stream without an end would never complete it."""
+        """Answer with the headers only: a stream without an end would never complete."""
         response = await self.get(request, *args, **kwargs)
         if not isinstance(response, EventStreamResponse):
             return response
         headers = HeadersResponse(request)
-        # With what an overriding `get` has set.
+        # Keep what an overriding `get` has set.
         headers.headers, headers.cookies = response.headers, response.cookies
         return headers
 
     async def _groups_too_old(
         self, sent: Mapping[str, int], states: Mapping[str, GroupState]
     ) -> list[str]:
-        """Return the groups in which the client has missed what is older than ``replay_age``.
+        """Return the groups in which the client has missed an event older than ``replay_age``.
 
         Raises:
             Exception: The event store could not be read.
         """
         if self.replay_age is None:
             return []
-        # Who has missed nothing, or more than is kept, is not asked about.
+        # Leave out the groups of which the client has missed nothing, or more than is kept.
         behind = {
             group: number
             for group, number in sent.items()
@@ -300,13 +308,13 @@ class EventStreamView(View):
         too_old = []
         for group, number in behind.items():
             missed = await get_store().aread(group, number, 1)
-            # What the hub still has of it may be older than what the store keeps.
+            # The hub may still have older events than the store keeps.
             next_number = max(number + 1, states[group].first)
             if not missed or missed[0].number != next_number or missed[0].time < since:
                 too_old.append(group)
         return too_old
 
-    async def _ask_again(self) -> bool:
+    async def _is_still_allowed(self) -> bool:
         renew_login(self.request)
         for test in tests_of(self):
             if not await test():
@@ -326,8 +334,8 @@ class EventStreamView(View):
             return allowed
         if isinstance(allowed, bool | Mapping):
             raise ImproperlyConfigured(
-                f"{type(self).__name__}.authorize has returned {allowed}. Return None to allow "
-                "all groups or those that are allowed, or raise PermissionDenied."
+                f"{type(self).__name__}.authorize returned {allowed}. Return None to allow all "
+                "groups, return a list of the allowed groups, or raise PermissionDenied."
             )
         if allowed is not None:
             groups = _unique(allowed)
@@ -340,7 +348,7 @@ class EventStreamView(View):
         return no_store(HttpResponseForbidden(why, content_type=PLAIN_TEXT))
 
     def _client_address(self) -> str | None:
-        """Return where the client is, if there is a limit for it."""
+        """Return the client's address if there is a limit per address, else None."""
         if conf().MAX_STREAMS_PER_ADDRESS is None:
             return None
         return client_address(
@@ -356,45 +364,45 @@ class EventStreamView(View):
         return getattr(self, name) if name else None
 
     def _overrides(self, name: str) -> bool:
-        # Also on the instance, as by an argument of `as_view`.
+        # Arguments of `as_view` override methods on the instance.
         method = getattr(self, name)
         return getattr(method, "__func__", method) is not getattr(EventStreamView, name)
 
 
 def _initial_events_of(view: EventStreamView) -> AsyncGenerator[Event, None]:
-    """Return what ``initial_events`` makes, to be closed when its client leaves.
+    """Return the async generator of ``initial_events``, to be closed when the client leaves.
 
     Raises:
-        ImproperlyConfigured: It has made something else.
+        ImproperlyConfigured: ``initial_events`` returned something else.
     """
     events: Any = view.initial_events()
     if not isinstance(events, AsyncIterator):
         if inspect.iscoroutine(events):
             events.close()
         raise ImproperlyConfigured(
-            f"{type(view).__name__}.initial_events has returned {type(events).__name__}. Write it "
-            "as `async def initial_events(self)` that yields each Event."
+            f"{type(view).__name__}.initial_events returned {type(events).__name__}. Write it as "
+            "`async def initial_events(self)` that yields each Event."
         )
     return events if isinstance(events, AsyncGenerator) else (event async for event in events)
 
 
 def _unique(groups: Iterable[str]) -> list[str]:
-    _refuse_text(groups)
+    _require_list(groups)
     return list(dict.fromkeys(map(validate_group, groups)))
 
 
-def _refuse_text(groups: Iterable[str]) -> None:
+def _require_list(groups: Iterable[str]) -> None:
     if isinstance(groups, str):
         raise ImproperlyConfigured(
-            f"Groups are a list of names, and {groups!r} is one name: give [{groups!r}]."
+            f"Groups must be a list of names, but {groups!r} is one name: give [{groups!r}]."
         )
     if not isinstance(groups, Iterable):
         raise ImproperlyConfigured(
-            f"Groups are a list of names, not {type(groups).__name__}: {groups!r}."
+            f"Groups must be a list of names, not {type(groups).__name__}: {groups!r}."
         )
 
 
-# None: as the setting says, or as it is kept.
+# None means the value of the setting, or as much as is kept.
 _RULES: Final = {
     "history": Rule("a whole number from 0", is_whole),
     "replay_events": Rule("a whole number from 0, or None", lambda n: n is None or is_whole(n)),
@@ -411,33 +419,34 @@ _RULES: Final = {
 }
 
 
-def _refuse_value(view: type, name: str, rule: Rule, value: Any) -> None:
-    # A property says so at each request.
+def _check_value(view: type, name: str, rule: Rule, value: Any) -> None:
+    # A property has no value before a request.
     if not hasattr(value, "__get__") and not rule.admits(value):
         raise ImproperlyConfigured(f"{view.__name__}.{name} must be {rule.accepts}, not {value!r}.")
 
 
-def _refuse_ours(view: type) -> None:
-    """Refuse a helper of a project's with the name of one of ours, which it would replace.
+def _refuse_replaced_methods(view: type) -> None:
+    """Refuse a view in which a method of the project replaces a private one of ``EventStreamView``.
 
     Raises:
-        ImproperlyConfigured: There is one.
+        ImproperlyConfigured: There is such a method.
     """
-    for name, ours in vars(EventStreamView).items():
-        is_helper = name.startswith("_") and not name.startswith("__") and name != "_handlers"
-        if is_helper and inspect.getattr_static(view, name) is not ours:
+    for name, original in vars(EventStreamView).items():
+        is_private = name.startswith("_") and not name.startswith("__") and name != "_handlers"
+        if is_private and inspect.getattr_static(view, name) is not original:
             raise ImproperlyConfigured(
-                f"{view.__name__}.{name} has the name of a method of EventStreamView's own, which "
-                "it would replace: choose another one."
+                f"{view.__name__}.{name} replaces a private method of EventStreamView. Choose "
+                "another name."
             )
 
 
 def _handlers_of(view: type) -> dict[str, str]:
-    """Return the names of the methods that a view, or a base of it, declares as handlers of plain
-    Channels messages, by type. A class that overrides one need not declare it again.
+    """Return the names of a view's handlers of plain Channels messages, by message type.
+
+    Handlers are inherited. A class that overrides one need not declare it again.
 
     Raises:
-        ImproperlyConfigured: There are two for one type, or one that can only fail.
+        ImproperlyConfigured: Two methods handle the same type, or a handler can only fail.
     """
     types_of: dict[str, Collection[str]] = {}
     for base in reversed(view.__mro__):
@@ -448,27 +457,27 @@ def _handlers_of(view: type) -> dict[str, str]:
     for name, types in types_of.items():
         method = getattr(view, name)
         if method is None:
-            # As with `__hash__`: a class takes back what its base declares.
+            # As with `__hash__`, None takes back what a base class declares.
             continue
         if not callable(method) or not _is_plain(method):
             raise ImproperlyConfigured(
-                f"{view.__name__}.{name} has to be `def {name}(self, message)`, as it handles "
-                f"Channels messages of type {', '.join(types)}: it is called on the event loop and "
+                f"{view.__name__}.{name} handles Channels messages of type {', '.join(types)}, so "
+                f"it has to be `def {name}(self, message)`: it is called on the event loop and "
                 "must not wait."
             )
         for message_type in types:
             if message_type in handlers:
                 raise ImproperlyConfigured(
-                    f"{view.__name__} has two handlers of Channels messages of type "
-                    f"{message_type!r}: {handlers[message_type]} and {name}. Declare one of them, "
-                    "with @on_message."
+                    f"{view.__name__} has two handlers for Channels messages of type "
+                    f"{message_type!r}: {handlers[message_type]} and {name}. Declare only one of "
+                    "them with @on_message."
                 )
             handlers[message_type] = name
     return handlers
 
 
 def _is_plain(method: Callable[..., Any]) -> bool:
-    """Say whether a method is neither ``async`` nor a generator function."""
+    """Return whether a method is neither ``async`` nor a generator function."""
     original = inspect.unwrap(method)
     return not (
         iscoroutinefunction(method)
@@ -482,13 +491,13 @@ _MIXINS: Final = ("LoginRequiredMixin", "PermissionRequiredMixin", "UserPassesTe
 
 
 def _refuse_djangos_mixins(view: type) -> None:
-    """Refuse Django's access mixins, which ask for the user synchronously and redirect.
+    """Refuse Django's access mixins, which read the user synchronously and redirect.
 
     Raises:
-        ImproperlyConfigured: There is one.
+        ImproperlyConfigured: The view has one.
     """
     for base in view.__mro__:
-        # By name: where there are no users, they cannot be imported.
+        # Compared by name, because they cannot be imported in a project without users.
         if base.__module__ == "django.contrib.auth.mixins" and base.__name__ in _MIXINS:
             raise ImproperlyConfigured(
                 f"{view.__name__} has {base.__name__} of django.contrib.auth.mixins, which fails "
@@ -497,7 +506,7 @@ def _refuse_djangos_mixins(view: type) -> None:
             )
 
 
-# The methods that a project writes, as they have to be.
+# The signatures that a project's methods must have.
 _SIGNATURES: Final = {
     "get_groups": "async def get_groups(self)`",
     "authorize": "async def authorize(self, groups)`",
@@ -510,18 +519,18 @@ _SIGNATURES: Final = {
 }
 
 
-def _refuse_misfit(view: type, name: str, method: Any) -> None:
+def _check_method(view: type, name: str, method: Any) -> None:
     """Refuse a method that can only fail, in each request or long after it.
 
     Raises:
-        ImproperlyConfigured: It is async and must not be, or the other way round.
+        ImproperlyConfigured: The method is async and must not be, or the other way round.
     """
     original = inspect.unwrap(method)
     is_async = iscoroutinefunction(method) or iscoroutinefunction(original)
     if name == "filter_event":
         fits = _is_plain(method)
     elif name == "initial_events":
-        # A plain function may return what an async generator function makes.
+        # A plain function may return an async generator.
         fits = not (is_async or inspect.isgeneratorfunction(original))
     else:
         fits = is_async or not inspect.isfunction(original)
@@ -529,15 +538,15 @@ def _refuse_misfit(view: type, name: str, method: Any) -> None:
         raise ImproperlyConfigured(f"{view.__name__}.{name} has to be `{_SIGNATURES[name]}.")
 
 
-class _EveryAlias(set[str]):
-    """The databases whose transactions are not put round a view: those, too, that come later."""
+class _AllAliases(set[str]):
+    """Contains the alias of every database, even of one that is added later."""
 
     def __contains__(self, alias: object) -> bool:
         return True
 
 
 def exempt_from_atomic_requests(view: ViewT) -> ViewT:
-    """Return the view without a transaction round it, which Django refuses for async views."""
-    # Where `transaction.non_atomic_requests` notes one alias.
-    setattr(view, "_non_atomic_requests", _EveryAlias())  # noqa: B010
+    """Return the view exempt from ``ATOMIC_REQUESTS``, which Django refuses for async views."""
+    # `transaction.non_atomic_requests` adds one alias to this attribute.
+    setattr(view, "_non_atomic_requests", _AllAliases())  # noqa: B010
     return view

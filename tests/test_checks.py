@@ -322,7 +322,9 @@ def test_w002_is_an_application_that_is_not_wrapped(settings: Settings, name: st
     messages = found()
     assert list(messages) == ["django_sse.W002"]
     assert f"{__name__}.{name} is not wrapped" in messages["django_sse.W002"].msg
-    assert "EventStreamApplication round it" in str(messages["django_sse.W002"].hint)
+    assert "wrap it in django_sse.asgi.EventStreamApplication" in str(
+        messages["django_sse.W002"].hint
+    )
 
 
 @pytest.mark.parametrize("name", ["own_application", "router_round_wrapped", "wrapped_router"])

@@ -214,7 +214,7 @@ def test_all_problems_are_told_at_once() -> None:
 
 def test_credentials_are_not_for_every_origin() -> None:
     [problem] = problems({"ALLOWED_ORIGINS": ["*"], "ALLOW_CREDENTIALS": True})
-    assert problem.startswith("DJANGO_SSE['ALLOW_CREDENTIALS'] does not go with \"*\": name ")
+    assert problem.startswith("DJANGO_SSE['ALLOW_CREDENTIALS'] cannot be used with \"*\": name ")
     for fine in (
         {"ALLOWED_ORIGINS": ["*"], "ALLOW_CREDENTIALS": False},
         {"ALLOWED_ORIGINS": ["https://app.example.com"], "ALLOW_CREDENTIALS": True},

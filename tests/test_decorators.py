@@ -248,14 +248,14 @@ def test_a_guard_that_is_no_coroutine_function_is_refused(view: Any) -> None:
         "@event_stream('job-{pk}', 'news') goes on an `async def` without `yield`"
     )
     assert view.__name__ in message
-    assert "For an async generator there is @event_generator." in message
+    assert "For an async generator, use @event_generator." in message
 
 
 @pytest.mark.parametrize(
     "patterns", [[], [async_generator], [coroutine], [None], [["news"]], ["news", 7]]
 )
 def test_a_stream_of_no_group_is_told_of_generators(patterns: list[Any]) -> None:
-    with pytest.raises(TypeError, match=r"Name a group: .* there is @event_generator"):
+    with pytest.raises(TypeError, match=r"Name a group: .* use @event_generator"):
         event_stream(*patterns)
 
 
@@ -263,7 +263,7 @@ def test_a_stream_of_no_group_is_told_of_generators(patterns: list[Any]) -> None
 def test_what_is_no_async_generator_is_told_of_streams_of_groups(view: Any) -> None:
     with pytest.raises(TypeError, match="@event_generator goes on an async generator") as refused:
         event_generator(view)
-    assert 'there is @event_stream("job-{pk}")' in str(refused.value)
+    assert 'use @event_stream("job-{pk}")' in str(refused.value)
 
 
 # Generators
@@ -654,7 +654,7 @@ def test_a_guard_below_the_204_is_refused_and_told_where_to_go(name: str) -> Non
     with pytest.raises(TypeError) as refused:
         no_content_when_cancelled("news", "job-{pk}")(ASYNC_GUARDED[name])
     message = str(refused.value)
-    assert message.startswith("@no_content_when_cancelled('news', 'job-{pk}') would tell what is")
+    assert message.startswith("@no_content_when_cancelled('news', 'job-{pk}') would show what is")
     assert "Put what guards the view above it" in message
 
 

@@ -665,7 +665,7 @@ async def test_an_answer_that_is_true_without_being_meant_so_is_a_no(
     request.auser = sync_to_async(lambda: user)
     assert (await Careless.as_view()(request)).status_code == 403
     [error] = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert "Careless is taken for a no" in error.getMessage()
+    assert "Careless gave a wrong answer: this counts as a no" in error.getMessage()
     assert told in caplog.text
 
 
@@ -929,7 +929,7 @@ def test_a_sync_view_is_refused(mixin: type[Any]) -> None:
         "get": lambda self, request: HttpResponse(),
     }
     view: Any = type("SyncPage", (mixin, View), attributes)
-    with pytest.raises(ImproperlyConfigured, match="SyncPage is no async view"):
+    with pytest.raises(ImproperlyConfigured, match="SyncPage is not an async view"):
         view.as_view()
 
 

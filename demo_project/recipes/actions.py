@@ -1,4 +1,4 @@
-"""What the buttons of a recipe's page do."""
+"""The actions behind the buttons of a recipe's page."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -10,8 +10,11 @@ from django_sse import GroupCancelled, InvalidEvent
 
 
 def action(act: Callable[[HttpRequest], None]) -> Callable[[HttpRequest], HttpResponse]:
-    """Make a view of what a button does: POST alone, answered 204, 409 if it is too late, or 400
-    if it is too long."""
+    """Turn the action of a button into a view.
+
+    It takes only POST. It answers 204, 409 if the group is cancelled, or 400 if the event is
+    invalid.
+    """
 
     @require_POST
     @wraps(act)

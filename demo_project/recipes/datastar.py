@@ -16,14 +16,14 @@ from django_sse.views import EventStreamView
 
 class Stories(EventStreamView):
     groups = ["recipes-datastar"]
-    # Who comes after the end is told `close`, too, instead of a 204 alone.
+    # So that clients that come after the end also get `close`, and not only a 204.
     history = 5
 
 
 def merge_fragments(html: str, **arguments: str) -> Event:
-    """Return Datastar's event: each line is of an argument, and begins with its name."""
+    """Return Datastar's event. Each line belongs to an argument, and begins with its name."""
     lines = [f"{name} {value}" for name, value in arguments.items()]
-    # Not splitlines(): it knows more line ends than an event stream does.
+    # Not splitlines(), which knows more line ends than an event stream has.
     lines += [f"fragments {line}" for line in re.split("\r\n|\r|\n", html)]
     return Event("\n".join(lines), event="datastar-merge-fragments")
 

@@ -9,7 +9,7 @@ from django_sse.views import EventStreamView
 
 class Stories(EventStreamView):
     groups = ["recipes-htmx"]
-    # Who comes after the end is told `close`, too, instead of a 204 alone.
+    # So that clients that come after the end also get `close`, and not only a 204.
     history = 5
 
 

@@ -1,4 +1,4 @@
-"""The recipes: each one's page, and the code that it shows."""
+"""The recipes: the page of each, and the code that it shows."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -10,12 +10,12 @@ from demo_project.recipes import datastar, htmx, turbo, tutorials
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe, whose page is the template of its name.
+    """A recipe. Its page is the template of the same name.
 
     Args:
-        server: What makes its server, in the order that it is read in.
+        server: The functions and classes of its server, in reading order.
         package: The npm package that its page needs.
-        files: What its page takes of it, below ``node_modules``.
+        files: The files that its page uses, below ``node_modules``.
     """
 
     name: str
@@ -27,12 +27,12 @@ class Recipe:
 
     @property
     def source(self) -> str:
-        """The source of its server."""
+        """The source code of its server."""
         return "\n\n".join(inspect.getsource(part) for part in self.server).strip()
 
     @property
     def path(self) -> str:
-        """The file that its server is in."""
+        """The file that contains its server."""
         return f"{self.server[0].__module__.replace('.', '/')}.py"
 
 
@@ -40,13 +40,13 @@ TUTORIALS = (
     Recipe(
         "digits",
         "1, 2, 3, bye",
-        "Three messages, an event of its own type, and the end.",
+        "Three messages, an event with a type, and the end.",
         [tutorials.digits],
     ),
     Recipe(
         "server-time",
         "Server time",
-        "Ten messages, a second apart, and how long to wait before asking again.",
+        "Ten messages, one a second, and how long to wait before reconnecting.",
         [tutorials.server_time],
     ),
     Recipe(
@@ -58,7 +58,7 @@ TUTORIALS = (
     Recipe(
         "join-leave",
         "Join and leave",
-        "Two types of events for a room, in every tab that is open.",
+        "Two types of events for a room, in every open tab.",
         [tutorials.Room, tutorials.join, tutorials.leave],
     ),
     Recipe(
@@ -75,14 +75,14 @@ TUTORIALS = (
     ),
     Recipe(
         "last-event-id",
-        "Going on by Last-Event-ID",
-        "A connection that breaks after every third event, and nothing is missing.",
+        "Resuming with Last-Event-ID",
+        "The connection breaks after every third event, and no event is missing.",
         [tutorials.numbers],
     ),
     Recipe(
         "missed-events",
-        "What was missed meanwhile",
-        "The same for the events of a group, where there is nothing to write.",
+        "Missed events",
+        "The same for the events of a group, without code for it.",
         [tutorials.Ticker, tutorials.tick],
     ),
     Recipe(
@@ -93,8 +93,8 @@ TUTORIALS = (
     ),
     Recipe(
         "another-answer",
-        "Another answer than a stream",
-        "What else ends an EventSource for good: a 404, and a 200 of another type.",
+        "Responses that are not streams",
+        "What else ends an EventSource for good: a 404, and a 200 with another content type.",
         [tutorials.not_there, tutorials.no_stream],
     ),
 )

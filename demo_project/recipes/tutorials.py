@@ -37,7 +37,7 @@ async def download(request: HttpRequest) -> AsyncIterator[dict[str, object]]:
         yield {"type": "progress", "percent": percent}
         await asyncio.sleep(0.5)
     yield {"type": "close"}
-    # Grace for the client to close first.
+    # Let the client close first.
     await asyncio.sleep(2)
 
 
@@ -68,7 +68,7 @@ async def lines(request: HttpRequest) -> AsyncIterator[str]:
 
 
 async def enter(request: HttpRequest) -> HttpResponse:
-    # A page of another site takes along what says all this, and no other cookie.
+    # A page of another site sends only a cookie that has all of these attributes.
     cookie = "guest=Ada; Path=/; HttpOnly; Secure; SameSite=None; Partitioned"
     return HttpResponse(status=204, headers={"Set-Cookie": cookie})
 
@@ -91,7 +91,7 @@ async def numbers(request: HttpRequest) -> HttpResponseBase:
         for number in range(done + 1, done + 4):
             yield Event(number, id=str(number), retry=500).encode()
             await asyncio.sleep(0.3)
-        # As if the connection broke here: there is no last word.
+        # As if the connection broke here: nothing says that this is the end.
 
     return StreamingHttpResponse(three_more()) if done < 9 else HttpResponse(status=204)
 

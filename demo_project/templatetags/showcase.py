@@ -17,7 +17,7 @@ def all_ideas() -> tuple[Idea, ...]:
 
 @register.inclusion_tag("demo_project/source.html")
 def source(path: str, *, is_open: bool = False) -> dict[str, Any]:
-    """Show a file of the demo, by its path in the demo's directory."""
+    """Show a file of the demo, given its path in the demo's directory."""
     path = f"demo_project/{path}"
     text = read(path)
     return {

@@ -1,4 +1,4 @@
-"""Names of groups: which ones there are, and the patterns that views make them of."""
+"""Group names, and the patterns from which views make them."""
 
 import re
 from collections.abc import Mapping
@@ -18,54 +18,56 @@ _LONGEST_NAME: Final = 99
 
 _GROUP_NAME: Final = re.compile(rf"[A-Za-z0-9\-_.]{{1,{_LONGEST_NAME}}}", re.ASCII)
 
-# What follows is a digest. No escaped byte begins so.
-_SHORTENED: Final = "_z"
+# The digest of a shortened name follows this. No escaped byte begins like it.
+_DIGEST_MARK: Final = "_z"
 
-_KEPT: Final = frozenset(b"-" + ascii_letters.encode() + digits.encode())
-_ESCAPED: Final = [chr(byte) if byte in _KEPT else f"_{byte:02x}" for byte in range(256)]
+_UNESCAPED: Final = frozenset(b"-" + ascii_letters.encode() + digits.encode())
+_ESCAPED: Final = [chr(byte) if byte in _UNESCAPED else f"_{byte:02x}" for byte in range(256)]
 
-# In a store, behind the tenant whose it is: see `namespaces`.
+# A name in a store, where the tenant's prefix comes first: see `namespaces`.
 _FULL_NAME: Final = re.compile(rf"(?:[A-Za-z0-9\-_.=]{{1,63}}/)?{_GROUP_NAME.pattern}", re.ASCII)
 
 NAME_LENGTH: Final = 163
-"""The characters of a group's full name, at the most."""
+"""The most characters that a group's full name may have."""
 
 OWNER_PREFIX: Final = "~"
-"""What the names of owners' groups begin with, and no other's can: see ``Kind.END``."""
+"""The prefix of the names of owners' groups, which no other group can have: see ``Kind.END``."""
 
 OWNER_KEY_LENGTH: Final = 33
-"""The characters of an owner's key, which is the name of its group."""
+"""The number of characters of an owner key, which is the name of the owner's group."""
 
 
 def group_name(*parts: object) -> str:
-    """Return the name of a group for any parts: ``group_name("room", "été 7")``, a user's text, a
-    primary key.
+    """Return a group name for any parts, such as a primary key or a user's text.
 
-    Parts that differ never make the same name, as patterns of a view's ``groups`` may. They are
-    told apart as text: 7 and "7" are the same part. They are joined by full stops. ASCII letters,
-    digits and hyphens stay as they are, and each other byte, as UTF-8, becomes ``_xx`` in
-    hexadecimal. Of a name of more than 99 characters the beginning stays, with a digest of all.
+    For example, ``group_name("room", "été 7")``. Different parts never make the same name, unlike
+    the patterns of a view's ``groups``. Parts are compared as text: 7 and "7" are the same part.
+
+    The parts are joined by full stops. ASCII letters, digits and hyphens stay as they are, and each
+    other byte of the UTF-8 text becomes ``_xx`` in hexadecimal. A name of more than 99 characters
+    keeps only its beginning, followed by a digest of the whole name.
 
     Args:
-        parts: Text as it is, anything else by ``str()``, such as a number or a UUID.
+        parts: Text, which is taken as it is, or anything else, which is converted by ``str()``,
+            such as a number or a UUID.
 
     Raises:
-        TypeError: A part is None or a bool, as a field that was never set, or it is an instance of
-            a model or a user: two of them may have the same text, so give the primary key.
-        ValueError: There are no parts, or the only one is empty.
+        TypeError: A part is None or a bool, like a field that was never set; or it is an instance
+            of a model, or a user. Two of these may have the same text, so give the primary key.
+        ValueError: There are no parts, or the only part is empty.
     """
     name = ".".join(map(_escaped, parts))
     if not name:
         raise ValueError("A group's name needs a part that is not empty, such as its kind.")
     if len(name) <= _LONGEST_NAME:
         return name
-    end = _SHORTENED + sha256(name.encode()).hexdigest()
+    end = _DIGEST_MARK + sha256(name.encode()).hexdigest()
     return name[: _LONGEST_NAME - len(end)] + end
 
 
 def _escaped(part: object) -> str:
     value = plain(part)
-    # By isinstance, which sees through a lazy object.
+    # isinstance sees through a lazy object.
     if isinstance(value, NoneType | bool):
         raise TypeError(f"A part of a group's name is text, a number or the like, not {value!r}.")
     if isinstance(value, Model) or hasattr(value, "is_authenticated"):
@@ -73,30 +75,31 @@ def _escaped(part: object) -> str:
             f"Give the primary key of {value!r} as the part of a group's name: two "
             f"{type(value).__name__} objects may have the same text."
         )
-    # Lone surrogates, too: no two texts are one.
+    # Lone surrogates are escaped, too, so that different texts make different names.
     return "".join(_ESCAPED[byte] for byte in str(value).encode("utf-8", "surrogatepass"))
 
 
 def validate_group(group: str) -> str:
-    """Return the group's name, as Channels allows it.
+    """Return the group's name as plain text, if Channels allows it.
 
     Raises:
-        InvalidGroup: Not 1 to 99 ASCII letters, digits, hyphens, underscores and full stops.
+        InvalidGroup: The name is not 1 to 99 ASCII letters, digits, hyphens, underscores and full
+            stops.
     """
     name = plain(group)
     if not isinstance(name, str) or not _GROUP_NAME.fullmatch(name):
         raise InvalidGroup(
-            f"{group!r} is not a group name: it takes 1 to 99 ASCII letters, digits, "
-            "hyphens, underscores and full stops."
+            f"{group!r} is not a group name: use 1 to 99 ASCII letters, digits, hyphens, "
+            "underscores and full stops."
         )
     return name
 
 
 def validate_group_or_owner_key(name: str) -> str:
-    """Return the full name of a group, or the one of an owner's.
+    """Return the full name of a group or of an owner's group.
 
     Raises:
-        InvalidGroup: It is neither.
+        InvalidGroup: The name is neither.
     """
     if not _FULL_NAME.fullmatch(name.removeprefix(OWNER_PREFIX)):
         raise InvalidGroup(f"{name!r} is not the name of a group in a store.")
@@ -104,20 +107,20 @@ def validate_group_or_owner_key(name: str) -> str:
 
 
 def expand_group(pattern: str, kwargs: Mapping[str, Any]) -> str:
-    """Return the group that a pattern names, given a view's keyword arguments.
+    """Return the group name that a pattern makes from a view's keyword arguments.
 
     Raises:
-        InvalidGroup: The arguments make no valid name, or, where a pattern has several fields, one
-            of them contains what separates the fields: ``{a}-{b}`` of 1-2 and 3 would be the group
-            of 1 and 2-3 as well.
+        InvalidGroup: The arguments make no valid name; or one of several fields contains a
+            separator of the pattern. With ``{a}-{b}``, 1-2 and 3 would make the same group as 1 and
+            2-3.
         ImproperlyConfigured: The pattern itself cannot work.
     """
     fields, between = _parse(pattern)
     for field in fields:
         if field not in kwargs:
             raise ImproperlyConfigured(
-                f"The group pattern {pattern!r} has the field {field!r}, which is no keyword "
-                f"argument of the URL; those are: {', '.join(kwargs) or 'none'}."
+                f"The group pattern {pattern!r} has the field {field!r}, which is not a keyword "
+                f"argument of the URL. Its arguments are: {', '.join(kwargs) or 'none'}."
             )
     separators = set("".join(between))
     kwargs = {name: plain(value) for name, value in kwargs.items()}
@@ -131,18 +134,18 @@ def expand_group(pattern: str, kwargs: Mapping[str, Any]) -> str:
 
 
 def check_pattern(pattern: str) -> None:
-    """Refuse a pattern that can never make a group, whatever a view's keyword arguments are.
+    """Refuse a pattern that can never make a group name, whatever the view's keyword arguments are.
 
     Raises:
-        ImproperlyConfigured: It cannot work.
+        ImproperlyConfigured: The pattern cannot work.
     """
     if isinstance(pattern, Promise):
-        # A translation, whose language a request has.
+        # A lazy translation has no language before a request.
         return
     if not isinstance(pattern, str):
         raise ImproperlyConfigured(f"Groups are text, not {type(pattern).__name__}: {pattern!r}.")
     fields, _ = _parse(pattern)
-    # As short as it can become.
+    # The shortest name that the pattern can make.
     literal = "".join(text for text, *_ in Formatter().parse(pattern))
     try:
         validate_group(literal or "x" * len(fields))
@@ -151,7 +154,7 @@ def check_pattern(pattern: str) -> None:
 
 
 def _parse(pattern: str) -> tuple[list[str], list[str]]:
-    """Return the fields of a pattern, and what is between them.
+    """Return the fields of a pattern, and the separators between them.
 
     Raises:
         ImproperlyConfigured: The pattern cannot work.

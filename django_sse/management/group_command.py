@@ -1,4 +1,4 @@
-"""What the commands that change a group have in common."""
+"""The base classes of the commands that change groups."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -13,7 +13,7 @@ from django_sse.stores import get_store
 
 
 class GroupCommand(BaseCommand):
-    """A command that does something to a group, seen by other processes."""
+    """A command that changes a group, which other processes must see."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("group", help="a Channels group name")
@@ -21,8 +21,8 @@ class GroupCommand(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if not get_store().crosses_processes:
             raise CommandError(
-                "The event store keeps events in its own process, so nobody would ever see what "
-                'this command does. Set DJANGO_SSE = {"STORE": "database"}.'
+                "The event store keeps events in this process, so no other process would ever see "
+                'what this command does. Set DJANGO_SSE = {"STORE": "database"}.'
             )
         try:
             self.act(**options)
@@ -30,16 +30,16 @@ class GroupCommand(BaseCommand):
             raise CommandError(str(error)) from error
 
     def act(self, **options: Any) -> None:
-        """Do it.
+        """Do what the command is for.
 
         Raises:
-            EventStreamError: It cannot be done; told to the user.
+            EventStreamError: It cannot be done. The user is shown the error.
         """
         raise NotImplementedError
 
 
 class OwnerCommand(GroupCommand):
-    """A command that does something to a group, to a user's streams, or to those of a group."""
+    """A command for a group, for a user's streams, or for a user's streams of a group."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("group", nargs="?", help="a Channels group name")
@@ -47,7 +47,7 @@ class OwnerCommand(GroupCommand):
         parser.add_argument(
             "--force",
             action="store_true",
-            help="take the user for one of other means, such as a token, if there is none",
+            help="accept a key that no user has, such as that of a token's owner",
         )
 
     def act(self, **options: Any) -> None:
@@ -56,22 +56,22 @@ class OwnerCommand(GroupCommand):
             raise CommandError("Name a group, or give --user.")
         if user is not None and not options["force"] and not _is_user(user):
             raise CommandError(
-                f"There is no user with the primary key {user!r}. Give --force if it is one "
-                "of other means than the project's users, such as a token."
+                f"There is no user with the primary key {user!r}. Give --force if the owner is not "
+                "one of the project's users, such as that of a token."
             )
         self.act_on(group, {} if user is None else {"user": user}, options)
-        whose = "" if user is None else f"the streams of user {user}"
-        self.stdout.write(f"{self.done} {' in '.join(filter(None, (whose, group)))}.")
+        streams = "" if user is None else f"the streams of user {user}"
+        self.stdout.write(f"{self.done} {' in '.join(filter(None, (streams, group)))}.")
 
     done: str
-    """What it says that it has done, such as "Cancelled"."""
+    """What the command reports that it has done, such as "Cancelled"."""
 
-    def act_on(self, group: str | None, whom: dict[str, Any], options: dict[str, Any]) -> None:
-        """Do it.
+    def act_on(self, group: str | None, owner: dict[str, Any], options: dict[str, Any]) -> None:
+        """Do what the command is for.
 
         Args:
-            group: A Channels group name.
-            whom: ``user``, where one is meant.
+            group: A Channels group name, or None for all of a user's streams.
+            owner: The keyword argument ``user``, if the command is about a user; else empty.
             options: All of the command's options.
         """
         raise NotImplementedError
@@ -83,6 +83,6 @@ def _is_user(key: str) -> bool:
         key = model._meta.pk.to_python(key)
     except (ImproperlyConfigured, ValidationError):
         return False
-    # The default manager may hide some of them.
+    # The default manager may hide some users.
     users = model._base_manager.using(router.db_for_write(model))
     return bool(users.filter(pk=key).exists())

@@ -1,4 +1,4 @@
-"""``{% load django_sse %}``."""
+"""The template tags that ``{% load django_sse %}`` loads."""
 
 from django import template
 from django.template import Context
@@ -13,32 +13,34 @@ register = template.Library()
 
 @register.simple_tag
 def event_stream_position(*groups: str) -> str:
-    """Return where the groups stand now, for a stream that goes on from this page.
+    """Return the id at which the groups stand now, for a stream that goes on from this page.
 
-    Put it before what it is to go on from: querysets are read where the template uses them. For
-    what the view itself has read before, give the template a ``position(...)`` taken earlier.
+    Put it before the data that the stream continues: querysets are read where the template uses
+    them. For data that the view has already read, give the template a ``position(...)`` that the
+    view took before it read them.
 
         {% event_stream_position "news" as here %}
         <script>new EventSource("/events/?lastEventId={{ here }}")</script>
 
     Raises:
-        InvalidGroup: A name is none.
-        SynchronousOnlyOperation: Rendered on a running event loop: take ``aposition`` in the view.
+        InvalidGroup: Not a valid group name.
+        SynchronousOnlyOperation: The template is rendered on a running event loop. Use
+            ``aposition`` in the view.
     """
     return position(*groups)
 
 
 @register.simple_tag(takes_context=True)
 def event_stream_script(context: Context) -> SafeString:
-    """Return the script that defines ``<event-stream>`` and ``window.EventStream``, as a module.
+    """Return the module script that defines ``<event-stream>`` and ``window.EventStream``.
 
         {% event_stream_script %}
         <ul id="headlines"></ul>
         <event-stream src="/events/news/" target="#headlines" swap="afterbegin"></event-stream>
 
-    It has the nonce of Django's or of django-csp's Content Security Policy, where there is one.
+    It has the nonce of the Content Security Policy of Django or django-csp, if there is one.
     """
-    # Not asked whether it is true: Django's is not before it is written.
+    # Compared with None, because Django's nonce is false until it is written.
     nonce = context.get("csp_nonce")
     if nonce is None:
         nonce = getattr(context.get("request"), "csp_nonce", None)

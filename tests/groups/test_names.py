@@ -98,15 +98,15 @@ def test_different_arguments_never_make_the_same_group(
 
 
 def test_a_field_that_is_no_argument_is_an_error_that_lists_the_arguments() -> None:
-    with pytest.raises(ImproperlyConfigured, match=r"'id', which is no keyword .*: pk, slug\."):
+    with pytest.raises(ImproperlyConfigured, match=r"'id', which is not a keyword .*: pk, slug\."):
         expand_group("job-{id}", {"pk": 7, "slug": "a"})
-    with pytest.raises(ImproperlyConfigured, match=r"those are: none\."):
+    with pytest.raises(ImproperlyConfigured, match=r"Its arguments are: none\."):
         expand_group("job-{id}", {})
 
 
 @pytest.mark.parametrize("pattern", ["job-{}", "job-{0}", "job-{pk.real}", "job-{pk[0]}"])
 def test_a_field_is_the_name_of_an_argument_and_nothing_else(pattern: str) -> None:
-    with pytest.raises(ImproperlyConfigured, match="no keyword argument of the URL"):
+    with pytest.raises(ImproperlyConfigured, match="not a keyword argument of the URL"):
         expand_group(pattern, {"pk": 7})
 
 

@@ -113,7 +113,7 @@ async def test_an_event_of_the_state_obeys_the_rules_of_publish(event: Event) ->
             yield event
 
     async with open_stream(Wrong.as_view()) as stream:
-        with pytest.raises(ValueError, match=r"must not bring an id|not a name|MAX_EVENT_BYTES"):
+        with pytest.raises(ValueError, match=r"must not have an id|not a name|MAX_EVENT_BYTES"):
             await stream.rest()
         assert stream.last_event_id == ""
 
@@ -179,7 +179,7 @@ async def test_a_state_that_is_no_iterator_says_how_to_write_it(result: Any, nam
             return result()
 
     with pytest.raises(
-        ImproperlyConfigured, match=rf"Wrong.initial_events has returned {name}\. .* yields each"
+        ImproperlyConfigured, match=rf"Wrong.initial_events returned {name}\. .* yields each"
     ):
         await Wrong.as_view()(get())
 

@@ -500,7 +500,9 @@ async def test_handlers_are_inherited_overridden_and_taken_back(
 
 
 def test_two_handlers_of_one_type_are_refused_when_the_class_is_made() -> None:
-    with pytest.raises(ImproperlyConfigured, match=r"'news.update': note and update\. Declare one"):
+    with pytest.raises(
+        ImproperlyConfigured, match=r"'news.update': note and update\. Declare only one"
+    ):
 
         class Two(Declaring):
             @on_message("news.update")
@@ -523,7 +525,7 @@ async def later_handler(self: Any, message: dict[str, Any]) -> None:
     ids=["async", "sync_to_async", "generator", "text"],
 )
 def test_a_handler_that_can_only_fail_is_refused_when_the_class_is_made(method: Any) -> None:
-    wanted = r"Late.note has to be `def note\(self, message\)`, .* card.moved"
+    wanted = r"Late.note handles .* card.moved, .* it has to be `def note\(self, message\)`"
     with pytest.raises(ImproperlyConfigured, match=wanted):
         # It overrides what its base declares.
         type("Late", (Declaring,), {"note": method})

@@ -13,8 +13,8 @@ GROUP = "metrics"
 
 
 def sample(seconds: float = 1.0) -> dict[str, float]:
-    """Watch this machine for so long; return its CPU in percent, its memory in bytes, and what its
-    network carried in bytes a second."""
+    """Measure this machine for some seconds. Return its CPU load in percent, its memory in bytes,
+    and its network traffic in bytes per second."""
     begun, before = time.monotonic(), psutil.net_io_counters()
     cpu = psutil.cpu_percent(interval=seconds)
     elapsed, after = time.monotonic() - begun, psutil.net_io_counters()
@@ -31,8 +31,8 @@ def sample(seconds: float = 1.0) -> dict[str, float]:
 
 class Command(BaseCommand):
     help = (
-        f"Publishes the load of this machine to the group {GROUP!r}, once a second, until Ctrl-C "
-        "or until the process that started it is gone."
+        f"Publishes the load of this machine to the group {GROUP!r} once a second, until Ctrl-C, "
+        "or until the process that started the command is gone."
     )
 
     trouble: str | None = None
@@ -44,7 +44,7 @@ class Command(BaseCommand):
                 self.publish(sample())
 
     def publish(self, load: dict[str, float]) -> None:
-        """Publish a sample. What keeps it from being published is said once, not every second."""
+        """Publish a sample. If that fails, report why once, and not every second."""
         trouble = None
         try:
             publish(GROUP, load, event="sample")

@@ -1,4 +1,4 @@
-/** Forms of class "stay" are sent without leaving the page; what is refused is said in them. */
+/** Sends forms of class "stay" without leaving the page, and shows a refusal in the form. */
 document.addEventListener("submit", async (event) => {
   const { target: form, submitter } = event;
   if (!form.matches(".stay")) return;

@@ -6,7 +6,7 @@ const STATES = ["CONNECTING", "OPEN", "CLOSED"];
 const positions = {};
 const clients = {};
 
-/** Open a client, the library's or the browser's own, where the one before it was. */
+/** Open a client, the library's or the browser's own, at the position of the previous one. */
 function connect(Client) {
   const { name } = Client;
   const query = new URLSearchParams({ client: name, lastEventId: positions[name] ?? "" });

@@ -30,7 +30,7 @@ function draw(key, ceiling, text) {
   chart.querySelector(".ceiling").textContent = text(ceiling);
 }
 
-/** The next of 1, 2, 5, 10, 20 ... kilobytes, so that the scale moves seldom. */
+/** Return the next of 1, 2, 5, 10, 20 ... kilobytes, so that the scale seldom changes. */
 function ceiling(value) {
   const power = 10 ** Math.floor(Math.log10(Math.max(value, 1000)));
   return power * [1, 2, 5, 10].find((step) => value <= step * power);

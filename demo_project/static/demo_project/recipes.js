@@ -1,6 +1,6 @@
 /**
- * Shows what each EventSource and EventStream of a recipe's page does, so that the recipe's own script need not.
- * It comes before all other scripts, and takes the place of EventSource.
+ * Shows what each EventSource and EventStream of a recipe's page does, so that the recipe's script need not do it.
+ * It runs before all other scripts, and replaces EventSource.
  */
 import { EventStream } from "../django_sse/event-stream.js";
 
@@ -76,7 +76,7 @@ EventStream.prototype.dispatchEvent = function (event) {
   return EventTarget.prototype.dispatchEvent.call(this, event);
 };
 
-// Datastar has neither, and says this of each of its requests.
+// Datastar uses neither. It dispatches this event for each of its requests.
 let datastar;
 document.addEventListener("datastar-sse", ({ detail: { type, argsRaw } }) => {
   const state = { started: 0, retrying: 0, finished: 2 }[type] ?? 1;

@@ -1,4 +1,4 @@
-/** Shows the readyState of an EventStream or an EventSource, as it is. */
+/** Shows the current readyState of an EventStream or an EventSource. */
 export function showState(stream, element) {
   const show = () => {
     element.textContent = ["connecting", "open", "closed"][stream.readyState];

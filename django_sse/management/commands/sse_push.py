@@ -11,16 +11,19 @@ from django_sse.management.group_command import GroupCommand
 
 
 class Command(GroupCommand):
-    help = "Publishes an event to a group, or one for each line of standard input."
+    help = "Publishes an event to a group, or an event for each line of standard input."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)
         parser.add_argument(
-            "data", nargs="?", default="", help="the event's text; - reads a line an event"
+            "data",
+            nargs="?",
+            default="",
+            help="the event's text; - reads an event from each line of standard input",
         )
-        parser.add_argument("--event", help="the event's type, `message` in the browser without it")
-        parser.add_argument("--json", action="store_true", help="refuse what is not JSON")
-        parser.add_argument("--id-only", action="store_true", help="print the ids, a line each")
+        parser.add_argument("--event", help="the event's type; `message` in the browser without it")
+        parser.add_argument("--json", action="store_true", help="refuse text that is not JSON")
+        parser.add_argument("--id-only", action="store_true", help="print only the ids, one a line")
 
     def act(self, **options: Any) -> None:
         from_input = options["data"] == "-"
@@ -45,7 +48,7 @@ class Command(GroupCommand):
         except EventStreamError as error:
             raise CommandError(f"Event {number} was not published: {error}") from error
         except UnicodeDecodeError as error:
-            raise CommandError(f"What follows event {number} is not text: {error}") from error
+            raise CommandError(f"The input after event {number} is not text: {error}") from error
         except ValueError as error:
             raise CommandError(f"Event {number} is not JSON: {error}") from error
 
@@ -61,5 +64,5 @@ class Command(GroupCommand):
 
 
 def _json(text: str) -> str:
-    # Written anew: Python reads NaN and the like, which are not JSON.
+    # Dumped again, since Python also reads NaN and the like, which are not JSON.
     return json.dumps(json.loads(text), ensure_ascii=False, allow_nan=False, separators=(",", ":"))

@@ -7,8 +7,8 @@ from django_sse.stores import get_store
 
 class Command(GroupCommand):
     help = (
-        "Drops events that are older than HISTORY_AGE, and groups that are idle for their time to "
-        "live. Publishing and streaming do so as well, in small steps."
+        "Drops events older than HISTORY_AGE, and groups idle for their time to live. Publishing "
+        "and streaming do so, too, in small steps."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -19,5 +19,5 @@ class Command(GroupCommand):
         self.stdout.write(
             f"Dropped {dropped.events} events and {dropped.groups} groups."
             if dropped is not None
-            else "Nothing is to be dropped: in this store, events and groups expire by themselves."
+            else "There is nothing to drop: in this store, events and groups expire by themselves."
         )

@@ -49,8 +49,8 @@ class OutboxEvent(models.Model):
     """Something that was published in a transaction and waits for its number.
 
     A transaction only inserts rows here, so it never waits for a group that another one has locked.
-    ``at`` is when an end of an owner's streams was ordered, in case the transaction takes long or
-    its publisher dies.
+    ``at`` is when something was ordered for an owner, in case the publisher dies and nobody looks
+    for long; 0 for others.
     """
 
     id = models.BigAutoField(primary_key=True)

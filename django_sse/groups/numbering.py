@@ -25,6 +25,10 @@ class Numbering:
     closing: bytes = b""
     now: Callable[[], int] = field(default_factory=lambda: first_number)
     numbered: list[Entry] = field(default_factory=list)
+    _first_before: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._first_before = self.first
 
     def take(self, entry: NewEntry, *, staged: bool = False) -> int | None:
         """Number one entry. Return its number, or None if it takes no number.
@@ -39,10 +43,11 @@ class Numbering:
             self.cancelled = False
             if self.group.startswith(OWNER_PREFIX):
                 # Record the time, so that an END ordered earlier cannot take effect later.
-                self._begin_anew(closing_wire(None), self.now(), closes=False)
+                self._begin_anew(closing_wire(None), entry.at or self.now(), closes=False)
             return None
         if entry.kind is Kind.END:
-            if 0 < entry.at <= self.first:
+            # What this turn has numbered was ordered before it.
+            if 0 < entry.at <= self._first_before:
                 # A later order prevails: the owner may have been let in again.
                 return None
             self._begin_anew(entry.wire, entry.at or self.now(), closes=True)

@@ -116,9 +116,9 @@ class EventStore(ABC):
 
         def append_and_ring() -> None:
             with self._keeping_failed_ends(entries, ring):
-                hints = commit()
+                for hints in commit():
+                    ring(hints)
             write_retries.take_back(self, reopened)
-            ring(hints)
 
         # robust: if this hook fails, Django logs it and still runs the project's own hooks.
         transaction.on_commit(append_and_ring, using=self.using, robust=True)
@@ -160,9 +160,9 @@ class EventStore(ABC):
             GroupCancelled: An event was for a cancelled group. Nothing was appended.
         """
 
-    def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Sequence[Hint]]:
+    def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Iterable[Sequence[Hint]]]:
         """Take entries inside an open transaction. Return the function that appends them after
-        its commit.
+        its commit, and hands over hints as soon as hubs may be told.
 
         This default keeps them in memory until then, so they are lost with the process.
 
@@ -173,7 +173,7 @@ class EventStore(ABC):
         for group, state in (self.states(groups) if groups else {}).items():
             if state.cancelled:
                 raise GroupCancelled(group)
-        return lambda: self._append(entries, staged=True)[1]
+        return lambda: [self._append(entries, staged=True)[1]]
 
     @abstractmethod
     def states(self, groups: Sequence[str]) -> dict[str, GroupState]:

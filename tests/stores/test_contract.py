@@ -111,8 +111,8 @@ class RefusesNothing(MemoryStore):
     def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
         return super()._append(entries, staged=True)
 
-    def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Sequence[Hint]]:
-        return lambda: self._append(entries)[1]
+    def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Iterable[Sequence[Hint]]]:
+        return lambda: [self._append(entries)[1]]
 
 
 class AppendsOneAfterTheOther(MemoryStore):

@@ -5,8 +5,10 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -91,6 +93,63 @@ async def test_an_end_that_a_publisher_left_behind_counts_from_when_it_was_order
     assert 0 < now.first <= committed
 
 
+async def test_a_session_that_began_while_a_kick_was_being_committed_ends_as_well(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+
+    def kick_in_a_transaction() -> int:
+        with transaction.atomic(using=store.using):
+            store.append([end(user_key(7), "over")], silent)
+            # Each of them later, by the clock of every database.
+            time.sleep(0.01)
+            began = database_time(store.using)
+            time.sleep(0.01)
+        return began
+
+    began = await sync_to_async(kick_in_a_transaction)()
+    now = await state(store, user_key(7))
+    assert now.cancelled
+    assert now.first > began
+
+
+@pytest.mark.parametrize("is_left_behind", [False, True])
+async def test_who_is_let_in_and_kicked_in_one_transaction_is_kicked(
+    database_store: DatabaseStore, is_left_behind: bool
+) -> None:
+    store = database_store
+    take = store._stage if is_left_behind else partial(store.append, ring=silent)
+
+    def reopen_and_kick() -> None:
+        with transaction.atomic(using=store.using):
+            take([reopening(user_key(7))])
+            take([end(user_key(7), "over")])
+
+    await sync_to_async(reopen_and_kick)()
+    await store.achanged(None, set())
+    assert (await state(store, user_key(7))).cancelled
+
+
+async def test_who_publishes_between_a_commit_and_its_hook_tells_of_its_kick_first(
+    database_store: DatabaseStore,
+) -> None:
+    """Otherwise who was kicked would get what the same transaction has published."""
+    store, rung = database_store, list[Hint]()
+    await append(store, event("room", "before"))
+
+    def kick_and_publish() -> None:
+        with transaction.atomic(using=store.using):
+            # The commit hook has not run yet.
+            store._stage([end(user_key(7), "over")])
+            store._stage([event("room", "secret")])
+
+    await sync_to_async(kick_and_publish)()
+    await sync_to_async(store.append)([event("room", "chat")], rung.extend)
+    assert [hint.group for hint in rung] == [user_key(7), "room"]
+    assert rung[0].cancelled
+    assert texts(rung[1].entries) == ["secret", "chat"]
+
+
 async def test_what_waits_is_numbered_before_what_is_published_later(
     database_store: DatabaseStore,
 ) -> None:
@@ -126,14 +185,14 @@ async def test_a_publisher_rings_also_for_what_another_process_has_numbered(
 ) -> None:
     store = database_store
 
-    def stage() -> Callable[[], Sequence[Hint]]:
+    def stage() -> Callable[[], Iterable[Sequence[Hint]]]:
         with transaction.atomic(using=store.using):
             return store._stage([event("news", "a")])
 
     commit_hook = await sync_to_async(stage)()
     # Another hub's sync comes between the commit and its hook.
     await store.achanged(None, {"news"})
-    [hint] = await sync_to_async(commit_hook)()
+    [[hint]] = await sync_to_async(lambda: list(commit_hook()))()
     assert (hint.group, hint.head) == ("news", (await state(store, "news")).head)
     assert hint.head > 0
 

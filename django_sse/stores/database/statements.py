@@ -11,6 +11,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_sse.groups.entries import Entry, Kind, NewEntry
+from django_sse.groups.names import OWNER_PREFIX
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
 from django_sse.stores.clock import TIME_SQL
 from django_sse.stores.database.tables import batches
@@ -45,6 +46,10 @@ _SELECT_STAGED: Final = (
 _DELETE_STAGED: Final = "DELETE FROM {outbox} WHERE id IN ({in})"
 _TAKE_STAGED: Final = (
     "DELETE FROM {outbox} WHERE {group} IN ({in}) RETURNING id, {group}, wire, kind, exclude, at"
+)
+_SELECT_OWNERS_BEFORE: Final = (
+    "SELECT DISTINCT {group} FROM {outbox} WHERE {group} LIKE {owners} AND EXISTS "
+    "(SELECT 1 FROM {outbox} WHERE {group} IN ({in}))"
 )
 # What decides whether a group is cancelled, in order: its row, then what waits for it.
 _SELECT_CANCELS: Final = (
@@ -132,12 +137,19 @@ class Statements:
                 waiting.setdefault(group, []).append(entry)
         return waiting
 
+    def owners_before(self, groups: Sequence[str]) -> list[str]:
+        """Return the owners for whom something waits, if something waits for these groups, too."""
+        owners: set[str] = set()
+        for some in batches(groups):
+            owners.update(owner for [owner] in self._select(_SELECT_OWNERS_BEFORE, some))
+        return sorted(owners)
+
     def stage(self, entries: Sequence[NewEntry], now: int) -> None:
         """Insert entries into the outbox.
 
         Args:
             entries: The entries.
-            now: When the ends among them were ordered, in microseconds since the epoch.
+            now: When they were ordered, in microseconds since the epoch.
         """
         binary = self._binary
         rows = [
@@ -146,7 +158,7 @@ class Statements:
                 int(entry.kind),
                 binary(entry.wire),
                 entry.exclude,
-                now if entry.kind is Kind.END else 0,
+                now,
             )
             for entry in entries
         ]
@@ -219,4 +231,6 @@ def _names(vendor: str) -> dict[str, str]:
     models = {"groups": EventGroup, "stored": StoredEvent, "outbox": OutboxEvent}
     tables = {name: f"{quote}{model._meta.db_table}{quote}" for name, model in models.items()}
     kinds = {"close": str(int(Kind.CLOSE)), "reopen": str(int(Kind.REOPEN))}
+    # Doubled, since a cursor takes a single percent sign for a placeholder.
+    kinds["owners"] = f"'{OWNER_PREFIX}%%'"
     return {**tables, **kinds, "group": f"{quote}group{quote}", "now": TIME_SQL[vendor]}

@@ -1,7 +1,8 @@
 """Keeps events in the project's database, with a transactional outbox."""
 
 import asyncio
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
@@ -215,13 +216,13 @@ class DatabaseStore(EventStore):
         waiting = self._tables.outbox.order_by().values_list("group", flat=True).distinct()
         hints = []
         # Owners first: what was published after a kick is not for who was kicked.
-        for group in sorted(waiting, key=lambda name: not name.startswith(OWNER_PREFIX)):
+        for group in sorted(waiting, key=_owners_first):
             if monotonic() - began > _NUMBERING_SECONDS:
                 version = None
                 break
             try:
                 with self._connection.without_waiting():
-                    hints += self._number({group: []}, wait=False)[1]
+                    hints += self._number({group: []}, wait=False, first_look=cursor is None)[1]
             except OperationalError as error:
                 if not is_locked(error):
                     raise
@@ -265,26 +266,40 @@ class DatabaseStore(EventStore):
         in_order = {group: iter(of_group) for group, of_group in numbers.items()}
         return [next(in_order[entry.group]) for entry in entries], hints
 
-    def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Sequence[Hint]]:
+    def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Iterable[Sequence[Hint]]]:
         with transaction.atomic(using=self.using):
             # Insert before reading: SQLite refuses the first write of a transaction if another one
             # has changed the database since its first read.
-            has_ends = any(entry.kind is Kind.END for entry in entries)
-            self._statements.stage(entries, self._tables.now() if has_ends else 0)
+            of_owners = any(entry.group.startswith(OWNER_PREFIX) for entry in entries)
+            self._statements.stage(entries, self._tables.now() if of_owners else 0)
             of_events = {entry.group for entry in entries if entry.kind is Kind.EVENT}
             for group in self._statements.cancelled(of_events):
                 raise GroupCancelled(group)
-        groups = {entry.group for entry in entries}
-        return lambda: self._number_each(sorted(groups))
+        groups = sorted({entry.group for entry in entries}, key=_owners_first)
+        return lambda: self._number_each(groups)
 
-    def _number_each(self, groups: Iterable[str]) -> list[Hint]:
-        """Number what waits in some groups, each group in a short transaction."""
-        return [hint for group in groups for hint in self._number({group: []})[1]]
+    def _number_each(self, groups: Iterable[str], *, wait: bool = True) -> Iterator[Sequence[Hint]]:
+        """Number what waits in some groups, each group in a short transaction, and yield its hints
+        after each."""
+        for group in groups:
+            yield self._number({group: []}, wait=wait)[1]
 
     def _number(
-        self, new: Mapping[str, Sequence[NewEntry]], *, wait: bool = True
+        self,
+        new: Mapping[str, Sequence[NewEntry]],
+        *,
+        wait: bool = True,
+        first_look: bool = False,
     ) -> tuple[dict[str, list[int | None]], list[Hint]]:
         """Number what waits in these groups, then the new entries, in one short transaction.
+
+        Args:
+            new: New entries by group.
+            wait: Whether to wait for groups that another transaction has locked.
+            first_look: Whether nobody may have looked at what waits for a long time.
+
+        Returns:
+            The numbers of the new entries by group, and hints: those of owners come first.
 
         Raises:
             OperationalError: ``wait`` is False, and another transaction holds a group's lock.
@@ -293,6 +308,7 @@ class DatabaseStore(EventStore):
         names = sorted(new)
         # Only an old connection may be dead although a new one would work.
         is_old = connections[self.using].connection is not None
+        of_owners: list[Hint] = []
         while True:
             may_be_committed = False
             try:
@@ -302,10 +318,18 @@ class DatabaseStore(EventStore):
                         return numbered
                     rows = self._statements.lock(names, wait=wait)
                     if len(rows) == len(names):
-                        numbered = self._number_locked(rows, new)
-                        may_be_committed = True
-                        return numbered
-                # In a separate transaction: an insert inside it would take a lock out of order.
+                        owners = [] if _are_owners(names) else self._statements.owners_before(names)
+                        if not owners:
+                            numbers, hints = self._number_locked(rows, new, first_look=first_look)
+                            may_be_committed = True
+                            return numbers, of_owners + hints
+                # In separate transactions: inside this one, a lock would be taken out of order.
+                if len(rows) == len(names):
+                    # What was published after a kick, in the same transaction, is not for who was
+                    # kicked.
+                    for told in self._number_each(owners, wait=wait):
+                        of_owners += told
+                    continue
                 self._tables.groups.bulk_create(
                     [EventGroup(name=name, changed=DatabaseTime()) for name in names],
                     ignore_conflicts=True,
@@ -354,7 +378,11 @@ class DatabaseStore(EventStore):
         return {group: [entry.number for entry in numbered]}, hints
 
     def _number_locked(
-        self, rows: Sequence[LockedGroup], new: Mapping[str, Sequence[NewEntry]]
+        self,
+        rows: Sequence[LockedGroup],
+        new: Mapping[str, Sequence[NewEntry]],
+        *,
+        first_look: bool,
     ) -> tuple[dict[str, list[int | None]], list[Hint]]:
         waiting = self._statements.take_waiting(list(new))
         numbers, hints = {}, []
@@ -365,7 +393,10 @@ class DatabaseStore(EventStore):
                 row.name, row.first, row.head, row.cancelled, closing, self._tables.now
             )
             for entry in staged:
-                turn.take(entry, staged=True)
+                # An owner's streams end as of now, with the commit: a session that began while the
+                # transaction was open ends, too. On a first look, the commit may be long ago, and
+                # the owner may have come back since.
+                turn.take(entry if first_look else replace(entry, at=0), staged=True)
             numbers[row.name] = [turn.take(entry) for entry in new[row.name]]
             hint = turn.finish()
             # Also without new entries: another process may have numbered this process's entries.
@@ -442,3 +473,11 @@ class DatabaseStore(EventStore):
 
     def check(self) -> list[checks.CheckMessage]:
         return check_database(self.using, self.listen_alias)
+
+
+def _owners_first(name: str) -> tuple[bool, str]:
+    return not name.startswith(OWNER_PREFIX), name
+
+
+def _are_owners(names: Sequence[str]) -> bool:
+    return all(name.startswith(OWNER_PREFIX) for name in names)

@@ -24,7 +24,7 @@ from django.http import (
 from django.http.response import HttpResponseBase
 from django.views import View
 
-from django_sse.access.logins import current_user, renew_login, with_login
+from django_sse.access.logins import check_session, current_user, renew_login, with_login
 from django_sse.access.owners import is_nobody, loaded, owner_of
 from django_sse.concurrency.tasks import in_time
 from django_sse.concurrency.threads import request_context
@@ -50,6 +50,7 @@ from django_sse.http.response import (
     not_found,
     unavailable,
 )
+from django_sse.http.sessions import with_session
 from django_sse.mixins import tests_of
 from django_sse.stores import get_store
 from django_sse.stores.read_limits import READ_SECONDS
@@ -141,7 +142,7 @@ class EventStreamView(View):
                 f"{cls.__name__} has both `history` and `initial_events`. Choose one: they both "
                 "tell a new client what happened before."
             )
-        view = cross_origin(with_login(super().as_view(**initkwargs)))
+        view = cross_origin(with_login(with_session(super().as_view(**initkwargs))))
         return exempt_from_atomic_requests(view)
 
     # Methods for projects to override
@@ -316,6 +317,7 @@ class EventStreamView(View):
 
     async def _is_still_allowed(self) -> bool:
         renew_login(self.request)
+        await check_session(self.request)
         for test in tests_of(self):
             if not await test():
                 return False

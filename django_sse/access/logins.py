@@ -260,6 +260,25 @@ def _has_owner_key(user: Any) -> bool:
         return False
 
 
+async def check_session(request: HttpRequest) -> None:
+    """Tell a session that is gone from one that could not be read.
+
+    Django's engines return an empty session in both cases, as if nobody were logged in: the cache
+    may be away, or a file may not open.
+
+    Raises:
+        OSError: The session of the request's cookie could not be read, and may exist.
+        Exception: The engine cannot read sessions now.
+    """
+    session = getattr(request, "session", None)
+    key = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
+    if not key or not isinstance(session, SessionBase):
+        return
+    await session.aget(SESSION_KEY)
+    if session.session_key is None and await sync_to_async(_existing)(type(session), [key]):
+        raise OSError("The session exists, and could not be read.")
+
+
 def renew_login(request: HttpRequest) -> None:
     """Make a request read its session and user again, as Django's middleware does.
 
@@ -321,7 +340,9 @@ def _is_resolved(request: HttpRequest) -> bool:
 
 def is_found_by_others(request: HttpRequest) -> bool:
     """Whether a middleware other than Django's decides who a request's user is."""
-    return not (_has_django_user(request) and _has_django_auser(request))
+    # `resolve_user` replaces Django's own `auser` by one that returns `user`.
+    has_django_auser = _has_django_auser(request) or _is_resolved(request)
+    return not (_has_django_user(request) and has_django_auser)
 
 
 def _has_django_user(request: HttpRequest) -> bool:

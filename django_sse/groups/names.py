@@ -67,6 +67,17 @@ def group_name(*parts: object) -> str:
 
 def _escaped(part: object) -> str:
     value = plain(part)
+    _require_distinct_text(value)
+    # Lone surrogates are escaped, too, so that different texts make different names.
+    return "".join(_ESCAPED[byte] for byte in str(value).encode("utf-8", "surrogatepass"))
+
+
+def _require_distinct_text(value: object) -> None:
+    """Refuse a value whose text does not tell it from others.
+
+    Raises:
+        TypeError: It is None, a bool, or an instance of a model or a user.
+    """
     # isinstance sees through a lazy object.
     if isinstance(value, NoneType | bool):
         raise TypeError(f"A part of a group's name is text, a number or the like, not {value!r}.")
@@ -75,8 +86,6 @@ def _escaped(part: object) -> str:
             f"Give the primary key of {value!r} as the part of a group's name: two "
             f"{type(value).__name__} objects may have the same text."
         )
-    # Lone surrogates are escaped, too, so that different texts make different names.
-    return "".join(_ESCAPED[byte] for byte in str(value).encode("utf-8", "surrogatepass"))
 
 
 def validate_group(group: str) -> str:
@@ -113,7 +122,8 @@ def expand_group(pattern: str, kwargs: Mapping[str, Any]) -> str:
         InvalidGroup: The arguments make no valid name; or one of several fields contains a
             separator of the pattern. With ``{a}-{b}``, 1-2 and 3 would make the same group as 1 and
             2-3.
-        ImproperlyConfigured: The pattern itself cannot work.
+        ImproperlyConfigured: The pattern itself cannot work, or an argument is None, a bool, or an
+            instance of a model or a user: two of them may have the same text.
     """
     fields, between = _parse(pattern)
     for field in fields:
@@ -125,6 +135,13 @@ def expand_group(pattern: str, kwargs: Mapping[str, Any]) -> str:
     separators = set("".join(between))
     kwargs = {name: plain(value) for name, value in kwargs.items()}
     for field in fields:
+        try:
+            _require_distinct_text(kwargs[field])
+        except TypeError as error:
+            raise ImproperlyConfigured(
+                f"The group pattern {pattern!r} cannot use the argument {field!r} of the URL. "
+                f"{error} Override `get_groups`."
+            ) from error
         if found := separators & set(str(kwargs[field])):
             raise InvalidGroup(
                 f"{field}={kwargs[field]!r} contains {''.join(sorted(found))!r}, which separates "

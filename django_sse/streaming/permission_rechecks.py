@@ -39,6 +39,8 @@ _OFF_SECONDS: Final = 60.0
 _EARLY_FRACTION: Final = 0.05
 # How many causes of an exception are followed. The limit ends a chain that leads to itself.
 _MAX_CAUSES: Final = 10
+# What says nothing of a permission. A TimeoutError is an OSError.
+_FAILURES: Final = (DatabaseFailure, OSError, MemoryError)
 
 
 class WrongAnswerError(TypeError):
@@ -281,18 +283,23 @@ def _answer_within(stream: Stream) -> bool:
 
 
 def _is_infrastructure_failure(error: BaseException | None) -> bool:
-    """Return whether the database or the network failed or time ran out, which is not an answer.
+    """Return whether the database or the network failed, or time, memory or threads ran out. This
+    is not an answer.
 
     A library may wrap such an exception in another one, so causes are followed.
     """
     for _ in range(_MAX_CAUSES):
-        # A TimeoutError is an OSError.
-        if error is None or isinstance(error, DatabaseFailure | OSError):
+        if error is None or isinstance(error, _FAILURES) or _is_lack_of_threads(error):
             break
         if isinstance(error, BaseExceptionGroup):
             return all(_is_infrastructure_failure(each) for each in error.exceptions)
         error = error.__cause__ or error.__context__
-    return isinstance(error, DatabaseFailure | OSError)
+    return error is not None and (isinstance(error, _FAILURES) or _is_lack_of_threads(error))
+
+
+def _is_lack_of_threads(error: BaseException) -> bool:
+    # CPython has no exception of its own for it.
+    return isinstance(error, RuntimeError) and error.args == ("can't start new thread",)
 
 
 def _interval() -> float:

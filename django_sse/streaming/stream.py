@@ -210,7 +210,10 @@ class Stream:
         turns = Turns()
         while self.phase is Phase.CATCHING_UP:
             try:
-                await self._queue.idle()
+                if self._queue.busy_since is not None:
+                    await self._queue.idle()
+                    # The time that the client took to read is not the pause's.
+                    self._pause_ends_at = self._end_of_pause() if self._owner_check else 0.0
                 await self._wait_for_owner_check()
                 behind = next((sub for sub in self.subscriptions if self._is_behind(sub)), None)
                 if behind is None:
@@ -251,9 +254,12 @@ class Stream:
         self._owner_check = checked
         # One end for all that come before the stream goes on: anybody may ring, again and again.
         if not self._pause_ends_at:
-            self._pause_ends_at = self._hub.loop.time() + _OWNER_CHECK_SECONDS
+            self._pause_ends_at = self._end_of_pause()
         if self.phase is Phase.LIVE:
             self._enter(Phase.CATCHING_UP)
+
+    def _end_of_pause(self) -> float:
+        return self._hub.loop.time() + _OWNER_CHECK_SECONDS
 
     def _is_paused(self) -> bool:
         return self._owner_check is not None and self._hub.loop.time() < self._pause_ends_at

@@ -20,7 +20,6 @@ from django.contrib.sessions.backends.db import SessionStore as DatabaseSession
 from django.contrib.sessions.backends.file import SessionStore as FileSession
 from django.contrib.sessions.models import Session
 from django.core.cache import caches
-from django.core.cache.backends.locmem import LocMemCache
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.test import AsyncClient, RequestFactory
@@ -46,7 +45,7 @@ from django_sse.streaming import rechecks
 from django_sse.streaming.hub import current_hub
 from django_sse.streaming.rechecks import Rechecks
 from django_sse.streaming.stream import Stream
-from tests.failures import Panic
+from tests.failures import Panic, SilentCache
 from tests.queries import queries_about
 from tests.streams import News, goes_on, reading, until
 from tests.users import (
@@ -410,22 +409,6 @@ async def test_an_engine_of_the_projects_own_is_asked_about_each_session(
         await goes_on(other)
 
 
-class SilentCache(LocMemCache):
-    """Passes over in silence that it is away, as django-redis with IGNORE_EXCEPTIONS."""
-
-    is_away = False
-
-    def get(self, key: Any, default: Any = None, version: Any = None) -> Any:
-        return default if self.is_away else super().get(key, default, version)
-
-    def set(self, *args: Any, **kwargs: Any) -> None:
-        if not self.is_away:
-            super().set(*args, **kwargs)
-
-    def has_key(self, key: Any, version: Any = None) -> bool:
-        return not self.is_away and super().has_key(key, version)
-
-
 @pytest.mark.parametrize("store", [CacheSession, PrefixedSession])
 async def test_a_cache_that_is_away_in_silence_ends_no_stream(
     store: Any,
@@ -437,7 +420,7 @@ async def test_a_cache_that_is_away_in_silence_ends_no_stream(
     monkeypatch.setattr(rechecks, "_PAUSE_FACTOR", 0)
     monkeypatch.setattr(f"{__name__}.SessionStore", store, raising=False)
     settings.SESSION_ENGINE = __name__
-    settings.CACHES = {"default": {"BACKEND": f"{__name__}.SilentCache"}}
+    settings.CACHES = {"default": {"BACKEND": "tests.failures.SilentCache"}}
     tab = await logged_in()
     async with stream(tab) as reader:
         await swept()
@@ -448,6 +431,31 @@ async def test_a_cache_that_is_away_in_silence_ends_no_stream(
         await goes_on(reader)
         await store(session_key(tab)).adelete()
         await assert_sent_back_for_good(reader, tab)
+
+
+async def test_a_login_of_django_is_watched_and_so_not_asked_about() -> None:
+    async with stream(await logged_in(), url="/members/"):
+        [opened] = current_hub().streams
+        assert opened.still_allowed is None
+
+
+@pytest.mark.parametrize("url", ["/members/", "/events/", "/job/"])
+async def test_a_client_whose_session_cannot_be_read_comes_back_later(
+    url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not taken for somebody who has logged out, which would stop its EventSource."""
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"
+    settings.CACHES = {"default": {"BACKEND": "tests.failures.SilentCache"}}
+    tab = await logged_in()
+    with monkeypatch.context() as patch:
+        patch.setattr(SilentCache, "is_away", True)
+        refused = await answer(tab, url=url)
+        assert refused.status_code == 503
+        assert refused["Retry-After"]
+    async with stream(tab, url=url):
+        pass
+    await CacheSession(session_key(tab)).adelete()
+    assert (await answer(tab, url="/members/")).status_code == 401
 
 
 async def test_a_session_in_a_cookie_is_not_looked_for(

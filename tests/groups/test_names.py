@@ -168,6 +168,23 @@ def test_a_thing_is_named_by_its_key_and_not_by_its_text(thing: Any) -> None:
         group_name("room", thing)
 
 
+@pytest.mark.parametrize(
+    "argument",
+    [
+        User(pk=1),
+        AnonymousUser(),
+        SimpleLazyObject(lambda: User(pk=1)),
+        Group(name="a"),
+        None,
+        True,
+    ],
+    ids=["user", "nobody", "lazy user", "model", "nothing", "yes"],
+)
+def test_a_pattern_takes_no_argument_whose_text_another_one_may_have(argument: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match="Override `get_groups`"):
+        expand_group("room-{room}", {"room": argument})
+
+
 @pytest.mark.parametrize("part", [None, True, False, SimpleLazyObject(lambda: None)])
 def test_what_is_no_part_of_a_name_is_refused(part: Any) -> None:
     with pytest.raises(TypeError, match="is text, a number or the like"):

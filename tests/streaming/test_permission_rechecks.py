@@ -26,9 +26,9 @@ from django_sse import apublish
 from django_sse.streaming import permission_rechecks
 from django_sse.views import EventStreamView
 from tests.clients import Client, connected
-from tests.failures import Panic
+from tests.failures import Panic, SilentCache
 from tests.streams import EventReader, News, goes_on, open_stream, reading, until
-from tests.users import logged_in, rotate, stream, user
+from tests.users import answer, logged_in, rotate, stream, user
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -330,6 +330,26 @@ async def test_a_query_with_the_user_of_a_session_that_is_gone_means_no() -> Non
         await goes_on(going_on)
 
 
+@pytest.mark.usefixtures("asked_often")
+async def test_a_session_that_cannot_be_read_shuts_no_stream(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"
+    settings.CACHES = {"default": {"BACKEND": "tests.failures.SilentCache"}}
+    tab = await logged_in()
+    await User.objects.aupdate(is_staff=True)
+    async with stream(tab, url=STAFF) as reader:
+        with monkeypatch.context() as patch:
+            patch.setattr(SilentCache, "is_away", True)
+            # It cannot be asked twice in a row, and its client is to come back.
+            assert await reader.rest() == []
+            assert reader.reconnection_time
+            assert (await answer(tab, reader.last_event_id, STAFF)).status_code == 503
+    await apublish("news", "missed")
+    async with stream(tab, reader.last_event_id, STAFF) as again:
+        assert (await again.next_event()).data == "missed"
+
+
 # Failures
 
 
@@ -339,6 +359,8 @@ SURROUNDINGS = [
     pytest.param(raising(ConnectionResetError()), id="ConnectionResetError"),
     pytest.param(raising(TimeoutError()), id="TimeoutError"),
     pytest.param(raising(RuntimeError("a library's"), OSError("its reason")), id="with a cause"),
+    pytest.param(raising(RuntimeError("can't start new thread")), id="no thread"),
+    pytest.param(raising(MemoryError()), id="no memory"),
     pytest.param(raising(ExceptionGroup("several", [OperationalError(), OSError()])), id="several"),
 ]
 

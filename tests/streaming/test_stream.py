@@ -307,6 +307,45 @@ async def test_a_flood_of_doorbells_about_an_owner_stops_no_replay(
             await asyncio.wait([flooding])
 
 
+async def test_the_time_that_a_client_takes_to_read_is_not_taken_from_a_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor does a doorbell of before: what is published after a kick waits for the store's word."""
+    monkeypatch.setattr("django_sse.streaming.stream._OWNER_CHECK_SECONDS", 1)
+    monkeypatch.setattr("django_sse.streaming.stream._EVENTS_A_TURN", 1)
+    owner_key, start = user_key(7), await aposition("news")
+    await apublish_many([("news", "0"), ("news", "1")])
+    may_read, store_answers = asyncio.Event(), asyncio.Event()
+    store_answers.set()
+    astates, send = DatabaseStore.astates, Client.send
+
+    async def answer(*args: Any) -> Any:
+        await store_answers.wait()
+        return await astates(*args)
+
+    async def read_late(client: Client, chunk: bytes) -> None:
+        await send(client, chunk)
+        await may_read.wait()
+
+    monkeypatch.setattr(DatabaseStore, "astates", answer)
+    monkeypatch.setattr(Client, "send", read_late)
+    owner = Owner({owner_key: None}, owner_key)
+    async with connected("news", after=start, owner=owner) as client:
+        await client.until_events(1)
+        current_hub().hear_soon([Hint(owner_key, 1, cancelled=False)])
+        # Longer than a pause.
+        await asyncio.sleep(1.2)
+        store_answers.clear()
+        await acancel(user=7)
+        await apublish("news", "he is gone")
+        may_read.set()
+        await asyncio.sleep(0.3)
+        assert "he is gone" not in client.data
+        store_answers.set()
+        await client.until(client.stream.ended.done)
+        assert "he is gone" not in client.data
+
+
 # Time
 
 

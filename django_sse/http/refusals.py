@@ -19,6 +19,7 @@ from django_sse.logs import LogThrottle, logger
 from django_sse.streaming.jitter import jittered_retry, jittered_seconds
 
 STORE_AWAY: Final = "store away"
+SESSIONS_AWAY: Final = "sessions away"
 SERVER_ERROR: Final = "server error"
 """Reasons for a refusal. The other reasons are the names of the limits in ``DJANGO_SSE``."""
 

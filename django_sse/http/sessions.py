@@ -1,18 +1,17 @@
 """Answers to requests whose session cannot be read now."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
 from django_sse.access.logins import check_session
+from django_sse.http.refusals import SESSIONS_AWAY
 from django_sse.http.response import unavailable
 from django_sse.http.wrappers import wrapped
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
-
-_SESSIONS_AWAY: Final = "sessions away"
 
 
 def with_session(view: ViewT) -> ViewT:
@@ -29,5 +28,5 @@ async def _unavailable_without_session(
     try:
         await check_session(request)
     except Exception as error:
-        return unavailable(request, _SESSIONS_AWAY, error)
+        return unavailable(request, SESSIONS_AWAY, error)
     return None

@@ -110,7 +110,7 @@ def test_the_publishing_table_has_the_signatures_of_the_functions() -> None:
 
 
 def given_check_ids() -> set[str]:
-    sources = [PACKAGE / "checks.py", *(PACKAGE / "stores").glob("*.py")]
+    sources = [PACKAGE / "checks.py", *(PACKAGE / "stores").rglob("*.py")]
     text = "".join(path.read_text() for path in sources)
     return set(re.findall(r'"(django_sse\.[EW]\d+)"', text))
 

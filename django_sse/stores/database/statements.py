@@ -4,7 +4,7 @@ Django takes some ten times as long to compile these statements as a database ta
 """
 
 from collections.abc import Collection, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from django.db import connections
@@ -225,7 +225,7 @@ def _written(connection: BaseDatabaseWrapper, sql: str, count: int) -> str:
     return sql.format_map(names)
 
 
-@cache
+@lru_cache(maxsize=3)
 def _names(vendor: str) -> dict[str, str]:
     quote = "`" if vendor == "mysql" else '"'
     models = {"groups": EventGroup, "stored": StoredEvent, "outbox": OutboxEvent}

@@ -224,11 +224,13 @@ class Subscription:
                 self.cancelled = state.cancelled
                 self._end_cancelled()
                 return
+            if self.head != self.origin and self.head >= self._announced(expected_head):
+                return
             # If the group is cancelled, its `close` is the last of the missing events.
             self.cancelled = False
             if self.head == state.origin:
                 self.first, self.origin = state.first, state.origin
-            if not await self._add_page():
+            if not await self._add_page(expected_head):
                 self._reset(state)
                 return
 
@@ -242,7 +244,7 @@ class Subscription:
             Whether those were all. If not, the group's state has to be read.
         """
         while self.head != self.origin:
-            page = await self._add_page()
+            page = await self._add_page(expected_head)
             # Only the state shows whether a group is cancelled: it may have been reopened since.
             if not page or page[-1].closes or page[-1].number != self.head:
                 return False
@@ -252,13 +254,24 @@ class Subscription:
                 return True
         return False
 
-    async def _add_page(self) -> list[Entry]:
-        """Add a page of events after the head. Return it, or nothing if there is a gap before."""
+    async def _add_page(self, expected_head: float) -> list[Entry]:
+        """Add the announced events of a page after the head. Return them, or nothing if there is a
+        gap before.
+
+        Events that nobody has announced yet are left to the hint that will: they may follow a kick
+        that this hub has not heard of, either.
+        """
         page = await self._reader.page(self.group, self._start_after(self.head), PAGE)
+        announced = self._announced(expected_head)
+        page = [entry for entry in page if entry.number <= announced]
         # Hints may have moved the head meanwhile. Events that they brought are skipped.
         entries, gap = join(self._start_after(self.head), page)
         self._add(entries)
         return page if entries or not gap else []
+
+    def _announced(self, expected_head: float) -> float:
+        # Hints may have come since the fetch began.
+        return max(expected_head, self._expected_head)
 
     def recheck_cancelled(self) -> None:
         """Ask the store again whether the group is cancelled.

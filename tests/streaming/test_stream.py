@@ -247,6 +247,29 @@ async def test_a_kicked_user_does_not_get_what_is_published_after_the_kick(
             await areopen("room", user=7)
 
 
+async def test_a_read_of_the_store_does_not_overtake_a_kick(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While the hub reads what it has heard of, a kick and what follows it are published."""
+    monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
+    aread, kicks = DatabaseStore.aread, [acancel]
+
+    async def read_late(store: DatabaseStore, group: str, *args: Any) -> list[Entry]:
+        if group == "room" and kicks:
+            await kicks.pop()("room", user=7)
+            await apublish("room", "he is gone")
+        return await aread(store, group, *args)
+
+    monkeypatch.setattr(DatabaseStore, "aread", read_late)
+    owner = Owner({user_key(7): None, user_key(7, "room"): "room"}, user_key(7))
+    with override_settings(CHANNEL_LAYERS={}, DJANGO_SSE={"SYNC_INTERVAL": 0.05}):
+        async with connected("room", owner=owner) as kicked, connected("room") as other:
+            await apublish("room", "before")
+            assert await other.until_events(2) == ["before", "he is gone"]
+            await kicked.until(kicked.stream.ended.done)
+            assert [event.event for event in kicked.events] == [None, "close"]
+
+
 async def test_a_kicked_user_gets_what_was_published_before_the_kick() -> None:
     owner = Owner({user_key(7): None}, user_key(7))
     for _ in range(10):

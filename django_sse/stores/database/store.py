@@ -215,7 +215,6 @@ class DatabaseStore(EventStore):
         began, now = monotonic(), self._tables.now()
         waiting = self._tables.outbox.order_by().values_list("group", flat=True).distinct()
         hints = []
-        # Owners first: what was published after a kick is not for who was kicked.
         for group in sorted(waiting, key=_owners_first):
             if monotonic() - began > _NUMBERING_SECONDS:
                 version = None
@@ -237,6 +236,8 @@ class DatabaseStore(EventStore):
             rows = self._tables.groups.filter(changed__gte=cursor.time - _SLACK)
             changed = rows.values_list("name", "head", "cancelled")
             hints += [Hint(*row) for row in changed if row[0] in groups]
+        # What was published after a kick is not for who was kicked, whoever has numbered the two.
+        hints.sort(key=lambda hint: _owners_first(hint.group))
         return hints, next_cursor
 
     def _begin_run(self, name: str, above: int) -> GroupState:
@@ -475,8 +476,8 @@ class DatabaseStore(EventStore):
         return check_database(self.using, self.listen_alias)
 
 
-def _owners_first(name: str) -> tuple[bool, str]:
-    return not name.startswith(OWNER_PREFIX), name
+def _owners_first(name: str) -> bool:
+    return not name.startswith(OWNER_PREFIX)
 
 
 def _are_owners(names: Sequence[str]) -> bool:

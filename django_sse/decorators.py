@@ -39,7 +39,6 @@ from django_sse.http.response import (
     not_found,
     stream_headers,
 )
-from django_sse.http.sessions import with_session
 from django_sse.http.wrappers import wrapped
 from django_sse.logs import logger
 from django_sse.mixins import AccessMixin
@@ -146,7 +145,7 @@ def _generator_view(generate: GeneratorView) -> View:
         events = cast("AsyncGenerator[Any, None]", generate(request, *args, **kwargs))
         return GeneratorResponse(request, events)
 
-    return exempt_from_atomic_requests(cross_origin(with_login(with_session(view))))
+    return exempt_from_atomic_requests(cross_origin(with_login(view)))
 
 
 def event_stream_headers(view: ViewT) -> ViewT:

@@ -7,7 +7,7 @@ If several mixins of a view each have a test or permissions, all of them are che
 overrides what it inherits replaces it, as everywhere in Python.
 
 Rights may be taken away, so tests and permissions are checked again every ``RECHECK_INTERVAL``
-while a stream is open. Logins are watched for all streams.
+while a stream is open. Logins are watched for all streams, unless ``END_WITH_LOGIN`` is False.
 """
 
 import logging
@@ -30,6 +30,7 @@ from django_sse.access.logins import is_found_by_others, resolve_user, user_of
 from django_sse.access.owners import is_nobody
 from django_sse.http.cors import add_cors, is_preflight, preflight_answer
 from django_sse.http.response import no_store
+from django_sse.http.sessions import unavailable_without_session
 from django_sse.logs import log_seldom
 from django_sse.streaming.permission_rechecks import WrongAnswerError, is_yes
 
@@ -296,6 +297,8 @@ async def _answer_if(test: Test, request: HttpRequest, answer: Callable[[], Any]
     if passed:
         return await answer()
     if is_nobody(await _user(request)):
+        if unavailable := await unavailable_without_session(request):
+            return add_cors(request, unavailable)
         refusal = HttpResponse(status=401, headers={"WWW-Authenticate": _CHALLENGE})
     else:
         refusal = HttpResponseForbidden()

@@ -49,8 +49,8 @@ class OutboxEvent(models.Model):
     """Something that was published in a transaction and waits for its number.
 
     A transaction only inserts rows here, so it never waits for a group that another one has locked.
-    ``at`` is when something was ordered for an owner, in case the publisher dies and nobody looks
-    for long; 0 for others.
+    ``at`` is when an end or a reopening of an owner was ordered. It counts if the publisher died
+    and nobody looked for long. It is 0 for all else.
     """
 
     id = models.BigAutoField(primary_key=True)

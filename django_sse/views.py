@@ -199,8 +199,9 @@ class EventStreamView(View):
         session and the user are read again, and the tests of the mixins are run. When the stream
         opens, ``authorize`` is called instead.
 
-        An exception means no. But if the database or the network fails or time runs out, it is
-        called once more, and if that fails, too, the client is sent back to ``authorize``.
+        An exception means no. But if the database, the network or the sessions fail, or time,
+        memory or threads run out, it is called once more. If that fails, too, the client is sent
+        back to ``authorize``.
         """
         return True
 

@@ -16,8 +16,14 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.contrib.sessions.backends.cache import SessionStore as CacheSession
 from django.contrib.sessions.backends.cached_db import SessionStore as CachedDatabaseSession
 from django.contrib.sessions.backends.db import SessionStore as DatabaseSession
+from django.contrib.sessions.backends.file import SessionStore as FileSession
 from django.core.cache import caches
-from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist, ValidationError
+from django.core.exceptions import (
+    ImproperlyConfigured,
+    ObjectDoesNotExist,
+    SuspiciousOperation,
+    ValidationError,
+)
 from django.db import close_old_connections, router
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
@@ -263,19 +269,27 @@ def _has_owner_key(user: Any) -> bool:
 async def check_session(request: HttpRequest) -> None:
     """Tell a session that is gone from one that could not be read.
 
-    Django's engines return an empty session in both cases, as if nobody were logged in: the cache
-    may be away, or a file may not open.
+    Django's engines for caches and files return an empty session in both cases, as if nobody were
+    logged in: the cache may be away, or a file may not open.
 
     Raises:
         OSError: The session of the request's cookie could not be read, and may exist.
-        Exception: The engine cannot read sessions now.
     """
     session = getattr(request, "session", None)
     key = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
     if not key or not isinstance(session, SessionBase):
         return
-    await session.aget(SESSION_KEY)
-    if session.session_key is None and await sync_to_async(_existing)(type(session), [key]):
+    try:
+        await session.aget(SESSION_KEY)
+        if session.session_key is not None or not isinstance(session, CacheSession | FileSession):
+            return
+        exists = await sync_to_async(_existing)(type(session), [key])
+    except SuspiciousOperation:
+        # The cookie has a key that the engine never makes.
+        return
+    except Exception as error:
+        raise OSError("The session could not be read.") from error
+    if exists:
         raise OSError("The session exists, and could not be read.")
 
 

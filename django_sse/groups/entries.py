@@ -22,8 +22,9 @@ class Kind(IntEnum):
 class NewEntry:
     """An entry to append to a group: an encoded event without an id.
 
-    ``exclude`` is the key of the owner whose streams do not get the event. ``at`` is for an ``END``
-    that is written late: the time when it was ordered, in microseconds since the epoch; 0 for now.
+    ``exclude`` is the key of the owner whose streams do not get the event. ``at`` is when an
+    ``END`` or ``REOPEN`` was ordered, in microseconds since the epoch, if it is written late; 0 for
+    now.
     """
 
     group: str

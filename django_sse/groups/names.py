@@ -140,7 +140,8 @@ def expand_group(pattern: str, kwargs: Mapping[str, Any]) -> str:
         except TypeError as error:
             raise ImproperlyConfigured(
                 f"The group pattern {pattern!r} cannot use the argument {field!r} of the URL. "
-                f"{error} Override `get_groups`."
+                f"{error} Put its "
+                "primary key in the URL, or write an EventStreamView with `get_groups`."
             ) from error
         if found := separators & set(str(kwargs[field])):
             raise InvalidGroup(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from django.conf import settings
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
@@ -15,18 +16,23 @@ ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 
 
 def with_session(view: ViewT) -> ViewT:
-    """Let clients come back later while their sessions cannot be read.
+    """Let clients of an async view come back later while their sessions cannot be read."""
 
-    A guard would take them for not logged in, and its 401 or 403 would end an EventSource for good.
+    async def before(request: HttpRequest, kwargs: Mapping[str, Any]) -> HttpResponseBase | None:
+        return await unavailable_without_session(request)
+
+    return wrapped(view, abefore=before)
+
+
+async def unavailable_without_session(request: HttpRequest) -> HttpResponseBase | None:
+    """Return the answer to a request whose session cannot be read, or None.
+
+    A guard would take its client for not logged in, and a 401 or 403 ends an EventSource for good.
     """
-    return wrapped(view, abefore=_unavailable_without_session)
-
-
-async def _unavailable_without_session(
-    request: HttpRequest, kwargs: Mapping[str, Any]
-) -> HttpResponseBase | None:
     try:
         await check_session(request)
-    except Exception as error:
+    except OSError as error:
+        # Django's middleware would delete the cookie of a session that it takes for empty.
+        request.COOKIES.pop(settings.SESSION_COOKIE_NAME, None)
         return unavailable(request, SESSIONS_AWAY, error)
     return None

@@ -143,7 +143,7 @@ local function begin_anew(group, wire, at, cancelled)
   return group.head
 end
 
--- Does what `Numbering.take` does: returns 0 for what takes no number, nil for what is refused.
+-- Does what `Numbering.take` does, but that a REOPEN never has a time of its own: returns 0 for what takes no number, nil for what is refused.
 local function take(group, kind, wire, exclude, at, staged)
   at = tonumber(at)
   if kind == 'END' then

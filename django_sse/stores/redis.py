@@ -269,8 +269,8 @@ class RedisStore(EventStore):
                     retry=Retry(NoBackoff(), 0),
                 )
                 self._client = redis.Redis(connection_pool=pool)
-                # When neither the store nor a thread uses the client any more. A process that ends
-                # needs no help, and its other threads may still publish.
+                # Closes the pool once neither the store nor a thread uses the client. A process
+                # that ends needs no help, and its other threads may still publish.
                 finalize(self._client, pool.disconnect).atexit = False
             return self._client
 

@@ -39,7 +39,7 @@ _OFF_SECONDS: Final = 60.0
 _EARLY_FRACTION: Final = 0.05
 # How many causes of an exception are followed. The limit ends a chain that leads to itself.
 _MAX_CAUSES: Final = 10
-# What says nothing of a permission. A TimeoutError is an OSError.
+# Failures that say nothing about a permission. A TimeoutError is an OSError.
 _FAILURES: Final = (DatabaseFailure, OSError, MemoryError)
 
 
@@ -298,7 +298,7 @@ def _is_infrastructure_failure(error: BaseException | None) -> bool:
 
 
 def _is_lack_of_threads(error: BaseException) -> bool:
-    # CPython has no exception of its own for it.
+    # CPython has no exception class for this.
     return isinstance(error, RuntimeError) and error.args == ("can't start new thread",)
 
 

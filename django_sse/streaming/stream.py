@@ -212,7 +212,7 @@ class Stream:
             try:
                 if self._queue.busy_since is not None:
                     await self._queue.idle()
-                    # The time that the client took to read is not the pause's.
+                    # The pause begins once the client has read.
                     self._pause_ends_at = self._end_of_pause() if self._owner_check else 0.0
                 await self._wait_for_owner_check()
                 behind = next((sub for sub in self.subscriptions if self._is_behind(sub)), None)
@@ -252,7 +252,8 @@ class Stream:
                 events = subscription.in_memory(self._taken[subscription.group])
                 self._queue.push(self._render(subscription.group, iter(events)))
         self._owner_check = checked
-        # One end for all that come before the stream goes on: anybody may ring, again and again.
+        # All doorbells before the stream goes on share one pause, since anybody may ring again and
+        # again.
         if not self._pause_ends_at:
             self._pause_ends_at = self._end_of_pause()
         if self.phase is Phase.LIVE:

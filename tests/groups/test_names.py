@@ -181,7 +181,7 @@ def test_a_thing_is_named_by_its_key_and_not_by_its_text(thing: Any) -> None:
     ids=["user", "nobody", "lazy user", "model", "nothing", "yes"],
 )
 def test_a_pattern_takes_no_argument_whose_text_another_one_may_have(argument: Any) -> None:
-    with pytest.raises(ImproperlyConfigured, match="Override `get_groups`"):
+    with pytest.raises(ImproperlyConfigured, match="primary key in the URL"):
         expand_group("room-{room}", {"room": argument})
 
 

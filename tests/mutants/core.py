@@ -24,6 +24,7 @@ CORE = {
         "stores/test_contract.py",
         "test_views.py",
     ],
+    "http/sessions.py": ["access/test_logins.py", "streaming/test_permission_rechecks.py"],
     "http": ["http", "servers", "streaming/test_unread.py", "test_decorators.py", "test_views.py"],
     "publishing.py": [
         "test_publishing.py",

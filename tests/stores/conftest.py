@@ -6,6 +6,7 @@ import pytest
 import redis
 from asgiref.sync import sync_to_async
 from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.backends.sqlite3.features import DatabaseFeatures
 
 from django_sse.stores.database import DatabaseStore
 from tests import mysql, postgresql
@@ -13,6 +14,10 @@ from tests.live.servers import unavailable
 from tests.redis import RedisServer, binary, serve
 
 SQLITE = pytest.param(DEFAULT_DB_ALIAS, marks=pytest.mark.django_db(transaction=True))
+# SQLite before 3.35.
+OLD_SQLITE = pytest.param(
+    DEFAULT_DB_ALIAS, marks=pytest.mark.django_db(transaction=True), id="old sqlite"
+)
 POSTGRESQL = pytest.param(
     postgresql.ALIAS,
     marks=(
@@ -48,9 +53,13 @@ def redis_server(shared_redis: RedisServer) -> RedisServer:
     return shared_redis
 
 
-@pytest.fixture(params=[SQLITE, POSTGRESQL, MYSQL])
-async def database_store(request: pytest.FixtureRequest) -> AsyncIterator[DatabaseStore]:
+@pytest.fixture(params=[SQLITE, OLD_SQLITE, POSTGRESQL, MYSQL])
+async def database_store(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[DatabaseStore]:
     """The database store on every database supported."""
+    if "old sqlite" in request.node.callspec.id:
+        monkeypatch.setattr(DatabaseFeatures, "can_return_columns_from_insert", False)
     store = DatabaseStore(using=request.param)
     request.getfixturevalue("transactional_db")
     yield store

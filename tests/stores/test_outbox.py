@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -49,6 +50,61 @@ async def test_in_a_transaction_nothing_but_the_outbox_is_written(
     assert len(written) == 1
     assert "django_sse_outboxevent" in written[0]
     assert not any("FOR UPDATE" in sql for sql in queries)
+
+
+async def test_an_event_for_a_group_in_its_usual_state_takes_two_statements(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+    connection = connections[store.using]
+    if connection.vendor == "mysql" or not connection.features.can_return_columns_from_insert:
+        pytest.skip("What this database updates, it does not return.")
+    await append(store, event("news", "a"))
+
+    def queries_of_publish() -> list[str]:
+        connection = connections[store.using]
+        with CaptureQueriesContext(connection) as captured:
+            store.append([event("news", "b")], silent)
+        return [query["sql"] for query in captured.captured_queries]
+
+    queries = await sync_to_async(queries_of_publish)()
+    changing = [sql for sql in queries if sql.startswith(("SELECT", "INSERT", "UPDATE", "DELETE"))]
+    assert [sql.split()[0] for sql in changing if "pg_notify" not in sql] == ["UPDATE", "INSERT"]
+    assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
+
+
+async def test_a_kick_that_is_committed_as_its_group_is_read_is_told_first(
+    database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right before the publisher takes what waits for the group."""
+    store, rung = database_store, list[Hint]()
+    if connections[store.using].vendor == "sqlite":
+        pytest.skip("SQLite lets one transaction write at a time.")
+    await append(store, event("room", "before"))
+    take = store._statements.take_waiting
+
+    def kick_and_publish() -> None:
+        with transaction.atomic(using=store.using):
+            store._stage([end(user_key(7), "over")])
+            store._stage([event("room", "secret")])
+
+    def take_late(groups: Sequence[str]) -> Any:
+        if groups == ["room"]:
+            monkeypatch.setattr(store._statements, "take_waiting", take)
+            thread = Thread(target=kick_and_publish)
+            thread.start()
+            thread.join()
+        return take(groups)
+
+    def leave_one_behind() -> None:
+        with transaction.atomic(using=store.using):
+            store._stage([event("room", "waits")])
+
+    await sync_to_async(leave_one_behind)()
+    monkeypatch.setattr(store._statements, "take_waiting", take_late)
+    await sync_to_async(store.append)([event("room", "chat")], rung.extend)
+    assert [hint.group for hint in rung] == [user_key(7), "room"]
+    assert texts(rung[1].entries) == ["waits", "secret", "chat"]
 
 
 async def test_what_a_publisher_left_behind_is_numbered_by_the_next_to_look(

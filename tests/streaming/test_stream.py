@@ -333,7 +333,6 @@ async def test_a_flood_of_doorbells_about_an_owner_stops_no_replay(
 async def test_the_time_that_a_client_takes_to_read_is_not_taken_from_a_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nor does a doorbell of before: what is published after a kick waits for the store's word."""
     monkeypatch.setattr("django_sse.streaming.stream._OWNER_CHECK_SECONDS", 1)
     monkeypatch.setattr("django_sse.streaming.stream._EVENTS_A_TURN", 1)
     owner_key, start = user_key(7), await aposition("news")

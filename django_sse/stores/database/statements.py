@@ -24,9 +24,9 @@ _SELECT_GROUPS: Final = (
 # A write as the first statement takes SQLite's lock in any transaction mode.
 _TOUCH_GROUPS: Final = "UPDATE {groups} SET head = head WHERE name IN ({in})"
 _RETURNING_GROUPS: Final = " RETURNING name, first, head, cancelled, changed"
-# Only where no row of the outbox comes first. In PostgreSQL, a row that was committed while this
-# statement waited for the lock is not seen: it was published at the same time, and may be numbered
-# later.
+# Only while nothing waits for the group in the outbox. In PostgreSQL, a row that was committed
+# while this statement waited for the lock is not seen. It was published at the same time, and may
+# be numbered later.
 _ADVANCE_GROUP: Final = (
     "UPDATE {groups} SET head = head + %s, changed = {now} WHERE name = %s AND first > 0 "
     "AND NOT cancelled AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} = %s) RETURNING head"
@@ -47,10 +47,7 @@ _DELETE_STAGED: Final = "DELETE FROM {outbox} WHERE id IN ({in})"
 _TAKE_STAGED: Final = (
     "DELETE FROM {outbox} WHERE {group} IN ({in}) RETURNING id, {group}, wire, kind, exclude, at"
 )
-_SELECT_OWNERS_BEFORE: Final = (
-    "SELECT DISTINCT {group} FROM {outbox} WHERE {group} LIKE {owners} AND EXISTS "
-    "(SELECT 1 FROM {outbox} WHERE {group} IN ({in}))"
-)
+_SELECT_WAITING_OWNERS: Final = "SELECT DISTINCT {group} FROM {outbox} WHERE {group} LIKE {owners}"
 # What decides whether a group is cancelled, in order: its row, then what waits for it.
 _SELECT_CANCELS: Final = (
     "SELECT name, {close}, 0 FROM {groups} WHERE name IN ({in}) AND cancelled UNION ALL "
@@ -137,19 +134,17 @@ class Statements:
                 waiting.setdefault(group, []).append(entry)
         return waiting
 
-    def owners_before(self, groups: Sequence[str]) -> list[str]:
-        """Return the owners for whom something waits, if something waits for these groups, too."""
-        owners: set[str] = set()
-        for some in batches(groups):
-            owners.update(owner for [owner] in self._select(_SELECT_OWNERS_BEFORE, some))
-        return sorted(owners)
+    def waiting_owners(self, but: Sequence[str]) -> list[str]:
+        """Return the owners for whom something waits in the outbox, but those that are given."""
+        owners = {owner for [owner] in self._select(_SELECT_WAITING_OWNERS, ())}
+        return sorted(owners.difference(but))
 
     def stage(self, entries: Sequence[NewEntry], now: int) -> None:
         """Insert entries into the outbox.
 
         Args:
             entries: The entries.
-            now: When they were ordered, in microseconds since the epoch.
+            now: The database's time, in microseconds since the epoch, if owners are among them.
         """
         binary = self._binary
         rows = [
@@ -158,7 +153,7 @@ class Statements:
                 int(entry.kind),
                 binary(entry.wire),
                 entry.exclude,
-                now,
+                now if entry.group.startswith(OWNER_PREFIX) else 0,
             )
             for entry in entries
         ]
@@ -210,16 +205,16 @@ class Statements:
     def _run(self, sql: str, parameters: Sequence[Any]) -> None:
         connection = self._connection
         with connection.cursor() as cursor:
-            cursor.execute(_written(connection, sql, len(parameters)), parameters)
+            cursor.execute(_with_names(connection, sql, len(parameters)), parameters)
 
     def _select(self, sql: str, parameters: Sequence[Any], *, times: int = 1) -> list[Any]:
         connection = self._connection
         with connection.cursor() as cursor:
-            cursor.execute(_written(connection, sql, len(parameters)), [*parameters] * times)
+            cursor.execute(_with_names(connection, sql, len(parameters)), [*parameters] * times)
             return list(cursor.fetchall())
 
 
-def _written(connection: BaseDatabaseWrapper, sql: str, count: int) -> str:
+def _with_names(connection: BaseDatabaseWrapper, sql: str, count: int) -> str:
     """Return a statement with names and placeholders, as the connection's database has them."""
     names = {**_names(connection.vendor), "in": ", ".join(["%s"] * count)}
     return sql.format_map(names)

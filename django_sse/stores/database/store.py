@@ -75,6 +75,8 @@ class _Cursor(NamedTuple):
     monotonic: float
     version: tuple[Any, int] | None
     is_read_only: bool = False
+    is_unfinished: bool = False
+    """Whether something is left of what nobody may have looked at for long."""
 
     def clock_jumped(self, now: int) -> bool:
         """Whether the database's clock was set since then, or belongs to another server."""
@@ -214,21 +216,25 @@ class DatabaseStore(EventStore):
             return [], cursor
         began, now = monotonic(), self._tables.now()
         waiting = self._tables.outbox.order_by().values_list("group", flat=True).distinct()
+        first_look, is_complete = cursor is None or cursor.is_unfinished, True
         hints = []
         for group in sorted(waiting, key=_owners_first):
             if monotonic() - began > _NUMBERING_SECONDS:
-                version = None
+                is_complete = False
                 break
             try:
                 with self._connection.without_waiting():
-                    hints += self._number({group: []}, wait=False, first_look=cursor is None)[1]
+                    hints += self._number({group: []}, wait=False, first_look=first_look)[1]
             except OperationalError as error:
                 if not is_locked(error):
                     raise
-                # Another process holds the lock. Without a version, the next look comes back to
-                # this group whether anything changes or not.
-                version = None
-        next_cursor = _Cursor(now, began, version, is_read_only)
+                # Another process holds the lock.
+                is_complete = False
+        if not is_complete:
+            # Without a version, the next look comes back to what is left whether anything changes
+            # or not.
+            version = None
+        next_cursor = _Cursor(now, began, version, is_read_only, first_look and not is_complete)
         if cursor and (cursor.clock_jumped(now) or (cursor.is_read_only and not is_read_only)):
             # This may be another server, which took more events meanwhile.
             return None, next_cursor
@@ -271,19 +277,19 @@ class DatabaseStore(EventStore):
         with transaction.atomic(using=self.using):
             # Insert before reading: SQLite refuses the first write of a transaction if another one
             # has changed the database since its first read.
-            of_owners = any(entry.group.startswith(OWNER_PREFIX) for entry in entries)
-            self._statements.stage(entries, self._tables.now() if of_owners else 0)
+            has_owners = any(_is_owner(entry.group) for entry in entries)
+            self._statements.stage(entries, self._tables.now() if has_owners else 0)
             of_events = {entry.group for entry in entries if entry.kind is Kind.EVENT}
             for group in self._statements.cancelled(of_events):
                 raise GroupCancelled(group)
         groups = sorted({entry.group for entry in entries}, key=_owners_first)
         return lambda: self._number_each(groups)
 
-    def _number_each(self, groups: Iterable[str], *, wait: bool = True) -> Iterator[Sequence[Hint]]:
+    def _number_each(self, groups: Iterable[str]) -> Iterator[Sequence[Hint]]:
         """Number what waits in some groups, each group in a short transaction, and yield its hints
         after each."""
         for group in groups:
-            yield self._number({group: []}, wait=wait)[1]
+            yield self._number({group: []})[1]
 
     def _number(
         self,
@@ -309,27 +315,35 @@ class DatabaseStore(EventStore):
         names = sorted(new)
         # Only an old connection may be dead although a new one would work.
         is_old = connections[self.using].connection is not None
-        of_owners: list[Hint] = []
+        # Hints about owners that were numbered first.
+        owner_hints: list[Hint] = []
         while True:
             may_be_committed = False
             try:
                 with transaction.atomic(using=self.using):
                     if numbered := self._number_as_usual(new):
                         may_be_committed = True
-                        return numbered
+                        return numbered[0], owner_hints + numbered[1]
                     rows = self._statements.lock(names, wait=wait)
                     if len(rows) == len(names):
-                        owners = [] if _are_owners(names) else self._statements.owners_before(names)
+                        waiting = self._statements.take_waiting(names)
+                        # What a transaction published after a kick is not for the user whom it
+                        # kicked. Asked afterwards, to see all that was committed with it.
+                        are_owners = all(map(_is_owner, waiting))
+                        owners = [] if are_owners else self._statements.waiting_owners(names)
                         if not owners:
-                            numbers, hints = self._number_locked(rows, new, first_look=first_look)
+                            numbers, hints = self._number_locked(
+                                rows, waiting, new, first_look=first_look
+                            )
                             may_be_committed = True
-                            return numbers, of_owners + hints
+                            return numbers, owner_hints + hints
+                        transaction.set_rollback(True, using=self.using)
                 # In separate transactions: inside this one, a lock would be taken out of order.
                 if len(rows) == len(names):
-                    # What was published after a kick, in the same transaction, is not for who was
-                    # kicked.
-                    for told in self._number_each(owners, wait=wait):
-                        of_owners += told
+                    for owner in owners:
+                        owner_hints += self._number({owner: []}, wait=wait, first_look=first_look)[
+                            1
+                        ]
                     continue
                 self._tables.groups.bulk_create(
                     [EventGroup(name=name, changed=DatabaseTime()) for name in names],
@@ -381,11 +395,11 @@ class DatabaseStore(EventStore):
     def _number_locked(
         self,
         rows: Sequence[LockedGroup],
+        waiting: Mapping[str, Sequence[NewEntry]],
         new: Mapping[str, Sequence[NewEntry]],
         *,
         first_look: bool,
     ) -> tuple[dict[str, list[int | None]], list[Hint]]:
-        waiting = self._statements.take_waiting(list(new))
         numbers, hints = {}, []
         for row in rows:
             staged = waiting.get(row.name, [])
@@ -409,8 +423,9 @@ class DatabaseStore(EventStore):
         return numbers, hints
 
     def _closing(self, row: LockedGroup) -> bytes:
-        close = self._tables.stored.filter(group=row.name, number=row.head).first()
-        return bytes(close.wire) if close else b""
+        closes = self._tables.stored.filter(group=row.name, number=row.head)
+        wire = closes.values_list("wire", flat=True).first()
+        return bytes(wire) if wire else b""
 
     def _keep(self, row: LockedGroup, turn: Numbering) -> None:
         if row.first and turn.first != row.first:
@@ -476,9 +491,9 @@ class DatabaseStore(EventStore):
         return check_database(self.using, self.listen_alias)
 
 
+def _is_owner(name: str) -> bool:
+    return name.startswith(OWNER_PREFIX)
+
+
 def _owners_first(name: str) -> bool:
-    return not name.startswith(OWNER_PREFIX)
-
-
-def _are_owners(names: Sequence[str]) -> bool:
-    return all(name.startswith(OWNER_PREFIX) for name in names)
+    return not _is_owner(name)

@@ -48,6 +48,8 @@ _PERMISSIONS: Final = "permission_required"
 _TEST: Final = "test_func"
 # The attribute in which a view keeps the tests of its mixins, to repeat them later.
 _TESTS: Final = "_django_sse_tests"
+# The one of them that asks nothing but whether Django's own login is still valid.
+_LOGIN_TEST: Final = "_django_sse_login_test"
 
 Test = Callable[[], Awaitable[bool]]
 
@@ -90,10 +92,11 @@ class LoginRequiredMixin(AccessMixin):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
-        if is_found_by_others(request):
-            # Only then, since Django's own logins are watched anyway.
-            _remember_test(self, self.__is_logged_in)
-        return _answer_if(self.__is_logged_in, request, answer)
+        test = self.__is_logged_in
+        _remember_test(self, test)
+        if not is_found_by_others(request):
+            vars(self)[_LOGIN_TEST] = test
+        return _answer_if(test, request, answer)
 
     async def __is_logged_in(self) -> bool:
         user = await _user(self.request)
@@ -209,6 +212,12 @@ def tests_of(view: View) -> Sequence[Test]:
     """Return the tests that the mixins of a view have run on its request, to repeat them."""
     tests: Sequence[Test] = vars(view).get(_TESTS, ())
     return tests
+
+
+def forget_login_test(view: View) -> None:
+    """Do not repeat the test of Django's own login, which is watched."""
+    if test := vars(view).pop(_LOGIN_TEST, None):
+        vars(view)[_TESTS].remove(test)
 
 
 def _remember_test(view: View, test: Test) -> None:

@@ -148,6 +148,14 @@ def without_session(logins: Collection[Login]) -> set[Login]:
     return {login for login in logins if (login.session_store, login.session_key) in gone}
 
 
+def is_watched(login: Login | None) -> bool:
+    """Whether all that ends a login ends its streams: also that its session expires."""
+    engines = (DatabaseSession, CachedDatabaseSession, CacheSession)
+    if login is None or login.session_store is None:
+        return False
+    return any(_reads_like(login.session_store, engine) for engine in engines)
+
+
 def _existing(store: type[SessionBase], keys: Collection[str]) -> set[str]:
     """Return the keys of the sessions that exist, as Django would find them."""
     in_database = _reads_like(store, DatabaseSession) or _reads_like(store, CachedDatabaseSession)

@@ -80,6 +80,11 @@ class Members(LoginRequiredMixin, News):
     """For who is logged in."""
 
 
+class Unowned(Members):
+    async def get_owner(self) -> None:
+        return None
+
+
 class Page(LoginRequiredMixin, View):
     """A page of the project's own."""
 
@@ -103,6 +108,7 @@ urlpatterns = [
     path("job/", job_of_user),
     path("members/", Members.as_view()),
     path("page/", Page.as_view()),
+    path("unowned/", Unowned.as_view()),
     path("logout/", logout),
     path("rotate/", rotate),
     path("password/", change_password),
@@ -446,6 +452,15 @@ async def test_a_login_of_django_is_watched_and_so_not_asked_about() -> None:
     async with stream(await logged_in(), url="/members/"):
         [opened] = current_hub().streams
         assert opened.still_allowed is None
+
+
+async def test_a_login_that_nobody_watches_is_asked_about_again(settings: Settings) -> None:
+    """A view whose streams have no owner has no login to watch."""
+    settings.DJANGO_SSE = {**settings.DJANGO_SSE, "RECHECK_INTERVAL": 1}
+    async with stream(await logged_in(), url="/unowned/") as ended:
+        await goes_on(ended)
+        await User.objects.aupdate(is_active=False)
+        assert [event.event for event in await ended.rest()] == ["close"]
 
 
 @pytest.mark.parametrize("url", ["/members/", "/events/", "/page/"])

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.db import connections, transaction
+from django.db.models import F
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
@@ -28,6 +29,7 @@ from django_sse.stores.clock import database_time
 from django_sse.stores.database import DatabaseStore
 from django_sse.testing.layers import connected, everything_ends
 from django_sse.testing.stores import Bell, append, close, end, event, reopening, state, texts
+from django_sse.testing.threads import in_thread
 
 
 def silent(hints: Sequence[Hint]) -> None:
@@ -84,9 +86,12 @@ async def test_a_kick_that_is_committed_as_its_group_is_read_is_told_first(
     take = store._statements.take_waiting
 
     def kick_and_publish() -> None:
-        with transaction.atomic(using=store.using):
-            store._stage([end(user_key(7), "over")])
-            store._stage([event("room", "secret")])
+        try:
+            with transaction.atomic(using=store.using):
+                store._stage([end(user_key(7), "over")])
+                store._stage([event("room", "secret")])
+        finally:
+            connections.close_all()
 
     def take_late(groups: Sequence[str]) -> Any:
         if groups == ["room"]:
@@ -139,14 +144,58 @@ async def test_an_end_that_a_publisher_left_behind_counts_from_when_it_was_order
         return database_time(store.using)
 
     committed = await sync_to_async(commit_and_die)()
-    # Later by the clock of the database, which has milliseconds at the least.
-    async with asyncio.timeout(10):
-        while await sync_to_async(database_time)(store.using) <= committed + 1000:
-            await asyncio.sleep(0.001)
+    # Long ago: nobody looked at it since.
+    two_minutes = 120_000_000
+    await OutboxEvent.objects.using(store.using).aupdate(at=F("at") - two_minutes)
     await store.achanged(None, set())
     now = await state(store, user_key(7))
     assert now.cancelled
-    assert 0 < now.first <= committed
+    assert 0 < now.first <= committed - two_minutes
+
+
+async def test_an_end_of_just_now_counts_from_its_commit_also_on_a_first_look(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+
+    def order_and_commit() -> int:
+        with transaction.atomic(using=store.using):
+            store._stage([end(user_key(7), "over")])
+            time.sleep(0.01)
+            return database_time(store.using)
+
+    began = await sync_to_async(order_and_commit)()
+    await store.achanged(None, set())
+    assert (await state(store, user_key(7))).first >= began
+
+
+async def test_who_takes_what_waits_does_not_wait_for_open_transactions(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+    if connections[store.using].vendor == "sqlite":
+        pytest.skip("SQLite lets one transaction write at a time.")
+    staged, finish = Event(), Event()
+
+    def publish_slowly() -> None:
+        with transaction.atomic(using=store.using):
+            store.append([event("sport", "slow")], silent)
+            staged.set()
+            assert finish.wait(30)
+
+    def publish_three() -> None:
+        with transaction.atomic(using=store.using):
+            store.append([event("news", str(n)) for n in range(3)], silent)
+
+    slow = asyncio.create_task(in_thread(publish_slowly))
+    try:
+        assert await asyncio.to_thread(staged.wait, 10)
+        await asyncio.wait_for(in_thread(publish_three), 10)
+        assert texts(await store.aread("news", 0, 10)) == ["0", "1", "2"]
+        assert not slow.done()
+    finally:
+        finish.set()
+        await slow
 
 
 async def test_a_session_that_began_while_a_kick_was_being_committed_ends_as_well(

@@ -43,11 +43,17 @@ _STAGED_ROW: Final = "(%s, %s, %s, %s, %s)"
 _SELECT_STAGED: Final = (
     "SELECT id, {group}, wire, kind, exclude, at FROM {outbox} WHERE {group} IN ({in}) ORDER BY id"
 )
-_DELETE_STAGED: Final = "DELETE FROM {outbox} WHERE id IN ({in})"
+# One row at a time: for several ids, InnoDB may scan the whole table, and would wait for the rows
+# of all open transactions.
+_DELETE_STAGED: Final = "DELETE FROM {outbox} WHERE id = %s"
 _TAKE_STAGED: Final = (
     "DELETE FROM {outbox} WHERE {group} IN ({in}) RETURNING id, {group}, wire, kind, exclude, at"
 )
-_SELECT_WAITING_OWNERS: Final = "SELECT DISTINCT {group} FROM {outbox} WHERE {group} LIKE {owners}"
+# The first condition lets SQLite use the index.
+_SELECT_WAITING_OWNERS: Final = (
+    "SELECT DISTINCT {group} FROM {outbox} "
+    "WHERE {group} >= {owner_prefix} AND {group} LIKE {owners}"
+)
 # What decides whether a group is cancelled, in order: its row, then what waits for it.
 _SELECT_CANCELS: Final = (
     "SELECT name, {close}, 0 FROM {groups} WHERE name IN ({in}) AND cancelled UNION ALL "
@@ -127,8 +133,8 @@ class Statements:
                 rows = sorted(self._select(_TAKE_STAGED, some))
             else:
                 rows = self._select(_SELECT_STAGED, some)
-                for ids in batches([row[0] for row in rows]):
-                    self._run(_DELETE_STAGED, ids)
+                for row in rows:
+                    self._run(_DELETE_STAGED, row[:1])
             for _, group, wire, kind, exclude, at in rows:
                 entry = NewEntry(group, bytes(wire), Kind(kind), exclude, at)
                 waiting.setdefault(group, []).append(entry)
@@ -227,5 +233,6 @@ def _names(vendor: str) -> dict[str, str]:
     tables = {name: f"{quote}{model._meta.db_table}{quote}" for name, model in models.items()}
     kinds = {"close": str(int(Kind.CLOSE)), "reopen": str(int(Kind.REOPEN))}
     # Doubled, since a cursor takes a single percent sign for a placeholder.
+    kinds["owner_prefix"] = f"'{OWNER_PREFIX}'"
     kinds["owners"] = f"'{OWNER_PREFIX}%%'"
     return {**tables, **kinds, "group": f"{quote}group{quote}", "now": TIME_SQL[vendor]}

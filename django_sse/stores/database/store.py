@@ -59,6 +59,10 @@ _STEP_SECONDS: Final = 1.0
 _PUBLISHER_SECONDS: Final = 0.01
 _PUBLISHER_PAUSE: Final = 5
 
+# What was ordered longer ago than this (microseconds) is not of a transaction that was just
+# committed.
+_LONG_AGO: Final = 60_000_000
+
 # How long one look for changes may number what publishers left behind, in seconds. Reads wait
 # meanwhile.
 _NUMBERING_SECONDS: Final = 1.0
@@ -411,7 +415,8 @@ class DatabaseStore(EventStore):
                 # An owner's streams end as of now, with the commit: a session that began while the
                 # transaction was open ends, too. On a first look, the commit may be long ago, and
                 # the owner may have come back since.
-                turn.take(entry if first_look else replace(entry, at=0), staged=True)
+                is_old = first_look and entry.at < self._tables.now() - _LONG_AGO
+                turn.take(entry if is_old else replace(entry, at=0), staged=True)
             numbers[row.name] = [turn.take(entry) for entry in new[row.name]]
             hint = turn.finish()
             # Also without new entries: another process may have numbered this process's entries.

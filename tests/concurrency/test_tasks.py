@@ -44,4 +44,5 @@ async def test_a_replay_from_memory_lets_other_tasks_run() -> None:
             while len(client.events) < 50 * 200:
                 await asyncio.sleep(0)
                 turns += 1
-    assert turns > 50
+    # Without giving way, there would be one.
+    assert turns >= 25

@@ -150,16 +150,12 @@ def without_session(logins: Collection[Login]) -> set[Login]:
 
 def is_watched(login: Login | None) -> bool:
     """Whether all that ends a login ends its streams: also that its session expires."""
-    engines = (DatabaseSession, CachedDatabaseSession, CacheSession)
-    if login is None or login.session_store is None:
-        return False
-    return any(_reads_like(login.session_store, engine) for engine in engines)
+    return login is not None and any(_places_of(login.session_store))
 
 
 def _existing(store: type[SessionBase], keys: Collection[str]) -> set[str]:
     """Return the keys of the sessions that exist, as Django would find them."""
-    in_database = _reads_like(store, DatabaseSession) or _reads_like(store, CachedDatabaseSession)
-    in_cache = _reads_like(store, CacheSession) or _reads_like(store, CachedDatabaseSession)
+    in_database, in_cache = _places_of(store)
     if not in_database and not in_cache:
         session = store()
 
@@ -173,6 +169,13 @@ def _existing(store: type[SessionBase], keys: Collection[str]) -> set[str]:
     if in_cache:
         found.update(_existing_in_cache(store, list(set(keys) - found)))
     return found
+
+
+def _places_of(store: type[SessionBase] | None) -> tuple[bool, bool]:
+    """Whether a session engine looks in the database, and in the cache, as Django's engines do."""
+    in_both = _reads_like(store, CachedDatabaseSession)
+    in_database = in_both or _reads_like(store, DatabaseSession)
+    return in_database, in_both or _reads_like(store, CacheSession)
 
 
 def _reads_like(store: Any, engine: type[SessionBase]) -> bool:

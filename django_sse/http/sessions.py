@@ -1,6 +1,6 @@
 """Answers to requests whose session cannot be read now."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from django.conf import settings
@@ -17,11 +17,7 @@ ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 
 def with_session(view: ViewT) -> ViewT:
     """Let clients of an async view come back later while their sessions cannot be read."""
-
-    async def before(request: HttpRequest, kwargs: Mapping[str, Any]) -> HttpResponseBase | None:
-        return await unavailable_without_session(request)
-
-    return wrapped(view, abefore=before)
+    return wrapped(view, abefore=lambda request, kwargs: unavailable_without_session(request))
 
 
 async def unavailable_without_session(request: HttpRequest) -> HttpResponseBase | None:

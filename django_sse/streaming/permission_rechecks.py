@@ -288,13 +288,15 @@ def _is_infrastructure_failure(error: BaseException | None) -> bool:
 
     A library may wrap such an exception in another one, so causes are followed.
     """
-    for _ in range(_MAX_CAUSES):
-        if error is None or isinstance(error, _FAILURES) or _is_lack_of_threads(error):
-            break
+    for _ in range(_MAX_CAUSES + 1):
+        if error is None:
+            return False
+        if isinstance(error, _FAILURES) or _is_lack_of_threads(error):
+            return True
         if isinstance(error, BaseExceptionGroup):
             return all(_is_infrastructure_failure(each) for each in error.exceptions)
         error = error.__cause__ or error.__context__
-    return error is not None and (isinstance(error, _FAILURES) or _is_lack_of_threads(error))
+    return False
 
 
 def _is_lack_of_threads(error: BaseException) -> bool:

@@ -225,6 +225,7 @@ class Subscription:
                 self._end_cancelled()
                 return
             if self.head != self.origin and self.head >= self._announced(expected_head):
+                # The rest is left to the hint that announces it, as in a page.
                 return
             # If the group is cancelled, its `close` is the last of the missing events.
             self.cancelled = False

@@ -1,6 +1,8 @@
 """One client's stream: what it is sent in each phase, from opening to end."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -283,10 +285,22 @@ async def test_a_kicked_user_gets_what_was_published_before_the_kick() -> None:
         await areopen(user=7)
 
 
-async def flood(owner_key: str) -> None:
-    while True:
-        current_hub().hear_soon([Hint(owner_key, 1, cancelled=False)])
-        await asyncio.sleep(0)
+@asynccontextmanager
+async def flooded(owner_key: str) -> AsyncIterator[None]:
+    """Doorbells about an owner ring at every turn of the loop, to the end of the block."""
+
+    async def flood() -> None:
+        while True:
+            current_hub().hear_soon([Hint(owner_key, 1, cancelled=False)])
+            await asyncio.sleep(0)
+
+    flooding = asyncio.create_task(flood())
+    try:
+        yield
+        assert not flooding.done()
+    finally:
+        flooding.cancel()
+        await asyncio.wait([flooding])
 
 
 async def test_a_flood_of_doorbells_about_an_owner_delays_no_stream_for_long() -> None:
@@ -294,15 +308,10 @@ async def test_a_flood_of_doorbells_about_an_owner_delays_no_stream_for_long() -
     async with connected("news", owner=Owner({owner_key: None}, owner_key)) as client:
         await apublish("news", "0")
         await client.until_events(1)
-        flooding = asyncio.create_task(flood(owner_key))
-        try:
+        async with flooded(owner_key):
             for n in range(1, 4):
                 await apublish("news", str(n))
             assert await client.until_events(4) == ["0", "1", "2", "3"]
-            assert not flooding.done()
-        finally:
-            flooding.cancel()
-            await asyncio.wait([flooding])
 
 
 async def test_a_flood_of_doorbells_about_an_owner_stops_no_replay(
@@ -320,20 +329,14 @@ async def test_a_flood_of_doorbells_about_an_owner_stops_no_replay(
     owner_key, start = user_key(7), await aposition("news")
     await apublish_many(("news", str(n)) for n in range(3))
     owner = Owner({owner_key: None}, owner_key)
-    async with connected("news", after=start, owner=owner) as client:
-        flooding = asyncio.create_task(flood(owner_key))
-        try:
-            assert await client.until_events(3) == ["0", "1", "2"]
-            assert not flooding.done()
-        finally:
-            flooding.cancel()
-            await asyncio.wait([flooding])
+    async with connected("news", after=start, owner=owner) as client, flooded(owner_key):
+        assert await client.until_events(3) == ["0", "1", "2"]
 
 
 async def test_the_time_that_a_client_takes_to_read_is_not_taken_from_a_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("django_sse.streaming.stream._OWNER_CHECK_SECONDS", 1)
+    monkeypatch.setattr("django_sse.streaming.stream._OWNER_CHECK_SECONDS", 0.05)
     monkeypatch.setattr("django_sse.streaming.stream._EVENTS_A_TURN", 1)
     owner_key, start = user_key(7), await aposition("news")
     await apublish_many([("news", "0"), ("news", "1")])
@@ -352,16 +355,21 @@ async def test_the_time_that_a_client_takes_to_read_is_not_taken_from_a_pause(
     monkeypatch.setattr(DatabaseStore, "astates", answer)
     monkeypatch.setattr(Client, "send", read_late)
     owner = Owner({owner_key: None}, owner_key)
-    async with connected("news", after=start, owner=owner) as client:
+    async with (
+        connected("news", after=start, owner=owner) as client,
+        connected("news", after=start) as other,
+    ):
         await client.until_events(1)
+        await other.until_events(1)
         current_hub().hear_soon([Hint(owner_key, 1, cancelled=False)])
-        # Longer than a pause.
-        await asyncio.sleep(1.2)
+        # Longer than a pause. Those that begin later are as long as it takes.
+        await asyncio.sleep(0.1)
+        monkeypatch.setattr("django_sse.streaming.stream._OWNER_CHECK_SECONDS", 30)
         store_answers.clear()
         await acancel(user=7)
         await apublish("news", "he is gone")
         may_read.set()
-        await asyncio.sleep(0.3)
+        assert await other.until_events(3) == ["0", "1", "he is gone"]
         assert "he is gone" not in client.data
         store_answers.set()
         await client.until(client.stream.ended.done)

@@ -51,8 +51,7 @@ _TAKE_STAGED: Final = (
 )
 # The first condition lets SQLite use the index.
 _SELECT_WAITING_OWNERS: Final = (
-    "SELECT DISTINCT {group} FROM {outbox} "
-    "WHERE {group} >= {owner_prefix} AND {group} LIKE {owners}"
+    "SELECT DISTINCT {group} FROM {outbox} WHERE {group} >= %s AND {group} LIKE %s"
 )
 # What decides whether a group is cancelled, in order: its row, then what waits for it.
 _SELECT_CANCELS: Final = (
@@ -142,8 +141,8 @@ class Statements:
 
     def waiting_owners(self, but: Sequence[str]) -> list[str]:
         """Return the owners for whom something waits in the outbox, but those that are given."""
-        owners = {owner for [owner] in self._select(_SELECT_WAITING_OWNERS, ())}
-        return sorted(owners.difference(but))
+        rows = self._select(_SELECT_WAITING_OWNERS, [OWNER_PREFIX, f"{OWNER_PREFIX}%"])
+        return sorted({owner for [owner] in rows}.difference(but))
 
     def stage(self, entries: Sequence[NewEntry], now: int) -> None:
         """Insert entries into the outbox.
@@ -232,7 +231,4 @@ def _names(vendor: str) -> dict[str, str]:
     models = {"groups": EventGroup, "stored": StoredEvent, "outbox": OutboxEvent}
     tables = {name: f"{quote}{model._meta.db_table}{quote}" for name, model in models.items()}
     kinds = {"close": str(int(Kind.CLOSE)), "reopen": str(int(Kind.REOPEN))}
-    # Doubled, since a cursor takes a single percent sign for a placeholder.
-    kinds["owner_prefix"] = f"'{OWNER_PREFIX}'"
-    kinds["owners"] = f"'{OWNER_PREFIX}%%'"
     return {**tables, **kinds, "group": f"{quote}group{quote}", "now": TIME_SQL[vendor]}

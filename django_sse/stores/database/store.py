@@ -158,7 +158,7 @@ class DatabaseStore(EventStore):
             for some in batches(groups)
             for name, first, head, oldest, cancelled, idle in rows.filter(name__in=some)
             # Trimming may not have dropped the owner's group yet.
-            if idle < ttl or not name.startswith(OWNER_PREFIX)
+            if idle < ttl or not _is_owner(name)
         }
         return {group: found.get(group) or GroupState() for group in groups}
 
@@ -345,9 +345,8 @@ class DatabaseStore(EventStore):
                 # In separate transactions: inside this one, a lock would be taken out of order.
                 if len(rows) == len(names):
                     for owner in owners:
-                        owner_hints += self._number({owner: []}, wait=wait, first_look=first_look)[
-                            1
-                        ]
+                        _, hints = self._number({owner: []}, wait=wait, first_look=first_look)
+                        owner_hints += hints
                     continue
                 self._tables.groups.bulk_create(
                     [EventGroup(name=name, changed=DatabaseTime()) for name in names],
@@ -411,12 +410,12 @@ class DatabaseStore(EventStore):
             turn = Numbering(
                 row.name, row.first, row.head, row.cancelled, closing, self._tables.now
             )
+            # An owner's streams end as of now, with the commit: a session that began while the
+            # transaction was open ends, too. On a first look, the commit may be long ago, and the
+            # owner may have come back since.
+            long_ago = self._tables.now() - _LONG_AGO if staged and first_look else 0
             for entry in staged:
-                # An owner's streams end as of now, with the commit: a session that began while the
-                # transaction was open ends, too. On a first look, the commit may be long ago, and
-                # the owner may have come back since.
-                is_old = first_look and entry.at < self._tables.now() - _LONG_AGO
-                turn.take(entry if is_old else replace(entry, at=0), staged=True)
+                turn.take(replace(entry, at=0) if entry.at > long_ago else entry, staged=True)
             numbers[row.name] = [turn.take(entry) for entry in new[row.name]]
             hint = turn.finish()
             # Also without new entries: another process may have numbered this process's entries.

@@ -1,12 +1,13 @@
 """A stream ends with the login that it was opened in."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -20,6 +21,7 @@ from django.contrib.sessions.backends.db import SessionStore as DatabaseSession
 from django.contrib.sessions.backends.file import SessionStore as FileSession
 from django.contrib.sessions.models import Session
 from django.core.cache import caches
+from django.core.cache.backends.locmem import LocMemCache
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.test import AsyncClient, RequestFactory
@@ -350,6 +352,29 @@ async def test_who_is_logged_out_everywhere_loses_the_streams(engine: Any) -> No
         await assert_sent_back_for_good(first, tab)
         await assert_sent_back_for_good(second, phone)
         await goes_on(other)
+
+
+class ConnectedCache(LocMemCache):
+    """Each thread has a connection from its first question to its close, as across a network."""
+
+    asked = 0
+    connected: ClassVar[set[int]] = set()
+
+    def get_many(self, *args: Any, **options: Any) -> dict[str, Any]:
+        self.connected.add(threading.get_ident())
+        type(self).asked += 1
+        return super().get_many(*args, **options)
+
+    def close(self, **options: Any) -> None:
+        self.connected.discard(threading.get_ident())
+
+
+async def test_a_check_of_sessions_leaves_no_connection_to_their_cache(settings: Settings) -> None:
+    settings.CACHES = {"default": {"BACKEND": f"{__name__}.ConnectedCache"}}
+    settings.SESSION_ENGINE = ENGINES["cache"]
+    async with stream(await logged_in()):
+        await until(lambda: ConnectedCache.asked)
+    await until(lambda: not ConnectedCache.connected)
 
 
 async def test_sessions_that_are_deleted_by_a_query_lose_their_streams() -> None:

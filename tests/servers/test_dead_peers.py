@@ -5,8 +5,10 @@ import socket
 from typing import Any
 
 import pytest
+from asgiref.testing import ApplicationCommunicator
 from django.test import override_settings
 
+from django_sse.asgi import EventStreamApplication
 from django_sse.servers.dead_peers import bound_silence
 from tests.streams import until
 
@@ -59,3 +61,29 @@ async def test_what_has_no_peer_is_left_alone(peer: Any) -> None:
 async def test_without_a_send_timeout_nothing_is_let_go_of() -> None:
     bound_silence(("127.0.0.1", 7))
     assert len(asyncio.all_tasks()) == 1
+
+
+@override_settings(DJANGO_SSE={"SEND_TIMEOUT": 20, "HEARTBEAT": 5, "STORE": "memory"})
+@pytest.mark.parametrize(("content_type", "expected"), [("text/event-stream", 25_000), ("", 0)])
+async def test_only_the_connections_of_event_streams_are_let_go_of(
+    content_type: str, expected: int
+) -> None:
+    async def respond(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-type", content_type.encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body"})
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()),
+    ):
+        connection, peer = server.accept()
+        with connection:
+            communicator: type[Any] = ApplicationCommunicator
+            request = communicator(
+                EventStreamApplication(respond), {"type": "http", "client": peer}
+            )
+            await request.send_input({"type": "http.request"})
+            await request.wait(10)
+            await until(lambda: len(asyncio.all_tasks()) == 1)
+            assert milliseconds(connection) == expected

@@ -173,8 +173,12 @@ def make_deaf(monkeypatch: pytest.MonkeyPatch, error: BaseException, *names: str
 
 @pytest.mark.parametrize("error", FAILURES, ids=repr)
 async def test_a_group_that_cannot_hear_keeps_no_other_from_hearing(
-    error: BaseException, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: BaseException,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "SYNC_INTERVAL": 3600}
     async with connected("broken") as broken, connected("news") as client:
         make_deaf(monkeypatch, error, "hear")
         await apublish_many([("broken", "lost"), ("news", "hi")])

@@ -247,11 +247,11 @@ async def test_newcomers_of_one_moment_are_not_sent_the_past() -> None:
             assert (await reader.next_event()).data == "new"
 
 
-async def test_who_leaves_while_a_group_is_opened_takes_it_from_nobody(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    await apublish("news", "before")
+@pytest.fixture
+def slow_store(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
+    """Events that say when the store is asked for states, and let it answer. At first it may."""
     asked, answers = asyncio.Event(), asyncio.Event()
+    answers.set()
     astates = DatabaseStore.astates
 
     async def wait(store: DatabaseStore, groups: Sequence[str]) -> dict[str, GroupState]:
@@ -259,8 +259,41 @@ async def test_who_leaves_while_a_group_is_opened_takes_it_from_nobody(
         await answers.wait()
         return await astates(store, groups)
 
-    start = parse_position(await aposition("news"), ["news"])
     monkeypatch.setattr(DatabaseStore, "astates", wait)
+    return asked, answers
+
+
+async def test_who_comes_while_a_group_is_opened_is_not_sent_the_past(
+    slow_store: tuple[asyncio.Event, asyncio.Event],
+) -> None:
+    await apublish_many(("news", str(n)) for n in range(3))
+    asked, answers = slow_store
+    start = parse_position(await aposition("news"), ["news"])
+    asked.clear()
+    answers.clear()
+    first = Stream(current_hub(), start)
+    opening = asyncio.create_task(first.open())
+    await asked.wait()
+    answering = asyncio.create_task(EventStreamView.as_view(groups=["news"])(get()))
+    # Enough for a view that does not ask the store.
+    await asyncio.wait([answering], timeout=0.1)
+    answers.set()
+    await opening
+    async with reading(await answering) as second:
+        await second.opened()
+        await apublish("news", "new")
+        assert (await second.next_event()).data == "new"
+    first.end("test is over")
+
+
+async def test_who_leaves_while_a_group_is_opened_takes_it_from_nobody(
+    slow_store: tuple[asyncio.Event, asyncio.Event],
+) -> None:
+    await apublish("news", "before")
+    asked, answers = slow_store
+    start = parse_position(await aposition("news"), ["news"])
+    asked.clear()
+    answers.clear()
     leaves, stays = Stream(current_hub(), start), Stream(current_hub(), start)
     client = Client(stays)
     leaving = asyncio.create_task(leaves.open())

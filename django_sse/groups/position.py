@@ -8,7 +8,7 @@ nobody can forge a position. The keys are derived from ``SECRET_KEY``.
 
 import hmac
 import re
-from base64 import urlsafe_b64encode
+from binascii import b2a_base64
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final
@@ -33,6 +33,8 @@ _HASHING_PURPOSE: Final = "group in a position"
 _SEPARATOR: Final = "~"
 _ENTRY: Final = re.compile(r"([A-Za-z0-9_-]{11})\.([0-9a-z]{1,11})", re.ASCII)
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+_PAIRS: Final = [f"{high}{low}" for high in _DIGITS for low in _DIGITS]
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 
 
 def format_position(numbers: Mapping[str, int]) -> str:
@@ -44,9 +46,26 @@ def format_position(numbers: Mapping[str, int]) -> str:
     if not numbers:
         return ""
     hash_key = signing_key(_HASHING_PURPOSE)
-    entries = _SEPARATOR.join(_entry(hash_key, group, number) for group, number in numbers.items())
-    digest = signature(signing_key(_SIGNING_PURPOSE), _signed_bytes(numbers, entries))
-    return f"{entries}{_SEPARATOR}{_short(digest)}"
+    entries = _SEPARATOR.join([_entry(hash_key, *item) for item in numbers.items()])
+    signed = _signature(signing_key(_SIGNING_PURPOSE), _prefix(numbers), entries)
+    return f"{entries}{_SEPARATOR}{signed}"
+
+
+class GroupPositions:
+    """The positions of streams that follow one group alone."""
+
+    __slots__ = ("_key", "_mark", "_prefix")
+
+    def __init__(self, group: str) -> None:
+        # The parts that do not depend on the number.
+        self._mark = f"{group_hash(group)}."
+        self._prefix = prefix_of(group)
+        self._key = signing_key(_SIGNING_PURPOSE)
+
+    def format(self, number: int) -> str:
+        """Return what ``format_position`` returns for the group and this number."""
+        entry = f"{self._mark}{_base36(number)}"
+        return f"{entry}{_SEPARATOR}{_signature(self._key, self._prefix, entry)}"
 
 
 def parse_position(last_event_id: str, groups: Iterable[str]) -> dict[str, int]:
@@ -63,7 +82,7 @@ def parse_position(last_event_id: str, groups: Iterable[str]) -> dict[str, int]:
     groups = list(groups)
     keys = zip(accepted_keys(_SIGNING_PURPOSE), accepted_keys(_HASHING_PURPOSE), strict=True)
     for key, hash_key in keys:
-        valid = _short(signature(key, _signed_bytes(groups, entries)))
+        valid = _signature(key, _prefix(groups), entries)
         if hmac.compare_digest(valid.encode(), sent.encode("utf-8", "replace")):
             return _numbers(hash_key, entries, groups)
     return dict.fromkeys(groups, LOST)
@@ -74,10 +93,14 @@ def group_hash(group: str) -> str:
     return _group_hash(signing_key(_HASHING_PURPOSE), group)
 
 
-def _signed_bytes(groups: Iterable[str], entries: str) -> bytes:
-    # All groups belong to one tenant. No entry contains the slash that ends the tenant's prefix.
-    prefix = prefix_of(next(iter(groups), ""))
-    return f"{prefix}{entries}".encode("utf-8", "replace")
+def _signature(key: bytes, prefix: str, entries: str) -> str:
+    # No entry contains the slash that ends a tenant's prefix.
+    return _short(signature(key, f"{prefix}{entries}".encode("utf-8", "replace")))
+
+
+def _prefix(groups: Iterable[str]) -> str:
+    # All groups of a position belong to one tenant.
+    return prefix_of(next(iter(groups), ""))
 
 
 def _numbers(key: bytes, entries: str, groups: Iterable[str]) -> dict[str, int]:
@@ -103,15 +126,19 @@ def _group_hash(key: bytes, group: str) -> str:
 
 def _short(digest: bytes) -> str:
     # 64 bits suffice, since each guess takes a request.
-    return urlsafe_b64encode(digest[:8])[:11].decode()
+    return b2a_base64(digest[:8]).translate(_URL_SAFE)[:11].decode()
 
 
 def _base36(number: int) -> str:
     if number < 0:
         raise ValueError(f"No event has the number {number}.")
-    digits = ""
-    while True:
-        number, digit = divmod(number, 36)
-        digits = _DIGITS[digit] + digits
-        if not number:
-            return digits
+    high, low = divmod(number, len(_PAIRS) ** 2)
+    first, second = divmod(low, len(_PAIRS))
+    return f"{_high_digits(high)}{_PAIRS[first]}{_PAIRS[second]}".lstrip("0") or "0"
+
+
+# Cached: the numbers of a group differ in their last digits.
+@lru_cache(maxsize=4096)
+def _high_digits(number: int) -> str:
+    high, low = divmod(number, len(_PAIRS))
+    return f"{_high_digits(high) if high else ''}{_PAIRS[low]}"

@@ -10,7 +10,6 @@ from django_sse.conf import conf
 from django_sse.doorbells.layer_channel import Message
 from django_sse.event import Event, decode_block, with_id
 from django_sse.groups.entries import Entry
-from django_sse.groups.position import format_position
 
 # `Tail.hold` multiplies the tail's byte limit by this, until `let_go`.
 _HOLD_FACTOR: Final = 8
@@ -21,7 +20,9 @@ class EncodedEvent:
 
     __slots__ = ("_decoded", "chunk", "closes", "exclude", "group", "message", "number", "wire")
 
-    def __init__(self, group: str, entry: Entry, message: Message | None = None) -> None:
+    def __init__(
+        self, group: str, entry: Entry, id: str = "", *, message: Message | None = None
+    ) -> None:
         self.group = group
         self.number = entry.number
         self.wire = entry.wire
@@ -31,11 +32,7 @@ class EncodedEvent:
         self.message = message
         self._decoded: Event | None = None
         # Streams that follow only this group all send this same bytes object.
-        self.chunk = (
-            with_id(format_position({group: entry.number}), entry.wire)
-            if entry.number
-            else entry.wire
-        )
+        self.chunk = with_id(id, entry.wire) if id else entry.wire
 
     @property
     def size(self) -> int:
@@ -55,19 +52,30 @@ class Batch:
     __slots__ = ("chunk", "closing", "events", "excluded", "first", "is_large", "last", "messages")
 
     def __init__(self, events: Sequence[EncodedEvent]) -> None:
-        numbers = [encoded.number for encoded in events if encoded.number]
         self.events = events
         # A batch without numbers is taken whole by every stream, whose position stays.
-        self.first, self.last = (numbers[0], numbers[-1]) if numbers else (sys.maxsize, 0)
-        self.messages = [encoded for encoded in events if not encoded.number]
+        self.first, self.last = sys.maxsize, 0
+        self.messages: list[EncodedEvent] = []
         # The keys of owners whose streams do not get the whole batch.
-        self.excluded = {encoded.exclude for encoded in events if encoded.exclude}
-        self.closing = next((encoded for encoded in reversed(events) if encoded.closes), None)
-        size = sum(len(encoded.chunk) for encoded in events)
+        self.excluded: set[str] = set()
+        self.closing: EncodedEvent | None = None
+        size, chunks = 0, []
+        for encoded in events:
+            size += len(encoded.chunk)
+            if not encoded.number:
+                self.messages.append(encoded)
+            elif not self.last:
+                self.first = encoded.number
+            self.last = encoded.number or self.last
+            if encoded.exclude:
+                self.excluded.add(encoded.exclude)
+            if encoded.closes:
+                self.closing = encoded
+            else:
+                chunks.append(encoded.chunk)
         # It exceeds what may wait for a client, so no stream takes it as one chunk.
         self.is_large = size > conf().BACKLOG_BYTES
-        sent = events if not self.is_large else ()
-        self.chunk = b"".join(encoded.chunk for encoded in sent if not encoded.closes)
+        self.chunk = b"" if self.is_large else b"".join(chunks)
 
     def after(self, number: int, *, with_messages: bool) -> Sequence[EncodedEvent]:
         """Return the events that a stream has not taken yet.
@@ -114,7 +122,8 @@ class Tail:
         """Add new events, which must follow the last one without a gap."""
         self.next = events[-1].number + 1
         self._events.extend(events)
-        self._bytes += sum(encoded.size for encoded in events)
+        for encoded in events:
+            self._bytes += encoded.size
         self.bound(self._max_bytes)
 
     def prepend(self, events: Iterable[EncodedEvent]) -> bool:

@@ -22,6 +22,7 @@ from django_sse.logs import log_seldom, logger
 from django_sse.servers.shutdown import call_at_shutdown
 from django_sse.stores import get_store
 from django_sse.stores.base import Cursor
+from django_sse.streaming.fan_out import FanOut
 from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
 from django_sse.streaming.rechecks import Rechecks
@@ -81,6 +82,7 @@ class Hub:
         self._store = get_store()
         self._reader = StoreReader(self._store)
         self._rechecks = Rechecks(self.streams, self._store, self._reader, self._sync_interval)
+        self._fan_out = FanOut(loop)
         self._followed = ChainMap[str, Any](self._subscriptions, self._rechecks.owned)
         self._layer = default_layer()
         self._receiver = doorbell_of(self._store).receiver(self)
@@ -181,7 +183,9 @@ class Hub:
             self._stop()
 
     def _subscribe(self, group: str) -> Subscription:
-        subscription = self._subscriptions[group] = Subscription(group, self._store, self._reader)
+        subscription = self._subscriptions[group] = Subscription(
+            group, self._store, self._reader, self._fan_out
+        )
         subscription.tail.bound(self._tail_bytes())
         spawn(self._open(subscription))
         return subscription
@@ -219,7 +223,8 @@ class Hub:
 
     def hear_soon(self, hints: Sequence[Hint]) -> None:
         """Take hints, from any thread. Hints for groups that no stream follows are dropped."""
-        followed = [hint for hint in hints if hint.group in self._followed]
+        groups, owners = self._subscriptions, self._rechecks.owned
+        followed = [hint for hint in hints if hint.group in groups or hint.group in owners]
         if not followed:
             return
         self._inbox.append(followed)
@@ -234,7 +239,7 @@ class Hub:
     def _read_inbox(self) -> None:
         # Set before reading, so that hints that come from here on schedule another read.
         self._inbox_is_read = True
-        while self._inbox:
+        for _ in range(len(self._inbox)):
             for hint in self._inbox.popleft():
                 try:
                     self._hear(hint)

@@ -15,11 +15,13 @@ from django_sse.doorbells.layer_channel import LayerChannel, Message
 from django_sse.event import Event, encode_published
 from django_sse.exceptions import InvalidEvent
 from django_sse.groups.entries import Entry, GroupState, Hint
+from django_sse.groups.position import GroupPositions
 from django_sse.groups.replay import join
 from django_sse.logs import log_seldom, logger
 from django_sse.stores.base import EventStore
 from django_sse.stores.read_limits import READ_BYTES
 from django_sse.streaming.encoded_events import Batch, EncodedEvent, Tail
+from django_sse.streaming.fan_out import FanOut
 from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.send_queue import LastBytes
 from django_sse.streaming.store_reader import StoreReader
@@ -34,8 +36,6 @@ ALL_TAILS_BYTES: Final = 64 * TAIL_BYTES
 PAGE: Final = 100
 # For a stream that comes back, the tail is extended backwards by at most this many events.
 _MAX_TAIL_EXTENSION: Final = 5 * PAGE
-# Streams served in one turn of the event loop, so that a large group never holds it for long.
-STREAMS_A_TURN: Final = 256
 # The approximate size of a hint in memory, without its entries.
 _HINT_BYTES: Final = 500
 # How long a large batch is kept for the streams that take it bit by bit.
@@ -84,7 +84,7 @@ class Subscription:
     ``head`` is the last known number. Events are delivered without a gap up to it.
     """
 
-    def __init__(self, group: str, store: EventStore, reader: StoreReader) -> None:
+    def __init__(self, group: str, store: EventStore, reader: StoreReader, fan_out: FanOut) -> None:
         self.group = group
         self.streams: set[Follower] = set()
         self.first = 0
@@ -97,6 +97,8 @@ class Subscription:
         self.joined = asyncio.get_running_loop().create_future()
         self._store = store
         self._reader = reader
+        self._fan_out = fan_out
+        self._positions = GroupPositions(group)
         self.tail = Tail(TAIL_BYTES)
         self._tail_extension_lock = asyncio.Lock()
         # How many events to read for a page that ends where the tail begins.
@@ -104,8 +106,10 @@ class Subscription:
         # The pages that are being read for streams, by the number before them.
         self._pages: dict[int, asyncio.Task[list[EncodedEvent]]] = {}
         self._tail_release: asyncio.TimerHandle | None = None
+        # The newest events, then the batch that is being handed out, and the streams without it.
         self._pending: list[EncodedEvent] = []
-        self._fanning_out = False
+        self._batch: Batch | None = None
+        self._without_batch: Iterator[Follower] = iter(())
         # The hints heard before the state was read, and their size in bytes.
         self._early_hints: list[Hint] = []
         self._early_bytes = 0
@@ -145,7 +149,7 @@ class Subscription:
     def hear_message(self, message: Message) -> None:
         """Deliver a plain Channels message live, without a number."""
         if message.get("type") != PLAIN_EVENT:
-            self._deliver([EncodedEvent(self.group, Entry(0, b""), message)])
+            self._deliver([EncodedEvent(self.group, Entry(0, b""), message=message)])
             return
         fields = {key: value for key, value in message.items() if key != "type"}
         try:
@@ -338,7 +342,7 @@ class Subscription:
         entries, _ = join(after, await self._reader.page(self.group, after, limit))
         if not entries:
             raise HistoryLostError
-        return [EncodedEvent(self.group, entry) for entry in entries]
+        return [self._encoded(entry) for entry in entries]
 
     async def _extend_tail(self) -> bool:
         """Read events before the tail, if there is room.
@@ -357,7 +361,7 @@ class Subscription:
             return True
         if 2 * size <= READ_BYTES:
             self._tail_extension_step = min(2 * step, PAGE)
-        return self.tail.prepend(EncodedEvent(self.group, entry) for entry in reversed(page))
+        return self.tail.prepend(self._encoded(entry) for entry in reversed(page))
 
     def _start_after(self, number: int) -> int:
         """Return the number to read after, for a position: the origin stands for all events."""
@@ -375,37 +379,59 @@ class Subscription:
         self.tail.clear(self.head + 1)
 
     def _add(self, entries: Iterable[Entry]) -> None:
-        events = [EncodedEvent(self.group, entry) for entry in entries]
+        events = [self._encoded(entry) for entry in entries]
         if not events:
             return
         self.head = events[-1].number
         self.tail.append(events)
         self._deliver(events)
 
+    def _encoded(self, entry: Entry) -> EncodedEvent:
+        return EncodedEvent(self.group, entry, self._positions.format(entry.number))
+
     # Fan-out
 
     def _deliver(self, events: Sequence[EncodedEvent]) -> None:
+        if not self.has_new_events:
+            self._fan_out.add(self)
         self._pending.extend(events)
-        if not self._fanning_out:
-            self._fanning_out = True
-            asyncio.get_running_loop().call_soon(self._next_batch)
 
-    def _next_batch(self) -> None:
+    @property
+    def has_new_events(self) -> bool:
+        """Whether some streams do not have all new events yet."""
+        return self._batch is not None or bool(self._pending)
+
+    def hand_out(self, limit: int) -> int:
+        """Hand new events to up to ``limit`` streams. Return to how many."""
+        if self._batch is None:
+            self._begin_batch()
+        batch = self._batch
+        if batch is None:
+            return 0
+        before = length_hint(self._without_batch)
+        try:
+            each(islice(self._without_batch, limit), lambda stream: stream.take(self, batch))
+        finally:
+            left = length_hint(self._without_batch)
+            if not left:
+                self._batch = None
+        return before - left
+
+    def _begin_batch(self) -> None:
         events, self._pending = self._pending, []
+        # Events whose group began anew are gone.
         if not events:
-            self._fanning_out = False
             return
         try:
-            batch = Batch(events)
+            self._batch = Batch(events)
         except Exception as error:
             # There may be no memory to join them. Clients that come back get them bit by bit.
-            self._fanning_out = False
             failure = error
             each(list(self.streams), lambda stream: stream.fail(failure))
         else:
-            if batch.is_large:
-                self._hold(batch)
-            self._fan_out(batch, iter(list(self.streams)))
+            self._without_batch = iter(list(self.streams))
+            if self._batch.is_large:
+                self._hold(self._batch)
 
     def _hold(self, batch: Batch) -> None:
         """Keep a batch for a while that is too large for the streams to take at once.
@@ -417,17 +443,6 @@ class Subscription:
             self._tail_release.cancel()
         loop = asyncio.get_running_loop()
         self._tail_release = loop.call_later(_HOLD_SECONDS, self.tail.let_go, context=Context())
-
-    def _fan_out(self, batch: Batch, streams: Iterator[Follower]) -> None:
-        try:
-            each(islice(streams, STREAMS_A_TURN), lambda stream: stream.take(self, batch))
-        finally:
-            # Go on even after KeyboardInterrupt or SystemExit: the process may not end.
-            loop = asyncio.get_running_loop()
-            if length_hint(streams):
-                loop.call_soon(self._fan_out, batch, streams)
-            else:
-                loop.call_soon(self._next_batch)
 
     def _end_cancelled(self) -> None:
         if self.cancelled:

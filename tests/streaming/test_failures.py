@@ -20,10 +20,11 @@ from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
 from django_sse.streaming import hub, permission_rechecks, rechecks, subscription
 from django_sse.streaming.encoded_events import Batch
+from django_sse.streaming.fan_out import STREAMS_A_TURN
 from django_sse.streaming.hub import current_hub, open_streams
 from django_sse.streaming.send_queue import SendQueue
 from django_sse.streaming.stream import Stream
-from django_sse.streaming.subscription import STREAMS_A_TURN, Subscription
+from django_sse.streaming.subscription import Subscription
 from django_sse.views import EventStreamView
 from tests.clients import AsyncClients, Client, connected
 from tests.failures import Panic
@@ -232,14 +233,14 @@ async def test_who_tells_the_process_to_end_is_heard_and_leaves_no_group_silent(
         whole(self, *args)
 
     async with connected("news") as one, connected("news") as broken, connected("news") as two:
-        followed = current_hub()._subscriptions["news"]
+        fan_out, followed = current_hub()._fan_out, current_hub()._subscriptions["news"]
         # By hand: on the loop it would end the tests.
-        followed._fanning_out = True
+        fan_out._runs_soon = True
         await apublish("news", "first")
-        await until(lambda: followed._pending)
+        await until(lambda: followed.has_new_events)
         monkeypatch.setattr(Stream, "take", take)
         with pytest.raises(type(order)):
-            followed._next_batch()
+            fan_out._run()
         await apublish("news", "second")
         for client in (one, two):
             assert await client.until_events(2) == ["first", "second"]

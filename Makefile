@@ -17,7 +17,7 @@ VENV_NEWER := .venv-newer
 
 .PHONY: help
 help:  ## Show what there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(VENV)/demo $(PACKAGES)/installed.json  ## Set everything up and serve the demo (PORT=8000)
@@ -48,6 +48,10 @@ fuzz: $(VENV)/fuzz  ## Look for requests and events that break anything (SECONDS
 .PHONY: mutants
 mutants: $(VENV)/mutants  ## Change the core at random places, and print what no test notices (SAMPLE=200, SEED=1)
 	$(VENV)/bin/python -m tests.mutants --sample $(SAMPLE) $(if $(SEED),--seed $(SEED))
+
+.PHONY: bench-quick
+bench-quick: $(VENV)/test  ## Measure in two minutes what streams cost beside bare ASGI (ARGS="--only idle,paced")
+	$(VENV)/bin/python -m tests.benchmarks --quick $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/lint  ## Check style, types, the direction of imports, and migrations

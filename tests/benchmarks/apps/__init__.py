@@ -1,0 +1,1 @@
+"""The contenders' servers. Each serves the same streams and takes the same orders."""

@@ -1,0 +1,94 @@
+"""One contender's turn: its server, the load client, and the streams that are open."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.benchmarks.contenders import Contender, Running
+from tests.benchmarks.load import Load, Report, load_client
+
+_LET_GO_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure, or several that belong together, and what has to be said beside it."""
+
+    value: float
+    more: tuple[float, ...] = ()
+    remark: str = ""
+
+
+class Trial:
+    """A contender that runs, and the load client in front of it."""
+
+    def __init__(self, contender: Contender, server: Running, load: Load) -> None:
+        self.contender = contender
+        self.server = server
+        self.load = load
+        self._open: tuple[str, int] | None = None
+        self._files = self._count_files()
+
+    def open(self, path: str, count: int) -> None:
+        """Have so many streams open on a path, and no others."""
+        if self._open == (path, count):
+            return
+        self.close()
+        report = self.load.open(count, self.server.request(path), values=self.server.cookies)
+        if report.failed:
+            raise RuntimeError(f"{report.failed} of {count} streams could not be opened.")
+        self._open = (path, count)
+
+    def close(self) -> None:
+        """Close all streams, and wait until the server has noticed."""
+        if self._open:
+            self.load.close()
+            self._open = None
+        deadline = time.monotonic() + _LET_GO_SECONDS
+        while self._count_files() > self._files + 5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def deliver(self, total: int, order: str, **arguments: int) -> tuple[float, Report, str]:
+        """Have events delivered.
+
+        Args:
+            total: How many events are to arrive, at all streams together.
+
+        Returns:
+            CPU microseconds of the server for each; what the client saw; and a remark, if anything
+            was lost or came twice, or the client was the bottleneck.
+        """
+        self.load.expect()
+        before = self.server.cpu_seconds()
+        self.server.order(order, **arguments)
+        report = self.load.collect(total)
+        spent = self.server.cpu_seconds() - before
+        return spent / total * 1e6, report, _remark(total, report)
+
+    def _count_files(self) -> int:
+        process = psutil.Process(self.server.pid)
+        return sum(each.num_fds() for each in [process, *process.children(recursive=True)])
+
+
+def _remark(total: int, report: Report) -> str:
+    remarks = []
+    if lost := total - report.received + report.repeated:
+        remarks.append(f"{lost} lost")
+    if report.repeated:
+        remarks.append(f"{report.repeated} twice")
+    if report.ended:
+        remarks.append(f"{report.ended} streams ended")
+    if report.busy > 0.95:
+        remarks.append(f"client {report.busy:.0%} busy")
+    return ", ".join(remarks)
+
+
+@contextmanager
+def trial(contender: Contender, directory: Path, load: Path) -> Iterator[Trial]:
+    """Run a contender, and a load client built at ``load``, for the length of the block."""
+    with contender.run(directory) as server, load_client(load, server.port) as client:
+        yield Trial(contender, server, client)

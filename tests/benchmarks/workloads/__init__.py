@@ -1,0 +1,26 @@
+"""The workloads. Each is a function that makes a trial, and returns the cells of its columns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.benchmarks.scale import Scale
+from tests.benchmarks.trial import Cell, Trial
+from tests.benchmarks.workloads import delivery, idle
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is measured, and whether on a server that has done nothing else."""
+
+    measure: Callable[[Trial, Scale], dict[str, Cell]]
+    fresh: bool = False
+
+
+WORKLOADS = {
+    "burst": Workload(delivery.burst),
+    "yielding": Workload(delivery.yielding),
+    "paced": Workload(delivery.paced),
+    "groups-of-one": Workload(delivery.groups_of_one),
+    "groups-of-one-async": Workload(delivery.groups_of_one_async),
+    "idle": Workload(idle.idle, fresh=True),
+}

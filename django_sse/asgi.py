@@ -37,6 +37,8 @@ class EventStreamApplication:
                 lambda: hand_off.is_for_stream or leads_to_stream(scope),
             )
             await self.application({**scope, SCOPE_KEY: hand_off}, receive, send)
+            # What the stream does not need is not kept as long as it runs.
+            del receive, send
             await hand_off.serve()
         except asyncio.CancelledError:
             await hand_off.send_back()

@@ -6,7 +6,7 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 import json
 import re
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Self
@@ -22,6 +22,7 @@ from django_sse.text import plain
 # The specification has only these three line ends. str.splitlines() knows more.
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _FORBIDDEN_IN_FIELD = re.compile(r"[\r\n\0]")
+_JSON: Final = DjangoJSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 # Python reads no number with more digits, and no browser waits that long.
 _MAX_DIGITS: Final = 4300
 _MAX_RETRY: Final = 2**63 - 1
@@ -67,38 +68,31 @@ class Event:
     comment: str | None = None
 
     def __post_init__(self) -> None:
-        for field in ("event", "id"):
-            value = plain(getattr(self, field))
-            if value is None:
-                continue
-            if not isinstance(value, str):
-                raise InvalidEvent(f"Event.{field} must be text, not {type(value).__name__}.")
-            if _FORBIDDEN_IN_FIELD.search(value):
-                raise InvalidEvent(
-                    f"Event.{field} must not contain CR, LF or NUL, but {value!r} does: "
-                    "it would end the line and start another field."
-                )
-            object.__setattr__(self, field, value)
+        if self.event is not None:
+            object.__setattr__(self, "event", _one_line("event", self.event))
+        if self.id is not None:
+            object.__setattr__(self, "id", _one_line("id", self.id))
         if self.event is not None and self.data is NO_DATA:
             raise InvalidEvent(
                 f"An event of type {self.event!r} without data fires nothing in a browser. "
                 'Give it data, at least the empty text "".'
             )
-        if self.retry is not None and (
-            isinstance(self.retry, bool)
-            or not isinstance(self.retry, int)
-            or not 0 <= self.retry <= _MAX_RETRY
-        ):
-            # The value is not shown, since Python refuses to print thousands of digits.
-            raise InvalidEvent(
-                "Event.retry must be a whole number of milliseconds from 0 to 2**63 - 1."
-            )
+        if self.retry is not None:
+            if (
+                isinstance(self.retry, bool)
+                or not isinstance(self.retry, int)
+                or not 0 <= self.retry <= _MAX_RETRY
+            ):
+                # The value is not shown, since Python refuses to print thousands of digits.
+                raise InvalidEvent(
+                    "Event.retry must be a whole number of milliseconds from 0 to 2**63 - 1."
+                )
+            object.__setattr__(self, "retry", plain(self.retry))
         if self.comment is not None:
             comment = plain(self.comment)
             if not isinstance(comment, str):
                 raise InvalidEvent(f"Event.comment must be text, not {type(comment).__name__}.")
             object.__setattr__(self, "comment", comment)
-        object.__setattr__(self, "retry", plain(self.retry))
 
     @classmethod
     def from_template(
@@ -131,8 +125,18 @@ class Event:
         Raises:
             InvalidEvent: The data is neither text nor something that JSON can express.
         """
-        lines = list(self._lines())
-        return _utf8("".join(f"{line}\n" for line in lines) + "\n") if lines else b""
+        lines = []
+        if self.comment is not None:
+            lines.append(_field("", self.comment))
+        if self.retry is not None:
+            lines.append(f"retry: {self.retry}\n")
+        if self.id is not None:
+            lines.append(f"id: {self.id}\n")
+        if self.event is not None:
+            lines.append(f"event: {self.event}\n")
+        if self.data is not NO_DATA:
+            lines.append(_field("data", _as_text(self.data)))
+        return _utf8("".join([*lines, "\n"])) if lines else b""
 
     def json(self) -> Any:
         """Return the data of a received event, parsed as JSON.
@@ -147,17 +151,17 @@ class Event:
         """The data as it goes over the wire, or the empty text if there is none."""
         return "" if self.data is NO_DATA else _as_text(self.data)
 
-    def _lines(self) -> Iterator[str]:
-        if self.comment is not None:
-            yield from (f": {line}" for line in _LINE_END.split(self.comment))
-        if self.retry is not None:
-            yield f"retry: {self.retry}"
-        if self.id is not None:
-            yield f"id: {self.id}"
-        if self.event is not None:
-            yield f"event: {self.event}"
-        if self.data is not NO_DATA:
-            yield from (f"data: {line}" for line in _LINE_END.split(_as_text(self.data)))
+
+def _one_line(field: str, value: Any) -> str:
+    text = plain(value)
+    if not isinstance(text, str):
+        raise InvalidEvent(f"Event.{field} must be text, not {type(text).__name__}.")
+    if _FORBIDDEN_IN_FIELD.search(text):
+        raise InvalidEvent(
+            f"Event.{field} must not contain CR, LF or NUL, but {text!r} does: "
+            "it would end the line and start another field."
+        )
+    return text
 
 
 def refuse_reserved_name(event: Event) -> None:
@@ -223,17 +227,18 @@ def with_id(id: str, block: bytes) -> bytes:
     return b"id: %s\n%s" % (id.encode("ascii"), block or b"\n")
 
 
+def _field(name: str, text: str) -> str:
+    """Return a field with one line for each line of the text."""
+    if "\n" in text or "\r" in text:
+        return "".join(f"{name}: {line}\n" for line in _LINE_END.split(text))
+    return f"{name}: {text}\n"
+
+
 def _as_text(data: Any) -> str:
     if isinstance(data, str | Promise):
         return str(plain(data))
     try:
-        return json.dumps(
-            data,
-            cls=DjangoJSONEncoder,
-            ensure_ascii=False,
-            allow_nan=False,
-            separators=(",", ":"),
-        )
+        return _JSON.encode(data)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidEvent(
             f"Event.data must be text or something that JSON can express: {error}"

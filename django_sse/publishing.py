@@ -3,9 +3,8 @@
 They work from sync and async code, threads and commands.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
@@ -288,8 +287,10 @@ def _append(entries: Sequence[NewEntry]) -> list[Published]:
         return []
     store = get_store()
     named = _with_full_names(current_namespace(), entries)
-    with _errors_with_plain_names():
+    try:
         numbers = store.append(named, doorbell_of(store).ring)
+    except GroupCancelled as error:
+        raise _with_plain_name(error) from None
     return _published(entries, named, numbers)
 
 
@@ -298,8 +299,10 @@ async def _aappend(entries: Sequence[NewEntry]) -> list[Published]:
         return []
     store = get_store()
     named = _with_full_names(await acurrent_namespace(), entries)
-    with _errors_with_plain_names():
+    try:
         numbers = await store.aappend(named, doorbell_of(store).ring)
+    except GroupCancelled as error:
+        raise _with_plain_name(error) from None
     return _published(entries, named, numbers)
 
 
@@ -308,8 +311,7 @@ def _with_full_names(namespace: str, entries: Sequence[NewEntry]) -> Sequence[Ne
     if not namespace:
         return entries
     return [
-        replace(
-            entry,
+        entry._replace(
             group=full_name(namespace, entry.group),
             exclude=full_name(namespace, entry.exclude),
         )
@@ -317,14 +319,10 @@ def _with_full_names(namespace: str, entries: Sequence[NewEntry]) -> Sequence[Ne
     ]
 
 
-@contextmanager
-def _errors_with_plain_names() -> Iterator[None]:
-    try:
-        yield
-    except GroupCancelled as error:
-        if (group := plain_name(error.group)) == error.group:
-            raise
-        raise GroupCancelled(group) from None
+def _with_plain_name(error: GroupCancelled) -> GroupCancelled:
+    """Return the error with the name that the tenant uses for the group."""
+    group = plain_name(error.group)
+    return error if group == error.group else GroupCancelled(group)
 
 
 def _published(

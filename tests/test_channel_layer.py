@@ -4,7 +4,6 @@ import asyncio
 import time
 import unittest
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 from unittest.mock import patch
 
@@ -254,8 +253,8 @@ class Garbles(InMemoryChannelLayer):  # type: ignore[misc]
 
     async def group_send(self, group: str, message: Message) -> None:
         hint = from_message(message)
-        entries = [replace(entry, wire=entry.wire[:-3] + b"?\n\n") for entry in hint.entries]
-        await super().group_send(group, to_message(replace(hint, entries=tuple(entries))))
+        entries = [entry._replace(wire=entry.wire[:-3] + b"?\n\n") for entry in hint.entries]
+        await super().group_send(group, to_message(hint._replace(entries=tuple(entries))))
 
 
 class GarblesToThoseWhoLeft(Garbles, KeepsMembers):

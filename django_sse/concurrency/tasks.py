@@ -25,20 +25,21 @@ _running: Final[set[asyncio.Task[Any]]] = set()
 
 def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     """Run a coroutine on the running loop. Hold its task strongly, and log its exception."""
-    task = start_eagerly(coroutine)
+    task = start_eagerly(coroutine, asyncio.get_running_loop())
     if not task.done():
         _running.add(task)
     task.add_done_callback(_finished)
     return task
 
 
-def start_eagerly(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    """Run a coroutine on the running loop.
+def start_eagerly(
+    coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop
+) -> asyncio.Task[Any]:
+    """Run a coroutine on a loop, which must be the running one.
 
     On Python 3.12 or newer, it runs at once up to its first wait. The caller has to hold the task,
     and the coroutine has to handle its own exceptions.
     """
-    loop = asyncio.get_running_loop()
     # The context is empty: a task that inherits a request's context keeps the request's thread.
     if sys.version_info >= (3, 12):
         return asyncio.Task(coroutine, loop=loop, context=Context(), eager_start=True)

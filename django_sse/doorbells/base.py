@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 from typing import Final, Protocol
-from weakref import WeakSet
 
 from django_sse.concurrency.forks import ForkSafeLock, in_child
 from django_sse.groups.entries import Hint
@@ -67,22 +66,31 @@ class Doorbell:
 
 
 _lock: Final = ForkSafeLock()
-_listeners: Final[WeakSet[Listener]] = WeakSet()
-
-# The child of a fork inherits its parent's hubs, but not their running loops.
-in_child(_listeners.clear)
+# Replaced as a whole, so that ringing needs no lock.
+_listeners: tuple[Listener, ...] = ()
 
 
 def listen(listener: Listener) -> None:
     """Add a hub that the doorbells of this process ring."""
+    global _listeners
     with _lock:
-        _listeners.add(listener)
+        _listeners = (*open_listeners(), listener)
 
 
 def stop_listening(listener: Listener) -> None:
     """Remove a hub that was added by ``listen``."""
+    global _listeners
     with _lock:
-        _listeners.discard(listener)
+        _listeners = tuple(other for other in _listeners if other is not listener)
+
+
+def _forget_listeners() -> None:
+    global _listeners
+    _listeners = ()
+
+
+# The child of a fork inherits its parent's hubs, but not their running loops.
+in_child(_forget_listeners)
 
 
 def ring_here(hints: Sequence[Hint]) -> None:
@@ -97,5 +105,4 @@ def ring_here(hints: Sequence[Hint]) -> None:
 
 def open_listeners() -> list[Listener]:
     """Return the hubs of this process whose loops are not closed."""
-    with _lock:
-        return [listener for listener in _listeners if not listener.loop.is_closed()]
+    return [listener for listener in _listeners if not listener.loop.is_closed()]

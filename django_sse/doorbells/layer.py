@@ -11,7 +11,6 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -234,7 +233,7 @@ class _Relay:
             if self._bytes + _size(carried) > _MAX_WAITING_BYTES:
                 carried = ()
             self._bytes += _size(carried)
-            self._waiting[hint.group] = replace(merged, entries=carried)
+            self._waiting[hint.group] = merged._replace(entries=carried)
         if delivery:
             self._deliveries.append(delivery)
         if self._sending is None or self._sending.done():

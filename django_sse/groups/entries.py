@@ -1,8 +1,9 @@
 """What stores keep about a group, and what doorbells say about it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from django_sse.event import Event
 from django_sse.groups.names import validate_group_or_owner_key
@@ -18,8 +19,7 @@ class Kind(IntEnum):
     END = 3  # ends an owner's streams: a CLOSE that begins the group anew, numbered by the time
 
 
-@dataclass(frozen=True, slots=True)
-class NewEntry:
+class NewEntry(NamedTuple):
     """An entry to append to a group: an encoded event without an id.
 
     ``exclude`` is the key of the owner whose streams do not get the event. ``at`` is when an
@@ -34,8 +34,7 @@ class NewEntry:
     at: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A numbered event of a group.
 
     ``closes`` is True for the ``close`` of a cancel. ``exclude`` is the key of the owner whose
@@ -47,7 +46,7 @@ class Entry:
     wire: bytes
     closes: bool = False
     exclude: str = ""
-    time: float = field(default=0.0, compare=False)
+    time: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +66,7 @@ class GroupState:
     origin: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Hint:
+class Hint(NamedTuple):
     """The message of a doorbell: the head of a group, and perhaps the new entries themselves."""
 
     group: str

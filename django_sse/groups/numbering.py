@@ -1,7 +1,6 @@
 """How the entries of a group get their numbers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from time import time_ns
 
 from django_sse.exceptions import GroupCancelled
@@ -9,26 +8,52 @@ from django_sse.groups.entries import Entry, Hint, Kind, NewEntry, closing_wire
 from django_sse.groups.names import OWNER_PREFIX
 
 
-@dataclass(slots=True)
+def first_number() -> int:
+    """Return the first number of a group: the time, in microseconds since the epoch."""
+    return time_ns() // 1000
+
+
 class Numbering:
     """Gives the entries of one group their numbers. Each store does this under its lock.
 
-    ``closing`` is the wire of the ``close`` that ended a cancelled group. If ``first`` has changed
-    afterwards, the store keeps nothing older. ``now`` returns the store's time, in microseconds
-    since the epoch.
+    If ``first`` has changed afterwards, the store keeps nothing older.
+
+    Args:
+        group: The full name of the group.
+        first: The group's first number, 0 if it has none.
+        head: The group's last number, 0 if it has none.
+        cancelled: Whether the group is cancelled.
+        closing: The wire of the ``close`` that ended a cancelled group.
+        now: Returns the store's time, in microseconds since the epoch; None for this host's.
     """
 
-    group: str
-    first: int
-    head: int
-    cancelled: bool
-    closing: bytes = b""
-    now: Callable[[], int] = field(default_factory=lambda: first_number)
-    numbered: list[Entry] = field(default_factory=list)
-    _first_before: int = field(init=False)
+    __slots__ = (
+        "_first_before",
+        "_now",
+        "cancelled",
+        "closing",
+        "first",
+        "group",
+        "head",
+        "numbered",
+    )
 
-    def __post_init__(self) -> None:
-        self._first_before = self.first
+    def __init__(
+        self,
+        group: str,
+        first: int,
+        head: int,
+        cancelled: bool,
+        closing: bytes = b"",
+        now: Callable[[], int] | None = None,
+    ) -> None:
+        self.group = group
+        self.first = self._first_before = first
+        self.head = head
+        self.cancelled = cancelled
+        self.closing = closing
+        self.numbered: list[Entry] = []
+        self._now = now or first_number
 
     def take(self, entry: NewEntry, *, staged: bool = False) -> int | None:
         """Number one entry. Return its number, or None if it takes no number.
@@ -43,14 +68,14 @@ class Numbering:
             self.cancelled = False
             if self.group.startswith(OWNER_PREFIX):
                 # Record the time, so that an END ordered earlier cannot take effect later.
-                self._begin_anew(closing_wire(None), entry.at or self.now(), closes=False)
+                self._begin_anew(closing_wire(None), entry.at or self._now(), closes=False)
             return None
         if entry.kind is Kind.END:
             # What this turn has numbered was ordered before it.
             if 0 < entry.at <= self._first_before:
                 # A later order prevails: the owner may have been let in again.
                 return None
-            self._begin_anew(entry.wire, entry.at or self.now(), closes=True)
+            self._begin_anew(entry.wire, entry.at or self._now(), closes=True)
             self.cancelled = True
             return self.head
         if entry.kind is Kind.CLOSE:
@@ -73,12 +98,7 @@ class Numbering:
         self.numbered[:] = [Entry(self.head, wire, closes)]
 
     def _add(self, wire: bytes, *, closes: bool, exclude: str = "") -> int:
-        self.head = self.head + 1 if self.head else self.now()
+        self.head = self.head + 1 if self.head else self._now()
         self.first = self.first or self.head
         self.numbered.append(Entry(self.head, wire, closes, exclude))
         return self.head
-
-
-def first_number() -> int:
-    """Return the first number of a group: the time, in microseconds since the epoch."""
-    return time_ns() // 1000

@@ -7,13 +7,11 @@ holds back the end of the body, and the stream goes on with the server's own ``s
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import ExitStack
 from typing import Any, Final
 
-from django_sse.concurrency.tasks import spawn
 from django_sse.conf import conf
 from django_sse.logs import logger
-from django_sse.servers.backpressure import waiting_for_client
+from django_sse.servers.backpressure import Brake, brake_for
 from django_sse.servers.dead_peers import bound_silence
 from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.send_queue import CLIENT_GONE
@@ -35,6 +33,25 @@ _LINGER_SECONDS: Final = 0.5
 class HandOff:
     """Stands between Django and the server for one request, and takes over its stream."""
 
+    __slots__ = (
+        "_brake",
+        "_closed",
+        "_disconnected",
+        "_ended",
+        "_given_up",
+        "_is_event_stream",
+        "_last_body",
+        "_may_hand_off",
+        "_on_close",
+        "_over",
+        "_peer",
+        "_receive",
+        "_receiving",
+        "_send",
+        "_stream",
+        "is_for_stream",
+    )
+
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.is_for_stream = False
         """Whether the request has reached a view that is an event stream."""
@@ -53,7 +70,7 @@ class HandOff:
         self._disconnected = False
         self._closed = False
         self._on_close: list[Callable[[], object]] = []
-        self._waiting = ExitStack()
+        self._brake: Brake | None = None
 
     async def receive(self) -> Message:
         """Pass on what the server receives, and remember a disconnect."""
@@ -68,7 +85,7 @@ class HandOff:
             self._receiving = None
         if message["type"] == "http.disconnect":
             self._disconnected = True
-            self._waiting.close()
+            self._release()
         return message
 
     async def send(self, message: Message) -> None:
@@ -86,7 +103,7 @@ class HandOff:
             if not message.get("more_body", False):
                 if not self._stream:
                     self._over = True
-                    self._waiting.close()
+                    self._release()
                 else:
                     self._ended = True
                     if not body:
@@ -105,8 +122,7 @@ class HandOff:
         """Tell Django that the client has gone, since it does not read and blocks the request."""
         logger.info("A client did not read its stream, so the stream is ended.")
         self._over = self._given_up = True
-        if self._receiving:
-            self._receiving.reschedule(0)
+        self._stop_receiving()
 
     def take(self, stream: Stream, last_chunk: bytes) -> bool:
         """Take over a stream if its last chunk went out as the body of an event stream.
@@ -137,15 +153,10 @@ class HandOff:
         if self._disconnected:
             stream.end("disconnected")
             return
-        watching = spawn(self._watch(stream))
-        try:
-            stream.serve(lambda chunk: self._send(_body(chunk, more=True)))
-            # Shielded: cancelling the server's task must not cancel a future that others set.
-            await asyncio.shield(stream.ended)
-            if not self._disconnected:
-                await self._send_end()
-        finally:
-            watching.cancel()
+        stream.serve(lambda chunk: self._send(_body(chunk, more=True)))
+        await self._wait_for_end(stream)
+        if not self._disconnected:
+            await self._send_end()
 
     async def send_back(self) -> None:
         """End a stream that the server cuts off, so that its client reconnects.
@@ -169,7 +180,7 @@ class HandOff:
         ASGI task is cancelled, and goes on with a view that has not answered yet.
         """
         self._closed = True
-        self._waiting.close()
+        self._release()
         callbacks, self._on_close = self._on_close, []
         for callback in callbacks:
             try:
@@ -188,13 +199,14 @@ class HandOff:
         encoded = any(name == b"content-encoding" for name, _ in kept)
         self._may_hand_off = message["status"] == 200 and not encoded
         bound_silence(self._peer)
-        self._send = self._waiting.enter_context(waiting_for_client(self._send))
+        if brake := brake_for(self._send):
+            self._brake, self._send = brake, brake.send
         # "identity" has kept compressing middleware away. RFC 9110, 8.4.1: it should not be sent.
         return {**message, "headers": kept}
 
     async def _send_end(self, last_chunk: bytes = b"") -> None:
         self._over = True
-        self._waiting.close()
+        self._release()
         try:
             async with asyncio.timeout(_FAREWELL_SECONDS):
                 await self._send(_body(last_chunk, more=False))
@@ -202,14 +214,30 @@ class HandOff:
             # Or a timeout. Without the end of the body, the server drops the connection.
             logger.info("A client did not take the end of its stream.")
 
-    async def _watch(self, stream: Stream) -> None:
+    async def _wait_for_end(self, stream: Stream) -> None:
+        """Wait until the stream has ended, which it does if the client disconnects."""
         try:
-            while (await self._receive())["type"] != "http.disconnect":
-                pass
+            async with asyncio.timeout(None) as self._receiving:
+                stream.ended.add_done_callback(lambda _: self._stop_receiving())
+                while (await self._receive())["type"] != "http.disconnect":
+                    pass
+        except TimeoutError:
+            if not stream.ended.done():
+                raise
+            return
         finally:
-            self._disconnected = True
-            self._waiting.close()
-            stream.end("disconnected")
+            self._receiving = None
+        self._disconnected = True
+        self._release()
+        stream.end("disconnected")
+
+    def _stop_receiving(self) -> None:
+        if self._receiving:
+            self._receiving.reschedule(0)
+
+    def _release(self) -> None:
+        if self._brake:
+            self._brake.release()
 
 
 def _body(chunk: bytes, *, more: bool) -> Message:

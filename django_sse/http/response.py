@@ -360,7 +360,8 @@ class _InOneTask:
         self._is_out = False
         self._driving = asyncio.create_task(self._drive())
         self._driving.add_done_callback(lambda _: self._queue.put_nowait(None))
-        ended.add_done_callback(lambda _: self._driving.cancel())
+        self._ended = ended
+        ended.add_done_callback(self._stop)
 
     def __aiter__(self) -> Self:
         return self
@@ -384,8 +385,13 @@ class _InOneTask:
 
     async def aclose(self) -> None:
         """End the task that runs the generator, which closes the generator."""
+        # The stream goes on after its beginning, and would keep all of this in memory.
+        self._ended.remove_done_callback(self._stop)
         self._driving.cancel()
         await asyncio.wait([self._driving])
+
+    def _stop(self, ended: asyncio.Future[str]) -> None:
+        self._driving.cancel()
 
     async def _drive(self) -> None:
         async with aclosing(self._chunks):

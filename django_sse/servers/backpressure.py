@@ -7,56 +7,49 @@ its request is not public. If it leads elsewhere, ``send`` is left unchanged.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 Send = Callable[[Any], Awaitable[None]]
 
 
-@contextmanager
-def waiting_for_client(send: Send) -> Iterator[Send]:
-    """Yield a server's ``send`` that waits until the client reads what is sent."""
-    request = _twisted_request(send)
-    if request is None:
-        yield send
-        return
-    brake = _Brake()
+def brake_for(send: Send) -> "Brake | None":
+    """Return what makes a server's ``send`` wait for the client, unless it does so by itself."""
+    request = send.args[0] if isinstance(send, partial) and send.args else None
+    if getattr(request, "channel", None) is None or not hasattr(request, "registerProducer"):
+        return None
+    return Brake(send, request)
 
-    async def send_and_wait(message: Any) -> None:
-        await send(message)
-        await brake.released.wait()
 
-    request.registerProducer(brake, True)
-    try:
-        yield send_and_wait
-    finally:
-        brake.released.set()
+class Brake:
+    """Sends, and waits until the client reads what is sent: a push producer, in Twisted's terms."""
+
+    def __init__(self, send: Send, request: Any) -> None:
+        self._send = send
+        self._request = request
+        self._released = asyncio.Event()
+        self._released.set()
+        request.registerProducer(self, True)
+
+    async def send(self, message: Any) -> None:
+        await self._send(message)
+        await self._released.wait()
+
+    def release(self) -> None:
+        """Wait for the client no longer."""
+        self._released.set()
+        request, self._request = self._request, None
         # A request without a channel has lost its client.
         if getattr(request, "channel", None) is not None:
             request.unregisterProducer()
 
-
-class _Brake:
-    """A push producer, in Twisted's terms."""
-
-    def __init__(self) -> None:
-        self.released = asyncio.Event()
-        self.released.set()
-
     def pauseProducing(self) -> None:  # noqa: N802
-        self.released.clear()
+        if self._request:
+            self._released.clear()
 
     def resumeProducing(self) -> None:  # noqa: N802
-        self.released.set()
+        self._released.set()
 
     def stopProducing(self) -> None:  # noqa: N802
-        self.released.set()
-
-
-def _twisted_request(send: Send) -> Any:
-    request = send.args[0] if isinstance(send, partial) and send.args else None
-    if getattr(request, "channel", None) is None or not hasattr(request, "registerProducer"):
-        return None
-    return request
+        self._released.set()

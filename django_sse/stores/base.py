@@ -1,9 +1,7 @@
 """The contract of an event store, which keeps each group's recent events and its state."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Container, Iterable, Sequence
 from math import inf
 from pathlib import Path
 from random import uniform
@@ -107,17 +105,25 @@ class EventStore(ABC):
                     "Publishing needs autocommit, or a transaction opened by atomic(). Otherwise "
                     "nobody can tell when an event is published."
                 )
-            with self._keeping_failed_ends(entries, ring):
+            ordered_at = self.clock.known()
+            try:
                 numbers, hints = self._append(entries)
+            except BaseException:
+                self._keep_ends(entries, ring, ordered_at)
+                raise
             write_retries.take_back(self, reopened)
             ring(hints)
             return numbers
         commit = self._stage(entries)
 
         def append_and_ring() -> None:
-            with self._keeping_failed_ends(entries, ring):
+            ordered_at = self.clock.known()
+            try:
                 for hints in commit():
                     ring(hints)
+            except BaseException:
+                self._keep_ends(entries, ring, ordered_at)
+                raise
             write_retries.take_back(self, reopened)
 
         # robust: if this hook fails, Django logs it and still runs the project's own hooks.
@@ -130,21 +136,15 @@ class EventStore(ABC):
         # is open.
         return await sync_to_async(self.append)(entries, ring)
 
-    @contextmanager
-    def _keeping_failed_ends(self, entries: Sequence[NewEntry], ring: Ring) -> Iterator[None]:
-        """Keep ends that cannot be written, to try them again: nobody else would shut out their
+    def _keep_ends(self, entries: Sequence[NewEntry], ring: Ring, ordered_at: float) -> None:
+        """Keep ends that could not be written, to try them again: nobody else would shut out their
         owners."""
-        now = self.clock.known()
-        try:
-            yield
-        except BaseException:
-            ends = [
-                replace(entry, at=entry.at or int(now * 1_000_000))
-                for entry in entries
-                if entry.kind is Kind.END
-            ]
-            write_retries.keep(self, ends, ring)
-            raise
+        ends = [
+            entry._replace(at=entry.at or int(ordered_at * 1_000_000))
+            for entry in entries
+            if entry.kind is Kind.END
+        ]
+        write_retries.keep(self, ends, ring)
 
     @abstractmethod
     def _append(

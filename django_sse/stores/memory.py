@@ -2,11 +2,12 @@
 
 from collections import OrderedDict, deque
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from math import inf
 from threading import Lock
 from time import monotonic, time
+from typing import Final
 
 from django.db import DEFAULT_DB_ALIAS
 
@@ -18,6 +19,9 @@ from django_sse.groups.numbering import Numbering, first_number
 from django_sse.groups.replay import filling
 from django_sse.stores.base import Cursor, EventStore
 from django_sse.stores.read_limits import READ_BYTES
+
+# How often publishing looks for what has expired in other groups.
+_DROP_SECONDS: Final = 0.1
 
 
 @dataclass(slots=True)
@@ -62,6 +66,8 @@ class MemoryStore(EventStore):
         # The groups that have events, in the order in which their newest events expire.
         self._aging: OrderedDict[str, _Group] = OrderedDict()
         self._change = 0
+        # When publishing next drops what has expired in other groups.
+        self._drop_again_at = 0.0
         forget_in_child(self)
 
     def forget(self) -> None:
@@ -89,7 +95,7 @@ class MemoryStore(EventStore):
                 islice(zip(kept.entries, kept.times, strict=True), skipped, skipped + limit)
             )
             count = filling((len(entry.wire) for entry, _ in page), READ_BYTES)
-            return [replace(entry, time=epoch + appended) for entry, appended in page[:count]]
+            return [entry._replace(time=epoch + appended) for entry, appended in page[:count]]
 
     async def achanged(
         self, cursor: Cursor, groups: Container[str]
@@ -106,7 +112,7 @@ class MemoryStore(EventStore):
 
     async def atrim(self) -> None:
         with self._lock:
-            self._drop_expired()
+            self._drop_expired(monotonic())
 
     async def anew_run(self, group: str, above: int) -> GroupState:
         with self._lock:
@@ -116,7 +122,7 @@ class MemoryStore(EventStore):
                 kept.first = kept.first or kept.head
                 kept.entries.clear()
                 kept.times.clear()
-                self._touch(group)
+                self._touch(group, monotonic())
             return kept.state
 
     def _append(
@@ -126,16 +132,19 @@ class MemoryStore(EventStore):
             turns: dict[str, Numbering] = {}
             numbers = []
             for entry in entries:
-                if entry.group not in turns:
+                turn = turns.get(entry.group)
+                if turn is None:
                     group = self._kept_with(entry.group).get(entry.group) or _Group()
-                    turns[entry.group] = Numbering(
+                    turn = turns[entry.group] = Numbering(
                         entry.group, group.first, group.head, group.cancelled, group.closing
                     )
-                numbers.append(turns[entry.group].take(entry, staged=staged))
+                numbers.append(turn.take(entry, staged=staged))
             hints = [turn.finish() for turn in turns.values()]
+            now = monotonic()
             for turn in turns.values():
-                self._keep(turn)
-            self._drop_expired()
+                self._keep(turn, now)
+            if now >= self._drop_again_at:
+                self._drop_expired(now)
             return numbers, hints
 
     def _kept_with(self, name: str) -> OrderedDict[str, _Group]:
@@ -143,47 +152,51 @@ class MemoryStore(EventStore):
 
     def _trimmed(self, name: str) -> _Group:
         group = self._kept_with(name).get(name)
+        now = monotonic()
         if not group or (
-            name.startswith(OWNER_PREFIX) and group.changed < _since(conf().CANCEL_TTL)
+            name.startswith(OWNER_PREFIX) and group.changed < _since(now, conf().CANCEL_TTL)
         ):
             return _Group()
-        group.trim(_kept_since(name))
+        group.trim(_kept_since(now, name))
         return group
 
-    def _keep(self, turn: Numbering) -> None:
+    def _keep(self, turn: Numbering, now: float) -> None:
         groups = self._kept_with(turn.group)
         if not turn.numbered and turn.group not in groups:
             return
-        group = groups.setdefault(turn.group, _Group())
-        self._touch(turn.group)
+        group = groups.get(turn.group)
+        if group is None:
+            group = groups[turn.group] = _Group()
+        self._touch(turn.group, now)
         if turn.first != group.first:
             group.entries.clear()
             group.times.clear()
         group.first, group.head = turn.first, turn.head
         group.cancelled, group.closing = turn.cancelled, turn.closing
         group.entries.extend(turn.numbered)
-        group.times.extend([group.changed] * len(turn.numbered))
-        group.trim(_kept_since(turn.group))
+        group.times.extend([now] * len(turn.numbered))
+        group.trim(_kept_since(now, turn.group))
         if turn.numbered and groups is self._groups:
             self._aging[turn.group] = group
             self._aging.move_to_end(turn.group)
 
-    def _touch(self, name: str) -> None:
+    def _touch(self, name: str, now: float) -> None:
         groups = self._kept_with(name)
         groups.move_to_end(name)
         self._change += 1
         group = groups[name]
-        group.change, group.changed = self._change, monotonic()
+        group.change, group.changed = self._change, now
 
-    def _drop_expired(self) -> None:
+    def _drop_expired(self, now: float) -> None:
+        self._drop_again_at = now + _DROP_SECONDS
         for groups, ttl in (
             (self._groups, conf().GROUP_TTL),
             (self._of_owners, conf().CANCEL_TTL),
         ):
-            while groups and next(iter(groups.values())).changed < _since(ttl):
+            while groups and next(iter(groups.values())).changed < _since(now, ttl):
                 name, _ = groups.popitem(last=False)
                 self._aging.pop(name, None)
-        since = _since(conf().HISTORY_AGE)
+        since = _since(now, conf().HISTORY_AGE)
         while self._aging:
             group = next(iter(self._aging.values()))
             if group.times and group.times[-1] >= since:
@@ -192,10 +205,10 @@ class MemoryStore(EventStore):
             group.trim(since)
 
 
-def _kept_since(name: str) -> float:
+def _kept_since(now: float, name: str) -> float:
     # The reason for an owner's end is kept as long as the end itself.
-    return _since(0 if name.startswith(OWNER_PREFIX) else conf().HISTORY_AGE)
+    return _since(now, 0 if name.startswith(OWNER_PREFIX) else conf().HISTORY_AGE)
 
 
-def _since(seconds: float) -> float:
-    return monotonic() - seconds if seconds else -inf
+def _since(now: float, seconds: float) -> float:
+    return now - seconds if seconds else -inf

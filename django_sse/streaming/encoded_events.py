@@ -49,7 +49,17 @@ class EncodedEvent:
 class Batch:
     """New events of a group that have piled up, joined once for all its streams."""
 
-    __slots__ = ("chunk", "closing", "events", "excluded", "first", "is_large", "last", "messages")
+    __slots__ = (
+        "chunk",
+        "closing",
+        "events",
+        "excluded",
+        "first",
+        "is_large",
+        "is_plain",
+        "last",
+        "messages",
+    )
 
     def __init__(self, events: Sequence[EncodedEvent]) -> None:
         self.events = events
@@ -76,6 +86,8 @@ class Batch:
         # It exceeds what may wait for a client, so no stream takes it as one chunk.
         self.is_large = size > conf().BACKLOG_BYTES
         self.chunk = b"" if self.is_large else b"".join(chunks)
+        # Streams that share chunks all take the same bytes, if they are at its beginning.
+        self.is_plain = not (self.is_large or self.messages or self.excluded)
 
     def after(self, number: int, *, with_messages: bool) -> Sequence[EncodedEvent]:
         """Return the events that a stream has not taken yet.

@@ -165,7 +165,7 @@ class Hub:
             if subscription.entering:
                 await asyncio.wait([subscription.entering], timeout=LAYER_SECONDS)
         # The owner's streams may have been ended since the view checked.
-        await self._rechecks.look_up(stream.owner.keys)
+        await self._rechecks.check_newcomer(stream)
 
     def leave(self, stream: Stream) -> None:
         """Remove a stream. The last stream of a group, or of the hub, closes it."""

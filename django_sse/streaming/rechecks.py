@@ -107,9 +107,10 @@ class Rechecks:
             if not self.owned[owner_key]:
                 del self.owned[owner_key]
         login = stream.owner.login
-        others = self.owned.get(stream.owner.user or "", ())
-        if login and not any(other.owner.login == login for other in others):
-            self._absent_since.pop(login, None)
+        if login in self._absent_since:
+            others = self.owned.get(stream.owner.user or "", ())
+            if not any(other.owner.login == login for other in others):
+                del self._absent_since[login]
         self._permission_rechecks.remove(stream)
 
     async def aclose(self) -> None:
@@ -141,17 +142,29 @@ class Rechecks:
             for owner_key, state in (await self._reader.states(owner_keys)).items():
                 await self.compare(owner_key, state)
 
+    async def check_newcomer(self, stream: Stream) -> None:
+        """Ask the store about the owner of a stream that was added, and end the stream if the store
+        has ended it. The owner's other streams are not looked at: there may be thousands.
+
+        Raises:
+            Exception: The event store could not be read.
+        """
+        if stream.owner.keys:
+            for owner_key, state in (await self._reader.states(stream.owner.keys)).items():
+                await self._end_if_ended([stream], owner_key, state)
+
     async def compare(self, owner_key: str, state: GroupState) -> None:
         """End the streams that an owner key's state in the store has ended.
 
         Raises:
             Exception: The event store could not be read.
         """
-        ended = [
-            stream
-            for stream in self.owned.get(owner_key, ())
-            if stream.owner.is_ended(owner_key, state)
-        ]
+        await self._end_if_ended(self.owned.get(owner_key, ()), owner_key, state)
+
+    async def _end_if_ended(
+        self, streams: Iterable[Stream], owner_key: str, state: GroupState
+    ) -> None:
+        ended = [stream for stream in streams if stream.owner.is_ended(owner_key, state)]
         if ended:
             entries = await self._store.aread(owner_key, state.first - 1, 1)
             closing = entries[0].wire if entries else closing_wire(None)

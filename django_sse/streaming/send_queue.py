@@ -130,7 +130,7 @@ class SendQueue:
     def _start(self, chunk: bytes) -> None:
         # Set here, and not in the task: without eager start it begins later.
         self.busy_since = self.last_sent = self._loop.time()
-        task = start_eagerly(self._drain(chunk))
+        task = start_eagerly(self._drain(chunk), self._loop)
         if not task.done():
             self._sending = task
 

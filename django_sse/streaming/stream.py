@@ -102,6 +102,7 @@ class Stream:
         "_owner_check",
         "_pause_ends_at",
         "_queue",
+        "_shares_chunks",
         "_taken",
         "address",
         "context",
@@ -150,6 +151,8 @@ class Stream:
         self._pause_ends_at = 0.0
         self._moved_unseen = False
         self._closing: bytes | None = None
+        # Whether the bytes that it sends are those of all streams of its group.
+        self._shares_chunks = False
         self._has_position = True
         self._ends_at = hub.loop.time() + jittered_age()
 
@@ -180,6 +183,7 @@ class Stream:
     def follow(self, subscription: Subscription) -> None:
         """Add a subscription in which the hub has entered this stream."""
         self.subscriptions += (subscription,)
+        self._shares_chunks = self._filter_event is None and len(self.subscriptions) == 1
 
     def serve(self, send: Send) -> None:
         """Send the events that the client has missed, then new ones."""
@@ -300,9 +304,8 @@ class Stream:
         taken = self._taken[group]
         if (
             taken < batch.first
-            and not batch.is_large
-            and self._shares_chunks()
-            and not self._differs_in(batch)
+            and self._shares_chunks
+            and (batch.is_plain or not self._differs_in(batch))
         ):
             if batch.last:
                 self._taken[group] = batch.last
@@ -318,14 +321,13 @@ class Stream:
             self.end_if_cancelled()
 
     def _differs_in(self, batch: Batch) -> bool:
+        if batch.is_large:
+            return True
         if batch.excluded and not batch.excluded.isdisjoint(self.owner.keys):
             return True
         return bool(batch.messages) and (
             not self.wants_messages or self._message_handler is not None
         )
-
-    def _shares_chunks(self) -> bool:
-        return self._filter_event is None and len(self.subscriptions) == 1
 
     def _render(self, group: str, events: Iterator[EncodedEvent]) -> bytes:
         """Render as many events as fit in one send, and count them as taken.
@@ -371,7 +373,7 @@ class Stream:
             )
         if encoded.exclude in self.owner.keys:
             return b""
-        if self._shares_chunks():
+        if self._shares_chunks:
             return encoded.chunk
         wire = encoded.wire
         if self._filter_event is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import Context
 from itertools import islice
 from math import inf
-from operator import length_hint
+from operator import length_hint, methodcaller
 from typing import Final, Protocol, TypeVar
 
 from django_sse.concurrency.tasks import must_propagate, spawn, start_eagerly
@@ -326,7 +326,9 @@ class Subscription:
         if self.tail.first <= after + 1:
             return self.tail.after(after)
         if after not in self._pages:
-            reading = self._pages[after] = start_eagerly(self._read_page(after))
+            reading = self._pages[after] = start_eagerly(
+                self._read_page(after), asyncio.get_running_loop()
+            )
             reading.add_done_callback(lambda _: self._pages.pop(after, None))
         # Shielded, since other streams wait for the page, too.
         return await asyncio.shield(self._pages[after])
@@ -410,7 +412,7 @@ class Subscription:
             return 0
         before = length_hint(self._without_batch)
         try:
-            each(islice(self._without_batch, limit), lambda stream: stream.take(self, batch))
+            each(islice(self._without_batch, limit), methodcaller("take", self, batch))
         finally:
             left = length_hint(self._without_batch)
             if not left:

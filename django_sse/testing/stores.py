@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from functools import partial, wraps
 from time import time
 from typing import TYPE_CHECKING, Any, Final
@@ -368,7 +367,10 @@ class EventStoreContract(_TestCase):
         await store.aappend([left_out, event("news", "b")], bell)
         entries = await store.aread("news", 0, 10)
         self.assertEqual([entry.exclude for entry in entries], [OWNER, ""])
-        self.assertEqual(bell.hints[0].entries, tuple(entries))
+        # Only those that are read have a time.
+        self.assertEqual(
+            bell.hints[0].entries, tuple(entry._replace(time=0.0) for entry in entries)
+        )
 
         def publish_in_transaction() -> None:
             with transaction.atomic(using=store.using):
@@ -404,7 +406,7 @@ class EventStoreContract(_TestCase):
         self, store: EventStore
     ) -> None:
         ordered = first_number() - 10_000_000
-        late = replace(end(OWNER, "late"), at=ordered)
+        late = end(OWNER, "late")._replace(at=ordered)
         self.assertEqual(await append_events(store, late), [ordered])
         now = await state(store, OWNER)
         self.assertEqual((now.first, now.head), (ordered, ordered))
@@ -427,7 +429,7 @@ class EventStoreContract(_TestCase):
             ordered = first_number()
             await append(store, reopening(OWNER))
             self.assertEqual(
-                await append_events(store, replace(end(OWNER, "late"), at=ordered)), []
+                await append_events(store, end(OWNER, "late")._replace(at=ordered)), []
             )
             now = await state(store, OWNER)
             self.assertFalse(now.cancelled)

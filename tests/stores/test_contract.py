@@ -5,7 +5,6 @@ import sys
 import time
 import unittest
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +153,7 @@ class StripsWhitespace(MemoryStore):
 
 class TellsNoTime(MemoryStore):
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
-        return [replace(entry, time=0.0) for entry in await super().aread(group, after, limit)]
+        return [entry._replace(time=0.0) for entry in await super().aread(group, after, limit)]
 
 
 class ReadsFromTheNumberOn(MemoryStore):
@@ -177,9 +176,9 @@ class LeavesOutGroupsWithoutEvents(MemoryStore):
 
 
 class KeepsEverything(MemoryStore):
-    def _keep(self, turn: Numbering) -> None:
+    def _keep(self, turn: Numbering, now: float) -> None:
         with override_settings(DJANGO_SSE={}):
-            super()._keep(turn)
+            super()._keep(turn, now)
 
     def _trimmed(self, name: str) -> _Group:
         return self._groups.get(name) or _Group()
@@ -256,7 +255,7 @@ class TakesAnEndForAnEvent(MemoryStore):
 
 class TakesEveryEndForNew(MemoryStore):
     def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
-        return super()._append([replace(entry, at=0) for entry in entries], **kwargs)
+        return super()._append([entry._replace(at=0) for entry in entries], **kwargs)
 
 
 class ForgetsAllGroupsAlike(MemoryStore):

@@ -75,6 +75,27 @@ async def test_a_flood_of_doorbells_about_an_owner_asks_the_store_only_a_few_tim
         assert asked.count(owner_key) < 10
 
 
+@pytest.mark.usefixtures("synced_rarely")
+async def test_a_new_stream_looks_at_no_other_stream_of_its_owner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    owner_key = user_key(7)
+    owner = Owner({owner_key: None}, owner_key)
+    looked_at: list[Owner] = []
+    is_ended = Owner.is_ended
+
+    def note(owner: Owner, *args: Any) -> bool:
+        looked_at.append(owner)
+        return is_ended(owner, *args)
+
+    async with AsyncExitStack() as streams:
+        for _ in range(20):
+            await streams.enter_async_context(connected("news", owner=owner))
+        monkeypatch.setattr(Owner, "is_ended", note)
+        async with connected("news", owner=Owner({owner_key: None}, owner_key)):
+            assert len(looked_at) == 1
+
+
 # Users
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
@@ -415,7 +414,7 @@ class DatabaseStore(EventStore):
             # owner may have come back since.
             long_ago = self._tables.now() - _LONG_AGO if staged and first_look else 0
             for entry in staged:
-                turn.take(replace(entry, at=0) if entry.at > long_ago else entry, staged=True)
+                turn.take(entry._replace(at=0) if entry.at > long_ago else entry, staged=True)
             numbers[row.name] = [turn.take(entry) for entry in new[row.name]]
             hint = turn.finish()
             # Also without new entries: another process may have numbered this process's entries.

@@ -171,6 +171,10 @@ class Conf:
     """Bytes that may be on the way to a slow client, or wait for it, before its stream is ended.
     The client can resume it later."""
 
+    COMPRESS: bool = _key(False, YES_OR_NO)
+    """Whether streams are compressed for clients that accept gzip: each chunk once for all streams
+    of a group. Events must not mix secrets with text that somebody else chooses (BREACH)."""
+
     MAX_EVENT_BYTES: int = _key(256 * 1024, COUNT)
     """Bytes of the largest event that may be published, as encoded."""
 

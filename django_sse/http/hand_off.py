@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from django_sse.conf import conf
+from django_sse.http.compression import GzipSender, accepts_gzip
 from django_sse.logs import logger
 from django_sse.servers.backpressure import Brake, brake_for
 from django_sse.servers.dead_peers import bound_silence
@@ -44,9 +45,9 @@ class HandOff:
         "_may_hand_off",
         "_on_close",
         "_over",
-        "_peer",
         "_receive",
         "_receiving",
+        "_scope",
         "_send",
         "_stream",
         "is_for_stream",
@@ -55,7 +56,8 @@ class HandOff:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.is_for_stream = False
         """Whether the request has reached a view that is an event stream."""
-        self._peer = scope.get("client")
+        # Until the response has begun.
+        self._scope: Scope | None = scope
         self._receive = receive
         self._send = send
         self._stream: Stream | None = None
@@ -189,6 +191,7 @@ class HandOff:
                 logger.exception("The resources of a request could not be released.")
 
     def _seen_start(self, message: Message) -> Message:
+        scope, self._scope = self._scope or {}, None
         headers = [(name.lower(), value) for name, value in message.get("headers", ())]
         types = [value for name, value in headers if name == b"content-type"]
         self._is_event_stream = any(value.startswith(b"text/event-stream") for value in types)
@@ -198,10 +201,17 @@ class HandOff:
         kept = [header for header in headers if header != identity]
         encoded = any(name == b"content-encoding" for name, _ in kept)
         self._may_hand_off = message["status"] == 200 and not encoded
-        bound_silence(self._peer)
+        bound_silence(scope.get("client"))
         if brake := brake_for(self._send):
             self._brake, self._send = brake, brake.send
         # "identity" has kept compressing middleware away. RFC 9110, 8.4.1: it should not be sent.
+        if conf().COMPRESS and identity in headers and not encoded:
+            kept.append((b"vary", b"Accept-Encoding"))
+            if accepts_gzip(scope.get("headers", ())):
+                kept.append((b"content-encoding", b"gzip"))
+                # HEAD has no body to compress.
+                if scope.get("method") != "HEAD":
+                    self._send = GzipSender(self._send).send
         return {**message, "headers": kept}
 
     async def _send_end(self, last_chunk: bytes = b"") -> None:

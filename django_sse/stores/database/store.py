@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
@@ -124,8 +125,7 @@ class DatabaseStore(EventStore):
     @property
     def file(self) -> Path | None:  # type: ignore[override]
         connection = connections[self.using]
-        name = connection.settings_dict["NAME"]
-        return None if connection.vendor != "sqlite" or is_in_memory(name) else Path(name)
+        return _file(connection.settings_dict["NAME"]) if connection.vendor == "sqlite" else None
 
     @property
     def address(self) -> str:  # type: ignore[override]
@@ -511,6 +511,12 @@ class DatabaseStore(EventStore):
 
     def check(self) -> list[checks.CheckMessage]:
         return check_database(self.using, self.listen_alias)
+
+
+@lru_cache
+def _file(name: Any) -> Path | None:
+    """Return the file of an SQLite database with this NAME."""
+    return None if is_in_memory(name) else Path(name)
 
 
 def _in_bulk() -> int:

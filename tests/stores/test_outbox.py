@@ -104,6 +104,49 @@ async def test_an_event_in_a_transaction_takes_the_fewest_statements(
     assert texts(await store.aread("sport", 0, 10)) == ["a", "b"]
 
 
+async def test_what_a_transaction_publishes_to_a_group_is_numbered_at_once(
+    database_store: DatabaseStore,
+) -> None:
+    store, rung = database_store, list[Hint]()
+    await append(store, event("news", "0"))
+
+    def commits_for(*texts: str) -> int:
+        with CaptureQueriesContext(connections[store.using]) as captured:
+            with transaction.atomic(using=store.using):
+                for text in texts:
+                    store.append([event("news", text)], rung.extend)
+            return words(captured).count("COMMIT")
+
+    with override_settings(DJANGO_SSE={"HISTORY_SIZE": 10**15}):
+        one = await sync_to_async(commits_for)("1")
+        assert await sync_to_async(commits_for)(*map(str, range(2, 12))) == one
+    assert [len(hint.entries) for hint in rung] == [1, 10]
+    assert texts(await store.aread("news", 0, 20)) == [str(n) for n in range(12)]
+
+
+async def test_what_is_published_in_a_commit_hook_is_numbered_as_well(
+    database_store: DatabaseStore,
+) -> None:
+    """In a transaction between the commit and the numbering of what was published before."""
+    store, rung = database_store, list[Hint]()
+
+    def publish(text: str) -> None:
+        with transaction.atomic(using=store.using):
+            store.append([event("news", text)], rung.extend)
+
+    def publish_around() -> None:
+        with transaction.atomic(using=store.using):
+            transaction.on_commit(lambda: publish("b"), using=store.using)
+            publish("a")
+            transaction.on_commit(lambda: publish("c"), using=store.using)
+        publish("d")
+
+    await sync_to_async(publish_around)()
+    assert texts(await store.aread("news", 0, 10)) == ["a", "b", "c", "d"]
+    assert texts([entry for hint in rung for entry in hint.entries]) == ["a", "b", "c", "d"]
+    assert not await OutboxEvent.objects.using(store.using).aexists()
+
+
 async def test_an_event_is_numbered_once_although_the_answer_was_lost(
     database_store: DatabaseStore,
 ) -> None:

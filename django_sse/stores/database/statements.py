@@ -73,6 +73,7 @@ _NUMBER_WAITING: Final = (
 # What `Hint.encode` returns for a group that is not cancelled. However many rows are returned,
 # PostgreSQL sends equal notifications of a transaction once.
 _NOTIFY: Final = f", pg_notify('{CHANNEL}', name || ' ' || head || ' 0')"
+_DROP_STORED: Final = "DELETE FROM {stored} WHERE {group} = %s AND number <= %s"
 _INSERT_STAGED: Final = "INSERT INTO {outbox} ({group}, kind, wire, exclude, at) VALUES {rows}"
 _STAGED_ROW: Final = "(%s, %s, %s, %s, %s)"
 # Only if all groups are in their usual state, which is cheaper to see than in what state they are.
@@ -286,6 +287,10 @@ class Statements:
         ]
         self._insert(_INSERT_STORED, _STORED_ROW, rows)
 
+    def drop(self, group: str, number: int) -> None:
+        """Delete the events of a group up to a number."""
+        self._run(_DROP_STORED, [group, number])
+
     def update(self, group: str, *, first: int, head: int, cancelled: bool) -> None:
         """Write where a group stands now."""
         self._run(_UPDATE_GROUP, [first, head, cancelled, group])
@@ -321,6 +326,13 @@ class Statements:
         ]
 
     def _insert(self, sql: str, row: str, rows: Sequence[Sequence[Any]]) -> None:
+        connection = self._connection
+        if connection.vendor == "sqlite" and len(rows) > 1:
+            # Cheaper than to compile a statement for all of them.
+            with connection.cursor() as cursor:
+                one = _completed(sql, connection.vendor, names=0, row=row, rows=1)
+                cursor.executemany(one, rows)
+            return
         for some in batches(rows, row.count("%s")):
             values = [value for values in some for value in values]
             self._run(sql, values, row=row, rows=len(some))

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
+from threading import local
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
@@ -89,6 +90,16 @@ class _Cursor(NamedTuple):
         return abs(now - self.time - passed) > _SLACK / 2
 
 
+@dataclass(slots=True)
+class _Transaction:
+    """A transaction that publishes. One that was rolled back may go on as the next one, since it
+    leaves nothing to number."""
+
+    is_committed: bool = False
+    numbered: set[str] = field(default_factory=set)
+    """The groups that are numbered since its commit."""
+
+
 class DatabaseStore(EventStore):
     """Keeps events in tables of a database of the project.
 
@@ -117,6 +128,7 @@ class DatabaseStore(EventStore):
         self._connection = StoreConnection(using)
         self._tables = Tables(using)
         self._statements = Statements(using)
+        self._of_thread = local()
         self._trimming = Trimming(self._tables, self._statements, self._connection)
         self._reader = TimedThread("django-sse-store", self._connection.open)
         # In a separate thread, so that no read waits for trimming.
@@ -282,7 +294,10 @@ class DatabaseStore(EventStore):
         are_events = all(entry.kind is Kind.EVENT for entry in entries)
         if not (are_events and self._statements.stage_as_usual(entries, groups)):
             self._stage_in_any_state(entries)
-        return lambda: self._number_each(groups)
+        current = getattr(self._of_thread, "transaction", None)
+        if current is None or current.is_committed:
+            current = self._of_thread.transaction = _Transaction()
+        return lambda: self._number_each(groups, current)
 
     def _stage_in_any_state(self, entries: Sequence[NewEntry]) -> None:
         with transaction.atomic(using=self.using):
@@ -294,11 +309,18 @@ class DatabaseStore(EventStore):
             for group in self._statements.cancelled(of_events):
                 raise GroupCancelled(group)
 
-    def _number_each(self, groups: Iterable[str]) -> Iterator[Sequence[Hint]]:
+    def _number_each(
+        self, groups: Iterable[str], committed: _Transaction
+    ) -> Iterator[Sequence[Hint]]:
         """Number what waits in some groups, each group in a short transaction, and yield its hints
-        after each."""
+        after each. Whatever else the same transaction has published to a group is numbered with it.
+        """
+        committed.is_committed = True
         for group in groups:
-            yield self._number({group: []})[1]
+            if group not in committed.numbered:
+                _, hints = self._number({group: []})
+                committed.numbered.add(group)
+                yield hints
 
     def _number(
         self,
@@ -462,8 +484,7 @@ class DatabaseStore(EventStore):
     def _drop_surplus(self, group: str, before: int, head: int) -> None:
         """Drop what HISTORY_SIZE does not keep, in bulk: now and then as the head moves."""
         if head // _in_bulk() != before // _in_bulk():
-            size = conf().HISTORY_SIZE
-            self._tables.delete(self._tables.stored.filter(group=group, number__lte=head - size))
+            self._statements.drop(group, head - conf().HISTORY_SIZE)
 
     # Trimming
 

@@ -13,6 +13,7 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from secrets import token_hex
@@ -37,14 +38,25 @@ in_child(_own_sockets.clear)
 
 def socket_directory(store: EventStore) -> "SocketDirectory":
     """Return the directory for all processes that share a store."""
-    if store.file:
-        file = store.file.absolute()
-        directory = Path(f"{file}-doorbells")
-        if len(os.fsencode(directory)) <= _MAX_DIRECTORY_BYTES:
-            return SocketDirectory(directory, file)
-    shared = f"{type(store).__name__} {store.file} {store.address}"
+    if (file := store.file) and (beside := _beside(file.absolute())):
+        return beside
+    shared = f"{type(store).__name__} {file} {store.address}"
+    return _of_user(os.geteuid(), tempfile.gettempdir(), shared)
+
+
+# Each call of `publish` asks for the directory, and to make a path takes longer than to look there.
+@lru_cache
+def _beside(file: Path) -> "SocketDirectory | None":
+    directory = Path(f"{file}-doorbells")
+    if len(os.fsencode(directory)) > _MAX_DIRECTORY_BYTES:
+        return None
+    return SocketDirectory(directory, file)
+
+
+@lru_cache
+def _of_user(user: int, temporary: str, shared: str) -> "SocketDirectory":
     name = blake2b(shared.encode(), digest_size=8).hexdigest()
-    return SocketDirectory(Path(tempfile.gettempdir(), f"django-sse-{os.geteuid()}-{name}"))
+    return SocketDirectory(Path(temporary, f"django-sse-{user}-{name}"))
 
 
 class SocketDirectory:
@@ -58,7 +70,8 @@ class SocketDirectory:
 
     def __init__(self, directory: Path, file: Path | None = None) -> None:
         self.directory = directory
-        self._file = file
+        self._place = str(directory)
+        self._file = str(file) if file else None
 
     def bind(self) -> tuple[str, socket.socket]:
         """Return the name of a new socket of this process, and the socket.
@@ -167,7 +180,7 @@ class SocketDirectory:
         """
         try:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            directory = os.open(self.directory, flags)
+            directory = os.open(self._place, flags)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -176,10 +189,10 @@ class SocketDirectory:
             ) from error
         try:
             status = os.fstat(directory)
-            owners = {os.geteuid()} | ({self._file.stat().st_uid} if self._file else set())
-            if status.st_uid not in owners:
+            if status.st_uid != os.geteuid() and not self._belongs_to_owner_of_file(status):
                 raise PermissionError(f"{self.directory} belongs to another user.")
-            if stat.S_IMODE(status.st_mode) & 0o022 & ~self._mode_for_others(status):
+            written = status.st_mode & 0o022
+            if written and written & ~self._mode_for_others(status):
                 raise PermissionError(
                     f"{self.directory} may be written by others than "
                     f"{self._file or 'its owner'}: remove it."
@@ -187,6 +200,9 @@ class SocketDirectory:
             yield directory
         finally:
             os.close(directory)
+
+    def _belongs_to_owner_of_file(self, status: os.stat_result) -> bool:
+        return self._file is not None and status.st_uid == os.stat(self._file).st_uid
 
     def _mode_for_others(self, status: os.stat_result) -> int:
         """Return the permission bits of the group and of others for a directory or socket.
@@ -198,13 +214,13 @@ class SocketDirectory:
         """
         if self._file is None:
             return 0
-        file = self._file.stat()
+        file = os.stat(self._file)
         of_group = file.st_mode & stat.S_IWGRP and file.st_gid == status.st_gid
         return (0o070 if of_group else 0) | (0o007 if file.st_mode & stat.S_IWOTH else 0)
 
     def _path(self, name: str, directory: int) -> str:
         through = f"{_DESCRIPTORS}/{directory}"
-        return f"{through if os.path.isdir(through) else self.directory}/{name}"
+        return f"{through if os.path.isdir(through) else self._place}/{name}"
 
     @contextmanager
     def _found(self, name: str, directory: int) -> Iterator[tuple[str, os.stat_result]]:
@@ -220,7 +236,7 @@ class SocketDirectory:
             # The nearest to it on systems without these.
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             _refuse_all_but_sockets(name, status)
-            yield f"{self.directory}/{name}", status
+            yield f"{self._place}/{name}", status
             return
         descriptor = os.open(name, _O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:

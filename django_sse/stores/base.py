@@ -1,5 +1,6 @@
 """The contract of an event store, which keeps each group's recent events and its state."""
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Sequence
 from math import inf
@@ -17,6 +18,7 @@ from django_sse.exceptions import GroupCancelled
 from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, Ring
 from django_sse.stores.clock import StoreClock
 from django_sse.stores.postgresql_notify import Notifications
+from django_sse.stores.transactions import is_any_open
 from django_sse.stores.write_retries import write_retries
 
 # The longest pause between two trims in one process.
@@ -63,6 +65,9 @@ class EventStore(ABC):
 
     crosses_processes: ClassVar[bool]
     """Whether other processes see what this process appends."""
+
+    never_blocks: ClassVar[bool] = False
+    """Whether appending waits for nothing, so that it needs no thread beside an event loop."""
 
     file: Path | None = None
     """The file that holds the whole store, if there is one. Only processes of one host share it."""
@@ -131,7 +136,12 @@ class EventStore(ABC):
         return [None] * len(entries)
 
     async def aappend(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
-        """Do what ``append`` does, from async code."""
+        """Do what ``append`` does, from async code. It lets other tasks run."""
+        if self.never_blocks and not is_any_open(self.using):
+            numbers = self.append(entries, ring)
+            # Who publishes in a loop must not hold up the streams.
+            await asyncio.sleep(0)
+            return numbers
         # sync_to_async uses the thread of async_to_sync or of the request, where its transaction
         # is open.
         return await sync_to_async(self.append)(entries, ring)

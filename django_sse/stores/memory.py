@@ -55,6 +55,7 @@ class MemoryStore(EventStore):
     """
 
     crosses_processes = False
+    never_blocks = True
 
     def __init__(self, *, using: str = DEFAULT_DB_ALIAS) -> None:
         super().__init__(using=using)

@@ -19,7 +19,7 @@ from django_sse.stores.timed_thread import unpooled
 
 Result = TypeVar("Result")
 
-_CHANNEL: Final = "django_sse"
+CHANNEL: Final = "django_sse"
 # The first character of a test, which a listener sends to itself. No group name contains it.
 _TEST_PREFIX: Final = "?"
 
@@ -133,7 +133,7 @@ class Notifications:
                 # No conversion: in a database with the encoding SQL_ASCII anybody may send any
                 # bytes, and PostgreSQL ends a connection for which it cannot convert them.
                 cursor.execute("SET client_encoding TO 'SQL_ASCII'")
-                cursor.execute(f"LISTEN {_CHANNEL}")
+                cursor.execute(f"LISTEN {CHANNEL}")
         except BaseException:
             connection.close()
             raise
@@ -143,7 +143,7 @@ class Notifications:
         with connections[self._using].cursor() as cursor:
             cursor.execute(
                 "SELECT pg_notify(%s, text) FROM unnest(%s::text[]) AS text",
-                [_CHANNEL, list(texts)],
+                [CHANNEL, list(texts)],
             )
 
 
@@ -226,4 +226,4 @@ class _NotificationReader:
         try:
             self._hear([Hint.decode(text)])
         except ValueError:
-            log_seldom("Ignored a notification to %r that is not a doorbell.", _CHANNEL)
+            log_seldom("Ignored a notification to %r that is not a doorbell.", CHANNEL)

@@ -43,7 +43,7 @@ if operation == 'mark' then
   if #old > 0 then
     redis.call('ZREM', KEYS[1], unpack(old))
   end
-  return score
+  return 0
 end
 
 -- Returns the entries from a number on, until the page has `limit` entries or `room` bytes.
@@ -260,9 +260,12 @@ if operation == 'new_run' then
   return state(group)
 end
 
+-- Returns the index of a group that is cancelled; or one text, which clients parse faster than a
+-- table: the number of each entry (0 for none), then each group's head and whether it is cancelled.
+-- If closes were added: a table of this text and, for each group, the wire of its close or ''.
 if operation == 'append' then
   local staged = ARGV[7] == '1'
-  local groups, numbers, ends = {}, {}, {}
+  local groups, words, reply, closes = {}, {}, {}, false
   for i = 1, #KEYS / 2 do
     groups[i] = load(i)
   end
@@ -273,12 +276,16 @@ if operation == 'append' then
     if not number then
       return index
     end
-    table.insert(numbers, number)
+    table.insert(words, text(number))
   end
   for i, group in ipairs(groups) do
     local closing = finish(group)
     save(group)
-    ends[i] = {group.head, group.cancelled and 1 or 0, closing}
+    table.insert(words, text(group.head))
+    table.insert(words, group.cancelled and '1' or '0')
+    reply[i + 1] = closing
+    closes = closes or closing ~= ''
   end
-  return {numbers, ends}
+  reply[1] = table.concat(words, ' ')
+  return closes and reply or reply[1]
 end

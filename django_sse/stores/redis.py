@@ -48,6 +48,11 @@ except ImportError as error:
 _SCRIPT: Final = Path(__file__).with_suffix(".lua").read_text()
 # The name that EVALSHA uses for the script.
 _SHA: Final = sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+# The beginning of the call of the script with a number of words in all.
+_EVALSHA: Final = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n" + _SHA.encode() + b"\r\n"
+# redis-py before 5.3 asks for a name here, and later versions warn of one.
+_VERSION: Final = tuple(int(part) for part in redis.__version__.split(".")[:2])
+_COMMAND_NAME: Final = () if _VERSION >= (5, 3) else ("EVALSHA",)
 
 # Defaults for what the URL does not say. RESP2 connections need one exchange less, and every
 # version of redis-py reads their replies alike.
@@ -238,14 +243,16 @@ class RedisStore(EventStore):
         )
         if isinstance(reply, int):
             raise GroupCancelled(groups[reply - 1])
-        numbers, ends = reply
+        text, *closings = reply if isinstance(reply, list) else [reply, *[b""] * len(groups)]
+        words = [int(word) for word in text.split()]
+        numbers, states = words[: len(entries)], iter(words[len(entries) :])
         numbered: dict[str, list[Entry]] = {group: [] for group in groups}
         for entry, number in zip(entries, numbers, strict=True):
             if number:
                 closes = entry.kind is Kind.CLOSE
                 numbered[entry.group].append(Entry(number, entry.wire, closes, entry.exclude))
         hints = []
-        for group, (head, cancelled, closing) in zip(groups, ends, strict=True):
+        for group, head, cancelled, closing in zip(groups, states, states, closings, strict=True):
             if closing:
                 numbered[group].append(Entry(head, closing, closes=True))
             hints.append(Hint(group, head, bool(cancelled), tuple(numbered[group])))
@@ -386,12 +393,48 @@ def _queue(pipe: Any, calls: Iterable[_Call]) -> Any:
 
 
 def _execute(client: redis.Redis, calls: Sequence[_Call]) -> list[Any]:
-    with client.pipeline(transaction=False) as pipe:
-        replies: list[Any] = _queue(pipe, calls).execute(raise_on_error=False)
+    # Not through a pipeline of redis-py, which takes longer than all else that publishing does.
+    pool = client.connection_pool
+    connection: Any = pool.get_connection(*_COMMAND_NAME)
+    try:
+        replies = _replies(connection, calls)
         if (done := _count_until_unknown(replies)) < len(calls):
-            client.script_load(_SCRIPT)
-            replies[done:] = _queue(pipe, calls[done:]).execute(raise_on_error=False)
+            connection.send_command("SCRIPT LOAD", _SCRIPT)
+            connection.read_response()
+            replies[done:] = _replies(connection, calls[done:])
+    except BaseException:
+        # A reply that was not read would be taken for another call's.
+        connection.disconnect()
+        raise
+    finally:
+        pool.release(connection)
     return replies
+
+
+def _replies(connection: Any, calls: Sequence[_Call]) -> list[Any]:
+    connection.send_packed_command([b"".join(map(_packed, calls))])
+    replies = []
+    for _ in calls:
+        try:
+            replies.append(connection.read_response())
+        except ResponseError as error:
+            replies.append(error)
+    return replies
+
+
+def _packed(call: _Call) -> bytes:
+    """Return a call as it goes over the wire.
+
+    See https://redis.io/docs/latest/develop/reference/protocol-spec/.
+    """
+    parts = [_EVALSHA % (len(call) + 2)]
+    for argument in call:
+        if type(argument) is int:
+            argument = b"%d" % argument
+        elif type(argument) is not bytes:
+            argument = argument.encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(argument), argument))
+    return b"".join(parts)
 
 
 async def _aexecute(client: redis.asyncio.Redis, calls: Sequence[_Call]) -> list[Any]:

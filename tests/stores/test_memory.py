@@ -1,12 +1,18 @@
-"""What is special to the memory store: how much memory it takes."""
+"""What is special to the memory store: how much memory it takes, and that it waits for nothing."""
 
 import asyncio
+import threading
 import tracemalloc
+from collections.abc import Sequence
 
+import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+from django.db import transaction
 from django.test import override_settings
 
+from django_sse.groups.entries import Hint
 from django_sse.stores.memory import MemoryStore
-from django_sse.testing.stores import append, event, state
+from django_sse.testing.stores import append, event, state, texts
 
 
 async def test_groups_that_are_idle_keep_nothing_for_longer_than_their_history() -> None:
@@ -25,3 +31,48 @@ async def test_groups_that_are_idle_keep_nothing_for_longer_than_their_history()
         tracemalloc.stop()
     # The group itself goes on where it was.
     assert (await state(store, "idle-0")).first
+
+
+async def test_publishing_from_async_code_takes_no_thread() -> None:
+    rung_in = list[threading.Thread]()
+
+    def ring(hints: Sequence[Hint]) -> None:
+        rung_in.append(threading.current_thread())
+
+    assert await MemoryStore().aappend([event("news", "a")], ring) != [None]
+    assert rung_in == [threading.current_thread()]
+
+
+async def test_who_publishes_without_end_holds_up_no_other_task() -> None:
+    store = MemoryStore()
+
+    async def publish_without_end() -> None:
+        while True:
+            await append(store, event("news", "a"))
+
+    publishing = asyncio.create_task(publish_without_end())
+    async with asyncio.timeout(30):
+        while (await state(store, "news")).head == 0:
+            await asyncio.sleep(0)
+    publishing.cancel()
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_transaction_in_the_thread_of_synchronous_code_is_waited_for() -> None:
+    """Also if async code has opened it there by hand."""
+    store, atomic = MemoryStore(), transaction.atomic()
+    await sync_to_async(atomic.__enter__)()
+    assert await append(store, event("news", "a")) == [None]
+    assert await store.aread("news", 0, 10) == []
+    await sync_to_async(atomic.__exit__)(None, None, None)
+    assert texts(await store.aread("news", 0, 10)) == ["a"]
+    assert await append(store, event("news", "b")) != [None]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_transaction_around_async_code_is_waited_for() -> None:
+    store = MemoryStore()
+    with transaction.atomic():
+        assert async_to_sync(append)(store, event("news", "a")) == [None]
+        assert store.states(["news"])["news"].head == 0
+    assert store.states(["news"])["news"].head

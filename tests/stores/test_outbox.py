@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
 from django.db.models import F
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
@@ -54,7 +54,14 @@ async def test_in_a_transaction_nothing_but_the_outbox_is_written(
     assert not any("FOR UPDATE" in sql for sql in queries)
 
 
-async def test_an_event_for_a_group_in_its_usual_state_takes_two_statements(
+def words(captured: CaptureQueriesContext) -> list[str]:
+    """The first word of each statement: each is a round trip to a server."""
+    return [query["sql"].split()[0] for query in captured.captured_queries]
+
+
+# So that no number happens to be one at which old events are dropped.
+@override_settings(DJANGO_SSE={"HISTORY_SIZE": 10**15})
+async def test_an_event_for_a_group_in_its_usual_state_takes_the_fewest_statements(
     database_store: DatabaseStore,
 ) -> None:
     store = database_store
@@ -63,16 +70,110 @@ async def test_an_event_for_a_group_in_its_usual_state_takes_two_statements(
         pytest.skip("What this database updates, it does not return.")
     await append(store, event("news", "a"))
 
-    def queries_of_publish() -> list[str]:
-        connection = connections[store.using]
-        with CaptureQueriesContext(connection) as captured:
+    def statements_of_publish() -> list[str]:
+        with CaptureQueriesContext(connections[store.using]) as captured:
             store.append([event("news", "b")], silent)
-        return [query["sql"] for query in captured.captured_queries]
+        return words(captured)
 
-    queries = await sync_to_async(queries_of_publish)()
-    changing = [sql for sql in queries if sql.startswith(("SELECT", "INSERT", "UPDATE", "DELETE"))]
-    assert [sql.split()[0] for sql in changing if "pg_notify" not in sql] == ["UPDATE", "INSERT"]
+    inside = {"sqlite": ["UPDATE", "INSERT"], "postgresql": ["WITH"]}[connection.vendor]
+    assert await sync_to_async(statements_of_publish)() == ["BEGIN", *inside, "COMMIT"]
     assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
+
+
+@override_settings(DJANGO_SSE={"HISTORY_SIZE": 10**15})
+async def test_an_event_in_a_transaction_takes_the_fewest_statements(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+    vendor = connections[store.using].vendor
+    if vendor == "mysql":
+        pytest.skip("It would lock what a statement reads as it inserts.")
+    await append(store, event("news", "a"), event("sport", "a"))
+
+    def statements_of_publish() -> list[str]:
+        captured = CaptureQueriesContext(connections[store.using])
+        with captured, transaction.atomic(using=store.using):
+            store.append([event("news", "b")], silent)
+            store.append([event("news", "c"), event("sport", "b")], silent)
+        return words(captured)
+
+    statements = await sync_to_async(statements_of_publish)()
+    assert statements[:4] == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
+    assert vendor != "postgresql" or statements[4] == "WITH"
+    assert texts(await store.aread("news", 0, 10)) == ["a", "b", "c"]
+    assert texts(await store.aread("sport", 0, 10)) == ["a", "b"]
+
+
+async def test_what_a_transaction_publishes_to_a_group_is_numbered_at_once(
+    database_store: DatabaseStore,
+) -> None:
+    store, rung = database_store, list[Hint]()
+    await append(store, event("news", "0"))
+
+    def commits_for(*texts: str) -> int:
+        with CaptureQueriesContext(connections[store.using]) as captured:
+            with transaction.atomic(using=store.using):
+                for text in texts:
+                    store.append([event("news", text)], rung.extend)
+            return words(captured).count("COMMIT")
+
+    with override_settings(DJANGO_SSE={"HISTORY_SIZE": 10**15}):
+        one = await sync_to_async(commits_for)("1")
+        assert await sync_to_async(commits_for)(*map(str, range(2, 12))) == one
+    assert [len(hint.entries) for hint in rung] == [1, 10]
+    assert texts(await store.aread("news", 0, 20)) == [str(n) for n in range(12)]
+
+
+async def test_what_is_published_in_a_commit_hook_is_numbered_as_well(
+    database_store: DatabaseStore,
+) -> None:
+    """In a transaction between the commit and the numbering of what was published before."""
+    store, rung = database_store, list[Hint]()
+
+    def publish(text: str) -> None:
+        with transaction.atomic(using=store.using):
+            store.append([event("news", text)], rung.extend)
+
+    def publish_around() -> None:
+        with transaction.atomic(using=store.using):
+            transaction.on_commit(lambda: publish("b"), using=store.using)
+            publish("a")
+            transaction.on_commit(lambda: publish("c"), using=store.using)
+        publish("d")
+
+    await sync_to_async(publish_around)()
+    assert texts(await store.aread("news", 0, 10)) == ["a", "b", "c", "d"]
+    assert texts([entry for hint in rung for entry in hint.entries]) == ["a", "b", "c", "d"]
+    assert not await OutboxEvent.objects.using(store.using).aexists()
+
+
+async def test_an_event_is_numbered_once_although_the_answer_was_lost(
+    database_store: DatabaseStore,
+) -> None:
+    """Of the statement that numbers it, after the commit."""
+    store, rung, lost = database_store, list[Hint](), list[str]()
+    if connections[store.using].vendor != "postgresql":
+        pytest.skip("Elsewhere a transaction surrounds it.")
+    await append(store, event("news", "a"))
+
+    def lose_the_answer(execute: Any, sql: str, *rest: Any) -> Any:
+        answer = execute(sql, *rest)
+        if "pg_notify" in sql and not lost:
+            lost.append(sql)
+            connections[store.using].close()
+            raise OperationalError("The connection was lost.")
+        return answer
+
+    def publish() -> None:
+        losing = connections[store.using].execute_wrapper(lose_the_answer)
+        with losing, transaction.atomic(using=store.using):
+            store.append([event("news", "b")], rung.extend)
+
+    await sync_to_async(publish)()
+    assert lost
+    assert texts(await store.aread("news", 0, 10)) == ["a", "b"]
+    assert [hint.head for hint in rung] == [(await state(store, "news")).head]
+    assert not await OutboxEvent.objects.using(store.using).aexists()
 
 
 async def test_a_kick_that_is_committed_as_its_group_is_read_is_told_first(
@@ -252,6 +353,28 @@ async def test_who_publishes_between_a_commit_and_its_hook_tells_of_its_kick_fir
     await sync_to_async(store.append)([event("room", "chat")], rung.extend)
     assert [hint.group for hint in rung] == [user_key(7), "room"]
     assert rung[0].cancelled
+    assert texts(rung[1].entries) == ["secret", "chat"]
+
+
+async def test_who_publishes_in_a_transaction_of_their_own_tells_of_a_kick_first(
+    database_store: DatabaseStore,
+) -> None:
+    """Which another publisher committed with an event, and left both behind."""
+    store, rung = database_store, list[Hint]()
+    await append(store, event("room", "before"))
+
+    def kick_publish_and_die() -> None:
+        with transaction.atomic(using=store.using):
+            store._stage([end(user_key(7), "over")])
+            store._stage([event("room", "secret")])
+
+    def publish() -> None:
+        with transaction.atomic(using=store.using):
+            store.append([event("room", "chat")], rung.extend)
+
+    await sync_to_async(kick_publish_and_die)()
+    await sync_to_async(publish)()
+    assert [hint.group for hint in rung] == [user_key(7), "room"]
     assert texts(rung[1].entries) == ["secret", "chat"]
 
 

@@ -41,6 +41,11 @@ pytestmark = [
     pytest.mark.once,
 ]
 
+
+class TimeLimitExceeded(BaseException):
+    """Ends a task from outside, at any moment."""
+
+
 APPENDING = {"appendonly": "yes", "appendfsync": "always"}
 SECONDS = 30
 
@@ -549,6 +554,25 @@ async def test_a_client_that_is_replaced_leaves_no_connection_open(
             await until(sync_to_async(lambda: len(client.client_list()) == before))
         finally:
             gc.enable()
+
+
+async def test_a_publisher_that_is_interrupted_leaves_no_reply_to_another(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a time limit of Celery, while it waits for Redis."""
+    [first] = await append(store, event("news", "a"))
+    read = redis.connection.Connection.read_response
+
+    def interrupt(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(redis.connection.Connection, "read_response", read)
+        raise TimeLimitExceeded
+
+    monkeypatch.setattr(redis.connection.Connection, "read_response", interrupt)
+    with pytest.raises(TimeLimitExceeded):
+        await append(store, event("news", "in doubt"))
+    assert first
+    assert await append(store, event("news", "b")) == [first + 2]
+    assert (await state(store, "news")).head == first + 2
 
 
 async def test_each_event_loop_has_connections_that_end_with_it(

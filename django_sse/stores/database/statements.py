@@ -14,10 +14,11 @@ from django_sse.groups.entries import Entry, Kind, NewEntry
 from django_sse.groups.names import OWNER_PREFIX
 from django_sse.models import EventGroup, OutboxEvent, StoredEvent
 from django_sse.stores.clock import TIME_SQL
-from django_sse.stores.database.tables import batches
+from django_sse.stores.database.tables import BATCH, batches
+from django_sse.stores.postgresql_notify import CHANNEL
 
 # Names in braces are of tables and columns, whose quotes depend on the database; {in} is as many
-# placeholders as there are names or ids.
+# placeholders as there are names or ids, and {rows} as many rows as there are entries.
 _SELECT_GROUPS: Final = (
     "SELECT name, first, head, cancelled, changed FROM {groups} WHERE name IN ({in})"
 )
@@ -29,17 +30,58 @@ _RETURNING_GROUPS: Final = " RETURNING name, first, head, cancelled, changed"
 # be numbered later.
 _ADVANCE_GROUP: Final = (
     "UPDATE {groups} SET head = head + %s, changed = {now} WHERE name = %s AND first > 0 "
-    "AND NOT cancelled AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} = %s) RETURNING head"
+    "AND NOT cancelled AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} = %s) "
+    "RETURNING head, name"
 )
 _UPDATE_GROUP: Final = (
     "UPDATE {groups} SET first = %s, head = %s, cancelled = %s, changed = {now} WHERE name = %s"
 )
 _INSERT_STORED: Final = (
-    "INSERT INTO {stored} ({group}, number, wire, closes, exclude, created) VALUES "
+    "INSERT INTO {stored} ({group}, number, wire, closes, exclude, created) VALUES {rows}"
 )
 _STORED_ROW: Final = "(%s, %s, %s, %s, %s, {now})"
-_INSERT_STAGED: Final = "INSERT INTO {outbox} ({group}, kind, wire, exclude, at) VALUES "
+# The two, and the notification, in one round trip to PostgreSQL.
+_APPEND: Final = (
+    "WITH advanced AS (" + _ADVANCE_GROUP + "), stored AS ("  # noqa: S608
+    "INSERT INTO {stored} ({group}, number, wire, closes, exclude, created) "
+    "SELECT %s, head - %s + place, wire, FALSE, exclude, {now} "
+    "FROM advanced, (VALUES {rows}) AS new (place, wire, exclude)) "
+    "SELECT head{notify} FROM advanced"
+)
+_APPENDED_ROW: Final = "(%s, %s, %s)"
+# PostgreSQL's protocol has at most 65,535 parameters.
+_MOST_APPENDED: Final = 20_000
+# Numbers what waits for a group in its usual state, also in one round trip to PostgreSQL. All of it
+# sees the same snapshot: the end of an owner and what the same transaction has published. Rows are
+# deleted only once the group is locked, so that no two publishers wait for each other.
+_NUMBER_WAITING: Final = (
+    "WITH locked AS (SELECT name, head FROM {groups} WHERE name = %s AND first > 0 "
+    "AND NOT cancelled AND (head + (SELECT COUNT(*) FROM {outbox} WHERE {group} = name)) / %s "
+    "= head / %s AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} = name AND kind <> {event}) "
+    "AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} >= %s AND {group} LIKE %s) FOR UPDATE), "
+    "taken AS (DELETE FROM {outbox} USING locked WHERE {group} = locked.name "
+    "RETURNING id, wire, exclude), "
+    "numbered AS (SELECT name, head + ROW_NUMBER() OVER (ORDER BY id) AS number, wire, exclude "
+    "FROM locked, taken), "
+    "last AS (SELECT MAX(number) AS head FROM numbered), "
+    "advanced AS (UPDATE {groups} SET head = last.head, changed = {now} FROM last "
+    "WHERE name = %s AND last.head IS NOT NULL), "
+    "stored AS (INSERT INTO {stored} ({group}, number, wire, closes, exclude, created) "
+    "SELECT name, number, wire, FALSE, exclude, {now} FROM numbered) "
+    "SELECT number, wire, exclude{notify} FROM numbered, last ORDER BY number"
+)
+# What `Hint.encode` returns for a group that is not cancelled. However many rows are returned,
+# PostgreSQL sends equal notifications of a transaction once.
+_NOTIFY: Final = f", pg_notify('{CHANNEL}', name || ' ' || head || ' 0')"
+_DROP_STORED: Final = "DELETE FROM {stored} WHERE {group} = %s AND number <= %s"
+_INSERT_STAGED: Final = "INSERT INTO {outbox} ({group}, kind, wire, exclude, at) VALUES {rows}"
 _STAGED_ROW: Final = "(%s, %s, %s, %s, %s)"
+# Only if all groups are in their usual state, which is cheaper to see than in what state they are.
+_INSERT_STAGED_AS_USUAL: Final = (
+    "INSERT INTO {outbox} ({group}, kind, wire, exclude, at) SELECT * FROM (VALUES {rows}) AS new "
+    "WHERE NOT EXISTS (SELECT 1 FROM {groups} WHERE name IN ({in}) AND cancelled) "
+    "AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} IN ({in}) AND kind <> {event})"
+)
 _SELECT_STAGED: Final = (
     "SELECT id, {group}, wire, kind, exclude, at FROM {outbox} WHERE {group} IN ({in}) ORDER BY id"
 )
@@ -107,22 +149,69 @@ class Statements:
         )
         return sorted(groups)
 
-    def advance(self, group: str, count: int) -> int | None:
-        """Lock a group in its usual state, with its head moved forward.
+    def append_as_usual(
+        self, group: str, entries: Sequence[NewEntry], *, notify: bool
+    ) -> tuple[Entry, ...]:
+        """Lock a group in its usual state, and add events to it.
 
         Args:
             group: The name of the group.
-            count: How many events are added to it.
+            entries: The events.
+            notify: Whether PostgreSQL is to tell the hubs.
 
         Returns:
-            The new head; or None if nothing was done: the group does not exist yet, or is
+            The numbered events; or none if nothing was done: the group does not exist yet, or is
             cancelled, or something waits for it in the outbox, or the database cannot return what
             it updates.
         """
-        if not self._returns_changed_rows:
-            return None
-        rows = self._select(_ADVANCE_GROUP, [count, group, group])
-        return rows[0][0] if rows else None
+        count = len(entries)
+        parameters: list[Any] = [count, group, group]
+        if self._connection.vendor == "postgresql":
+            if count > _MOST_APPENDED:
+                return ()
+            binary = self._binary
+            parameters += [group, count]
+            for place, entry in enumerate(entries, 1):
+                parameters += [place, binary(entry.wire), entry.exclude]
+            rows = self._select(_APPEND, parameters, row=_APPENDED_ROW, rows=count, notify=notify)
+        elif self._returns_changed_rows:
+            rows = self._select(_ADVANCE_GROUP, parameters)
+        else:
+            return ()
+        if not rows:
+            return ()
+        first = rows[0][0] - count + 1
+        numbered = tuple(
+            Entry(number, entry.wire, exclude=entry.exclude)
+            for number, entry in enumerate(entries, first)
+        )
+        if self._connection.vendor != "postgresql":
+            self.store(group, numbered)
+        return numbered
+
+    def number_waiting_as_usual(
+        self, group: str, in_bulk: int, *, notify: bool
+    ) -> tuple[Entry, ...]:
+        """Number the events that wait for a group in its usual state, in one statement.
+
+        Args:
+            group: The name of the group.
+            in_bulk: Nothing is done if the head passes a multiple of this.
+            notify: Whether PostgreSQL is to tell the hubs.
+
+        Returns:
+            The numbered events; or none if nothing was done, for a reason of ``append_as_usual``,
+            or because more than events waits for it, or anything for an owner.
+        """
+        if self._connection.vendor != "postgresql":
+            return ()
+        of_owners = [OWNER_PREFIX, f"{OWNER_PREFIX}%"]
+        rows = self._select(
+            _NUMBER_WAITING, [group, in_bulk, in_bulk, *of_owners, group], notify=notify
+        )
+        return tuple(
+            Entry(number, bytes(wire), exclude=exclude) for number, wire, exclude, *_ in rows
+        )
 
     def take_waiting(self, groups: Sequence[str]) -> dict[str, list[NewEntry]]:
         """Remove what waits in the outbox for its number, and return it by group and in order."""
@@ -151,24 +240,41 @@ class Statements:
             entries: The entries.
             now: The database's time, in microseconds since the epoch, if owners are among them.
         """
-        binary = self._binary
-        rows = [
-            (
-                entry.group,
-                int(entry.kind),
-                binary(entry.wire),
-                entry.exclude,
-                now if entry.group.startswith(OWNER_PREFIX) else 0,
-            )
-            for entry in entries
-        ]
+        rows = self._staged_rows(entries, now)
         self._insert(_INSERT_STAGED, _STAGED_ROW, rows)
+
+    def stage_as_usual(self, entries: Sequence[NewEntry], groups: Sequence[str]) -> bool:
+        """Insert events for groups in their usual state into the outbox, in one statement.
+
+        Args:
+            entries: The events.
+            groups: The names of their groups.
+
+        Returns:
+            Whether it was done. It was not if a group is cancelled, or if a cancel waits for it, or
+            if the events do not fit into one statement.
+        """
+        rows = self._staged_rows(entries, 0)
+        values = [value for row in rows for value in row]
+        parameters = [*values, *groups, *groups]
+        # MySQL would lock what the statement reads until the transaction ends.
+        if self._connection.vendor == "mysql" or len(parameters) > BATCH:
+            return False
+        return bool(
+            self._run(
+                _INSERT_STAGED_AS_USUAL,
+                parameters,
+                names=len(groups),
+                row=_STAGED_ROW,
+                rows=len(rows),
+            )
+        )
 
     def cancelled(self, groups: Collection[str]) -> set[str]:
         """Return those of the groups that are cancelled, or will be by what waits for them."""
         cancelled: set[str] = set()
         for some in batches(sorted(groups), 2):
-            for group, kind, _ in self._select(_SELECT_CANCELS, some, times=2):
+            for group, kind, _ in self._select(_SELECT_CANCELS, [*some, *some], names=len(some)):
                 (cancelled.add if kind == Kind.CLOSE else cancelled.discard)(group)
         return cancelled
 
@@ -180,6 +286,10 @@ class Statements:
             for entry in entries
         ]
         self._insert(_INSERT_STORED, _STORED_ROW, rows)
+
+    def drop(self, group: str, number: int) -> None:
+        """Delete the events of a group up to a number."""
+        self._run(_DROP_STORED, [group, number])
 
     def update(self, group: str, *, first: int, head: int, cancelled: bool) -> None:
         """Write where a group stands now."""
@@ -202,27 +312,70 @@ class Statements:
         driver: Any = self._connection
         return driver.Database.Binary
 
+    def _staged_rows(self, entries: Sequence[NewEntry], now: int) -> list[tuple[Any, ...]]:
+        binary = self._binary
+        return [
+            (
+                entry.group,
+                int(entry.kind),
+                binary(entry.wire),
+                entry.exclude,
+                now if entry.group.startswith(OWNER_PREFIX) else 0,
+            )
+            for entry in entries
+        ]
+
     def _insert(self, sql: str, row: str, rows: Sequence[Sequence[Any]]) -> None:
+        connection = self._connection
+        if connection.vendor == "sqlite" and len(rows) > 1:
+            # Cheaper than to compile a statement for all of them.
+            with connection.cursor() as cursor:
+                one = _completed(sql, connection.vendor, names=0, row=row, rows=1)
+                cursor.executemany(one, rows)
+            return
         for some in batches(rows, row.count("%s")):
             values = [value for values in some for value in values]
-            self._run(sql + ", ".join([row] * len(some)), values)
+            self._run(sql, values, row=row, rows=len(some))
 
-    def _run(self, sql: str, parameters: Sequence[Any]) -> None:
+    def _run(self, sql: str, parameters: Sequence[Any], **parts: Any) -> int:
+        """Run a statement, and return how many rows it has changed."""
         connection = self._connection
+        parts.setdefault("names", len(parameters))
         with connection.cursor() as cursor:
-            cursor.execute(_with_names(connection, sql, len(parameters)), parameters)
+            cursor.execute(_completed(sql, connection.vendor, **parts), parameters)
+            return int(cursor.rowcount)
 
-    def _select(self, sql: str, parameters: Sequence[Any], *, times: int = 1) -> list[Any]:
+    def _select(self, sql: str, parameters: Sequence[Any], **parts: Any) -> list[Any]:
         connection = self._connection
+        parts.setdefault("names", len(parameters))
         with connection.cursor() as cursor:
-            cursor.execute(_with_names(connection, sql, len(parameters)), [*parameters] * times)
+            cursor.execute(_completed(sql, connection.vendor, **parts), parameters)
             return list(cursor.fetchall())
 
 
-def _with_names(connection: BaseDatabaseWrapper, sql: str, count: int) -> str:
-    """Return a statement with names and placeholders, as the connection's database has them."""
-    names = {**_names(connection.vendor), "in": ", ".join(["%s"] * count)}
-    return sql.format_map(names)
+@lru_cache(maxsize=500)
+def _completed(
+    sql: str, vendor: str, *, names: int, row: str = "", rows: int = 0, notify: bool = False
+) -> str:
+    """Return a statement with names and placeholders, as a database has them.
+
+    Args:
+        sql: The statement.
+        vendor: The database.
+        names: How many names or ids it has.
+        row: The placeholders of one entry.
+        rows: How many entries it has.
+        notify: Whether it notifies.
+    """
+    fixed = _names(vendor)
+    return sql.format_map(
+        {
+            **fixed,
+            "in": ", ".join(["%s"] * names),
+            "rows": ", ".join([row.format_map(fixed)] * rows),
+            "notify": _NOTIFY if notify else "",
+        }
+    )
 
 
 @lru_cache(maxsize=3)
@@ -230,5 +383,5 @@ def _names(vendor: str) -> dict[str, str]:
     quote = "`" if vendor == "mysql" else '"'
     models = {"groups": EventGroup, "stored": StoredEvent, "outbox": OutboxEvent}
     tables = {name: f"{quote}{model._meta.db_table}{quote}" for name, model in models.items()}
-    kinds = {"close": str(int(Kind.CLOSE)), "reopen": str(int(Kind.REOPEN))}
+    kinds = {kind.name.lower(): str(int(kind)) for kind in Kind}
     return {**tables, **kinds, "group": f"{quote}group{quote}", "now": TIME_SQL[vendor]}

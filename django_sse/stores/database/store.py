@@ -2,9 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
+from threading import local
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
@@ -87,6 +90,16 @@ class _Cursor(NamedTuple):
         return abs(now - self.time - passed) > _SLACK / 2
 
 
+@dataclass(slots=True)
+class _Transaction:
+    """A transaction that publishes. One that was rolled back may go on as the next one, since it
+    leaves nothing to number."""
+
+    is_committed: bool = False
+    numbered: set[str] = field(default_factory=set)
+    """The groups that are numbered since its commit."""
+
+
 class DatabaseStore(EventStore):
     """Keeps events in tables of a database of the project.
 
@@ -115,6 +128,7 @@ class DatabaseStore(EventStore):
         self._connection = StoreConnection(using)
         self._tables = Tables(using)
         self._statements = Statements(using)
+        self._of_thread = local()
         self._trimming = Trimming(self._tables, self._statements, self._connection)
         self._reader = TimedThread("django-sse-store", self._connection.open)
         # In a separate thread, so that no read waits for trimming.
@@ -123,8 +137,7 @@ class DatabaseStore(EventStore):
     @property
     def file(self) -> Path | None:  # type: ignore[override]
         connection = connections[self.using]
-        name = connection.settings_dict["NAME"]
-        return None if connection.vendor != "sqlite" or is_in_memory(name) else Path(name)
+        return _file(connection.settings_dict["NAME"]) if connection.vendor == "sqlite" else None
 
     @property
     def address(self) -> str:  # type: ignore[override]
@@ -277,6 +290,16 @@ class DatabaseStore(EventStore):
         return [next(in_order[entry.group]) for entry in entries], hints
 
     def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Iterable[Sequence[Hint]]]:
+        groups = sorted({entry.group for entry in entries}, key=_owners_first)
+        are_events = all(entry.kind is Kind.EVENT for entry in entries)
+        if not (are_events and self._statements.stage_as_usual(entries, groups)):
+            self._stage_in_any_state(entries)
+        current = getattr(self._of_thread, "transaction", None)
+        if current is None or current.is_committed:
+            current = self._of_thread.transaction = _Transaction()
+        return lambda: self._number_each(groups, current)
+
+    def _stage_in_any_state(self, entries: Sequence[NewEntry]) -> None:
         with transaction.atomic(using=self.using):
             # Insert before reading: SQLite refuses the first write of a transaction if another one
             # has changed the database since its first read.
@@ -285,14 +308,19 @@ class DatabaseStore(EventStore):
             of_events = {entry.group for entry in entries if entry.kind is Kind.EVENT}
             for group in self._statements.cancelled(of_events):
                 raise GroupCancelled(group)
-        groups = sorted({entry.group for entry in entries}, key=_owners_first)
-        return lambda: self._number_each(groups)
 
-    def _number_each(self, groups: Iterable[str]) -> Iterator[Sequence[Hint]]:
+    def _number_each(
+        self, groups: Iterable[str], committed: _Transaction
+    ) -> Iterator[Sequence[Hint]]:
         """Number what waits in some groups, each group in a short transaction, and yield its hints
-        after each."""
+        after each. Whatever else the same transaction has published to a group is numbered with it.
+        """
+        committed.is_committed = True
         for group in groups:
-            yield self._number({group: []})[1]
+            if group not in committed.numbered:
+                _, hints = self._number({group: []})
+                committed.numbered.add(group)
+                yield hints
 
     def _number(
         self,
@@ -323,6 +351,8 @@ class DatabaseStore(EventStore):
         while True:
             may_be_committed = False
             try:
+                if wait and (hints := self._number_waiting_as_usual(new)):
+                    return {name: [] for name in names}, owner_hints + hints
                 with transaction.atomic(using=self.using):
                     if numbered := self._number_as_usual(new):
                         may_be_committed = True
@@ -380,19 +410,31 @@ class DatabaseStore(EventStore):
         entries = new[group]
         if others or not entries or any(entry.kind is not Kind.EVENT for entry in entries):
             return None
-        if (head := self._statements.advance(group, len(entries))) is None:
+        notify = self.notifications is not None
+        numbered = self._statements.append_as_usual(group, entries, notify=notify)
+        if not numbered:
             return None
-        before = head - len(entries)
-        numbered = tuple(
-            Entry(number, entry.wire, exclude=entry.exclude)
-            for number, entry in enumerate(entries, before + 1)
-        )
-        self._statements.store(group, numbered)
-        self._drop_surplus(group, before, head)
-        hints = [Hint(group, head, cancelled=False, entries=numbered)]
-        if self.notifications:
-            self.notifications.notify(hints)
-        return {group: [entry.number for entry in numbered]}, hints
+        head = numbered[-1].number
+        self._drop_surplus(group, head - len(entries), head)
+        numbers: list[int | None] = [entry.number for entry in numbered]
+        return {group: numbers}, [Hint(group, head, cancelled=False, entries=numbered)]
+
+    def _number_waiting_as_usual(self, new: Mapping[str, Sequence[NewEntry]]) -> list[Hint]:
+        """Number what waits for one group in its usual state, with one statement.
+
+        No transaction surrounds it. If its answer is lost it can run again, since it takes what it
+        numbers out of the outbox.
+
+        Returns:
+            The hint of the group; or none if nothing was done.
+        """
+        [group, *others] = new
+        if others or new[group] or _is_owner(group) or connections[self.using].in_atomic_block:
+            return []
+        notify = self.notifications is not None
+        numbered = self._statements.number_waiting_as_usual(group, _in_bulk(), notify=notify)
+        head = numbered[-1].number if numbered else 0
+        return [Hint(group, head, cancelled=False, entries=numbered)] if numbered else []
 
     def _number_locked(
         self,
@@ -441,10 +483,8 @@ class DatabaseStore(EventStore):
 
     def _drop_surplus(self, group: str, before: int, head: int) -> None:
         """Drop what HISTORY_SIZE does not keep, in bulk: now and then as the head moves."""
-        size = conf().HISTORY_SIZE
-        in_bulk = max(size // 10, 1)
-        if head // in_bulk != before // in_bulk:
-            self._tables.delete(self._tables.stored.filter(group=group, number__lte=head - size))
+        if head // _in_bulk() != before // _in_bulk():
+            self._statements.drop(group, head - conf().HISTORY_SIZE)
 
     # Trimming
 
@@ -492,6 +532,17 @@ class DatabaseStore(EventStore):
 
     def check(self) -> list[checks.CheckMessage]:
         return check_database(self.using, self.listen_alias)
+
+
+@lru_cache
+def _file(name: Any) -> Path | None:
+    """Return the file of an SQLite database with this NAME."""
+    return None if is_in_memory(name) else Path(name)
+
+
+def _in_bulk() -> int:
+    """How many events the head moves on before what is too old is dropped."""
+    return max(conf().HISTORY_SIZE // 10, 1)
 
 
 def _is_owner(name: str) -> bool:

@@ -230,11 +230,21 @@ class Hub:
         self._inbox.append(followed)
         if self._inbox_is_read:
             self._inbox_is_read = False
+            # To wake a loop from another thread takes two system calls.
+            soon = (
+                self.loop.call_soon if self._is_running_here() else self.loop.call_soon_threadsafe
+            )
             try:
-                self.loop.call_soon_threadsafe(self._read_inbox, context=Context())
+                soon(self._read_inbox, context=Context())
             except RuntimeError:
                 # The loop was closed while streams were open. Nobody is left to hear the hints.
                 self._inbox.clear()
+
+    def _is_running_here(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            return False
 
     def _read_inbox(self) -> None:
         # Set before reading, so that hints that come from here on schedule another read.

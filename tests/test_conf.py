@@ -87,6 +87,7 @@ KEYS: dict[str, tuple[Any, list[Any], list[Any], str]] = {
     "RETRY": (3000, [100, 60_000, 2**31 - 1], NO_MILLISECONDS, MILLISECONDS),
     "SEND_TIMEOUT": (30, [1, 0.5, 0], NO_SECONDS, SECONDS_OR_OFF),
     "BACKLOG_BYTES": (1024 * 1024, [1, 10**9], NO_COUNTS, COUNT),
+    "COMPRESS": (False, [True, False], NO_YES_OR_NO, YES_OR_NO),
     "MAX_EVENT_BYTES": (256 * 1024, [1, 10**9], NO_COUNTS, COUNT),
     "MAX_GROUPS": (50, [1, 1000], NO_COUNTS, COUNT),
     "ALLOWED_ORIGINS": (

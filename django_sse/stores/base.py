@@ -2,8 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -112,17 +111,25 @@ class EventStore(ABC):
                     "Publishing needs autocommit, or a transaction opened by atomic(). Otherwise "
                     "nobody can tell when an event is published."
                 )
-            with self._keeping_failed_ends(entries, ring):
+            now = self.clock.known()
+            try:
                 numbers, hints = self._append(entries)
+            except BaseException:
+                self._keep_ends(entries, now, ring)
+                raise
             write_retries.take_back(self, reopened)
             ring(hints)
             return numbers
         commit = self._stage(entries)
 
         def append_and_ring() -> None:
-            with self._keeping_failed_ends(entries, ring):
+            now = self.clock.known()
+            try:
                 for hints in commit():
                     ring(hints)
+            except BaseException:
+                self._keep_ends(entries, now, ring)
+                raise
             write_retries.take_back(self, reopened)
 
         # robust: if this hook fails, Django logs it and still runs the project's own hooks.
@@ -140,21 +147,15 @@ class EventStore(ABC):
         # is open.
         return await sync_to_async(self.append)(entries, ring)
 
-    @contextmanager
-    def _keeping_failed_ends(self, entries: Sequence[NewEntry], ring: Ring) -> Iterator[None]:
-        """Keep ends that cannot be written, to try them again: nobody else would shut out their
+    def _keep_ends(self, entries: Sequence[NewEntry], now: float, ring: Ring) -> None:
+        """Keep ends that could not be written, to try them again: nobody else would shut out their
         owners."""
-        now = self.clock.known()
-        try:
-            yield
-        except BaseException:
-            ends = [
-                replace(entry, at=entry.at or int(now * 1_000_000))
-                for entry in entries
-                if entry.kind is Kind.END
-            ]
-            write_retries.keep(self, ends, ring)
-            raise
+        ends = [
+            replace(entry, at=entry.at or int(now * 1_000_000))
+            for entry in entries
+            if entry.kind is Kind.END
+        ]
+        write_retries.keep(self, ends, ring)
 
     @abstractmethod
     def _append(

@@ -34,7 +34,7 @@ class DatagramDoorbell(Doorbell):
     def ring(self, hints: Sequence[Hint]) -> None:
         super().ring(hints)
         try:
-            socket_directory(self._store).send(list(_datagrams(hints)))
+            socket_directory(self._store).send(_datagrams(hints))
         except Exception as error:
             # Logged once: this lasts, and each call of `publish` runs into it.
             log_once(f"Other processes cannot be rung; their hubs will ask the store: {error}")

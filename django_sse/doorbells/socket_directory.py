@@ -11,7 +11,7 @@ import re
 import socket
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from hashlib import blake2b
@@ -111,7 +111,7 @@ class SocketDirectory:
             _unlink(name, directory)
             self.directory.rmdir()
 
-    def send(self, datagrams: Sequence[bytes]) -> None:
+    def send(self, datagrams: Iterable[bytes]) -> None:
         """Send datagrams to the sockets of all other processes, without waiting for any.
 
         Raises:
@@ -119,6 +119,7 @@ class SocketDirectory:
         """
         with suppress(FileNotFoundError), self._opened() as directory:
             if others := list(_names_of_others(directory)):
+                datagrams = list(datagrams)
                 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
                     # If a queue is full, the doorbells in it are enough.
                     sender.setblocking(False)

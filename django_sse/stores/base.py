@@ -23,6 +23,8 @@ from django_sse.stores.write_retries import write_retries
 
 # The longest pause between two trims in one process.
 _TRIM_SECONDS: Final = 60.0
+# How long publishers that never wait may hold an event loop.
+_TURN_SECONDS: Final = 0.005
 
 
 class Dropped(NamedTuple):
@@ -81,6 +83,8 @@ class EventStore(ABC):
 
     def __init__(self, *, using: str = DEFAULT_DB_ALIAS) -> None:
         self.using = using
+        # When a publisher on an event loop next lets other tasks run.
+        self._give_way_at = 0.0
         self.clock = StoreClock(None)
         """The clock of all times and first numbers: this host's if the store has no clock."""
 
@@ -136,11 +140,13 @@ class EventStore(ABC):
         return [None] * len(entries)
 
     async def aappend(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
-        """Do what ``append`` does, from async code. It lets other tasks run."""
+        """Do what ``append`` does, from async code."""
         if self.never_blocks and not is_any_open(self.using):
             numbers = self.append(entries, ring)
             # Who publishes in a loop must not hold up the streams.
-            await asyncio.sleep(0)
+            if monotonic() >= self._give_way_at:
+                await asyncio.sleep(0)
+                self._give_way_at = monotonic() + _TURN_SECONDS
             return numbers
         # sync_to_async uses the thread of async_to_sync or of the request, where its transaction
         # is open.

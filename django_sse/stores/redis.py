@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Container, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -84,7 +84,14 @@ _WRONG_SERVER_CODES: Final = re.compile(
 # The message of redis-py is left out, since it may contain a part of the password.
 _BAD_URL: Final = "The redis store's `url` is not accepted by redis-py. It is not shown here."
 
-_Call = tuple[Any, ...]
+
+class _Call(NamedTuple):
+    """The arguments of EVALSHA after the script's name."""
+
+    keys: Sequence[str]
+    common: tuple[Any, ...]
+    """The operation and the settings."""
+    arguments: Sequence[Any]
 
 
 class _Cursor(NamedTuple):
@@ -291,16 +298,10 @@ class RedisStore(EventStore):
         return [f"{tag}:group", f"{tag}:events"]
 
     def _call(self, operation: str, keys: Sequence[str], *arguments: Any) -> _Call:
-        """Return the arguments of EVALSHA after the script's name."""
-        common = (
-            operation,
-            int(self._durable),
-            conf().HISTORY_SIZE,
-            _milliseconds(conf().HISTORY_AGE),
-            _milliseconds(conf().GROUP_TTL),
-            _milliseconds(conf().CANCEL_TTL),
-        )
-        return (len(keys), *keys, *common, *arguments)
+        settings = conf()
+        seconds = settings.HISTORY_AGE, settings.GROUP_TTL, settings.CANCEL_TTL
+        common = _common(operation, self._durable, settings.HISTORY_SIZE, *seconds)
+        return _Call(keys, common, arguments)
 
     def _mark(self, groups: Sequence[str]) -> _Call:
         return self._call("mark", [self._changes], *groups)
@@ -373,6 +374,11 @@ async def _close_at_end(client: redis.asyncio.Redis) -> AsyncGenerator[None]:
         await client.aclose()
 
 
+@lru_cache
+def _common(operation: str, durable: bool, size: int, *seconds: float) -> tuple[Any, ...]:
+    return (operation, int(durable), size, *map(_milliseconds, seconds))
+
+
 def _milliseconds(seconds: float) -> int | str:
     return max(int(seconds * 1000), 1) if seconds else ""
 
@@ -387,8 +393,8 @@ def _by_group(groups: Sequence[str], replies: Sequence[Any]) -> dict[str, GroupS
 
 
 def _queue(pipe: Any, calls: Iterable[_Call]) -> Any:
-    for call in calls:
-        pipe.evalsha(_SHA, *call)
+    for keys, common, arguments in calls:
+        pipe.evalsha(_SHA, len(keys), *keys, *common, *arguments)
     return pipe
 
 
@@ -427,14 +433,25 @@ def _packed(call: _Call) -> bytes:
 
     See https://redis.io/docs/latest/develop/reference/protocol-spec/.
     """
-    parts = [_EVALSHA % (len(call) + 2)]
-    for argument in call:
+    keys, common, arguments = call
+    count = 3 + len(keys) + len(common) + len(arguments)
+    return b"".join(
+        (_EVALSHA % count, _words((len(keys), *keys)), _same_words(common), _words(arguments))
+    )
+
+
+def _words(arguments: Sequence[Any]) -> bytes:
+    words = []
+    for argument in arguments:
         if type(argument) is int:
             argument = b"%d" % argument
         elif type(argument) is not bytes:
             argument = argument.encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(argument), argument))
-    return b"".join(parts)
+        words.append(b"$%d\r\n%b\r\n" % (len(argument), argument))
+    return b"".join(words)
+
+
+_same_words: Final = lru_cache(_words)
 
 
 async def _aexecute(client: redis.asyncio.Redis, calls: Sequence[_Call]) -> list[Any]:
@@ -452,8 +469,10 @@ def _count_until_unknown(replies: Sequence[Any]) -> int:
     This call and all later ones are made again in the same order. Later calls that succeeded can
     run twice, since an append is always the first call.
     """
-    unknown = (n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError))
-    return next(unknown, len(replies))
+    for n, reply in enumerate(replies):
+        if isinstance(reply, NoScriptError):
+            return n
+    return len(replies)
 
 
 def _count_until_refused(replies: Sequence[Any]) -> int:
@@ -462,14 +481,16 @@ def _count_until_refused(replies: Sequence[Any]) -> int:
     Such an error is a reply and drops no connection, although the address leads to another server
     after a failover. Nothing was done: a server refuses a script before it writes.
     """
-    refused = (n for n, reply in enumerate(replies) if _is_of_wrong_server(reply))
-    return next(refused, len(replies))
+    for n, reply in enumerate(replies):
+        if isinstance(reply, Exception) and _is_of_wrong_server(reply):
+            return n
+    return len(replies)
 
 
-def _is_of_wrong_server(reply: Any) -> bool:
+def _is_of_wrong_server(error: Exception) -> bool:
     # Redis before 7 puts the reason somewhere in the text of a script's error.
-    return isinstance(reply, _WRONG_SERVER) or (
-        isinstance(reply, ResponseError) and _WRONG_SERVER_CODES.search(str(reply)) is not None
+    return isinstance(error, _WRONG_SERVER) or (
+        isinstance(error, ResponseError) and _WRONG_SERVER_CODES.search(str(error)) is not None
     )
 
 

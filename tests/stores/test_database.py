@@ -649,6 +649,28 @@ async def test_a_transaction_of_more_events_than_a_statement_can_name_is_numbere
     assert texts(await store.aread("group-599", 0, 5)) == ["599"]
 
 
+async def test_the_driver_may_bind_parameters_on_the_server(
+    database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which then has to know the types of them."""
+    store = database_store
+    if connections[store.using].vendor != "postgresql":
+        pytest.skip("It is an option of Django for psycopg.")
+    options = connections[store.using].settings_dict["OPTIONS"]
+    monkeypatch.setitem(options, "server_side_binding", True)
+
+    def publish() -> None:
+        store.append([event("news", "a")], silent)
+        store.append([event("news", "b")], silent)
+        store.append([event("news", "c"), event("news", "d")], silent)
+        with transaction.atomic(using=store.using):
+            store.append([event("news", "e"), event("sport", "e")], silent)
+
+    await in_thread(publish)
+    assert texts(await store.aread("news", 0, 10)) == ["a", "b", "c", "d", "e"]
+    assert texts(await store.aread("sport", 0, 10)) == ["e"]
+
+
 async def test_publishing_without_autocommit_is_refused(database_store: DatabaseStore) -> None:
     store = database_store
 

@@ -14,7 +14,13 @@ def middle(cells: Sequence[Cell]) -> Cell:
     """Return the medians of the rounds' figures, with all that had to be said."""
     more = tuple(map(median, zip(*(cell.more for cell in cells), strict=True)))
     remarks = dict.fromkeys(cell.remark for cell in cells if cell.remark)
-    return Cell(median(cell.value for cell in cells), more, "; ".join(remarks))
+    times = [cell.times for cell in cells if cell.times is not None]
+    return Cell(
+        median(cell.value for cell in cells),
+        more,
+        "; ".join(remarks),
+        median(times) if times else None,
+    )
 
 
 def table(results: Results, contenders: Sequence[Contender]) -> str:
@@ -42,11 +48,22 @@ def _text(results: Mapping[tuple[str, str], list[Cell]], contender: Contender, c
         return ""
     cell = middle(cells)
     text = number(cell.value)
-    if floor := contender.floor and results.get((contender.floor, column)):
-        text += f" = {number(cell.value / middle(floor).value)}x"
+    if (times := times_floor(results, contender, column)) is not None:
+        text += f" = {number(times)}x"
     if cell.more:
         text += f" ({' / '.join(map(number, cell.more))} ms)"
     return f"{text} ({cell.remark})" if cell.remark else text
+
+
+def times_floor(
+    results: Mapping[tuple[str, str], list[Cell]], contender: Contender, column: str
+) -> float | None:
+    """Return a figure divided by its floor's, or by what else it is compared with."""
+    cell = middle(results[contender.key, column])
+    if cell.times is not None:
+        return cell.times
+    floor = contender.floor and results.get((contender.floor, column))
+    return cell.value / middle(floor).value if floor else None
 
 
 def number(value: float) -> str:

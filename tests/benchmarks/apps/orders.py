@@ -51,7 +51,10 @@ class Orders:
         self._longest_hold = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(_ORDERS):
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+            return
+        if not scope["path"].startswith(_ORDERS):
             await self._application(scope, receive, send)
             return
         given = {name: int(value) for name, value in parse_qsl(scope["query_string"].decode())}
@@ -117,3 +120,10 @@ class Orders:
     async def _burst_of_publish(self, group: str, events: int) -> None:
         for number in range(1, events + 1):
             await self._publish(group, payload(number))
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    """Answer the server's start and end, of which not every application knows."""
+    for what in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{what}.complete"})

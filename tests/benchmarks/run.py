@@ -2,31 +2,31 @@
 
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.benchmarks.contenders import Contender
 from tests.benchmarks.machine import build
+from tests.benchmarks.results import Results
 from tests.benchmarks.scale import Scale
-from tests.benchmarks.table import Results
 from tests.benchmarks.trial import Cell, trial
+from tests.benchmarks.versions import machine
 from tests.benchmarks.workloads import WORKLOADS
 
 
 def run(
     contenders: Sequence[Contender], workloads: Sequence[str], scale: Scale, rounds: int
-) -> tuple[Results, list[str]]:
-    """Run the workloads on all contenders that take part in them.
-
-    Returns:
-        The results, and what could not be measured and why.
-    """
-    results: Results = defaultdict(list)
-    able, complaints = [], []
+) -> Results:
+    """Run the workloads on all contenders that take part in them."""
+    results = Results(
+        machine(rounds, scale),
+        {contender.key: contender.floor for contender in contenders},
+        {contender.key: contender.title for contender in contenders},
+    )
+    able = []
     for contender in contenders:
         if lacking := contender.lacks():
-            complaints.append(f"{contender.title}: skipped, since {lacking}")
+            results.complaints.append(f"{contender.title}: skipped, since {lacking}")
         else:
             able.append(contender)
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as place:
@@ -39,10 +39,10 @@ def run(
                     try:
                         _measure(contender, names, scale, directory, load, results)
                     except (RuntimeError, OSError) as error:
-                        complaints.append(f"{contender.title}, {', '.join(names)}: {error}")
+                        results.complaints.append(f"{contender.title}, {', '.join(names)}: {error}")
                 if (seconds := time.monotonic() - begun) > 1:
                     print(f"round {number}: {contender.title}, {seconds:.0f} s", flush=True)
-    return results, complaints
+    return results
 
 
 def _by_server(contender: Contender, workloads: Sequence[str], number: int) -> list[list[str]]:
@@ -69,4 +69,4 @@ def _measure(
         for name in workloads:
             cells: dict[str, Cell] = WORKLOADS[name].measure(running, scale)
             for column, cell in cells.items():
-                results[contender.key, column].append(cell)
+                results.cells[contender.key, column].append(cell)

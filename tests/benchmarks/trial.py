@@ -82,8 +82,8 @@ class Trial:
             total: How many events are to arrive, at all streams together.
 
         Returns:
-            CPU microseconds of the server for each that arrives; what the client saw; and a remark, if anything
-            was lost or came twice, or the client was the bottleneck.
+            CPU microseconds of the server for each that arrives; what the client saw; and a remark,
+            if anything was lost or came twice, or the client was the bottleneck.
         """
         self.load.expect()
         before = self.server.cpu_seconds()

@@ -14,7 +14,7 @@ _ON_SERVERS = ("yielding", "paced", "groups-of-one", "idle")
 _ON_STORES = ("yielding", "paced", "groups-of-one", "publish")
 
 CONTENDERS: list[Contender] = [
-    Floor("floor", "C, epoll, one write an event", (*_DELIVERY, "idle", "growth"), "bare"),
+    Floor("floor", "C, epoll, one write an event", (*_DELIVERY, "idle"), "bare"),
     Asgi("bare", "bare ASGI on uvicorn", _ALL),
     DjangoSite("ours", "django_sse on uvicorn", _OURS, "bare"),
     DjangoSite("ours-many-users", "django_sse, a user a stream", ("growth",), "bare", users=20_000),

@@ -60,6 +60,7 @@ def main() -> int:
     print("\n".join(results.complaints))
     print(table(results, list(results.titles), results.columns()))
     if not chosen.quick:
+        # Also of a part, for `--report`.
         results.save(RESULTS)
     if is_whole:
         report.write(results)

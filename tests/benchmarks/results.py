@@ -5,7 +5,6 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from tests.benchmarks.trial import Cell
 
@@ -56,12 +55,9 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write them to a file, from which the pages can be written again."""
-        fields: dict[str, Any] = asdict(self)
-        fields["cells"] = [
-            [*key, [asdict(cell) for cell in cells]] for key, cells in self.cells.items()
-        ]
+        cells = [[*key, [asdict(cell) for cell in cells]] for key, cells in self.cells.items()]
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(fields, indent=1))
+        path.write_text(json.dumps({**vars(self), "cells": cells}, indent=1))
 
     @classmethod
     def load(cls, path: Path) -> "Results":

@@ -9,7 +9,7 @@ class Scale:
 
     streams: int = 1000
     burst_events: int = 200
-    paced_events: int = 50
+    paced_events: int = 30
     each_events: int = 10
     idle_streams: int = 5000
     connects: int = 500
@@ -21,7 +21,6 @@ class Scale:
 
 FULL = Scale()
 QUICK = Scale(
-    paced_events=30,
     connects=300,
     storm_streams=1000,
     growth=(1000, 2000),

@@ -27,6 +27,7 @@ CONTENDERS: list[Contender] = [
         "bare",
         application="tests.benchmarks.apps.sse_starlette_site:application",
         needs="sse_starlette",
+        rounds=3,
     ),
     DjangoSite(
         "django-eventstream",
@@ -36,6 +37,7 @@ CONTENDERS: list[Contender] = [
         application=f"{_SITE}.eventstream:application",
         app="django_eventstream",
         needs="django_eventstream",
+        rounds=3,
     ),
     DjangoSite(
         "channels",
@@ -45,6 +47,7 @@ CONTENDERS: list[Contender] = [
         application=f"{_SITE}.channels_by_hand:application",
         app="channels",
         needs="channels",
+        rounds=2,
     ),
     *(
         contender
@@ -87,12 +90,13 @@ CONTENDERS: list[Contender] = [
 def of_another_python(python: str, version: str) -> list[Contender]:
     """Return bare ASGI and django_sse on an interpreter other than the one that runs this."""
     return [
-        Asgi("bare-other", f"bare ASGI, Python {version}", (*_DELIVERY, "idle"), python=python),
+        Asgi("bare-other", f"bare ASGI, Python {version}", _DELIVERY, rounds=3, python=python),
         DjangoSite(
             "ours-other",
             f"django_sse, Python {version}",
-            (*_DELIVERY, "idle"),
+            _DELIVERY,
             "bare-other",
+            rounds=3,
             python=python,
         ),
     ]

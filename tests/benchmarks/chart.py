@@ -51,7 +51,7 @@ def chart(results: Results, contenders: Sequence[str], panels: Sequence[tuple[st
 def _panel(results: Results, keys: Sequence[str], column: str, title: str, top: int) -> str:
     values = {key: results.value(key, column) or 0.0 for key in keys}
     floor = values.get("bare")
-    room = _WIDTH - _LEFT - 110
+    room = _WIDTH - _LEFT - 170
     longest = max(values.values())
     if floor:
         longest = min(longest, floor * _MOST_TIMES)
@@ -62,6 +62,8 @@ def _panel(results: Results, keys: Sequence[str], column: str, title: str, top: 
         kind = "ours" if key == _OURS else "bar"
         # Beyond the end of the panel.
         sign = " »" if value > longest else ""
+        cell = results.cell(key, column)
+        sign += " (events lost)" if cell and "lost" in cell.remark else ""
         lines += [
             f'<text x="{_LEFT - 8}" y="{y}" text-anchor="end">'
             f"{escape(results.titles[key])}</text>\n",

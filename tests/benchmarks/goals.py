@@ -35,6 +35,13 @@ def goals(results: Results) -> list[Goal]:
 
 
 def _delivery(results: Results) -> Iterator[Goal]:
+    faults = sum(
+        bool(cell.remark and "client" not in cell.remark)
+        for (key, _), cells in results.cells.items()
+        if key.startswith(("ours", "two"))
+        for cell in cells
+    )
+    yield Goal("runs in which an event was lost, came twice, or a stream ended", 0, faults)
     bare = "times bare ASGI"
     yield Goal(f"burst of 200 to 1,000 streams, {bare}", 0.04, results.times("ours", "burst"))
     yield Goal(f"200, yielding after each, {bare}", 0.5, results.times("ours", _YIELDING))

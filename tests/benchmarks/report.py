@@ -104,5 +104,5 @@ def _growth(results: Results) -> str:
                 texts = ["" if value is None else number(value) for value in values]
                 rows.append([f"{level:,}", *texts])
         if len(rows) > 1:
-            parts.append(f"## {title[0].upper()}{title[1:]}\n\n{markdown(rows)}")
+            parts.append(f"## {title}\n\n{markdown(rows)}")
     return "\n\n".join(parts)

@@ -23,7 +23,7 @@ def run(
         {contender.key: contender.floor for contender in contenders},
         {contender.key: contender.title for contender in contenders},
     )
-    able = []
+    able, all_begun = [], time.monotonic()
     for contender in contenders:
         if lacking := contender.lacks():
             results.complaints.append(f"{contender.title}: skipped, since {lacking}")
@@ -42,6 +42,7 @@ def run(
                         results.complaints.append(f"{contender.title}, {', '.join(names)}: {error}")
                 if (seconds := time.monotonic() - begun) > 1:
                     print(f"round {number}: {contender.title}, {seconds:.0f} s", flush=True)
+    results.machine["Took"] = f"{(time.monotonic() - all_begun) / 60:.0f} minutes"
     return results
 
 

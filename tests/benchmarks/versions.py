@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 
+from tests.benchmarks.contenders.others import nchan_versions
 from tests.benchmarks.machine import HERE, description, raise_file_limit
 from tests.benchmarks.scale import FULL, Scale
 
@@ -25,6 +26,7 @@ _PACKAGES = (
     "redis",
     "psycopg",
 )
+_TRIAL = ". **A trial of the benchmark itself, with {} streams**, whatever the tables say"
 _PROGRAMS = (
     ["node", "--version"],
     ["nginx", "-v"],
@@ -38,12 +40,16 @@ def machine(rounds: int, scale: Scale) -> dict[str, str]:
     better_sse = json.loads((HERE / "apps" / "better_sse" / "package.json").read_text())
     return {
         "Date": date.today().isoformat(),
-        "Rounds": f"{rounds}{'' if scale == FULL else f', a trial with {scale.streams} streams'}",
+        "Rounds": f"{rounds}{'' if scale == FULL else _TRIAL.format(scale.streams)}",
         "Machine": f"{description()}, {raise_file_limit():,} open files a process",
         "Python": platform.python_version(),
         "Packages": ", ".join(_packages()),
         "Others": ", ".join(
-            [*_programs(), f"better-sse {better_sse['dependencies']['better-sse']}"]
+            [
+                *_programs(),
+                f"better-sse {better_sse['dependencies']['better-sse']}",
+                *(f"nchan {version}" for version in nchan_versions()),
+            ]
         ),
     }
 

@@ -6,8 +6,9 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import unquote
 
 from tests import npm
 from tests.benchmarks.apps.payload import payload
@@ -139,3 +140,14 @@ def _unpack() -> None:
     )
     package = next(_UNPACKED.glob(f"{_PACKAGE}_*.deb"))
     subprocess.run(["dpkg", "-x", package, _UNPACKED], check=True)
+
+
+def nchan_versions() -> list[str]:
+    """Return the version of Debian's package, if it is here."""
+    # The name of the file has it, with its colon encoded.
+    unpacked = [unquote(path.name.split("_")[1]) for path in _UNPACKED.glob(f"{_PACKAGE}_*.deb")]
+    query = ["dpkg-query", "--show", "--showformat=${Version}", _PACKAGE]
+    with suppress(OSError):
+        installed = subprocess.run(query, capture_output=True, text=True).stdout
+        return [installed] if installed else unpacked
+    return unpacked

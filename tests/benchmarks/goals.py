@@ -10,6 +10,7 @@ _STORES = {"ours-sqlite": "SQLite", "ours-postgresql": "PostgreSQL", "ours-redis
 _YIELDING, _PACED, _ONE, _IDLE = "yielding", "paced", "groups of one", "KB per idle stream"
 # Figures that differ by less are the same.
 _SAME = 1.15
+_GROWING = ("connect, us", "idle, us a second", "memory, KB", "publish, us", "delivery, us")
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ def _at_scale(results: Results) -> Iterator[Goal]:
         1.1,
         results.times("ours", "fresh connect, us"),
     )
-    for key, who in (("ours", "one user"), ("ours-many-users", "as many users")):
-        for what in ("connect, us", "idle, us a second", "publish, us", "delivery, us"):
+    for key, who in (("ours", "one user"), ("ours-many", "as many users and groups")):
+        for what in _GROWING:
             if levels:
                 grown = quotient(
                     results.value(key, f"{what} @ {levels[-1]}"),

@@ -94,6 +94,11 @@ class Orders:
             for group in range(groups):
                 await self._publish(f"one-{group}", payload(number))
 
+    async def order_aside(self, events: int) -> None:
+        """Publish to groups that nobody follows, an event to each."""
+        for group in range(events):
+            await self._publish(f"aside-{group}", payload(1))
+
     async def order_position(self) -> str:
         """Return the id at which the group of all stands."""
         assert self._position

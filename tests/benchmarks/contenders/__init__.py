@@ -17,7 +17,12 @@ CONTENDERS: list[Contender] = [
     Floor("floor", "C, epoll, one write an event", (*_DELIVERY, "idle"), "bare"),
     Asgi("bare", "bare ASGI on uvicorn", _ALL),
     DjangoSite("ours", "django_sse on uvicorn", _OURS, "bare"),
-    DjangoSite("ours-many-users", "django_sse, a user a stream", ("growth",), "bare", users=20_000),
+    DjangoSite(
+        "ours-many",
+        "django_sse, a user and a group a stream",
+        ("growth-of-groups",),
+        users=20_000,
+    ),
     Nchan("nchan", "nchan (nginx)", (*_DELIVERY, "idle"), "bare"),
     BetterSse("better-sse", "better-sse (Node)", (*_DELIVERY, "idle"), "bare"),
     Asgi(

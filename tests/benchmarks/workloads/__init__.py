@@ -29,4 +29,5 @@ WORKLOADS = {
     "storm": Workload(connect.storm, fresh=True, rounds=1),
     "publish": Workload(publish.publish, fresh=True, rounds=3),
     "growth": Workload(growth.growth, fresh=True, rounds=1),
+    "growth-of-groups": Workload(growth.growth_of_groups, fresh=True, rounds=1),
 }

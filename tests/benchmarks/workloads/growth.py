@@ -14,18 +14,34 @@ _OTHER_FILES = 200
 
 
 def growth(trial: Trial, scale: Scale) -> dict[str, Cell]:
-    """A connect, a second of an idle stream, a publish and a delivery, as streams become more."""
+    """Streams of one group become more: what each costs, and a broadcast to them."""
+    return _grow(trial, scale, "/all/", "yielding", events=_EVENTS)
+
+
+def growth_of_groups(trial: Trial, scale: Scale) -> dict[str, Cell]:
+    """Streams of a group each become more: what each costs, and an event to each group."""
+    return _grow(trial, scale, "/one/%d/", "each", events=5)
+
+
+def _grow(trial: Trial, scale: Scale, path: str, order: str, events: int) -> dict[str, Cell]:
     cells = {}
-    have = 0
+    # What the first streams load is not the streams' own.
+    trial.open(path, 20)
+    trial.close()
+    have, empty = 0, trial.server.memory_kilobytes()
     for count in scale.growth:
         wanted = min(count, raise_file_limit() - _OTHER_FILES)
         level = f" @ {wanted}"
-        cells["connect, us" + level] = Cell(trial.open_more("/all/", wanted - have))
+        cells["connect, us" + level] = Cell(trial.open_more(path, wanted - have))
         have = wanted
         cells["idle, us a second" + level] = Cell(_idle(trial) / wanted)
+        memory = (trial.server.memory_kilobytes() - empty) / wanted
+        cells["memory, KB" + level] = Cell(memory)
         cells["publish, us" + level] = Cell(_publish(trial))
+        groups = {"groups": wanted} if order == "each" else {}
+        trial.deliver(wanted, order, events=1, **groups)
         trial.server.order("watch")
-        cost, _, remark = trial.deliver(wanted * _EVENTS, "yielding", events=_EVENTS)
+        cost, _, remark = trial.deliver(wanted * events, order, events=events, **groups)
         hold = float(trial.server.order("longest_hold"))
         cells["delivery, us" + level] = Cell(cost, remark=remark)
         cells["loop held, ms" + level] = Cell(hold)
@@ -41,5 +57,5 @@ def _idle(trial: Trial) -> float:
 def _publish(trial: Trial) -> float:
     # To groups that nobody follows.
     before = trial.server.cpu_seconds()
-    trial.server.order("each_async", groups=_GROUPS, events=1)
+    trial.server.order("aside", events=_GROUPS)
     return (trial.server.cpu_seconds() - before) / _GROUPS * 1e6

@@ -49,8 +49,17 @@ fuzz: $(VENV)/fuzz  ## Look for requests and events that break anything (SECONDS
 mutants: $(VENV)/mutants  ## Change the core at random places, and print what no test notices (SAMPLE=200, SEED=1)
 	$(VENV)/bin/python -m tests.mutants --sample $(SAMPLE) $(if $(SEED),--seed $(SEED))
 
+.PHONY: bench
+bench: $(VENV)/bench  ## Measure what streams cost beside floors and peers, in 40 minutes, and write it into docs
+ifeq ($(NEWER_PYTHON),)
+	$(VENV)/bin/python -m tests.benchmarks $(ARGS)
+else
+	$(MAKE) VENV=$(VENV_NEWER) PYTHON=$(NEWER_PYTHON) $(VENV_NEWER)/bench
+	$(VENV_NEWER)/bin/python -m tests.benchmarks --other-python $(VENV)/bin/python $(ARGS)
+endif
+
 .PHONY: bench-quick
-bench-quick: $(VENV)/test  ## Measure in two minutes what streams cost beside bare ASGI (ARGS="--only idle,paced")
+bench-quick: $(VENV)/bench  ## Measure what streams cost beside bare ASGI, in two minutes (ARGS="--only idle,paced")
 	$(VENV)/bin/python -m tests.benchmarks --quick $(ARGS)
 
 .PHONY: lint

@@ -5,7 +5,8 @@
  *   open COUNT IN_FLIGHT TEMPLATE VALUES   open streams; answers once all have their headers
  *   request COUNT IN_FLIGHT TEMPLATE VALUES  open, and read to the end of the connection
  *   expect                                 the next event of every stream is number 1
- *   collect TOTAL MILLISECONDS             wait for so many events; answers with what has come
+ *   collect TOTAL MILLISECONDS             wait for so many events, or until none has come for so
+ *                                          long; answers with what has come
  *   close                                  close all
  *
  * A template is a file with an HTTP request, in which %d is the number of the stream and %s a line
@@ -48,7 +49,7 @@ static char buffer[READ + 64];
 /* The command under way. */
 static enum { NOTHING, OPENING, COLLECTING } doing;
 static int to_start, in_flight, limit, finished, failed, to_the_end, wanted_streams;
-static int64_t wanted, deadline, settle;
+static int64_t wanted, deadline, quiet;
 static int64_t began, cpu_began;
 
 /* Counted since `expect`. */
@@ -249,10 +250,9 @@ static void command(char *line) {
         begin();
         report();
     } else if (!strcmp(what, "collect")) {
-        int64_t milliseconds;
-        if (sscanf(line, "%*s %ld %ld", &wanted, &milliseconds) != 2) exit(2);
-        deadline = now(CLOCK_MONOTONIC) + milliseconds * 1000000;
-        settle = 0;
+        if (sscanf(line, "%*s %ld %ld", &wanted, &quiet) != 2) exit(2);
+        quiet *= 1000000;
+        last_arrival = now(CLOCK_MONOTONIC);
         doing = COLLECTING;
     } else if (!strcmp(what, "close")) {
         for (int number = 0; number < used; number++)
@@ -269,8 +269,7 @@ static void go_on(void) {
         if (finished == wanted_streams || t > deadline) { to_the_end = 0; report(); }
     } else if (doing == COLLECTING) {
         /* Once all have come, stay a while for those that come twice. */
-        if (received >= wanted && !settle) settle = last_arrival + 50000000;
-        if ((settle && t > settle) || t > deadline) report();
+        if (t - last_arrival > (received >= wanted ? 50000000 : quiet)) report();
     }
 }
 

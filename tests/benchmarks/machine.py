@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
-import psutil
-
 HERE = Path(__file__).parent
 
 
@@ -39,12 +37,6 @@ def build(name: str, directory: Path) -> Path:
     source = HERE / f"{name}.c"
     subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", binary, source], check=True)
     return binary
-
-
-def tree_of(pid: int) -> list[int]:
-    """Return the ids of a process and of all its descendants."""
-    process = psutil.Process(pid)
-    return [pid, *(child.pid for child in process.children(recursive=True))]
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:

@@ -1,31 +1,33 @@
-"""The results as a table: medians, and times the floor of the same run."""
+"""Results as tables in Markdown."""
 
-from collections.abc import Mapping, Sequence
-from statistics import median
+from collections.abc import Sequence
 
-from tests.benchmarks.contenders import Contender
-from tests.benchmarks.trial import Cell
-
-Results = dict[tuple[str, str], list[Cell]]
-"""The cells of all rounds, by the key of the contender and the column."""
+from tests.benchmarks.results import Results
 
 
-def middle(cells: Sequence[Cell]) -> Cell:
-    """Return the medians of the rounds' figures, with all that had to be said."""
-    more = tuple(map(median, zip(*(cell.more for cell in cells), strict=True)))
-    remarks = dict.fromkeys(cell.remark for cell in cells if cell.remark)
-    return Cell(median(cell.value for cell in cells), more, "; ".join(remarks))
-
-
-def table(results: Results, contenders: Sequence[Contender]) -> str:
-    """Return the results in Markdown."""
-    columns = list(dict.fromkeys(column for _, column in results))
-    rows = [["", *columns]]
+def table(
+    results: Results, contenders: Sequence[str], columns: Sequence[str], titles: Sequence[str] = ()
+) -> str:
+    """Return a row for each contender that was measured, a column for each column."""
+    rows = [["", *(titles or columns)]]
     for contender in contenders:
-        texts = [_text(results, contender, column) for column in columns]
+        texts = [text(results, contender, column) for column in columns]
         if any(texts):
-            rows.append([contender.title, *texts])
+            rows.append([results.titles[contender], *texts])
     return markdown(rows)
+
+
+def text(results: Results, contender: str, column: str) -> str:
+    """Return what a cell of a table says."""
+    cell = results.cell(contender, column)
+    if not cell:
+        return ""
+    said = number(cell.value)
+    if (times := results.times(contender, column)) is not None:
+        said += f" = {number(times)}x"
+    if cell.more:
+        said += f" ({' / '.join(map(number, cell.more))} ms)"
+    return f"{said} ({cell.remark})" if cell.remark else said
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -34,19 +36,6 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     rule = "|".join("-" * (width + 2) for width in widths)
     return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
-
-
-def _text(results: Mapping[tuple[str, str], list[Cell]], contender: Contender, column: str) -> str:
-    cells = results.get((contender.key, column))
-    if not cells:
-        return ""
-    cell = middle(cells)
-    text = number(cell.value)
-    if floor := contender.floor and results.get((contender.floor, column)):
-        text += f" = {number(cell.value / middle(floor).value)}x"
-    if cell.more:
-        text += f" ({' / '.join(map(number, cell.more))} ms)"
-    return f"{text} ({cell.remark})" if cell.remark else text
 
 
 def number(value: float) -> str:

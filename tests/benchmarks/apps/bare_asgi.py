@@ -14,11 +14,6 @@ _beating: list[asyncio.Task[None]] = []
 
 
 async def _stream(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "lifespan":
-        while (await receive())["type"] != "lifespan.shutdown":
-            await send({"type": "lifespan.startup.complete"})
-        await send({"type": "lifespan.shutdown.complete"})
-        return
     if not _beating:
         _beating.append(asyncio.create_task(_heartbeat()))
     group = scope["path"].strip("/").replace("/", "-")

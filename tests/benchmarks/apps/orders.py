@@ -5,6 +5,7 @@ They go round the application, so that what publishing costs is not hidden by a 
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from time import perf_counter
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -18,6 +19,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 Publish = Callable[[str, str], Awaitable[object]]
 
 _ORDERS = "/orders/"
+_WATCH_SECONDS = 0.001
 
 
 class Orders:
@@ -51,7 +53,10 @@ class Orders:
         self._longest_hold = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(_ORDERS):
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+            return
+        if not scope["path"].startswith(_ORDERS):
             await self._application(scope, receive, send)
             return
         given = {name: int(value) for name, value in parse_qsl(scope["query_string"].decode())}
@@ -89,6 +94,11 @@ class Orders:
             for group in range(groups):
                 await self._publish(f"one-{group}", payload(number))
 
+    async def order_aside(self, events: int) -> None:
+        """Publish to groups that nobody follows, an event to each."""
+        for group in range(events):
+            await self._publish(f"aside-{group}", payload(1))
+
     async def order_position(self) -> str:
         """Return the id at which the group of all stands."""
         assert self._position
@@ -105,15 +115,20 @@ class Orders:
         return self._longest_hold * 1000
 
     async def _watch_loop(self) -> None:
-        loop = asyncio.get_running_loop()
         self._longest_hold = 0.0
         while True:
-            before = loop.time()
-            await asyncio.sleep(0)
-            self._longest_hold = max(self._longest_hold, loop.time() - before)
+            before = perf_counter()
             # Not all the time, which would itself cost.
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(_WATCH_SECONDS)
+            self._longest_hold = max(self._longest_hold, perf_counter() - before - _WATCH_SECONDS)
 
     async def _burst_of_publish(self, group: str, events: int) -> None:
         for number in range(1, events + 1):
             await self._publish(group, payload(number))
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    """Answer the server's start and end, of which not every application knows."""
+    for what in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{what}.complete"})

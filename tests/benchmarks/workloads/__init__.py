@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tests.benchmarks.scale import Scale
 from tests.benchmarks.trial import Cell, Trial
-from tests.benchmarks.workloads import delivery, idle
+from tests.benchmarks.workloads import connect, delivery, growth, idle, publish
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,8 @@ class Workload:
 
     measure: Callable[[Trial, Scale], dict[str, Cell]]
     fresh: bool = False
+    rounds: int = 5
+    """In so many rounds at most, it is measured: it takes long, or does not vary."""
 
 
 WORKLOADS = {
@@ -22,5 +24,10 @@ WORKLOADS = {
     "paced": Workload(delivery.paced),
     "groups-of-one": Workload(delivery.groups_of_one),
     "groups-of-one-async": Workload(delivery.groups_of_one_async),
-    "idle": Workload(idle.idle, fresh=True),
+    "idle": Workload(idle.idle, fresh=True, rounds=1),
+    "connect": Workload(connect.connect, fresh=True, rounds=3),
+    "storm": Workload(connect.storm, fresh=True, rounds=1),
+    "publish": Workload(publish.publish, fresh=True, rounds=3),
+    "growth": Workload(growth.growth, fresh=True, rounds=1),
+    "growth-of-groups": Workload(growth.growth_of_groups, fresh=True, rounds=1),
 }

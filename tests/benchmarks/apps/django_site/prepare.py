@@ -23,7 +23,7 @@ _BACKEND = "django.contrib.auth.backends.ModelBackend"
 
 
 def main(users: int, file: Path) -> None:
-    call_command("migrate", verbosity=0)
+    call_command("migrate", run_syncdb=True, verbosity=0)
     User.objects.bulk_create(
         [User(username=f"user-{number}", password="!unusable") for number in range(users)]
     )

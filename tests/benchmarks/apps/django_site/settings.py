@@ -14,7 +14,8 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
-    *json.loads(os.environ.get("BENCH_APPS", "[]")),
+    "tests.benchmarks.apps.django_site",
+    os.environ["BENCH_APP"],
 ]
 
 MIDDLEWARE = [
@@ -27,7 +28,7 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 
-ROOT_URLCONF = os.environ.get("BENCH_URLCONF", "tests.benchmarks.apps.django_site.ours")
+ROOT_URLCONF = os.environ["BENCH_URLCONF"]
 
 TEMPLATES = [
     {
@@ -45,12 +46,8 @@ TEMPLATES = [
 
 DATABASES = json.loads(os.environ["BENCH_DATABASES"])
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-CHANNEL_LAYERS = json.loads(
-    os.environ.get(
-        "BENCH_CHANNEL_LAYERS", '{"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}'
-    )
-)
-DJANGO_SSE = json.loads(os.environ.get("BENCH_DJANGO_SSE", '{"STORE": "memory"}'))
+CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+DJANGO_SSE = {"STORE": json.loads(os.environ["BENCH_STORE"])}
 
 USE_TZ = True
 TIME_ZONE = "UTC"

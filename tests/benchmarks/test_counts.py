@@ -1,0 +1,133 @@
+"""What must not grow with streams and events, counted: times are for ``make bench``.
+
+What a reconnect asks the store is in ``tests/streaming/test_reconnects.py``.
+"""
+
+import asyncio
+import gc
+import threading
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from channels.layers import InMemoryChannelLayer
+from django.test import override_settings
+from django.urls import path
+
+from django_sse import apublish, publish
+from django_sse.asgi import get_asgi_application
+from django_sse.streaming.hub import open_streams
+from django_sse.views import EventStreamView
+from tests.clients import AsyncClients
+from tests.layers import layer
+from tests.streams import until
+
+pytestmark = pytest.mark.urls(__name__)
+
+_STREAMS = 50
+_EVENTS = 200
+# A bound, and not what it is: that differs between versions of Python.
+_BYTES_OF_IDLE_STREAM = 22_000
+
+
+class News(EventStreamView):
+    groups = ["news"]
+
+
+urlpatterns = [path("news/", News.as_view())]
+
+
+@pytest.mark.usefixtures("memory_store")
+async def test_a_burst_is_one_or_two_sends_to_each_stream_of_the_very_same_bytes() -> None:
+    async with AsyncClients(_STREAMS, "news") as clients:
+        before = [len(client.chunks) for client in clients]
+        _while_the_loop_waits(_burst)
+        for client in clients:
+            await client.until_events(_EVENTS)
+        sent = [client.chunks[sends:] for client, sends in zip(clients, before, strict=True)]
+        # The first event may go out before the others have been heard of.
+        assert max(len(chunks) for chunks in sent) <= 2
+        assert len({tuple(map(id, chunks)) for chunks in sent}) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("everything_ends")
+async def test_a_publish_is_one_message_of_the_layer_for_any_number_of_streams() -> None:
+    with override_settings(CHANNEL_LAYERS=layer("tests.benchmarks.test_counts.Counted")):
+        Counted.messages = 0
+        async with AsyncClients(_STREAMS, "news") as clients:
+            for event in ("1", "2", "3"):
+                await apublish("news", event)
+            for client in clients:
+                await client.until_events(3)
+        await until(lambda: Counted.messages)
+        assert Counted.messages <= 3
+
+
+@pytest.mark.usefixtures("memory_store")
+async def test_what_an_idle_stream_keeps_is_bounded() -> None:
+    application = get_asgi_application()
+    # What the first ones load is not the others' own.
+    streams = [asyncio.create_task(_stream(application)) for _ in range(_STREAMS)]
+    await until(lambda: open_streams() == _STREAMS)
+    tracemalloc.start()
+    try:
+        before = _bytes_kept()
+        streams += [asyncio.create_task(_stream(application)) for _ in range(_STREAMS)]
+        await until(lambda: open_streams() == 2 * _STREAMS)
+        # Once the last request is over, too.
+        await until(lambda: _bytes_kept() - before < _STREAMS * _BYTES_OF_IDLE_STREAM)
+    finally:
+        tracemalloc.stop()
+        for stream in streams:
+            stream.cancel()
+        await asyncio.wait(streams)
+
+
+class Counted(InMemoryChannelLayer):  # type: ignore[misc]
+    """Counts what is sent to groups. A subclass is taken for a layer that crosses processes."""
+
+    messages = 0
+
+    async def group_send(self, group: str, message: dict[str, Any]) -> None:
+        Counted.messages += 1
+        await super().group_send(group, message)
+
+
+def _burst() -> None:
+    for number in range(_EVENTS):
+        publish("news", str(number))
+
+
+def _while_the_loop_waits(work: Callable[[], object]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def _bytes_kept() -> int:
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
+
+
+async def _stream(application: Any) -> None:
+    messages = iter([{"type": "http.request"}])
+
+    async def receive() -> dict[str, Any]:
+        for message in messages:
+            return message
+        return await asyncio.Future()
+
+    async def send(message: dict[str, Any]) -> None:
+        pass
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/news/",
+        "headers": [],
+        "query_string": b"",
+        "http_version": "1.1",
+    }
+    await application(scope, receive, send)

@@ -79,7 +79,7 @@ def not_found(error: InvalidGroup) -> HttpResponseBase:
 def last_event_id(request: HttpRequest) -> str:
     """Return the last event id that a client sent, from the header or else from the query."""
     # Browsers send it as UTF-8 (WHATWG HTML, 9.2.3), but Django decodes headers as latin-1.
-    header = request.headers.get("Last-Event-ID", "").encode("latin-1", "replace")
+    header = request.META.get("HTTP_LAST_EVENT_ID", "").encode("latin-1", "replace")
     query = request.GET
     return (
         header.decode("utf-8", "replace")
@@ -387,8 +387,9 @@ class _InOneTask:
         """End the task that runs the generator, which closes the generator."""
         # The stream goes on after its beginning, and would keep all of this in memory.
         self._ended.remove_done_callback(self._stop)
-        self._driving.cancel()
-        await asyncio.wait([self._driving])
+        if not self._driving.done():
+            self._driving.cancel()
+            await asyncio.wait([self._driving])
 
     def _stop(self, ended: asyncio.Future[str]) -> None:
         self._driving.cancel()

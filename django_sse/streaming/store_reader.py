@@ -49,9 +49,10 @@ class StoreReader:
         if not self._reading:
             self._reading = True
             spawn(self._read())
-        # This limit includes the wait for the question before, which may hang.
+        # `_read` limits the time of each question, of which this waits for two at most. A limit for
+        # each of a thousand clients that come back at once would cost more than all else.
         # Shielded, since others wait for the answer, too.
-        states = await in_time(asyncio.shield(answer), READ_SECONDS)
+        states = await asyncio.shield(answer)
         return {group: states[group] for group in groups}
 
     async def _read(self) -> None:

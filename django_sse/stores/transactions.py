@@ -19,9 +19,11 @@ def is_any_open(alias: str) -> bool:
     request, of ``async_to_sync``, or the one for all other synchronous code.
     """
     with _lock:
+        # Each request has a thread and a connection of its own. Opened again, it is noted again.
+        for closed in [each for each in _connections if each.connection is None]:
+            _connections.discard(closed)
         return any(
-            connection.connection is not None
-            and (connection.in_atomic_block or not connection.autocommit)
+            connection.in_atomic_block or not connection.autocommit
             for connection in _connections
             if connection.alias == alias
         )

@@ -6,13 +6,14 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from django.http import HttpRequest
+from django.http import HttpRequest, StreamingHttpResponse
+from django.http.response import HttpResponseBase
 from django.test import override_settings
 from django.urls import path
 
 from django_sse import Event, acancel, apublish, apublish_many
 from django_sse.asgi import get_asgi_application
-from django_sse.decorators import event_generator
+from django_sse.decorators import event_generator, event_stream_headers
 from django_sse.views import EventStreamView
 from tests.http.test_asgi import Request, streaming
 
@@ -30,9 +31,18 @@ async def three(request: HttpRequest) -> AsyncIterator[Event]:
         yield Event(str(number))
 
 
+@event_stream_headers
+async def of_known_length(request: HttpRequest) -> HttpResponseBase:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"data: hi\n\n"
+
+    return StreamingHttpResponse(chunks(), headers={"Content-Length": "10"})
+
+
 urlpatterns = [
     path("news/", EventStreamView.as_view(groups=["news"])),
     path("three/", three),
+    path("of-known-length/", of_known_length),
 ]
 
 
@@ -79,6 +89,16 @@ async def test_a_generator_is_compressed_too() -> None:
     request = await opened("/three/")
     assert [event.text for event in await request.rest()][:3] == ["0", "1", "2"]
     assert request.inflater.eof
+
+
+@ON
+async def test_a_response_of_the_projects_own_is_as_long_as_it_says() -> None:
+    headers = [(b"accept-encoding", b"gzip")]
+    request = Request(get_asgi_application(), "/of-known-length/", headers=headers)
+    await request.start()
+    await request.rest()
+    assert request.headers["content-length"] == "10"
+    assert request.body == b"data: hi\n\n"
 
 
 @ON

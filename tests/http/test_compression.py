@@ -1,7 +1,7 @@
 """Compressed streams: what each client decodes, and that a chunk is deflated once for all."""
 
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -39,8 +39,17 @@ async def of_known_length(request: HttpRequest) -> HttpResponseBase:
     return StreamingHttpResponse(chunks(), headers={"Content-Length": "10"})
 
 
+class Broken(EventStreamView):
+    groups = ("news",)
+
+    async def authorize(self, groups: Sequence[str]) -> None:
+        raise RuntimeError("broken")
+
+
 urlpatterns = [
     path("news/", EventStreamView.as_view(groups=["news"])),
+    path("both/", EventStreamView.as_view(groups=["news", "sport"])),
+    path("broken/", Broken.as_view()),
     path("three/", three),
     path("of-known-length/", of_known_length),
 ]
@@ -89,6 +98,35 @@ async def test_a_generator_is_compressed_too() -> None:
     request = await opened("/three/")
     assert [event.text for event in await request.rest()][:3] == ["0", "1", "2"]
     assert request.inflater.eof
+
+
+@pytest.mark.parametrize(("path", "encoding"), [("/news/", "gzip"), ("/broken/", None)])
+@override_settings(DJANGO_SSE={"STORE": "memory", "COMPRESS": True, "MAX_STREAMS": 1})
+async def test_a_client_that_is_refused_is_told_when_to_come_back(
+    path: str, encoding: str | None
+) -> None:
+    """By the library, or in place of what Django answers."""
+    first = await opened()
+    headers = [(b"accept-encoding", b"gzip"), (b"accept", b"text/event-stream")]
+    request = (GzipRequest if encoding else Request)(get_asgi_application(), path, headers=headers)
+    await request.start()
+    assert request.headers.get("content-encoding") == encoding
+    assert "refused-status" in request.headers
+    await request.rest()
+    assert request.decoder.reconnection_time
+    assert not isinstance(request, GzipRequest) or request.inflater.eof
+    await first.disconnect()
+
+
+@ON
+async def test_a_stream_with_chunks_of_its_own_is_compressed_too() -> None:
+    request = await opened("/both/")
+    await apublish_many([("news", "one"), ("sport", "two")])
+    read: list[Event] = []
+    while len(read) < 2:
+        read += await request.next_events()
+    assert [event.text for event in read] == ["one", "two"]
+    await request.disconnect()
 
 
 @ON

@@ -155,6 +155,10 @@ class HandOff:
         if self._disconnected:
             stream.end("disconnected")
             return
+        if (task := asyncio.current_task()) and task.cancelling():
+            # The server has cut the stream off. Django, or its TaskGroup before Python 3.13, loses
+            # that if it happens at the end of the request.
+            raise asyncio.CancelledError
         stream.serve(lambda chunk: self._send(_body(chunk, more=True)))
         await self._wait_for_end(stream)
         if not self._disconnected:

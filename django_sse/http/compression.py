@@ -5,13 +5,12 @@ nothing before it and ends at a byte (RFC 1951, 3.2.4), so all streams can send 
 none of them needs a compressor of its own. Only the frame around the blocks is a stream's own.
 """
 
+import re
 import zlib
 from collections.abc import Awaitable, Callable, Iterable
 from functools import lru_cache
 from struct import pack
 from typing import Any, Final
-
-from django.utils.http import parse_header_parameters
 
 Send = Callable[[Any], Awaitable[None]]
 
@@ -19,15 +18,17 @@ Send = Callable[[Any], Awaitable[None]]
 _HEADER: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 # The last block, which is empty: RFC 1951, 3.2.6.
 _LAST_BLOCK: Final = b"\x03\x00"
+# The weight of a coding that is not acceptable: RFC 9110, 12.4.2.
+_ZERO: Final = re.compile(rb"\s*q=0(\.0*)?\s*")
 
 
 def accepts_gzip(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Return whether a request's ``Accept-Encoding`` names gzip (RFC 9110, 12.5.3)."""
     for name, value in headers:
         if name.lower() == b"accept-encoding":
-            for coding in value.decode("latin-1").lower().split(","):
-                named, parameters = parse_header_parameters(coding)
-                if named == "gzip" and parameters.get("q", "1").strip("0.") != "":
+            for accepted in value.lower().split(b","):
+                coding, _, weight = accepted.partition(b";")
+                if coding.strip() == b"gzip" and not _ZERO.fullmatch(weight):
                     return True
     return False
 

@@ -155,6 +155,10 @@ class HandOff:
         if self._disconnected:
             stream.end("disconnected")
             return
+        if (task := asyncio.current_task()) and task.cancelling():
+            # The server has cut the stream off. Django, or its TaskGroup before Python 3.13, loses
+            # that if it happens at the end of the request.
+            raise asyncio.CancelledError
         stream.serve(lambda chunk: self._send(_body(chunk, more=True)))
         await self._wait_for_end(stream)
         if not self._disconnected:
@@ -199,13 +203,16 @@ class HandOff:
             return message
         identity = (b"content-encoding", b"identity")
         kept = [header for header in headers if header != identity]
-        encoded = any(name == b"content-encoding" for name, _ in kept)
+        names = {name for name, _ in kept}
+        encoded = b"content-encoding" in names
         self._may_hand_off = message["status"] == 200 and not encoded
         bound_silence(scope.get("client"))
         if brake := brake_for(self._send):
             self._brake, self._send = brake, brake.send
         # "identity" has kept compressing middleware away. RFC 9110, 8.4.1: it should not be sent.
-        if conf().COMPRESS and identity in headers and not encoded:
+        compresses = conf().COMPRESS and identity in headers and not encoded
+        # A project's own response may say how long its plain body is.
+        if compresses and b"content-length" not in names:
             kept.append((b"vary", b"Accept-Encoding"))
             if accepts_gzip(scope.get("headers", ())):
                 kept.append((b"content-encoding", b"gzip"))

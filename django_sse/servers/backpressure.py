@@ -33,6 +33,7 @@ class Brake:
         request.registerProducer(self, True)
 
     async def send(self, message: Any) -> None:
+        """Send a message, and wait until the client reads or has left."""
         await self._send(message)
         await self._released.wait()
 

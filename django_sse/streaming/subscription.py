@@ -425,15 +425,15 @@ class Subscription:
         if not events:
             return
         try:
-            self._batch = Batch(events)
+            batch, streams = Batch(events), list(self.streams)
         except Exception as error:
             # There may be no memory to join them. Clients that come back get them bit by bit.
             failure = error
             each(list(self.streams), lambda stream: stream.fail(failure))
         else:
-            self._without_batch = iter(list(self.streams))
-            if self._batch.is_large:
-                self._hold(self._batch)
+            self._batch, self._without_batch = batch, iter(streams)
+            if batch.is_large:
+                self._hold(batch)
 
     def _hold(self, batch: Batch) -> None:
         """Keep a batch for a while that is too large for the streams to take at once.

@@ -10,6 +10,7 @@ from django_sse.groups.position import (
     LOST,
     MAX_LENGTH,
     TERMINAL_MARK,
+    GroupPositions,
     format_position,
     group_hash,
     parse_position,
@@ -27,6 +28,15 @@ numbers = st.integers(0, 10**17)
 @given(st.dictionaries(names, numbers, max_size=50))
 def test_a_position_that_was_formatted_is_parsed_again(position: dict[str, int]) -> None:
     assert parse_position(format_position(position), position) == position
+
+
+@settings(deadline=None)
+@given(names, numbers, st.booleans())
+def test_that_of_one_group_is_the_same_with_its_constant_part_made_once(
+    name: str, number: int, of_tenant: bool
+) -> None:
+    group = f"tenant/{name}" if of_tenant else name
+    assert GroupPositions(group).format(number) == format_position({group: number})
 
 
 @settings(deadline=None)

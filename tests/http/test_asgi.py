@@ -321,6 +321,26 @@ async def test_a_client_whose_stream_the_server_cuts_off_is_sent_back() -> None:
         assert 3000 < request.decoder.reconnection_time <= 6000
 
 
+async def test_a_client_is_sent_back_although_django_swallows_the_cut() -> None:
+    """At the end of the request."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await get_django_application()(scope, receive, send)
+        task = asyncio.current_task()
+        assert task
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+
+    request = Request(EventStreamApplication(application))
+    await request.start()
+    with suppress(asyncio.CancelledError):
+        await request.rest()
+    assert request.ended
+    assert 3000 < (request.decoder.reconnection_time or 0) <= 6000
+    assert not open_streams()
+
+
 async def test_a_stream_that_is_cut_off_after_its_close_says_nothing_more() -> None:
     async def application(scope: Any, receive: Any, send: Any) -> None:
         task = asyncio.current_task()

@@ -1,18 +1,19 @@
 """Compressed streams: what each client decodes, and that a chunk is deflated once for all."""
 
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from django.http import HttpRequest
+from django.http import HttpRequest, StreamingHttpResponse
+from django.http.response import HttpResponseBase
 from django.test import override_settings
 from django.urls import path
 
 from django_sse import Event, acancel, apublish, apublish_many
 from django_sse.asgi import get_asgi_application
-from django_sse.decorators import event_generator
+from django_sse.decorators import event_generator, event_stream_headers
 from django_sse.views import EventStreamView
 from tests.http.test_asgi import Request, streaming
 
@@ -30,9 +31,27 @@ async def three(request: HttpRequest) -> AsyncIterator[Event]:
         yield Event(str(number))
 
 
+@event_stream_headers
+async def of_known_length(request: HttpRequest) -> HttpResponseBase:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"data: hi\n\n"
+
+    return StreamingHttpResponse(chunks(), headers={"Content-Length": "10"})
+
+
+class Broken(EventStreamView):
+    groups = ("news",)
+
+    async def authorize(self, groups: Sequence[str]) -> None:
+        raise RuntimeError("broken")
+
+
 urlpatterns = [
     path("news/", EventStreamView.as_view(groups=["news"])),
+    path("both/", EventStreamView.as_view(groups=["news", "sport"])),
+    path("broken/", Broken.as_view()),
     path("three/", three),
+    path("of-known-length/", of_known_length),
 ]
 
 
@@ -81,6 +100,45 @@ async def test_a_generator_is_compressed_too() -> None:
     assert request.inflater.eof
 
 
+@pytest.mark.parametrize(("path", "encoding"), [("/news/", "gzip"), ("/broken/", None)])
+@override_settings(DJANGO_SSE={"STORE": "memory", "COMPRESS": True, "MAX_STREAMS": 1})
+async def test_a_client_that_is_refused_is_told_when_to_come_back(
+    path: str, encoding: str | None
+) -> None:
+    """By the library, or in place of what Django answers."""
+    first = await opened()
+    headers = [(b"accept-encoding", b"gzip"), (b"accept", b"text/event-stream")]
+    request = (GzipRequest if encoding else Request)(get_asgi_application(), path, headers=headers)
+    await request.start()
+    assert request.headers.get("content-encoding") == encoding
+    assert "refused-status" in request.headers
+    await request.rest()
+    assert request.decoder.reconnection_time
+    assert not isinstance(request, GzipRequest) or request.inflater.eof
+    await first.disconnect()
+
+
+@ON
+async def test_a_stream_with_chunks_of_its_own_is_compressed_too() -> None:
+    request = await opened("/both/")
+    await apublish_many([("news", "one"), ("sport", "two")])
+    read: list[Event] = []
+    while len(read) < 2:
+        read += await request.next_events()
+    assert [event.text for event in read] == ["one", "two"]
+    await request.disconnect()
+
+
+@ON
+async def test_a_response_of_the_projects_own_is_as_long_as_it_says() -> None:
+    headers = [(b"accept-encoding", b"gzip")]
+    request = Request(get_asgi_application(), "/of-known-length/", headers=headers)
+    await request.start()
+    await request.rest()
+    assert request.headers["content-length"] == "10"
+    assert request.body == b"data: hi\n\n"
+
+
 @ON
 @pytest.mark.parametrize(
     "accepted", [b"", b"br", b"gzip;q=0", b"gzip; q=0.0", b"deflate, gzip;q=0.000, br", b"x-gzip"]
@@ -93,7 +151,14 @@ async def test_a_client_that_does_not_accept_it_gets_plain_text(accepted: bytes)
 
 
 @ON
-@pytest.mark.parametrize("accepted", [b"gzip", b"GZIP;q=0.1", b"br;q=1, gzip; q=0.001"])
+@pytest.mark.parametrize(
+    "accepted",
+    [
+        *(b"gzip", b"GZIP;q=0.1", b"br;q=1, gzip; q=0.001"),
+        # Anybody may send anything.
+        *(b"gzip;q*=nothing''1", b"gzip;;", pytest.param(b"gzip;" + b"a" * 20_000, id="long")),
+    ],
+)
 async def test_a_client_that_accepts_it_gets_it(accepted: bytes) -> None:
     request = await opened(headers=[(b"accept-encoding", accepted)])
     assert request.headers["content-encoding"] == "gzip"

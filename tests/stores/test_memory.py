@@ -70,6 +70,19 @@ async def test_a_transaction_in_the_thread_of_synchronous_code_is_waited_for() -
 
 
 @pytest.mark.django_db(transaction=True)
+async def test_who_publishes_without_autocommit_is_refused() -> None:
+    store = MemoryStore()
+    await sync_to_async(transaction.set_autocommit)(False)
+    try:
+        with pytest.raises(transaction.TransactionManagementError, match="autocommit"):
+            await append(store, event("news", "phantom"))
+    finally:
+        await sync_to_async(transaction.rollback)()
+        await sync_to_async(transaction.set_autocommit)(True)
+    assert await store.aread("news", 0, 10) == []
+
+
+@pytest.mark.django_db(transaction=True)
 def test_a_transaction_around_async_code_is_waited_for() -> None:
     store = MemoryStore()
     with transaction.atomic():

@@ -104,7 +104,7 @@ async def test_an_event_in_a_transaction_takes_the_fewest_statements(
     assert texts(await store.aread("sport", 0, 10)) == ["a", "b"]
 
 
-async def test_what_a_transaction_publishes_to_a_group_is_numbered_at_once(
+async def test_what_a_transaction_publishes_to_a_group_is_numbered_together(
     database_store: DatabaseStore,
 ) -> None:
     store, rung = database_store, list[Hint]()

@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -23,7 +23,7 @@ from django_sse.streaming.fan_out import STREAMS_A_TURN
 from django_sse.streaming.hub import current_hub, open_streams
 from django_sse.streaming.send_queue import SendQueue
 from django_sse.streaming.stream import Stream
-from django_sse.streaming.subscription import Subscription
+from django_sse.streaming.subscription import Follower, Subscription
 from django_sse.views import EventStreamView
 from tests.clients import AsyncClients, Client, connected
 from tests.failures import Panic
@@ -218,6 +218,27 @@ async def test_no_memory_for_a_batch_sends_the_clients_of_the_group_back(
         monkeypatch.undo()
         async with connected("news", after=start) as back:
             assert await back.until_events(1) == ["large"]
+
+
+async def test_streams_that_cannot_be_listed_lose_nothing() -> None:
+    class Streams(set[Follower]):
+        has_failed = False
+
+        def __iter__(self) -> Iterator[Follower]:
+            if not self.has_failed:
+                self.has_failed = True
+                raise MemoryError
+            return super().__iter__()
+
+    start = await aposition("news")
+    async with connected("news") as client:
+        followed = current_hub()._subscriptions["news"]
+        followed.streams = Streams(followed.streams)
+        await apublish("news", "first")
+        await assert_sent_back(client)
+        async with connected("news", after=start) as back:
+            await apublish("news", "second")
+            assert await back.until_events(2) == ["first", "second"]
 
 
 @pytest.mark.parametrize("order", [KeyboardInterrupt(), SystemExit()], ids=repr)

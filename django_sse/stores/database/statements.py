@@ -49,8 +49,8 @@ _APPEND: Final = (
     "SELECT head{notify} FROM advanced"
 )
 _APPENDED_ROW: Final = "(%s, %s, %s)"
-# PostgreSQL's protocol has at most 65,535 parameters.
-_MOST_APPENDED: Final = 20_000
+# PostgreSQL's protocol has at most 65,535 parameters, and the texts of statements are cached.
+_MOST_APPENDED: Final = 1000
 # Numbers what waits for a group in its usual state, also in one round trip to PostgreSQL. All of it
 # sees the same snapshot: the end of an owner and what the same transaction has published. Rows are
 # deleted only once the group is locked, so that no two publishers wait for each other.

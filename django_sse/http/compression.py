@@ -64,8 +64,8 @@ class GzipSender:
         return encoded
 
 
-# Streams of one group send the same chunk at about the same time.
-@lru_cache(maxsize=16)
+# Streams of one group send the same chunk one after the other. Few are kept, since they are large.
+@lru_cache(maxsize=4)
 def _deflated(chunk: bytes) -> bytes:
     deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return deflater.compress(chunk) + deflater.flush(zlib.Z_FULL_FLUSH)

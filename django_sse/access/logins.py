@@ -32,7 +32,14 @@ from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 from django.utils.functional import LazyObject, SimpleLazyObject, cached_property
 
-from django_sse.access.owners import Login, is_nobody, loaded, owner_key_of, user_key
+from django_sse.access.owners import (
+    Login,
+    data_of,
+    is_nobody,
+    loaded,
+    owner_key_of,
+    user_key,
+)
 from django_sse.concurrency.tasks import must_propagate
 from django_sse.logs import log_once, logger
 
@@ -291,10 +298,14 @@ async def check_session(request: HttpRequest) -> None:
     if not key or not isinstance(session, SessionBase):
         return
     try:
-        await session.aget(SESSION_KEY)
-        if session.session_key is not None or not isinstance(session, CacheSession | FileSession):
+        await data_of(session)
+        store = type(session)
+        # Another engine may have refused a session that exists.
+        if session.session_key is not None or not (
+            _reads_like(store, CacheSession) or _reads_like(store, FileSession)
+        ):
             return
-        exists = await sync_to_async(_existing)(type(session), [key])
+        exists = await sync_to_async(_existing)(store, [key])
     except SuspiciousOperation:
         # The cookie has a key that the engine never makes.
         return
@@ -340,7 +351,7 @@ def renew_login(request: HttpRequest) -> None:
 async def _is_of_session(request: HttpRequest) -> bool:
     """Whether ``user`` is the user of the session, for example after a login in this request."""
     session = getattr(request, "session", None)
-    key = await session.aget(SESSION_KEY) if session is not None else None
+    key = (await data_of(session)).get(SESSION_KEY)
     return key is not None and _is_same_user(await loaded(request.user), key)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from importlib import import_module
@@ -17,11 +17,13 @@ from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.sessions.backends.cache import SessionStore as CacheSession
+from django.contrib.sessions.backends.cached_db import SessionStore as CachedDatabaseSession
 from django.contrib.sessions.backends.db import SessionStore as DatabaseSession
 from django.contrib.sessions.backends.file import SessionStore as FileSession
 from django.contrib.sessions.models import Session
 from django.core.cache import caches
 from django.core.cache.backends.locmem import LocMemCache
+from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.test import AsyncClient, RequestFactory
@@ -87,6 +89,12 @@ class Unowned(Members):
         return None
 
 
+class OfUser(News):
+    async def authorize(self, groups: Sequence[str]) -> None:
+        if not (await self.request.auser()).is_authenticated:
+            raise PermissionDenied
+
+
 class Page(LoginRequiredMixin, View):
     """A page of the project's own."""
 
@@ -110,6 +118,7 @@ urlpatterns = [
     path("job/", job_of_user),
     path("members/", Members.as_view()),
     path("page/", Page.as_view()),
+    path("of-user/", OfUser.as_view()),
     path("unowned/", Unowned.as_view()),
     path("logout/", logout),
     path("rotate/", rotate),
@@ -471,6 +480,82 @@ async def test_a_cache_that_is_away_in_silence_ends_no_stream(
         await goes_on(reader)
         await store(session_key(tab)).adelete()
         await assert_sent_back_for_good(reader, tab)
+
+
+class Refuses(DatabaseSession):
+    """Lets nobody in whose session was idle for too long, or was revoked."""
+
+    is_revoked = False
+
+    def load(self) -> Any:
+        data = super().load()
+        if not Refuses.is_revoked:
+            return data
+        self._session_key = None
+        return {}
+
+
+class RefusesRow(DatabaseSession):
+    def _get_session_from_db(self) -> Any:
+        if not Refuses.is_revoked:
+            return super()._get_session_from_db()  # type: ignore[misc]
+        self._session_key = None
+        return None
+
+
+class RefusesCachedInDatabase(Refuses, CachedDatabaseSession):
+    pass
+
+
+class RefusesCached(Refuses, CacheSession):
+    pass
+
+
+class RefusesFile(Refuses, FileSession):
+    pass
+
+
+def verifies_user(get_response: Callable[[HttpRequest], Any]) -> Callable[..., Any]:
+    """Adds to the user, as that of django-otp."""
+
+    def middleware(request: HttpRequest) -> Any:
+        found: Any = request.user
+
+        def verified() -> Any:
+            found.is_verified = lambda: True
+            return found
+
+        request.user = SimpleLazyObject(verified)  # type: ignore[assignment]
+        return get_response(request)
+
+    return middleware
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+@pytest.mark.parametrize(
+    "store", [Refuses, RefusesRow, RefusesCachedInDatabase, RefusesCached, RefusesFile]
+)
+async def test_a_session_that_the_projects_engine_refuses_is_nobodys(
+    store: Any,
+    is_wrapped: bool,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FileSession, "_storage_path", str(tmp_path), raising=False)
+    monkeypatch.setattr(f"{__name__}.SessionStore", store, raising=False)
+    monkeypatch.setattr(Refuses, "is_revoked", False)
+    settings.SESSION_ENGINE = __name__
+    settings.DJANGO_SSE = {**settings.DJANGO_SSE, "RECHECK_INTERVAL": 1}
+    if is_wrapped:
+        settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.verifies_user"]
+    tab = await logged_in()
+    async with stream(tab, url="/members/") as refused:
+        await goes_on(refused)
+        Refuses.is_revoked = True
+        for url in ("/members/", "/page/", "/of-user/"):
+            assert (await answer(tab, url=url)).status_code in (401, 403)
+        assert [event.event for event in await refused.rest()] == ["close"]
 
 
 async def test_a_login_of_django_is_watched_and_so_not_asked_about() -> None:

@@ -9,6 +9,18 @@ class Panic(BaseException):
     """What an extension raises that is no Python: pyo3's for a panic in Rust is no Exception."""
 
 
+class DownCache(LocMemCache):
+    """A cache that can be away, as that of a Redis that is down."""
+
+    is_away = False
+
+    def make_and_validate_key(self, *args: Any, **kwargs: Any) -> str:
+        """Every method calls it first."""
+        if self.is_away:
+            raise ConnectionError("The cache is away.")
+        return super().make_and_validate_key(*args, **kwargs)
+
+
 class SilentCache(LocMemCache):
     """A cache that does not say that it is away, as django-redis with IGNORE_EXCEPTIONS."""
 

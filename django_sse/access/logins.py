@@ -155,11 +155,6 @@ def without_session(logins: Collection[Login]) -> set[Login]:
     return {login for login in logins if (login.session_store, login.session_key) in gone}
 
 
-def is_watched(login: Login | None) -> bool:
-    """Whether all that ends a login ends its streams: also that its session expires."""
-    return login is not None and any(_places_of(login.session_store))
-
-
 def _existing(store: type[SessionBase], keys: Collection[str]) -> set[str]:
     """Return the keys of the sessions that exist, as Django would find them."""
     in_database, in_cache = _places_of(store)
@@ -174,11 +169,16 @@ def _existing(store: type[SessionBase], keys: Collection[str]) -> set[str]:
     if in_database:
         found.update(_existing_in_database(store, list(keys)))
     if in_cache:
-        found.update(_existing_in_cache(store, list(set(keys) - found)))
+        try:
+            found.update(_existing_in_cache(store, list(set(keys) - found)))
+        except Exception:
+            # As Django does, go by the database while the cache is away.
+            if not in_database:
+                raise
     return found
 
 
-def _places_of(store: type[SessionBase] | None) -> tuple[bool, bool]:
+def _places_of(store: type[SessionBase]) -> tuple[bool, bool]:
     """Whether a session engine looks in the database, and in the cache, as Django's engines do."""
     in_both = _reads_like(store, CachedDatabaseSession)
     in_database = in_both or _reads_like(store, DatabaseSession)
@@ -372,13 +372,6 @@ def _is_same_user(user: Any, other: Any) -> bool:
 
 def _is_resolved(request: HttpRequest) -> bool:
     return getattr(getattr(request, "auser", None), "func", None) is _resolved_user
-
-
-def is_found_by_others(request: HttpRequest) -> bool:
-    """Whether a middleware other than Django's decides who a request's user is."""
-    # `resolve_user` replaces Django's own `auser` by one that returns `user`.
-    has_django_auser = _has_django_auser(request) or _is_resolved(request)
-    return not (_has_django_user(request) and has_django_auser)
 
 
 def _has_django_user(request: HttpRequest) -> bool:

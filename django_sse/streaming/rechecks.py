@@ -83,7 +83,7 @@ class Rechecks:
         self._reader = reader
         self._interval = interval
         self._thread = TimedThread("django-sse-logins", _ThreadConnections)
-        self._permission_rechecks = PermissionRechecks()
+        self._permission_rechecks = PermissionRechecks(self._look_for_sessions)
         # The owner keys that doorbells have named. Two batchers, so that a database that hangs does
         # not delay the end of streams.
         self._to_look_up = _Batcher(self.look_up)

@@ -50,7 +50,7 @@ from django_sse.streaming import rechecks
 from django_sse.streaming.hub import current_hub
 from django_sse.streaming.rechecks import Rechecks
 from django_sse.streaming.stream import Stream
-from tests.failures import Panic, SilentCache
+from tests.failures import DownCache, Panic, SilentCache
 from tests.queries import queries_about
 from tests.streams import News, goes_on, reading, until
 from tests.users import (
@@ -558,10 +558,70 @@ async def test_a_session_that_the_projects_engine_refuses_is_nobodys(
         assert [event.event for event in await refused.rest()] == ["close"]
 
 
-async def test_a_login_of_django_is_watched_and_so_not_asked_about() -> None:
-    async with stream(await logged_in(), url="/members/"):
-        [opened] = current_hub().streams
-        assert opened.still_allowed is None
+async def suspend(tab: AsyncClient) -> None:
+    await User.objects.aupdate(last_name="suspended")
+
+
+async def leave_only_the_cart(tab: AsyncClient) -> None:
+    session = DatabaseSession(session_key(tab))
+    for key in (auth.SESSION_KEY, auth.BACKEND_SESSION_KEY, auth.HASH_SESSION_KEY):
+        await session.apop(key)
+    await session.aset("cart", "a book")
+    await session.asave()
+
+
+@pytest.mark.parametrize("leave", [suspend, leave_only_the_cart])
+async def test_whoever_is_logged_out_for_the_pages_loses_the_streams(
+    leave: Callable[[AsyncClient], Awaitable[None]],
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings.DJANGO_SSE = {**settings.DJANGO_SSE, "RECHECK_INTERVAL": 1}
+    is_in = property(lambda user: user.last_name != "suspended")
+    monkeypatch.setattr(User, "is_authenticated", is_in, raising=False)
+    tab = await logged_in()
+    async with stream(tab, url="/members/") as ended:
+        await goes_on(ended)
+        await leave(tab)
+        assert (await answer(tab, url="/page/")).status_code == 401
+        assert [event.event for event in await ended.rest()] == ["close"]
+
+
+@pytest.mark.usefixtures("synced_rarely")
+async def test_a_session_that_got_another_key_goes_on_where_its_view_asks_first(
+    settings: Settings,
+) -> None:
+    settings.DJANGO_SSE = {**settings.DJANGO_SSE, "RECHECK_INTERVAL": 1}
+    tab = await logged_in()
+    async with stream(tab, url="/members/") as before:
+        await goes_on(before)
+        await tab.get("/rotate/")
+        assert await before.rest() == []
+        assert before.reconnection_time
+    async with stream(tab, before.last_event_id, url="/members/") as after:
+        await goes_on(after)
+
+
+@pytest.mark.parametrize("cache", [SilentCache, DownCache])
+async def test_sessions_are_in_the_database_alone_while_the_cache_before_it_is_away(
+    cache: Any,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    swept: Callable[[], Awaitable[None]],
+) -> None:
+    settings.SESSION_ENGINE = ENGINES["cached_db"]
+    settings.CACHES = {"default": {"BACKEND": f"tests.failures.{cache.__name__}"}}
+    tab, eve = await logged_in(), await logged_in("eve")
+    async with stream(tab) as ended, stream(eve) as other:
+        monkeypatch.setattr(cache, "is_away", True)
+        await swept()
+        await goes_on(other)
+        await Session.objects.filter(pk=session_key(tab)).adelete()
+        await ended.until("going on")
+        assert await ended.rest() == []
+        assert ended.reconnection_time
+        await goes_on(other)
+        monkeypatch.setattr(cache, "is_away", False)
 
 
 async def test_a_login_that_nobody_watches_is_asked_about_again(settings: Settings) -> None:

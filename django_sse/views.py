@@ -142,7 +142,7 @@ class EventStreamView(View):
                 f"{cls.__name__} has both `history` and `initial_events`. Choose one: they both "
                 "tell a new client what happened before."
             )
-        view = cross_origin(with_login(with_session(super().as_view(**initkwargs))))
+        view = cross_origin(with_session(with_login(super().as_view(**initkwargs))))
         return exempt_from_atomic_requests(view)
 
     # Methods for projects to override

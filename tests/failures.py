@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.core.cache.backends.base import InvalidCacheKey, memcache_key_warnings
 from django.core.cache.backends.locmem import LocMemCache
 
 
@@ -19,6 +20,14 @@ class DownCache(LocMemCache):
         if self.is_away:
             raise ConnectionError("The cache is away.")
         return super().make_and_validate_key(*args, **kwargs)
+
+
+class StrictCache(LocMemCache):
+    """A cache that refuses keys, as that of memcached."""
+
+    def validate_key(self, key: str) -> None:
+        for warning in memcache_key_warnings(key):
+            raise InvalidCacheKey(warning)
 
 
 class SilentCache(LocMemCache):

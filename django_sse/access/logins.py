@@ -24,7 +24,7 @@ from django.core.exceptions import (
     SuspiciousOperation,
     ValidationError,
 )
-from django.db import close_old_connections, router
+from django.db import DataError, close_old_connections, router
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
@@ -306,8 +306,9 @@ async def check_session(request: HttpRequest) -> None:
         ):
             return
         exists = await sync_to_async(_existing)(store, [key])
-    except SuspiciousOperation:
-        # The cookie has a key that the engine never makes.
+    except (SuspiciousOperation, ValueError, DataError):
+        # The cookie has a key that the engine never makes, and its cache or database may refuse.
+        request.session = type(session)()
         return
     except Exception as error:
         raise OSError("The session could not be read.") from error

@@ -24,6 +24,7 @@ from django.contrib.sessions.models import Session
 from django.core.cache import caches
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.exceptions import PermissionDenied
+from django.db import DataError
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.test import AsyncClient, RequestFactory
@@ -649,6 +650,37 @@ async def test_a_client_whose_session_cannot_be_read_comes_back_later(
     assert (await answer(tab, url=url)).status_code == 200
     await CacheSession(session_key(tab)).adelete()
     assert (await answer(tab, url="/members/")).status_code == 401
+
+
+class RefusesKeys(DatabaseSession):
+    """Is in a database that refuses some keys, as PostgreSQL does with a NUL."""
+
+    failure: Exception = ValueError("A string literal cannot contain NUL (0x00) characters.")
+
+    def load(self) -> Any:
+        raise self.failure
+
+
+class RefusesKeysOutright(RefusesKeys):
+    failure = DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes.")
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+@pytest.mark.parametrize("store", [CacheSession, RefusesKeys, RefusesKeysOutright])
+async def test_a_session_key_that_is_refused_is_nobodys(
+    store: Any, is_wrapped: bool, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.SessionStore", store, raising=False)
+    settings.SESSION_ENGINE = __name__
+    settings.CACHES = {"default": {"BACKEND": "tests.failures.StrictCache"}}
+    if is_wrapped:
+        settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.verifies_user"]
+    tab = AsyncClient()
+    tab.cookies[settings.SESSION_COOKIE_NAME] = "made up, " * 40
+    assert (await answer(tab, url="/members/")).status_code == 401
+    assert (await answer(tab, url="/of-user/")).status_code == 403
+    async with stream(tab) as reader:
+        await goes_on(reader)
 
 
 async def test_a_session_in_a_cookie_is_not_looked_for(

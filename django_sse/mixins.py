@@ -6,8 +6,8 @@ also redirect to a login page: an EventSource follows the redirect, gets HTML, a
 If several mixins of a view each have a test or permissions, all of them are checked. A class that
 overrides what it inherits replaces it, as everywhere in Python.
 
-Rights may be taken away, so tests and permissions are checked again every ``RECHECK_INTERVAL``
-while a stream is open. Logins are watched for all streams, unless ``END_WITH_LOGIN`` is False.
+Rights may be taken away, so all of this is checked again every ``RECHECK_INTERVAL`` while a stream
+is open.
 """
 
 import logging
@@ -26,13 +26,13 @@ from django.http import (
 )
 from django.views import View
 
-from django_sse.access.logins import is_found_by_others, resolve_user, user_of
+from django_sse.access.logins import resolve_user, user_of
 from django_sse.access.owners import is_nobody
 from django_sse.http.cors import add_cors, is_preflight, preflight_answer
 from django_sse.http.response import no_store
 from django_sse.http.sessions import unavailable_without_session
 from django_sse.logs import log_seldom
-from django_sse.streaming.permission_rechecks import WrongAnswerError, is_yes
+from django_sse.streaming.permission_rechecks import LoginEndedError, WrongAnswerError, is_yes
 
 if TYPE_CHECKING:
     _Base = View
@@ -48,8 +48,6 @@ _PERMISSIONS: Final = "permission_required"
 _TEST: Final = "test_func"
 # The attribute in which a view keeps the tests of its mixins, to repeat them later.
 _TESTS: Final = "_django_sse_tests"
-# The one of them that asks nothing but whether Django's own login is still valid.
-_LOGIN_TEST: Final = "_django_sse_login_test"
 
 Test = Callable[[], Awaitable[bool]]
 
@@ -92,11 +90,8 @@ class LoginRequiredMixin(AccessMixin):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
-        test = self.__is_logged_in
-        _remember_test(self, test)
-        if not is_found_by_others(request):
-            vars(self)[_LOGIN_TEST] = test
-        return _answer_if(test, request, answer)
+        _remember_test(self, self.__is_still_logged_in)
+        return _answer_if(self.__is_logged_in, request, answer)
 
     async def __is_logged_in(self) -> bool:
         user = await _user(self.request)
@@ -107,6 +102,11 @@ class LoginRequiredMixin(AccessMixin):
         # A primary key has no `is_authenticated`, and is not the user of a request.
         is_in = bool(getattr(user, "is_authenticated", False)) and not is_nobody(user)
         return is_in and not is_out
+
+    async def __is_still_logged_in(self) -> bool:
+        if not await self.__is_logged_in():
+            raise LoginEndedError
+        return True
 
 
 class PermissionRequiredMixin(AccessMixin):
@@ -212,12 +212,6 @@ def tests_of(view: View) -> Sequence[Test]:
     """Return the tests that the mixins of a view have run on its request, to repeat them."""
     tests: Sequence[Test] = vars(view).get(_TESTS, ())
     return tests
-
-
-def forget_login_test(view: View) -> None:
-    """Do not repeat the test of Django's own login, which is watched."""
-    if test := vars(view).pop(_LOGIN_TEST, None):
-        vars(view)[_TESTS].remove(test)
 
 
 def _remember_test(view: View, test: Test) -> None:

@@ -24,13 +24,7 @@ from django.http import (
 from django.http.response import HttpResponseBase
 from django.views import View
 
-from django_sse.access.logins import (
-    check_session,
-    current_user,
-    is_watched,
-    renew_login,
-    with_login,
-)
+from django_sse.access.logins import check_session, current_user, renew_login, with_login
 from django_sse.access.owners import is_nobody, loaded, owner_of
 from django_sse.concurrency.tasks import in_time
 from django_sse.concurrency.threads import request_context
@@ -57,7 +51,7 @@ from django_sse.http.response import (
     unavailable,
 )
 from django_sse.http.sessions import with_session
-from django_sse.mixins import forget_login_test, tests_of
+from django_sse.mixins import tests_of
 from django_sse.stores import get_store
 from django_sse.stores.read_limits import READ_SECONDS
 from django_sse.streaming.filtering import MessageHandler
@@ -148,7 +142,7 @@ class EventStreamView(View):
                 f"{cls.__name__} has both `history` and `initial_events`. Choose one: they both "
                 "tell a new client what happened before."
             )
-        view = cross_origin(with_login(with_session(super().as_view(**initkwargs))))
+        view = cross_origin(with_session(with_login(super().as_view(**initkwargs))))
         return exempt_from_atomic_requests(view)
 
     # Methods for projects to override
@@ -262,8 +256,6 @@ class EventStreamView(View):
             return unavailable(request, limit)
         with_state = begin.fresh and self._overrides("initial_events")
         filters = self._overrides("filter_event")
-        if is_watched(owner.login):
-            forget_login_test(self)
         rechecks = conf().RECHECK_INTERVAL > 0 and (
             self._overrides("still_allowed") or bool(tests_of(self))
         )

@@ -2,11 +2,32 @@
 
 from typing import Any
 
+from django.core.cache.backends.base import InvalidCacheKey, memcache_key_warnings
 from django.core.cache.backends.locmem import LocMemCache
 
 
 class Panic(BaseException):
     """What an extension raises that is no Python: pyo3's for a panic in Rust is no Exception."""
+
+
+class DownCache(LocMemCache):
+    """A cache that can be away, as that of a Redis that is down."""
+
+    is_away = False
+
+    def make_and_validate_key(self, *args: Any, **kwargs: Any) -> str:
+        """Every method calls it first."""
+        if self.is_away:
+            raise ConnectionError("The cache is away.")
+        return super().make_and_validate_key(*args, **kwargs)
+
+
+class StrictCache(LocMemCache):
+    """A cache that refuses keys, as that of memcached."""
+
+    def validate_key(self, key: str) -> None:
+        for warning in memcache_key_warnings(key):
+            raise InvalidCacheKey(warning)
 
 
 class SilentCache(LocMemCache):

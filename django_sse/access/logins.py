@@ -24,7 +24,7 @@ from django.core.exceptions import (
     SuspiciousOperation,
     ValidationError,
 )
-from django.db import close_old_connections, router
+from django.db import DataError, close_old_connections, router
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
@@ -32,7 +32,14 @@ from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 from django.utils.functional import LazyObject, SimpleLazyObject, cached_property
 
-from django_sse.access.owners import Login, is_nobody, loaded, owner_key_of, user_key
+from django_sse.access.owners import (
+    Login,
+    data_of,
+    is_nobody,
+    loaded,
+    owner_key_of,
+    user_key,
+)
 from django_sse.concurrency.tasks import must_propagate
 from django_sse.logs import log_once, logger
 
@@ -148,11 +155,6 @@ def without_session(logins: Collection[Login]) -> set[Login]:
     return {login for login in logins if (login.session_store, login.session_key) in gone}
 
 
-def is_watched(login: Login | None) -> bool:
-    """Whether all that ends a login ends its streams: also that its session expires."""
-    return login is not None and any(_places_of(login.session_store))
-
-
 def _existing(store: type[SessionBase], keys: Collection[str]) -> set[str]:
     """Return the keys of the sessions that exist, as Django would find them."""
     in_database, in_cache = _places_of(store)
@@ -167,11 +169,16 @@ def _existing(store: type[SessionBase], keys: Collection[str]) -> set[str]:
     if in_database:
         found.update(_existing_in_database(store, list(keys)))
     if in_cache:
-        found.update(_existing_in_cache(store, list(set(keys) - found)))
+        try:
+            found.update(_existing_in_cache(store, list(set(keys) - found)))
+        except Exception:
+            # As Django does, go by the database while the cache is away.
+            if not in_database:
+                raise
     return found
 
 
-def _places_of(store: type[SessionBase] | None) -> tuple[bool, bool]:
+def _places_of(store: type[SessionBase]) -> tuple[bool, bool]:
     """Whether a session engine looks in the database, and in the cache, as Django's engines do."""
     in_both = _reads_like(store, CachedDatabaseSession)
     in_database = in_both or _reads_like(store, DatabaseSession)
@@ -291,12 +298,17 @@ async def check_session(request: HttpRequest) -> None:
     if not key or not isinstance(session, SessionBase):
         return
     try:
-        await session.aget(SESSION_KEY)
-        if session.session_key is not None or not isinstance(session, CacheSession | FileSession):
+        await data_of(session)
+        store = type(session)
+        # Another engine may have refused a session that exists.
+        if session.session_key is not None or not (
+            _reads_like(store, CacheSession) or _reads_like(store, FileSession)
+        ):
             return
-        exists = await sync_to_async(_existing)(type(session), [key])
-    except SuspiciousOperation:
-        # The cookie has a key that the engine never makes.
+        exists = await sync_to_async(_existing)(store, [key])
+    except (SuspiciousOperation, ValueError, DataError):
+        # The cookie has a key that the engine never makes, and its cache or database may refuse.
+        request.session = type(session)()
         return
     except Exception as error:
         raise OSError("The session could not be read.") from error
@@ -340,7 +352,7 @@ def renew_login(request: HttpRequest) -> None:
 async def _is_of_session(request: HttpRequest) -> bool:
     """Whether ``user`` is the user of the session, for example after a login in this request."""
     session = getattr(request, "session", None)
-    key = await session.aget(SESSION_KEY) if session is not None else None
+    key = (await data_of(session)).get(SESSION_KEY)
     return key is not None and _is_same_user(await loaded(request.user), key)
 
 
@@ -361,13 +373,6 @@ def _is_same_user(user: Any, other: Any) -> bool:
 
 def _is_resolved(request: HttpRequest) -> bool:
     return getattr(getattr(request, "auser", None), "func", None) is _resolved_user
-
-
-def is_found_by_others(request: HttpRequest) -> bool:
-    """Whether a middleware other than Django's decides who a request's user is."""
-    # `resolve_user` replaces Django's own `auser` by one that returns `user`.
-    has_django_auser = _has_django_auser(request) or _is_resolved(request)
-    return not (_has_django_user(request) and has_django_auser)
 
 
 def _has_django_user(request: HttpRequest) -> bool:

@@ -123,7 +123,7 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
     of_user = user_key(user)
     owner_keys[of_user] = None
     owner_keys |= {user_key(user, group): group for group in groups}
-    data = dict(await session.aitems()) if session is not None else {}
+    data = await data_of(session)
     if SESSION_KEY not in data:
         return Owner(owner_keys, of_user)
     login = Login(
@@ -142,6 +142,19 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
         began=data.get(BEGAN_SESSION_KEY, 0.0) if is_own else 0.0,
         login=login if conf().END_WITH_LOGIN else None,
     )
+
+
+async def data_of(session: SessionBase | None) -> dict[str, Any]:
+    """Return a session's data, read as the project's pages read them.
+
+    Not by the session's async methods: an engine that refuses some sessions may override only
+    ``load``, which those of Django's engines do not call.
+    """
+    if session is None:
+        return {}
+    if not hasattr(session, "_session_cache"):
+        return dict(await sync_to_async(session.items)())
+    return dict(session.items())
 
 
 def is_nobody(user: Any) -> bool:

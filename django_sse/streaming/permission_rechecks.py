@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Container, Mapping
+from collections.abc import Awaitable, Callable, Collection, Container, Mapping
 from contextlib import ExitStack
 from functools import partial
 from math import inf
@@ -47,15 +47,23 @@ class WrongAnswerError(TypeError):
     """A view's method has to answer True or False, and did not."""
 
 
+class LoginEndedError(PermissionDenied):
+    """Nobody is logged in. The session may only have got another key."""
+
+
 class PermissionRechecks:
     """Asks about each stream every ``RECHECK_INTERVAL``, and ends streams that are not allowed.
 
     If the database or the network fails, or time runs out, the stream is asked about again. If that
     fails, too, the stream ends, and its client reconnects to be authorized anew. Every other
     exception means no.
+
+    Args:
+        look_for_sessions: Ends those of some streams whose session is gone or has a new key.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, look_for_sessions: Callable[[Collection[Stream]], Awaitable[None]]) -> None:
+        self._look_for_sessions = look_for_sessions
         # By tenant, so that all streams of a busy tenant can be skipped. Each dict is in the order
         # in which its streams are due.
         self._due: dict[str, dict[Stream, float]] = {}
@@ -185,6 +193,11 @@ class PermissionRechecks:
             return
         try:
             allowed = is_yes(await _answer_of(_question_of(stream)))
+        except LoginEndedError:
+            await self._look_for_session(stream)
+            if stream.is_barred:
+                return
+            allowed = False
         except PermissionDenied:
             allowed = False
         except BaseException as error:
@@ -207,6 +220,15 @@ class PermissionRechecks:
             stream.end("shut", lambda: stream.for_good(wire))
         elif not stream.ended.done():
             self.add(stream)
+
+    async def _look_for_session(self, stream: Stream) -> None:
+        """Send a stream's client back if its session is gone, as far as this can be found out."""
+        try:
+            async with asyncio.timeout(_GRACE_SECONDS):
+                await self._look_for_sessions([stream])
+        except BaseException as error:
+            if must_propagate(error):
+                raise
 
     def _log(self, stream: Stream, what_follows: str, error: BaseException) -> None:
         assert stream.still_allowed

@@ -83,7 +83,7 @@ class Rechecks:
         self._reader = reader
         self._interval = interval
         self._thread = TimedThread("django-sse-logins", _ThreadConnections)
-        self._permission_rechecks = PermissionRechecks()
+        self._permission_rechecks = PermissionRechecks(self._look_for_sessions)
         # The owner keys that doorbells have named. Two batchers, so that a database that hangs does
         # not delay the end of streams.
         self._to_look_up = _Batcher(self.look_up)
@@ -215,17 +215,17 @@ class Rechecks:
         pause = 0.0
         while True:
             began = loop.time()
-            answers = True
+            took: float | None = 0.0
             try:
-                answers = await self._ask_backends(began - pause)
+                took = await self._ask_backends(began - pause)
             except BaseException as error:
                 if must_propagate(error):
                     raise
                 log_seldom(
                     "Authentication backends could not be asked about logins.", exc_info=error
                 )
-            pause = max(self._interval(), _PAUSE_FACTOR * (loop.time() - began))
-            if not answers:
+            pause = _rest() if took is None else max(self._interval(), _PAUSE_FACTOR * took)
+            if took is None:
                 # A doorbell must not cut this pause short: more threads would hang.
                 await asyncio.sleep(pause)
             with suppress(TimeoutError):
@@ -233,28 +233,28 @@ class Rechecks:
                     await self._is_urgent.wait()
             self._is_urgent.clear()
 
-    async def _ask_backends(self, before: float) -> bool:
+    async def _ask_backends(self, before: float) -> float | None:
         """Ask about logins while there is time. Those not asked about for longest come first.
 
         Args:
             before: Logins that were asked about after this time are skipped (the loop's time).
 
         Returns:
-            Whether the backends answer in time.
+            How many seconds the answers took; None if the backends do not answer in time.
         """
         loop = asyncio.get_running_loop()
-        ends = loop.time() + _BACKENDS_SECONDS
+        took, hangs = 0.0, False
         logins = _by_login(self._streams, custom_backends=True)
         self._asked_at = {login: at for login, at in self._asked_at.items() if login in logins}
         due = [login for login in logins if self._asked_at.get(login, -inf) <= before]
         due.sort(key=lambda login: self._asked_at.get(login, -inf))
         if not due:
-            return True
+            return took
         with OwnThread() as thread:
             for login in due:
-                if loop.time() > ends:
+                if took > _BACKENDS_SECONDS:
                     break
-                self._asked_at[login] = loop.time()
+                asked = self._asked_at[login] = loop.time()
                 try:
                     checked = await asyncio.create_task(
                         _acheck_within(login), context=thread.within(Context())
@@ -266,15 +266,24 @@ class Rechecks:
                     thread.give_up()
                     log_seldom("%s failed to look up a user.", login.backend, exc_info=error)
                     if isinstance(error, TimeoutError):
-                        return False
+                        # It is this login that hangs, until a second one does.
+                        self._asked_at[login] = loop.time() + _rest()
+                        if hangs:
+                            return None
+                        hangs = True
+                        continue
                 else:
                     self._act_on({login: logins[login]}, checked)
-        return True
+                took += loop.time() - asked
+        return took
 
     def _ask_backends_soon(self, streams: Iterable[Stream]) -> None:
         if logins := _by_login(streams, custom_backends=True):
+            now = asyncio.get_running_loop().time()
             for login in logins:
-                self._asked_at.pop(login, None)
+                # Not if it hangs: more threads would.
+                if self._asked_at.get(login, now) <= now:
+                    self._asked_at.pop(login, None)
             self._is_urgent.set()
 
     def _act_on(self, logins: _Logins, checked: LoginCheck) -> None:
@@ -405,6 +414,11 @@ class _Batcher:
                 log_seldom("Owners that a doorbell has named could not be checked.", exc_info=error)
             finally:
                 processed.set_result(None)
+
+
+def _rest() -> float:
+    """For how many seconds nothing is asked about what has hung."""
+    return _PAUSE_FACTOR * _BACKENDS_SECONDS
 
 
 def _by_login(streams: Iterable[Stream], *, custom_backends: bool | None) -> _Logins:

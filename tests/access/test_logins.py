@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from importlib import import_module
@@ -17,11 +17,14 @@ from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.sessions.backends.cache import SessionStore as CacheSession
+from django.contrib.sessions.backends.cached_db import SessionStore as CachedDatabaseSession
 from django.contrib.sessions.backends.db import SessionStore as DatabaseSession
 from django.contrib.sessions.backends.file import SessionStore as FileSession
 from django.contrib.sessions.models import Session
 from django.core.cache import caches
 from django.core.cache.backends.locmem import LocMemCache
+from django.core.exceptions import PermissionDenied
+from django.db import DataError
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.test import AsyncClient, RequestFactory
@@ -48,7 +51,7 @@ from django_sse.streaming import rechecks
 from django_sse.streaming.hub import current_hub
 from django_sse.streaming.rechecks import Rechecks
 from django_sse.streaming.stream import Stream
-from tests.failures import Panic, SilentCache
+from tests.failures import DownCache, Panic, SilentCache
 from tests.queries import queries_about
 from tests.streams import News, goes_on, reading, until
 from tests.users import (
@@ -87,6 +90,12 @@ class Unowned(Members):
         return None
 
 
+class OfUser(News):
+    async def authorize(self, groups: Sequence[str]) -> None:
+        if not (await self.request.auser()).is_authenticated:
+            raise PermissionDenied
+
+
 class Page(LoginRequiredMixin, View):
     """A page of the project's own."""
 
@@ -110,6 +119,7 @@ urlpatterns = [
     path("job/", job_of_user),
     path("members/", Members.as_view()),
     path("page/", Page.as_view()),
+    path("of-user/", OfUser.as_view()),
     path("unowned/", Unowned.as_view()),
     path("logout/", logout),
     path("rotate/", rotate),
@@ -473,10 +483,146 @@ async def test_a_cache_that_is_away_in_silence_ends_no_stream(
         await assert_sent_back_for_good(reader, tab)
 
 
-async def test_a_login_of_django_is_watched_and_so_not_asked_about() -> None:
-    async with stream(await logged_in(), url="/members/"):
-        [opened] = current_hub().streams
-        assert opened.still_allowed is None
+class Refuses(DatabaseSession):
+    """Lets nobody in whose session was idle for too long, or was revoked."""
+
+    is_revoked = False
+
+    def load(self) -> Any:
+        data = super().load()
+        if not Refuses.is_revoked:
+            return data
+        self._session_key = None
+        return {}
+
+
+class RefusesRow(DatabaseSession):
+    def _get_session_from_db(self) -> Any:
+        if not Refuses.is_revoked:
+            return super()._get_session_from_db()  # type: ignore[misc]
+        self._session_key = None
+        return None
+
+
+class RefusesCachedInDatabase(Refuses, CachedDatabaseSession):
+    pass
+
+
+class RefusesCached(Refuses, CacheSession):
+    pass
+
+
+class RefusesFile(Refuses, FileSession):
+    pass
+
+
+def verifies_user(get_response: Callable[[HttpRequest], Any]) -> Callable[..., Any]:
+    """Adds to the user, as that of django-otp."""
+
+    def middleware(request: HttpRequest) -> Any:
+        found: Any = request.user
+
+        def verified() -> Any:
+            found.is_verified = lambda: True
+            return found
+
+        request.user = SimpleLazyObject(verified)  # type: ignore[assignment]
+        return get_response(request)
+
+    return middleware
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+@pytest.mark.parametrize(
+    "store", [Refuses, RefusesRow, RefusesCachedInDatabase, RefusesCached, RefusesFile]
+)
+async def test_a_session_that_the_projects_engine_refuses_is_nobodys(
+    store: Any,
+    is_wrapped: bool,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FileSession, "_storage_path", str(tmp_path), raising=False)
+    monkeypatch.setattr(f"{__name__}.SessionStore", store, raising=False)
+    monkeypatch.setattr(Refuses, "is_revoked", False)
+    settings.SESSION_ENGINE = __name__
+    settings.DJANGO_SSE = {**settings.DJANGO_SSE, "RECHECK_INTERVAL": 1}
+    if is_wrapped:
+        settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.verifies_user"]
+    tab = await logged_in()
+    async with stream(tab, url="/members/") as refused:
+        await goes_on(refused)
+        Refuses.is_revoked = True
+        for url in ("/members/", "/page/", "/of-user/"):
+            assert (await answer(tab, url=url)).status_code in (401, 403)
+        assert [event.event for event in await refused.rest()] == ["close"]
+
+
+async def suspend(tab: AsyncClient) -> None:
+    await User.objects.aupdate(last_name="suspended")
+
+
+async def leave_only_the_cart(tab: AsyncClient) -> None:
+    session = DatabaseSession(session_key(tab))
+    for key in (auth.SESSION_KEY, auth.BACKEND_SESSION_KEY, auth.HASH_SESSION_KEY):
+        await session.apop(key)
+    await session.aset("cart", "a book")
+    await session.asave()
+
+
+@pytest.mark.parametrize("leave", [suspend, leave_only_the_cart])
+async def test_whoever_is_logged_out_for_the_pages_loses_the_streams(
+    leave: Callable[[AsyncClient], Awaitable[None]],
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings.DJANGO_SSE = {**settings.DJANGO_SSE, "RECHECK_INTERVAL": 1}
+    is_in = property(lambda user: user.last_name != "suspended")
+    monkeypatch.setattr(User, "is_authenticated", is_in, raising=False)
+    tab = await logged_in()
+    async with stream(tab, url="/members/") as ended:
+        await goes_on(ended)
+        await leave(tab)
+        assert (await answer(tab, url="/page/")).status_code == 401
+        assert [event.event for event in await ended.rest()] == ["close"]
+
+
+@pytest.mark.usefixtures("synced_rarely")
+async def test_a_session_that_got_another_key_goes_on_where_its_view_asks_first(
+    settings: Settings,
+) -> None:
+    settings.DJANGO_SSE = {**settings.DJANGO_SSE, "RECHECK_INTERVAL": 1}
+    tab = await logged_in()
+    async with stream(tab, url="/members/") as before:
+        await goes_on(before)
+        await tab.get("/rotate/")
+        assert await before.rest() == []
+        assert before.reconnection_time
+    async with stream(tab, before.last_event_id, url="/members/") as after:
+        await goes_on(after)
+
+
+@pytest.mark.parametrize("cache", [SilentCache, DownCache])
+async def test_sessions_are_in_the_database_alone_while_the_cache_before_it_is_away(
+    cache: Any,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    swept: Callable[[], Awaitable[None]],
+) -> None:
+    settings.SESSION_ENGINE = ENGINES["cached_db"]
+    settings.CACHES = {"default": {"BACKEND": f"tests.failures.{cache.__name__}"}}
+    tab, eve = await logged_in(), await logged_in("eve")
+    async with stream(tab) as ended, stream(eve) as other:
+        monkeypatch.setattr(cache, "is_away", True)
+        await swept()
+        await goes_on(other)
+        await Session.objects.filter(pk=session_key(tab)).adelete()
+        await ended.until("going on")
+        assert await ended.rest() == []
+        assert ended.reconnection_time
+        await goes_on(other)
+        monkeypatch.setattr(cache, "is_away", False)
 
 
 async def test_a_login_that_nobody_watches_is_asked_about_again(settings: Settings) -> None:
@@ -504,6 +650,37 @@ async def test_a_client_whose_session_cannot_be_read_comes_back_later(
     assert (await answer(tab, url=url)).status_code == 200
     await CacheSession(session_key(tab)).adelete()
     assert (await answer(tab, url="/members/")).status_code == 401
+
+
+class RefusesKeys(DatabaseSession):
+    """Is in a database that refuses some keys, as PostgreSQL does with a NUL."""
+
+    failure: Exception = ValueError("A string literal cannot contain NUL (0x00) characters.")
+
+    def load(self) -> Any:
+        raise self.failure
+
+
+class RefusesKeysOutright(RefusesKeys):
+    failure = DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes.")
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+@pytest.mark.parametrize("store", [CacheSession, RefusesKeys, RefusesKeysOutright])
+async def test_a_session_key_that_is_refused_is_nobodys(
+    store: Any, is_wrapped: bool, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.SessionStore", store, raising=False)
+    settings.SESSION_ENGINE = __name__
+    settings.CACHES = {"default": {"BACKEND": "tests.failures.StrictCache"}}
+    if is_wrapped:
+        settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.verifies_user"]
+    tab = AsyncClient()
+    tab.cookies[settings.SESSION_COOKIE_NAME] = "made up, " * 40
+    assert (await answer(tab, url="/members/")).status_code == 401
+    assert (await answer(tab, url="/of-user/")).status_code == 403
+    async with stream(tab) as reader:
+        await goes_on(reader)
 
 
 async def test_a_session_in_a_cookie_is_not_looked_for(

@@ -207,6 +207,20 @@ class Hangs(BaseBackend):
         return User.objects.filter(pk=user_id).first()
 
 
+class HangsForEve(FindsEveryone):
+    """Asks a directory that does not answer about one user."""
+
+    hanging = 0
+    goes_on = Event()
+
+    def get_user(self, user_id: Any) -> User | None:
+        found = super().get_user(user_id)
+        if found and found.username == "eve" and not self.goes_on.is_set():
+            HangsForEve.hanging += 1
+            self.goes_on.wait(60)
+        return found
+
+
 @pytest.fixture
 def custom_backend(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.AUTHENTICATION_BACKENDS = ["tests.users.FindsEveryone"]
@@ -300,6 +314,31 @@ async def test_other_logins_are_checked_even_if_a_backend_panics(
         await User.objects.filter(username="eve").aupdate(is_active=False)
         assert [event.event for event in await ended.rest()] == ["close"]
         await goes_on(going_on)
+
+
+@pytest.mark.usefixtures("custom_backend")
+async def test_a_login_about_which_a_backend_hangs_delays_no_other_login(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.HangsForEve"]
+    monkeypatch.setattr(logins, "_ANSWER_SECONDS", 1.0)
+    HangsForEve.hanging = 0
+    HangsForEve.goes_on.set()
+    tab, eves = await logged_in(), await logged_in("eve")
+    try:
+        async with stream(eves) as hanging, stream(tab) as ended:
+            HangsForEve.goes_on.clear()
+            await until(lambda: HangsForEve.hanging)
+            FindsEveryone.missing.add("ada")
+            eve = await user("eve")
+            # Doorbells do not make another thread hang.
+            eve.set_unusable_password()
+            await eve.asave()
+            await assert_sent_back_for_good(ended, tab)
+            assert HangsForEve.hanging == 1
+            await goes_on(hanging)
+    finally:
+        HangsForEve.goes_on.set()
 
 
 async def test_a_backend_that_hangs_delays_nobody_else(settings: Settings) -> None:

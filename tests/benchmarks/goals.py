@@ -69,7 +69,7 @@ def _delivery(results: Results) -> Iterator[Goal]:
 
 
 def _at_scale(results: Results) -> Iterator[Goal]:
-    levels = sorted({int(name.split(" @ ")[1]) for name in results.columns() if " @ " in name})
+    levels = _levels(results, "ours")
     if levels:
         most = f" @ {levels[-1]}"
         yield Goal(
@@ -93,6 +93,7 @@ def _at_scale(results: Results) -> Iterator[Goal]:
         results.times("ours", "fresh connect, us"),
     )
     for key, who in (("ours", "one user"), ("ours-many", "as many users and groups")):
+        levels = _levels(results, key)
         for what in _GROWING:
             if levels:
                 grown = quotient(
@@ -101,6 +102,12 @@ def _at_scale(results: Results) -> Iterator[Goal]:
                 )
                 work = f"{what}: {levels[-1]:,} streams of {who}, in times of {levels[0]:,}"
                 yield Goal(work, _SAME, grown)
+
+
+def _levels(results: Results, key: str) -> list[int]:
+    """Return the numbers of streams with which a contender was measured."""
+    columns = (column for contender, column in results.cells if contender == key)
+    return sorted({int(column.split(" @ ")[1]) for column in columns if " @ " in column})
 
 
 def _publishing(results: Results) -> Iterator[Goal]:

@@ -46,7 +46,9 @@ TEMPLATES = [
 
 DATABASES = json.loads(os.environ["BENCH_DATABASES"])
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+CHANNEL_LAYERS: dict[str, dict[str, str]] = {}
+if ROOT_URLCONF.endswith("channels_by_hand"):
+    CHANNEL_LAYERS["default"] = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
 DJANGO_SSE = {"STORE": json.loads(os.environ["BENCH_STORE"])}
 
 USE_TZ = True

@@ -344,7 +344,9 @@ class Subscription:
         entries, _ = join(after, await self._reader.page(self.group, after, limit))
         if not entries:
             raise HistoryLostError
-        return [self._encoded(entry) for entry in entries]
+        # What nobody has announced yet may follow a kick that this hub has not heard of, either.
+        latest = self.head if after < self.head else inf
+        return [self._encoded(entry) for entry in entries if entry.number <= latest]
 
     async def _extend_tail(self) -> bool:
         """Read events before the tail, if there is room.

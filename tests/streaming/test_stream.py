@@ -272,6 +272,36 @@ async def test_a_read_of_the_store_does_not_overtake_a_kick(
             assert [event.event for event in kicked.events] == [None, "close"]
 
 
+async def test_a_stream_that_catches_up_does_not_overtake_a_kick(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While it reads what memory does not have, a kick and what follows it are published."""
+    monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
+    monkeypatch.setattr("django_sse.streaming.subscription.TAIL_BYTES", 1000)
+    monkeypatch.setattr("django_sse.streaming.hub.TAIL_BYTES", 1000)
+    aread, kicks = DatabaseStore.aread, list[Any]()
+
+    async def read_late(store: DatabaseStore, group: str, *args: Any) -> list[Entry]:
+        if group == "room" and kicks:
+            await kicks.pop()("room", user=7)
+            await apublish("room", "he is gone")
+        return await aread(store, group, *args)
+
+    monkeypatch.setattr(DatabaseStore, "aread", read_late)
+    owner = Owner({user_key(7): None, user_key(7, "room"): "room"}, user_key(7))
+    with override_settings(CHANNEL_LAYERS={}, DJANGO_SSE={"SYNC_INTERVAL": 0.5}):
+        await apublish("room", "first")
+        start = await aposition("room")
+        await apublish_many(("room", f"{number} " + "x" * 900) for number in range(20))
+        async with connected("room") as other:
+            kicks.append(acancel)
+            async with connected("room", owner=owner, after=start) as kicked:
+                await kicked.until(kicked.stream.ended.done)
+                assert not kicks
+                assert "he is gone" not in kicked.data
+            assert await other.until_events(1) == ["he is gone"]
+
+
 async def test_a_kicked_user_gets_what_was_published_before_the_kick() -> None:
     owner = Owner({user_key(7): None}, user_key(7))
     for _ in range(10):

@@ -135,12 +135,22 @@ async def test_memberships_are_renewed() -> None:
         assert await client.until_events(1) == ["heard"]
 
 
-async def test_the_last_stream_out_leaves_nothing_behind() -> None:
+async def test_the_last_stream_out_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     channel_layer = get_channel_layer()
     assert channel_layer is not None
+    closed = asyncio.Event()
+    aclose = DatabaseStore.aclose
+
+    async def close(store: DatabaseStore) -> None:
+        await aclose(store)
+        closed.set()
+
+    monkeypatch.setattr(DatabaseStore, "aclose", close)
     tasks = asyncio.all_tasks()
     async with AsyncClients(3, "a", "b"):
         await apublish("a", "x")
+        assert not closed.is_set()
+    await asyncio.wait_for(closed.wait(), 10)
     async with asyncio.timeout(10):
         while asyncio.all_tasks() - tasks or channel_layer.groups:
             await asyncio.sleep(0.01)

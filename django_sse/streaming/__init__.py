@@ -7,8 +7,8 @@ An event takes these steps. Steps 2 and 5 are callbacks that no import shows:
 3. The hub has registered itself with `doorbells.base.listen`. `hub.Hub.hear_soon` takes the hint
    into its event loop. `subscription.Subscription.hear` joins it to the events that the
    subscription has, or reads the store.
-4. `encoded_events` encodes and joins new events once for all streams. Each stream gets them in
-   `stream.Stream.take`.
+4. `fan_out` gives the groups their turns. `encoded_events` encodes and joins new events once for
+   all streams of a group. Each stream gets them in `stream.Stream.take`.
 5. The stream's `send_queue.SendQueue` calls the server's own `send`, which
    `http.hand_off.HandOff.serve` gave it.
 

@@ -50,7 +50,7 @@ mutants: $(VENV)/mutants  ## Change the core at random places, and print what no
 	$(VENV)/bin/python -m tests.mutants --sample $(SAMPLE) $(if $(SEED),--seed $(SEED))
 
 .PHONY: bench
-bench: $(VENV)/bench  ## Measure what streams cost beside floors and peers, in 40 minutes, and write it into docs
+bench: $(VENV)/bench  ## Measure what streams cost beside floors and peers, in an hour or more, and write it into docs
 ifeq ($(NEWER_PYTHON),)
 	$(VENV)/bin/python -m tests.benchmarks $(ARGS)
 else

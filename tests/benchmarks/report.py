@@ -105,4 +105,4 @@ def _growth(results: Results) -> str:
                 rows.append([f"{level:,}", *texts])
         if len(rows) > 1:
             parts.append(f"## {title}\n\n{markdown(rows)}")
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) or "The last run has not measured it."

@@ -49,7 +49,7 @@ def varies_by_origin() -> bool:
 
 def add_cors(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
     """Add to a response the CORS headers that ``DJANGO_SSE`` asks for."""
-    headers = cors_headers(request.META.get("HTTP_ORIGIN"))
+    headers = cors_headers(_origin(request))
     for name, value in headers.items():
         response[name] = value
     if headers and response.has_header("Content-Location"):
@@ -68,7 +68,7 @@ def is_preflight(request: HttpRequest) -> bool:
 def preflight_answer(request: HttpRequest) -> HttpResponseBase:
     """Return the 204 that tells a browser what the page may send, if it may send anything."""
     response = HttpResponse(status=204)
-    if cors_headers(request.META.get("HTTP_ORIGIN")):
+    if cors_headers(_origin(request)):
         for name, value in _PREFLIGHT_HEADERS.items():
             response[name] = value
     return add_cors(request, response)
@@ -94,7 +94,7 @@ def _cross_origin_answer(request: HttpRequest) -> HttpResponseBase | None:
     answer."""
     if is_preflight(request):
         return preflight_answer(request) if conf().ALLOWED_ORIGINS else None
-    if not _is_foreign(request) or _is_allowed(request.META.get("HTTP_ORIGIN", "")):
+    if not _is_foreign(request) or _is_allowed(_origin(request) or ""):
         return None
     # With a user's cookies, its stream would count against the user's limit, even if nobody reads
     # it.
@@ -111,6 +111,12 @@ def _is_allowed(origin: str) -> bool:
     )
 
 
+def _origin(request: HttpRequest) -> str | None:
+    # `request.headers` would first make a mapping of all headers.
+    origin: str | None = request.META.get("HTTP_ORIGIN")
+    return origin
+
+
 def _is_foreign(request: HttpRequest) -> bool:
     """Say whether a page of another origin has sent a request.
 
@@ -119,7 +125,7 @@ def _is_foreign(request: HttpRequest) -> bool:
     # Browsers send it only to https and localhost. "none" means that the user entered the URL.
     if (site := request.META.get("HTTP_SEC_FETCH_SITE")) is not None:
         return site not in ("same-origin", "none")
-    if (origin := request.META.get("HTTP_ORIGIN")) is None:
+    if (origin := _origin(request)) is None:
         return False
     # If a proxy terminates TLS, the request does not show the scheme of its page.
     scheme, _, host = origin.lower().partition("://")

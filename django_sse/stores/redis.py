@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Container, Iterable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -48,8 +48,6 @@ except ImportError as error:
 _SCRIPT: Final = Path(__file__).with_suffix(".lua").read_text()
 # The name that EVALSHA uses for the script.
 _SHA: Final = sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
-# The beginning of the call of the script with a number of words in all.
-_EVALSHA: Final = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n" + _SHA.encode() + b"\r\n"
 # redis-py before 5.3 asks for a name here, and later versions warn of one.
 _VERSION: Final = tuple(int(part) for part in redis.__version__.split(".")[:2])
 _COMMAND_NAME: Final = () if _VERSION >= (5, 3) else ("EVALSHA",)
@@ -85,13 +83,7 @@ _WRONG_SERVER_CODES: Final = re.compile(
 _BAD_URL: Final = "The redis store's `url` is not accepted by redis-py. It is not shown here."
 
 
-class _Call(NamedTuple):
-    """The arguments of EVALSHA after the script's name."""
-
-    keys: Sequence[str]
-    common: tuple[Any, ...]
-    """The operation and the settings."""
-    arguments: Sequence[Any]
+_Call = tuple[Any, ...]
 
 
 class _Cursor(NamedTuple):
@@ -298,10 +290,16 @@ class RedisStore(EventStore):
         return [f"{tag}:group", f"{tag}:events"]
 
     def _call(self, operation: str, keys: Sequence[str], *arguments: Any) -> _Call:
-        settings = conf()
-        seconds = settings.HISTORY_AGE, settings.GROUP_TTL, settings.CANCEL_TTL
-        common = _common(operation, self._durable, settings.HISTORY_SIZE, *seconds)
-        return _Call(keys, common, arguments)
+        """Return the arguments of EVALSHA after the script's name."""
+        common = (
+            operation,
+            int(self._durable),
+            conf().HISTORY_SIZE,
+            _milliseconds(conf().HISTORY_AGE),
+            _milliseconds(conf().GROUP_TTL),
+            _milliseconds(conf().CANCEL_TTL),
+        )
+        return (len(keys), *keys, *common, *arguments)
 
     def _mark(self, groups: Sequence[str]) -> _Call:
         return self._call("mark", [self._changes], *groups)
@@ -374,11 +372,6 @@ async def _close_at_end(client: redis.asyncio.Redis) -> AsyncGenerator[None]:
         await client.aclose()
 
 
-@lru_cache
-def _common(operation: str, durable: bool, size: int, *seconds: float) -> tuple[Any, ...]:
-    return (operation, int(durable), size, *map(_milliseconds, seconds))
-
-
 def _milliseconds(seconds: float) -> int | str:
     return max(int(seconds * 1000), 1) if seconds else ""
 
@@ -393,8 +386,8 @@ def _by_group(groups: Sequence[str], replies: Sequence[Any]) -> dict[str, GroupS
 
 
 def _queue(pipe: Any, calls: Iterable[_Call]) -> Any:
-    for keys, common, arguments in calls:
-        pipe.evalsha(_SHA, len(keys), *keys, *common, *arguments)
+    for call in calls:
+        pipe.evalsha(_SHA, *call)
     return pipe
 
 
@@ -418,7 +411,8 @@ def _execute(client: redis.Redis, calls: Sequence[_Call]) -> list[Any]:
 
 
 def _replies(connection: Any, calls: Sequence[_Call]) -> list[Any]:
-    connection.send_packed_command([b"".join(map(_packed, calls))])
+    commands = [("EVALSHA", _SHA, *call) for call in calls]
+    connection.send_packed_command(connection.pack_commands(commands))
     replies = []
     for _ in calls:
         try:
@@ -426,32 +420,6 @@ def _replies(connection: Any, calls: Sequence[_Call]) -> list[Any]:
         except ResponseError as error:
             replies.append(error)
     return replies
-
-
-def _packed(call: _Call) -> bytes:
-    """Return a call as it goes over the wire.
-
-    See https://redis.io/docs/latest/develop/reference/protocol-spec/.
-    """
-    keys, common, arguments = call
-    count = 3 + len(keys) + len(common) + len(arguments)
-    return b"".join(
-        (_EVALSHA % count, _words((len(keys), *keys)), _same_words(common), _words(arguments))
-    )
-
-
-def _words(arguments: Sequence[Any]) -> bytes:
-    words = []
-    for argument in arguments:
-        if type(argument) is int:
-            argument = b"%d" % argument
-        elif type(argument) is not bytes:
-            argument = argument.encode()
-        words.append(b"$%d\r\n%b\r\n" % (len(argument), argument))
-    return b"".join(words)
-
-
-_same_words: Final = lru_cache(_words)
 
 
 async def _aexecute(client: redis.asyncio.Redis, calls: Sequence[_Call]) -> list[Any]:

@@ -30,7 +30,7 @@ class FanOut:
         self._runs_soon = False
 
     def add(self, source: Source) -> None:
-        """Let a source hand out its new events soon. It must not wait for this already."""
+        """Let a source hand out its new events soon. One that is added twice has an empty turn."""
         self._waiting.append(source)
         self._run_soon()
 

@@ -223,6 +223,7 @@ class Hub:
 
     def hear_soon(self, hints: Sequence[Hint]) -> None:
         """Take hints, from any thread. Hints for groups that no stream follows are dropped."""
+        # Asked for each event: to ask a ChainMap takes several times as long.
         groups, owners = self._subscriptions, self._rechecks.owned
         followed = [hint for hint in hints if hint.group in groups or hint.group in owners]
         if not followed:
@@ -249,6 +250,7 @@ class Hub:
     def _read_inbox(self) -> None:
         # Set before reading, so that hints that come from here on schedule another read.
         self._inbox_is_read = True
+        # Not what comes meanwhile: a publisher in a thread could hold the loop for ever.
         for _ in range(len(self._inbox)):
             for hint in self._inbox.popleft():
                 try:

@@ -249,12 +249,11 @@ async def test_a_kicked_user_does_not_get_what_is_published_after_the_kick(
             await areopen("room", user=7)
 
 
-async def test_a_read_of_the_store_does_not_overtake_a_kick(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """While the hub reads what it has heard of, a kick and what follows it are published."""
-    monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
-    aread, kicks = DatabaseStore.aread, [acancel]
+@pytest.fixture
+def kicks_before_a_read(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What kicks user 7, before the store answers the next read. An event to the others follows."""
+    kicks = list[Any]()
+    aread = DatabaseStore.aread
 
     async def read_late(store: DatabaseStore, group: str, *args: Any) -> list[Entry]:
         if group == "room" and kicks:
@@ -263,6 +262,15 @@ async def test_a_read_of_the_store_does_not_overtake_a_kick(
         return await aread(store, group, *args)
 
     monkeypatch.setattr(DatabaseStore, "aread", read_late)
+    return kicks
+
+
+async def test_a_read_of_the_store_does_not_overtake_a_kick(
+    monkeypatch: pytest.MonkeyPatch, kicks_before_a_read: list[Any]
+) -> None:
+    """While the hub reads what it has heard of, a kick and what follows it are published."""
+    monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
+    kicks_before_a_read.append(acancel)
     owner = Owner({user_key(7): None, user_key(7, "room"): "room"}, user_key(7))
     with override_settings(CHANNEL_LAYERS={}, DJANGO_SSE={"SYNC_INTERVAL": 0.05}):
         async with connected("room", owner=owner) as kicked, connected("room") as other:
@@ -273,31 +281,22 @@ async def test_a_read_of_the_store_does_not_overtake_a_kick(
 
 
 async def test_a_stream_that_catches_up_does_not_overtake_a_kick(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, kicks_before_a_read: list[Any]
 ) -> None:
     """While it reads what memory does not have, a kick and what follows it are published."""
     monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
     monkeypatch.setattr("django_sse.streaming.subscription.TAIL_BYTES", 1000)
     monkeypatch.setattr("django_sse.streaming.hub.TAIL_BYTES", 1000)
-    aread, kicks = DatabaseStore.aread, list[Any]()
-
-    async def read_late(store: DatabaseStore, group: str, *args: Any) -> list[Entry]:
-        if group == "room" and kicks:
-            await kicks.pop()("room", user=7)
-            await apublish("room", "he is gone")
-        return await aread(store, group, *args)
-
-    monkeypatch.setattr(DatabaseStore, "aread", read_late)
     owner = Owner({user_key(7): None, user_key(7, "room"): "room"}, user_key(7))
     with override_settings(CHANNEL_LAYERS={}, DJANGO_SSE={"SYNC_INTERVAL": 0.5}):
         await apublish("room", "first")
         start = await aposition("room")
         await apublish_many(("room", f"{number} " + "x" * 900) for number in range(20))
         async with connected("room") as other:
-            kicks.append(acancel)
+            kicks_before_a_read.append(acancel)
             async with connected("room", owner=owner, after=start) as kicked:
                 await kicked.until(kicked.stream.ended.done)
-                assert not kicks
+                assert not kicks_before_a_read
                 assert "he is gone" not in kicked.data
             assert await other.until_events(1) == ["he is gone"]
 

@@ -433,8 +433,9 @@ class DatabaseStore(EventStore):
             return []
         notify = self.notifications is not None
         numbered = self._statements.number_waiting_as_usual(group, _in_bulk(), notify=notify)
-        head = numbered[-1].number if numbered else 0
-        return [Hint(group, head, cancelled=False, entries=numbered)] if numbered else []
+        if not numbered:
+            return []
+        return [Hint(group, numbered[-1].number, cancelled=False, entries=numbered)]
 
     def _number_locked(
         self,

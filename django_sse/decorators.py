@@ -3,7 +3,6 @@
 import functools
 import inspect
 from collections.abc import (
-    AsyncGenerator,
     AsyncIterator,
     Awaitable,
     Callable,
@@ -13,38 +12,33 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, overload
 
 from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured
-from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, StreamingHttpResponse
+from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
-from django_sse.access.logins import with_login
 from django_sse.concurrency.tasks import in_time
 from django_sse.event import Event
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups.entries import GroupState
 from django_sse.groups.names import check_pattern, expand_group
 from django_sse.groups.namespaces import acurrent_namespace, current_namespace, full_name
-from django_sse.groups.position import TERMINAL_MARK
 from django_sse.http.cors import cross_origin
 from django_sse.http.response import (
     CONTENT_TYPE,
-    GeneratorResponse,
-    HeadersResponse,
-    last_event_id,
     no_content,
-    no_store,
     not_found,
     stream_headers,
 )
+from django_sse.http.view_checks import MESSAGE_TYPES
 from django_sse.http.wrappers import wrapped
 from django_sse.logs import logger
 from django_sse.mixins import AccessMixin
 from django_sse.stores import get_store
 from django_sse.stores.read_limits import READ_SECONDS
-from django_sse.views import MESSAGE_TYPES, EventStreamView, exempt_from_atomic_requests
+from django_sse.views import EventGeneratorView, EventStreamView, exempt_from_atomic_requests
 
 View = Callable[..., Any]
 ViewT = TypeVar("ViewT", bound=View)
@@ -55,7 +49,6 @@ GeneratorView = Callable[..., AsyncIterator[Any]]
 _HANDLERS: Final = ("dispatch", *EventStreamView.http_method_names)
 # The methods in which an EventStreamView may refuse a client.
 _GUARDING: Final = ("authorize", "get_groups", "get", "dispatch", "setup")
-_GENERATOR_METHODS: Final = ("GET", "HEAD", "POST", "OPTIONS")
 
 
 class EventStreamRequest(HttpRequest):
@@ -90,22 +83,33 @@ def event_stream(*patterns: str, **options: Any) -> Callable[[Guard], View]:
     return functools.partial(_group_view, patterns, options)
 
 
-def event_generator(view: GeneratorView, /) -> View:
+@overload
+def event_generator(view: GeneratorView, /) -> View: ...
+
+
+@overload
+def event_generator(**options: Any) -> Callable[[GeneratorView], View]: ...
+
+
+def event_generator(*views: GeneratorView, **options: Any) -> View:
     """Turn an async generator into a view that streams what it yields, to one client.
 
     The generator yields an ``Event``, or the data of one. When it returns, the client is told to
-    stop. If it raises, the client reconnects. ``request.last_event_id`` is the id of the last event
-    that the client has received, or "": see ``EventStreamRequest``.
+    stop; ``Close`` gives another reason. If it raises an exception, the client is told to stop as
+    well, unless the view has ``retry_on_error=True``. ``request.last_event_id`` is the id of the
+    last event that the client has received, or "": see ``EventStreamRequest``.
+
+    Args:
+        views: The generator, if the decorator has no options.
+        options: Attributes of ``EventGeneratorView``: ``retry_on_error``, ``retry`` and
+            ``heartbeat``.
 
     Raises:
-        TypeError: The view is not an async generator.
+        TypeError: The view is not an async generator, or there is no such option.
+        ImproperlyConfigured: An option is invalid.
     """
-    if not inspect.isasyncgenfunction(view):
-        raise TypeError(
-            f"@event_generator goes on an async generator (`async def` with `yield`), and {view!r} "
-            'is not one. To stream a group, use @event_stream("job-{pk}").'
-        )
-    return _generator_view(view)
+    as_view = functools.partial(_generator_view, options)
+    return as_view(*views) if views else as_view
 
 
 def _group_view(patterns: Sequence[str], options: dict[str, Any], guard: Guard) -> View:
@@ -122,30 +126,32 @@ def _group_view(patterns: Sequence[str], options: dict[str, Any], guard: Guard) 
         async def authorize(self, groups: Sequence[str]) -> HttpResponseBase | Iterable[str] | None:
             return await guard(self.request, *self.args, **self.kwargs)
 
-    # Errors name the guard.
-    GuardedView.__name__ = getattr(guard, "__name__", GuardedView.__name__)
-    GuardedView.__qualname__ = getattr(guard, "__qualname__", GuardedView.__qualname__)
-    # Last, because `wraps` copies an exemption of the guard, which may be for some databases only.
-    return exempt_from_atomic_requests(functools.wraps(guard)(GuardedView.as_view(**options)))
+    return _named_after(guard, GuardedView, options)
 
 
-def _generator_view(generate: GeneratorView) -> View:
-    @functools.wraps(generate)
-    async def view(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        if request.method == "OPTIONS":
-            return HttpResponse(headers={"Allow": ", ".join(_GENERATOR_METHODS)})
-        if request.method not in _GENERATOR_METHODS:
-            return no_store(HttpResponseNotAllowed(_GENERATOR_METHODS))
-        sent = last_event_id(request)
-        if sent == TERMINAL_MARK:
-            return no_content()
-        if request.method == "HEAD":
-            return HeadersResponse(request)
-        cast("EventStreamRequest", request).last_event_id = sent
-        events = cast("AsyncGenerator[Any, None]", generate(request, *args, **kwargs))
-        return GeneratorResponse(request, events)
+def _generator_view(options: dict[str, Any], generate: GeneratorView) -> View:
+    if not inspect.isasyncgenfunction(generate):
+        raise TypeError(
+            "@event_generator goes on an async generator (`async def` with `yield`), and "
+            f'{generate!r} is not one. To stream a group, use @event_stream("job-{{pk}}").'
+        )
 
-    return exempt_from_atomic_requests(cross_origin(with_login(view)))
+    class GeneratorView(EventGeneratorView):
+        def events(self) -> AsyncIterator[Any]:
+            return generate(self.request, *self.args, **self.kwargs)
+
+    return _named_after(generate, GeneratorView, options)
+
+
+def _named_after(
+    function: Callable[..., Any], view: type[EventStreamView | EventGeneratorView], options: Any
+) -> View:
+    # Errors name the function.
+    view.__name__ = getattr(function, "__name__", view.__name__)
+    view.__qualname__ = getattr(function, "__qualname__", view.__qualname__)
+    # Last, because `wraps` copies an exemption of the function, which may be for some databases
+    # only.
+    return exempt_from_atomic_requests(functools.wraps(function)(view.as_view(**options)))
 
 
 def event_stream_headers(view: ViewT) -> ViewT:

@@ -4,7 +4,11 @@ EventStreamError
 ├── InvalidEvent     (a ValueError)
 ├── InvalidGroup     (a ValueError)
 └── GroupCancelled
+
+``Close`` is not an error: a generator raises it to end its stream.
 """
+
+from django.utils.functional import Promise
 
 
 class EventStreamError(Exception):
@@ -28,3 +32,21 @@ class GroupCancelled(EventStreamError):
             f"Group {group!r} is cancelled, so nothing can be published to it. "
             f"Call django_sse.reopen({group!r}) (or `manage.py sse_reopen {group}`) first."
         )
+
+
+class Close(Exception):
+    """Raised by a generator to end its stream for good, and to tell the client why.
+
+    Args:
+        reason: Sent to the client in the ``close`` event, as ``{"reason": reason}``. It may be
+            translated lazily.
+
+    Raises:
+        TypeError: The reason is not text.
+    """
+
+    def __init__(self, reason: str | Promise) -> None:
+        if not isinstance(reason, str | Promise):
+            raise TypeError(f"The reason has to be text, not {type(reason).__name__}.")
+        self.reason = str(reason)
+        super().__init__(self.reason)

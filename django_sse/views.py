@@ -10,25 +10,27 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextvars import copy_context
 from typing import Any, ClassVar, Final, TypeVar
 
-from asgiref.sync import iscoroutinefunction, sync_to_async
-from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from asgiref.sync import sync_to_async
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied, RequestDataTooBig
 from django.http import (
     Http404,
     HttpRequest,
     HttpResponseBadRequest,
     HttpResponseForbidden,
     HttpResponseNotFound,
+    RawPostDataException,
 )
 from django.http.response import HttpResponseBase
 from django.views import View
 
 from django_sse.access.logins import check_session, current_user, renew_login, with_login
-from django_sse.access.owners import is_nobody, loaded, owner_of
+from django_sse.access.owners import Owner, is_nobody, loaded, owner_of
 from django_sse.concurrency.tasks import in_time
 from django_sse.concurrency.threads import request_context
-from django_sse.conf import MILLISECONDS, SECONDS_OR_OFF, Rule, conf, is_whole
+from django_sse.conf import conf
 from django_sse.event import Event
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups.entries import GroupState
@@ -42,7 +44,7 @@ from django_sse.http.refusals import STORE_AWAY, told
 from django_sse.http.response import (
     PLAIN_TEXT,
     EventStreamResponse,
-    GroupStreamResponse,
+    HandedOffResponse,
     HeadersResponse,
     last_event_id,
     no_content,
@@ -51,10 +53,20 @@ from django_sse.http.response import (
     unavailable,
 )
 from django_sse.http.sessions import with_session
+from django_sse.http.view_checks import (
+    METHODS,
+    VALUES,
+    check_method,
+    check_value,
+    handlers_of,
+    refuse_djangos_mixins,
+    refuse_replaced_methods,
+)
 from django_sse.mixins import tests_of
 from django_sse.stores import get_store
 from django_sse.stores.read_limits import READ_SECONDS
 from django_sse.streaming.filtering import MessageHandler
+from django_sse.streaming.generation import Generation
 from django_sse.streaming.hub import current_hub, limit_reached_by
 from django_sse.streaming.limits import RequestedStream
 
@@ -65,11 +77,168 @@ _WITHOUT_GROUPS: Final = (
     "get_groups(self)`."
 )
 
-MESSAGE_TYPES: Final = "_django_sse_message_types"
-"""The attribute in which ``on_message`` stores the message types that a method handles."""
+# Options of a stream that are called after the request, in its context.
+_CALLED_LATER: Final = ("filter_event", "message_handler")
 
 
-class EventStreamView(View):
+class _StreamView(View):
+    """What views of groups and views of generators have in common."""
+
+    retry: int | None = None
+    """Milliseconds that the browser waits before it reconnects. None: ``DJANGO_SSE["RETRY"]``."""
+
+    heartbeat: float | None = None
+    """Seconds of silence before a comment is sent. None: ``DJANGO_SSE["HEARTBEAT"]``; 0: never."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_replaced_methods(cls, cls._bases())
+        refuse_djangos_mixins(cls)
+
+    @classmethod
+    def _bases(cls) -> list[type]:
+        """Return the bases of this package."""
+        return [base for base in cls.__mro__ if base.__module__ == __name__]
+
+    @classmethod
+    def as_view(cls, **initkwargs: Any) -> Callable[..., Any]:
+        """Return the view, exempt from ``ATOMIC_REQUESTS``: a stream is not a transaction.
+
+        Raises:
+            ImproperlyConfigured: A number is invalid; or a method is ``async`` and must not be, or
+                the other way round.
+        """
+        for check, names in ((check_value, VALUES), (check_method, METHODS)):
+            for name in names:
+                if hasattr(cls, name):
+                    check(cls, name, initkwargs.get(name, getattr(cls, name)))
+        view = cross_origin(with_session(with_login(super().as_view(**initkwargs))))
+        return exempt_from_atomic_requests(view)
+
+    # Methods for projects to override
+
+    async def get_owner(self) -> Any:
+        """Return who owns the stream: a user, its primary key, or None.
+
+        ``cancel(user=...)`` ends the streams that a user owns, and limits count them. By default,
+        the owner is the user of the request, whatever has authenticated it: ``auser()``, or else
+        ``user``.
+        """
+        return await current_user(self.request)
+
+    async def still_allowed(self) -> bool:
+        """Return whether the stream may go on.
+
+        It is called every ``RECHECK_INTERVAL``, long after the request. Before each call, the
+        session and the user are read again, and the tests of the mixins are run. When the stream
+        opens, ``authorize`` is called instead.
+
+        An exception means no. But if the database, the network or the sessions fail, or time,
+        memory or threads run out, it is called once more. If that fails, too, the client is sent
+        back to ``authorize``.
+        """
+        return True
+
+    # HTTP
+
+    async def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """Answer with the stream, with 204 if it is over, or with a refusal."""
+        try:
+            return await self._answer(request)
+        except InvalidGroup as error:
+            return not_found(error)
+        except Http404:
+            return no_store(HttpResponseNotFound())
+        except PermissionDenied:
+            return no_store(HttpResponseForbidden())
+
+    async def _answer(self, request: HttpRequest) -> HttpResponseBase:
+        raise NotImplementedError
+
+    async def head(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """Answer with the headers only: a stream without an end would never complete."""
+        response = await self.get(request, *args, **kwargs)
+        if not isinstance(response, EventStreamResponse):
+            return response
+        headers = HeadersResponse(request)
+        # Keep what an overriding `get` has set.
+        headers.headers, headers.cookies = response.headers, response.cookies
+        return headers
+
+    def http_method_not_allowed(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        """Refuse a request of another method."""
+        refuse: Any = super().http_method_not_allowed
+
+        async def answer() -> HttpResponseBase:
+            return no_store(await refuse(request, *args, **kwargs))
+
+        return answer()
+
+    def _stream(
+        self,
+        owner: Owner,
+        position: Mapping[str, int],
+        stream_options: Mapping[str, Any],
+        **beginning: Any,
+    ) -> HttpResponseBase:
+        """Return the stream, or the refusal if a limit is reached.
+
+        Args:
+            owner: The owner of the stream.
+            position: The number in each group that the stream starts after.
+            stream_options: Keyword arguments of ``Stream`` that only one kind of view has.
+            beginning: Keyword arguments of ``HandedOffResponse``.
+        """
+        requested = RequestedStream(position, owner.user, self._client_address())
+        # The stream counts only once it joins the hub. But only here can the status still tell the
+        # client that a limit is reached.
+        if limit := limit_reached_by(requested):
+            return unavailable(self.request, limit)
+        rechecks = conf().RECHECK_INTERVAL > 0 and (
+            self._overrides("still_allowed") or bool(tests_of(self))
+        )
+        heartbeat = conf().HEARTBEAT if self.heartbeat is None else self.heartbeat
+        called_later = rechecks or any(stream_options.get(name) for name in _CALLED_LATER)
+        return HandedOffResponse(
+            self.request,
+            position,
+            retry=conf().RETRY if self.retry is None else self.retry,
+            stream_options={
+                **stream_options,
+                "heartbeat": heartbeat or None,
+                "owner": owner,
+                "address": requested.address,
+                "still_allowed": self._is_still_allowed if rechecks else None,
+                "context": request_context() if called_later else None,
+            },
+            **beginning,
+        )
+
+    async def _is_still_allowed(self) -> bool:
+        renew_login(self.request)
+        await check_session(self.request)
+        for test in tests_of(self):
+            if not await test():
+                return False
+        return await self.still_allowed()
+
+    def _client_address(self) -> str | None:
+        """Return the client's address if there is a limit per address, else None."""
+        if conf().MAX_STREAMS_PER_ADDRESS is None:
+            return None
+        return client_address(
+            self.request.META.get("REMOTE_ADDR"),
+            self.request.headers.get("X-Forwarded-For", ""),
+            conf().TRUSTED_PROXIES,
+        )
+
+    def _overrides(self, name: str) -> bool:
+        # Arguments of `as_view` override methods on the instance.
+        method = getattr(self, name)
+        return getattr(method, "__func__", method) is not getattr(self._bases()[0], name)
+
+
+class EventStreamView(_StreamView):
     """Streams the events of Channels groups.
 
     A view may also handle plain Channels messages of its groups, as a consumer does: see
@@ -91,12 +260,6 @@ class EventStreamView(View):
     """How many seconds old the first event that a returning client missed may be. If it is older,
     the client gets ``reset`` and not the events. None: as long as they are kept."""
 
-    retry: int | None = None
-    """Milliseconds that the browser waits before it reconnects. None: ``DJANGO_SSE["RETRY"]``."""
-
-    heartbeat: float | None = None
-    """Seconds of silence before a comment is sent. None: ``DJANGO_SSE["HEARTBEAT"]``; 0: never."""
-
     channel_messages: bool = True
     """Whether plain Channels messages are streamed. Each group then takes one channel in every
     process that streams it, so set this to False where each user has a group."""
@@ -106,9 +269,7 @@ class EventStreamView(View):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _refuse_replaced_methods(cls)
-        _refuse_djangos_mixins(cls)
-        cls._handlers = _handlers_of(cls)
+        cls._handlers = handlers_of(cls)
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., Any]:
@@ -129,10 +290,7 @@ class EventStreamView(View):
             raise ImproperlyConfigured(_WITHOUT_GROUPS.format(cls.__name__))
         for pattern in groups if isinstance(groups, Collection) else ():
             check_pattern(pattern)
-        for name, rule in _RULES.items():
-            _check_value(cls, name, rule, initkwargs.get(name, getattr(cls, name)))
-        for name in _SIGNATURES:
-            _check_method(cls, name, initkwargs.get(name, getattr(cls, name)))
+        view = super().as_view(**initkwargs)
         shows_state = initkwargs.get("initial_events", cls.initial_events)
         if (
             initkwargs.get("history", cls.history)
@@ -142,8 +300,7 @@ class EventStreamView(View):
                 f"{cls.__name__} has both `history` and `initial_events`. Choose one: they both "
                 "tell a new client what happened before."
             )
-        view = cross_origin(with_session(with_login(super().as_view(**initkwargs))))
-        return exempt_from_atomic_requests(view)
+        return view
 
     # Methods for projects to override
 
@@ -183,40 +340,7 @@ class EventStreamView(View):
         """
         return event
 
-    async def get_owner(self) -> Any:
-        """Return who owns the stream: a user, its primary key, or None.
-
-        ``cancel(user=...)`` ends the streams that a user owns, and limits count them. By default,
-        the owner is the user of the request, whatever has authenticated it: ``auser()``, or else
-        ``user``.
-        """
-        return await current_user(self.request)
-
-    async def still_allowed(self) -> bool:
-        """Return whether the stream may go on.
-
-        It is called every ``RECHECK_INTERVAL``, long after the request. Before each call, the
-        session and the user are read again, and the tests of the mixins are run. When the stream
-        opens, ``authorize`` is called instead.
-
-        An exception means no. But if the database, the network or the sessions fail, or time,
-        memory or threads run out, it is called once more. If that fails, too, the client is sent
-        back to ``authorize``.
-        """
-        return True
-
     # HTTP
-
-    async def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        """Answer with the stream, with 204 if it is over, or with a refusal."""
-        try:
-            return await self._answer(request)
-        except InvalidGroup as error:
-            return not_found(error)
-        except Http404:
-            return no_store(HttpResponseNotFound())
-        except PermissionDenied:
-            return no_store(HttpResponseForbidden())
 
     async def _answer(self, request: HttpRequest) -> HttpResponseBase:
         sent_id = last_event_id(request)
@@ -249,44 +373,18 @@ class EventStreamView(View):
         )
         if begin.over:
             return no_content()
-        requested = RequestedStream(groups, owner.user, self._client_address())
-        # The stream counts only once it joins the hub. But only here can the status still tell the
-        # client that a limit is reached.
-        if limit := limit_reached_by(requested):
-            return unavailable(request, limit)
         with_state = begin.fresh and self._overrides("initial_events")
-        filters = self._overrides("filter_event")
-        rechecks = conf().RECHECK_INTERVAL > 0 and (
-            self._overrides("still_allowed") or bool(tests_of(self))
-        )
-        return GroupStreamResponse(
-            request,
+        return self._stream(
+            owner,
             begin.position,
-            retry=conf().RETRY if self.retry is None else self.retry,
-            reset=begin.reset,
-            initial_events=_initial_events_of(self) if with_state else None,
-            stream_options={
-                "heartbeat": (conf().HEARTBEAT if self.heartbeat is None else self.heartbeat)
-                or None,
-                "filter_event": self.filter_event if filters else None,
+            {
+                "filter_event": self.filter_event if self._overrides("filter_event") else None,
                 "message_handler": self._message_handler if self._handlers else None,
                 "wants_messages": self.channel_messages,
-                "owner": owner,
-                "address": requested.address,
-                "still_allowed": self._is_still_allowed if rechecks else None,
-                "context": request_context() if filters or self._handlers or rechecks else None,
             },
+            reset=begin.reset,
+            initial_events=_generator_of(self, "initial_events") if with_state else None,
         )
-
-    async def head(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        """Answer with the headers only: a stream without an end would never complete."""
-        response = await self.get(request, *args, **kwargs)
-        if not isinstance(response, EventStreamResponse):
-            return response
-        headers = HeadersResponse(request)
-        # Keep what an overriding `get` has set.
-        headers.headers, headers.cookies = response.headers, response.cookies
-        return headers
 
     async def _groups_too_old(
         self, sent: Mapping[str, int], states: Mapping[str, GroupState]
@@ -316,14 +414,6 @@ class EventStreamView(View):
                 too_old.append(group)
         return too_old
 
-    async def _is_still_allowed(self) -> bool:
-        renew_login(self.request)
-        await check_session(self.request)
-        for test in tests_of(self):
-            if not await test():
-                return False
-        return await self.still_allowed()
-
     async def _allowed_groups(self) -> list[str] | HttpResponseBase:
         groups = _unique(await self.get_groups())
         if len(groups) > conf().MAX_GROUPS:
@@ -350,43 +440,109 @@ class EventStreamView(View):
         )
         return no_store(HttpResponseForbidden(why, content_type=PLAIN_TEXT))
 
-    def _client_address(self) -> str | None:
-        """Return the client's address if there is a limit per address, else None."""
-        if conf().MAX_STREAMS_PER_ADDRESS is None:
-            return None
-        return client_address(
-            self.request.META.get("REMOTE_ADDR"),
-            self.request.headers.get("X-Forwarded-For", ""),
-            conf().TRUSTED_PROXIES,
-        )
-
     # Handlers of plain Channels messages
 
     def _message_handler(self, message_type: str) -> MessageHandler | None:
         name = self._handlers.get(message_type)
         return getattr(self, name) if name else None
 
-    def _overrides(self, name: str) -> bool:
-        # Arguments of `as_view` override methods on the instance.
-        method = getattr(self, name)
-        return getattr(method, "__func__", method) is not getattr(EventStreamView, name)
+
+class EventGeneratorView(_StreamView):
+    """Streams what its async generator yields, to one client.
+
+    Its requests may also be POSTs. ``request.last_event_id`` is the id of the last event that the
+    client says it has received, or "".
+    """
+
+    http_method_names: Sequence[str] = ("get", "head", "post", "options")
+
+    retry_on_error: bool = False
+    """Whether the client comes back if the generator raises an exception, and it runs again. If
+    not, the client gets ``close`` with the reason ``failed``, and then 204."""
+
+    @classmethod
+    def as_view(cls, **initkwargs: Any) -> Callable[..., Any]:
+        """Return the view, exempt from ``ATOMIC_REQUESTS``: a stream is not a transaction.
+
+        Raises:
+            ImproperlyConfigured: The view has no ``events``; a value is invalid; or a method is
+                ``async`` and must not be, or the other way round.
+        """
+        if initkwargs.get("events", cls.events) is EventGeneratorView.events:
+            raise ImproperlyConfigured(
+                f"{cls.__name__} has nothing to stream: write `async def events(self)` that yields "
+                "each Event."
+            )
+        return super().as_view(**initkwargs)
+
+    async def events(self) -> AsyncIterator[Any]:
+        """Yield each ``Event``, or the data of one.
+
+        When it returns, the client gets ``close`` with the reason ``complete``, and then 204. To
+        give another reason, raise ``Close``. It is cancelled as soon as the stream ends.
+
+        It runs after its request has ended. Its blocking calls, such as those to the database,
+        share a few threads with those of other generators.
+        """
+        return
+        yield
+
+    async def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """Answer as to GET."""
+        return await self.get(request, *args, **kwargs)
+
+    async def _answer(self, request: HttpRequest) -> HttpResponseBase:
+        sent_id = last_event_id(request)
+        if sent_id.endswith(TERMINAL_MARK):
+            return no_content()
+        user = await loaded(await self.get_owner())
+        namespace = await acurrent_namespace()
+        owner = (await owner_of(request, user, ())).within(namespace)
+        try:
+            states = await current_hub().states((), {}, 0, owner.keys)
+        except Exception as error:
+            return unavailable(request, STORE_AWAY, error)
+        if owner.is_out(states):
+            return no_content()
+        setattr(request, "last_event_id", sent_id)  # noqa: B010
+        generation = Generation(
+            _generator_of(self, "events"), copy_context(), retry_on_error=self.retry_on_error
+        )
+        return self._stream(
+            owner, {}, {"generation": generation}, stays_in_request=not _has_read_body(request)
+        )
 
 
-def _initial_events_of(view: EventStreamView) -> AsyncGenerator[Event, None]:
-    """Return the async generator of ``initial_events``, to be closed when the client leaves.
+def _generator_of(view: View, name: str) -> AsyncGenerator[Any, None]:
+    """Return the async generator that a view's method makes, to be closed when the client leaves.
 
     Raises:
-        ImproperlyConfigured: ``initial_events`` returned something else.
+        ImproperlyConfigured: The method returned something else.
     """
-    events: Any = view.initial_events()
+    events: Any = getattr(view, name)()
     if not isinstance(events, AsyncIterator):
         if inspect.iscoroutine(events):
             events.close()
         raise ImproperlyConfigured(
-            f"{type(view).__name__}.initial_events returned {type(events).__name__}. Write it as "
-            "`async def initial_events(self)` that yields each Event."
+            f"{type(view).__name__}.{name} returned {type(events).__name__}. Write it as `async "
+            f"def {name}(self)` that yields each Event."
         )
     return events if isinstance(events, AsyncGenerator) else (event async for event in events)
+
+
+def _has_read_body(request: HttpRequest) -> bool:
+    """Read a request's body into memory, since Django closes it with the request.
+
+    Returns:
+        False if the body is too large for that, has been read otherwise, or has uploaded files,
+        which are closed with the request as well.
+    """
+    if request.content_type == "multipart/form-data":
+        return not request.FILES
+    try:
+        return request.body is not None
+    except (RequestDataTooBig, RawPostDataException):
+        return False
 
 
 def _unique(groups: Iterable[str]) -> list[str]:
@@ -403,142 +559,6 @@ def _require_list(groups: Iterable[str]) -> None:
         raise ImproperlyConfigured(
             f"Groups must be a list of names, not {type(groups).__name__}: {groups!r}."
         )
-
-
-# None means the value of the setting, or as much as is kept.
-_RULES: Final = {
-    "history": Rule("a whole number from 0", is_whole),
-    "replay_events": Rule("a whole number from 0, or None", lambda n: n is None or is_whole(n)),
-    "replay_age": Rule(
-        "a finite number of seconds above 0, or None (`replay_events = 0` replays nothing)",
-        lambda age: age is None or (age != 0 and SECONDS_OR_OFF.admits(age)),
-    ),
-    "retry": Rule(
-        f"{MILLISECONDS.accepts}, or None", lambda n: n is None or MILLISECONDS.admits(n)
-    ),
-    "heartbeat": Rule(
-        f"{SECONDS_OR_OFF.accepts}, or None", lambda n: n is None or SECONDS_OR_OFF.admits(n)
-    ),
-}
-
-
-def _check_value(view: type, name: str, rule: Rule, value: Any) -> None:
-    # A property has no value before a request.
-    if not hasattr(value, "__get__") and not rule.admits(value):
-        raise ImproperlyConfigured(f"{view.__name__}.{name} must be {rule.accepts}, not {value!r}.")
-
-
-def _refuse_replaced_methods(view: type) -> None:
-    """Refuse a view in which a method of the project replaces a private one of ``EventStreamView``.
-
-    Raises:
-        ImproperlyConfigured: There is such a method.
-    """
-    for name, original in vars(EventStreamView).items():
-        is_private = name.startswith("_") and not name.startswith("__") and name != "_handlers"
-        if is_private and inspect.getattr_static(view, name) is not original:
-            raise ImproperlyConfigured(
-                f"{view.__name__}.{name} replaces a private method of EventStreamView. Choose "
-                "another name."
-            )
-
-
-def _handlers_of(view: type) -> dict[str, str]:
-    """Return the names of a view's handlers of plain Channels messages, by message type.
-
-    Handlers are inherited. A class that overrides one need not declare it again.
-
-    Raises:
-        ImproperlyConfigured: Two methods handle the same type, or a handler can only fail.
-    """
-    types_of: dict[str, Collection[str]] = {}
-    for base in reversed(view.__mro__):
-        for name, value in vars(base).items():
-            if types := inspect.getattr_static(value, MESSAGE_TYPES, None):
-                types_of[name] = types
-    handlers: dict[str, str] = {}
-    for name, types in types_of.items():
-        method = getattr(view, name)
-        if method is None:
-            # As with `__hash__`, None takes back what a base class declares.
-            continue
-        if not callable(method) or not _is_plain(method):
-            raise ImproperlyConfigured(
-                f"{view.__name__}.{name} handles Channels messages of type {', '.join(types)}, so "
-                f"it has to be `def {name}(self, message)`: it is called on the event loop and "
-                "must not wait."
-            )
-        for message_type in types:
-            if message_type in handlers:
-                raise ImproperlyConfigured(
-                    f"{view.__name__} has two handlers for Channels messages of type "
-                    f"{message_type!r}: {handlers[message_type]} and {name}. Declare only one of "
-                    "them with @on_message."
-                )
-            handlers[message_type] = name
-    return handlers
-
-
-def _is_plain(method: Callable[..., Any]) -> bool:
-    """Return whether a method is neither ``async`` nor a generator function."""
-    original = inspect.unwrap(method)
-    return not (
-        iscoroutinefunction(method)
-        or iscoroutinefunction(original)
-        or inspect.isgeneratorfunction(original)
-        or inspect.isasyncgenfunction(original)
-    )
-
-
-_MIXINS: Final = ("LoginRequiredMixin", "PermissionRequiredMixin", "UserPassesTestMixin")
-
-
-def _refuse_djangos_mixins(view: type) -> None:
-    """Refuse Django's access mixins, which read the user synchronously and redirect.
-
-    Raises:
-        ImproperlyConfigured: The view has one.
-    """
-    for base in view.__mro__:
-        # Compared by name, because they cannot be imported in a project without users.
-        if base.__module__ == "django.contrib.auth.mixins" and base.__name__ in _MIXINS:
-            raise ImproperlyConfigured(
-                f"{view.__name__} has {base.__name__} of django.contrib.auth.mixins, which fails "
-                "on async views and redirects to a page that an EventSource cannot use. Import "
-                f"{base.__name__} from django_sse.mixins instead."
-            )
-
-
-# The signatures that a project's methods must have.
-_SIGNATURES: Final = {
-    "get_groups": "async def get_groups(self)`",
-    "authorize": "async def authorize(self, groups)`",
-    "get_owner": "async def get_owner(self)`",
-    "still_allowed": "async def still_allowed(self)`",
-    "initial_events": "async def initial_events(self)` with `yield`",
-    "filter_event": (
-        "def filter_event(self, event)`: it is called on the event loop and must not wait"
-    ),
-}
-
-
-def _check_method(view: type, name: str, method: Any) -> None:
-    """Refuse a method that can only fail, in each request or long after it.
-
-    Raises:
-        ImproperlyConfigured: The method is async and must not be, or the other way round.
-    """
-    original = inspect.unwrap(method)
-    is_async = iscoroutinefunction(method) or iscoroutinefunction(original)
-    if name == "filter_event":
-        fits = _is_plain(method)
-    elif name == "initial_events":
-        # A plain function may return an async generator.
-        fits = not (is_async or inspect.isgeneratorfunction(original))
-    else:
-        fits = is_async or not inspect.isfunction(original)
-    if not fits:
-        raise ImproperlyConfigured(f"{view.__name__}.{name} has to be `{_SIGNATURES[name]}.")
 
 
 class _AllAliases(set[str]):

@@ -37,6 +37,7 @@ from django_sse.decorators import (
     event_stream_headers,
     no_content_when_cancelled,
 )
+from django_sse.exceptions import Close
 from django_sse.groups.position import TERMINAL_MARK
 from django_sse.mixins import LoginRequiredMixin, PermissionRequiredMixin, UserPassesTestMixin
 from django_sse.views import EventStreamView
@@ -322,15 +323,65 @@ async def test_a_generator_that_yields_nothing_stops_its_client_as_well() -> Non
         assert close.event == "close"
 
 
-async def test_a_generator_that_fails_lets_its_client_come_back_and_tells_it_nothing(
+async def test_a_generator_that_fails_ends_its_stream_for_good_and_tells_its_client_nothing_else(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with open_stream(failing) as stream:
-        assert await stream.rest() == [Event("first")]
-        assert stream.text == "retry: 3000\n\ndata: first\n\n"
-        assert stream.last_event_id == ""
+        first, close = await stream.rest()
+        assert first == Event("first")
+        assert (close.event, close.json()) == ("close", {"reason": "failed"})
+        last = stream.last_event_id
     assert "A generator view failed" in caplog.text
     assert "a secret of the server" in caplog.text
+    answer = await failing(get(headers={"Last-Event-ID": last}))
+    assert answer.status_code == 204
+
+
+async def test_a_generator_that_may_run_again_lets_its_client_come_back_after_a_failure() -> None:
+    @event_generator(retry_on_error=True)
+    async def view(request: HttpRequest) -> AsyncIterator[Event]:
+        yield Event("first", id="1")
+        raise RuntimeError("a secret of the server")
+
+    async with open_stream(view) as stream:
+        assert await stream.rest() == [Event("first", id="1")]
+        assert stream.last_event_id == "1"
+        assert 3000 <= (stream.reconnection_time or 0) <= 6000
+
+
+async def test_a_generator_may_say_why_it_ends() -> None:
+    @event_generator
+    async def view(request: HttpRequest) -> AsyncIterator[Event]:
+        yield Event("first")
+        raise Close("quota")
+
+    async with open_stream(view) as stream:
+        _, close = await stream.rest()
+        assert (close.event, close.json()) == ("close", {"reason": "quota"})
+        last = stream.last_event_id
+    assert (await view(get(headers={"Last-Event-ID": last}))).status_code == 204
+
+
+def test_options_of_a_generator_are_those_of_the_class_based_view() -> None:
+    with pytest.raises(TypeError, match="invalid keyword 'histroy'"):
+        event_generator(histroy=1)(async_generator)
+    with pytest.raises(ImproperlyConfigured, match=r"^async_generator\.retry must be"):
+        event_generator(retry=3)(async_generator)
+    with pytest.raises(ImproperlyConfigured, match=r"^async_generator\.retry_on_error must be"):
+        event_generator(retry_on_error="yes")(async_generator)
+
+
+async def test_a_generator_has_a_retry_and_a_heartbeat_of_its_own(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "HEARTBEAT": 0}
+
+    @event_generator(retry=500, heartbeat=0.01)
+    async def view(request: HttpRequest) -> AsyncIterator[Event]:
+        await asyncio.Event().wait()
+        yield Event("never")
+
+    async with open_stream(view) as stream:
+        assert stream.reconnection_time == 500
+        await until(lambda: stream.text.endswith("\n\n:\n\n"))
 
 
 @pytest.mark.parametrize(
@@ -343,7 +394,8 @@ async def test_a_generator_that_yields_what_is_no_event_is_a_generator_that_fail
     tap = Tap()
     tap.items.put_nowait(item)
     async with open_stream(tap.view) as stream:
-        assert await stream.rest() == []
+        [close] = await stream.rest()
+        assert close.json() == {"reason": "failed"}
         assert tap.closed
     assert "A generator view failed" in caplog.text
 
@@ -405,7 +457,7 @@ async def test_a_client_that_leaves_closes_the_generator() -> None:
         await stream.next_event()
         assert not tap.closed
         await stream.close()
-        assert tap.closed
+        await until(lambda: tap.closed)
 
 
 async def test_a_client_that_leaves_before_the_first_event_closes_the_generator() -> None:
@@ -413,7 +465,7 @@ async def test_a_client_that_leaves_before_the_first_event_closes_the_generator(
     async with open_stream(tap.view) as stream:
         await until(lambda: tap.requests)
         await stream.close()
-        assert tap.closed
+        await until(lambda: tap.closed)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,16 @@
 import inspect
 
 import pytest
+from django.utils.translation import gettext_lazy
 
 from django_sse import exceptions
-from django_sse.exceptions import EventStreamError, GroupCancelled, InvalidEvent, InvalidGroup
+from django_sse.exceptions import (
+    Close,
+    EventStreamError,
+    GroupCancelled,
+    InvalidEvent,
+    InvalidGroup,
+)
 
 
 def test_there_is_one_base_and_few_leaves() -> None:
@@ -12,8 +19,16 @@ def test_there_is_one_base_and_few_leaves() -> None:
         for _, value in inspect.getmembers(exceptions, inspect.isclass)
         if value.__module__ == exceptions.__name__
     }
-    assert defined == {EventStreamError, InvalidEvent, InvalidGroup, GroupCancelled}
-    assert all(issubclass(error, EventStreamError) for error in defined)
+    assert defined == {EventStreamError, InvalidEvent, InvalidGroup, GroupCancelled, Close}
+    # `Close` is no error: who catches errors of the library must not catch it.
+    assert {each for each in defined if not issubclass(each, EventStreamError)} == {Close}
+
+
+def test_the_reason_of_a_close_is_text() -> None:
+    assert Close("quota").reason == "quota"
+    assert Close(gettext_lazy("Monday")).reason == "Monday"
+    with pytest.raises(TypeError, match="has to be text, not int"):
+        Close(7)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("error", [InvalidEvent, InvalidGroup])

@@ -21,6 +21,7 @@ urlpatterns = [
     path("guarded/<str:group>/", views.guarded),
     path("by-hand/", views.by_hand),
     path("progress/", views.progress),
+    path("counted/", views.counted),
     path("login/", views.login),
     path("logout/", views.logout),
     path("change-password/", views.change_password),

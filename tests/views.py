@@ -93,6 +93,14 @@ async def progress(request: HttpRequest) -> AsyncIterator[Event]:
         yield Event({"step": step, "steps": steps}, event="progress")
 
 
+@event_generator
+async def counted(request: HttpRequest) -> AsyncIterator[Event]:
+    """Count the users, now and every ten seconds."""
+    while True:
+        yield Event(await User.objects.acount(), id="counted")
+        await asyncio.sleep(10)
+
+
 def login(request: HttpRequest) -> HttpResponse:
     """Log a user in: the response sets the session's cookie."""
     user, _ = User.objects.get_or_create(username=request.GET.get("user", "someone"))

@@ -90,14 +90,21 @@ class Owner:
         began = self.began if of_user else 0.0
         return state.cancelled and began < state.first / 1_000_000
 
+    def is_out(self, states: Mapping[str, GroupState]) -> bool:
+        """Whether all streams of the owner are ended, given the states of the owner keys."""
+        return None in self._ended(states)
+
     def groups_left(self, groups: Iterable[str], states: Mapping[str, GroupState]) -> list[str]:
         """Return the groups that may still be streamed, given the states of the owner keys."""
-        ended = {
+        ended = self._ended(states)
+        return [] if None in ended else [group for group in groups if group not in ended]
+
+    def _ended(self, states: Mapping[str, GroupState]) -> set[str | None]:
+        return {
             about
             for owner_key, about in self.keys.items()
             if self.is_ended(owner_key, states[owner_key])
         }
-        return [] if None in ended else [group for group in groups if group not in ended]
 
 
 NOBODY: Final = Owner({})

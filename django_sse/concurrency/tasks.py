@@ -23,9 +23,14 @@ Result = TypeVar("Result")
 _running: Final[set[asyncio.Task[Any]]] = set()
 
 
-def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    """Run a coroutine on the running loop. Hold its task strongly, and log its exception."""
-    task = start_eagerly(coroutine, asyncio.get_running_loop())
+def spawn(coroutine: Coroutine[Any, Any, Any], context: Context | None = None) -> asyncio.Task[Any]:
+    """Run a coroutine on the running loop. Hold its task strongly, and log its exception.
+
+    Args:
+        coroutine: The coroutine.
+        context: The context to run it in; None for an empty one.
+    """
+    task = start_eagerly(coroutine, asyncio.get_running_loop(), context)
     if not task.done():
         _running.add(task)
     task.add_done_callback(_finished)
@@ -33,17 +38,20 @@ def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
 
 
 def start_eagerly(
-    coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop
+    coroutine: Coroutine[Any, Any, Any],
+    loop: asyncio.AbstractEventLoop,
+    context: Context | None = None,
 ) -> asyncio.Task[Any]:
     """Run a coroutine on a loop, which must be the running one.
 
     On Python 3.12 or newer, it runs at once up to its first wait. The caller has to hold the task,
     and the coroutine has to handle its own exceptions.
     """
-    # The context is empty: a task that inherits a request's context keeps the request's thread.
+    # Not the context of a request: a task that inherits that keeps the request's thread.
+    context = context or Context()
     if sys.version_info >= (3, 12):
-        return asyncio.Task(coroutine, loop=loop, context=Context(), eager_start=True)
-    return loop.create_task(coroutine, context=Context())
+        return asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)
+    return loop.create_task(coroutine, context=context)
 
 
 async def in_time(answer: Awaitable[Result], seconds: float) -> Result:

@@ -10,8 +10,9 @@ from contextvars import Context, copy_context
 from functools import partial
 from queue import SimpleQueue
 from threading import Thread
+from time import monotonic
 from types import SimpleNamespace
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from weakref import finalize
 
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
@@ -21,6 +22,11 @@ from django.db import connections
 from django_sse.concurrency.forks import ForkSafeLock, forget_in_child
 
 Result = TypeVar("Result")
+
+# A connection that has not been used for this long may have been closed by the database.
+_IDLE_SECONDS: Final = 1.0
+# A call that takes this long keeps its thread busy, so that those who come use another one.
+_BUSY_SECONDS: Final = 1.0
 
 
 def request_context() -> Context:
@@ -165,6 +171,85 @@ class OwnThread:
         self.__enter__()
 
 
+class SharedThreads:
+    """A few threads that any number of contexts share for their ``sync_to_async`` calls.
+
+    A context uses the first thread, or the next one if a call keeps that busy. Each thread ends,
+    with its database connections, when no context uses it any more.
+
+    Args:
+        count: How many threads there are at most.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._lock = ForkSafeLock()
+        self.forget()
+        forget_in_child(self)
+
+    def forget(self) -> None:
+        """Reset the state in the child of a fork, which does not have the threads."""
+        self._threads = [_SharedThread() for _ in range(self._count)]
+
+    def enter(self, context: Context) -> tuple[Context, Callable[[], None]]:
+        """Return a copy of a context that uses one of the threads, and a function for its end."""
+        with self._lock:
+            thread = min(self._threads, key=_SharedThread.is_kept_busy)
+            if not thread.users:
+                thread.__enter__()
+            thread.users += 1
+
+        def leave() -> None:
+            with self._lock:
+                thread.users -= 1
+                if not thread.users:
+                    thread.__exit__()
+
+        return thread.within(context), leave
+
+
+class _SharedThread(OwnThread):
+    """One of several shared threads, which repairs its database connections before each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users = 0
+        self._last_changed = 0.0
+        self._is_busy = False
+
+    def __enter__(self) -> Self:
+        executor = _DaemonThreadExecutor(self._run)
+        SyncToAsync.context_to_thread_executor[self._context] = executor
+        return self
+
+    def is_kept_busy(self) -> bool:
+        return self._is_busy and monotonic() - self._last_changed > _BUSY_SECONDS
+
+    def _run(self, job: Callable[[], Result]) -> Result:
+        idle = monotonic() - self._last_changed
+        self._is_busy, self._last_changed = True, monotonic()
+        try:
+            _close_broken_connections(idle)
+            return job()
+        finally:
+            self._is_busy, self._last_changed = False, monotonic()
+
+
+def _close_broken_connections(idle: float) -> None:
+    """Close connections that do not work any more. Django does so at the beginning of a request.
+
+    Args:
+        idle: How many seconds the thread has done nothing, so that its connections may have been
+            closed meanwhile.
+    """
+    for connection in connections.all(initialized_only=True):
+        if connection.connection is None or connection.in_atomic_block:
+            continue
+        if (connection.errors_occurred or idle > _IDLE_SECONDS) and not connection.is_usable():
+            connection.close()
+        connection.errors_occurred = False
+
+
 class _DaemonThreadExecutor(Executor):
     """Runs jobs one after the other in one daemon thread.
 
@@ -172,7 +257,8 @@ class _DaemonThreadExecutor(Executor):
     The thread ends once nobody holds the executor any more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: Callable[[Callable[[], Any]], Any] | None = None) -> None:
+        self._run = run
         self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._has_begun = False
         self._end = finalize(self, self._jobs.put, None)
@@ -184,7 +270,8 @@ class _DaemonThreadExecutor(Executor):
             Thread(target=_run_jobs, args=[self._jobs], daemon=True).start()
             self._has_begun = True
         done: Future[Any] = Future()
-        self._jobs.put((done, partial(job, *args, **kwargs)))
+        job = partial(job, *args, **kwargs)
+        self._jobs.put((done, partial(self._run, job) if self._run else job))
         return done
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

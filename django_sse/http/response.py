@@ -12,11 +12,9 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotFound, Streami
 from django.http.response import HttpResponseBase
 
 from django_sse.concurrency.tasks import Turns
-from django_sse.conf import conf
-from django_sse.event import Event, refuse_reserved_name, with_id
+from django_sse.event import Event, with_id
 from django_sse.exceptions import InvalidGroup
-from django_sse.groups.entries import closing_wire
-from django_sse.groups.position import TERMINAL_MARK, format_position
+from django_sse.groups.position import format_position
 from django_sse.http.refusals import (
     REFUSED_STATUS,
     STORE_AWAY,
@@ -27,9 +25,8 @@ from django_sse.http.refusals import (
 )
 from django_sse.http.stream_views import hand_off_of
 from django_sse.logs import log_once, logger
-from django_sse.servers.shutdown import call_at_shutdown
 from django_sse.streaming.hub import current_hub
-from django_sse.streaming.jitter import jittered_age, jittered_retry
+from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.limits import TooManyStreams
 from django_sse.streaming.stream import HEARTBEAT, Phase, Stream
 
@@ -148,15 +145,16 @@ async def _chunks(*chunks: bytes) -> AsyncIterator[bytes]:
         yield chunk
 
 
-class GroupStreamResponse(EventStreamResponse):
-    """A stream of Channels groups: it sends the first bytes, then hands off to the ASGI wrapper.
+class HandedOffResponse(EventStreamResponse):
+    """A stream that sends its first bytes, and is then handed off to the ASGI wrapper.
 
     Args:
         request: The request.
-        position: The number in each group that the stream starts after.
+        position: The number in each group that the stream starts after. A generator has no groups.
         retry: The browser's reconnection time, in milliseconds.
         reset: Whether to tell the client that it has lost events.
         initial_events: The current state, for a client that does not know it; otherwise None.
+        stays_in_request: Whether the stream needs its request, and must not be handed off.
         stream_options: The keyword arguments of ``Stream``.
     """
 
@@ -166,14 +164,16 @@ class GroupStreamResponse(EventStreamResponse):
         position: Mapping[str, int],
         *,
         retry: int,
-        reset: bool,
-        initial_events: AsyncGenerator[Event, None] | None,
+        reset: bool = False,
+        initial_events: AsyncGenerator[Event, None] | None = None,
+        stays_in_request: bool = False,
         stream_options: Mapping[str, Any],
     ) -> None:
         self._position = position
         self._retry = retry
         self._reset = reset
         self._initial_events = initial_events
+        self._stays_in_request = stays_in_request
         self._stream_options = stream_options
         self._hand_off = hand_off_of(request)
         self._contents_set = 0
@@ -226,9 +226,11 @@ class GroupStreamResponse(EventStreamResponse):
             if not is_complete:
                 stream.leave_without_position()
                 yield (last_chunk := HEARTBEAT)
-            if self._hand_off and self._iterated_whole:
+            if self._hand_off and self._iterated_whole and not self._stays_in_request:
                 handed_off = self._hand_off.take(stream, last_chunk)
-            if not handed_off:
+            if handed_off:
+                stream.leave_request()
+            else:
                 self._log_staying()
                 async for chunk in _in_request(stream):
                     yield chunk
@@ -252,7 +254,7 @@ class GroupStreamResponse(EventStreamResponse):
             # Without an id: a client that leaves before it has the new state gets the reset again.
             first += Event({}, event="reset").encode()
         # This gives a position also to a client that leaves before its first event.
-        checkpoint = with_id(format_position(self._position), b"")
+        checkpoint = with_id(format_position(self._position), b"") if self._position else b""
         if self._initial_events is None:
             yield first + checkpoint
             return
@@ -272,78 +274,16 @@ class GroupStreamResponse(EventStreamResponse):
                 "A stream stays in its request and keeps a thread and a database connection: "
                 "wrap the project's ASGI application in django_sse.asgi.EventStreamApplication."
             )
+        elif self._stays_in_request:
+            log_once(
+                "A stream stays in its request and keeps a thread and a database connection: the "
+                "request has uploaded files or a large body, which Django closes with it."
+            )
         else:
             log_once(
                 "A stream stays in its request and keeps a thread and a database connection: a "
                 "middleware has replaced its response or content, or set an encoding."
             )
-
-
-class GeneratorResponse(EventStreamResponse):
-    """The stream of a view that is an async generator.
-
-    It stays in its request, which the generator may need. When the generator returns, the client
-    gets a terminal mark as its ``Last-Event-ID``. If it reconnects, the response is then 204.
-    """
-
-    def __init__(self, request: HttpRequest, events: AsyncGenerator[Any, None]) -> None:
-        self._hand_off = hand_off_of(request)
-        self._events = events
-        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
-        super().__init__(request, self._content())
-
-    async def _content(self) -> AsyncGenerator[bytes, None]:
-        # One task runs the generator from start to end, so that it can close what it opens.
-        driving = asyncio.create_task(self._drive())
-        stop_watching = call_at_shutdown(lambda: self._send_back(driving))
-        driving.add_done_callback(lambda _: stop_watching())
-        if (age := jittered_age()) < inf:
-            growing_old = asyncio.get_running_loop().call_later(age, self._send_back, driving)
-            driving.add_done_callback(lambda _: growing_old.cancel())
-        driving.add_done_callback(lambda _: self._queue.put_nowait(None))
-        if self._hand_off:
-            self._hand_off.call_on_close(driving.cancel)
-        try:
-            yield Event(retry=conf().RETRY).encode()
-            while True:
-                try:
-                    async with asyncio.timeout(conf().HEARTBEAT or None):
-                        chunk = await self._queue.get()
-                except TimeoutError:
-                    yield HEARTBEAT
-                    continue
-                if chunk is None:
-                    return
-                yield chunk
-                self._queue.task_done()
-        finally:
-            driving.cancel()
-            await asyncio.wait([driving])
-
-    def _send_back(self, driving: asyncio.Task[None]) -> None:
-        """End the stream so that its client reconnects: it is too old, or the server shuts down."""
-        if not driving.cancelling():
-            self._queue.put_nowait(jittered_retry())
-            driving.cancel()
-
-    async def _drive(self) -> None:
-        try:
-            async with aclosing(self._events) as events:
-                async for item in events:
-                    event = item if isinstance(item, Event) else Event(item)
-                    refuse_reserved_name(event)
-                    await self._put(event.encode())
-        except Exception:
-            # The client learns nothing about it, and reconnects as after a lost connection.
-            logger.exception("A generator view failed, so its stream is ended.")
-        else:
-            await self._put(with_id(TERMINAL_MARK, closing_wire("complete")))
-
-    async def _put(self, chunk: bytes) -> None:
-        """Pass on a chunk, and wait until it has gone out."""
-        if chunk:
-            self._queue.put_nowait(chunk)
-            await self._queue.join()
 
 
 class _InOneTask:

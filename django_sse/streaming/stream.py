@@ -18,6 +18,7 @@ from django_sse.groups.position import TERMINAL_MARK, format_position
 from django_sse.logs import log_seldom, logger
 from django_sse.streaming.encoded_events import Batch, EncodedEvent
 from django_sse.streaming.filtering import EventFilter, MessageHandler, filtered, handled
+from django_sse.streaming.generation import Generation
 from django_sse.streaming.jitter import jittered_age, jittered_retry
 from django_sse.streaming.send_queue import SEND_BYTES, LastBytes, Send, SendQueue
 from django_sse.streaming.subscription import HistoryLostError, Subscription
@@ -68,7 +69,7 @@ class Phase(Enum):
 
 
 class Stream:
-    """A client's stream of one or more groups.
+    """A client's stream: of one or more groups, or of a generator.
 
     ``open`` lets the stream follow its groups, and ``serve`` gives it its connection. The stream
     then catches up with its groups and takes the events that the hub hands out. When it ends,
@@ -77,6 +78,7 @@ class Stream:
     Args:
         hub: The hub of the running loop.
         position: The number of the last event that the client has, by group.
+        generation: The generator whose events are sent; None for a stream of groups.
         heartbeat: Seconds of silence before a comment is sent; None for never.
         filter_event: Returns the event to send in place of the given one, or None to hide it.
         message_handler: Returns the handler for a type of Channels message, if there is one.
@@ -94,6 +96,7 @@ class Stream:
         "_closing",
         "_ends_at",
         "_filter_event",
+        "_generation",
         "_has_position",
         "_heartbeat",
         "_hub",
@@ -120,6 +123,7 @@ class Stream:
         hub: Registry,
         position: Mapping[str, int],
         *,
+        generation: Generation | None = None,
         heartbeat: float | None = None,
         filter_event: EventFilter | None = None,
         message_handler: Callable[[str], MessageHandler | None] | None = None,
@@ -143,6 +147,7 @@ class Stream:
         self._hub = hub
         self._queue = SendQueue(hub.loop, self)
         self._taken = dict(position)
+        self._generation = generation
         self._heartbeat = heartbeat
         self._filter_event = filter_event
         self._message_handler = message_handler
@@ -185,6 +190,11 @@ class Stream:
         self.subscriptions += (subscription,)
         self._shares_chunks = self._filter_event is None and len(self.subscriptions) == 1
 
+    def leave_request(self) -> None:
+        """Release what the generator, if there is one, has kept of its request."""
+        if self._generation:
+            self._generation.leave_request()
+
     def serve(self, send: Send) -> None:
         """Send the events that the client has missed, then new ones."""
         self._queue.connect(send)
@@ -205,6 +215,26 @@ class Stream:
             self._pause_ends_at = 0.0
             self._queue.release()
             self.end_if_cancelled()
+            if self._generation:
+                self._generation.start(self)
+        elif self._generation:
+            self._generation.stop()
+
+    async def send(self, chunk: bytes) -> bool:
+        """Send a chunk of the generator, and wait until it has gone out.
+
+        Returns:
+            Whether the stream goes on.
+        """
+        while self.phase is Phase.CATCHING_UP and self._catching_up:
+            # Its owner's streams may have been ended, and the store has not answered yet.
+            await asyncio.wait([self._catching_up])
+        # A heartbeat may be under way. More than BACKLOG_BYTES must not wait behind it.
+        await self._queue.idle()
+        if self.phase is Phase.LIVE:
+            self._queue.push(chunk)
+            await self._queue.idle()
+        return self.phase in (Phase.CATCHING_UP, Phase.LIVE)
 
     # Taking
 

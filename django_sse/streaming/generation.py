@@ -1,0 +1,107 @@
+"""Runs the async generator of a view, and sends what it yields to one stream."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from contextvars import Context
+from typing import Any, Final, Protocol
+
+from django_sse.concurrency.tasks import Turns, must_propagate, spawn
+from django_sse.concurrency.threads import SharedThreads, request_context
+from django_sse.event import Event, refuse_reserved_name
+from django_sse.exceptions import Close
+from django_sse.groups.entries import closing_wire
+from django_sse.logs import logger
+from django_sse.streaming.jitter import jittered_retry
+from django_sse.streaming.send_queue import LastBytes
+
+# For the blocking calls of all generators whose requests are over. Each has its own connections.
+_threads: Final = SharedThreads(4)
+
+
+class GeneratorStream(Protocol):
+    """The part of a stream that its generator uses."""
+
+    async def send(self, chunk: bytes) -> bool:
+        """Send a chunk, and wait until it has gone out. Return whether the stream goes on."""
+
+    def end(self, reason: str, last_bytes: LastBytes) -> None:
+        """End the stream after its last bytes."""
+
+    def for_good(self, wire: bytes) -> bytes:
+        """Return last bytes after which the client does not come back."""
+
+
+class Generation:
+    """Runs an async generator once, for one stream.
+
+    One task runs the generator from start to end, so that it can close what it opens.
+
+    Args:
+        events: The generator. It yields events, or their data.
+        context: The context of the request, in which the generator runs.
+        retry_on_error: Whether the client comes back, and the generator runs again, if it raises.
+    """
+
+    def __init__(
+        self, events: AsyncGenerator[Any, None], context: Context, *, retry_on_error: bool
+    ) -> None:
+        self._events: AsyncGenerator[Any, None] | None = events
+        self._context = context
+        self._retry_on_error = retry_on_error
+        self._release: Callable[[], None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def leave_request(self) -> None:
+        """Keep nothing of the request: its thread and its connections are released.
+
+        From now on the generator shares a few threads with others.
+        """
+        self._context, self._release = _threads.enter(self._context.run(request_context))
+
+    def start(self, stream: GeneratorStream) -> None:
+        """Run the generator, if it does not run yet."""
+        if events := self._events:
+            self._events = None
+            self._task = spawn(self._run(events, stream), self._context)
+            self._task.add_done_callback(self._finished)
+
+    def stop(self) -> None:
+        """Cancel the generator, and close it."""
+        if self._task is None:
+            self._finished()
+        elif self._task is not asyncio.current_task():
+            self._task.cancel()
+
+    def _finished(self, _: object = None) -> None:
+        release, self._release = self._release, None
+        if release:
+            release()
+        self._events = self._task = None
+        self._context = Context()
+
+    async def _run(self, events: AsyncGenerator[Any, None], stream: GeneratorStream) -> None:
+        reason: str | None = "complete"
+        # A generator and its client may both be so fast that nothing here has to wait.
+        turns = Turns()
+        try:
+            async with aclosing(events):
+                async for item in events:
+                    event = item if isinstance(item, Event) else Event(item)
+                    refuse_reserved_name(event)
+                    chunk = event.encode()
+                    if not await stream.send(chunk):
+                        return
+                    await turns.give_way(len(chunk))
+        except Close as close:
+            reason = close.reason
+        except BaseException as error:
+            if must_propagate(error):
+                raise
+            logger.exception("A generator view failed, so its stream is ended.")
+            if self._retry_on_error:
+                stream.end("failed", jittered_retry)
+                return
+            reason = "failed"
+        closing = closing_wire(reason)
+        stream.end("complete", lambda: stream.for_good(closing))

@@ -1,0 +1,443 @@
+"""Generators whose requests are over: what ends them, what they may use, and what they hold."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from typing import Any, ClassVar
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.auth.models import User
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import request_finished
+from django.db import DatabaseError, connections
+from django.http import HttpRequest
+from django.test import override_settings
+from django.urls import path
+from django.utils import translation
+from pytest_django import Settings
+
+from django_sse import Event, acancel
+from django_sse.asgi import get_asgi_application
+from django_sse.decorators import event_generator
+from django_sse.groups.position import TERMINAL_MARK
+from django_sse.stores import get_store
+from django_sse.views import EventGeneratorView
+from tests import postgresql
+from tests.http.test_asgi import Request, streaming
+from tests.streams import get, open_stream, respond, until
+
+pytestmark = [
+    pytest.mark.urls(__name__),
+    pytest.mark.usefixtures("generated"),
+]
+
+
+class Generated:
+    """What the generators of a test have noted."""
+
+    begun = 0
+    closed = 0
+    threads: ClassVar[set[threading.Thread]] = set()
+
+
+@pytest.fixture
+def generated() -> Iterator[None]:
+    Generated.begun = Generated.closed = 0
+    Generated.threads.clear()
+    yield
+    assert Generated.begun == Generated.closed
+
+
+class Forever(EventGeneratorView):
+    allowed = True
+
+    async def events(self) -> AsyncIterator[Event]:
+        Generated.begun += 1
+        try:
+            yield Event("begun", id="1")
+            await asyncio.Event().wait()
+        finally:
+            Generated.closed += 1
+
+    async def still_allowed(self) -> bool:
+        return Forever.allowed
+
+
+class Of(Forever):
+    """The owner is named in the URL."""
+
+    async def get_owner(self) -> Any:
+        return self.kwargs["user"]
+
+
+@event_generator
+async def users(request: HttpRequest) -> AsyncIterator[int]:
+    """Ask the database, again and again."""
+    for _ in range(3):
+        Generated.threads.add(await sync_to_async(threading.current_thread)())
+        yield await User.objects.acount()
+        await asyncio.sleep(0.01)
+
+
+class Hanging(EventGeneratorView):
+    """Wait in a blocking call."""
+
+    begun = threading.Event()
+    ends = threading.Event()
+
+    async def events(self) -> AsyncIterator[Event]:
+        await sync_to_async(self.begun.set)()
+        await sync_to_async(self.ends.wait)(10)
+        yield Event("at last")
+
+
+@event_generator
+async def interrupted(request: HttpRequest) -> AsyncIterator[int]:
+    """Ask a database that ends the connection in between."""
+    asked = User.objects.using(postgresql.ALIAS)
+    yield await asked.acount()
+    await sync_to_async(_end_connection)()
+    try:
+        yield await asked.acount()
+    except DatabaseError:
+        yield await asked.acount()
+
+
+def _end_connection() -> None:
+    ended = connections[postgresql.ALIAS]
+    another = ended.copy()
+    with closing(another), another.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s)", [ended.connection.info.backend_pid])
+
+
+@event_generator
+async def localized(request: HttpRequest) -> AsyncIterator[str | None]:
+    yield translation.get_language()
+
+
+@event_generator
+async def posted(request: HttpRequest) -> AsyncIterator[Any]:
+    # Its request is over by then.
+    await asyncio.sleep(0.05)
+    if request.FILES:
+        file: Any = request.FILES["file"]
+        yield file.read().decode()
+    else:
+        yield request.POST.get("text", "") or request.body.decode()
+
+
+@event_generator
+async def read(request: HttpRequest) -> AsyncIterator[int]:
+    await asyncio.sleep(0.05)
+    yield len(request.read())
+
+
+@event_generator
+async def endless(request: HttpRequest) -> AsyncIterator[str]:
+    Generated.begun += 1
+    try:
+        while True:
+            yield "x" * 1000
+    finally:
+        Generated.closed += 1
+
+
+urlpatterns = [
+    path("forever/", Forever.as_view()),
+    path("of/<str:user>/", Of.as_view()),
+    path("users/", users),
+    path("hanging/", Hanging.as_view()),
+    path("interrupted/", interrupted),
+    path("localized/", localized),
+    path("posted/", posted),
+    path("read/", read),
+    path("endless/", endless),
+]
+
+
+@asynccontextmanager
+async def handed_off(url: str, **scope: Any) -> AsyncIterator[Request]:
+    """A stream that goes on after its request."""
+    finished = threading.Event()
+
+    def note(**kwargs: Any) -> None:
+        finished.set()
+
+    request_finished.connect(note)
+    try:
+        async with streaming(get_asgi_application(), url, **scope) as request:
+            assert await asyncio.to_thread(finished.wait, 10)
+            yield request
+    finally:
+        request_finished.disconnect(note)
+
+
+def reasons(events: list[Event]) -> list[Any]:
+    return [event.json()["reason"] for event in events if event.event == "close"]
+
+
+@pytest.mark.usefixtures("memory_store")
+class TestEnds:
+    async def test_a_client_that_disconnects_closes_the_generator(self) -> None:
+        async with handed_off("/forever/") as stream:
+            await stream.next_events()
+            assert (Generated.begun, Generated.closed) == (1, 0)
+            await stream.disconnect()
+            await until(lambda: Generated.closed)
+
+    async def test_a_server_that_cuts_it_off_closes_the_generator(self) -> None:
+        async with handed_off("/forever/") as stream:
+            await stream.next_events()
+            await stream.cut_off()
+            await until(lambda: Generated.closed)
+            assert stream.decoder.last_event_id == "1"
+
+    async def test_a_kick_ends_it_for_good(self) -> None:
+        async with handed_off("/of/7/") as kicked, handed_off("/of/8/") as other:
+            await kicked.next_events()
+            await other.next_events()
+            await acancel(user="7", reason="kicked")
+            assert reasons(await kicked.rest()) == ["kicked"]
+            await until(lambda: Generated.closed == 1)
+        assert (await respond(Of.as_view(), kwargs={"user": "7"})).status_code == 204
+
+    async def test_an_answer_of_no_ends_it_for_good(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings.DJANGO_SSE = {"STORE": "memory", "RECHECK_INTERVAL": 1}
+        monkeypatch.setattr(Forever, "allowed", False)
+        async with handed_off("/forever/") as stream:
+            assert reasons(await stream.rest()) == ["not allowed any more"]
+
+    async def test_one_that_is_too_old_comes_back(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("django_sse.streaming.hub._TICK_SECONDS", 0.01)
+        settings.DJANGO_SSE = {"STORE": "memory", "MAX_AGE": 0.1}
+        async with handed_off("/forever/") as stream:
+            assert reasons(await stream.rest()) == []
+            assert stream.decoder.last_event_id == "1"
+            assert (stream.decoder.reconnection_time or 0) > 3000
+
+    async def test_a_client_that_does_not_read_is_let_go(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("django_sse.streaming.hub._TICK_SECONDS", 0.01)
+        settings.DJANGO_SSE = {"STORE": "memory", "SEND_TIMEOUT": 0.1}
+        never = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            if bodies:
+                return bodies.pop()
+            await never.wait()
+            raise AssertionError
+
+        bodies = [{"type": "http.request"}]
+
+        async def send(message: Any) -> None:
+            if message.get("body", b"").startswith(b"data"):
+                await never.wait()
+
+        scope = get("/endless/").scope  # type: ignore[attr-defined]
+        async with asyncio.timeout(10):
+            await get_asgi_application()(scope, receive, send)
+        await until(lambda: Generated.closed)
+
+    async def test_limits_count_it(self, settings: Settings) -> None:
+        settings.DJANGO_SSE = {"STORE": "memory", "MAX_STREAMS_PER_USER": 1}
+        async with handed_off("/of/7/") as first:
+            await first.next_events()
+            refused = await Of.as_view()(get(headers={"Accept": "*/*"}), user="7")
+            assert refused.status_code == 503
+            async with handed_off("/of/8/") as other:
+                await other.next_events()
+        async with handed_off("/of/7/") as again:
+            await again.next_events()
+
+    async def test_a_store_that_is_away_lets_its_owner_come_back(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fail(*args: Any) -> Any:
+            raise OSError("away")
+
+        monkeypatch.setattr(get_store(), "astates", fail)
+        refused = await Of.as_view()(get(headers={"Accept": "*/*"}), user="7")
+        assert refused.status_code == 503
+        # Without an owner there is nothing to ask the store.
+        async with open_stream(Forever.as_view()) as stream:
+            assert (await stream.next_event()).data == "begun"
+
+    async def test_an_owner_whose_end_is_looked_up_gets_nothing_more_meanwhile(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        goes_on, answers = asyncio.Event(), asyncio.Event()
+        store = get_store()
+        states = store.astates
+
+        class Gated(Of):
+            async def events(self) -> AsyncIterator[Event]:
+                Generated.begun += 1
+                try:
+                    yield Event("before")
+                    await goes_on.wait()
+                    yield Event("after")
+                finally:
+                    Generated.closed += 1
+
+        async def late(*args: Any) -> Any:
+            await answers.wait()
+            return await states(*args)
+
+        async with open_stream(Gated.as_view(), user="7") as stream:
+            assert (await stream.next_event()).data == "before"
+            monkeypatch.setattr(store, "astates", late)
+            await acancel(user="7")
+            goes_on.set()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            answers.set()
+            assert [event.event for event in await stream.rest()] == ["close"]
+
+
+@pytest.mark.usefixtures("memory_store")
+class TestRequest:
+    @pytest.mark.parametrize("language", ["de", "fr"])
+    async def test_it_runs_in_the_language_of_its_request(
+        self, settings: Settings, language: str
+    ) -> None:
+        settings.MIDDLEWARE = ["django.middleware.locale.LocaleMiddleware"]
+        headers = [(b"accept-language", language.encode())]
+        async with handed_off("/localized/", headers=headers) as stream:
+            assert (await stream.next_events())[0].data == language
+
+    async def test_it_reads_what_was_posted(self) -> None:
+        assert await _post(b"the body", "text/plain") == "the body"
+        assert await _post(b"text=of+a+form", "application/x-www-form-urlencoded") == "of a form"
+
+    async def test_it_reads_a_form_with_parts(self) -> None:
+        assert await _post(_form('name="text"', "of a part"), _FORM) == "of a part"
+
+    async def test_with_uploaded_files_it_stays_in_its_request(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert await _post(_form('name="file"; filename="a.txt"', "a file"), _FORM) == "a file"
+        assert "uploaded files" in caplog.text
+
+    @override_settings(DATA_UPLOAD_MAX_MEMORY_SIZE=10)
+    async def test_a_body_that_is_too_large_to_be_kept_is_left_to_the_generator(self) -> None:
+        assert await _post(b"x" * 1000, "text/plain", "/read/") == "1000"
+
+    async def test_an_attribute_of_a_view_is_its_own(self) -> None:
+        class Counting(EventGeneratorView):
+            retry = 700
+
+            async def events(self) -> AsyncIterator[int]:
+                for number in range(self.kwargs["steps"]):
+                    yield number
+
+        async with open_stream(Counting.as_view(), steps=2) as stream:
+            assert stream.reconnection_time == 700
+            assert [event.data for event in await stream.rest()][:2] == ["0", "1"]
+
+    def test_a_view_without_events_is_refused(self) -> None:
+        with pytest.raises(ImproperlyConfigured, match="nothing to stream: write `async def ev"):
+            EventGeneratorView.as_view()
+
+        class Wrong(EventGeneratorView):
+            def events(self) -> Iterator[int]:  # type: ignore[override]
+                yield 1
+
+        with pytest.raises(ImproperlyConfigured, match="has to be `async def events"):
+            Wrong.as_view()
+
+    async def test_head_runs_nothing(self) -> None:
+        answer = await Forever.as_view()(get(method="HEAD"))
+        assert [chunk async for chunk in answer] == []
+        assert Generated.begun == 0
+
+    async def test_a_client_that_was_ended_for_good_is_told_so_again(self) -> None:
+        answer = await respond(Forever.as_view(), headers={"Last-Event-ID": TERMINAL_MARK})
+        assert answer.status_code == 204
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("everything_ends")
+class TestDatabase:
+    async def test_all_generators_share_a_thread(self, settings: Settings) -> None:
+        settings.MIDDLEWARE = []
+        before = set(threading.enumerate())
+        async with AsyncExitStack() as stack:
+            streams = [await stack.enter_async_context(handed_off("/users/")) for _ in range(10)]
+            for stream in streams:
+                events = await stream.rest()
+                assert [event.data for event in events[:-1]] == ["0", "0", "0"]
+                assert reasons(events) == ["complete"]
+        assert len(Generated.threads) == 1
+        assert not Generated.threads & before
+        # It ends with the last generator.
+        await until(lambda: not any(thread.is_alive() for thread in Generated.threads))
+
+    async def test_a_call_that_hangs_does_not_stop_generators_that_come(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("django_sse.concurrency.threads._BUSY_SECONDS", 0.01)
+        settings.MIDDLEWARE = []
+        Hanging.begun.clear()
+        Hanging.ends.clear()
+        async with handed_off("/hanging/") as hanging:
+            try:
+                await asyncio.to_thread(Hanging.begun.wait, 10)
+                await asyncio.sleep(0.02)
+                async with handed_off("/users/") as stream:
+                    assert reasons(await stream.rest()) == ["complete"]
+            finally:
+                Hanging.ends.set()
+            assert reasons(await hanging.rest()) == ["complete"]
+
+    async def test_in_its_request_it_uses_the_connection_of_the_request(self) -> None:
+        async with open_stream(users) as stream:
+            await stream.rest()
+        assert Generated.threads == {await sync_to_async(threading.current_thread)()}
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", postgresql.ALIAS])
+@pytest.mark.usefixtures("everything_ends")
+@pytest.mark.parametrize("idle_seconds", [0, 60])
+async def test_a_connection_that_breaks_is_replaced(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, idle_seconds: int
+) -> None:
+    """Either before the next call or after one has failed."""
+    monkeypatch.setattr("django_sse.concurrency.threads._IDLE_SECONDS", idle_seconds)
+    settings.MIDDLEWARE = []
+    async with handed_off("/interrupted/") as stream:
+        events = await stream.rest()
+        assert [event.data for event in events[:-1]] == ["0", "0"]
+        assert reasons(events) == ["complete"]
+
+
+_FORM = "multipart/form-data; boundary=x"
+
+
+def _form(disposition: str, content: str) -> bytes:
+    return (
+        f"--x\r\nContent-Disposition: form-data; {disposition}\r\n\r\n{content}\r\n--x--\r\n"
+    ).encode()
+
+
+async def _post(body: bytes, content_type: str, url: str = "/posted/") -> str:
+    """Return the first event of the stream that answers a POST."""
+    request = Request(
+        get_asgi_application(),
+        url,
+        method="POST",
+        headers=[
+            (b"content-type", content_type.encode()),
+            (b"content-length", str(len(body)).encode()),
+        ],
+    )
+    await request.communicator.send_input({"type": "http.request", "body": body})
+    message = await request.communicator.receive_output(10)
+    assert message["status"] == 200
+    return str((await request.rest())[0].data)

@@ -224,7 +224,7 @@ def decode_block(wire: bytes) -> Event:
 
 def with_id(id: str, block: bytes) -> bytes:
     """Return an encoded block with an ``id`` line in front. An empty block makes a checkpoint."""
-    return b"id: %s\n%s" % (id.encode("ascii"), block or b"\n")
+    return b"id: %s\n%s" % (id.encode(), block or b"\n")
 
 
 def _field(name: str, text: str) -> str:

@@ -36,7 +36,7 @@ from django_sse.exceptions import InvalidGroup
 from django_sse.groups.entries import GroupState
 from django_sse.groups.names import check_pattern, expand_group, validate_group
 from django_sse.groups.namespaces import acurrent_namespace, full_name
-from django_sse.groups.position import LOST, TERMINAL_MARK, parse_position
+from django_sse.groups.position import LEFT_MARK, LOST, TERMINAL_MARK, parse_position
 from django_sse.groups.replay import is_lost, starting_point
 from django_sse.http.addresses import client_address
 from django_sse.http.cors import cross_origin
@@ -493,9 +493,12 @@ class EventGeneratorView(_StreamView):
 
     async def _answer(self, request: HttpRequest) -> HttpResponseBase:
         sent_id = last_event_id(request)
-        if sent_id.endswith(TERMINAL_MARK):
+        if sent_id == TERMINAL_MARK:
             return no_content()
         user = await loaded(await self.get_owner())
+        if sent_id.endswith(LEFT_MARK) and is_nobody(user):
+            # The client's login is over, and so is its stream.
+            return no_content()
         namespace = await acurrent_namespace()
         owner = (await owner_of(request, user, ())).within(namespace)
         try:
@@ -504,9 +507,13 @@ class EventGeneratorView(_StreamView):
             return unavailable(request, STORE_AWAY, error)
         if owner.is_out(states):
             return no_content()
-        setattr(request, "last_event_id", sent_id)  # noqa: B010
+        last_id = sent_id.removesuffix(LEFT_MARK)
+        setattr(request, "last_event_id", last_id)  # noqa: B010
         generation = Generation(
-            _generator_of(self, "events"), copy_context(), retry_on_error=self.retry_on_error
+            _generator_of(self, "events"),
+            last_id,
+            copy_context(),
+            retry_on_error=self.retry_on_error,
         )
         return self._stream(
             owner, {}, {"generation": generation}, stays_in_request=not _has_read_body(request)

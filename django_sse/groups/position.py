@@ -20,6 +20,10 @@ TERMINAL_MARK: Final = "~end"
 """The end of the last id of a client that must not come back: it is the whole id of a finished
 generator view, and follows the position of a client whose login has ended."""
 
+LEFT_MARK: Final = f"~{TERMINAL_MARK}"
+"""What follows the last id of a client of a generator view whose login has ended: that id may be
+empty."""
+
 MAX_LENGTH: Final = 16 * 1024
 """In characters. A longer ``Last-Event-ID`` cannot come from this library, and is not read."""
 

@@ -8,9 +8,10 @@ from typing import Any, Final, Protocol
 
 from django_sse.concurrency.tasks import Turns, must_propagate, spawn
 from django_sse.concurrency.threads import SharedThreads, request_context
-from django_sse.event import Event, refuse_reserved_name
+from django_sse.event import Event, refuse_reserved_name, with_id
 from django_sse.exceptions import Close
 from django_sse.groups.entries import closing_wire
+from django_sse.groups.position import TERMINAL_MARK
 from django_sse.logs import logger
 from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.send_queue import LastBytes
@@ -28,9 +29,6 @@ class GeneratorStream(Protocol):
     def end(self, reason: str, last_bytes: LastBytes) -> None:
         """End the stream after its last bytes."""
 
-    def for_good(self, wire: bytes) -> bytes:
-        """Return last bytes after which the client does not come back."""
-
 
 class Generation:
     """Runs an async generator once, for one stream.
@@ -39,16 +37,23 @@ class Generation:
 
     Args:
         events: The generator. It yields events, or their data.
+        last_event_id: The last id that its client has.
         context: The context of the request, in which the generator runs.
         retry_on_error: Whether the client comes back, and the generator runs again, if it raises.
     """
 
     def __init__(
-        self, events: AsyncGenerator[Any, None], context: Context, *, retry_on_error: bool
+        self,
+        events: AsyncGenerator[Any, None],
+        last_event_id: str,
+        context: Context,
+        *,
+        retry_on_error: bool,
     ) -> None:
         self._events: AsyncGenerator[Any, None] | None = events
         self._context = context
         self._retry_on_error = retry_on_error
+        self.last_event_id = last_event_id
         self._release: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -81,7 +86,7 @@ class Generation:
         self._context = Context()
 
     async def _run(self, events: AsyncGenerator[Any, None], stream: GeneratorStream) -> None:
-        reason: str | None = "complete"
+        reason = "complete"
         # A generator and its client may both be so fast that nothing here has to wait.
         turns = Turns()
         try:
@@ -90,6 +95,7 @@ class Generation:
                     event = item if isinstance(item, Event) else Event(item)
                     refuse_reserved_name(event)
                     chunk = event.encode()
+                    self.last_event_id = self.last_event_id if event.id is None else event.id
                     if not await stream.send(chunk):
                         return
                     await turns.give_way(len(chunk))
@@ -103,5 +109,5 @@ class Generation:
                 stream.end("failed", jittered_retry)
                 return
             reason = "failed"
-        closing = closing_wire(reason)
-        stream.end("complete", lambda: stream.for_good(closing))
+        closing = with_id(TERMINAL_MARK, closing_wire(reason))
+        stream.end("complete", lambda: closing)

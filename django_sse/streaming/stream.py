@@ -14,7 +14,7 @@ from django_sse.conf import conf
 from django_sse.event import Event, encode_published, with_id
 from django_sse.exceptions import InvalidEvent
 from django_sse.groups.entries import Entry, closing_wire
-from django_sse.groups.position import TERMINAL_MARK, format_position
+from django_sse.groups.position import LEFT_MARK, TERMINAL_MARK, format_position
 from django_sse.logs import log_seldom, logger
 from django_sse.streaming.encoded_events import Batch, EncodedEvent
 from django_sse.streaming.filtering import EventFilter, MessageHandler, filtered, handled
@@ -501,6 +501,8 @@ class Stream:
         When the client comes back, its login may be over, and then nothing else would tell the
         client to stop. So its id does.
         """
+        if self._generation:
+            return with_id(self._generation.last_event_id + LEFT_MARK, wire)
         return with_id((self._position() if self._has_position else "") + TERMINAL_MARK, wire)
 
     def leave_without_position(self) -> None:

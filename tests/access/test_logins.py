@@ -34,7 +34,7 @@ from django.utils.functional import SimpleLazyObject, cached_property
 from django.views import View
 from pytest_django import Settings
 
-from django_sse import acancel, apublish
+from django_sse import Event, acancel, apublish
 from django_sse.access import logins
 from django_sse.access.logins import (
     LoginCheck,
@@ -45,7 +45,7 @@ from django_sse.access.logins import (
     without_session,
 )
 from django_sse.access.owners import Login
-from django_sse.decorators import event_generator
+from django_sse.decorators import EventStreamRequest, event_generator
 from django_sse.mixins import LoginRequiredMixin
 from django_sse.streaming import rechecks
 from django_sse.streaming.hub import current_hub
@@ -108,6 +108,12 @@ async def job(request: HttpRequest) -> AsyncIterator[str]:
     yield "done"
 
 
+@event_generator
+async def waiting(request: EventStreamRequest) -> AsyncIterator[Event]:
+    yield Event("begun", id=request.last_event_id or request.GET.get("id"))
+    await asyncio.Event().wait()
+
+
 async def job_of_user(request: HttpRequest) -> HttpResponseBase:
     await request.auser()
     response: HttpResponseBase = await job(request)
@@ -117,6 +123,7 @@ async def job_of_user(request: HttpRequest) -> HttpResponseBase:
 urlpatterns = [
     path("events/", News.as_view()),
     path("job/", job_of_user),
+    path("waiting/", waiting),
     path("members/", Members.as_view()),
     path("page/", Page.as_view()),
     path("of-user/", OfUser.as_view()),
@@ -183,6 +190,34 @@ async def test_after_a_changed_password_only_the_session_that_changed_it_comes_b
     assert (await answer(phone, other.last_event_id)).status_code == 204
     async with stream(tab, own.last_event_id) as again:
         assert (await again.next_event()).data == "missed"
+
+
+@pytest.mark.parametrize("last_event_id", ["5", ""])
+async def test_after_a_changed_password_a_generator_goes_on_in_the_session_that_changed_it(
+    last_event_id: str,
+) -> None:
+    url = f"/waiting/?id={last_event_id}" if last_event_id else "/waiting/"
+    tab, phone = await logged_in(), await logged_in()
+    async with stream(tab, url=url) as own, stream(phone, url=url) as other:
+        for each in (own, other):
+            assert (await each.next_event()).data == "begun"
+        await tab.get("/password/")
+        for ended in (own, other):
+            assert await ended.rest() == []
+            assert ended.reconnection_time
+    assert (await answer(phone, other.last_event_id, url)).status_code == 204
+    async with stream(tab, own.last_event_id, url) as again:
+        assert (await again.next_event()).id == (last_event_id or None)
+
+
+async def test_a_logout_ends_a_generator_for_good() -> None:
+    tab = await logged_in()
+    async with stream(tab, url="/waiting/") as ended:
+        assert (await ended.next_event()).data == "begun"
+        await tab.get("/logout/")
+        [close] = await ended.rest()
+        assert close.json() == {"reason": "logged out"}
+    assert (await answer(tab, ended.last_event_id, "/waiting/")).status_code == 204
 
 
 async def test_a_password_changed_by_update_is_found_as_well() -> None:

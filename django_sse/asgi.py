@@ -7,6 +7,7 @@ from django.core.asgi import get_asgi_application as get_django_application
 
 from django_sse.http.hand_off import Application, HandOff, Receive, Scope, Send
 from django_sse.http.refusals import with_soft_refusals
+from django_sse.http.resume_tickets import resumed
 from django_sse.http.stream_views import SCOPE_KEY, leads_to_stream
 
 
@@ -29,16 +30,21 @@ class EventStreamApplication:
             await self.application(scope, receive, send)
             return
         hand_off = HandOff(scope, receive, send)
+        handed_on = {**scope, SCOPE_KEY: hand_off}
         try:
-            receive, send = with_soft_refusals(
-                scope,
-                hand_off.receive,
-                hand_off.send,
-                lambda: hand_off.is_for_stream or leads_to_stream(scope),
-            )
-            await self.application({**scope, SCOPE_KEY: hand_off}, receive, send)
+            response = await resumed(handed_on)
+            if response:
+                await hand_off.respond(response)
+            else:
+                receive, send = with_soft_refusals(
+                    scope,
+                    hand_off.receive,
+                    hand_off.send,
+                    lambda: hand_off.is_for_stream or leads_to_stream(scope),
+                )
+                await self.application(handed_on, receive, send)
             # What the stream does not need is not kept as long as it runs.
-            del receive, send
+            del receive, send, handed_on, response
             await hand_off.serve()
         except asyncio.CancelledError:
             await hand_off.send_back()

@@ -90,8 +90,11 @@ class LoginRequiredMixin(AccessMixin):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
-        _remember_test(self, self.__is_still_logged_in)
+        self._ask_again_later()
         return _answer_if(self.__is_logged_in, request, answer)
+
+    def _ask_again_later(self) -> None:
+        _remember_test(self, self.__is_still_logged_in)
 
     async def __is_logged_in(self) -> bool:
         user = await _user(self.request)

@@ -11,6 +11,7 @@ from collections.abc import (
     Sequence,
 )
 from contextvars import copy_context
+from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -26,18 +27,24 @@ from django.http import (
 from django.http.response import HttpResponseBase
 from django.views import View
 
-from django_sse.access.logins import check_session, current_user, renew_login, with_login
+from django_sse.access.logins import (
+    check_session,
+    current_user,
+    renew_login,
+    set_djangos_user,
+    with_login,
+)
 from django_sse.access.owners import Owner, is_nobody, loaded, owner_of
 from django_sse.concurrency.tasks import in_time
 from django_sse.concurrency.threads import request_context
-from django_sse.conf import conf
+from django_sse.conf import SETTING, conf
 from django_sse.event import Event
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups.entries import GroupState
 from django_sse.groups.names import check_pattern, expand_group, validate_group
 from django_sse.groups.namespaces import acurrent_namespace, full_name
 from django_sse.groups.position import LEFT_MARK, LOST, TERMINAL_MARK, parse_position
-from django_sse.groups.replay import is_lost, starting_point
+from django_sse.groups.replay import StartingPoint, is_lost, starting_point
 from django_sse.http.addresses import client_address
 from django_sse.http.cors import cross_origin
 from django_sse.http.refusals import STORE_AWAY, told
@@ -52,6 +59,7 @@ from django_sse.http.response import (
     not_found,
     unavailable,
 )
+from django_sse.http.resume_tickets import Ticket, issue, mark_as_resumable
 from django_sse.http.sessions import with_session
 from django_sse.http.view_checks import (
     METHODS,
@@ -62,13 +70,18 @@ from django_sse.http.view_checks import (
     refuse_djangos_mixins,
     refuse_replaced_methods,
 )
-from django_sse.mixins import tests_of
+from django_sse.mixins import (
+    LoginRequiredMixin,
+    PermissionRequiredMixin,
+    UserPassesTestMixin,
+    tests_of,
+)
 from django_sse.stores import get_store
 from django_sse.stores.read_limits import READ_SECONDS
 from django_sse.streaming.filtering import MessageHandler
 from django_sse.streaming.generation import Generation
 from django_sse.streaming.hub import current_hub, limit_reached_by
-from django_sse.streaming.limits import RequestedStream
+from django_sse.streaming.limits import RequestedStream, TooManyStreams
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 
@@ -151,6 +164,8 @@ class _StreamView(View):
             return no_store(HttpResponseNotFound())
         except PermissionDenied:
             return no_store(HttpResponseForbidden())
+        except TooManyStreams as error:
+            return unavailable(request, error.limit)
 
     async def _answer(self, request: HttpRequest) -> HttpResponseBase:
         raise NotImplementedError
@@ -180,20 +195,23 @@ class _StreamView(View):
         position: Mapping[str, int],
         stream_options: Mapping[str, Any],
         **beginning: Any,
-    ) -> HttpResponseBase:
-        """Return the stream, or the refusal if a limit is reached.
+    ) -> HandedOffResponse:
+        """Return the stream.
 
         Args:
             owner: The owner of the stream.
             position: The number in each group that the stream starts after.
             stream_options: Keyword arguments of ``Stream`` that only one kind of view has.
             beginning: Keyword arguments of ``HandedOffResponse``.
+
+        Raises:
+            TooManyStreams: A limit is reached.
         """
         requested = RequestedStream(position, owner.user, self._client_address())
         # The stream counts only once it joins the hub. But only here can the status still tell the
         # client that a limit is reached.
         if limit := limit_reached_by(requested):
-            return unavailable(self.request, limit)
+            raise TooManyStreams(limit)
         rechecks = conf().RECHECK_INTERVAL > 0 and (
             self._overrides("still_allowed") or bool(tests_of(self))
         )
@@ -264,6 +282,11 @@ class EventStreamView(_StreamView):
     """Whether plain Channels messages are streamed. Each group then takes one channel in every
     process that streams it, so set this to False where each user has a group."""
 
+    resume_seconds: float = 0
+    """How long a client that was let in may come back to its stream without being asked again, for
+    example after a deploy. Only its login is checked then. 0: not at all. See "Resume tickets" in
+    the documentation."""
+
     _handlers: ClassVar[Mapping[str, str]] = {}
     """The methods that handle plain Channels messages, by type."""
 
@@ -278,8 +301,9 @@ class EventStreamView(_StreamView):
         Raises:
             ImproperlyConfigured: The view has no group; ``groups`` is text and not a list; a
                 pattern can never make a group name; a number is invalid; there are both ``history``
-                and ``initial_events``, which both tell a new client of the past; or a method is
-                ``async`` and must not be, or the other way round.
+                and ``initial_events``, which both tell a new client of the past; a method is
+                ``async`` and must not be, or the other way round; or there are ``resume_seconds``
+                and something that needs each request.
         """
         groups = initkwargs.get("groups", cls.groups)
         _require_list(groups)
@@ -300,6 +324,9 @@ class EventStreamView(_StreamView):
                 f"{cls.__name__} has both `history` and `initial_events`. Choose one: they both "
                 "tell a new client what happened before."
             )
+        if seconds := initkwargs.get("resume_seconds", cls.resume_seconds):
+            _require_resumable(cls, initkwargs, seconds)
+            mark_as_resumable(view, cls, groups, seconds, partial(_resume, cls, initkwargs))
         return view
 
     # Methods for projects to override
@@ -356,14 +383,33 @@ class EventStreamView(_StreamView):
             user = await loaded(await self.get_owner())
         namespace = await acurrent_namespace()
         owner = (await owner_of(request, user, groups)).within(namespace)
-        groups = [full_name(namespace, group) for group in groups]
+        plain_names, groups = groups, [full_name(namespace, group) for group in groups]
         try:
-            sent = parse_position(sent_id, groups)
-            states = await current_hub().states(groups, sent, self.history, owner.keys)
-            too_old = await in_time(self._groups_too_old(sent, states), READ_SECONDS)
-            sent |= dict.fromkeys(too_old, LOST)
+            groups, begin = await self._beginning(sent_id, groups, owner)
         except Exception as error:
             return unavailable(request, STORE_AWAY, error)
+        if begin.over:
+            return no_content()
+        response = self._group_stream(groups, begin, owner)
+        if self.resume_seconds:
+            await issue(request, plain_names, owner)
+        return response
+
+    async def _beginning(
+        self, sent_id: str, groups: list[str], owner: Owner
+    ) -> tuple[list[str], StartingPoint]:
+        """Return which groups the owner may still stream, and where the stream starts.
+
+        Raises:
+            Exception: The event store could not be read.
+        """
+        sent = parse_position(sent_id, groups)
+        states = await current_hub().states(groups, sent, self.history, owner.keys)
+        if self.replay_age is not None:
+            too_old = await in_time(
+                self._groups_too_old(sent, states, self.replay_age), READ_SECONDS
+            )
+            sent |= dict.fromkeys(too_old, LOST)
         groups = owner.groups_left(groups, states)
         begin = starting_point(
             {group: number for group, number in sent.items() if group in groups},
@@ -371,8 +417,16 @@ class EventStreamView(_StreamView):
             self.history,
             self.replay_events,
         )
-        if begin.over:
-            return no_content()
+        return groups, begin
+
+    def _group_stream(
+        self, groups: list[str], begin: StartingPoint, owner: Owner
+    ) -> HandedOffResponse:
+        """Return the stream.
+
+        Raises:
+            TooManyStreams: A limit is reached.
+        """
         with_state = begin.fresh and self._overrides("initial_events")
         return self._stream(
             owner,
@@ -386,16 +440,45 @@ class EventStreamView(_StreamView):
             initial_events=_generator_of(self, "initial_events") if with_state else None,
         )
 
+    async def _resume(
+        self, request: HttpRequest, ticket: Ticket, owner: Owner
+    ) -> HandedOffResponse | None:
+        """Return the stream that a ticket resumes, or None if the client must get anything else.
+
+        Raises:
+            Exception: The event store could not be read.
+        """
+        sent_id = last_event_id(request)
+        groups = [full_name(ticket.namespace, group) for group in ticket.groups]
+        sent = parse_position(sent_id, groups)
+        # The view judges a client that has a mark, or no position that can be read.
+        if sent_id.endswith(TERMINAL_MARK) or any(
+            sent.get(group, LOST) == LOST for group in groups
+        ):
+            return None
+        left, begin = await self._beginning(sent_id, groups, owner)
+        # A store that has lost events may have lost the ends of streams as well.
+        if left != groups or begin.over or begin.reset:
+            return None
+        if isinstance(self, LoginRequiredMixin):
+            login = owner.login
+            if login is None or login.session_store is None:
+                return None
+            set_djangos_user(request, login.session_store(login.session_key))
+            self._ask_again_later()
+        try:
+            return self._group_stream(groups, begin, owner)
+        except TooManyStreams:
+            return None
+
     async def _groups_too_old(
-        self, sent: Mapping[str, int], states: Mapping[str, GroupState]
+        self, sent: Mapping[str, int], states: Mapping[str, GroupState], replay_age: float
     ) -> list[str]:
         """Return the groups in which the client has missed an event older than ``replay_age``.
 
         Raises:
             Exception: The event store could not be read.
         """
-        if self.replay_age is None:
-            return []
         # Leave out the groups of which the client has missed nothing, or more than is kept.
         behind = {
             group: number
@@ -404,7 +487,7 @@ class EventStreamView(_StreamView):
         }
         if not behind:
             return []
-        since = await sync_to_async(get_store().clock.time)() - self.replay_age
+        since = await sync_to_async(get_store().clock.time)() - replay_age
         too_old = []
         for group, number in behind.items():
             missed = await get_store().aread(group, number, 1)
@@ -566,6 +649,66 @@ def _require_list(groups: Iterable[str]) -> None:
         raise ImproperlyConfigured(
             f"Groups must be a list of names, not {type(groups).__name__}: {groups!r}."
         )
+
+
+# What a view asks in each request, or of each event in the name of a request.
+_NEEDING_REQUEST: Final = (
+    *("authorize", "get_owner", "filter_event", "still_allowed"),
+    *("dispatch", "get", "setup"),
+)
+_SETTLED_BEFORE_REQUEST: Final = (
+    *("history", "replay_events", "replay_age", "retry", "heartbeat", "channel_messages"),
+    "resume_seconds",
+)
+
+
+def _require_resumable(
+    view: type[EventStreamView], initkwargs: Mapping[str, Any], seconds: float
+) -> None:
+    """Refuse ``resume_seconds`` where a stream that is resumed without Django would be another one.
+
+    Raises:
+        ImproperlyConfigured: The view has something that needs each request, or the time is longer
+            than the store remembers who was cancelled.
+    """
+    why = ""
+    for name in _NEEDING_REQUEST:
+        definers = {base for base in view.__mro__ if name in vars(base)}
+        if name in initkwargs or definers - {View, *view._bases(), LoginRequiredMixin}:
+            why = f"`{name}`, which needs each request"
+    for mixin in (PermissionRequiredMixin, UserPassesTestMixin):
+        if issubclass(view, mixin):
+            why = f"{mixin.__name__}, which is asked in each request"
+    if view._handlers:
+        why = "handlers of Channels messages, which may use the request"
+    for name in _SETTLED_BEFORE_REQUEST:
+        if hasattr(initkwargs.get(name, inspect.getattr_static(view, name)), "__get__"):
+            why = f"a property `{name}`, which may use the request"
+    if why:
+        raise ImproperlyConfigured(
+            f"{view.__name__} has `resume_seconds`, with which streams are resumed without a "
+            f"request, and {why}. Remove one of them. LoginRequiredMixin, `get_groups` and "
+            "`initial_events` can stay."
+        )
+    if not hasattr(seconds, "__get__") and seconds > conf().CANCEL_TTL:
+        raise ImproperlyConfigured(
+            f"{view.__name__}.resume_seconds must be at most {SETTING}['CANCEL_TTL'], which is "
+            f"{conf().CANCEL_TTL} seconds: a user who was cancelled is forgotten after that."
+        )
+
+
+async def _resume(
+    view_class: type[EventStreamView],
+    initkwargs: Mapping[str, Any],
+    request: HttpRequest,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    ticket: Ticket,
+    owner: Owner,
+) -> HandedOffResponse | None:
+    view = view_class(**initkwargs)
+    view.setup(request, *args, **kwargs)
+    return await view._resume(request, ticket, owner)
 
 
 class _AllAliases(set[str]):

@@ -12,6 +12,7 @@ urlpatterns = [
     path("events/<str:group>/", views.Group.as_view()),
     path("history/<str:group>/", views.Group.as_view(history=10)),
     path("members/<str:group>/", views.Members.as_view()),
+    path("resumed/<str:group>/", views.Resumed.as_view()),
     path("unauthorized/<str:group>/", views.Unauthorized.as_view()),
     path(
         "redirected/<str:group>/",

@@ -26,6 +26,7 @@ import django_sse
 from django_sse import Event
 from django_sse.decorators import event_generator, event_stream, event_stream_headers
 from django_sse.http.response import last_event_id
+from django_sse.mixins import LoginRequiredMixin
 from django_sse.streaming import hub
 from django_sse.views import EventStreamView
 
@@ -48,6 +49,13 @@ class Members(EventStreamView):
         user = await self.request.auser()
         if not user.is_authenticated:
             raise PermissionDenied
+
+
+class Resumed(LoginRequiredMixin, EventStreamView):
+    """A group for users who are logged in, who come back past Django."""
+
+    groups = ["{group}"]
+    resume_seconds = 600
 
 
 class Unauthorized(EventStreamView):

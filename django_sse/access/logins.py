@@ -129,7 +129,7 @@ def finds_users_itself(path: str) -> bool:
     # Imported here, since it imports models that a project without users does not have.
     from django.contrib.auth.backends import ModelBackend
 
-    backend = type(_backend(path))
+    backend = type(backend_of(path))
     names = ("get_user", "aget_user")
     methods = [getattr(backend, name, None) for name in names]
     return any(method and method not in vars(ModelBackend).values() for method in methods)
@@ -195,7 +195,7 @@ def _existing_in_database(store: Any, keys: Sequence[str]) -> Iterator[str]:
     model = store.get_model_class()
     # From the database that sessions are written to: a replica may lack the newest ones.
     valid = model.objects.using(router.db_for_write(model)).filter(expire_date__gt=timezone.now())
-    for some in _batches(keys):
+    for some in batches(keys):
         yield from valid.filter(session_key__in=some).values_list("session_key", flat=True)
 
 
@@ -203,7 +203,7 @@ def _existing_in_cache(store: Any, keys: Sequence[str]) -> Iterator[str]:
     prefix = store.cache_key_prefix
     cache = caches[settings.SESSION_CACHE_ALIAS]
     try:
-        for some in _batches(keys):
+        for some in batches(keys):
             names = [prefix + key for key in some]
             for name in _ask_cache(functools.partial(cache.get_many, names)):
                 yield name.removeprefix(prefix)
@@ -332,21 +332,26 @@ def renew_login(request: HttpRequest) -> None:
         others |= {"user": _reloading(user)} if has_user else {}
         vars(request).update(others)
         return
-    # Imported here, since it imports models that a project without users does not have.
-    from django.contrib.auth.middleware import AuthenticationMiddleware
-
     is_replaced = vars(request).get(_IS_REPLACED, not _has_django_user(request))
     is_wrapped = _setup_of(user) is not None and not _has_django_user(request)
-    request.session = type(request.session)(request.session.session_key)
-    for cached in ("_cached_user", "_acached_user"):
-        vars(request).pop(cached, None)
-    AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
+    set_djangos_user(request, type(request.session)(request.session.session_key))
     if has_user and is_replaced:
         others["user"] = _reloading(user)
     elif is_wrapped:
         # The session's own user, as set by a middleware that may decide otherwise by now.
         others["user"] = _reloading(user, request.user)
     vars(request).update(others)
+
+
+def set_djangos_user(request: HttpRequest, session: SessionBase) -> None:
+    """Give a request a session and its user, which are read when they are first used."""
+    # Imported here, since it imports models that a project without users does not have.
+    from django.contrib.auth.middleware import AuthenticationMiddleware
+
+    request.session = session
+    for cached in ("_cached_user", "_acached_user"):
+        vars(request).pop(cached, None)
+    AuthenticationMiddleware(lambda _: HttpResponse()).process_request(request)
 
 
 async def _is_of_session(request: HttpRequest) -> bool:
@@ -373,6 +378,13 @@ def _is_same_user(user: Any, other: Any) -> bool:
 
 def _is_resolved(request: HttpRequest) -> bool:
     return getattr(getattr(request, "auser", None), "func", None) is _resolved_user
+
+
+def is_found_by_others(request: HttpRequest) -> bool:
+    """Whether a middleware other than Django's decides who a request's user is."""
+    # `resolve_user` replaces Django's own `auser` by one that returns `user`.
+    has_django_auser = _has_django_auser(request) or _is_resolved(request)
+    return not (_has_django_user(request) and has_django_auser)
 
 
 def _has_django_user(request: HttpRequest) -> bool:
@@ -496,17 +508,18 @@ def _users(keys: Iterable[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     # From the database that users are written to: a replica may lack the newest ones.
     users = model._default_manager.using(router.db_for_write(model))
-    for some in _batches(wanted):
+    for some in batches(wanted):
         found |= {to_text(user): user for user in users.filter(pk__in=some)}
     return found
 
 
-def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+def batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """Return users or sessions, some for each query."""
     for begin in range(0, len(items), _BATCH):
         yield items[begin : begin + _BATCH]
 
 
-def _backend(path: str) -> Any:
+def backend_of(path: str) -> Any:
     """Return an authentication backend, or None if Django does not use it any more."""
     if path not in settings.AUTHENTICATION_BACKENDS:
         return None
@@ -516,7 +529,7 @@ def _backend(path: str) -> Any:
 
 
 def _may_log_in(user: Any, login: Login) -> bool:
-    backend = _backend(login.backend)
+    backend = backend_of(login.backend)
     if backend is None:
         return False
     # A backend that is not a ModelBackend may lack this method, which checks `is_active`.
@@ -530,7 +543,7 @@ async def _user_of_backend(login: Login) -> Any:
     Raises:
         Exception: The backend could not look for the user.
     """
-    backend = _backend(login.backend)
+    backend = backend_of(login.backend)
     model: Any = get_user_model()
     try:
         key = model._meta.pk.to_python(login.user)

@@ -121,8 +121,20 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
     Raises:
         TypeError, ValueError: The user has no owner key: see ``user_key``.
     """
-    owner_keys: dict[str, str | None] = {}
     session: SessionBase | None = getattr(request, "session", None)
+    data = {} if is_nobody(user) else await data_of(session)
+    return owner_in(session, data, user, groups)
+
+
+def owner_in(
+    session: SessionBase | None, data: Mapping[str, Any], user: Any, groups: Iterable[str]
+) -> Owner:
+    """Return who owns a stream, given its session, the session's data and the user.
+
+    Raises:
+        TypeError, ValueError: The user has no owner key: see ``user_key``.
+    """
+    owner_keys: dict[str, str | None] = {}
     if session is not None and (owner_key := _session_owner_key(session)):
         owner_keys[owner_key] = None
     if is_nobody(user):
@@ -130,15 +142,9 @@ async def owner_of(request: HttpRequest, user: Any, groups: Iterable[str]) -> Ow
     of_user = user_key(user)
     owner_keys[of_user] = None
     owner_keys |= {user_key(user, group): group for group in groups}
-    data = await data_of(session)
     if SESSION_KEY not in data:
         return Owner(owner_keys, of_user)
-    login = Login(
-        str(data[SESSION_KEY]),
-        str(data.get(BACKEND_SESSION_KEY)),
-        str(data.get(HASH_SESSION_KEY, "")),
-        *_session_place(session),
-    )
+    login = login_in(session, data)
     if conf().END_WITH_LOGIN and (owner_key := login_key(data)):
         owner_keys[owner_key] = None
     # The session may belong to another user. Then the time of the owner's login is unknown.
@@ -162,6 +168,16 @@ async def data_of(session: SessionBase | None) -> dict[str, Any]:
     if not hasattr(session, "_session_cache"):
         return dict(await sync_to_async(session.items)())
     return dict(session.items())
+
+
+def login_in(session: SessionBase | None, data: Mapping[str, Any]) -> Login:
+    """Return the login in a session, given the session's data."""
+    return Login(
+        str(data[SESSION_KEY]),
+        str(data.get(BACKEND_SESSION_KEY)),
+        str(data.get(HASH_SESSION_KEY, "")),
+        *_session_place(session),
+    )
 
 
 def is_nobody(user: Any) -> bool:

@@ -84,12 +84,12 @@ def cross_origin(view: ViewT) -> ViewT:
 
     def before(request: HttpRequest, kwargs: Mapping[str, Any]) -> HttpResponseBase | None:
         note_reached(request)
-        return _cross_origin_answer(request)
+        return cross_origin_answer(request)
 
     return mark_as_stream(wrapped(view, before=before, after=add_cors))
 
 
-def _cross_origin_answer(request: HttpRequest) -> HttpResponseBase | None:
+def cross_origin_answer(request: HttpRequest) -> HttpResponseBase | None:
     """Return the answer to a preflight or to a page that is not allowed, or None for the view to
     answer."""
     if is_preflight(request):
@@ -101,6 +101,12 @@ def _cross_origin_answer(request: HttpRequest) -> HttpResponseBase | None:
     response = HttpResponseForbidden(headers={"Cache-Control": "no-store"})
     patch_vary_headers(response, ["Origin", "Sec-Fetch-Site"])
     return response
+
+
+def gets_no_cookies(request: HttpRequest) -> bool:
+    """Say whether the response to a page of another origin cannot set cookies."""
+    allowed = cors_headers(_origin(request))
+    return _is_foreign(request) and ALLOW_CREDENTIALS not in allowed
 
 
 def _is_allowed(origin: str) -> bool:

@@ -6,8 +6,11 @@ holds back the end of the body, and the stream goes on with the server's own ``s
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from contextlib import aclosing
+from typing import Any, Final, cast
+
+from django.http import StreamingHttpResponse
 
 from django_sse.conf import conf
 from django_sse.http.compression import GzipSender, accepts_gzip
@@ -50,12 +53,15 @@ class HandOff:
         "_scope",
         "_send",
         "_stream",
+        "cookie",
         "is_for_stream",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.is_for_stream = False
         """Whether the request has reached a view that is an event stream."""
+        self.cookie: bytes | None = None
+        """The ``Set-Cookie`` of the response, if the stream may be handed off."""
         # Until the response has begun.
         self._scope: Scope | None = scope
         self._receive = receive
@@ -119,6 +125,18 @@ class HandOff:
                 await self._send(message)
         except TimeoutError:
             self._give_up()
+
+    async def respond(self, response: StreamingHttpResponse) -> None:
+        """Send a response as Django does, for a request that Django does not see."""
+        headers = [
+            (name.encode("ascii"), value.encode("latin-1")) for name, value in response.items()
+        ]
+        start = {"type": "http.response.start", "status": response.status_code, "headers": headers}
+        await self.send(start)
+        async with aclosing(cast("AsyncGenerator[bytes, None]", aiter(response))) as chunks:
+            async for chunk in chunks:
+                await self.send(_body(chunk, more=True))
+        await self.send(_body(b"", more=False))
 
     def _give_up(self) -> None:
         """Tell Django that the client has gone, since it does not read and blocks the request."""
@@ -206,6 +224,9 @@ class HandOff:
         names = {name for name, _ in kept}
         encoded = b"content-encoding" in names
         self._may_hand_off = message["status"] == 200 and not encoded
+        if self._may_hand_off and self.cookie:
+            kept.append((b"set-cookie", self.cookie))
+        self.cookie = None
         bound_silence(scope.get("client"))
         if brake := brake_for(self._send):
             self._brake, self._send = brake, brake.send

@@ -24,6 +24,7 @@ _RULES: Final = {
     "retry": Rule(
         f"{MILLISECONDS.accepts}, or None", lambda n: n is None or MILLISECONDS.admits(n)
     ),
+    "resume_seconds": SECONDS_OR_OFF,
     "heartbeat": Rule(
         f"{SECONDS_OR_OFF.accepts}, or None", lambda n: n is None or SECONDS_OR_OFF.admits(n)
     ),

@@ -9,6 +9,7 @@ from itertools import chain, islice
 from time import monotonic
 from typing import Any, Final
 
+from django_sse.access.session_claims import SessionClaim
 from django_sse.channel_layer import default_layer
 from django_sse.concurrency.forks import in_child
 from django_sse.concurrency.tasks import must_propagate, spawn
@@ -136,6 +137,16 @@ class Hub:
         }
         unknown = [group for group in groups if group not in known] + list(owner_keys)
         return known | (await self._reader.states(unknown) if unknown else {})
+
+    async def kept_session(self, claim: SessionClaim) -> Mapping[str, Any] | None:
+        """Return a session's data if a claim about it is true and its login is valid, else None.
+
+        Many claims are checked at a time.
+
+        Raises:
+            Exception: The session or its user could not be read.
+        """
+        return await self._rechecks.kept_session(claim)
 
     async def join(self, stream: Stream, groups: Sequence[str]) -> None:
         """Let a stream follow its groups. From now on it gets all their new events.

@@ -15,7 +15,7 @@ from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from asgiref.sync import async_to_sync, sync_to_async
 from django.db import DEFAULT_DB_ALIAS, connections
@@ -28,6 +28,7 @@ from django_sse.access.logins import (
     without_session,
 )
 from django_sse.access.owners import Login
+from django_sse.access.session_claims import SessionClaim, kept_sessions
 from django_sse.concurrency.tasks import must_propagate, spawn
 from django_sse.concurrency.threads import OwnThread, Result
 from django_sse.conf import conf
@@ -54,6 +55,8 @@ _BACKENDS_SECONDS: Final = 10.0
 _LOGINS_AT_A_TIME: Final = 500
 
 _Logins = Mapping[Login, Collection[Stream]]
+Item = TypeVar("Item", Login, SessionClaim)
+_Sessions = Mapping[SessionClaim, Mapping[str, Any]]
 
 
 class Rechecks:
@@ -93,6 +96,10 @@ class Rechecks:
         # When custom backends were last asked about each login, and whether to ask one now.
         self._asked_at: dict[Login, float] = {}
         self._is_urgent = asyncio.Event()
+        # The sessions of clients that come back, and who waits for an answer about them.
+        self._claims: set[SessionClaim] = set()
+        self._claims_checked: asyncio.Future[_Sessions] | None = None
+        self._is_checking_claims = False
 
     def add(self, stream: Stream) -> None:
         """Recheck a stream from now on."""
@@ -203,8 +210,49 @@ class Rechecks:
     async def _check_logins(self, streams: Collection[Stream]) -> None:
         """End those of the streams whose login is no longer valid according to the database."""
         logins = _by_login(streams, custom_backends=False)
-        async for of_tenant, checked in self._ask_each_tenant(logins, check_logins):
-            self._act_on(of_tenant, checked)
+        async for some, checked in self._ask_each_tenant(_by_tenant(logins), check_logins):
+            self._act_on({login: logins[login] for login in some}, checked)
+
+    async def kept_session(self, claim: SessionClaim) -> Mapping[str, Any] | None:
+        """Return a session's data if a claim about it is true and its login is valid, else None.
+
+        While the database answers, more claims pile up. They are checked together.
+
+        Raises:
+            Exception: The session or its user could not be read, or that took too long.
+        """
+        self._claims.add(claim)
+        if self._claims_checked is None:
+            self._claims_checked = asyncio.get_running_loop().create_future()
+        checked = self._claims_checked
+        if not self._is_checking_claims:
+            self._is_checking_claims = True
+            spawn(self._check_claims())
+        # The thread limits the time. Shielded, since others wait for the answer, too.
+        return (await asyncio.shield(checked)).get(claim)
+
+    async def _check_claims(self) -> None:
+        try:
+            while checked := self._claims_checked:
+                claims, self._claims, self._claims_checked = self._claims, set(), None
+                kept: dict[SessionClaim, Mapping[str, Any]] = {}
+                try:
+                    tenants = _by_tenant(claims)
+                    async for _, some in self._ask_each_tenant(tenants, kept_sessions):
+                        kept |= some
+                except BaseException as error:
+                    if must_propagate(error):
+                        checked.cancel()
+                        raise
+                    checked.set_exception(error)
+                    # Mark the exception as retrieved, in case nobody waits any more.
+                    checked.exception()
+                else:
+                    checked.set_result(kept)
+        finally:
+            self._is_checking_claims = False
+        if not self._streams:
+            await self.aclose()
 
     async def watch_backends(self) -> None:
         """Ask custom backends about their logins, one at a time, again and again.
@@ -314,8 +362,8 @@ class Rechecks:
     async def _look_for_sessions(self, streams: Collection[Stream]) -> None:
         """End streams whose session is gone or has a new key, so that their clients come back."""
         logins = _by_login(streams, custom_backends=None)
-        async for of_tenant, gone in self._ask_each_tenant(logins, without_session):
-            if ended := [stream for login in gone for stream in of_tenant[login]]:
+        async for _, gone in self._ask_each_tenant(_by_tenant(logins), without_session):
+            if ended := [stream for login in gone for stream in logins[login]]:
                 # If the session was logged out, the store knows, though no doorbell may have come.
                 try:
                     await self.look_up(
@@ -328,22 +376,18 @@ class Rechecks:
             each(ended, _send_back)
 
     async def _ask_each_tenant(
-        self, logins: _Logins, question: Callable[[Collection[Login]], Result]
-    ) -> AsyncIterator[tuple[_Logins, Result]]:
-        """Ask about the logins of each tenant, in the tenant and some at a time.
+        self, tenants: Mapping[str, Sequence[Item]], question: Callable[[Sequence[Item]], Result]
+    ) -> AsyncIterator[tuple[Sequence[Item], Result]]:
+        """Ask about the logins or sessions of each tenant, in the tenant and some at a time.
 
         Yields:
-            Some of the logins, and the answer about them.
+            Some of them, and the answer about them.
 
         Raises:
             Exception: Some questions had no answer. All others were asked first.
         """
-        tenants: dict[str, list[Login]] = {}
-        for login in logins:
-            tenants.setdefault(login.namespace, []).append(login)
         failure: BaseException | None = None
         for namespace, some in _in_parts(tenants):
-            of_tenant = {login: logins[login] for login in some}
             ask = partial(_ask_within, namespace, question, some)
             try:
                 answer = await self._thread.run(ask)
@@ -352,7 +396,7 @@ class Rechecks:
                     raise
                 failure = error
             else:
-                yield of_tenant, answer
+                yield some, answer
         if failure:
             raise failure
 
@@ -440,10 +484,17 @@ def _by_login(streams: Iterable[Stream], *, custom_backends: bool | None) -> _Lo
     return {login: streams for login, streams in found.items() if login.backend in wanted}
 
 
-def _in_parts(tenants: Mapping[str, Sequence[Login]]) -> Iterator[tuple[str, Sequence[Login]]]:
-    for namespace, logins in tenants.items():
-        for begin in range(0, len(logins), _LOGINS_AT_A_TIME):
-            yield namespace, logins[begin : begin + _LOGINS_AT_A_TIME]
+def _by_tenant(items: Iterable[Item]) -> dict[str, list[Item]]:
+    tenants: dict[str, list[Item]] = {}
+    for item in items:
+        tenants.setdefault(item.namespace, []).append(item)
+    return tenants
+
+
+def _in_parts(tenants: Mapping[str, Sequence[Item]]) -> Iterator[tuple[str, Sequence[Item]]]:
+    for namespace, items in tenants.items():
+        for begin in range(0, len(items), _LOGINS_AT_A_TIME):
+            yield namespace, items[begin : begin + _LOGINS_AT_A_TIME]
 
 
 def _shut(stream: Stream, closing: bytes, group: str | None = None) -> None:
@@ -471,10 +522,10 @@ def _send_back(stream: Stream) -> None:
 
 
 def _ask_within(
-    namespace: str, question: Callable[[Collection[Login]], Result], logins: Collection[Login]
+    namespace: str, question: Callable[[Sequence[Item]], Result], items: Sequence[Item]
 ) -> Result:
     with namespace_context(namespace):
-        return question(logins)
+        return question(items)
 
 
 async def _acheck_within(login: Login) -> LoginCheck:

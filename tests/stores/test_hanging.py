@@ -455,8 +455,7 @@ async def of_store():
 
 async def of_logins():
     rechecks = Rechecks((), None, None, lambda: 1.0)
-    logins = {Login("1", "", ""): ()}
-    async for _ in rechecks._ask_each_tenant(logins, hang):
+    async for _ in rechecks._ask_each_tenant({"": [Login("1", "", "")]}, hang):
         pass
 
 async def of_views():

@@ -23,8 +23,14 @@ _threads: Final = SharedThreads(4)
 class GeneratorStream(Protocol):
     """The part of a stream that its generator uses."""
 
-    async def send(self, chunk: bytes) -> bool:
-        """Send a chunk, and wait until it has gone out. Return whether the stream goes on."""
+    async def ready(self) -> bool:
+        """Wait until all that was sent has gone out, and more may be sent.
+
+        Return whether the stream goes on.
+        """
+
+    def send(self, chunk: bytes) -> None:
+        """Send a chunk. The stream has to be ready."""
 
     def end(self, reason: str, last_bytes: LastBytes) -> None:
         """End the stream after its last bytes."""
@@ -86,6 +92,8 @@ class Generation:
         self._context = Context()
 
     async def _run(self, events: AsyncGenerator[Any, None], stream: GeneratorStream) -> None:
+        # Already here, for a generator that ends its stream before it first waits.
+        self._task = asyncio.current_task()
         reason = "complete"
         # A generator and its client may both be so fast that nothing here has to wait.
         turns = Turns()
@@ -95,14 +103,19 @@ class Generation:
                     event = item if isinstance(item, Event) else Event(item)
                     refuse_reserved_name(event)
                     chunk = event.encode()
+                    if not await stream.ready():
+                        return
                     self.last_event_id = self.last_event_id if event.id is None else event.id
-                    if not await stream.send(chunk):
+                    stream.send(chunk)
+                    if not await stream.ready():
                         return
                     await turns.give_way(len(chunk))
         except Close as close:
             reason = close.reason
         except BaseException as error:
             if must_propagate(error):
+                # If the stream has not ended, something else has cancelled the generator.
+                stream.end("failed", jittered_retry)
                 raise
             logger.exception("A generator view failed, so its stream is ended.")
             if self._retry_on_error:

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 from django_sse.concurrency.tasks import Turns, must_propagate, spawn
 from django_sse.concurrency.threads import SharedThreads, request_context
-from django_sse.event import Event, refuse_reserved_name, with_id
+from django_sse.event import FORBIDDEN_IN_FIELD, Event, refuse_reserved_name, with_id
 from django_sse.exceptions import Close
 from django_sse.groups.entries import closing_wire
 from django_sse.groups.position import TERMINAL_MARK
@@ -59,7 +59,8 @@ class Generation:
         self._events: AsyncGenerator[Any, None] | None = events
         self._context = context
         self._retry_on_error = retry_on_error
-        self.last_event_id = last_event_id
+        # No event has had such an id. The client may have put it into the URL.
+        self.last_event_id = "" if FORBIDDEN_IN_FIELD.search(last_event_id) else last_event_id
         self._release: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = None
 

@@ -358,6 +358,19 @@ class TestEnds:
             assert [event.event for event in await stream.rest()] == ["close"]
             assert stream.last_event_id == f"1{LEFT_MARK}"
 
+    @pytest.mark.parametrize("end", ["%0A", "%0D", "%0D%0A"])
+    async def test_an_id_that_its_client_made_up_adds_no_lines_to_its_end(self, end: str) -> None:
+        class Silent(Of):
+            async def events(self) -> AsyncIterator[Event]:
+                yield Event("begun")
+                await asyncio.Event().wait()
+
+        made_up = f"/?lastEventId=1{end}{end}data:forged{end}{end}"
+        async with open_stream(Silent.as_view(), made_up, user="7") as stream:
+            assert (await stream.next_event()).data == "begun"
+            await acancel(user="7")
+            assert [event.event for event in await stream.rest()] == ["close"]
+
     async def test_what_a_generator_awaits_to_close_itself_is_not_cancelled(self) -> None:
         await _lose_client("/saving/", after=3)
         await until(lambda: Generated.closed)

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 from django_sse.concurrency.tasks import Turns, must_propagate, spawn
 from django_sse.concurrency.threads import SharedThreads, request_context
 from django_sse.event import FORBIDDEN_IN_FIELD, Event, refuse_reserved_name, with_id
-from django_sse.exceptions import Close
+from django_sse.exceptions import Close, InvalidEvent
 from django_sse.groups.entries import closing_wire
 from django_sse.groups.position import TERMINAL_MARK
 from django_sse.logs import logger
@@ -103,6 +103,7 @@ class Generation:
                 async for item in events:
                     event = item if isinstance(item, Event) else Event(item)
                     refuse_reserved_name(event)
+                    _refuse_reserved_id(event)
                     chunk = event.encode()
                     if not await stream.ready():
                         return
@@ -125,3 +126,11 @@ class Generation:
             reason = "failed"
         closing = with_id(TERMINAL_MARK, closing_wire(reason))
         stream.end("complete", lambda: closing)
+
+
+def _refuse_reserved_id(event: Event) -> None:
+    if event.id is not None and event.id.endswith(TERMINAL_MARK):
+        raise InvalidEvent(
+            f"The id {event.id!r} ends in {TERMINAL_MARK!r}, which tells a client that comes back "
+            "to stop. Choose another id."
+        )

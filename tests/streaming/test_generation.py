@@ -358,6 +358,15 @@ class TestEnds:
             assert [event.event for event in await stream.rest()] == ["close"]
             assert stream.last_event_id == f"1{LEFT_MARK}"
 
+    @pytest.mark.parametrize("id", [TERMINAL_MARK, f"1{LEFT_MARK}"])
+    async def test_an_id_that_would_stop_its_client_is_refused(self, id: str) -> None:
+        class Marked(EventGeneratorView):
+            async def events(self) -> AsyncIterator[Event]:
+                yield Event("marked", id=id)
+
+        async with open_stream(Marked.as_view()) as stream:
+            assert reasons(await stream.rest()) == ["failed"]
+
     @pytest.mark.parametrize("end", ["%0A", "%0D", "%0D%0A"])
     async def test_an_id_that_its_client_made_up_adds_no_lines_to_its_end(self, end: str) -> None:
         class Silent(Of):

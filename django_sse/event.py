@@ -21,7 +21,7 @@ from django_sse.text import plain
 
 # The specification has only these three line ends. str.splitlines() knows more.
 _LINE_END = re.compile(r"\r\n|\n|\r")
-_FORBIDDEN_IN_FIELD = re.compile(r"[\r\n\0]")
+FORBIDDEN_IN_FIELD: Final = re.compile(r"[\r\n\0]")
 _JSON: Final = DjangoJSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 # Python reads no number with more digits, and no browser waits that long.
 _MAX_DIGITS: Final = 4300
@@ -156,7 +156,7 @@ def _one_line(field: str, value: Any) -> str:
     text = plain(value)
     if not isinstance(text, str):
         raise InvalidEvent(f"Event.{field} must be text, not {type(text).__name__}.")
-    if _FORBIDDEN_IN_FIELD.search(text):
+    if FORBIDDEN_IN_FIELD.search(text):
         raise InvalidEvent(
             f"Event.{field} must not contain CR, LF or NUL, but {text!r} does: "
             "it would end the line and start another field."

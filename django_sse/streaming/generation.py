@@ -8,8 +8,8 @@ from typing import Any, Final, Protocol
 
 from django_sse.concurrency.tasks import Turns, must_propagate, spawn
 from django_sse.concurrency.threads import SharedThreads, request_context
-from django_sse.event import Event, refuse_reserved_name, with_id
-from django_sse.exceptions import Close
+from django_sse.event import FORBIDDEN_IN_FIELD, Event, refuse_reserved_name, with_id
+from django_sse.exceptions import Close, InvalidEvent
 from django_sse.groups.entries import closing_wire
 from django_sse.groups.position import TERMINAL_MARK
 from django_sse.logs import logger
@@ -23,8 +23,14 @@ _threads: Final = SharedThreads(4)
 class GeneratorStream(Protocol):
     """The part of a stream that its generator uses."""
 
-    async def send(self, chunk: bytes) -> bool:
-        """Send a chunk, and wait until it has gone out. Return whether the stream goes on."""
+    async def ready(self) -> bool:
+        """Wait until all that was sent has gone out, and more may be sent.
+
+        Return whether the stream goes on.
+        """
+
+    def send(self, chunk: bytes) -> None:
+        """Send a chunk. The stream has to be ready."""
 
     def end(self, reason: str, last_bytes: LastBytes) -> None:
         """End the stream after its last bytes."""
@@ -53,7 +59,8 @@ class Generation:
         self._events: AsyncGenerator[Any, None] | None = events
         self._context = context
         self._retry_on_error = retry_on_error
-        self.last_event_id = last_event_id
+        # No event has had such an id. The client may have put it into the URL.
+        self.last_event_id = "" if FORBIDDEN_IN_FIELD.search(last_event_id) else last_event_id
         self._release: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -86,6 +93,8 @@ class Generation:
         self._context = Context()
 
     async def _run(self, events: AsyncGenerator[Any, None], stream: GeneratorStream) -> None:
+        # Already here, for a generator that ends its stream before it first waits.
+        self._task = asyncio.current_task()
         reason = "complete"
         # A generator and its client may both be so fast that nothing here has to wait.
         turns = Turns()
@@ -94,15 +103,21 @@ class Generation:
                 async for item in events:
                     event = item if isinstance(item, Event) else Event(item)
                     refuse_reserved_name(event)
+                    _refuse_reserved_id(event)
                     chunk = event.encode()
+                    if not await stream.ready():
+                        return
                     self.last_event_id = self.last_event_id if event.id is None else event.id
-                    if not await stream.send(chunk):
+                    stream.send(chunk)
+                    if not await stream.ready():
                         return
                     await turns.give_way(len(chunk))
         except Close as close:
             reason = close.reason
         except BaseException as error:
             if must_propagate(error):
+                # If the stream has not ended, something else has cancelled the generator.
+                stream.end("failed", jittered_retry)
                 raise
             logger.exception("A generator view failed, so its stream is ended.")
             if self._retry_on_error:
@@ -111,3 +126,11 @@ class Generation:
             reason = "failed"
         closing = with_id(TERMINAL_MARK, closing_wire(reason))
         stream.end("complete", lambda: closing)
+
+
+def _refuse_reserved_id(event: Event) -> None:
+    if event.id is not None and event.id.endswith(TERMINAL_MARK):
+        raise InvalidEvent(
+            f"The id {event.id!r} ends in {TERMINAL_MARK!r}, which tells a client that comes back "
+            "to stop. Choose another id."
+        )

@@ -220,21 +220,29 @@ class Stream:
         elif self._generation:
             self._generation.stop()
 
-    async def send(self, chunk: bytes) -> bool:
-        """Send a chunk of the generator, and wait until it has gone out.
+    async def ready(self) -> bool:
+        """Wait until all that was sent has gone out, and the generator may send more.
 
         Returns:
             Whether the stream goes on.
         """
-        while self.phase is Phase.CATCHING_UP and self._catching_up:
-            # Its owner's streams may have been ended, and the store has not answered yet.
-            await asyncio.wait([self._catching_up])
-        # A heartbeat may be under way. More than BACKLOG_BYTES must not wait behind it.
-        await self._queue.idle()
-        if self.phase is Phase.LIVE:
-            self._queue.push(chunk)
-            await self._queue.idle()
-        return self.phase in (Phase.CATCHING_UP, Phase.LIVE)
+        while True:
+            if self.phase is Phase.CATCHING_UP and self._catching_up:
+                # Its owner's streams may have been ended, and the store has not answered yet.
+                await asyncio.wait([self._catching_up])
+            elif self.phase is Phase.LIVE and self._queue.busy_since is not None:
+                # More than BACKLOG_BYTES must not wait behind a heartbeat.
+                await self._queue.idle()
+            else:
+                break
+        if self.phase is not Phase.LIVE:
+            # The generator is cancelled here, and not in what it awaits to close itself.
+            await asyncio.sleep(0)
+        return self.phase is Phase.LIVE
+
+    def send(self, chunk: bytes) -> None:
+        """Send a chunk of the generator. The stream has to be ready."""
+        self._queue.push(chunk)
 
     # Taking
 

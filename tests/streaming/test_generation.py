@@ -21,7 +21,7 @@ from pytest_django import Settings
 from django_sse import Event, acancel
 from django_sse.asgi import get_asgi_application
 from django_sse.decorators import event_generator
-from django_sse.groups.position import TERMINAL_MARK
+from django_sse.groups.position import LEFT_MARK, TERMINAL_MARK
 from django_sse.stores import get_store
 from django_sse.views import EventGeneratorView
 from tests import postgresql
@@ -144,6 +144,19 @@ async def endless(request: HttpRequest) -> AsyncIterator[str]:
         Generated.closed += 1
 
 
+@event_generator
+async def saving(request: HttpRequest) -> AsyncIterator[str]:
+    """Await something to close itself."""
+    Generated.begun += 1
+    try:
+        while True:
+            yield "x"
+            await asyncio.sleep(0)
+    finally:
+        Generated.threads.add(await sync_to_async(threading.current_thread)())
+        Generated.closed += 1
+
+
 urlpatterns = [
     path("forever/", Forever.as_view()),
     path("of/<str:user>/", Of.as_view()),
@@ -154,6 +167,7 @@ urlpatterns = [
     path("posted/", posted),
     path("read/", read),
     path("endless/", endless),
+    path("saving/", saving),
 ]
 
 
@@ -300,6 +314,76 @@ class TestEnds:
             answers.set()
             assert [event.event for event in await stream.rest()] == ["close"]
 
+    async def test_a_generator_that_is_cancelled_by_something_else_ends_its_stream(self) -> None:
+        class Cancelled(EventGeneratorView):
+            async def events(self) -> AsyncIterator[Event]:
+                yield Event("begun", id="1")
+                asyncio.current_task().cancel()  # type: ignore[union-attr]
+                await asyncio.Event().wait()
+
+        async with open_stream(Cancelled.as_view()) as stream:
+            events = await stream.rest()
+            assert [event.data for event in events] == ["begun"]
+            assert stream.last_event_id == "1"
+
+    async def test_an_event_that_an_end_has_kept_back_is_not_counted_as_received(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        goes_on, answers = asyncio.Event(), asyncio.Event()
+        store = get_store()
+        states = store.astates
+
+        class Gated(Of):
+            async def events(self) -> AsyncIterator[Event]:
+                Generated.begun += 1
+                try:
+                    yield Event("before", id="1")
+                    await goes_on.wait()
+                    yield Event("after", id="2")
+                finally:
+                    Generated.closed += 1
+
+        async def late(*args: Any) -> Any:
+            await answers.wait()
+            return await states(*args)
+
+        async with open_stream(Gated.as_view(), user="7") as stream:
+            assert (await stream.next_event()).data == "before"
+            monkeypatch.setattr(store, "astates", late)
+            await acancel(user="7")
+            goes_on.set()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            answers.set()
+            assert [event.event for event in await stream.rest()] == ["close"]
+            assert stream.last_event_id == f"1{LEFT_MARK}"
+
+    @pytest.mark.parametrize("id", [TERMINAL_MARK, f"1{LEFT_MARK}"])
+    async def test_an_id_that_would_stop_its_client_is_refused(self, id: str) -> None:
+        class Marked(EventGeneratorView):
+            async def events(self) -> AsyncIterator[Event]:
+                yield Event("marked", id=id)
+
+        async with open_stream(Marked.as_view()) as stream:
+            assert reasons(await stream.rest()) == ["failed"]
+
+    @pytest.mark.parametrize("end", ["%0A", "%0D", "%0D%0A"])
+    async def test_an_id_that_its_client_made_up_adds_no_lines_to_its_end(self, end: str) -> None:
+        class Silent(Of):
+            async def events(self) -> AsyncIterator[Event]:
+                yield Event("begun")
+                await asyncio.Event().wait()
+
+        made_up = f"/?lastEventId=1{end}{end}data:forged{end}{end}"
+        async with open_stream(Silent.as_view(), made_up, user="7") as stream:
+            assert (await stream.next_event()).data == "begun"
+            await acancel(user="7")
+            assert [event.event for event in await stream.rest()] == ["close"]
+
+    async def test_what_a_generator_awaits_to_close_itself_is_not_cancelled(self) -> None:
+        await _lose_client("/saving/", after=3)
+        await until(lambda: Generated.closed)
+
 
 @pytest.mark.usefixtures("memory_store")
 class TestRequest:
@@ -401,6 +485,15 @@ class TestDatabase:
             await stream.rest()
         assert Generated.threads == {await sync_to_async(threading.current_thread)()}
 
+    @pytest.mark.parametrize("after", [1, 3])
+    async def test_its_thread_ends_after_what_it_calls_to_close_itself(
+        self, settings: Settings, after: int
+    ) -> None:
+        settings.MIDDLEWARE = []
+        await _lose_client("/saving/", after)
+        await until(lambda: Generated.closed)
+        await until(lambda: not any(thread.is_alive() for thread in Generated.threads))
+
 
 @pytest.mark.django_db(transaction=True, databases=["default", postgresql.ALIAS])
 @pytest.mark.usefixtures("everything_ends")
@@ -415,6 +508,28 @@ async def test_a_connection_that_breaks_is_replaced(
         events = await stream.rest()
         assert [event.data for event in events[:-1]] == ["0", "0"]
         assert reasons(events) == ["complete"]
+
+
+async def _lose_client(url: str, after: int) -> None:
+    """Request a stream, and have the server notice with an event that the client has gone."""
+    events = 0
+
+    async def receive() -> dict[str, Any]:
+        if bodies:
+            return bodies.pop()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        nonlocal events
+        events += message.get("body", b"").startswith(b"data")
+        if events == after:
+            raise OSError("The client has gone.")
+
+    bodies = [{"type": "http.request"}]
+    scope = get(url).scope  # type: ignore[attr-defined]
+    async with asyncio.timeout(10):
+        await get_asgi_application()(scope, receive, send)
 
 
 _FORM = "multipart/form-data; boundary=x"

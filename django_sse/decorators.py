@@ -25,6 +25,7 @@ from django_sse.exceptions import InvalidGroup
 from django_sse.groups.entries import GroupState
 from django_sse.groups.names import check_pattern, expand_group
 from django_sse.groups.namespaces import acurrent_namespace, current_namespace, full_name
+from django_sse.http.base_view import exempt_from_atomic_requests
 from django_sse.http.cors import cross_origin
 from django_sse.http.response import (
     CONTENT_TYPE,
@@ -38,7 +39,7 @@ from django_sse.logs import logger
 from django_sse.mixins import AccessMixin
 from django_sse.stores import get_store
 from django_sse.stores.read_limits import READ_SECONDS
-from django_sse.views import EventGeneratorView, EventStreamView, exempt_from_atomic_requests
+from django_sse.views import EventGeneratorView, EventStreamView
 
 View = Callable[..., Any]
 ViewT = TypeVar("ViewT", bound=View)

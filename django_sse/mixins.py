@@ -11,7 +11,7 @@ is open.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +28,7 @@ from django.views import View
 
 from django_sse.access.logins import resolve_user, user_of
 from django_sse.access.owners import is_nobody
+from django_sse.http.base_view import Test, remember_test
 from django_sse.http.cors import add_cors, is_preflight, preflight_answer
 from django_sse.http.response import no_store
 from django_sse.http.sessions import unavailable_without_session
@@ -46,10 +47,6 @@ _CHALLENGE: Final = 'Cookie realm="login"'
 
 _PERMISSIONS: Final = "permission_required"
 _TEST: Final = "test_func"
-# The attribute in which a view keeps the tests of its mixins, to repeat them later.
-_TESTS: Final = "_django_sse_tests"
-
-Test = Callable[[], Awaitable[bool]]
 
 
 class AccessMixin(_Base):
@@ -94,7 +91,7 @@ class LoginRequiredMixin(AccessMixin):
         return _answer_if(self.__is_logged_in, request, answer)
 
     def _ask_again_later(self) -> None:
-        _remember_test(self, self.__is_still_logged_in)
+        remember_test(self, self.__is_still_logged_in)
 
     async def __is_logged_in(self) -> bool:
         user = await _user(self.request)
@@ -144,7 +141,7 @@ class PermissionRequiredMixin(AccessMixin):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
-        _remember_test(self, self.__has_permissions)
+        remember_test(self, self.__has_permissions)
         return _answer_if(self.__has_permissions, request, answer)
 
     async def __has_permissions(self) -> bool:
@@ -189,7 +186,7 @@ class UserPassesTestMixin(AccessMixin):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, or refuse it. A preflight has no cookies, and is answered here."""
         answer = partial(super().dispatch, request, *args, **kwargs)
-        _remember_test(self, self.__passes)
+        remember_test(self, self.__passes)
         return _answer_if(self.__passes, request, answer)
 
     async def __passes(self) -> bool:
@@ -209,16 +206,6 @@ class UserPassesTestMixin(AccessMixin):
             )
             return False
         return bool(tests)
-
-
-def tests_of(view: View) -> Sequence[Test]:
-    """Return the tests that the mixins of a view have run on its request, to repeat them."""
-    tests: Sequence[Test] = vars(view).get(_TESTS, ())
-    return tests
-
-
-def _remember_test(view: View, test: Test) -> None:
-    vars(view).setdefault(_TESTS, []).append(test)
 
 
 def _refuse_methods_of_django(view: type, *names: str) -> None:

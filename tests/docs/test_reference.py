@@ -32,7 +32,7 @@ _OF_DJANGO = {"get", "head"}
 # Where users import from, beside the package itself.
 _MODULES = ("asgi", "decorators", "exceptions", "mixins", "testing", "views")
 # What one of these modules has for another one.
-_OF_OURS = {"AccessMixin", "exempt_from_atomic_requests", "tests_of"}
+_OF_OURS = {"AccessMixin"}
 # Of the database's, the kernel's and the server's, and of django-eventstream.
 _OF_OTHERS = r"ATOMIC_REQUESTS|ASGI_APPLICATION|TCP_USER_TIMEOUT|REMOTE_ADDR|EVENTSTREAM_\w+"
 

@@ -88,6 +88,11 @@ def _at_scale(results: Results) -> Iterator[Goal]:
         results.times("ours", "reconnect, us"),
     )
     yield Goal(
+        "... with resume tickets",
+        0.125,
+        results.times("ours", "reconnect with a ticket, us"),
+    )
+    yield Goal(
         "fresh connect, logged in, times a plain view",
         1.1,
         results.times("ours", "fresh connect, us"),

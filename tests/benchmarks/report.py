@@ -25,6 +25,7 @@ _CONNECTS = {
     "plain view, us": "plain async view",
     "fresh connect, us": "fresh connect",
     "reconnect, us": "reconnect of 5,000 at once, 50 events to replay",
+    "reconnect with a ticket, us": "... with resume tickets",
 }
 _PUBLISHING = (
     "publish",

@@ -9,7 +9,7 @@ __all__ = ["CONTENDERS", "Contender", "Running", "of_another_python"]
 _SITE = "tests.benchmarks.apps.django_site"
 _DELIVERY = ("burst", "yielding", "paced", "groups-of-one")
 _ALL = (*_DELIVERY, "groups-of-one-async", "idle", "growth")
-_OURS = (*_ALL, "connect", "storm", "publish")
+_OURS = (*_ALL, "connect", "storm", "storm-with-tickets", "publish")
 _ON_SERVERS = ("yielding", "paced", "groups-of-one", "idle")
 _ON_STORES = ("yielding", "paced", "groups-of-one", "publish")
 

@@ -3,7 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
@@ -56,6 +56,15 @@ class Running:
         if response.status != 200:
             raise RuntimeError(f"{what}: {response.status} {answer}")
         return answer
+
+    def with_ticket(self, cookie: str) -> str:
+        """Return the line of a session's cookie, with the ticket that its stream is given."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=_ORDER_SECONDS)
+        with closing(connection):
+            headers = {"Cookie": cookie, "Accept": "text/event-stream", "Host": "127.0.0.1"}
+            connection.request("GET", "/resumable/", headers=headers)
+            ticket = connection.getresponse().headers["Set-Cookie"]
+        return f"{cookie}; {ticket.partition(';')[0]}\n"
 
     def request(self, path: str, *headers: str) -> str:
         """Return the request for a path, as the load client sends it."""

@@ -27,6 +27,7 @@ WORKLOADS = {
     "idle": Workload(idle.idle, fresh=True, rounds=1),
     "connect": Workload(connect.connect, fresh=True, rounds=3),
     "storm": Workload(connect.storm, fresh=True, rounds=1),
+    "storm-with-tickets": Workload(connect.storm_with_tickets, fresh=True, rounds=1),
     "publish": Workload(publish.publish, fresh=True, rounds=3),
     "growth": Workload(growth.growth, fresh=True, rounds=1),
     "growth-of-groups": Workload(growth.growth_of_groups, fresh=True, rounds=1),

@@ -22,17 +22,34 @@ def connect(trial: Trial, scale: Scale) -> dict[str, Cell]:
 
 def storm(trial: Trial, scale: Scale) -> dict[str, Cell]:
     """All clients come back at once, and get what they missed."""
+    return {"reconnect, us": _storm(trial, scale, "/all/")}
+
+
+def storm_with_tickets(trial: Trial, scale: Scale) -> dict[str, Cell]:
+    """All clients come back at once with a ticket that they were given before."""
+    cookies = trial.server.cookies
+    assert cookies
+    ticketed = cookies.with_name("tickets")
+    ticketed.write_text("".join(map(trial.server.with_ticket, cookies.read_text().splitlines())))
+    trial.server.cookies = ticketed
+    try:
+        return {"reconnect with a ticket, us": _storm(trial, scale, "/resumable/")}
+    finally:
+        trial.server.cookies = cookies
+
+
+def _storm(trial: Trial, scale: Scale, path: str) -> Cell:
     plain = _plain(trial, scale)
     trial.server.order("burst", events=1)
     header = f"Last-Event-ID: {trial.server.order('position')}"
     trial.server.order("burst", events=_MISSED)
     before = trial.server.cpu_seconds()
     trial.load.expect()
-    trial.open_more("/all/", scale.storm_streams, header, in_flight=_AT_ONCE)
+    trial.open_more(path, scale.storm_streams, header, in_flight=_AT_ONCE)
     total = scale.storm_streams * _MISSED
     report = trial.load.collect(total)
     cost = (trial.server.cpu_seconds() - before) / scale.storm_streams * 1e6
-    return {"reconnect, us": Cell(cost, remark=remark_on(report, total), times=cost / plain)}
+    return Cell(cost, remark=remark_on(report, total), times=cost / plain)
 
 
 def _plain(trial: Trial, scale: Scale) -> float:

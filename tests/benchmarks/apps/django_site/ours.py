@@ -21,12 +21,17 @@ class All(EventStreamView):
     groups = ["all"]
 
 
+class Resumable(All):
+    resume_seconds = 3600
+
+
 class One(EventStreamView):
     groups = ["one-{number}"]
 
 
 urlpatterns = [
     path("all/", All.as_view()),
+    path("resumable/", Resumable.as_view()),
     path("one/<int:number>/", One.as_view()),
     path("plain/", plain.ok),
 ]

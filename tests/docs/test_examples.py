@@ -133,7 +133,7 @@ def views() -> Iterator[ParameterSet]:
             for node in ast.parse(block).body:
                 match node:
                     case ast.ClassDef(
-                        name, bases=[*_, ast.Name("EventStreamView")]
+                        name, bases=[*_, ast.Name("EventStreamView" | "EventGeneratorView")]
                     ) | ast.AsyncFunctionDef(name, ast.arguments(args=[ast.arg("request"), *_])):
                         # It reads the user, or a mixin does.
                         source = ast.get_source_segment(block, node) or ""

@@ -277,9 +277,10 @@ def _is_guarded(view: View) -> bool:
         or hasattr(view_class, "handle_no_permission")
         or AccessMixin in getattr(view_class, "__mro__", ())
         or any(
-            getattr(view_class, name) is not getattr(EventStreamView, name)
+            getattr(view_class, name, None) is not getattr(base, name, None)
+            for base in (EventStreamView, EventGeneratorView)
+            if base in getattr(view_class, "__mro__", ())
             for name in _GUARDING
-            if EventStreamView in getattr(view_class, "__mro__", ())
         )
     )
 

@@ -356,6 +356,10 @@ class EventGeneratorView(StreamView):
     """Whether the client comes back if the generator raises an exception, and it runs again. If
     not, the client gets ``close`` with the reason ``failed``, and then 204."""
 
+    stays_in_request: bool = False
+    """Whether the generator runs in its request, and keeps the request's thread and database
+    connection, with what a middleware has set in them."""
+
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., Any]:
         """Return the view, exempt from ``ATOMIC_REQUESTS``: a stream is not a transaction.
@@ -377,8 +381,8 @@ class EventGeneratorView(StreamView):
         When it returns, the client gets ``close`` with the reason ``complete``, and then 204. To
         give another reason, raise ``Close``. It is cancelled as soon as the stream ends.
 
-        It runs after its request has ended. Its blocking calls, such as those to the database,
-        share a few threads with those of other generators.
+        It runs after its request has ended. Each of its blocking calls, such as those to the
+        database, runs in a new thread with new connections, in the tenant of the request.
         """
         return
         yield
@@ -409,11 +413,14 @@ class EventGeneratorView(StreamView):
             _generator_of(self, "events"),
             last_id,
             copy_context(),
+            namespace=namespace,
             retry_on_error=self.retry_on_error,
         )
-        return self._stream(
-            owner, {}, {"generation": generation}, stays_in_request=not _has_read_body(request)
+        response = self._stream(owner, {}, {"generation": generation})
+        response.stays_in_request = self.stays_in_request or (
+            request.method == "POST" and not await sync_to_async(_has_read_body)(request)
         )
+        return response
 
 
 def _generator_of(view: View, name: str) -> AsyncGenerator[Any, None]:

@@ -3,13 +3,14 @@
 import _thread
 import asyncio
 import sys
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import Context, copy_context
 from functools import partial
 from queue import SimpleQueue
-from threading import Thread
+from threading import Thread, Timer, current_thread
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any, Final, Self, TypeVar
@@ -23,10 +24,11 @@ from django_sse.concurrency.forks import ForkSafeLock, forget_in_child
 
 Result = TypeVar("Result")
 
-# A connection that has not been used for this long may have been closed by the database.
-_IDLE_SECONDS: Final = 1.0
-# A call that takes this long keeps its thread busy, so that those who come use another one.
-_BUSY_SECONDS: Final = 1.0
+# What is entered round a call in another thread.
+Around = Callable[[], AbstractContextManager[object]]
+
+# After how long a call counts as slow.
+_SLOW_SECONDS: Final = 1.0
 
 
 def request_context() -> Context:
@@ -171,83 +173,146 @@ class OwnThread:
         self.__enter__()
 
 
-class SharedThreads:
-    """A few threads that any number of contexts share for their ``sync_to_async`` calls.
+class CleanThreads:
+    """Runs blocking calls of many contexts, each call in a new thread.
 
-    A context uses the first thread, or the next one if a call keeps that busy. Each thread ends,
-    with its database connections, when no context uses it any more.
+    So a call finds nothing that another one has left: no tenant, no transaction, no setting of a
+    database connection. Its connections are closed when it is over.
 
     Args:
-        count: How many threads there are at most.
+        at_once: How many calls run at the same time. Those that take longer than a second do not
+            count, so that slow calls do not delay others.
+        most: How many calls run at the same time, slow ones included.
     """
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    def __init__(self, at_once: int, most: int) -> None:
+        self._at_once = at_once
+        self._most = most
         self._lock = ForkSafeLock()
         self.forget()
         forget_in_child(self)
 
     def forget(self) -> None:
         """Reset the state in the child of a fork, which does not have the threads."""
-        self._threads = [_SharedThread() for _ in range(self._count)]
+        # When each running call began, by the thread that runs it.
+        self._began: dict[Thread, float] = {}
+        self._waiting: deque[_Call] = deque()
+        self._looks_again = False
 
-    def enter(self, context: Context) -> tuple[Context, Callable[[], None]]:
-        """Return a copy of a context that uses one of the threads, and a function for its end."""
+    def within(self, context: Context, around: Around = nullcontext) -> Context:
+        """Return a copy of a context whose calls run in these threads, one after the other.
+
+        Args:
+            context: The context.
+            around: Returns a context manager that is entered round each call, in its thread.
+        """
+        # Held by the copy alone.
+        key = ThreadSensitiveContext()
+        SyncToAsync.context_to_thread_executor[key] = _CleanExecutor(self, around)
+        copied = context.copy()
+        copied.run(SyncToAsync.thread_sensitive_context.set, key)
+        return copied
+
+    def start(self, call: "_Call") -> None:
+        """Run a call as soon as there is room."""
         with self._lock:
-            thread = min(self._threads, key=_SharedThread.is_kept_busy)
-            if not thread.users:
-                thread.__enter__()
-            thread.users += 1
+            self._waiting.append(call)
+        self._start_waiting()
 
-        def leave() -> None:
+    def _start_waiting(self) -> None:
+        with self._lock:
+            while self._waiting and self._has_room():
+                call = self._waiting.popleft()
+                thread = Thread(target=self._run, args=[call], daemon=True)
+                self._began[thread] = monotonic()
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    del self._began[thread]
+                    call.fail(error)
+            if not self._waiting or self._looks_again:
+                return
+            # A call that runs now may be slow, and no longer count by then.
+            again = Timer(_SLOW_SECONDS, self._look_again)
+            again.daemon = True
+            with suppress(RuntimeError):
+                again.start()
+                self._looks_again = True
+
+    def _look_again(self) -> None:
+        self._looks_again = False
+        self._start_waiting()
+
+    def _has_room(self) -> bool:
+        since = monotonic() - _SLOW_SECONDS
+        quick = sum(began > since for began in self._began.values())
+        return quick < self._at_once and len(self._began) < self._most
+
+    def _run(self, call: "_Call") -> None:
+        try:
+            call.run()
+        finally:
+            connections.close_all()
             with self._lock:
-                thread.users -= 1
-                if not thread.users:
-                    thread.__exit__()
-
-        return thread.within(context), leave
+                self._began.pop(current_thread(), None)
+            self._start_waiting()
+            call.executor.go_on()
 
 
-class _SharedThread(OwnThread):
-    """One of several shared threads, which repairs its database connections before each call."""
+class _Call:
+    """A blocking call that waits for its thread, or runs in it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.users = 0
-        self._last_changed = 0.0
+    def __init__(self, executor: "_CleanExecutor", job: Callable[[], Any]) -> None:
+        self.done: Future[Any] = Future()
+        self.executor = executor
+        self._job: Callable[[], Any] | None = job
+
+    def run(self) -> None:
+        if self.done.set_running_or_notify_cancel():
+            try:
+                assert self._job
+                with self.executor.around():
+                    result = self._job()
+            except BaseException as error:
+                self.done.set_exception(error)
+            else:
+                self.done.set_result(result)
+        # The thread may be slow to end.
+        self._job = None
+
+    def fail(self, error: BaseException) -> None:
+        if self.done.set_running_or_notify_cancel():
+            self.done.set_exception(error)
+
+
+class _CleanExecutor(Executor):
+    """Runs the calls of one context, one after the other."""
+
+    def __init__(self, threads: CleanThreads, around: Around) -> None:
+        self.around = around
+        self._threads = threads
+        self._lock = ForkSafeLock()
+        self._later: deque[_Call] = deque()
         self._is_busy = False
 
-    def __enter__(self) -> Self:
-        executor = _DaemonThreadExecutor(self._run)
-        SyncToAsync.context_to_thread_executor[self._context] = executor
-        return self
+    def submit(self, job: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        call = _Call(self, partial(job, *args, **kwargs))
+        with self._lock:
+            if self._is_busy:
+                self._later.append(call)
+                return call.done
+            self._is_busy = True
+        self._threads.start(call)
+        return call.done
 
-    def is_kept_busy(self) -> bool:
-        return self._is_busy and monotonic() - self._last_changed > _BUSY_SECONDS
-
-    def _run(self, job: Callable[[], Result]) -> Result:
-        idle = monotonic() - self._last_changed
-        self._is_busy, self._last_changed = True, monotonic()
-        try:
-            _close_broken_connections(idle)
-            return job()
-        finally:
-            self._is_busy, self._last_changed = False, monotonic()
-
-
-def _close_broken_connections(idle: float) -> None:
-    """Close connections that do not work any more. Django does so at the beginning of a request.
-
-    Args:
-        idle: How many seconds the thread has done nothing, so that its connections may have been
-            closed meanwhile.
-    """
-    for connection in connections.all(initialized_only=True):
-        if connection.connection is None or connection.in_atomic_block:
-            continue
-        if (connection.errors_occurred or idle > _IDLE_SECONDS) and not connection.is_usable():
-            connection.close()
-        connection.errors_occurred = False
+    def go_on(self) -> None:
+        """Run the next call of the context, if there is one."""
+        with self._lock:
+            if not self._later:
+                self._is_busy = False
+                return
+            call = self._later.popleft()
+        self._threads.start(call)
 
 
 class _DaemonThreadExecutor(Executor):
@@ -257,8 +322,7 @@ class _DaemonThreadExecutor(Executor):
     The thread ends once nobody holds the executor any more.
     """
 
-    def __init__(self, run: Callable[[Callable[[], Any]], Any] | None = None) -> None:
-        self._run = run
+    def __init__(self) -> None:
         self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._has_begun = False
         self._end = finalize(self, self._jobs.put, None)
@@ -270,8 +334,7 @@ class _DaemonThreadExecutor(Executor):
             Thread(target=_run_jobs, args=[self._jobs], daemon=True).start()
             self._has_begun = True
         done: Future[Any] = Future()
-        job = partial(job, *args, **kwargs)
-        self._jobs.put((done, partial(self._run, job) if self._run else job))
+        self._jobs.put((done, partial(job, *args, **kwargs)))
         return done
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -154,7 +154,6 @@ class HandedOffResponse(EventStreamResponse):
         retry: The browser's reconnection time, in milliseconds.
         reset: Whether to tell the client that it has lost events.
         initial_events: The current state, for a client that does not know it; otherwise None.
-        stays_in_request: Whether the stream needs its request, and must not be handed off.
         stream_options: The keyword arguments of ``Stream``.
     """
 
@@ -166,14 +165,14 @@ class HandedOffResponse(EventStreamResponse):
         retry: int,
         reset: bool = False,
         initial_events: AsyncGenerator[Event, None] | None = None,
-        stays_in_request: bool = False,
         stream_options: Mapping[str, Any],
     ) -> None:
         self._position = position
         self._retry = retry
         self._reset = reset
         self._initial_events = initial_events
-        self._stays_in_request = stays_in_request
+        self.stays_in_request = False
+        """Whether the stream needs its request, and must not be handed off."""
         self._stream_options = stream_options
         self._hand_off = hand_off_of(request)
         self._contents_set = 0
@@ -226,7 +225,7 @@ class HandedOffResponse(EventStreamResponse):
             if not is_complete:
                 stream.leave_without_position()
                 yield (last_chunk := HEARTBEAT)
-            if self._hand_off and self._iterated_whole and not self._stays_in_request:
+            if self._hand_off and self._iterated_whole and not self.stays_in_request:
                 handed_off = self._hand_off.take(stream, last_chunk)
             if handed_off:
                 stream.leave_request()
@@ -274,10 +273,11 @@ class HandedOffResponse(EventStreamResponse):
                 "A stream stays in its request and keeps a thread and a database connection: "
                 "wrap the project's ASGI application in django_sse.asgi.EventStreamApplication."
             )
-        elif self._stays_in_request:
+        elif self.stays_in_request:
             log_once(
-                "A stream stays in its request and keeps a thread and a database connection: the "
-                "request has uploaded files or a large body, which Django closes with it."
+                "A stream stays in its request and keeps a thread and a database connection: its "
+                "view says so, or the request has uploaded files or a large body, which Django "
+                "closes with it."
             )
         else:
             log_once(

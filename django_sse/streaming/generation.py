@@ -1,23 +1,25 @@
 """Runs the async generator of a view, and sends what it yields to one stream."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from contextvars import Context
+from functools import partial
 from typing import Any, Final, Protocol
 
 from django_sse.concurrency.tasks import Turns, must_propagate, spawn
-from django_sse.concurrency.threads import SharedThreads, request_context
+from django_sse.concurrency.threads import CleanThreads, request_context
 from django_sse.event import FORBIDDEN_IN_FIELD, Event, refuse_reserved_name, with_id
 from django_sse.exceptions import Close, InvalidEvent
 from django_sse.groups.entries import closing_wire
+from django_sse.groups.namespaces import namespace_context
 from django_sse.groups.position import TERMINAL_MARK
 from django_sse.logs import logger
 from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.send_queue import LastBytes
 
-# For the blocking calls of all generators whose requests are over. Each has its own connections.
-_threads: Final = SharedThreads(4)
+# For the blocking calls of all generators whose requests are over.
+_threads: Final = CleanThreads(at_once=2, most=40)
 
 
 class GeneratorStream(Protocol):
@@ -45,6 +47,7 @@ class Generation:
         events: The generator. It yields events, or their data.
         last_event_id: The last id that its client has.
         context: The context of the request, in which the generator runs.
+        namespace: The tenant in which its blocking calls run after the request.
         retry_on_error: Whether the client comes back, and the generator runs again, if it raises.
     """
 
@@ -54,22 +57,24 @@ class Generation:
         last_event_id: str,
         context: Context,
         *,
+        namespace: str,
         retry_on_error: bool,
     ) -> None:
         self._events: AsyncGenerator[Any, None] | None = events
         self._context = context
+        self._namespace = namespace
         self._retry_on_error = retry_on_error
         # No event has had such an id. The client may have put it into the URL.
         self.last_event_id = "" if FORBIDDEN_IN_FIELD.search(last_event_id) else last_event_id
-        self._release: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def leave_request(self) -> None:
         """Keep nothing of the request: its thread and its connections are released.
 
-        From now on the generator shares a few threads with others.
+        From now on each blocking call of the generator has a new thread, with new connections.
         """
-        self._context, self._release = _threads.enter(self._context.run(request_context))
+        tenant = partial(namespace_context, self._namespace)
+        self._context = _threads.within(self._context.run(request_context), tenant)
 
     def start(self, stream: GeneratorStream) -> None:
         """Run the generator, if it does not run yet."""
@@ -86,9 +91,6 @@ class Generation:
             self._task.cancel()
 
     def _finished(self, _: object = None) -> None:
-        release, self._release = self._release, None
-        if release:
-            release()
         self._events = self._task = None
         self._context = Context()
 

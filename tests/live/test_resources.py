@@ -53,7 +53,7 @@ async def open_many(
 
 @pytest.mark.parametrize(
     ("url", "most_threads", "most_connections"),
-    # Generators share a thread, which has a connection.
+    # Two blocking calls of generators may run, each with a connection.
     [("/members/news/", 4, 1), ("/counted/", 6, 2)],
 )
 @pytest.mark.parametrize("name", SERVERS)

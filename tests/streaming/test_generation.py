@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, ClassVar
 
 import pytest
@@ -11,7 +11,7 @@ from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import request_finished
-from django.db import DatabaseError, connections
+from django.db import connections
 from django.http import HttpRequest
 from django.test import override_settings
 from django.urls import path
@@ -25,6 +25,7 @@ from django_sse.groups.position import LEFT_MARK, TERMINAL_MARK
 from django_sse.stores import get_store
 from django_sse.views import EventGeneratorView
 from tests import postgresql
+from tests.groups.test_namespaces import OF_THREAD, current_of_thread, thread_entered
 from tests.http.test_asgi import Request, streaming
 from tests.streams import get, open_stream, respond, until
 
@@ -40,11 +41,21 @@ class Generated:
     begun = 0
     closed = 0
     threads: ClassVar[set[threading.Thread]] = set()
+    running = most_running = 0
+
+    @classmethod
+    def run(cls) -> threading.Thread:
+        """Note how many such calls run at the same time."""
+        cls.running += 1
+        cls.most_running = max(cls.most_running, cls.running)
+        threading.Event().wait(0.01)
+        cls.running -= 1
+        return threading.current_thread()
 
 
 @pytest.fixture
 def generated() -> Iterator[None]:
-    Generated.begun = Generated.closed = 0
+    Generated.begun = Generated.closed = Generated.running = Generated.most_running = 0
     Generated.threads.clear()
     yield
     assert Generated.begun == Generated.closed
@@ -76,7 +87,7 @@ class Of(Forever):
 async def users(request: HttpRequest) -> AsyncIterator[int]:
     """Ask the database, again and again."""
     for _ in range(3):
-        Generated.threads.add(await sync_to_async(threading.current_thread)())
+        Generated.threads.add(await sync_to_async(Generated.run)())
         yield await User.objects.acount()
         await asyncio.sleep(0.01)
 
@@ -94,22 +105,36 @@ class Hanging(EventGeneratorView):
 
 
 @event_generator
-async def interrupted(request: HttpRequest) -> AsyncIterator[int]:
-    """Ask a database that ends the connection in between."""
-    asked = User.objects.using(postgresql.ALIAS)
-    yield await asked.acount()
-    await sync_to_async(_end_connection)()
-    try:
-        yield await asked.acount()
-    except DatabaseError:
-        yield await asked.acount()
+async def of_tenant(request: HttpRequest) -> AsyncIterator[str]:
+    """Tell the connection of a tenant, and ask who the tenant is, again and again."""
+    name = request.GET["tenant"]
+    yield "begun"
+    for _ in range(20):
+        before = await sync_to_async(_tell_connection)(name)
+        yield f"{before or 'nobody'} {await sync_to_async(current_of_thread)()}"
 
 
-def _end_connection() -> None:
-    ended = connections[postgresql.ALIAS]
-    another = ended.copy()
-    with closing(another), another.cursor() as cursor:
-        cursor.execute("SELECT pg_terminate_backend(%s)", [ended.connection.info.backend_pid])
+def _tell_connection(name: str) -> str:
+    """Set the tenant of the connection, and return which one it was of."""
+    with connections[postgresql.ALIAS].cursor() as cursor:
+        cursor.execute("SELECT current_setting('app.tenant', true)")
+        [before] = cursor.fetchone()
+        cursor.execute("SELECT set_config('app.tenant', %s, false)", [name])
+    return before or ""
+
+
+class InTenant:
+    """The middleware of a project that keeps the tenant in the thread of the request."""
+
+    sync_capable = True
+    async_capable = False
+
+    def __init__(self, get_response: Any) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> Any:
+        with thread_entered(request.GET["tenant"]):
+            return self.get_response(request)
 
 
 @event_generator
@@ -162,7 +187,7 @@ urlpatterns = [
     path("of/<str:user>/", Of.as_view()),
     path("users/", users),
     path("hanging/", Hanging.as_view()),
-    path("interrupted/", interrupted),
+    path("of-tenant/", of_tenant),
     path("localized/", localized),
     path("posted/", posted),
     path("read/", read),
@@ -449,7 +474,9 @@ class TestRequest:
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("everything_ends")
 class TestDatabase:
-    async def test_all_generators_share_a_thread(self, settings: Settings) -> None:
+    async def test_each_call_has_a_thread_of_its_own_and_two_run_at_once(
+        self, settings: Settings
+    ) -> None:
         settings.MIDDLEWARE = []
         before = set(threading.enumerate())
         async with AsyncExitStack() as stack:
@@ -458,27 +485,28 @@ class TestDatabase:
                 events = await stream.rest()
                 assert [event.data for event in events[:-1]] == ["0", "0", "0"]
                 assert reasons(events) == ["complete"]
-        assert len(Generated.threads) == 1
+        assert len(Generated.threads) == 30
         assert not Generated.threads & before
-        # It ends with the last generator.
+        assert Generated.most_running <= 2
         await until(lambda: not any(thread.is_alive() for thread in Generated.threads))
 
-    async def test_a_call_that_hangs_does_not_stop_generators_that_come(
+    async def test_calls_that_hang_do_not_stop_those_of_others(
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("django_sse.concurrency.threads._BUSY_SECONDS", 0.01)
+        monkeypatch.setattr("django_sse.concurrency.threads._SLOW_SECONDS", 0.05)
         settings.MIDDLEWARE = []
         Hanging.begun.clear()
         Hanging.ends.clear()
-        async with handed_off("/hanging/") as hanging:
+        async with AsyncExitStack() as stack:
+            hanging = [await stack.enter_async_context(handed_off("/hanging/")) for _ in range(3)]
             try:
                 await asyncio.to_thread(Hanging.begun.wait, 10)
-                await asyncio.sleep(0.02)
                 async with handed_off("/users/") as stream:
                     assert reasons(await stream.rest()) == ["complete"]
             finally:
                 Hanging.ends.set()
-            assert reasons(await hanging.rest()) == ["complete"]
+            for each in hanging:
+                assert reasons(await each.rest()) == ["complete"]
 
     async def test_in_its_request_it_uses_the_connection_of_the_request(self) -> None:
         async with open_stream(users) as stream:
@@ -497,17 +525,17 @@ class TestDatabase:
 
 @pytest.mark.django_db(transaction=True, databases=["default", postgresql.ALIAS])
 @pytest.mark.usefixtures("everything_ends")
-@pytest.mark.parametrize("idle_seconds", [0, 60])
-async def test_a_connection_that_breaks_is_replaced(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, idle_seconds: int
-) -> None:
-    """Either before the next call or after one has failed."""
-    monkeypatch.setattr("django_sse.concurrency.threads._IDLE_SECONDS", idle_seconds)
-    settings.MIDDLEWARE = []
-    async with handed_off("/interrupted/") as stream:
-        events = await stream.rest()
-        assert [event.data for event in events[:-1]] == ["0", "0"]
-        assert reasons(events) == ["complete"]
+async def test_nobody_finds_the_tenant_of_another_one(settings: Settings) -> None:
+    """Neither in a database connection nor in a thread."""
+    settings.MIDDLEWARE = [f"{__name__}.InTenant"]
+    settings.DJANGO_SSE = OF_THREAD
+    async with (
+        handed_off("/of-tenant/", query_string=b"tenant=north") as north,
+        handed_off("/of-tenant/", query_string=b"tenant=south") as south,
+    ):
+        for name, stream in (("north", north), ("south", south)):
+            events = [event.data for event in await stream.rest()]
+            assert events[:-1] == ["begun", *[f"nobody {name}"] * 20]
 
 
 async def _lose_client(url: str, after: int) -> None:

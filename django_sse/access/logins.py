@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator,
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
+from random import sample
+from time import monotonic
 from typing import Any, Final, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -60,6 +62,8 @@ _LOGIN_MODULE: Final = "django.contrib.auth"
 _IS_REPLACED: Final = "_django_sse_replaces_user"
 # How long a backend may take to find a user.
 _ANSWER_SECONDS: Final = 10.0
+# How long a session engine of the project is asked about sessions, one after the other.
+_ENGINE_SECONDS: Final = 2.0
 
 
 @dataclass(slots=True)
@@ -125,14 +129,18 @@ async def acheck_with_backend(login: Login) -> LoginCheck:
 
 
 def finds_users_itself(path: str) -> bool:
-    """Whether a backend does not find users as Django's ModelBackend does."""
+    """Whether a backend does not find users, or judge them, as one of Django's backends does.
+
+    What a project has written may ask a directory, which is slow or hangs.
+    """
     # Imported here, since it imports models that a project without users does not have.
-    from django.contrib.auth.backends import ModelBackend
+    from django.contrib.auth.backends import AllowAllUsersModelBackend, ModelBackend
 
     backend = type(backend_of(path))
-    names = ("get_user", "aget_user")
+    names = ("get_user", "aget_user", "user_can_authenticate")
     methods = [getattr(backend, name, None) for name in names]
-    return any(method and method not in vars(ModelBackend).values() for method in methods)
+    of_django = [*vars(ModelBackend).values(), *vars(AllowAllUsersModelBackend).values()]
+    return any(method and method not in of_django for method in methods)
 
 
 def without_session(logins: Collection[Login]) -> set[Login]:
@@ -162,7 +170,10 @@ def _existing(store: type[SessionBase], keys: Collection[str]) -> set[str]:
         session = store()
 
         def ask() -> set[str]:
-            return {key for key in keys if session.exists(key)}
+            # In another order each time: an engine that is slow is not asked about all.
+            in_turn = sample(list(keys), len(keys))
+            ends = monotonic() + _ENGINE_SECONDS
+            return {key for key in in_turn if monotonic() > ends or session.exists(key)}
 
         return _ask_cache(ask) if issubclass(store, CacheSession) else ask()
     found: set[str] = set()

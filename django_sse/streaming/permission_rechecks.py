@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Collection, Container, Mapping
+from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from math import inf
@@ -26,7 +26,7 @@ from django_sse.streaming.stream import Question, Stream
 _ANSWER_SECONDS: Final = 10.0
 # How long a cancelled view may take to stop.
 _GRACE_SECONDS: Final = 1.0
-# How many streams are asked about at once. They share a thread for blocking calls.
+# How many streams are asked about at once, each in a thread of its own.
 _MAX_CONCURRENT: Final = 10
 # How long a stream counts towards that limit. So a slow view delays others by no more than this.
 _SLOT_SECONDS: Final = 1.0
@@ -142,9 +142,9 @@ class PermissionRechecks:
     async def _ask_all_due(self, threads: ExitStack) -> None:
         in_tenants = conf().NAMESPACE_CONTEXT is not None
         asking: dict[asyncio.Task[None], _Slot] = {}
-        # Without tenants all questions share one thread. With tenants each question has one to
-        # itself, which enters the tenant.
-        idle = [threads.enter_context(OwnThread())]
+        # A question has a thread to itself while it lasts: what a view sets in its database
+        # connection, such as a tenant, must not answer the question about another stream.
+        idle: list[OwnThread] = []
         try:
             while True:
                 busy = {slot.tenant for slot in asking.values()}
@@ -154,8 +154,6 @@ class PermissionRechecks:
                     if again:
                         # In a new thread, where nothing else can be in the way.
                         thread, ask = OwnThread(), self._ask_apart
-                    elif tenant is None:
-                        thread, ask = idle[0], self._ask
                     else:
                         thread = idle.pop() if idle else threads.enter_context(OwnThread())
                         ask = self._ask
@@ -163,7 +161,7 @@ class PermissionRechecks:
                     task = asyncio.create_task(
                         ask(stream, thread), context=thread.within(stream.context)
                     )
-                    asking[task] = _Slot(_now() + _SLOT_SECONDS, tenant, thread)
+                    asking[task] = _Slot(_now() + _SLOT_SECONDS, tenant, () if again else (thread,))
                     continue
                 if not asking:
                     return
@@ -173,9 +171,7 @@ class PermissionRechecks:
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 for task in done:
-                    slot = asking.pop(task)
-                    if slot.tenant is not None:
-                        idle.append(slot.thread)
+                    idle += asking.pop(task).to_use_again
         finally:
             for task in asking:
                 task.cancel()
@@ -246,7 +242,8 @@ class _Slot(NamedTuple):
     tenant: str | None
     """No other question about this tenant is asked meanwhile. None excludes no tenant."""
 
-    thread: OwnThread
+    to_use_again: Sequence[OwnThread]
+    """The threads to use again afterwards."""
 
 
 def _is_full(asking: Mapping[asyncio.Task[None], _Slot]) -> bool:

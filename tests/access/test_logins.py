@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
+from threading import Event as ThreadEvent
 from typing import Any, ClassVar
 
 import pytest
@@ -492,6 +493,35 @@ async def test_an_engine_of_the_projects_own_is_asked_about_each_session(
         assert await ended.rest() == []
         await other.until("going on")
         await goes_on(other)
+
+
+class SlowEngine(FileSession):
+    """Takes its time to say whether a session exists."""
+
+    def load(self) -> Any:
+        return super().load()
+
+    def exists(self, session_key: str) -> bool:
+        ThreadEvent().wait(0.05)
+        return super().exists(session_key)
+
+
+async def test_an_engine_that_is_too_slow_for_all_sessions_is_asked_about_some_in_turn(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FileSession, "_storage_path", str(tmp_path), raising=False)
+    monkeypatch.setattr(f"{__name__}.SessionStore", SlowEngine, raising=False)
+    monkeypatch.setattr("django_sse.access.logins._ENGINE_SECONDS", 0.1)
+    monkeypatch.setattr("django_sse.stores.timed_thread.READ_SECONDS", 0.6)
+    monkeypatch.setattr(rechecks, "_PAUSE_FACTOR", 0)
+    settings.SESSION_ENGINE = __name__
+    async with AsyncExitStack() as stack:
+        for number in range(15):
+            await stack.enter_async_context(stream(await logged_in(f"user-{number}")))
+        tab = await logged_in()
+        ended = await stack.enter_async_context(stream(tab))
+        await SlowEngine(session_key(tab)).adelete()
+        assert await ended.rest() == []
 
 
 @pytest.mark.parametrize("store", [CacheSession, PrefixedSession])

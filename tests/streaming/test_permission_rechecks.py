@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from threading import Event as ThreadEvent
-from threading import current_thread
+from threading import current_thread, local
 from threading import enumerate as threads
 from typing import Any, ClassVar
 
@@ -98,6 +98,36 @@ async def asked(
 
 
 # Several at once
+
+
+_of_thread = local()
+
+
+class SetsItsTenant(EventStreamView):
+    """Tells its database connection whose rows it may read, then reads them."""
+
+    groups = ["news"]
+    found: ClassVar[set[tuple[str, str]]] = set()
+
+    async def still_allowed(self) -> bool:
+        tenant = self.kwargs["tenant"]
+        await sync_to_async(setattr)(_of_thread, "tenant", tenant)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        self.found.add((tenant, await sync_to_async(getattr)(_of_thread, "tenant")))
+        return True
+
+
+async def test_what_a_view_sets_in_its_connection_answers_no_question_about_another_stream() -> (
+    None
+):
+    SetsItsTenant.found.clear()
+    tenants = {"north", "south", "east"}
+    async with AsyncExitStack() as stack:
+        for tenant in tenants:
+            await stack.enter_async_context(open_stream(SetsItsTenant.as_view(), tenant=tenant))
+        await until(lambda: {tenant for tenant, _ in SetsItsTenant.found} == tenants)
+    assert SetsItsTenant.found == {(tenant, tenant) for tenant in tenants}
 
 
 class Crowd:

@@ -7,7 +7,7 @@ from threading import Event
 from typing import Any
 
 import pytest
-from django.contrib.auth.backends import BaseBackend
+from django.contrib.auth.backends import BaseBackend, ModelBackend
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.test import AsyncClient
@@ -221,6 +221,19 @@ class HangsForEve(FindsEveryone):
         return found
 
 
+class JudgesSlowly(ModelBackend):
+    """Asks a directory, which does not answer about one user, whether a user may log in."""
+
+    hanging = 0
+    goes_on = Event()
+
+    def user_can_authenticate(self, user: Any) -> bool:
+        if user.username == "eve" and not self.goes_on.is_set():
+            JudgesSlowly.hanging += 1
+            self.goes_on.wait(60)
+        return super().user_can_authenticate(user)
+
+
 @pytest.fixture
 def custom_backend(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.AUTHENTICATION_BACKENDS = ["tests.users.FindsEveryone"]
@@ -339,6 +352,27 @@ async def test_a_login_about_which_a_backend_hangs_delays_no_other_login(
             await goes_on(hanging)
     finally:
         HangsForEve.goes_on.set()
+
+
+async def test_a_judgement_about_which_a_backend_hangs_delays_no_other_login(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.JudgesSlowly"]
+    monkeypatch.setattr(logins, "_ANSWER_SECONDS", 1.0)
+    JudgesSlowly.hanging = 0
+    JudgesSlowly.goes_on.set()
+    tab, eves = await logged_in(), await logged_in("eve")
+    try:
+        async with stream(eves) as hanging, stream(tab) as ended:
+            JudgesSlowly.goes_on.clear()
+            await until(lambda: JudgesSlowly.hanging)
+            # This sends no signal.
+            await User.objects.filter(username="ada").aupdate(is_active=False)
+            await assert_sent_back_for_good(ended, tab)
+            assert JudgesSlowly.hanging == 1
+            await goes_on(hanging)
+    finally:
+        JudgesSlowly.goes_on.set()
 
 
 async def test_a_backend_that_hangs_delays_nobody_else(settings: Settings) -> None:

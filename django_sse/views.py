@@ -417,8 +417,11 @@ class EventGeneratorView(StreamView):
             retry_on_error=self.retry_on_error,
         )
         response = self._stream(owner, {}, {"generation": generation})
-        response.stays_in_request = self.stays_in_request or (
-            request.method == "POST" and not await sync_to_async(_has_read_body)(request)
+        response.stays_in_request = (
+            self.stays_in_request
+            # The tenant may be in the thread or the connection of the request, and nowhere else.
+            or (conf().NAMESPACE is not None and conf().NAMESPACE_CONTEXT is None)
+            or (request.method == "POST" and not await sync_to_async(_has_read_body)(request))
         )
         return response
 

@@ -40,7 +40,7 @@ from django_sse.decorators import (
 from django_sse.exceptions import Close
 from django_sse.groups.position import TERMINAL_MARK
 from django_sse.mixins import LoginRequiredMixin, PermissionRequiredMixin, UserPassesTestMixin
-from django_sse.views import EventStreamView
+from django_sse.views import EventGeneratorView, EventStreamView
 from tests.streams import get, open_stream, reading, until
 
 
@@ -662,6 +662,15 @@ def with_stream(**attributes: Any) -> Any:
     return made.as_view()
 
 
+async def own_events(self: Any) -> AsyncIterator[Event]:
+    yield Event("mine")
+
+
+def with_generator(**attributes: Any) -> Any:
+    made: Any = type("Guarded", (EventGeneratorView,), {"events": own_events, **attributes})
+    return made.as_view()
+
+
 async def always(self: Any) -> bool:
     return True
 
@@ -691,6 +700,8 @@ ASYNC_GUARDED: dict[str, Any] = {
     "setup": with_stream(setup=lambda self, request: None),
     "authorize": with_stream(authorize=guards),
     "guard": job,
+    "mixin-of-a-generator": with_view(LoginRequiredMixin, EventGeneratorView, events=own_events),
+    "dispatch-of-a-generator": with_generator(dispatch=lambda self, request: None),
 }
 
 

@@ -276,8 +276,8 @@ class HandedOffResponse(EventStreamResponse):
         elif self.stays_in_request:
             log_once(
                 "A stream stays in its request and keeps a thread and a database connection: its "
-                "view says so, or the request has uploaded files or a large body, which Django "
-                "closes with it."
+                "view says so, there is a NAMESPACE without NAMESPACE_CONTEXT, or the request has "
+                "uploaded files or a large body, which Django closes with it."
             )
         else:
             log_once(

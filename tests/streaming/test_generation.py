@@ -438,6 +438,39 @@ class TestRequest:
     async def test_a_body_that_is_too_large_to_be_kept_is_left_to_the_generator(self) -> None:
         assert await _post(b"x" * 1000, "text/plain", "/read/") == "1000"
 
+    async def test_a_body_is_not_read_for_a_stream_that_is_refused(
+        self, settings: Settings
+    ) -> None:
+        settings.DJANGO_SSE = {"STORE": "memory", "MAX_STREAMS": 1}
+        async with handed_off("/forever/") as stream:
+            await stream.next_events()
+            request = Request(
+                get_asgi_application(),
+                "/posted/",
+                method="POST",
+                headers=[(b"content-type", b"multipart/form-data"), (b"accept", b"*/*")],
+            )
+            # It has no boundary, which would be a 400.
+            await request.start()
+            assert request.status == 503
+            await request.rest()
+
+    @pytest.mark.parametrize(
+        ("options", "stays"),
+        [({}, False), ({"NAMESPACE": f"{__name__}.current_of_thread"}, True), (OF_THREAD, False)],
+    )
+    async def test_where_the_tenant_is_known_to_the_request_alone_it_stays_there(
+        self,
+        settings: Settings,
+        caplog: pytest.LogCaptureFixture,
+        options: dict[str, Any],
+        stays: bool,
+    ) -> None:
+        settings.DJANGO_SSE = {"STORE": "memory", **options}
+        async with streaming(get_asgi_application(), "/forever/") as stream:
+            await stream.next_events()
+            assert ("NAMESPACE_CONTEXT" in caplog.text) is stays
+
     async def test_an_attribute_of_a_view_is_its_own(self) -> None:
         class Counting(EventGeneratorView):
             retry = 700

@@ -6,6 +6,7 @@ A run of everything also writes the pages of the documentation.
 import argparse
 import subprocess
 import sys
+from functools import partial
 
 from tests.benchmarks import report
 from tests.benchmarks.contenders import CONTENDERS, of_another_python
@@ -56,12 +57,12 @@ def main() -> int:
     # The core of the server is the server's alone.
     pinned_to(cores()[1])()
     print(f"{description()}; Python {sys.version.split()[0]}", flush=True)
-    results = run(contenders, workloads, scale, chosen.rounds or (1 if chosen.quick else 5))
+    rounds = chosen.rounds or (1 if chosen.quick else 5)
+    # Also of a part, for `--report`; but not of a quick run.
+    save = (lambda results: None) if chosen.quick else partial(Results.save, path=RESULTS)
+    results = run(contenders, workloads, scale, rounds, save)
     print("\n".join(results.complaints))
     print(table(results, list(results.titles), results.columns()))
-    if not chosen.quick:
-        # Also of a part, for `--report`.
-        results.save(RESULTS)
     if is_whole:
         report.write(results)
     return 1 if results.complaints else 0

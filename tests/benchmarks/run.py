@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.benchmarks.contenders import Contender
@@ -15,9 +15,22 @@ from tests.benchmarks.workloads import WORKLOADS
 
 
 def run(
-    contenders: Sequence[Contender], workloads: Sequence[str], scale: Scale, rounds: int
+    contenders: Sequence[Contender],
+    workloads: Sequence[str],
+    scale: Scale,
+    rounds: int,
+    save: Callable[[Results], None],
 ) -> Results:
-    """Run the workloads on all contenders that take part in them."""
+    """Run the workloads on all contenders that take part in them.
+
+    Args:
+        contenders: The contenders.
+        workloads: The names of the workloads.
+        scale: How large the workloads are.
+        rounds: How many rounds there are.
+        save: Keeps what was measured so far. Called after each contender's turn, since a run takes
+            long and may be stopped.
+    """
     results = Results(
         machine(rounds, scale),
         {contender.key: contender.floor for contender in contenders},
@@ -42,7 +55,8 @@ def run(
                         results.complaints.append(f"{contender.title}, {', '.join(names)}: {error}")
                 if (seconds := time.monotonic() - begun) > 1:
                     print(f"round {number}: {contender.title}, {seconds:.0f} s", flush=True)
-    results.machine["Took"] = f"{(time.monotonic() - all_begun) / 60:.0f} minutes"
+                results.machine["Took"] = f"{(time.monotonic() - all_begun) / 60:.0f} minutes"
+                save(results)
     return results
 
 

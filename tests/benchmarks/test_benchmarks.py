@@ -87,7 +87,9 @@ def test_the_payload_is_as_long_as_it_says() -> None:
 def test_the_floors_and_ours_deliver_everything() -> None:
     contenders = [each for each in CONTENDERS if each.key in ("floor", "bare", "ours")]
     workloads = ["burst", "yielding", "groups-of-one"]
-    results = run(contenders, workloads, small(_STREAMS, QUICK), rounds=1)
+    saved: list[Results] = []
+    results = run(contenders, workloads, small(_STREAMS, QUICK), rounds=1, save=saved.append)
+    assert saved == [results] * len(contenders)
     assert results.complaints == []
     for contender in contenders:
         for column in ("burst", "yielding", "groups of one"):

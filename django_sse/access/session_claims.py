@@ -100,7 +100,7 @@ def kept_sessions(claims: Collection[SessionClaim]) -> dict[SessionClaim, Mappin
     for claim in claims:
         session = store(claim.key)
         data = held.get(claim.key)
-        if data is None or not constant_time_compare(_digest(session, data), claim.digest):
+        if data is None or not _is_digest_of(session, data, claim.digest):
             continue
         kept[claim] = data
         if SESSION_KEY in data:
@@ -120,6 +120,14 @@ def session_store() -> Any:
 
 def _digest(session: SessionBase, data: Mapping[str, Any]) -> str:
     return sha256(session.serializer().dumps(dict(data))).hexdigest()
+
+
+def _is_digest_of(session: SessionBase, data: Mapping[str, Any], digest: str) -> bool:
+    try:
+        return constant_time_compare(_digest(session, data), digest)
+    except (TypeError, ValueError):
+        # A cache keeps what the serializer cannot write. When the claim was made, it could.
+        return False
 
 
 def _is_of_session(owner: Owner, data: Mapping[str, Any]) -> bool:

@@ -134,7 +134,9 @@ class HandOff:
         start = {"type": "http.response.start", "status": response.status_code, "headers": headers}
         await self.send(start)
         async with aclosing(cast("AsyncGenerator[bytes, None]", aiter(response))) as chunks:
-            async for chunk in chunks:
+            # Django would hear that the client has gone. Nobody does here before the stream is
+            # taken over, so what was given up must end.
+            while not self._given_up and (chunk := await anext(chunks, None)) is not None:
                 await self.send(_body(chunk, more=True))
         await self.send(_body(b"", more=False))
 
@@ -224,7 +226,8 @@ class HandOff:
         names = {name for name, _ in kept}
         encoded = b"content-encoding" in names
         self._may_hand_off = message["status"] == 200 and not encoded
-        if self._may_hand_off and self.cookie:
+        # A middleware may refuse the client by a stream of its own, which has no such header.
+        if self._may_hand_off and self.cookie and identity in headers:
             kept.append((b"set-cookie", self.cookie))
         self.cookie = None
         bound_silence(scope.get("client"))

@@ -63,12 +63,14 @@ _RESUMABLE: Final = "_django_sse_resumable"
 class Ticket:
     """The contents of a ticket.
 
-    ``issued`` is the time at which Django let the client in, in seconds since the epoch, and
-    ``view`` identifies the view that did. ``groups`` are full names. ``urlconf`` is the URLconf
-    that a middleware has set, or None. ``digest`` is that of the session.
+    ``issued`` is the time at which Django let the client in, and ``expires`` when that is no longer
+    enough, both in seconds since the epoch. ``view`` identifies the view. ``groups`` are plain
+    names. ``urlconf`` is the URLconf that a middleware has set, or None. ``digest`` is that of the
+    session.
     """
 
     issued: int
+    expires: float
     view: str
     groups: Sequence[str]
     namespace: str
@@ -161,7 +163,9 @@ async def _issue(request: HttpRequest, groups: Sequence[str], owner: Owner) -> N
     digest = await claimable_digest(request, owner)
     if digest is None or not isinstance(urlconf, str | None):
         return
-    ticket = Ticket(int(time.time()), resumable.identity, groups, owner.namespace, urlconf, digest)
+    now = int(time.time())
+    expires = now + resumable.lifetime
+    ticket = Ticket(now, expires, resumable.identity, groups, owner.namespace, urlconf, digest)
     value = _sealed(ticket, request)
     if len(value) <= _MAX_LENGTH:
         hand_off.cookie = _cookie(request, value, int(resumable.lifetime))
@@ -281,7 +285,9 @@ async def _resumed(request: ASGIRequest) -> StreamingHttpResponse | None:
     resumable = _resumable(match.func)
     if resumable is None or resumable.identity != ticket.view:
         return None
-    if not 0 <= time.time() - ticket.issued <= resumable.lifetime:
+    # The settings may have changed since: the shorter time counts.
+    now = time.time()
+    if not 0 <= now - ticket.issued <= resumable.lifetime or now > ticket.expires:
         return None
     owner = await _owner(request, ticket)
     if owner is None:

@@ -244,11 +244,9 @@ class Rechecks:
                     if must_propagate(error):
                         checked.cancel()
                         raise
-                    checked.set_exception(error)
-                    # Mark the exception as retrieved, in case nobody waits any more.
-                    checked.exception()
-                else:
-                    checked.set_result(kept)
+                    # The claims of other tenants have been answered.
+                    log_seldom("Some sessions could not be checked.", exc_info=error)
+                checked.set_result(kept)
         finally:
             self._is_checking_claims = False
         if not self._streams:

@@ -21,7 +21,7 @@ from django.contrib.sessions.middleware import SessionMiddleware
 from django.contrib.sessions.models import Session
 from django.core.asgi import get_asgi_application as get_django_application
 from django.core.exceptions import ImproperlyConfigured
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.test import AsyncClient
 from django.urls import path
@@ -459,6 +459,26 @@ async def test_there_is_no_ticket_if_a_middleware_refuses_the_client(settings: S
     assert browser.tickets == {}
 
 
+class RefusesByStream(MiddlewareMixin):
+    """Lets nobody in, after the view, in a way that an EventSource understands."""
+
+    def process_response(self, request: HttpRequest, response: HttpResponseBase) -> Any:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"event: close\ndata: pay first\n\n"
+
+        return StreamingHttpResponse(chunks(), content_type="text/event-stream")
+
+
+async def test_there_is_no_ticket_if_a_middleware_refuses_the_client_by_a_stream(
+    settings: Settings,
+) -> None:
+    settings.MIDDLEWARE = [f"{__name__}.RefusesByStream", *settings.MIDDLEWARE]
+    browser = Browser()
+    async with browser.open("/news/") as stream:
+        assert [event.data for event in await stream.rest()] == ["pay first"]
+    assert browser.tickets == {}
+
+
 async def test_there_is_no_ticket_if_a_middleware_decides_who_the_user_is(
     settings: Settings,
 ) -> None:
@@ -605,6 +625,53 @@ async def test_a_session_that_only_a_cache_can_keep_gets_its_stream_without_a_ti
     await session.asave()
     assert (await browser.visit("/members/")).is_stream
     assert browser.tickets == {}
+
+
+async def test_a_session_that_only_a_cache_can_keep_harms_nobody_else(settings: Settings) -> None:
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"
+    browser, eve = await let_in(), await let_in(name="eve")
+    session = session_store()(eve.session_key)
+    await session.aset("since", timezone.now())
+    await session.asave()
+    Counting.requests.clear()
+    streams = await asyncio.gather(browser.visit("/members/"), eve.visit("/members/"))
+    assert all(stream.is_stream for stream in streams)
+    # That of the other one alone.
+    assert len(Counting.requests) == 1
+
+
+async def test_a_client_that_does_not_take_the_headers_leaves_no_stream(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "SEND_TIMEOUT": 0.1}
+    browser = await let_in("/news/")
+    left = asyncio.Event()
+
+    async def receive() -> Any:
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        await left.wait()
+
+    cookies = "; ".join(f"{name}={value}" for name, (_, value) in browser.cookies.items())
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "GET",
+        "path": "/news/",
+        "query_string": b"",
+        "headers": [
+            (b"host", b"localhost"),
+            (b"cookie", cookies.encode()),
+            (b"last-event-id", browser.last_event_id.encode()),
+        ],
+        "client": ("127.0.0.1", 1234),
+    }
+    serving = asyncio.create_task(browser.application(scope, receive, send))
+    await asyncio.sleep(0.3)
+    left.set()
+    async with asyncio.timeout(TIMEOUT):
+        await serving
+    assert open_streams() == 0
 
 
 async def test_a_path_that_is_not_text_gets_its_stream_without_a_ticket() -> None:
@@ -778,6 +845,19 @@ async def test_a_ticket_does_not_live_longer_than_the_store_remembers_a_cancel(
     browser = await let_in()
     settings.DJANGO_SSE = {"CANCEL_TTL": 60}
     now = time()
+    at(monkeypatch, now + 61)
+    await assert_asks_django(browser)
+
+
+async def test_a_ticket_does_not_live_longer_because_the_time_was_raised(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DJANGO_SSE = {"CANCEL_TTL": 60}
+    browser = await let_in()
+    settings.DJANGO_SSE = {}
+    now = time()
+    at(monkeypatch, now + 59)
+    await assert_resumed(browser)
     at(monkeypatch, now + 61)
     await assert_asks_django(browser)
 

@@ -148,14 +148,16 @@ class PermissionRechecks:
         try:
             while True:
                 busy = {slot.tenant for slot in asking.values()}
+                # Before a stream is taken: one that was taken is not due any more.
+                new_thread = OwnThread()
                 if not _is_full(asking) and (taken := self._take_due(busy)):
                     stream, again = taken
                     tenant = stream.owner.namespace if in_tenants and not again else None
                     if again:
                         # In a new thread, where nothing else can be in the way.
-                        thread, ask = OwnThread(), self._ask_apart
+                        thread, ask = new_thread, self._ask_apart
                     else:
-                        thread = idle.pop() if idle else threads.enter_context(OwnThread())
+                        thread = idle.pop() if idle else threads.enter_context(new_thread)
                         ask = self._ask
                     # `within` copies the context, so that nothing a view sets in it is kept.
                     task = asyncio.create_task(

@@ -220,6 +220,7 @@ class CleanThreads:
         self._start_waiting()
 
     def _start_waiting(self) -> None:
+        failed: list[tuple[_Call, Exception]] = []
         with self._lock:
             while self._waiting and self._has_room():
                 call = self._waiting.popleft()
@@ -227,17 +228,19 @@ class CleanThreads:
                 self._began[thread] = monotonic()
                 try:
                     thread.start()
-                except RuntimeError as error:
+                except Exception as error:
                     del self._began[thread]
-                    call.fail(error)
-            if not self._waiting or self._looks_again:
-                return
-            # A call that runs now may be slow, and no longer count by then.
-            again = Timer(_SLOW_SECONDS, self._look_again)
-            again.daemon = True
-            with suppress(RuntimeError):
-                again.start()
-                self._looks_again = True
+                    failed.append((call, error))
+            if self._waiting and not self._looks_again:
+                # A call that runs now may be slow, and no longer count by then.
+                again = Timer(_SLOW_SECONDS, self._look_again)
+                again.daemon = True
+                with suppress(RuntimeError):
+                    again.start()
+                    self._looks_again = True
+        for without_thread, why in failed:
+            without_thread.fail(why)
+            without_thread.executor.go_on()
 
     def _look_again(self) -> None:
         self._looks_again = False
@@ -251,8 +254,8 @@ class CleanThreads:
     def _run(self, call: "_Call") -> None:
         try:
             call.run()
-        finally:
             connections.close_all()
+        finally:
             with self._lock:
                 self._began.pop(current_thread(), None)
             self._start_waiting()

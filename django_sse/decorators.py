@@ -102,8 +102,8 @@ def event_generator(*views: GeneratorView, **options: Any) -> View:
 
     Args:
         views: The generator, if the decorator has no options.
-        options: Attributes of ``EventGeneratorView``: ``retry_on_error``, ``retry`` and
-            ``heartbeat``.
+        options: Attributes of ``EventGeneratorView``: ``retry_on_error``, ``stays_in_request``,
+            ``retry`` and ``heartbeat``.
 
     Raises:
         TypeError: The view is not an async generator, or there is no such option.

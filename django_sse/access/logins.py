@@ -134,12 +134,20 @@ def finds_users_itself(path: str) -> bool:
     What a project has written may ask a directory, which is slow or hangs.
     """
     # Imported here, since it imports models that a project without users does not have.
-    from django.contrib.auth.backends import AllowAllUsersModelBackend, ModelBackend
+    from django.contrib.auth import backends
 
     backend = type(backend_of(path))
     names = ("get_user", "aget_user", "user_can_authenticate")
     methods = [getattr(backend, name, None) for name in names]
-    of_django = [*vars(ModelBackend).values(), *vars(AllowAllUsersModelBackend).values()]
+    of_django = [
+        method
+        for cls in (
+            backends.ModelBackend,
+            backends.AllowAllUsersModelBackend,
+            backends.AllowAllUsersRemoteUserBackend,
+        )
+        for method in vars(cls).values()
+    ]
     return any(method and method not in of_django for method in methods)
 
 

@@ -220,6 +220,19 @@ class CleanThreads:
         self._start_waiting()
 
     def _start_waiting(self) -> None:
+        # In a loop: the calls of one context that all find no thread may be many.
+        while failed := self._start_those_with_room():
+            for call, why in failed:
+                call.fail(why)
+                self._queue_next(call.executor)
+
+    def _queue_next(self, executor: "_CleanExecutor") -> None:
+        if call := executor.take_next():
+            with self._lock:
+                self._waiting.append(call)
+
+    def _start_those_with_room(self) -> "list[tuple[_Call, Exception]]":
+        """Start the calls for which there is room. Return those that found no thread, and why."""
         failed: list[tuple[_Call, Exception]] = []
         with self._lock:
             while self._waiting and self._has_room():
@@ -238,12 +251,12 @@ class CleanThreads:
                 with suppress(RuntimeError):
                     again.start()
                     self._looks_again = True
-        for without_thread, why in failed:
-            without_thread.fail(why)
-            without_thread.executor.go_on()
+        return failed
 
     def _look_again(self) -> None:
-        self._looks_again = False
+        # If the process was stopped meanwhile, the one that has started this may not be done yet.
+        with self._lock:
+            self._looks_again = False
         self._start_waiting()
 
     def _has_room(self) -> bool:
@@ -258,8 +271,8 @@ class CleanThreads:
         finally:
             with self._lock:
                 self._began.pop(current_thread(), None)
+            self._queue_next(call.executor)
             self._start_waiting()
-            call.executor.go_on()
 
 
 class _Call:
@@ -308,14 +321,11 @@ class _CleanExecutor(Executor):
         self._threads.start(call)
         return call.done
 
-    def go_on(self) -> None:
-        """Run the next call of the context, if there is one."""
+    def take_next(self) -> _Call | None:
+        """Return the next call of the context, which is to run now, if there is one."""
         with self._lock:
-            if not self._later:
-                self._is_busy = False
-                return
-            call = self._later.popleft()
-        self._threads.start(call)
+            self._is_busy = bool(self._later)
+            return self._later.popleft() if self._later else None
 
 
 class _DaemonThreadExecutor(Executor):

@@ -141,10 +141,7 @@ class Hub:
     async def kept_session(self, claim: SessionClaim) -> Mapping[str, Any] | None:
         """Return a session's data if a claim about it is true and its login is valid, else None.
 
-        Many claims are checked at a time.
-
-        Raises:
-            Exception: The session or its user could not be read.
+        It is None as well if this could not be found out. Many claims are checked at a time.
         """
         return await self._rechecks.kept_session(claim)
 

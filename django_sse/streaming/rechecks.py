@@ -216,10 +216,8 @@ class Rechecks:
     async def kept_session(self, claim: SessionClaim) -> Mapping[str, Any] | None:
         """Return a session's data if a claim about it is true and its login is valid, else None.
 
-        While the database answers, more claims pile up. They are checked together.
-
-        Raises:
-            Exception: The session or its user could not be read, or that took too long.
+        It is None as well if this could not be found out. While the database answers, more claims
+        pile up. They are checked together.
         """
         self._claims.add(claim)
         if self._claims_checked is None:

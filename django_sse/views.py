@@ -25,9 +25,7 @@ from django.http import (
 from django.http.response import HttpResponseBase
 from django.views import View
 
-from django_sse.access.logins import (
-    set_djangos_user,
-)
+from django_sse.access.logins import set_djangos_user
 from django_sse.access.owners import Owner, is_nobody, loaded, owner_of
 from django_sse.concurrency.tasks import in_time
 from django_sse.conf import SETTING, conf
@@ -417,12 +415,15 @@ class EventGeneratorView(StreamView):
             retry_on_error=self.retry_on_error,
         )
         response = self._stream(owner, {}, {"generation": generation})
-        response.stays_in_request = (
-            self.stays_in_request
+        if self.stays_in_request:
+            response.stays_because = "its view says so"
+        elif conf().NAMESPACE is not None and conf().NAMESPACE_CONTEXT is None:
             # The tenant may be in the thread or the connection of the request, and nowhere else.
-            or (conf().NAMESPACE is not None and conf().NAMESPACE_CONTEXT is None)
-            or (request.method == "POST" and not await sync_to_async(_has_read_body)(request))
-        )
+            response.stays_because = "there is a NAMESPACE without NAMESPACE_CONTEXT"
+        elif request.method == "POST" and not await sync_to_async(_has_read_body)(request):
+            response.stays_because = (
+                "it has uploaded files or a large body, which Django closes with the request"
+            )
         return response
 
 

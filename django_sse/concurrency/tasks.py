@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from contextlib import suppress
 from contextvars import Context
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 # How long a task that never waits may block other tasks, and how much it may handle meanwhile.
 _TURN_SECONDS: Final = 0.005
@@ -18,6 +18,7 @@ _ROUNDS: Final = 40
 # Not `logs.logger`: `logs` imports this package.
 _logger: Final = logging.getLogger("django_sse")
 
+Key = TypeVar("Key")
 Result = TypeVar("Result")
 
 _running: Final[set[asyncio.Task[Any]]] = set()
@@ -87,6 +88,60 @@ def must_propagate(error: BaseException) -> bool:
             return task is not None and bool(task.cancelling())
         return False
     return isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+
+
+class Coalescer(Generic[Key, Result]):
+    """Asks one question for all callers that come while another question is being answered.
+
+    Args:
+        ask: Returns the answer about some keys. It has to limit its time.
+        when_idle: Called once nobody waits for an answer any more.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[Collection[Key]], Awaitable[Result]],
+        when_idle: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._ask = ask
+        self._when_idle = when_idle
+        self._keys: set[Key] = set()
+        self._next: asyncio.Future[Result] | None = None
+        self._is_asking = False
+
+    def add(self, keys: Iterable[Key]) -> asyncio.Future[Result]:
+        """Ask about some keys soon.
+
+        Returns:
+            The answer about these and others. Callers share it, so whoever awaits it has to shield
+            it. It is the question's exception if that has failed.
+        """
+        self._keys.update(keys)
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        answer = self._next
+        if not self._is_asking:
+            self._is_asking = True
+            spawn(self._ask_all())
+        return answer
+
+    async def _ask_all(self) -> None:
+        try:
+            while answer := self._next:
+                keys, self._keys, self._next = self._keys, set(), None
+                try:
+                    answer.set_result(await self._ask(keys))
+                except BaseException as error:
+                    if must_propagate(error):
+                        answer.cancel()
+                        raise
+                    answer.set_exception(error)
+                    # Mark the exception as retrieved, in case nobody waits any more.
+                    answer.exception()
+        finally:
+            self._is_asking = False
+        if self._when_idle:
+            await self._when_idle()
 
 
 class Turns:

@@ -99,11 +99,11 @@ class StreamView(View):
 
         It is called every ``RECHECK_INTERVAL``, long after the request. Before each call, the
         session and the user are read again, and the tests of the mixins are run. When the stream
-        opens, ``authorize`` is called instead.
+        opens, what guards the view is asked instead, such as ``authorize``.
 
         An exception means no. But if the database, the network or the sessions fail, or time,
-        memory or threads run out, it is called once more. If that fails, too, the client is sent
-        back to ``authorize``.
+        memory or threads run out, it is called once more. If that fails, too, the client comes
+        back, and what guards the view is asked.
         """
         return True
 

@@ -171,8 +171,8 @@ class HandedOffResponse(EventStreamResponse):
         self._retry = retry
         self._reset = reset
         self._initial_events = initial_events
-        self.stays_in_request = False
-        """Whether the stream needs its request, and must not be handed off."""
+        self.stays_because = ""
+        """Why the stream needs its request and must not be handed off, if it does."""
         self._stream_options = stream_options
         self._hand_off = hand_off_of(request)
         self._contents_set = 0
@@ -225,7 +225,7 @@ class HandedOffResponse(EventStreamResponse):
             if not is_complete:
                 stream.leave_without_position()
                 yield (last_chunk := HEARTBEAT)
-            if self._hand_off and self._iterated_whole and not self.stays_in_request:
+            if self._hand_off and self._iterated_whole and not self.stays_because:
                 handed_off = self._hand_off.take(stream, last_chunk)
             if handed_off:
                 stream.leave_request()
@@ -269,21 +269,14 @@ class HandedOffResponse(EventStreamResponse):
 
     def _log_staying(self) -> None:
         if self._hand_off is None:
-            log_once(
-                "A stream stays in its request and keeps a thread and a database connection: "
-                "wrap the project's ASGI application in django_sse.asgi.EventStreamApplication."
-            )
-        elif self.stays_in_request:
-            log_once(
-                "A stream stays in its request and keeps a thread and a database connection: its "
-                "view says so, there is a NAMESPACE without NAMESPACE_CONTEXT, or the request has "
-                "uploaded files or a large body, which Django closes with it."
-            )
+            why = "wrap the project's ASGI application in django_sse.asgi.EventStreamApplication"
         else:
-            log_once(
-                "A stream stays in its request and keeps a thread and a database connection: a "
-                "middleware has replaced its response or content, or set an encoding."
+            why = self.stays_because or (
+                "a middleware has replaced its response or content, or set an encoding"
             )
+        log_once(
+            f"A stream stays in its request and keeps a thread and a database connection: {why}."
+        )
 
 
 class _InOneTask:

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Mapping
 from contextlib import ExitStack
 from functools import partial
 from math import inf
@@ -153,17 +153,15 @@ class PermissionRechecks:
                 if not _is_full(asking) and (taken := self._take_due(busy)):
                     stream, again = taken
                     tenant = stream.owner.namespace if in_tenants and not again else None
-                    if again:
-                        # In a new thread, where nothing else can be in the way.
-                        thread, ask = new_thread, self._ask_apart
-                    else:
-                        thread = idle.pop() if idle else threads.enter_context(new_thread)
-                        ask = self._ask
+                    # A second question has a new thread, where nothing else can be in the way.
+                    is_new = again or not idle
+                    thread = threads.enter_context(new_thread) if is_new else idle.pop()
                     # `within` copies the context, so that nothing a view sets in it is kept.
                     task = asyncio.create_task(
-                        ask(stream, thread), context=thread.within(stream.context)
+                        self._ask(stream, thread, again=again),
+                        context=thread.within(stream.context),
                     )
-                    asking[task] = _Slot(_now() + _SLOT_SECONDS, tenant, () if again else (thread,))
+                    asking[task] = _Slot(_now() + _SLOT_SECONDS, tenant, thread)
                     continue
                 if not asking:
                     return
@@ -172,20 +170,14 @@ class PermissionRechecks:
                     timeout=_SLOT_SECONDS if _is_full(asking) else self._seconds_to_next(busy),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
-                for task in done:
-                    idle += asking.pop(task).to_use_again
+                idle += [asking.pop(task).thread for task in done]
         finally:
             for task in asking:
                 task.cancel()
             if asking:
                 await asyncio.wait(asking)
 
-    async def _ask_apart(self, stream: Stream, thread: OwnThread) -> None:
-        """Ask again, in a separate thread."""
-        with thread:
-            await self._ask(stream, thread, again=True)
-
-    async def _ask(self, stream: Stream, thread: OwnThread, *, again: bool = False) -> None:
+    async def _ask(self, stream: Stream, thread: OwnThread, *, again: bool) -> None:
         assert stream.still_allowed
         if stream.ended.done():
             return
@@ -244,8 +236,7 @@ class _Slot(NamedTuple):
     tenant: str | None
     """No other question about this tenant is asked meanwhile. None excludes no tenant."""
 
-    to_use_again: Sequence[OwnThread]
-    """The threads to use again afterwards."""
+    thread: OwnThread
 
 
 def _is_full(asking: Mapping[asyncio.Task[None], _Slot]) -> bool:

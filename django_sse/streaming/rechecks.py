@@ -29,7 +29,7 @@ from django_sse.access.logins import (
 )
 from django_sse.access.owners import Login
 from django_sse.access.session_claims import SessionClaim, kept_sessions
-from django_sse.concurrency.tasks import must_propagate, spawn
+from django_sse.concurrency.tasks import Coalescer, must_propagate
 from django_sse.concurrency.threads import OwnThread, Result
 from django_sse.conf import conf
 from django_sse.groups.entries import GroupState, Hint, closing_wire
@@ -87,19 +87,17 @@ class Rechecks:
         self._interval = interval
         self._thread = TimedThread("django-sse-logins", _ThreadConnections)
         self._permission_rechecks = PermissionRechecks(self._look_for_sessions)
-        # The owner keys that doorbells have named. Two batchers, so that a database that hangs does
+        # The owner keys that doorbells have named. Two of these, so that a database that hangs does
         # not delay the end of streams.
-        self._to_look_up = _Batcher(self.look_up)
-        self._to_check = _Batcher(self._check_users)
+        self._to_look_up = Coalescer(partial(_try, self.look_up))
+        self._to_check = Coalescer(partial(_try, self._check_users))
         # The logins whose user was not found, with the time of the first check that missed it.
         self._absent_since: dict[Login, float] = {}
         # When custom backends were last asked about each login, and whether to ask one now.
         self._asked_at: dict[Login, float] = {}
         self._is_urgent = asyncio.Event()
-        # The sessions of clients that come back, and who waits for an answer about them.
-        self._claims: set[SessionClaim] = set()
-        self._claims_checked: asyncio.Future[_Sessions] | None = None
-        self._is_checking_claims = False
+        # The sessions of clients that come back.
+        self._claims = Coalescer(self._kept_sessions, self._close_if_unused)
 
     def add(self, stream: Stream) -> None:
         """Recheck a stream from now on."""
@@ -133,11 +131,11 @@ class Rechecks:
         changed.
         """
         if hint.head:
-            looked_up = self._to_look_up.add(hint.group)
+            looked_up = self._to_look_up.add([hint.group])
             # New events wait for the answer.
             each(list(self.owned.get(hint.group, ())), lambda stream: stream.pause_until(looked_up))
         else:
-            self._to_check.add(hint.group)
+            self._to_check.add([hint.group])
 
     async def look_up(self, owner_keys: Iterable[str]) -> None:
         """Ask the store about owner keys that have streams, and end streams that it has ended.
@@ -219,34 +217,21 @@ class Rechecks:
         It is None as well if this could not be found out. While the database answers, more claims
         pile up. They are checked together.
         """
-        self._claims.add(claim)
-        if self._claims_checked is None:
-            self._claims_checked = asyncio.get_running_loop().create_future()
-        checked = self._claims_checked
-        if not self._is_checking_claims:
-            self._is_checking_claims = True
-            spawn(self._check_claims())
-        # The thread limits the time. Shielded, since others wait for the answer, too.
-        return (await asyncio.shield(checked)).get(claim)
+        return (await asyncio.shield(self._claims.add([claim]))).get(claim)
 
-    async def _check_claims(self) -> None:
+    async def _kept_sessions(self, claims: Collection[SessionClaim]) -> _Sessions:
+        kept: dict[SessionClaim, Mapping[str, Any]] = {}
         try:
-            while checked := self._claims_checked:
-                claims, self._claims, self._claims_checked = self._claims, set(), None
-                kept: dict[SessionClaim, Mapping[str, Any]] = {}
-                try:
-                    tenants = _by_tenant(claims)
-                    async for _, some in self._ask_each_tenant(tenants, kept_sessions):
-                        kept |= some
-                except BaseException as error:
-                    if must_propagate(error):
-                        checked.cancel()
-                        raise
-                    # The claims of other tenants have been answered.
-                    log_seldom("Some sessions could not be checked.", exc_info=error)
-                checked.set_result(kept)
-        finally:
-            self._is_checking_claims = False
+            async for _, some in self._ask_each_tenant(_by_tenant(claims), kept_sessions):
+                kept |= some
+        except BaseException as error:
+            if must_propagate(error):
+                raise
+            # The claims of other tenants have been answered.
+            log_seldom("Some sessions could not be checked.", exc_info=error)
+        return kept
+
+    async def _close_if_unused(self) -> None:
         if not self._streams:
             await self.aclose()
 
@@ -421,39 +406,17 @@ class _ThreadConnections:
         connections.close_all()
 
 
-class _Batcher:
-    """Processes owner keys in batches of all that have piled up, since doorbells may ring often.
-
-    Args:
-        process: Processes a batch.
-    """
-
-    def __init__(self, process: Callable[[Collection[str]], Awaitable[None]]) -> None:
-        self._process = process
-        self._owner_keys: set[str] = set()
-        self._processed: asyncio.Future[None] | None = None
-        self._processing: asyncio.Task[None] | None = None
-
-    def add(self, owner_key: str) -> asyncio.Future[None]:
-        """Process an owner key soon. Return a future that is done afterwards, also if it fails."""
-        self._owner_keys.add(owner_key)
-        processed = self._processed = self._processed or asyncio.get_running_loop().create_future()
-        if self._processing is None or self._processing.done():
-            self._processing = spawn(self._process_all())
-        return processed
-
-    async def _process_all(self) -> None:
-        while processed := self._processed:
-            owner_keys, self._owner_keys, self._processed = self._owner_keys, set(), None
-            try:
-                await self._process(owner_keys)
-            except BaseException as error:
-                if must_propagate(error):
-                    raise
-                # The next comparison with the store, or check of all logins, finds the change.
-                log_seldom("Owners that a doorbell has named could not be checked.", exc_info=error)
-            finally:
-                processed.set_result(None)
+async def _try(
+    process: Callable[[Collection[str]], Awaitable[None]], owner_keys: Collection[str]
+) -> None:
+    """Process owner keys that doorbells have named, or log that it failed."""
+    try:
+        await process(owner_keys)
+    except BaseException as error:
+        if must_propagate(error):
+            raise
+        # The next comparison with the store, or check of all logins, finds the change.
+        log_seldom("Owners that a doorbell has named could not be checked.", exc_info=error)
 
 
 def _rest() -> float:

@@ -65,6 +65,70 @@ async def test_a_call_without_a_thread_fails_and_the_next_one_runs(
     assert await within(pool, calls()) == 2
 
 
+async def test_many_calls_of_a_context_that_find_no_thread_all_fail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = CleanThreads(at_once=2, most=10)
+    begun, goes_on = threading.Event(), threading.Event()
+
+    class Failing(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    def slow() -> None:
+        begun.set()
+        goes_on.wait(10)
+
+    async def calls() -> list[Any]:
+        first = asyncio.create_task(sync_to_async(slow)())
+        await asyncio.to_thread(begun.wait, 10)
+        others = [asyncio.create_task(sync_to_async(int)("1")) for _ in range(1000)]
+        await asyncio.sleep(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(threads, "Thread", Failing)
+            goes_on.set()
+            await first
+            answers = await asyncio.gather(*others, return_exceptions=True)
+        return [*answers, await sync_to_async(int)("2")]
+
+    *failures, last = await within(pool, calls())
+    assert {str(failure) for failure in failures} == {"can't start new thread"}
+    assert last == 2
+
+
+async def test_a_process_that_was_stopped_amid_a_start_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "_SLOW_SECONDS", 0.01)
+    pool = CleanThreads(at_once=1, most=10)
+    goes_on = threading.Event()
+
+    class Stopped(threading.Timer):
+        """Runs out before whoever starts it goes on."""
+
+        def start(self) -> None:
+            super().start()
+            self.join(0.1)
+
+    async def slow() -> None:
+        await sync_to_async(goes_on.wait)(10)
+
+    async def quick() -> int:
+        return await sync_to_async(int)("3")
+
+    calls = [asyncio.create_task(within(pool, slow()))]
+    await asyncio.sleep(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "Timer", Stopped)
+        calls.append(asyncio.create_task(within(pool, slow())))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        assert await within(pool, quick()) == 3
+    goes_on.set()
+    await asyncio.gather(*calls)
+
+
 async def test_a_call_may_wait_for_async_code_that_makes_a_call() -> None:
     async def inner() -> str:
         return await sync_to_async(str)("inner")

@@ -40,7 +40,7 @@ from django_sse.stores import get_store
 from django_sse.streaming.hub import open_streams
 from django_sse.views import EventStreamView
 from tests.queries import queries_about
-from tests.streams import data
+from tests.streams import data, until
 from tests.tenancy import NAMESPACE, tenant
 from tests.users import FindsEveryone, logged_in, user
 
@@ -165,8 +165,8 @@ class Browser:
     def tickets(self) -> dict[str, str]:
         return {name: value for name, (_, value) in self.cookies.items() if COOKIE.match(name)}
 
-    @asynccontextmanager
-    async def open(self, url: str, **scope: Any) -> AsyncIterator["Stream"]:
+    def scope(self, url: str, **scope: Any) -> dict[str, Any]:
+        """Return a request, as a server presents it."""
         target, _, query = url.partition("?")
         sent = [
             f"{name}={value}"
@@ -176,7 +176,7 @@ class Browser:
         headers = [*self.headers, (b"cookie", "; ".join(sent).encode())]
         if self.last_event_id:
             headers.append((b"last-event-id", self.last_event_id.encode()))
-        full_scope = {
+        return {
             "type": "http",
             "http_version": "1.1",
             "method": self.method,
@@ -187,7 +187,10 @@ class Browser:
             "client": ("127.0.0.1", 1234),
             **scope,
         }
-        stream = Stream(self, self.application, full_scope)
+
+    @asynccontextmanager
+    async def open(self, url: str, **scope: Any) -> AsyncIterator["Stream"]:
+        stream = Stream(self, self.application, self.scope(url, **scope))
         await stream.start()
         try:
             yield stream
@@ -640,7 +643,10 @@ async def test_a_session_that_only_a_cache_can_keep_harms_nobody_else(settings: 
     assert len(Counting.requests) == 1
 
 
-async def test_a_client_that_does_not_take_the_headers_leaves_no_stream(settings: Settings) -> None:
+async def test_a_client_that_does_not_take_the_headers_leaves_no_stream(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "django_sse")
     settings.DJANGO_SSE = {"STORE": "memory", "SEND_TIMEOUT": 0.1}
     browser = await let_in("/news/")
     left = asyncio.Event()
@@ -652,22 +658,8 @@ async def test_a_client_that_does_not_take_the_headers_leaves_no_stream(settings
     async def send(message: Any) -> None:
         await left.wait()
 
-    cookies = "; ".join(f"{name}={value}" for name, (_, value) in browser.cookies.items())
-    scope = {
-        "type": "http",
-        "http_version": "1.1",
-        "method": "GET",
-        "path": "/news/",
-        "query_string": b"",
-        "headers": [
-            (b"host", b"localhost"),
-            (b"cookie", cookies.encode()),
-            (b"last-event-id", browser.last_event_id.encode()),
-        ],
-        "client": ("127.0.0.1", 1234),
-    }
-    serving = asyncio.create_task(browser.application(scope, receive, send))
-    await asyncio.sleep(0.3)
+    serving = asyncio.create_task(browser.application(browser.scope("/news/"), receive, send))
+    await until(lambda: "did not read its stream" in caplog.text)
     left.set()
     async with asyncio.timeout(TIMEOUT):
         await serving

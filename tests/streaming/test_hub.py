@@ -286,7 +286,7 @@ async def test_who_comes_while_a_group_is_opened_is_not_sent_the_past(
     await asked.wait()
     answering = asyncio.create_task(EventStreamView.as_view(groups=["news"])(get()))
     # Memory does not know yet where the group stands, so the view asks the store, too.
-    await until(lambda: current_hub()._reader._next)
+    await until(lambda: current_hub()._reader._states._next)
     answers.set()
     await opening
     async with reading(await answering) as second:

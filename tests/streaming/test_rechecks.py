@@ -1,7 +1,7 @@
 """Owners, logins and sessions are checked again and again while their streams are open."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from threading import Event
 from typing import Any
@@ -329,50 +329,44 @@ async def test_other_logins_are_checked_even_if_a_backend_panics(
         await goes_on(going_on)
 
 
-@pytest.mark.usefixtures("custom_backend")
+async def miss_ada() -> None:
+    FindsEveryone.missing.add("ada")
+
+
+async def deactivate_ada() -> None:
+    """Deactivate a user in a way that sends no signal."""
+    await User.objects.filter(username="ada").aupdate(is_active=False)
+
+
+@pytest.mark.parametrize(
+    ("backend", "lose_ada"), [(HangsForEve, miss_ada), (JudgesSlowly, deactivate_ada)]
+)
 async def test_a_login_about_which_a_backend_hangs_delays_no_other_login(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: Any,
+    lose_ada: Callable[[], Awaitable[None]],
 ) -> None:
-    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.HangsForEve"]
+    monkeypatch.setattr(FindsEveryone, "missing", set())
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.{backend.__name__}"]
     monkeypatch.setattr(logins, "_ANSWER_SECONDS", 1.0)
-    HangsForEve.hanging = 0
-    HangsForEve.goes_on.set()
+    backend.hanging = 0
+    backend.goes_on.set()
     tab, eves = await logged_in(), await logged_in("eve")
     try:
         async with stream(eves) as hanging, stream(tab) as ended:
-            HangsForEve.goes_on.clear()
-            await until(lambda: HangsForEve.hanging)
-            FindsEveryone.missing.add("ada")
+            backend.goes_on.clear()
+            await until(lambda: backend.hanging)
+            await lose_ada()
             eve = await user("eve")
             # Doorbells do not make another thread hang.
             eve.set_unusable_password()
             await eve.asave()
             await assert_sent_back_for_good(ended, tab)
-            assert HangsForEve.hanging == 1
+            assert backend.hanging == 1
             await goes_on(hanging)
     finally:
-        HangsForEve.goes_on.set()
-
-
-async def test_a_judgement_about_which_a_backend_hangs_delays_no_other_login(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.JudgesSlowly"]
-    monkeypatch.setattr(logins, "_ANSWER_SECONDS", 1.0)
-    JudgesSlowly.hanging = 0
-    JudgesSlowly.goes_on.set()
-    tab, eves = await logged_in(), await logged_in("eve")
-    try:
-        async with stream(eves) as hanging, stream(tab) as ended:
-            JudgesSlowly.goes_on.clear()
-            await until(lambda: JudgesSlowly.hanging)
-            # This sends no signal.
-            await User.objects.filter(username="ada").aupdate(is_active=False)
-            await assert_sent_back_for_good(ended, tab)
-            assert JudgesSlowly.hanging == 1
-            await goes_on(hanging)
-    finally:
-        JudgesSlowly.goes_on.set()
+        backend.goes_on.set()
 
 
 async def test_a_backend_that_hangs_delays_nobody_else(settings: Settings) -> None:

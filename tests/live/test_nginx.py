@@ -109,7 +109,8 @@ async def test_a_client_that_reads_nothing_is_ended_by_the_server(
     tmp_path: Path, group: str
 ) -> None:
     # nginx would keep it all for this client, in files, if it buffered.
-    settings = '{"BACKLOG_BYTES": 100000}'
+    # A stream that reads from the store, page by page, is ended by its send timeout.
+    settings = '{"BACKLOG_BYTES": 100000, "SEND_TIMEOUT": 2}'
     with (
         serve("uvicorn", tmp_path, LIVE_DJANGO_SSE=settings) as server,
         proxied(tmp_path, server.port) as proxy,

@@ -3,7 +3,9 @@
 EventStreamError
 ├── InvalidEvent     (a ValueError)
 ├── InvalidGroup     (a ValueError)
-└── GroupCancelled
+├── GroupCancelled
+│   └── Cancelled
+└── AlreadyProducing
 
 ``Close`` is not an error: a generator raises it to end its stream.
 """
@@ -31,6 +33,22 @@ class GroupCancelled(EventStreamError):
         super().__init__(
             f"Group {group!r} is cancelled, so nothing can be published to it. "
             f"Call django_sse.reopen({group!r}) (or `manage.py sse_reopen {group}`) first."
+        )
+
+
+class Cancelled(GroupCancelled):
+    """What a producer does is not wanted any more: its group was cancelled, or is no longer its
+    own."""
+
+
+class AlreadyProducing(EventStreamError):
+    """Another producer publishes to the group. Stream the group to join it."""
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+        super().__init__(
+            f"Group {group!r} has a producer already. Stream the group to follow it, or cancel the "
+            "group to stop it."
         )
 
 

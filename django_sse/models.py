@@ -11,13 +11,22 @@ from django_sse.groups.names import NAME_LENGTH, OWNER_KEY_LENGTH
 
 
 class EventGroup(models.Model):
-    """A group's last number, and whether it is cancelled. Its row is the group's lock."""
+    """A group's last number, and whether it is cancelled. Its row is the group's lock.
+
+    ``producer`` is the token of its producer, 0 for none. ``renewed`` is when a producer was last
+    alive, or has ended; 0 if the group never had one.
+    """
 
     name = GroupField(max_length=NAME_LENGTH, primary_key=True)
     first = models.BigIntegerField(default=0)
     head = models.BigIntegerField(default=0)
     cancelled = models.BooleanField(default=False)
+    producer = models.BigIntegerField(default=0, db_default=0)
+    renewed = models.BigIntegerField(default=0, db_default=0)
     changed = models.BigIntegerField(db_index=True)
+
+    class Meta:
+        indexes = [models.Index(fields=["producer", "renewed"], name="django_sse_producers")]
 
     def __str__(self) -> str:
         return self.name

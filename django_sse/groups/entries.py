@@ -17,6 +17,9 @@ class Kind(IntEnum):
     CLOSE = 1  # cancels the group
     REOPEN = 2  # brings it back; takes no number
     END = 3  # ends an owner's streams: a CLOSE that begins the group anew, numbered by the time
+    BEGIN = 4  # gives the group to a producer; takes no number
+    RENEW = 5  # says that the producer is alive; takes no number
+    LAPSE = 6  # a CLOSE that counts only if the producer is no longer alive
 
 
 class NewEntry(NamedTuple):
@@ -24,7 +27,12 @@ class NewEntry(NamedTuple):
 
     ``exclude`` is the key of the owner whose streams do not get the event. ``at`` is when an
     ``END`` or ``REOPEN`` was ordered, in microseconds since the epoch, if it is written late; 0 for
-    now.
+    now. ``producer`` is the token of the producer that the entry comes from, or, for a ``LAPSE``,
+    of the one that has died; 0 for none.
+
+    The ``at`` of a ``BEGIN`` is the age, in microseconds, from which a producer that the group
+    already has is dead; its ``wire`` then closes the group. The ``at`` of a ``LAPSE`` is when the
+    dead producer was last alive.
     """
 
     group: str
@@ -32,6 +40,7 @@ class NewEntry(NamedTuple):
     kind: Kind = Kind.EVENT
     exclude: str = ""
     at: int = 0
+    producer: int = 0
 
 
 class Entry(NamedTuple):
@@ -56,7 +65,8 @@ class GroupState:
     ``first`` is its first number ever, ``head`` its last number, and ``oldest`` the number of the
     oldest kept event (head + 1 if no event is kept). ``origin`` is the position before the first
     event, and the head of a group that was never published to. It is 0, or another number in a
-    store that may forget everything.
+    store that may forget everything. ``producer`` is the token of the group's producer, 0 if it
+    has none.
     """
 
     first: int = 0
@@ -64,6 +74,16 @@ class GroupState:
     oldest: int = 1
     cancelled: bool = False
     origin: int = 0
+    producer: int = 0
+
+
+class Lease(NamedTuple):
+    """A producer's hold on its group, and when the producer was last alive, by the store's clock in
+    microseconds since the epoch."""
+
+    group: str
+    producer: int
+    renewed: int
 
 
 class Hint(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from time import time_ns
 
-from django_sse.exceptions import GroupCancelled
+from django_sse.exceptions import AlreadyProducing, GroupCancelled
 from django_sse.groups.entries import Entry, Hint, Kind, NewEntry, closing_wire
 from django_sse.groups.names import OWNER_PREFIX
 
@@ -25,6 +25,9 @@ class Numbering:
         cancelled: Whether the group is cancelled.
         closing: The wire of the ``close`` that ended a cancelled group.
         now: Returns the store's time, in microseconds since the epoch; None for this host's.
+        producer: The token of the group's producer, 0 if it has none.
+        renewed: When a producer of the group was last alive, or has ended, in microseconds since
+            the epoch; 0 if the group never had one, or was reopened.
     """
 
     __slots__ = (
@@ -36,6 +39,8 @@ class Numbering:
         "group",
         "head",
         "numbered",
+        "producer",
+        "renewed",
     )
 
     def __init__(
@@ -46,6 +51,9 @@ class Numbering:
         cancelled: bool,
         closing: bytes = b"",
         now: Callable[[], int] | None = None,
+        *,
+        producer: int = 0,
+        renewed: int = 0,
     ) -> None:
         self.group = group
         self.first = self._first_before = first
@@ -53,6 +61,8 @@ class Numbering:
         self.cancelled = cancelled
         self.closing = closing
         self.numbered: list[Entry] = []
+        self.producer = producer
+        self.renewed = renewed
         self._now = now or first_number
 
     def take(self, entry: NewEntry, *, staged: bool = False) -> int | None:
@@ -61,11 +71,27 @@ class Numbering:
         A staged entry comes from a committed transaction, so it is too late to refuse it. If its
         group was cancelled meanwhile, another ``close`` follows it.
 
+        A ``BEGIN`` only takes a number if it closes the group, whose last producer has died.
+
         Raises:
-            GroupCancelled: The entry is an event for a cancelled group, and is not staged.
+            GroupCancelled: The entry is an event for a cancelled group, and is not staged. Or it
+                comes from a producer that is not the group's.
+            AlreadyProducing: The entry is a ``BEGIN``, and the group has a producer.
         """
+        if entry.kind is Kind.LAPSE:
+            if entry.producer != self.producer or entry.at != self.renewed:
+                return None
+            return self._close(entry.wire)
+        if entry.kind is Kind.BEGIN:
+            return self._begin(entry)
+        if entry.producer and entry.producer != self.producer:
+            raise GroupCancelled(self.group)
+        if entry.kind is Kind.RENEW:
+            self.renewed = self._now()
+            return None
         if entry.kind is Kind.REOPEN:
-            self.cancelled = False
+            if self.cancelled:
+                self.cancelled, self.renewed = False, 0
             if self.group.startswith(OWNER_PREFIX):
                 # Record the time, so that an END ordered earlier cannot take effect later.
                 self._begin_anew(closing_wire(None), entry.at or self._now(), closes=False)
@@ -79,19 +105,33 @@ class Numbering:
             self.cancelled = True
             return self.head
         if entry.kind is Kind.CLOSE:
-            if self.cancelled:
-                return None
-            self.cancelled = True
-            self.closing = entry.wire
-        elif self.cancelled and not staged:
+            return None if self.cancelled else self._close(entry.wire)
+        if self.cancelled and not staged:
             raise GroupCancelled(self.group)
-        return self._add(entry.wire, closes=entry.kind is Kind.CLOSE, exclude=entry.exclude)
+        return self._add(entry.wire, closes=False, exclude=entry.exclude)
 
     def finish(self) -> Hint:
         """Return the hint about the group as it is now."""
         if self.cancelled and self.numbered and not self.numbered[-1].closes:
             self._add(self.closing or closing_wire(None), closes=True)
         return Hint(self.group, self.head, self.cancelled, tuple(self.numbered))
+
+    def _begin(self, entry: NewEntry) -> int | None:
+        if self.cancelled:
+            raise GroupCancelled(self.group)
+        if self.producer not in (0, entry.producer):
+            if self._now() - self.renewed < entry.at:
+                raise AlreadyProducing(self.group)
+            return self._close(entry.wire)
+        self.producer, self.renewed = entry.producer, self._now()
+        return None
+
+    def _close(self, wire: bytes) -> int:
+        self.cancelled = True
+        self.closing = wire
+        if self.producer:
+            self.producer, self.renewed = 0, self._now()
+        return self._add(wire, closes=True)
 
     def _begin_anew(self, wire: bytes, number: int, *, closes: bool) -> None:
         self.first = self.head = max(number, self.first + 1)

@@ -15,7 +15,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
-from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, Ring
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, Lease, NewEntry, Ring
 from django_sse.stores.clock import StoreClock
 from django_sse.stores.postgresql_notify import Notifications
 from django_sse.stores.transactions import is_any_open
@@ -59,6 +59,10 @@ class EventStore(ABC):
     ordered, and takes no number if a later one exists. Owners' groups are kept for ``CANCEL_TTL``,
     all other groups for ``GROUP_TTL``.
 
+    Producers: a ``BEGIN`` gives a group to a producer, until the group is cancelled. Entries with a
+    producer's token raise ``GroupCancelled`` if the group is not that producer's. While a group has
+    a producer, and for ``PRODUCER_KEEP`` after that, all of its events are kept.
+
     Transactions: if a transaction is open on ``using``, its commit publishes the entries.
 
     Reading is async. It adds no group and no event. But if a publisher died after its commit,
@@ -101,8 +105,11 @@ class EventStore(ABC):
             ring: Tells the hubs about the new entries.
 
         Raises:
-            GroupCancelled: An event was for a cancelled group. Nothing was appended.
-            TransactionManagementError: Autocommit is off.
+            GroupCancelled: An event was for a cancelled group, or an entry came from a producer
+                that is not the group's. Nothing was appended.
+            AlreadyProducing: A ``BEGIN`` was for a group that has a producer.
+            TransactionManagementError: Autocommit is off. Or an entry of a producer is appended in
+                a transaction, where it could not be refused any more.
         """
         reopened = [entry.group for entry in entries if entry.kind is Kind.REOPEN]
         connection = connections[self.using]
@@ -123,6 +130,11 @@ class EventStore(ABC):
             write_retries.take_back(self, reopened)
             ring(hints)
             return numbers
+        if any(entry.producer for entry in entries):
+            raise transaction.TransactionManagementError(
+                "A producer cannot publish inside a transaction: what it publishes must be refused "
+                "once another one has taken over. Produce outside of atomic()."
+            )
         commit = self._stage(entries)
 
         def append_and_ring() -> None:
@@ -173,7 +185,8 @@ class EventStore(ABC):
             staged: Whether they come from a committed transaction: see ``Numbering.take``.
 
         Raises:
-            GroupCancelled: An event was for a cancelled group. Nothing was appended.
+            GroupCancelled: As for ``append``. Nothing was appended.
+            AlreadyProducing: As for ``append``.
         """
 
     def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Iterable[Sequence[Hint]]]:
@@ -230,6 +243,10 @@ class EventStore(ABC):
         Returns:
             The state of the group afterwards.
         """
+
+    @abstractmethod
+    async def alapsed(self, seconds: float) -> list[Lease]:
+        """Return the leases of the producers that were not renewed for so many seconds."""
 
     trim_due = inf
     """When this process trims next, by ``time.monotonic``."""

@@ -13,7 +13,7 @@ from django.db import DEFAULT_DB_ALIAS
 
 from django_sse.concurrency.forks import forget_in_child
 from django_sse.conf import conf
-from django_sse.groups.entries import Entry, GroupState, Hint, NewEntry
+from django_sse.groups.entries import Entry, GroupState, Hint, Lease, NewEntry
 from django_sse.groups.names import OWNER_PREFIX
 from django_sse.groups.numbering import Numbering, first_number
 from django_sse.groups.replay import filling
@@ -35,16 +35,26 @@ class _Group:
     times: deque[float] = field(default_factory=deque)
     changed: float = 0.0
     change: int = 0
+    producer: int = 0
+    renewed: int = 0
 
     def trim(self, since: float) -> None:
+        if self.keeps_all:
+            return
         while self.entries and (len(self.entries) > conf().HISTORY_SIZE or self.times[0] < since):
             self.entries.popleft()
             self.times.popleft()
 
     @property
+    def keeps_all(self) -> bool:
+        """Whether the group has a producer, or had one until shortly."""
+        since_end = first_number() - self.renewed if self.renewed else inf
+        return bool(self.producer) or since_end < conf().PRODUCER_KEEP * 1_000_000
+
+    @property
     def state(self) -> GroupState:
         oldest = self.entries[0].number if self.entries else self.head + 1
-        return GroupState(self.first, self.head, oldest, self.cancelled)
+        return GroupState(self.first, self.head, oldest, self.cancelled, producer=self.producer)
 
 
 class MemoryStore(EventStore):
@@ -66,6 +76,8 @@ class MemoryStore(EventStore):
         self._of_owners: OrderedDict[str, _Group] = OrderedDict()
         # The groups that have events, in the order in which their newest events expire.
         self._aging: OrderedDict[str, _Group] = OrderedDict()
+        # Those that have a producer.
+        self._producing: dict[str, _Group] = {}
         self._change = 0
         # When publishing next drops what has expired in other groups.
         self._drop_again_at = 0.0
@@ -78,6 +90,7 @@ class MemoryStore(EventStore):
             self._groups.clear()
             self._of_owners.clear()
             self._aging.clear()
+            self._producing.clear()
             self._lock = Lock()
 
     def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
@@ -126,6 +139,15 @@ class MemoryStore(EventStore):
                 self._touch(group, monotonic())
             return kept.state
 
+    async def alapsed(self, seconds: float) -> list[Lease]:
+        before = first_number() - seconds * 1_000_000
+        with self._lock:
+            return [
+                Lease(name, group.producer, group.renewed)
+                for name, group in self._producing.items()
+                if group.renewed < before
+            ]
+
     def _append(
         self, entries: Sequence[NewEntry], *, staged: bool = False
     ) -> tuple[list[int | None], list[Hint]]:
@@ -137,7 +159,13 @@ class MemoryStore(EventStore):
                 if turn is None:
                     group = self._kept_with(entry.group).get(entry.group) or _Group()
                     turn = turns[entry.group] = Numbering(
-                        entry.group, group.first, group.head, group.cancelled, group.closing
+                        entry.group,
+                        group.first,
+                        group.head,
+                        group.cancelled,
+                        group.closing,
+                        producer=group.producer,
+                        renewed=group.renewed,
                     )
                 numbers.append(turn.take(entry, staged=staged))
             hints = [turn.finish() for turn in turns.values()]
@@ -163,7 +191,7 @@ class MemoryStore(EventStore):
 
     def _keep(self, turn: Numbering, now: float) -> None:
         groups = self._kept_with(turn.group)
-        if not turn.numbered and turn.group not in groups:
+        if not (turn.numbered or turn.producer) and turn.group not in groups:
             return
         group = groups.get(turn.group)
         if group is None:
@@ -174,6 +202,10 @@ class MemoryStore(EventStore):
             group.times.clear()
         group.first, group.head = turn.first, turn.head
         group.cancelled, group.closing = turn.cancelled, turn.closing
+        self._producing.pop(turn.group, None)
+        if turn.producer:
+            self._producing[turn.group] = group
+        group.producer, group.renewed = turn.producer, turn.renewed
         group.entries.extend(turn.numbered)
         group.times.extend([now] * len(turn.numbered))
         group.trim(_kept_since(now, turn.group))
@@ -197,13 +229,17 @@ class MemoryStore(EventStore):
             while groups and next(iter(groups.values())).changed < _since(now, ttl):
                 name, _ = groups.popitem(last=False)
                 self._aging.pop(name, None)
+                self._producing.pop(name, None)
         since = _since(now, conf().HISTORY_AGE)
-        while self._aging:
-            group = next(iter(self._aging.values()))
+        for _ in range(len(self._aging)):
+            name, group = next(iter(self._aging.items()))
             if group.times and group.times[-1] >= since:
                 break
-            self._aging.popitem(last=False)
-            group.trim(since)
+            if group.keeps_all:
+                self._aging.move_to_end(name)
+            else:
+                del self._aging[name]
+                group.trim(since)
 
 
 def _kept_since(now: float, name: str) -> float:

@@ -1,15 +1,16 @@
 -- The operations of the redis store. Each is one step: nothing else runs in Redis meanwhile.
 --
 -- ARGV: the operation; "1" if Redis keeps all that it acknowledges; HISTORY_SIZE; HISTORY_AGE,
--- GROUP_TTL and CANCEL_TTL in milliseconds ("" for none); then the operation's own arguments.
--- KEYS: for each group its hash and its stream; for "mark" and "changes" the set of changes.
+-- GROUP_TTL, CANCEL_TTL and PRODUCER_KEEP in milliseconds ("" for none); then the operation's own
+-- arguments. KEYS: for each group its hash and its stream; for "mark" and "changes" the set of
+-- changes; for "producing", "lapsed" and "ended" the set of groups with a producer.
 --
 -- The hash: `first`, `head`, `cancelled`, `closing` (the wire of the close that cancelled the
--- group) and `run`. The stream: an entry's id is its number and the milliseconds of its append.
+-- group), `producer`, `renewed` (both as in `Numbering`) and `run`. The stream: an entry's id is its number and the milliseconds of its append.
 
 local operation, durable = ARGV[1], ARGV[2] == '1'
 local history_size, history_age, group_ttl = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local cancel_ttl = tonumber(ARGV[6])
+local cancel_ttl, producer_keep = tonumber(ARGV[6]), tonumber(ARGV[7])
 
 -- The most entries that one call drops because of their age.
 local TRIM_STEPS = 100
@@ -17,6 +18,8 @@ local TRIM_STEPS = 100
 local CHANGES_KEPT = 3600 * 1000000
 -- The most changes that one call drops.
 local CHANGES_STEPS = 100
+-- The most groups that are looked for at a time whose producers may have died.
+local LAPSED_STEPS = 100
 -- Entries that are read together, to see how many fit into a page.
 local READ_STEP = 10
 
@@ -34,7 +37,7 @@ end
 
 if operation == 'mark' then
   local score = text(math.max(now, last_change() + 1))
-  for i = 7, #ARGV do
+  for i = 8, #ARGV do
     redis.call('ZADD', KEYS[1], score, ARGV[i])
   end
   local old = redis.call(
@@ -46,9 +49,26 @@ if operation == 'mark' then
   return 0
 end
 
+if operation == 'producing' then
+  for i = 8, #ARGV do
+    redis.call('ZADD', KEYS[1], text(now), ARGV[i])
+  end
+  return 0
+end
+
+if operation == 'lapsed' then
+  return redis.call(
+    'ZRANGEBYSCORE', KEYS[1], '-inf', text(now - tonumber(ARGV[8])), 'LIMIT', 0, LAPSED_STEPS
+  )
+end
+
+if operation == 'ended' then
+  return redis.call('ZREM', KEYS[1], unpack(ARGV, 8))
+end
+
 -- Returns the entries from a number on, until the page has `limit` entries or `room` bytes.
 if operation == 'read' then
-  local from, limit, room = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
+  local from, limit, room = ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
   local page = {}
   while #page < limit do
     local some = redis.call(
@@ -85,11 +105,11 @@ if operation == 'changes' then
   if redis.call('INFO', 'replication'):find('role:slave', 1, true) then
     return redis.error_reply('READONLY This server is a replica.')
   end
-  local last, since, names = last_change(), tonumber(ARGV[7]), false
+  local last, since, names = last_change(), tonumber(ARGV[8]), false
   if since == last then
     names = {}
   elseif since and since >= now - CHANGES_KEPT then
-    names = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[7], '+inf')
+    names = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[8], '+inf')
   end
   return {run, last, names}
 end
@@ -103,7 +123,7 @@ end
 
 local function load(index)
   local hash, events = KEYS[2 * index - 1], KEYS[2 * index]
-  local kept = redis.call('HMGET', hash, 'first', 'head', 'cancelled', 'run')
+  local kept = redis.call('HMGET', hash, 'first', 'head', 'cancelled', 'run', 'producer', 'renewed')
   local is_of_owner = hash:find(':~[^:]*}:group$') ~= nil
   local group = {
     hash = hash,
@@ -111,6 +131,8 @@ local function load(index)
     first = tonumber(kept[1] or 0),
     head = tonumber(kept[2] or origin),
     cancelled = kept[3] == '1',
+    producer = tonumber(kept[5] or 0),
+    renewed = tonumber(kept[6] or 0),
     -- Whether this is the group of an owner: see OWNER_PREFIX.
     is_of_owner = is_of_owner,
     ttl = is_of_owner and cancel_ttl or group_ttl,
@@ -143,10 +165,38 @@ local function begin_anew(group, wire, at, cancelled)
   return group.head
 end
 
--- Does what `Numbering.take` does, but that a REOPEN never has a time of its own: returns 0 for what takes no number, nil for what is refused.
-local function take(group, kind, wire, exclude, at, staged)
-  at = tonumber(at)
-  if kind == 'END' then
+-- Cancels the group, and records when its producer has ended.
+local function close(group, wire)
+  group.cancelled, group.closing = true, wire
+  if group.producer > 0 then
+    group.producer, group.renewed = 0, now
+  end
+  return add(group, wire, true)
+end
+
+-- Does what `Numbering.take` does, but that a REOPEN never has a time of its own: returns 0 for what
+-- takes no number, nil for what is refused, and -1 for a BEGIN of a group that has a producer.
+local function take(group, kind, wire, exclude, at, producer, staged)
+  at, producer = tonumber(at), tonumber(producer)
+  if kind == 'LAPSE' then
+    if producer ~= group.producer or at ~= group.renewed then
+      return 0
+    end
+    return close(group, wire)
+  elseif kind == 'BEGIN' then
+    if group.cancelled then
+      return nil
+    elseif group.producer ~= 0 and group.producer ~= producer then
+      return now - group.renewed < at and -1 or close(group, wire)
+    end
+    group.producer, group.renewed, group.changed = producer, now, true
+    return 0
+  elseif producer ~= 0 and producer ~= group.producer then
+    return nil
+  elseif kind == 'RENEW' then
+    group.renewed, group.changed = now, true
+    return 0
+  elseif kind == 'END' then
     if at > 0 and at <= group.first then
       return 0
     end
@@ -156,17 +206,15 @@ local function take(group, kind, wire, exclude, at, staged)
     return 0
   elseif kind == 'REOPEN' then
     group.changed = group.changed or group.cancelled
+    group.renewed = group.cancelled and 0 or group.renewed
     group.cancelled = false
     return 0
   elseif kind == 'CLOSE' then
-    if group.cancelled then
-      return 0
-    end
-    group.cancelled, group.closing = true, wire
+    return group.cancelled and 0 or close(group, wire)
   elseif group.cancelled and not staged then
     return nil
   end
-  return add(group, wire, kind == 'CLOSE', exclude)
+  return add(group, wire, false, exclude)
 end
 
 -- Does what `Numbering.finish` does, and returns the wire of the close that it added.
@@ -180,10 +228,15 @@ local function finish(group)
   return ''
 end
 
+-- Whether the group has a producer, or had one until shortly.
+local function keeps_all(group)
+  return group.producer > 0 or group.renewed > now - producer_keep * 1000
+end
+
 -- Drops entries that are too old, and returns the number of the oldest entry kept.
 local function trim_by_age(group)
   -- The reason for an owner's end is kept as long as the end itself.
-  local of_age = history_age and not group.is_of_owner
+  local of_age = history_age and not group.is_of_owner and not keeps_all(group)
   local expired = of_age and now / 1000 - history_age or 0
   for step = 0, TRIM_STEPS do
     local entry = redis.call('XRANGE', group.events, '-', '+', 'COUNT', 1)[1]
@@ -216,7 +269,8 @@ local function save(group)
   end
   redis.call(
     'HSET', group.hash, 'first', text(group.first), 'head', text(group.head),
-    'cancelled', group.cancelled and '1' or '0', 'run', run
+    'cancelled', group.cancelled and '1' or '0', 'run', run,
+    'producer', text(group.producer), 'renewed', text(group.renewed)
   )
   if group.closing then
     redis.call('HSET', group.hash, 'closing', group.closing)
@@ -229,7 +283,8 @@ local function save(group)
     )
   end
   local in_bulk = math.max(math.floor(history_size / 10), 1)
-  if math.floor(group.head / in_bulk) ~= math.floor(group.head_before / in_bulk) then
+  local in_next = math.floor(group.head / in_bulk) ~= math.floor(group.head_before / in_bulk)
+  if in_next and not keeps_all(group) then
     redis.call('XTRIM', group.events, 'MAXLEN', text(history_size))
   end
   trim_by_age(group)
@@ -237,12 +292,15 @@ local function save(group)
   local shortest = math.min(
     group.ttl or math.huge, not group.is_of_owner and history_age or math.huge
   )
+  if keeps_all(group) then
+    shortest = math.max(shortest, producer_keep)
+  end
   expire(group.events, shortest < math.huge and shortest or nil)
 end
 
 local function state(group)
   local oldest = group.first > 0 and trim_by_age(group) or group.head + 1
-  return {group.first, group.head, oldest, group.cancelled and 1 or 0, origin}
+  return {group.first, group.head, oldest, group.cancelled and 1 or 0, origin, group.producer}
 end
 
 if operation == 'state' then
@@ -251,8 +309,14 @@ if operation == 'state' then
   return state(group)
 end
 
+if operation == 'lease' then
+  local group = load(1)
+  save(group)
+  return {group.producer, group.renewed}
+end
+
 if operation == 'new_run' then
-  local group, above = load(1), tonumber(ARGV[7])
+  local group, above = load(1), tonumber(ARGV[8])
   if group.head < above then
     begin_run(group, above)
   end
@@ -260,21 +324,25 @@ if operation == 'new_run' then
   return state(group)
 end
 
--- Returns the index of a group that is cancelled; or one text, which clients parse faster than a
--- table: the number of each entry (0 for none), then each group's head and whether it is cancelled.
+-- Returns the index of a group that is cancelled, or minus the index of one that has a producer.
+-- Otherwise, it returns one text, which clients parse faster than a table: the number of each entry (0 for none), then each group's head and whether it is cancelled.
 -- If closes were added: a table of this text and, for each group, the wire of its close or ''.
 if operation == 'append' then
-  local staged = ARGV[7] == '1'
+  local staged = ARGV[8] == '1'
   local groups, words, reply, closes = {}, {}, {}, false
   for i = 1, #KEYS / 2 do
     groups[i] = load(i)
   end
   -- Nothing is written before all entries are accepted.
-  for i = 8, #ARGV, 5 do
+  for i = 9, #ARGV, 6 do
     local index = tonumber(ARGV[i])
-    local number = take(groups[index], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], staged)
+    local number = take(
+      groups[index], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5], staged
+    )
     if not number then
       return index
+    elseif number == -1 then
+      return -index
     end
     table.insert(words, text(number))
   end

@@ -16,8 +16,8 @@ from django.views.decorators.debug import sensitive_variables
 
 from django_sse.concurrency.forks import ForkSafeLock
 from django_sse.conf import conf
-from django_sse.exceptions import GroupCancelled
-from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry
+from django_sse.exceptions import AlreadyProducing, GroupCancelled
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, Lease, NewEntry
 from django_sse.stores.base import Cursor, EventStore
 from django_sse.stores.clock import StoreClock
 from django_sse.stores.read_limits import READ_BYTES
@@ -181,6 +181,15 @@ class RedisStore(EventStore):
         states = await self.astates(changed)
         return [Hint(name, state.head, state.cancelled) for name, state in states.items()], now
 
+    async def alapsed(self, seconds: float) -> list[Lease]:
+        [names] = await self._arun(self._call("lapsed", [self._producing], seconds * 1_000_000))
+        groups = [name.decode() for name in names]
+        replies = await self._arun(*(self._call("lease", self._keys(group)) for group in groups))
+        leases = [Lease(group, *reply) for group, reply in zip(groups, replies, strict=True)]
+        if ended := [lease.group for lease in leases if not lease.producer]:
+            await self._arun(self._call("ended", [self._producing], *ended))
+        return [lease for lease in leases if lease.producer]
+
     async def anew_run(self, group: str, above: int) -> GroupState:
         reply, _ = await self._arun(
             self._call("new_run", self._keys(group), above), self._mark([group])
@@ -219,7 +228,7 @@ class RedisStore(EventStore):
     ) -> tuple[list[int | None], list[Hint]]:
         groups = list(dict.fromkeys(entry.group for entry in entries))
         index = {group: position for position, group in enumerate(groups, 1)}
-        reply, _ = self._run(
+        reply, *_ = self._run(
             self._call(
                 "append",
                 [key for group in groups for key in self._keys(group)],
@@ -233,22 +242,24 @@ class RedisStore(EventStore):
                         entry.wire,
                         entry.exclude,
                         entry.at,
+                        entry.producer,
                     )
                 ),
             ),
             # A separate command, since the keys of a script must be in one slot of a cluster. It
             # follows the append, so that whoever is told of a change finds it.
             self._mark(groups),
+            *self._mark_producing(entries),
         )
         if isinstance(reply, int):
-            raise GroupCancelled(groups[reply - 1])
+            raise (GroupCancelled if reply > 0 else AlreadyProducing)(groups[abs(reply) - 1])
         text, *closings = reply if isinstance(reply, list) else [reply, *[b""] * len(groups)]
         words = [int(word) for word in text.split()]
         numbers, states = words[: len(entries)], iter(words[len(entries) :])
         numbered: dict[str, list[Entry]] = {group: [] for group in groups}
         for entry, number in zip(entries, numbers, strict=True):
             if number:
-                closes = entry.kind is Kind.CLOSE
+                closes = entry.kind is not Kind.EVENT
                 numbered[entry.group].append(Entry(number, entry.wire, closes, entry.exclude))
         hints = []
         for group, head, cancelled, closing in zip(groups, states, states, closings, strict=True):
@@ -284,6 +295,10 @@ class RedisStore(EventStore):
     def _changes(self) -> str:
         return f"{self._prefix}:changed"
 
+    @property
+    def _producing(self) -> str:
+        return f"{self._prefix}:producing"
+
     def _keys(self, group: str) -> list[str]:
         # The text in braces chooses the slot in a cluster.
         tag = f"{{{self._prefix}:{plain(group)}}}"
@@ -298,11 +313,16 @@ class RedisStore(EventStore):
             _milliseconds(conf().HISTORY_AGE),
             _milliseconds(conf().GROUP_TTL),
             _milliseconds(conf().CANCEL_TTL),
+            _milliseconds(conf().PRODUCER_KEEP),
         )
         return (len(keys), *keys, *common, *arguments)
 
     def _mark(self, groups: Sequence[str]) -> _Call:
         return self._call("mark", [self._changes], *groups)
+
+    def _mark_producing(self, entries: Sequence[NewEntry]) -> list[_Call]:
+        groups = {entry.group for entry in entries if entry.kind in (Kind.BEGIN, Kind.RENEW)}
+        return [self._call("producing", [self._producing], *groups)] if groups else []
 
     def _state_calls(self, groups: Sequence[str]) -> list[_Call]:
         return [self._call("state", self._keys(group)) for group in groups]
@@ -377,8 +397,8 @@ def _milliseconds(seconds: float) -> int | str:
 
 
 def _state(reply: Sequence[int]) -> GroupState:
-    first, head, oldest, cancelled, origin = reply
-    return GroupState(first, head, oldest, bool(cancelled), origin)
+    first, head, oldest, cancelled, origin, producer = reply
+    return GroupState(first, head, oldest, bool(cancelled), origin, producer)
 
 
 def _by_group(groups: Sequence[str], replies: Sequence[Any]) -> dict[str, GroupState]:

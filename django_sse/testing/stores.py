@@ -11,8 +11,16 @@ from asgiref.sync import sync_to_async
 from django.db import transaction
 from django.test import override_settings
 
-from django_sse.exceptions import GroupCancelled
-from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, closing_wire
+from django_sse.exceptions import AlreadyProducing, GroupCancelled
+from django_sse.groups.entries import (
+    Entry,
+    GroupState,
+    Hint,
+    Kind,
+    Lease,
+    NewEntry,
+    closing_wire,
+)
 from django_sse.groups.names import OWNER_PREFIX
 from django_sse.groups.numbering import first_number
 from django_sse.groups.replay import is_lost
@@ -53,6 +61,29 @@ def reopening(group: str) -> NewEntry:
     return NewEntry(group, b"", Kind.REOPEN)
 
 
+def begin(group: str, producer: int, *, dead_after: float = 60) -> NewEntry:
+    """Return an entry that gives a group to a producer.
+
+    Args:
+        group: The name of the group.
+        producer: The producer's token.
+        dead_after: After how many seconds a producer that the group already has is dead.
+    """
+    at = int(dead_after * 1_000_000)
+    return NewEntry(group, closing_wire("interrupted"), Kind.BEGIN, at=at, producer=producer)
+
+
+def renewal(group: str, producer: int) -> NewEntry:
+    """Return an entry that says that a producer is alive."""
+    return NewEntry(group, b"", Kind.RENEW, producer=producer)
+
+
+def lapse(lease: Lease) -> NewEntry:
+    """Return an entry that closes the group of a producer that has died."""
+    wire = closing_wire("interrupted")
+    return NewEntry(lease.group, wire, Kind.LAPSE, at=lease.renewed, producer=lease.producer)
+
+
 def texts(entries: Sequence[Entry]) -> list[str]:
     """Return the data of events that were made by ``event``."""
     return [entry.wire.decode().removeprefix("data: ").strip() for entry in entries]
@@ -91,6 +122,13 @@ async def changes(store: EventStore, cursor: Cursor, group: str) -> list[Hint]:
 async def state(store: EventStore, group: str) -> GroupState:
     """Return the state of one group."""
     return (await store.astates([group]))[group]
+
+
+async def _until_some(look: Callable[[], Awaitable[list[Lease]]]) -> list[Lease]:
+    async with asyncio.timeout(_SECONDS):
+        while not (found := await look()):
+            await asyncio.sleep(0.01)
+    return found
 
 
 def _with_store(
@@ -509,6 +547,107 @@ class EventStoreContract(_TestCase):
         self.assertEqual(texts(await store.aread("news", 0, 10)), ["a"])
 
     # Transactions
+
+    @_with_store
+    async def test_a_group_has_one_producer(self, store: EventStore) -> None:
+        self.assertEqual(await append(store, begin("answer", 7)), [None])
+        with self.assertRaises(AlreadyProducing):
+            await append(store, begin("answer", 8))
+        await append(store, begin("answer", 7), begin("another", 8))
+        self.assertEqual((await state(store, "answer")).producer, 7)
+        self.assertEqual((await state(store, "another")).producer, 8)
+        of_producer = event("answer", "a")._replace(producer=7)
+        await append(store, of_producer, event("answer", "b"), of_producer)
+        await append(store, of_producer)
+        self.assertEqual(texts(await store.aread("answer", 0, 9)), ["a", "b", "a", "a"])
+
+    @_with_store
+    async def test_entries_of_a_producer_that_is_not_the_groups_are_refused(
+        self, store: EventStore
+    ) -> None:
+        await append(store, event("answer", "a"))
+        for entry in (event("answer", "b"), close("answer"), renewal("answer", 0)):
+            with self.assertRaises(GroupCancelled):
+                await append(store, entry._replace(producer=7))
+        await append(store, begin("answer", 7))
+        for entry in (event("answer", "b"), close("answer"), renewal("answer", 0)):
+            with self.assertRaises(GroupCancelled):
+                await append(store, entry._replace(producer=8))
+        with self.assertRaises(GroupCancelled):
+            await append(store, event("answer", "b")._replace(producer=7), renewal("answer", 8))
+        self.assertEqual(texts(await store.aread("answer", 0, 9)), ["a"])
+
+    @_with_store
+    async def test_a_group_that_is_cancelled_has_no_producer_and_takes_none(
+        self, store: EventStore
+    ) -> None:
+        await append(store, begin("answer", 7), event("answer", "a")._replace(producer=7))
+        await append(store, close("answer"))
+        self.assertEqual((await state(store, "answer")).producer, 0)
+        for entry in (event("answer", "b")._replace(producer=7), begin("answer", 8)):
+            with self.assertRaises(GroupCancelled):
+                await append(store, entry)
+        await append(store, reopening("answer"))
+        with self.assertRaises(GroupCancelled):
+            await append(store, event("answer", "b")._replace(producer=7))
+        await append(store, begin("answer", 8), close("answer")._replace(producer=8))
+        self.assertTrue((await state(store, "answer")).cancelled)
+
+    @_with_store
+    async def test_a_producer_that_renews_nothing_has_lapsed(self, store: EventStore) -> None:
+        await append(store, begin("answer", 7), begin("ended", 8), event("plain", "a"))
+        await append(store, close("ended"))
+        self.assertEqual(await store.alapsed(60), [])
+        [lease] = await _until_some(lambda: store.alapsed(0))
+        self.assertEqual((lease.group, lease.producer), ("answer", 7))
+        # It was alive after all.
+        await append(store, renewal("answer", 7))
+        self.assertEqual(await append(store, lapse(lease)), [None])
+        self.assertFalse((await state(store, "answer")).cancelled)
+        [lease] = await _until_some(lambda: store.alapsed(0))
+        [number] = await append_events(store, lapse(lease), lapse(lease))
+        [closing] = await store.aread("answer", 0, 9)
+        self.assertEqual((closing.number, closing.closes), (number, True))
+        self.assertIn(b"interrupted", closing.wire)
+        self.assertEqual(await store.alapsed(0), [])
+
+    @_with_store
+    async def test_who_would_follow_a_dead_producer_closes_its_group(
+        self, store: EventStore
+    ) -> None:
+        await append(store, begin("answer", 7), event("answer", "a"))
+        await _until_some(lambda: store.alapsed(0))
+        [number] = await append_events(store, begin("answer", 8, dead_after=0))
+        now = await state(store, "answer")
+        self.assertEqual((now.head, now.cancelled, now.producer), (number, True, 0))
+        self.assertIn(b"interrupted", (await store.aread("answer", 0, 9))[-1].wire)
+
+    @_with_store
+    async def test_all_that_a_producer_publishes_is_kept(self, store: EventStore) -> None:
+        keeping = {"HISTORY_SIZE": 5, "HISTORY_AGE": 0.001, "GROUP_TTL": 3600}
+        with override_settings(DJANGO_SSE=keeping):
+            await append(store, begin("answer", 7))
+            for n in range(30):
+                await append(store, event("answer", str(n))._replace(producer=7 * (n % 2)))
+            await asyncio.sleep(0.01)
+            await store.atrim()
+            self.assertEqual(len(await store.aread("answer", 0, 99)), 30)
+            await append(store, close("answer"))
+            await asyncio.sleep(0.01)
+            await store.atrim()
+            self.assertEqual(len(await store.aread("answer", 0, 99)), 31)
+            now = await state(store, "answer")
+            self.assertEqual(now.oldest, now.first)
+
+    @_with_store
+    async def test_a_producer_is_refused_inside_a_transaction(self, store: EventStore) -> None:
+        def publish() -> None:
+            with transaction.atomic(using=store.using):
+                store.append([event("answer", "a")._replace(producer=7)], Bell())
+
+        await append(store, begin("answer", 7))
+        with self.assertRaises(transaction.TransactionManagementError):
+            await sync_to_async(publish)()
 
     @_with_store
     async def test_a_transaction_publishes_with_its_commit(self, store: EventStore) -> None:

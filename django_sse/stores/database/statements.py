@@ -20,21 +20,23 @@ from django_sse.stores.postgresql_notify import CHANNEL
 # Names in braces are of tables and columns, whose quotes depend on the database; {in} is as many
 # placeholders as there are names or ids, and {rows} as many rows as there are entries.
 _SELECT_GROUPS: Final = (
-    "SELECT name, first, head, cancelled, changed FROM {groups} WHERE name IN ({in})"
+    "SELECT name, first, head, cancelled, producer, renewed, changed FROM {groups} "
+    "WHERE name IN ({in})"
 )
 # A write as the first statement takes SQLite's lock in any transaction mode.
 _TOUCH_GROUPS: Final = "UPDATE {groups} SET head = head WHERE name IN ({in})"
-_RETURNING_GROUPS: Final = " RETURNING name, first, head, cancelled, changed"
+_RETURNING_GROUPS: Final = " RETURNING name, first, head, cancelled, producer, renewed, changed"
 # Only while nothing waits for the group in the outbox. In PostgreSQL, a row that was committed
 # while this statement waited for the lock is not seen. It was published at the same time, and may
 # be numbered later.
 _ADVANCE_GROUP: Final = (
     "UPDATE {groups} SET head = head + %s, changed = {now} WHERE name = %s AND first > 0 "
-    "AND NOT cancelled AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} = %s) "
-    "RETURNING head, name"
+    "AND NOT cancelled AND producer = %s "
+    "AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} = %s) RETURNING head, name"
 )
 _UPDATE_GROUP: Final = (
-    "UPDATE {groups} SET first = %s, head = %s, cancelled = %s, changed = {now} WHERE name = %s"
+    "UPDATE {groups} SET first = %s, head = %s, cancelled = %s, producer = %s, renewed = %s, "
+    "changed = {now} WHERE name = %s"
 )
 _INSERT_STORED: Final = (
     "INSERT INTO {stored} ({group}, number, wire, closes, exclude, created) VALUES {rows}"
@@ -56,8 +58,9 @@ _MOST_APPENDED: Final = 1000
 # deleted only once the group is locked, so that no two publishers wait for each other.
 _NUMBER_WAITING: Final = (
     "WITH locked AS (SELECT name, head FROM {groups} WHERE name = %s AND first > 0 "
-    "AND NOT cancelled AND (head + (SELECT COUNT(*) FROM {outbox} WHERE {group} = name)) / %s "
-    "= head / %s AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} = name AND kind <> {event}) "
+    "AND NOT cancelled AND producer = 0 "
+    "AND (head + (SELECT COUNT(*) FROM {outbox} WHERE {group} = name)) / %s = head / %s "
+    "AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} = name AND kind <> {event}) "
     "AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} >= %s AND {group} LIKE %s) FOR UPDATE), "
     "taken AS (DELETE FROM {outbox} USING locked WHERE {group} = locked.name "
     "RETURNING id, wire, exclude), "
@@ -110,6 +113,8 @@ class LockedGroup(NamedTuple):
     first: int
     head: int
     cancelled: bool
+    producer: int
+    renewed: int
     changed: int
 
 
@@ -144,8 +149,8 @@ class Statements:
                     self._run(_TOUCH_GROUPS, some)
                     rows += self._select(_SELECT_GROUPS, some)
         groups = (
-            LockedGroup(name, first, head, bool(cancelled), changed)
-            for name, first, head, cancelled, changed in rows
+            LockedGroup(name, first, head, bool(cancelled), producer, renewed, changed)
+            for name, first, head, cancelled, producer, renewed, changed in rows
         )
         return sorted(groups)
 
@@ -156,16 +161,16 @@ class Statements:
 
         Args:
             group: The name of the group.
-            entries: The events.
+            entries: The events, all of them from the group's producer or none.
             notify: Whether PostgreSQL is to tell the hubs.
 
         Returns:
             The numbered events; or none if nothing was done: the group does not exist yet, or is
-            cancelled, or something waits for it in the outbox, or the database cannot return what
-            it updates.
+            cancelled, or has another producer, or something waits for it in the outbox, or the
+            database cannot return what it updates.
         """
         count = len(entries)
-        parameters: list[Any] = [count, group, group]
+        parameters: list[Any] = [count, group, entries[0].producer, group]
         if self._connection.vendor == "postgresql":
             if count > _MOST_APPENDED:
                 return ()
@@ -291,9 +296,18 @@ class Statements:
         """Delete the events of a group up to a number."""
         self._run(_DROP_STORED, [group, number])
 
-    def update(self, group: str, *, first: int, head: int, cancelled: bool) -> None:
+    def update(
+        self,
+        group: str,
+        *,
+        first: int,
+        head: int,
+        cancelled: bool,
+        producer: int,
+        renewed: int,
+    ) -> None:
         """Write where a group stands now."""
-        self._run(_UPDATE_GROUP, [first, head, cancelled, group])
+        self._run(_UPDATE_GROUP, [first, head, cancelled, producer, renewed, group])
 
     @property
     def _connection(self) -> BaseDatabaseWrapper:

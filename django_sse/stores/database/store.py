@@ -28,7 +28,7 @@ from django_sse.channel_layer import crossing_layer
 from django_sse.concurrency.threads import Result
 from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
-from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, Ring
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, Lease, NewEntry, Ring
 from django_sse.groups.names import OWNER_PREFIX
 from django_sse.groups.numbering import Numbering
 from django_sse.groups.replay import filling
@@ -162,13 +162,13 @@ class DatabaseStore(EventStore):
         oldest = events.order_by("number").values("number")
         idle = ExpressionWrapper(DatabaseTime() - F("changed"), BigIntegerField())
         rows = self._tables.groups.annotate(oldest=Subquery(oldest[:1]), idle=idle).values_list(
-            "name", "first", "head", "oldest", "cancelled", "idle"
+            "name", "first", "head", "oldest", "cancelled", "producer", "idle"
         )
         ttl = conf().CANCEL_TTL * 1_000_000
         found = {
-            name: GroupState(first, head, oldest or head + 1, cancelled)
+            name: GroupState(first, head, oldest or head + 1, cancelled, producer=producer)
             for some in batches(groups)
-            for name, first, head, oldest, cancelled, idle in rows.filter(name__in=some)
+            for name, first, head, oldest, cancelled, producer, idle in rows.filter(name__in=some)
             # Trimming may not have dropped the owner's group yet.
             if idle < ttl or not _is_owner(name)
         }
@@ -188,8 +188,16 @@ class DatabaseStore(EventStore):
     async def anew_run(self, group: str, above: int) -> GroupState:
         return await self._in_reader(lambda: self._begin_run(group, above))
 
+    async def alapsed(self, seconds: float) -> list[Lease]:
+        return await self._in_reader(lambda: self._lapsed(seconds))
+
     async def aclose(self) -> None:
         await self._reader.aclose()
+
+    def _lapsed(self, seconds: float) -> list[Lease]:
+        before = self._tables.now() - int(seconds * 1_000_000)
+        rows = self._tables.groups.filter(producer__gt=0, renewed__lt=before)
+        return [Lease(*row) for row in rows.values_list("name", "producer", "renewed")]
 
     def _read(self, group: str, after: int, limit: int) -> list[Entry]:
         # Raw SQL: Django takes longer to compile its own expression than to read the whole page.
@@ -408,14 +416,18 @@ class DatabaseStore(EventStore):
         # Groups that are locked one after the other could wait for each other.
         [group, *others] = new
         entries = new[group]
-        if others or not entries or any(entry.kind is not Kind.EVENT for entry in entries):
+        if others or not entries:
+            return None
+        producer = entries[0].producer
+        if any(entry.kind is not Kind.EVENT or entry.producer != producer for entry in entries):
             return None
         notify = self.notifications is not None
         numbered = self._statements.append_as_usual(group, entries, notify=notify)
         if not numbered:
             return None
         head = numbered[-1].number
-        self._drop_surplus(group, head - len(entries), head)
+        if not producer:
+            self._drop_surplus(group, head - len(entries), head)
         numbers: list[int | None] = [entry.number for entry in numbered]
         return {group: numbers}, [Hint(group, head, cancelled=False, entries=numbered)]
 
@@ -450,7 +462,14 @@ class DatabaseStore(EventStore):
             staged = waiting.get(row.name, [])
             closing = self._closing(row) if row.cancelled and staged else b""
             turn = Numbering(
-                row.name, row.first, row.head, row.cancelled, closing, self._tables.now
+                row.name,
+                row.first,
+                row.head,
+                row.cancelled,
+                closing,
+                self._tables.now,
+                producer=row.producer,
+                renewed=row.renewed,
             )
             # An owner's streams end as of now, with the commit: a session that began while the
             # transaction was open ends, too. On a first look, the commit may be long ago, and the
@@ -462,7 +481,12 @@ class DatabaseStore(EventStore):
             hint = turn.finish()
             # Also without new entries: another process may have numbered this process's entries.
             hints.append(hint)
-            if hint.entries or hint.cancelled != row.cancelled:
+            has_changed = (hint.cancelled, turn.producer, turn.renewed) != (
+                row.cancelled,
+                row.producer,
+                row.renewed,
+            )
+            if hint.entries or has_changed:
                 self._keep(row, turn)
         if self.notifications:
             self.notifications.notify(hints)
@@ -478,9 +502,15 @@ class DatabaseStore(EventStore):
             self._tables.delete(self._tables.stored.filter(group=row.name))
         self._statements.store(row.name, turn.numbered)
         self._statements.update(
-            row.name, first=turn.first, head=turn.head, cancelled=turn.cancelled
+            row.name,
+            first=turn.first,
+            head=turn.head,
+            cancelled=turn.cancelled,
+            producer=turn.producer,
+            renewed=turn.renewed,
         )
-        self._drop_surplus(row.name, row.head, turn.head)
+        if not turn.renewed:
+            self._drop_surplus(row.name, row.head, turn.head)
 
     def _drop_surplus(self, group: str, before: int, head: int) -> None:
         """Drop what HISTORY_SIZE does not keep, in bulk: now and then as the head moves."""

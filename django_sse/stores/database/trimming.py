@@ -7,9 +7,11 @@ from time import monotonic
 from typing import Final
 
 from django.db import OperationalError, connections, transaction
+from django.db.models import Q, QuerySet
 
 from django_sse.conf import conf
 from django_sse.groups.names import OWNER_PREFIX
+from django_sse.models import EventGroup
 from django_sse.stores.base import Dropped
 from django_sse.stores.database.connection import StoreConnection
 from django_sse.stores.database.errors import is_locked
@@ -76,6 +78,7 @@ class Trimming:
         old = (
             old.exclude(group__startswith=OWNER_PREFIX)
             .exclude(group__in=skipped)
+            .exclude(group__in=self._keeping_all(now).values("name"))
             .order_by("created")
         )
         names = set(old.values_list("group", flat=True)[:_TRIM_GROUPS])
@@ -89,9 +92,17 @@ class Trimming:
             names.update(idle.values_list("name", flat=True)[:_TRIM_GROUPS])
         return sorted(names)[:_TRIM_GROUPS]
 
+    def _keeping_all(self, now: int) -> QuerySet[EventGroup]:
+        """Return the groups that have a producer, or had one until shortly."""
+        since = _before(now, conf().PRODUCER_KEEP)
+        return self._tables.groups.filter(Q(producer__gt=0) | Q(producer=0, renewed__gt=since))
+
     def _drop_from(self, row: LockedGroup) -> Dropped:
         """Drop the oldest events of a locked group, or the whole group if it is idle."""
         now, ttl, age = self._tables.now(), conf().GROUP_TTL, conf().HISTORY_AGE
+        if row.producer or row.renewed > _before(now, conf().PRODUCER_KEEP):
+            # Its producer may have begun since it was found.
+            return Dropped()
         if row.name.startswith(OWNER_PREFIX):
             ttl, age = conf().CANCEL_TTL, 0
         is_idle = row.changed < _before(now, ttl)

@@ -28,7 +28,8 @@ class NewEntry(NamedTuple):
     ``exclude`` is the key of the owner whose streams do not get the event. ``at`` is when an
     ``END`` or ``REOPEN`` was ordered, in microseconds since the epoch, if it is written late; 0 for
     now. ``producer`` is the token of the producer that the entry comes from, or, for a ``LAPSE``,
-    of the one that has died; 0 for none.
+    of the one that has died; 0 for none. Each event that a producer appends makes its token one
+    more, so an append whose answer was lost can be tried again, and counts once.
 
     The ``at`` of a ``BEGIN`` is the age, in microseconds, from which a producer that the group
     already has is dead; its ``wire`` then closes the group. The ``at`` of a ``LAPSE`` is when the

@@ -108,6 +108,8 @@ class Numbering:
             return None if self.cancelled else self._close(entry.wire)
         if self.cancelled and not staged:
             raise GroupCancelled(self.group)
+        if entry.producer:
+            self.producer += 1
         return self._add(entry.wire, closes=False, exclude=entry.exclude)
 
     def finish(self) -> Hint:

@@ -214,6 +214,7 @@ local function take(group, kind, wire, exclude, at, producer, staged)
   elseif group.cancelled and not staged then
     return nil
   end
+  group.producer = group.producer + (producer ~= 0 and 1 or 0)
   return add(group, wire, false, exclude)
 end
 

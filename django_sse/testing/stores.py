@@ -73,6 +73,17 @@ def begin(group: str, producer: int, *, dead_after: float = 60) -> NewEntry:
     return NewEntry(group, closing_wire("interrupted"), Kind.BEGIN, at=at, producer=producer)
 
 
+def produced(group: str, text: str, producer: int) -> NewEntry:
+    """Return an entry that appends an event of a producer.
+
+    Args:
+        group: The name of the group.
+        text: The data of the event.
+        producer: The producer's token, and one more for each event that it has appended.
+    """
+    return event(group, text)._replace(producer=producer)
+
+
 def renewal(group: str, producer: int) -> NewEntry:
     """Return an entry that says that a producer is alive."""
     return NewEntry(group, b"", Kind.RENEW, producer=producer)
@@ -550,47 +561,67 @@ class EventStoreContract(_TestCase):
 
     @_with_store
     async def test_a_group_has_one_producer(self, store: EventStore) -> None:
-        self.assertEqual(await append(store, begin("answer", 7)), [None])
+        self.assertEqual(await append(store, begin("answer", 700)), [None])
         with self.assertRaises(AlreadyProducing):
-            await append(store, begin("answer", 8))
-        await append(store, begin("answer", 7), begin("another", 8))
-        self.assertEqual((await state(store, "answer")).producer, 7)
-        self.assertEqual((await state(store, "another")).producer, 8)
-        of_producer = event("answer", "a")._replace(producer=7)
-        await append(store, of_producer, event("answer", "b"), of_producer)
-        await append(store, of_producer)
-        self.assertEqual(texts(await store.aread("answer", 0, 9)), ["a", "b", "a", "a"])
+            await append(store, begin("answer", 800))
+        await append(store, begin("answer", 700), begin("another", 800))
+        self.assertEqual((await state(store, "answer")).producer, 700)
+        self.assertEqual((await state(store, "another")).producer, 800)
+
+    @_with_store
+    async def test_each_event_of_a_producer_counts_once(self, store: EventStore) -> None:
+        await append(store, begin("answer", 700))
+        batches = [
+            [produced("answer", "a", 700)],
+            [produced("answer", "b", 701), produced("answer", "c", 702)],
+            [event("answer", "of another"), produced("answer", "d", 703)],
+            [produced("answer", "e", 704)],
+        ]
+        for batch in batches:
+            await append(store, *batch)
+            # As after an append whose answer was lost.
+            with self.assertRaises(GroupCancelled):
+                await append(store, *batch)
+        self.assertEqual(
+            texts(await store.aread("answer", 0, 9)), ["a", "b", "c", "of another", "d", "e"]
+        )
+        self.assertEqual((await state(store, "answer")).producer, 705)
 
     @_with_store
     async def test_entries_of_a_producer_that_is_not_the_groups_are_refused(
         self, store: EventStore
     ) -> None:
+        entries = [
+            produced("answer", "b", 800),
+            close("answer")._replace(producer=800),
+            renewal("answer", 800),
+        ]
         await append(store, event("answer", "a"))
-        for entry in (event("answer", "b"), close("answer"), renewal("answer", 0)):
+        for entry in entries:
             with self.assertRaises(GroupCancelled):
-                await append(store, entry._replace(producer=7))
-        await append(store, begin("answer", 7))
-        for entry in (event("answer", "b"), close("answer"), renewal("answer", 0)):
+                await append(store, entry)
+        await append(store, begin("answer", 700))
+        for entry in entries:
             with self.assertRaises(GroupCancelled):
-                await append(store, entry._replace(producer=8))
+                await append(store, entry)
         with self.assertRaises(GroupCancelled):
-            await append(store, event("answer", "b")._replace(producer=7), renewal("answer", 8))
+            await append(store, produced("answer", "b", 700), renewal("answer", 800))
         self.assertEqual(texts(await store.aread("answer", 0, 9)), ["a"])
 
     @_with_store
     async def test_a_group_that_is_cancelled_has_no_producer_and_takes_none(
         self, store: EventStore
     ) -> None:
-        await append(store, begin("answer", 7), event("answer", "a")._replace(producer=7))
+        await append(store, begin("answer", 700), produced("answer", "a", 700))
         await append(store, close("answer"))
         self.assertEqual((await state(store, "answer")).producer, 0)
-        for entry in (event("answer", "b")._replace(producer=7), begin("answer", 8)):
+        for entry in (produced("answer", "b", 701), begin("answer", 800)):
             with self.assertRaises(GroupCancelled):
                 await append(store, entry)
         await append(store, reopening("answer"))
         with self.assertRaises(GroupCancelled):
-            await append(store, event("answer", "b")._replace(producer=7))
-        await append(store, begin("answer", 8), close("answer")._replace(producer=8))
+            await append(store, produced("answer", "b", 701))
+        await append(store, begin("answer", 800), close("answer")._replace(producer=800))
         self.assertTrue((await state(store, "answer")).cancelled)
 
     @_with_store
@@ -626,9 +657,10 @@ class EventStoreContract(_TestCase):
     async def test_all_that_a_producer_publishes_is_kept(self, store: EventStore) -> None:
         keeping = {"HISTORY_SIZE": 5, "HISTORY_AGE": 0.001, "GROUP_TTL": 3600}
         with override_settings(DJANGO_SSE=keeping):
-            await append(store, begin("answer", 7))
-            for n in range(30):
-                await append(store, event("answer", str(n))._replace(producer=7 * (n % 2)))
+            await append(store, begin("answer", 700))
+            for n in range(15):
+                await append(store, event("answer", f"of another {n}"))
+                await append(store, produced("answer", str(n), 700 + n))
             await asyncio.sleep(0.01)
             await store.atrim()
             self.assertEqual(len(await store.aread("answer", 0, 99)), 30)
@@ -643,9 +675,9 @@ class EventStoreContract(_TestCase):
     async def test_a_producer_is_refused_inside_a_transaction(self, store: EventStore) -> None:
         def publish() -> None:
             with transaction.atomic(using=store.using):
-                store.append([event("answer", "a")._replace(producer=7)], Bell())
+                store.append([produced("answer", "a", 700)], Bell())
 
-        await append(store, begin("answer", 7))
+        await append(store, begin("answer", 700))
         with self.assertRaises(transaction.TransactionManagementError):
             await sync_to_async(publish)()
 

@@ -30,7 +30,8 @@ _RETURNING_GROUPS: Final = " RETURNING name, first, head, cancelled, producer, r
 # while this statement waited for the lock is not seen. It was published at the same time, and may
 # be numbered later.
 _ADVANCE_GROUP: Final = (
-    "UPDATE {groups} SET head = head + %s, changed = {now} WHERE name = %s AND first > 0 "
+    "UPDATE {groups} SET head = head + %s, producer = producer + %s, changed = {now} "
+    "WHERE name = %s AND first > 0 "
     "AND NOT cancelled AND producer = %s "
     "AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} = %s) RETURNING head, name"
 )
@@ -161,7 +162,7 @@ class Statements:
 
         Args:
             group: The name of the group.
-            entries: The events, all of them from the group's producer or none.
+            entries: The events, all of them from the group's producer or none of them.
             notify: Whether PostgreSQL is to tell the hubs.
 
         Returns:
@@ -170,7 +171,8 @@ class Statements:
             database cannot return what it updates.
         """
         count = len(entries)
-        parameters: list[Any] = [count, group, entries[0].producer, group]
+        producer = entries[0].producer
+        parameters: list[Any] = [count, count if producer else 0, group, producer, group]
         if self._connection.vendor == "postgresql":
             if count > _MOST_APPENDED:
                 return ()

@@ -177,6 +177,23 @@ def refuse_reserved_name(event: Event) -> None:
         )
 
 
+def as_event(data: Any, event: str | None = None) -> Event:
+    """Return an event, given it or its data.
+
+    Args:
+        data: An ``Event``, or its data.
+        event: The type of the event, if ``data`` is not an ``Event``.
+
+    Raises:
+        InvalidEvent: Both say the type; or as for ``Event``.
+    """
+    if not isinstance(data, Event):
+        return Event(data, event=event)
+    if event is not None:
+        raise InvalidEvent("Give the event's type in the Event or in `event`, not in both.")
+    return data
+
+
 def encode_published(event: Event, max_bytes: int) -> bytes:
     """Return the encoded block of an event for a group. Only the store gives it an id.
 

@@ -15,7 +15,7 @@ from django.utils.asyncio import async_unsafe
 from django_sse.access.owners import loaded, owner_key_of, user_key
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
-from django_sse.event import Event, encode_published
+from django_sse.event import Event, as_event, encode_published
 from django_sse.exceptions import GroupCancelled, InvalidEvent
 from django_sse.groups.entries import Kind, NewEntry, closing_wire
 from django_sse.groups.names import validate_group
@@ -83,14 +83,14 @@ def publish(group: str, data: Any, *, event: str | None = None, exclude: Any = N
         SynchronousOnlyOperation: Called on a running event loop.
         Exception: The event store could not be written.
     """
-    return _append([_entry(group, _event(data, event), owner_key_of(exclude))])[0]
+    return _append([_entry(group, as_event(data, event), owner_key_of(exclude))])[0]
 
 
 async def apublish(
     group: str, data: Any, *, event: str | None = None, exclude: Any = None
 ) -> Published:
     """Do what ``publish`` does, from async code."""
-    entry = _entry(group, _event(data, event), owner_key_of(await loaded(exclude)))
+    entry = _entry(group, as_event(data, event), owner_key_of(await loaded(exclude)))
     return (await _aappend([entry]))[0]
 
 
@@ -241,17 +241,9 @@ async def aposition(*groups: str) -> str:
     return await sync_to_async(position)(*groups)
 
 
-def _event(data: Any, event: str | None = None) -> Event:
-    if not isinstance(data, Event):
-        return Event(data, event=event)
-    if event is not None:
-        raise InvalidEvent("Give the event's type in the Event or in `event`, not in both.")
-    return data
-
-
 def _entries(events: Iterable[tuple[str, Any]], exclude: Any) -> list[NewEntry]:
     owner_key = owner_key_of(exclude)
-    return [_entry(group, _event(data), owner_key) for group, data in events]
+    return [_entry(group, as_event(data), owner_key) for group, data in events]
 
 
 def _entry(group: str, event: Event, exclude: str) -> NewEntry:

@@ -1,6 +1,7 @@
 """The class-based views: of Channels groups, and of a view's own generator."""
 
 import inspect
+import sys
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -61,6 +62,9 @@ from django_sse.streaming.generation import Generation
 from django_sse.streaming.hub import current_hub
 from django_sse.streaming.limits import TooManyStreams
 
+ALL: Final = sys.maxsize
+"""As ``history``: all events that are kept."""
+
 _WITHOUT_GROUPS: Final = (
     'There is no group for {} to stream: set `groups = ["news"]`, or write `async def '
     "get_groups(self)`."
@@ -78,8 +82,8 @@ class EventStreamView(StreamView):
     """The groups, with the URL's keyword arguments in braces: ``["news", "job-{pk}"]``."""
 
     history: int = 0
-    """How many past events of each group a client without a position gets. A cancel before a
-    ``reopen`` counts as one of them."""
+    """How many past events of each group a client without a position gets; ``ALL`` for all that are
+    kept. A cancel before a ``reopen`` counts as one of them."""
 
     replay_events: int | None = None
     """How many events of a group a returning client may have missed and still gets. If it missed

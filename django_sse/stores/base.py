@@ -18,6 +18,7 @@ from django_sse.exceptions import GroupCancelled
 from django_sse.groups.entries import Entry, GroupState, Hint, Kind, Lease, NewEntry, Ring
 from django_sse.stores.clock import StoreClock
 from django_sse.stores.postgresql_notify import Notifications
+from django_sse.stores.timed_thread import Connection, TimedThread
 from django_sse.stores.transactions import is_any_open
 from django_sse.stores.write_retries import write_retries
 
@@ -87,6 +88,7 @@ class EventStore(ABC):
 
     def __init__(self, *, using: str = DEFAULT_DB_ALIAS) -> None:
         self.using = using
+        self._writer = TimedThread("django-sse-write", self._connect)
         # When a publisher on an event loop next lets other tasks run.
         self._give_way_at = 0.0
         self.clock = StoreClock(None)
@@ -163,6 +165,22 @@ class EventStore(ABC):
         # sync_to_async uses the thread of async_to_sync or of the request, where its transaction
         # is open.
         return await sync_to_async(self.append)(entries, ring)
+
+    async def aappend_apart(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
+        """Do what ``append`` does, on a connection of the store's own.
+
+        So it is outside of every transaction, and no request waits for it.
+
+        Raises:
+            TimeoutError: The store does not answer. The entries may be appended nevertheless.
+        """
+        if self.never_blocks:
+            return self.append(entries, ring)
+        return await self._writer.run(lambda: self.append(entries, ring))
+
+    def _connect(self) -> Connection:
+        """Return a connection to the database ``using`` for the calling thread."""
+        return connections[self.using]
 
     def _keep_ends(self, entries: Sequence[NewEntry], ring: Ring, ordered_at: float) -> None:
         """Keep ends that could not be written, to try them again: nobody else would shut out their
@@ -274,7 +292,8 @@ class EventStore(ABC):
         """Drop the same as ``trim``, without delaying reads."""
 
     async def aclose(self) -> None:
-        """Close what async reading holds open. The store can be used again afterwards."""
+        """Close what async calls hold open. The store can be used again afterwards."""
+        await self._writer.aclose()
 
     def check(self) -> list[checks.CheckMessage]:
         """Return the errors and warnings about the store's configuration."""

@@ -197,6 +197,10 @@ class RedisStore(EventStore):
         return _state(reply)
 
     async def aclose(self) -> None:
+        await super().aclose()
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
         if reader := self._readers.get(asyncio.get_running_loop()):
             # Reads under way go on. Their connections are closed when the loop ends.
             await reader[0].connection_pool.disconnect(inuse_connections=False)
@@ -344,10 +348,10 @@ class RedisStore(EventStore):
         client = await self._reader()
         replies = await _aexecute(client, calls)
         if (done := _count_until_refused(replies)) < len(calls):
-            await self.aclose()
+            await self._disconnect()
             replies[done:] = await _aexecute(client, calls[done:])
             if _count_until_refused(replies) < len(calls):
-                await self.aclose()
+                await self._disconnect()
         if (task := asyncio.current_task()) and task.cancelling():
             # redis-py has been seen to swallow the cancellation.
             raise asyncio.CancelledError

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from django_sse.concurrency.tasks import Turns, must_propagate, spawn
 from django_sse.concurrency.threads import CleanThreads, request_context
-from django_sse.event import FORBIDDEN_IN_FIELD, Event, refuse_reserved_name, with_id
+from django_sse.event import FORBIDDEN_IN_FIELD, Event, as_event, refuse_reserved_name, with_id
 from django_sse.exceptions import Close, InvalidEvent
 from django_sse.groups.entries import closing_wire
 from django_sse.groups.namespaces import namespace_context
@@ -20,6 +20,18 @@ from django_sse.streaming.send_queue import LastBytes
 
 # For the blocking calls of all generators whose requests are over.
 _threads: Final = CleanThreads(at_once=2, most=40)
+
+
+def without_request(context: Context, namespace: str) -> Context:
+    """Return a context for a generator that is in no request.
+
+    Each blocking call has a new thread in it, with new connections.
+
+    Args:
+        context: The context of the request, without its resources.
+        namespace: The tenant in which blocking calls run.
+    """
+    return _threads.within(context, partial(namespace_context, namespace))
 
 
 class GeneratorStream(Protocol):
@@ -73,8 +85,7 @@ class Generation:
 
         From now on each blocking call of the generator has a new thread, with new connections.
         """
-        tenant = partial(namespace_context, self._namespace)
-        self._context = _threads.within(self._context.run(request_context), tenant)
+        self._context = without_request(self._context.run(request_context), self._namespace)
 
     def start(self, stream: GeneratorStream) -> None:
         """Run the generator, if it does not run yet."""
@@ -103,7 +114,7 @@ class Generation:
         try:
             async with aclosing(events):
                 async for item in events:
-                    event = item if isinstance(item, Event) else Event(item)
+                    event = as_event(item)
                     refuse_reserved_name(event)
                     _refuse_reserved_id(event)
                     chunk = event.encode()

@@ -25,6 +25,7 @@ from django_sse.stores import get_store
 from django_sse.stores.base import Cursor
 from django_sse.streaming.fan_out import FanOut
 from django_sse.streaming.jitter import jittered_retry
+from django_sse.streaming.lapses import close_lapsed
 from django_sse.streaming.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
 from django_sse.streaming.rechecks import Rechecks
 from django_sse.streaming.store_reader import StoreReader
@@ -59,7 +60,7 @@ def current_hub() -> "Hub":
 
 def open_streams() -> int:
     """Return how many streams are open in this process."""
-    return sum(len(hub.streams) for hub in _open_hubs())
+    return sum(hub.occupancy.streams for hub in _open_hubs())
 
 
 def limit_reached_by(stream: Counted) -> str | None:
@@ -152,10 +153,11 @@ class Hub:
             TooManyStreams: A limit does not allow one more stream.
             Exception: The event store could not be read.
         """
-        with counting:
-            if limit := limit_reached_by(stream):
-                raise TooManyStreams(limit)
-            self.occupancy.add(stream)
+        if stream.is_counted:
+            with counting:
+                if limit := limit_reached_by(stream):
+                    raise TooManyStreams(limit)
+                self.occupancy.add(stream)
         self.streams.add(stream)
         if len(self.streams) == 1:
             self._start()
@@ -180,8 +182,9 @@ class Hub:
         if stream not in self.streams:
             return
         self.streams.discard(stream)
-        with counting:
-            self.occupancy.remove(stream)
+        if stream.is_counted:
+            with counting:
+                self.occupancy.remove(stream)
         self._rechecks.remove(stream)
         for subscription in stream.subscriptions:
             subscription.streams.discard(stream)
@@ -307,6 +310,7 @@ class Hub:
         self._tasks = [
             spawn(self._sync()),
             spawn(self._trim()),
+            spawn(close_lapsed(self._store)),
             spawn(self._renew_memberships()),
             spawn(self._rechecks.watch_logins()),
             spawn(self._rechecks.watch_backends()),

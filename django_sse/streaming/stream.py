@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from contextvars import Context
 from enum import Enum
 from itertools import islice
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from django_sse.access.owners import NOBODY, Owner
 from django_sse.concurrency.tasks import Turns, must_propagate, spawn
@@ -89,6 +89,9 @@ class Stream:
         context: The context in which ``filter_event``, message handlers and ``still_allowed`` are
             called; None for an empty one.
     """
+
+    is_counted: ClassVar[bool] = True
+    """Whether limits count the stream."""
 
     __slots__ = (
         "__weakref__",

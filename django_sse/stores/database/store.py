@@ -44,7 +44,7 @@ from django_sse.stores.database.tables import Tables, batches
 from django_sse.stores.database.trimming import Trimming
 from django_sse.stores.postgresql_notify import Notifications
 from django_sse.stores.read_limits import READ_BYTES
-from django_sse.stores.timed_thread import TimedThread
+from django_sse.stores.timed_thread import Connection, TimedThread
 
 # A change becomes visible later than its timestamp, by the length of a commit. Changes up to this
 # old (microseconds) are therefore reported again.
@@ -192,7 +192,11 @@ class DatabaseStore(EventStore):
         return await self._in_reader(lambda: self._lapsed(seconds))
 
     async def aclose(self) -> None:
+        await super().aclose()
         await self._reader.aclose()
+
+    def _connect(self) -> Connection:
+        return self._connection.open()
 
     def _lapsed(self, seconds: float) -> list[Lease]:
         before = self._tables.now() - int(seconds * 1_000_000)

@@ -1,0 +1,308 @@
+"""Producers: what their readers get, whatever happens to them."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+from django.contrib.auth.models import User
+from pytest_django import Settings
+
+from django_sse import Event, acancel, apublish, areopen, cancel, publish
+from django_sse.exceptions import AlreadyProducing, Cancelled, Close, GroupCancelled, InvalidEvent
+from django_sse.producing import aproduce, produce, start_producing
+from django_sse.streaming.hub import open_streams
+from django_sse.views import ALL, EventStreamView
+from tests.streams import get, open_stream, until
+
+answers = EventStreamView.as_view(groups=["answer"], history=ALL)
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("everything_ends"),
+]
+
+
+def data_of(events: list[Event]) -> list[Any]:
+    return [event.data for event in events if event.event != "close"]
+
+
+def reason_in(events: list[Event]) -> Any:
+    return events[-1].json()["reason"]
+
+
+async def all_of_it() -> tuple[list[Any], Any]:
+    """What a client gets that comes now, and why its stream ends."""
+    async with open_stream(answers) as stream:
+        events = await stream.rest()
+    return data_of(events), reason_in(events)
+
+
+class Model:
+    """A source of words, which notes what happens to it."""
+
+    def __init__(self, *words: str, then: BaseException | None = None, waits: bool = False) -> None:
+        self.words = words
+        self.then = then
+        self.waits = waits
+        self.begun = self.closed = 0
+
+    async def answer(self) -> AsyncIterator[Any]:
+        self.begun += 1
+        try:
+            for word in self.words:
+                await asyncio.sleep(0)
+                yield word
+            if self.waits:
+                await asyncio.Event().wait()
+            if self.then:
+                raise self.then
+        finally:
+            self.closed += 1
+
+
+async def test_a_client_gets_all_of_it_and_that_it_is_complete() -> None:
+    model = Model(*"abc")
+    await start_producing(model.answer(), group="answer")
+    async with open_stream(answers) as stream:
+        events = await stream.rest()
+    assert data_of(events) == ["a", "b", "c"]
+    assert reason_in(events) == "complete"
+    # Also when it comes late, and whatever it has; but not again once it has it all.
+    assert await all_of_it() == (["a", "b", "c"], "complete")
+    response = await answers(get(headers={"Last-Event-ID": stream.last_event_id}))
+    assert response.status_code == 204
+
+
+async def test_it_goes_on_without_any_client() -> None:
+    model = Model(*"abc")
+    await start_producing(model.answer(), group="answer")
+    await until(lambda: model.closed)
+    await until_ended()
+    assert await all_of_it() == (["a", "b", "c"], "complete")
+    assert model.begun == 1
+
+
+async def until_ended() -> None:
+    async with open_stream(answers) as stream:
+        await stream.rest()
+
+
+async def test_all_is_kept_whatever_the_history_size(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"HISTORY_SIZE": 5}
+    words = [str(number) for number in range(300)]
+    await start_producing(Model(*words).answer(), group="answer")
+    assert await all_of_it() == (words, "complete")
+
+
+async def test_a_group_has_one_producer_at_a_time() -> None:
+    first, second = Model("a", waits=True), Model("b")
+    await start_producing(first.answer(), group="answer")
+    with pytest.raises(AlreadyProducing, match="'answer'"):
+        await start_producing(second.answer(), group="answer")
+    with pytest.raises(AlreadyProducing):
+        async with aproduce("answer"):
+            pass
+    assert second.begun == 0
+    await acancel("answer")
+    await until(lambda: first.closed)
+    # Nor is it paid for twice afterwards.
+    with pytest.raises(GroupCancelled):
+        await start_producing(second.answer(), group="answer")
+    assert second.begun == 0
+    await areopen("answer")
+    await start_producing(second.answer(), group="answer")
+    assert (await all_of_it())[0] == ["a", "b"]
+
+
+async def test_a_cancel_stops_it_and_its_readers() -> None:
+    model = Model("a", waits=True)
+    await start_producing(model.answer(), group="answer")
+    async with open_stream(answers) as stream:
+        assert (await stream.next_event()).data == "a"
+        await acancel("answer", reason="stopped")
+        assert reason_in(await stream.rest()) == "stopped"
+    await until(lambda: model.closed)
+    assert await all_of_it() == (["a"], "stopped")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(Close("quota"), "quota"), (ValueError("secret"), "failed"), (MemoryError(), "failed")],
+)
+async def test_it_says_why_it_ends(
+    error: Exception, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await start_producing(Model("a", then=error).answer(), group="answer")
+    assert await all_of_it() == (["a"], reason)
+    assert ("failed" in caplog.text) is (reason == "failed")
+
+
+async def test_an_event_that_cannot_be_published_is_a_failure() -> None:
+    async def answer() -> AsyncIterator[Any]:
+        yield "a"
+        yield Event("b", id="no")
+
+    await start_producing(answer(), group="answer")
+    assert await all_of_it() == (["a"], "failed")
+
+
+async def test_it_may_publish_so_many_bytes(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"PRODUCER_BYTES": 1000}
+    await start_producing(Model("x" * 600, "y" * 600).answer(), group="answer")
+    assert await all_of_it() == (["x" * 600], "failed")
+    async with aproduce("another") as producer:
+        with pytest.raises(InvalidEvent, match="PRODUCER_BYTES"):
+            await producer.apublish("x" * 1001)
+
+
+async def test_blocking_calls_work_in_it() -> None:
+    async def answer() -> AsyncIterator[Any]:
+        user = await User.objects.acreate(username="anna")
+        yield user.username
+        yield await sync_to_async(threading.get_ident)() != threading.get_ident()
+
+    await start_producing(answer(), group="answer")
+    assert await all_of_it() == (["anna", "true"], "complete")
+
+
+async def test_a_user_who_is_cancelled_has_no_producer_left() -> None:
+    user = await User.objects.acreate(username="anna")
+    model, of_others = Model("a", waits=True), Model("b", waits=True)
+    # What was cancelled before does not count.
+    await acancel(user=user)
+    await start_producing(model.answer(), group="answer", owner=user)
+    await start_producing(of_others.answer(), group="of-others")
+    async with open_stream(answers) as stream:
+        assert (await stream.next_event()).data == "a"
+        await acancel(user=user)
+        assert reason_in(await stream.rest()) == "stopped"
+    await until(lambda: model.closed)
+    assert not of_others.closed
+    await acancel("of-others")
+    await until(lambda: of_others.closed)
+
+
+async def test_it_counts_for_no_limit(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"MAX_STREAMS": 1}
+    model = Model("a", waits=True)
+    await start_producing(model.answer(), group="answer")
+    async with open_stream(answers) as stream:
+        assert (await stream.next_event()).data == "a"
+        assert open_streams() == 1
+        await acancel("answer")
+    await until(lambda: model.closed)
+
+
+async def test_others_may_publish_between() -> None:
+    go_on = asyncio.Event()
+
+    async def answer() -> AsyncIterator[Any]:
+        yield "a"
+        await go_on.wait()
+        yield "c"
+
+    await start_producing(answer(), group="answer")
+    async with open_stream(answers) as stream:
+        assert (await stream.next_event()).data == "a"
+        await apublish("answer", "b")
+        assert (await stream.next_event()).data == "b"
+        go_on.set()
+        assert (await stream.next_event()).data == "c"
+
+
+# Blocks
+
+
+async def test_a_block_ends_as_a_generator_does() -> None:
+    async with aproduce("answer") as producer:
+        await producer.apublish("a")
+        await producer.apublish({"b": 1}, event="part")
+        assert not producer.cancelled
+    assert await all_of_it() == (["a", '{"b":1}'], "complete")
+
+
+async def test_an_exception_leaves_the_block_but_close_does_not() -> None:
+    async def fail() -> None:
+        async with aproduce("answer") as producer:
+            await producer.apublish("a")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    assert await all_of_it() == (["a"], "failed")
+    await areopen("answer")
+    async with aproduce("answer"):
+        raise Close("quota")
+    assert await all_of_it() == (["a"], "quota")
+
+
+async def test_a_block_is_told_that_it_is_cancelled() -> None:
+    async def work() -> None:
+        async with aproduce("answer") as producer:
+            await producer.apublish("a")
+            await acancel("answer", reason="stopped")
+            await until(lambda: producer.cancelled)
+            await producer.apublish("b")
+
+    with pytest.raises(Cancelled, match="'answer'"):
+        await work()
+    texts, reason = await all_of_it()
+    assert reason == "stopped"
+    assert "b" not in texts
+
+
+async def test_a_block_whose_task_is_cancelled_is_interrupted() -> None:
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        async with aproduce("answer") as producer:
+            await producer.apublish("a")
+            begun.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await begun.wait()
+    task.cancel()
+    assert await all_of_it() == (["a"], "interrupted")
+
+
+def test_synchronous_code_produces() -> None:
+    with produce("answer") as producer:
+        producer.publish("a")
+        publish("answer", "b")
+        producer.publish("c", event="part")
+        assert producer.group == "answer"
+    texts, reason = async_to_sync(all_of_it)()
+    assert sorted(texts) == ["a", "b", "c"]
+    assert reason == "complete"
+
+
+def test_synchronous_code_is_told_that_it_is_cancelled() -> None:
+    def work() -> None:
+        with produce("answer") as producer:
+            cancel("answer")
+            async_to_sync(until)(lambda: producer.cancelled)
+            producer.publish("a")
+
+    with pytest.raises(Cancelled):
+        work()
+    assert async_to_sync(all_of_it)() == ([], None)
+
+
+# What is refused
+
+
+async def test_what_is_no_async_generator_is_refused() -> None:
+    model = Model("a")
+    with pytest.raises(TypeError, match="async generator, not method"):
+        await start_producing(model.answer, group="answer")  # type: ignore[arg-type]
+
+
+def test_a_loop_that_ends_with_the_call_is_refused() -> None:
+    model = Model("a")
+    with pytest.raises(RuntimeError, match=r"use produce\(\)"):
+        async_to_sync(start_producing)(model.answer(), group="answer")
+    assert not model.begun

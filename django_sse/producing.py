@@ -263,6 +263,8 @@ class AsyncProducer:
             Cancelled: The group is not this producer's any more.
         """
         state = (await self._store.astates([self._full_name]))[self._full_name]
+        # An append whose answer was lost has rung nobody.
+        self._ring([Hint(self._full_name, state.head, state.cancelled)])
         if state.producer == after:
             self._last_number = max(self._last_number, state.head)
             return True

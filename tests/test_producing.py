@@ -10,12 +10,15 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import User
 from pytest_django import Settings
 
-from django_sse import Event, acancel, apublish, areopen, cancel, publish
+from django_sse import Event, acancel, apublish, areopen, cancel, producing, publish
 from django_sse.exceptions import AlreadyProducing, Cancelled, Close, GroupCancelled, InvalidEvent
 from django_sse.producing import aproduce, produce, start_producing
+from django_sse.stores import get_store
+from django_sse.stores.memory import MemoryStore
 from django_sse.streaming.hub import open_streams
+from django_sse.streaming.watch import Watch
 from django_sse.views import ALL, EventStreamView
-from tests.streams import get, open_stream, until
+from tests.streams import TIMEOUT, get, open_stream, until
 
 answers = EventStreamView.as_view(groups=["answer"], history=ALL)
 
@@ -306,3 +309,161 @@ def test_a_loop_that_ends_with_the_call_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"use produce\(\)"):
         async_to_sync(start_producing)(model.answer(), group="answer")
     assert not model.begun
+
+
+# What fails
+
+
+class FaultyStore(MemoryStore):
+    """A store that can be away, and whose answers can be lost."""
+
+    never_blocks = False
+    is_away = False
+    loses_answers = False
+
+    def _append(self, entries: Any, *, staged: bool = False) -> Any:
+        if self.is_away:
+            raise ConnectionError("The store is away.")
+        answer = super()._append(entries, staged=staged)
+        if self.loses_answers:
+            raise ConnectionError("The answer is lost.")
+        return answer
+
+    async def astates(self, groups: Any) -> Any:
+        if self.is_away:
+            raise ConnectionError("The store is away.")
+        return await super().astates(groups)
+
+
+@pytest.fixture
+def faulty(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> FaultyStore:
+    settings.DJANGO_SSE = {"STORE": f"{__name__}.FaultyStore", "PRODUCER_TTL": 3}
+    monkeypatch.setattr(producing, "_PAUSE_SECONDS", 0.01)
+    store = get_store()
+    assert isinstance(store, FaultyStore)
+    return store
+
+
+@pytest.mark.parametrize("fault", ["is_away", "loses_answers"])
+async def test_each_event_comes_once_though_the_store_fails(
+    faulty: FaultyStore, fault: str
+) -> None:
+    words = [str(number) for number in range(200)]
+
+    async def answer() -> AsyncIterator[Any]:
+        for number, word in enumerate(words):
+            setattr(faulty, fault, number % 20 > 10)
+            await asyncio.sleep(0.002)
+            yield word
+        setattr(faulty, fault, False)
+
+    await start_producing(answer(), group="answer", flush_seconds=0)
+    assert await all_of_it() == (words, "complete")
+
+
+async def test_its_end_comes_once_though_the_answer_is_lost(faulty: FaultyStore) -> None:
+    async def answer() -> AsyncIterator[Any]:
+        yield "a"
+        faulty.loses_answers = True
+
+    await start_producing(answer(), group="answer")
+    assert await all_of_it() == (["a"], "complete")
+
+
+async def test_a_producer_waits_while_the_store_is_away(faulty: FaultyStore) -> None:
+    yielded = 0
+
+    async def answer() -> AsyncIterator[Any]:
+        nonlocal yielded
+        faulty.is_away = True
+        while yielded < 50:
+            yield "x" * 10_000
+            yielded += 1
+
+    await start_producing(answer(), group="answer")
+    await until(lambda: yielded >= 10)
+    await asyncio.sleep(0.05)
+    assert yielded < 30
+    faulty.is_away = False
+    texts, reason = await all_of_it()
+    assert (len(texts), reason) == (50, "complete")
+
+
+async def test_a_store_that_has_forgotten_it_all_gets_the_rest(faulty: FaultyStore) -> None:
+    go_on = asyncio.Event()
+
+    async def answer() -> AsyncIterator[Any]:
+        yield "a"
+        await go_on.wait()
+        yield "b"
+
+    await start_producing(answer(), group="answer")
+    async with open_stream(answers) as stream:
+        assert (await stream.next_event()).data == "a"
+    faulty._groups.clear()
+    faulty._aging.clear()
+    faulty._producing.clear()
+    go_on.set()
+    # Whoever has seen more gets a reset, and comes back.
+    async with asyncio.timeout(TIMEOUT):
+        while await data_that_come() != ["b"]:
+            pass
+    assert await all_of_it() == (["b"], "complete")
+
+
+async def data_that_come() -> list[Any]:
+    async with open_stream(answers) as stream:
+        return data_of(await stream.rest())
+
+
+async def test_a_producer_that_has_died_is_told_of_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DJANGO_SSE = {"PRODUCER_TTL": 1}
+    model = Model("a", waits=True)
+    # It sleeps, as a process that was stopped.
+    monkeypatch.setattr(producing, "renewal_seconds", lambda: 3600)
+    await start_producing(model.answer(), group="answer")
+    async with open_stream(answers) as one, open_stream(answers) as other:
+        assert reason_in(await one.rest()) == "interrupted"
+        assert reason_in(await other.rest()) == "interrupted"
+    # What it does afterwards is in vain.
+    await until(lambda: model.closed)
+    assert await all_of_it() == (["a"], "interrupted")
+
+
+async def test_a_producer_that_lives_is_not_taken_for_dead(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"PRODUCER_TTL": 1}
+
+    async def answer() -> AsyncIterator[Any]:
+        await asyncio.sleep(2.5)
+        yield "a"
+
+    await start_producing(answer(), group="answer")
+    assert await all_of_it() == (["a"], "complete")
+
+
+async def test_a_paused_producer_writes_into_no_other_ones_group(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = asyncio.Event()
+
+    async def answer() -> AsyncIterator[Any]:
+        yield "of the first"
+        await go_on.wait()
+        yield "too late"
+
+    settings.DJANGO_SSE = {"PRODUCER_TTL": 1}
+    monkeypatch.setattr(Watch, "end_if_cancelled", lambda self: None)
+    await start_producing(answer(), group="answer")
+    async with open_stream(answers) as stream:
+        assert (await stream.next_event()).data == "of the first"
+        await acancel("answer")
+    await areopen("answer")
+    second = Model("of the second", waits=True)
+    await start_producing(second.answer(), group="answer")
+    async with open_stream(answers) as stream:
+        await stream.until("of the second")
+        go_on.set()
+        await acancel("answer", reason="over")
+        assert data_of(await stream.rest()) == []

@@ -5,12 +5,15 @@ from django.contrib.staticfiles.views import serve
 from django.urls import path
 from django.views.generic import RedirectView
 
+from django_sse.views import ALL
 from tests import views
 
 urlpatterns = [
     path("events/", views.Groups.as_view()),
     path("events/<str:group>/", views.Group.as_view()),
     path("history/<str:group>/", views.Group.as_view(history=10)),
+    path("ask/<str:group>/", views.ask),
+    path("answers/<str:group>/", views.Group.as_view(history=ALL)),
     path("members/<str:group>/", views.Members.as_view()),
     path("resumed/<str:group>/", views.Resumed.as_view()),
     path("unauthorized/<str:group>/", views.Unauthorized.as_view()),

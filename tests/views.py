@@ -6,10 +6,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from channels.layers import get_channel_layer
 from django.contrib import auth
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
+from django.db import connection
 from django.http import (
     HttpRequest,
     HttpResponse,
@@ -25,8 +27,10 @@ from django.views.decorators.csrf import csrf_exempt
 import django_sse
 from django_sse import Event
 from django_sse.decorators import event_generator, event_stream, event_stream_headers
+from django_sse.exceptions import AlreadyProducing, GroupCancelled
 from django_sse.http.response import last_event_id
 from django_sse.mixins import LoginRequiredMixin
+from django_sse.producing import start_producing
 from django_sse.streaming import hub
 from django_sse.views import EventStreamView
 
@@ -107,6 +111,38 @@ async def counted(request: HttpRequest) -> AsyncIterator[Event]:
     while True:
         yield Event(await User.objects.acount(), id="counted")
         await asyncio.sleep(10)
+
+
+async def ask(request: HttpRequest, group: str) -> HttpResponse:
+    """Start an answer, which is in the group; 409 if there is one."""
+    words, delay = int(request.GET.get("words", 100)), float(request.GET.get("delay", 0.01))
+    try:
+        await start_producing(answer(group, words, delay), group=group)
+    except (AlreadyProducing, GroupCancelled):
+        return HttpResponse(status=409)
+    return HttpResponse(status=202)
+
+
+async def answer(group: str, words: int, delay: float) -> AsyncIterator[Event]:
+    """Count, and note the begin and the end in a file beside the database."""
+    runs = runs_of(Path(connection.settings_dict["NAME"]).parent, group)
+    await sync_to_async(note)(runs, "begun")
+    try:
+        for number in range(words):
+            yield Event(number, event="word")
+            await asyncio.sleep(delay)
+    finally:
+        note(runs, "closed")
+
+
+def runs_of(directory: Path, group: str) -> Path:
+    """Return the file that notes when answers in a group begin and end."""
+    return directory / f"{group}.runs"
+
+
+def note(runs: Path, what: str) -> None:
+    with runs.open("a") as file:
+        file.write(f"{what}\n")
 
 
 def login(request: HttpRequest) -> HttpResponse:

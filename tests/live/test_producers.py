@@ -1,0 +1,191 @@
+"""Producers in real processes: readers get all of it once, whatever happens to the processes."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from django_sse import Event
+from tests.live.client import SECONDS, EndOfStreamError, act, connect
+from tests.live.servers import SERVERS, Server, require, serve
+from tests.views import runs_of
+
+# What it shows is the servers', the kernel's and the stores'.
+pytestmark = pytest.mark.once
+
+PRODUCER_TTL = 3
+SETTINGS = f'{{"PRODUCER_TTL": {PRODUCER_TTL}, "SYNC_INTERVAL": 0.1}}'
+
+
+@contextmanager
+def two_servers(name: str, directory: Path) -> Iterator[tuple[Server, Server]]:
+    require(name)
+    with ExitStack() as stack:
+        one, other = (
+            stack.enter_context(serve(name, directory, LIVE_DJANGO_SSE=SETTINGS)) for _ in range(2)
+        )
+        yield one, other
+
+
+async def ask(port: int, group: str, *, words: int = 100, delay: float = 0.01) -> int:
+    path = f"/ask/{group}/?words={words}&delay={delay}"
+    async with connect(port, path, method="GET") as response:
+        return response.status
+
+
+class Reader:
+    """A client that comes back to one server after the other, until it is told that this is all."""
+
+    def __init__(self, *ports: int) -> None:
+        self.ports = ports
+        self.last_event_id = ""
+        self.words: list[int] = []
+        self.closes: list[Event] = []
+
+    @property
+    def reason(self) -> str:
+        [close] = self.closes
+        reason: str = close.json()["reason"]
+        return reason
+
+    async def read(self, group: str, at_a_time: int = 1000) -> "Reader":
+        """Read to the end, and leave after so many words each time."""
+        attempt = 0
+        async with asyncio.timeout(SECONDS):
+            while not self.closes:
+                port = self.ports[attempt % len(self.ports)]
+                attempt += 1
+                try:
+                    await self._read_some(port, group, at_a_time)
+                except (ConnectionError, EndOfStreamError):
+                    await asyncio.sleep(0.05)
+        path, position = f"/answers/{group}/", self.last_event_id
+        async with connect(self.ports[-1], path, last_event_id=position) as response:
+            assert response.status == 204
+        return self
+
+    async def _read_some(self, port: int, group: str, count: int) -> None:
+        path, position = f"/answers/{group}/", self.last_event_id
+        async with connect(port, path, last_event_id=position) as stream:
+            while count:
+                event = await stream.event()
+                self.last_event_id = event.id or self.last_event_id
+                if event.event == "close":
+                    self.closes.append(event)
+                    return
+                self.words.append(int(event.text))
+                count -= 1
+
+
+def runs(server: Server, group: str) -> list[str]:
+    return runs_of(server.directory, group).read_text().split()
+
+
+async def until_closed(server: Server, group: str) -> None:
+    async with asyncio.timeout(SECONDS):
+        while "closed" not in runs(server, group):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("name", SERVERS)
+async def test_readers_of_all_kinds_get_all_of_it_once(name: str, tmp_path: Path) -> None:
+    with two_servers(name, tmp_path) as (one, other):
+        assert await ask(one.port, "answer", words=200) == 202
+        readers = await asyncio.gather(
+            Reader(one.port).read("answer"),
+            Reader(other.port).read("answer"),
+            # Reloads five times, and comes to the other process.
+            Reader(one.port, other.port).read("answer", at_a_time=40),
+        )
+        late = await Reader(other.port).read("answer")
+        for reader in [*readers, late]:
+            assert reader.words == list(range(200))
+            assert reader.reason == "complete"
+        assert runs(one, "answer") == ["begun", "closed"]
+
+
+@pytest.mark.parametrize("name", SERVERS)
+async def test_another_process_stops_it(name: str, tmp_path: Path) -> None:
+    with two_servers(name, tmp_path) as (one, other):
+        assert await ask(one.port, "answer", words=10_000) == 202
+        reading = [asyncio.create_task(Reader(s.port).read("answer")) for s in (one, other)]
+        async with connect(other.port, "/answers/answer/") as stream:
+            await stream.events(5)
+        await act(other.port, "/cancel/answer/", reason="stopped")
+        # A second by far, without an assertion that a slow machine could fail.
+        await until_closed(one, "answer")
+        for reader in await asyncio.gather(*reading):
+            assert reader.words == list(range(len(reader.words)))
+            assert reader.reason == "stopped"
+        assert await ask(one.port, "answer") == 409
+
+
+async def test_of_two_posts_at_the_same_time_one_runs(tmp_path: Path) -> None:
+    with two_servers("uvicorn", tmp_path) as (one, other):
+        for number in range(50):
+            group = f"answer-{number}"
+            statuses = await asyncio.gather(
+                *(ask(port, group, words=1, delay=0) for port in (one.port, other.port) * 2)
+            )
+            assert sorted(statuses) == [202, 409, 409, 409]
+            await until_closed(one, group)
+            assert runs(one, group) == ["begun", "closed"]
+
+
+@pytest.mark.parametrize("name", SERVERS)
+async def test_readers_are_told_that_its_process_was_killed(name: str, tmp_path: Path) -> None:
+    with two_servers(name, tmp_path) as (one, other):
+        assert await ask(one.port, "answer", words=10_000) == 202
+        readers = [Reader(one.port, other.port), Reader(other.port), Reader(other.port)]
+        reading = [asyncio.create_task(reader.read("answer")) for reader in readers]
+        while not all(reader.words for reader in readers):
+            await asyncio.sleep(0.01)
+        one.kill()
+        async with asyncio.timeout(SECONDS):
+            await asyncio.gather(*reading)
+        for reader in readers:
+            assert reader.words == list(range(len(reader.words)))
+            assert reader.reason == "interrupted"
+        assert len({len(reader.words) for reader in readers}) == 1
+
+
+async def test_what_a_process_writes_that_was_paused_for_too_long_is_refused(
+    tmp_path: Path,
+) -> None:
+    with two_servers("uvicorn", tmp_path) as (one, other):
+        assert await ask(one.port, "answer", words=10_000) == 202
+        reader = Reader(other.port)
+        reading = asyncio.create_task(reader.read("answer"))
+        while not reader.words:
+            await asyncio.sleep(0.01)
+        os.kill(one.pid, signal.SIGSTOP)
+        await reading
+        assert reader.reason == "interrupted"
+        # Somebody begins another answer there.
+        await act(other.port, "/reopen/answer/")
+        assert await ask(other.port, "answer", words=200) == 202
+        os.kill(one.pid, signal.SIGCONT)
+        async with asyncio.timeout(SECONDS):
+            while runs(one, "answer").count("closed") < 2:
+                await asyncio.sleep(0.01)
+        second = await Reader(one.port).read("answer")
+        assert second.reason == "complete"
+        assert second.words == reader.words + list(range(200))
+
+
+@pytest.mark.parametrize("name", SERVERS)
+async def test_readers_are_told_that_its_server_was_shut_down(name: str, tmp_path: Path) -> None:
+    with two_servers(name, tmp_path) as (one, other):
+        assert await ask(one.port, "answer", words=10_000) == 202
+        reader = Reader(other.port)
+        reading = asyncio.create_task(reader.read("answer"))
+        while not reader.words:
+            await asyncio.sleep(0.01)
+        one.terminate()
+        await reading
+        assert reader.reason == "interrupted"
+        assert reader.words == list(range(len(reader.words)))

@@ -234,7 +234,7 @@ class Conf:
 
     PRODUCER_KEEP: float = _key(3600, SECONDS_FROM_1)
     """Seconds after a producer has ended for which all events of its group are kept, whatever
-    ``HISTORY_SIZE`` and ``HISTORY_AGE`` say."""
+    ``HISTORY_SIZE`` and ``HISTORY_AGE`` say; ``GROUP_TTL`` at most."""
 
     PRODUCER_BYTES: int = _key(16 * 1024 * 1024, COUNT)
     """Bytes that one producer may publish, as encoded. It fails when it publishes more."""
@@ -276,13 +276,6 @@ def problems(value: Any) -> Iterator[str]:
         yield (
             f"{SETTING}['ALLOW_CREDENTIALS'] cannot be used with \"*\": name the ALLOWED_ORIGINS "
             "whose pages may send cookies."
-        )
-    defaults = {key.name: key.default for key in fields(Conf)}
-    kept, ttl = ({**defaults, **value}[name] for name in ("PRODUCER_KEEP", "GROUP_TTL"))
-    if _is_number(kept) and _is_number(ttl) and 0 < ttl < kept:
-        yield (
-            f"{SETTING}['PRODUCER_KEEP'] must be at most GROUP_TTL, which is {ttl!r}: a group that "
-            "is forgotten keeps nothing."
         )
     if _is_dotted_path(value.get("NAMESPACE_CONTEXT")) and value.get("NAMESPACE") is None:
         yield (

@@ -4,6 +4,7 @@ import inspect
 import logging
 import math
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Hashable
 from functools import lru_cache
@@ -11,7 +12,21 @@ from typing import Any, Final
 
 from django_sse.concurrency.forks import ForkSafeLock, forget_in_child
 
-logger: Final = logging.getLogger("django_sse")
+
+class _Logger(logging.LoggerAdapter[logging.Logger]):
+    """Raises nothing: a project's filter or handler that fails must not keep a stream open that has
+    to end."""
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        try:
+            super().log(level, msg, *args, **{"stacklevel": 2, **kwargs})
+        except Exception:
+            if logging.raiseExceptions:
+                # As `logging.Handler.handleError` does.
+                traceback.print_exc()
+
+
+logger: Final = _Logger(logging.getLogger("django_sse"))
 
 # Each kind of repeated message is logged at most this often.
 SELDOM_SECONDS: Final = 10.0

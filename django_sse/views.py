@@ -206,7 +206,8 @@ class EventStreamView(StreamView):
         if begin.over:
             return no_content()
         response = self._group_stream(groups, begin, owner)
-        if self.resume_seconds:
+        # A ticket is for all groups: it would outlive what keeps the owner out of one of them.
+        if self.resume_seconds and len(groups) == len(plain_names):
             await issue(request, plain_names, owner)
         return response
 

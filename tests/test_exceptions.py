@@ -5,6 +5,8 @@ from django.utils.translation import gettext_lazy
 
 from django_sse import exceptions
 from django_sse.exceptions import (
+    AlreadyProducing,
+    Cancelled,
     Close,
     EventStreamError,
     GroupCancelled,
@@ -19,7 +21,15 @@ def test_there_is_one_base_and_few_leaves() -> None:
         for _, value in inspect.getmembers(exceptions, inspect.isclass)
         if value.__module__ == exceptions.__name__
     }
-    assert defined == {EventStreamError, InvalidEvent, InvalidGroup, GroupCancelled, Close}
+    assert defined == {
+        AlreadyProducing,
+        Cancelled,
+        Close,
+        EventStreamError,
+        GroupCancelled,
+        InvalidEvent,
+        InvalidGroup,
+    }
     # `Close` is no error: who catches errors of the library must not catch it.
     assert {each for each in defined if not issubclass(each, EventStreamError)} == {Close}
 

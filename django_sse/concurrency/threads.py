@@ -19,6 +19,7 @@ from weakref import finalize
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
 from django.core.cache import caches
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_sse.concurrency.forks import ForkSafeLock, forget_in_child
 
@@ -53,6 +54,24 @@ def _forget_resources() -> None:
         for alias in handler:
             with suppress(AttributeError):
                 del handler[alias]
+
+
+def unpooled(alias: str) -> BaseDatabaseWrapper:
+    """Return a connection to a database that is outside the project's pool.
+
+    A thread that hangs would keep one of the few connections of the pool. And a pool hands on what
+    others have set in a connection, such as a tenant.
+    """
+    connection: BaseDatabaseWrapper = connections[alias].copy()
+    connection.settings_dict["OPTIONS"].pop("pool", None)
+    return connection
+
+
+def leave_pools() -> None:
+    """Have this thread connect to each database outside the project's pool."""
+    for alias in connections:
+        if connections[alias].settings_dict["OPTIONS"].get("pool"):
+            connections[alias] = unpooled(alias)
 
 
 class LoopThread:
@@ -182,12 +201,15 @@ class CleanThreads:
     Args:
         at_once: How many calls run at the same time. Those that take longer than a second do not
             count, so that slow calls do not delay others.
-        most: How many calls run at the same time, slow ones included.
+        most: How many calls run at the same time, slow ones included. While there are so many, a
+            call that waits for ``patience`` seconds fails with a TimeoutError.
+        patience: How many seconds a call waits at most.
     """
 
-    def __init__(self, at_once: int, most: int) -> None:
+    def __init__(self, at_once: int, most: int, patience: float) -> None:
         self._at_once = at_once
         self._most = most
+        self._patience = patience
         self._lock = ForkSafeLock()
         self.forget()
         forget_in_child(self)
@@ -215,8 +237,7 @@ class CleanThreads:
 
     def start(self, call: "_Call") -> None:
         """Run a call as soon as there is room."""
-        with self._lock:
-            self._waiting.append(call)
+        self._add_waiting(call)
         self._start_waiting()
 
     def _start_waiting(self) -> None:
@@ -228,13 +249,17 @@ class CleanThreads:
 
     def _queue_next(self, executor: "_CleanExecutor") -> None:
         if call := executor.take_next():
-            with self._lock:
-                self._waiting.append(call)
+            self._add_waiting(call)
+
+    def _add_waiting(self, call: "_Call") -> None:
+        with self._lock:
+            call.since = monotonic()
+            self._waiting.append(call)
 
     def _start_those_with_room(self) -> "list[tuple[_Call, Exception]]":
         """Start the calls for which there is room. Return those that found no thread, and why."""
-        failed: list[tuple[_Call, Exception]] = []
         with self._lock:
+            failed = self._take_impatient()
             while self._waiting and self._has_room():
                 call = self._waiting.popleft()
                 thread = Thread(target=self._run, args=[call], daemon=True)
@@ -248,10 +273,18 @@ class CleanThreads:
                 # A call that runs now may be slow, and no longer count by then.
                 again = Timer(_SLOW_SECONDS, self._look_again)
                 again.daemon = True
-                with suppress(RuntimeError):
+                with suppress(RuntimeError, MemoryError):
                     again.start()
                     self._looks_again = True
         return failed
+
+    def _take_impatient(self) -> "list[tuple[_Call, Exception]]":
+        """Take out the calls that nobody waits for any more, or that have waited for too long."""
+        since = monotonic() - self._patience
+        taken = [call for call in self._waiting if call.done.cancelled() or call.since < since]
+        if taken:
+            self._waiting = deque(call for call in self._waiting if call not in taken)
+        return [(call, TimeoutError("Too many slow calls run at the same time.")) for call in taken]
 
     def _look_again(self) -> None:
         # If the process was stopped meanwhile, the one that has started this may not be done yet.
@@ -266,6 +299,7 @@ class CleanThreads:
 
     def _run(self, call: "_Call") -> None:
         try:
+            leave_pools()
             call.run()
             connections.close_all()
         finally:
@@ -281,6 +315,8 @@ class _Call:
     def __init__(self, executor: "_CleanExecutor", job: Callable[[], Any]) -> None:
         self.done: Future[Any] = Future()
         self.executor = executor
+        # When it has begun to wait.
+        self.since = 0.0
         self._job: Callable[[], Any] | None = job
 
     def run(self) -> None:
@@ -356,6 +392,7 @@ class _DaemonThreadExecutor(Executor):
 
 def _run_jobs(jobs: "SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]") -> None:
     try:
+        leave_pools()
         while task := jobs.get():
             done, job = task
             if done.set_running_or_notify_cancel():

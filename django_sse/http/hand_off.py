@@ -55,6 +55,7 @@ class HandOff:
         "_stream",
         "cookie",
         "is_for_stream",
+        "is_unchanged",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,6 +63,9 @@ class HandOff:
         """Whether the request has reached a view that is an event stream."""
         self.cookie: bytes | None = None
         """The ``Set-Cookie`` of the response, if the stream may be handed off."""
+        self.is_unchanged: Callable[[], bool] = _always
+        """Whether the response still has the content that its view has given it. Asked once, as the
+        response begins."""
         # Until the response has begun.
         self._scope: Scope | None = scope
         self._receive = receive
@@ -227,9 +231,10 @@ class HandOff:
         encoded = b"content-encoding" in names
         self._may_hand_off = message["status"] == 200 and not encoded
         # A middleware may refuse the client by a stream of its own, which has no such header.
-        if self._may_hand_off and self.cookie and identity in headers:
+        is_own = identity in headers and self.is_unchanged()
+        if self._may_hand_off and self.cookie and is_own:
             kept.append((b"set-cookie", self.cookie))
-        self.cookie = None
+        self.cookie, self.is_unchanged = None, _always
         bound_silence(scope.get("client"))
         if brake := brake_for(self._send):
             self._brake, self._send = brake, brake.send
@@ -279,6 +284,10 @@ class HandOff:
     def _release(self) -> None:
         if self._brake:
             self._brake.release()
+
+
+def _always() -> bool:
+    return True
 
 
 def _body(chunk: bytes, *, more: bool) -> Message:

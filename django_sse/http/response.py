@@ -177,6 +177,8 @@ class HandedOffResponse(EventStreamResponse):
         self._hand_off = hand_off_of(request)
         self._contents_set = 0
         self._iterated_whole = False
+        if self._hand_off:
+            self._hand_off.is_unchanged = self._is_unchanged
         super().__init__(request, self._content())
 
     # A middleware that sets other content, or iterates over it, wants to see every chunk. Then the
@@ -190,6 +192,9 @@ class HandedOffResponse(EventStreamResponse):
     def streaming_content(self, value: Any) -> None:
         self._contents_set += 1
         StreamingHttpResponse.streaming_content.fset(self, value)  # type: ignore[union-attr]
+
+    def _is_unchanged(self) -> bool:
+        return self._contents_set == 1 and not self.stays_because
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         self._iterated_whole = self._contents_set == 1

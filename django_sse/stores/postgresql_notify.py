@@ -13,9 +13,9 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_sse.concurrency.tasks import must_propagate, spawn
+from django_sse.concurrency.threads import unpooled
 from django_sse.groups.entries import Hint, Ring
 from django_sse.logs import log_seldom, logger
-from django_sse.stores.timed_thread import unpooled
 
 Result = TypeVar("Result")
 

@@ -12,9 +12,6 @@ from threading import Thread
 from time import monotonic
 from typing import Any, Final, Protocol
 
-from django.db import connections
-from django.db.backends.base.base import BaseDatabaseWrapper
-
 from django_sse.concurrency.forks import ForkSafeLock
 from django_sse.concurrency.threads import Result
 from django_sse.stores.read_limits import READ_SECONDS
@@ -32,16 +29,6 @@ class Connection(Protocol):
 
     def close(self) -> None:
         """Close it."""
-
-
-def unpooled(alias: str) -> BaseDatabaseWrapper:
-    """Return a connection to a database that is outside the project's pool.
-
-    A thread that hangs would keep one of the few connections of the pool.
-    """
-    connection: BaseDatabaseWrapper = connections[alias].copy()
-    connection.settings_dict["OPTIONS"].pop("pool", None)
-    return connection
 
 
 class TimedThread:

@@ -161,7 +161,7 @@ class PermissionRechecks:
                         self._ask(stream, thread, again=again),
                         context=thread.within(stream.context),
                     )
-                    asking[task] = _Slot(_now() + _SLOT_SECONDS, tenant, thread)
+                    asking[task] = _Slot(_now() + _SLOT_SECONDS, tenant, thread, stream)
                     continue
                 if not asking:
                     return
@@ -170,12 +170,22 @@ class PermissionRechecks:
                     timeout=_SLOT_SECONDS if _is_full(asking) else self._seconds_to_next(busy),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
-                idle += [asking.pop(task).thread for task in done]
+                for task in done:
+                    slot = asking.pop(task)
+                    idle.append(slot.thread)
+                    if task.cancelled() or task.exception():
+                        self._ask_again(slot.stream)
         finally:
             for task in asking:
                 task.cancel()
             if asking:
                 await asyncio.wait(asking)
+            for slot in asking.values():
+                self._ask_again(slot.stream)
+
+    def _ask_again(self, stream: Stream) -> None:
+        if not stream.ended.done():
+            self._due_again[stream] = _now() + _RETRY_SECONDS
 
     async def _ask(self, stream: Stream, thread: OwnThread, *, again: bool) -> None:
         assert stream.still_allowed
@@ -198,10 +208,10 @@ class PermissionRechecks:
                 # The thread may hang, or its connection may be broken.
                 thread.give_up()
                 if again:
-                    self._log(stream, "its clients reconnect to be authorized anew", error)
                     stream.end("permission unknown", jittered_retry)
-                elif not stream.ended.done():
-                    self._due_again[stream] = _now() + _RETRY_SECONDS
+                    self._log(stream, "its clients reconnect to be authorized anew", error)
+                else:
+                    self._ask_again(stream)
                 return
             self._log(stream, "this counts as a no", error)
             allowed = False
@@ -237,6 +247,7 @@ class _Slot(NamedTuple):
     """No other question about this tenant is asked meanwhile. None excludes no tenant."""
 
     thread: OwnThread
+    stream: Stream
 
 
 def _is_full(asking: Mapping[asyncio.Task[None], _Slot]) -> bool:

@@ -30,13 +30,13 @@ from django_sse.access.logins import (
 from django_sse.access.owners import Login
 from django_sse.access.session_claims import SessionClaim, kept_sessions
 from django_sse.concurrency.tasks import Coalescer, must_propagate
-from django_sse.concurrency.threads import OwnThread, Result
+from django_sse.concurrency.threads import OwnThread, Result, leave_pools
 from django_sse.conf import conf
 from django_sse.groups.entries import GroupState, Hint, closing_wire
 from django_sse.groups.namespaces import namespace_context
 from django_sse.logs import log_seldom, logger
 from django_sse.stores.base import EventStore
-from django_sse.stores.timed_thread import TimedThread, unpooled
+from django_sse.stores.timed_thread import TimedThread
 from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.permission_rechecks import PermissionRechecks
 from django_sse.streaming.store_reader import StoreReader
@@ -392,9 +392,7 @@ class _ThreadConnections:
     """All database connections of the thread that makes this object, to close them together."""
 
     def __init__(self) -> None:
-        for alias in connections:
-            if connections[alias].settings_dict["OPTIONS"].get("pool"):
-                connections[alias] = unpooled(alias)
+        leave_pools()
         self._default = connections[DEFAULT_DB_ALIAS]
 
     @property

@@ -18,7 +18,7 @@ async def within(pool: CleanThreads, coroutine: Any) -> Any:
 
 
 async def test_all_calls_are_made_few_at_a_time_and_those_of_a_context_in_order() -> None:
-    pool = CleanThreads(at_once=3, most=10)
+    pool = CleanThreads(at_once=3, most=10, patience=60)
     lock = threading.Lock()
     running, most, seen = 0, 0, set()
 
@@ -45,7 +45,7 @@ async def test_all_calls_are_made_few_at_a_time_and_those_of_a_context_in_order(
 async def test_a_call_without_a_thread_fails_and_the_next_one_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pool = CleanThreads(at_once=2, most=10)
+    pool = CleanThreads(at_once=2, most=10, patience=60)
     whole = threading.Thread
     failures = [RuntimeError("can't start new thread")]
 
@@ -68,7 +68,7 @@ async def test_a_call_without_a_thread_fails_and_the_next_one_runs(
 async def test_many_calls_of_a_context_that_find_no_thread_all_fail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pool = CleanThreads(at_once=2, most=10)
+    pool = CleanThreads(at_once=2, most=10, patience=60)
     begun, goes_on = threading.Event(), threading.Event()
 
     class Failing(threading.Thread):
@@ -100,7 +100,7 @@ async def test_a_process_that_was_stopped_amid_a_start_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(threads, "_SLOW_SECONDS", 0.01)
-    pool = CleanThreads(at_once=1, most=10)
+    pool = CleanThreads(at_once=1, most=10, patience=60)
     goes_on = threading.Event()
 
     class Stopped(threading.Timer):
@@ -136,14 +136,14 @@ async def test_a_call_may_wait_for_async_code_that_makes_a_call() -> None:
     async def calls() -> str:
         return await sync_to_async(async_to_sync(inner))()
 
-    assert await within(CleanThreads(at_once=1, most=1), calls()) == "inner"
+    assert await within(CleanThreads(at_once=1, most=1, patience=60), calls()) == "inner"
 
 
 async def test_calls_that_are_slow_leave_room_for_others_up_to_a_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(threads, "_SLOW_SECONDS", 0.01)
-    pool = CleanThreads(at_once=1, most=3)
+    pool = CleanThreads(at_once=1, most=3, patience=60)
     goes_on, begun = threading.Event(), threading.Semaphore(0)
 
     def slow() -> None:
@@ -162,7 +162,7 @@ async def test_calls_that_are_slow_leave_room_for_others_up_to_a_bound(
 
 
 async def test_a_call_that_is_not_waited_for_any_more_keeps_nobody_waiting() -> None:
-    pool = CleanThreads(at_once=1, most=1)
+    pool = CleanThreads(at_once=1, most=1, patience=60)
     goes_on, begun = threading.Event(), threading.Event()
 
     def slow() -> None:

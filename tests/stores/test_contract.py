@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.db import connections
 from django.test import TransactionTestCase, override_settings
 
 from django_sse.conf import conf
@@ -286,6 +287,44 @@ class StaysInItsProcess(MemoryStore):
     crosses_processes = True
 
 
+class IgnoresProducers(MemoryStore):
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        claims = (Kind.BEGIN, Kind.LAPSE)
+        plain = [entry if entry.kind in claims else entry._replace(producer=0) for entry in entries]
+        return super()._append(plain, **kwargs)
+
+
+class TakesInEveryProducer(MemoryStore):
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        for entry in entries:
+            if entry.kind is Kind.BEGIN and entry.group in self._groups:
+                self._groups[entry.group].producer = entry.producer
+        return super()._append(entries, **kwargs)
+
+
+class ForgetsRenewals(MemoryStore):
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        if entries[0].kind is Kind.RENEW:
+            return [None], []
+        return super()._append(entries, **kwargs)
+
+
+class KeepsNoMoreOfProducers(MemoryStore):
+    def _trimmed(self, name: str) -> _Group:
+        group = super()._trimmed(name)
+        while len(group.entries) > conf().HISTORY_SIZE:
+            group.entries.popleft()
+            group.times.popleft()
+        return group
+
+
+class TakesProducersInTransactions(MemoryStore):
+    def append(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
+        if connections[self.using].in_atomic_block:
+            entries = [entry._replace(producer=0) for entry in entries]
+        return super().append(entries, ring)
+
+
 BROKEN: list[tuple[type[EventStore], str]] = [
     (DropsTheLastOfSeveral, "numbers_begin_at_the_clock_and_are_contiguous"),
     (DropsTheLastOfSeveral, "a_transaction_publishes_with_its_commit"),
@@ -330,6 +369,14 @@ BROKEN: list[tuple[type[EventStore], str]] = [
     (TakesOffForAtOnce, "nothing_is_dropped_for_its_age_where_that_is_off"),
     (CannotBeUsedAgain, "a_store_that_was_closed_can_be_used_again"),
     (StaysInItsProcess, "what_another_process_appended_is_read_and_told"),
+    (TakesInEveryProducer, "a_group_has_one_producer"),
+    (TakesInEveryProducer, "who_would_follow_a_dead_producer_closes_its_group"),
+    (IgnoresProducers, "each_event_of_a_producer_counts_once"),
+    (IgnoresProducers, "entries_of_a_producer_that_is_not_the_groups_are_refused"),
+    (IgnoresProducers, "a_group_that_is_cancelled_has_no_producer_and_takes_none"),
+    (ForgetsRenewals, "a_producer_that_renews_nothing_has_lapsed"),
+    (KeepsNoMoreOfProducers, "all_that_a_producer_publishes_is_kept"),
+    (TakesProducersInTransactions, "a_producer_is_refused_inside_a_transaction"),
 ]
 
 TESTS = {name for name in dir(EventStoreContract) if name.startswith("test_")}

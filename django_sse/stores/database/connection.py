@@ -8,9 +8,8 @@ from typing import Any, Final
 from django.db import DEFAULT_DB_ALIAS, Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_sse.concurrency.threads import Result
+from django_sse.concurrency.threads import Result, unpooled
 from django_sse.stores.database.errors import FAILURES, lacks_a_table
-from django_sse.stores.timed_thread import unpooled
 
 # The shortest time between two reconnects of a reader. In SQLite, the files of closed connections
 # may stay open for this long.

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from django.db import connections
 
 from django_sse.concurrency import threads
-from django_sse.concurrency.threads import CleanThreads
+from django_sse.concurrency.threads import CleanThreads, OwnThread
+from tests import postgresql
 
 
 async def within(pool: CleanThreads, coroutine: Any) -> Any:
@@ -159,6 +161,71 @@ async def test_calls_that_are_slow_leave_room_for_others_up_to_a_bound(
     assert not await asyncio.to_thread(begun.acquire, timeout=0.05)
     goes_on.set()
     await asyncio.gather(*calls)
+
+
+async def test_a_call_fails_that_would_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_SLOW_SECONDS", 0.01)
+    pool = CleanThreads(at_once=1, most=1, patience=0.05)
+    goes_on, begun = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        goes_on.wait(10)
+
+    async def call() -> None:
+        await sync_to_async(slow)()
+
+    async def quick() -> int:
+        return await sync_to_async(int)("3")
+
+    first = asyncio.create_task(within(pool, call()))
+    await asyncio.to_thread(begun.wait, 10)
+    with pytest.raises(TimeoutError, match="Too many slow calls"):
+        await within(pool, quick())
+    goes_on.set()
+    await first
+    assert await within(pool, quick()) == 3
+
+
+@pytest.mark.skipif(not postgresql.binaries(), reason="PostgreSQL is not installed.")
+@pytest.mark.django_db(transaction=True, databases=["default", postgresql.ALIAS])
+@pytest.mark.parametrize("kind", ["clean", "own"])
+async def test_a_call_finds_nothing_that_others_have_left_in_a_pooled_connection(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    of_alias = connections.settings[postgresql.ALIAS]
+    monkeypatch.setitem(of_alias, "OPTIONS", {**of_alias.get("OPTIONS", {}), "pool": True})
+
+    def tenant(name: str = "") -> str | None:
+        with connections[postgresql.ALIAS].cursor() as cursor:
+            if name:
+                cursor.execute("SELECT set_config('app.tenant', %s, false)", [name])
+            cursor.execute("SELECT current_setting('app.tenant', true)")
+            found: str | None = cursor.fetchone()[0]
+            return found
+
+    def request() -> None:
+        # Each connection of the pool has it then.
+        assert tenant("north") == "north"
+        connections[postgresql.ALIAS].close()
+
+    async def look() -> str | None:
+        return await sync_to_async(tenant)()
+
+    def close_pool() -> None:
+        connections[postgresql.ALIAS].close_pool()  # type: ignore[attr-defined]
+
+    try:
+        for _ in range(4):
+            await asyncio.to_thread(request)
+        if kind == "clean":
+            pool = CleanThreads(at_once=1, most=1, patience=60)
+            assert not await within(pool, look())
+        else:
+            with OwnThread() as thread:
+                assert not await asyncio.create_task(look(), context=thread.within(Context()))
+    finally:
+        await asyncio.to_thread(close_pool)
 
 
 async def test_a_call_that_is_not_waited_for_any_more_keeps_nobody_waiting() -> None:

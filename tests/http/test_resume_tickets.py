@@ -482,6 +482,29 @@ async def test_there_is_no_ticket_if_a_middleware_refuses_the_client_by_a_stream
     assert browser.tickets == {}
 
 
+class Redacts(MiddlewareMixin):
+    """Hides a part of each stream."""
+
+    def process_response(self, request: HttpRequest, response: Any) -> Any:
+        if response.streaming:
+            response.streaming_content = self._redacted(response.streaming_content)
+        return response
+
+    async def _redacted(self, chunks: Any) -> AsyncIterator[bytes]:
+        async for chunk in chunks:
+            yield chunk.replace(b"secret", b"******")
+
+
+async def test_there_is_no_ticket_for_a_stream_that_a_middleware_changes(
+    settings: Settings,
+) -> None:
+    settings.MIDDLEWARE = [f"{__name__}.Redacts", *settings.MIDDLEWARE]
+    browser = Browser()
+    async with browser.open("/news/") as stream:
+        await stream.opened()
+        assert browser.tickets == {}
+
+
 async def test_there_is_no_ticket_if_a_middleware_decides_who_the_user_is(
     settings: Settings,
 ) -> None:

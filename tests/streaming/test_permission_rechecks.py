@@ -1,6 +1,7 @@
 """Views are asked again: how many at once, about which users, and what happens if they fail."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -634,3 +635,16 @@ async def test_a_view_that_is_asked_while_the_last_stream_ends_leaves_no_connect
         [used] = Undecided.asked_on
         assert used.connection is not None
     await until(lambda: used.connection is None)
+
+
+async def test_a_log_that_fails_keeps_no_stream_open() -> None:
+    def fail(record: logging.LogRecord) -> bool:
+        raise AttributeError("There is no request.")
+
+    logger = logging.getLogger("django_sse")
+    logger.addFilter(fail)
+    try:
+        async with asked(raising(ValueError())) as reader:
+            assert [event.event for event in await reader.rest()] == ["close"]
+    finally:
+        logger.removeFilter(fail)

@@ -11,6 +11,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Any, ClassVar, Final
@@ -19,6 +20,7 @@ from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured, RequestDataTooBig
 from django.http import (
     HttpRequest,
+    HttpResponse,
     HttpResponseBadRequest,
     HttpResponseForbidden,
     RawPostDataException,
@@ -361,7 +363,8 @@ class EventGeneratorView(StreamView):
 
     stays_in_request: bool = False
     """Whether the generator runs in its request, and keeps the request's thread and database
-    connection, with what a middleware has set in them."""
+    connection, with what a middleware has set in them. Otherwise, uploaded files are refused with
+    415, and a body above ``DATA_UPLOAD_MAX_MEMORY_SIZE`` that is no form with parts with 413."""
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., Any]:
@@ -425,10 +428,8 @@ class EventGeneratorView(StreamView):
         elif conf().NAMESPACE is not None and conf().NAMESPACE_CONTEXT is None:
             # The tenant may be in the thread or the connection of the request, and nowhere else.
             response.stays_because = "there is a NAMESPACE without NAMESPACE_CONTEXT"
-        elif request.method == "POST" and not await sync_to_async(_has_read_body)(request):
-            response.stays_because = (
-                "it has uploaded files or a large body, which Django closes with the request"
-            )
+        if request.method == "POST" and not self.stays_in_request:
+            return await sync_to_async(_refusal_of_body)(request) or response
         return response
 
 
@@ -449,19 +450,29 @@ def _generator_of(view: View, name: str) -> AsyncGenerator[Any, None]:
     return events if isinstance(events, AsyncGenerator) else (event async for event in events)
 
 
-def _has_read_body(request: HttpRequest) -> bool:
+def _refusal_of_body(request: HttpRequest) -> HttpResponseBase | None:
     """Read a request's body into memory, since Django closes it with the request.
 
     Returns:
-        False if the body is too large for that, has been read otherwise, or has uploaded files,
-        which are closed with the request as well.
+        The refusal of a body that is too large for that, or that has uploaded files, which are
+        closed as well; otherwise None. The client chooses its body, and must not choose to keep a
+        thread and a connection.
     """
-    if request.content_type == "multipart/form-data":
-        return not request.FILES
-    try:
-        return request.body is not None
-    except (RequestDataTooBig, RawPostDataException):
-        return False
+    # A body that was read otherwise has been dealt with.
+    with suppress(RawPostDataException):
+        if request.content_type == "multipart/form-data":
+            if request.FILES:
+                return _refused(415, "This stream takes no files.")
+        else:
+            try:
+                request.body  # noqa: B018
+            except RequestDataTooBig:
+                return _refused(413, "The body is too large.")
+    return None
+
+
+def _refused(status: int, why: str) -> HttpResponseBase:
+    return no_store(HttpResponse(why, status=status, content_type=PLAIN_TEXT))
 
 
 def _unique(groups: Iterable[str]) -> list[str]:

@@ -194,7 +194,7 @@ async def test_a_call_finds_nothing_that_others_have_left_in_a_pooled_connection
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     of_alias = connections.settings[postgresql.ALIAS]
-    monkeypatch.setitem(of_alias, "OPTIONS", {**of_alias.get("OPTIONS", {}), "pool": True})
+    monkeypatch.setitem(of_alias, "OPTIONS", {"pool": {"min_size": 1, "max_size": 1}})
 
     def tenant(name: str = "") -> str | None:
         with connections[postgresql.ALIAS].cursor() as cursor:

@@ -155,14 +155,16 @@ async def localized(request: HttpRequest) -> AsyncIterator[str | None]:
 
 @event_generator
 async def posted(request: HttpRequest) -> AsyncIterator[Any]:
-    if request.FILES:
-        file: Any = request.FILES["file"]
-        yield file.read().decode()
-    else:
-        yield request.POST.get("text", "") or request.body.decode()
+    yield request.POST.get("text", "") or request.body.decode()
 
 
-@event_generator
+@event_generator(stays_in_request=True)
+async def posted_files(request: HttpRequest) -> AsyncIterator[Any]:
+    file: Any = request.FILES["file"]
+    yield file.read().decode()
+
+
+@event_generator(stays_in_request=True)
 async def read(request: HttpRequest) -> AsyncIterator[int]:
     yield len(request.read())
 
@@ -199,6 +201,7 @@ urlpatterns = [
     path("of-tenant/", of_tenant),
     path("localized/", localized),
     path("posted/", posted),
+    path("posted/files/", posted_files),
     path("read/", read),
     path("endless/", endless),
     path("saving/", saving),
@@ -413,14 +416,14 @@ class TestRequest:
     async def test_it_reads_a_form_with_parts(self) -> None:
         assert await _post(_form('name="text"', "of a part"), _FORM) == "of a part"
 
-    async def test_with_uploaded_files_it_stays_in_its_request(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        assert await _post(_form('name="file"; filename="a.txt"', "a file"), _FORM) == "a file"
-        assert "uploaded files" in caplog.text
+    async def test_it_takes_files_only_in_its_request(self) -> None:
+        form = _form('name="file"; filename="a.txt"', "a file")
+        await _post(form, _FORM, status=415)
+        assert await _post(form, _FORM, "/posted/files/") == "a file"
 
     @override_settings(DATA_UPLOAD_MAX_MEMORY_SIZE=10)
-    async def test_a_body_that_is_too_large_to_be_kept_is_left_to_the_generator(self) -> None:
+    async def test_it_takes_a_body_that_is_too_large_to_be_kept_only_in_its_request(self) -> None:
+        await _post(b"x" * 1000, "text/plain", status=413)
         assert await _post(b"x" * 1000, "text/plain", "/read/") == "1000"
 
     async def test_a_body_is_not_read_for_a_stream_that_is_refused(
@@ -587,8 +590,8 @@ def _form(disposition: str, content: str) -> bytes:
     ).encode()
 
 
-async def _post(body: bytes, content_type: str, url: str = "/posted/") -> str:
-    """Return the first event of the stream that answers a POST."""
+async def _post(body: bytes, content_type: str, url: str = "/posted/", *, status: int = 200) -> str:
+    """Return the first event of the stream that answers a POST, if it is not refused."""
     request = Request(
         get_asgi_application(),
         url,
@@ -600,5 +603,6 @@ async def _post(body: bytes, content_type: str, url: str = "/posted/") -> str:
     )
     await request.communicator.send_input({"type": "http.request", "body": body})
     message = await request.communicator.receive_output(10)
-    assert message["status"] == 200
-    return str((await request.rest())[0].data)
+    assert message["status"] == status
+    events = await request.rest()
+    return str(events[0].data) if status == 200 else ""

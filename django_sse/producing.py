@@ -215,6 +215,8 @@ class AsyncProducer:
                     for place in range(count)
                 ]
                 await self._append(entries, self._ring)
+                # A cancel that came meanwhile has cleared what waits.
+                self._refuse_if_cancelled()
                 for _ in entries:
                     self._waiting_bytes -= len(self._waiting.popleft())
                 self._token += count

@@ -467,3 +467,35 @@ async def test_a_paused_producer_writes_into_no_other_ones_group(
         go_on.set()
         await acancel("answer", reason="over")
         assert data_of(await stream.rest()) == []
+
+
+async def test_a_cancel_may_come_while_the_end_is_being_published(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = get_store()
+    appends = store.aappend_apart
+    appended, goes_on = asyncio.Event(), asyncio.Event()
+    producers = []
+
+    async def slowly(entries: Any, ring: Any) -> Any:
+        numbers = await appends(entries, ring)
+        if b"the last" in entries[0].wire:
+            appended.set()
+            await goes_on.wait()
+        return numbers
+
+    async def work() -> None:
+        async with aproduce("answer", flush_seconds=3600) as producer:
+            producers.append(producer)
+            await producer.apublish("the first")
+            await asyncio.sleep(0.1)
+            await producer.apublish("the last")
+
+    monkeypatch.setattr(store, "aappend_apart", slowly)
+    working = asyncio.create_task(work())
+    await appended.wait()
+    await acancel("answer", reason="stopped")
+    await until(lambda: producers[0].cancelled)
+    goes_on.set()
+    await working
+    assert await all_of_it() == (["the first", "the last"], "stopped")

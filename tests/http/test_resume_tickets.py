@@ -871,9 +871,9 @@ async def test_a_ticket_does_not_live_longer_because_the_time_was_raised(
     browser = await let_in()
     settings.DJANGO_SSE = {}
     now = time()
-    at(monkeypatch, now + 59)
+    at(monkeypatch, now + 30)
     await assert_resumed(browser)
-    at(monkeypatch, now + 61)
+    at(monkeypatch, now + 90)
     await assert_asks_django(browser)
 
 

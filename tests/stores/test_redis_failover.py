@@ -296,7 +296,7 @@ async def test_one_that_loads_ends_the_connections_of_all(tmp_path: Path) -> Non
 
     with (
         serve(unixsocket=str(tmp_path / "right")),
-        answering(tmp_path / "wrong", b"*5\r\n:7\r\n:7\r\n:7\r\n:0\r\n:0\r\n") as wrong,
+        answering(tmp_path / "wrong", b"*6\r\n:7\r\n:7\r\n:7\r\n:0\r\n:0\r\n:0\r\n") as wrong,
     ):
         await asyncio.gather(*(in_thread(read_together) for _ in range(4)))
         wrong.answer = b"-LOADING Redis is loading the dataset in memory\r\n"

@@ -19,7 +19,8 @@ class _Logger(logging.LoggerAdapter[logging.Logger]):
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         try:
-            super().log(level, msg, *args, **{"stacklevel": 2, **kwargs})
+            # The caller is above this method.
+            self.logger.log(level, msg, *args, **{"stacklevel": 2, **kwargs})
         except Exception:
             if logging.raiseExceptions:
                 # As `logging.Handler.handleError` does.

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from inspect import isasyncgen
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 from asgiref.sync import AsyncToSync
@@ -106,7 +107,7 @@ class AsyncProducer:
             await self._has_room.wait()
             self._refuse_if_cancelled()
 
-    async def begin(self) -> None:
+    async def _begin(self) -> None:
         """Take the group.
 
         Raises:
@@ -129,8 +130,50 @@ class AsyncProducer:
             raise GroupCancelled(self.group)
         self._tasks = [spawn(self._flush()), spawn(self._renew()), spawn(self._watch())]
 
-    async def finish(self, reason: str) -> None:
-        """Publish what waits, and close the group for good, unless it is cancelled already."""
+    async def _run(self, events: AsyncGenerator[Any, Any]) -> None:
+        """Publish what a generator yields, to its end."""
+        task = asyncio.current_task()
+        assert task
+        self._on_cancel = task.cancel
+        try:
+            async with aclosing(events):
+                async for item in events:
+                    await self.apublish(item)
+        except BaseException as error:
+            # The end that follows cancels the group, too.
+            is_wanted = not self.cancelled
+            if is_wanted and not isinstance(error, Close) and not must_propagate(error):
+                logger.exception("The producer of group %r failed.", self._full_name)
+            await self._end(error)
+            if is_wanted and must_propagate(error):
+                raise
+        else:
+            await self._end(None)
+
+    async def _end(self, error: BaseException | None) -> None:
+        """Publish what waits, and close the group for good, unless it is cancelled already.
+
+        Args:
+            error: What has ended the work; None for its end.
+        """
+        # From here on, a cancel is no reason to stop.
+        self._on_cancel = lambda: None
+        if error is None:
+            await self._finish("complete")
+        elif isinstance(error, Close):
+            await self._finish(error.reason)
+        elif not must_propagate(error):
+            await self._finish("failed")
+        else:
+            # The event loop or the process ends, and need not wait for a store that is away.
+            try:
+                async with asyncio.timeout(_FAREWELL_SECONDS):
+                    await self._finish("interrupted")
+            except TimeoutError:
+                # Others notice that the producer is gone.
+                logger.warning("Group %r could not be closed in time.", self._full_name)
+
+    async def _finish(self, reason: str) -> None:
         try:
             await self._append_waiting()
             if not self.cancelled:
@@ -139,41 +182,6 @@ class AsyncProducer:
             pass
         finally:
             self._stop_tasks()
-
-    async def run(self, events: AsyncGenerator[Any, Any]) -> None:
-        """Publish what a generator yields, to its end."""
-        task = asyncio.current_task()
-        assert task
-        self._on_cancel = task.cancel
-        reason = "complete"
-        try:
-            async with aclosing(events):
-                async for item in events:
-                    await self.apublish(item)
-        except Close as close:
-            reason = close.reason
-        except Cancelled:
-            return
-        except BaseException as error:
-            if self.cancelled:
-                return
-            if must_propagate(error):
-                await self.interrupt()
-                raise
-            logger.exception("The producer of group %r failed.", self._full_name)
-            reason = "failed"
-        finally:
-            self._on_cancel = lambda: None
-        await self.finish(reason)
-
-    async def interrupt(self) -> None:
-        """Close the group because the event loop or the process ends."""
-        try:
-            async with asyncio.timeout(_FAREWELL_SECONDS):
-                await self.finish("interrupted")
-        except TimeoutError:
-            # Others notice that the producer is gone.
-            logger.warning("Group %r could not be closed in time.", self._full_name)
 
     def _refuse_if_cancelled(self) -> None:
         if self.cancelled:
@@ -208,18 +216,18 @@ class AsyncProducer:
     async def _append_waiting(self) -> None:
         async with self._appending:
             while self._waiting:
-                sizes = [len(wire) for wire in self._waiting]
-                count = filling(sizes[:_MOST_EVENTS], READ_BYTES)
+                wires = list(islice(self._waiting, _MOST_EVENTS))
+                wires = wires[: filling(map(len, wires), READ_BYTES)]
                 entries = [
-                    NewEntry(self._full_name, self._waiting[place], producer=self._token + place)
-                    for place in range(count)
+                    NewEntry(self._full_name, wire, producer=self._token + place)
+                    for place, wire in enumerate(wires)
                 ]
                 await self._append(entries, self._ring)
                 # A cancel that came meanwhile has cleared what waits.
                 self._refuse_if_cancelled()
                 for _ in entries:
                     self._waiting_bytes -= len(self._waiting.popleft())
-                self._token += count
+                self._token += len(entries)
                 self._has_room.set()
 
     async def _close(self, reason: str) -> None:
@@ -368,11 +376,11 @@ async def start_producing(
             )
         namespace = await acurrent_namespace()
         producer = AsyncProducer(group, await loaded(owner), namespace, flush_seconds)
-        await producer.begin()
+        await producer._begin()
     except BaseException:
         await events.aclose()
         raise
-    spawn(producer.run(events), without_request(request_context(), namespace))
+    spawn(producer._run(events), without_request(request_context(), namespace))
 
 
 @asynccontextmanager
@@ -395,18 +403,15 @@ async def aproduce(
     """
     namespace = await acurrent_namespace()
     producer = AsyncProducer(group, await loaded(owner), namespace, flush_seconds)
-    await producer.begin()
+    await producer._begin()
     try:
         yield producer
     except BaseException as error:
-        if not isinstance(error, Exception):
-            await producer.interrupt()
-            raise
-        await producer.finish(_reason(error))
+        await producer._end(error)
         if not isinstance(error, Close):
             raise
     else:
-        await producer.finish("complete")
+        await producer._end(None)
 
 
 class Producer:
@@ -442,21 +447,15 @@ def produce(
     # A lazy user is looked up here, where this may block.
     is_nobody(owner)
     producer = AsyncProducer(group, owner, current_namespace(), flush_seconds)
-    _wait_for(producer.begin())
+    _wait_for(producer._begin())
     try:
         yield Producer(producer)
     except BaseException as error:
-        _wait_for(producer.finish(_reason(error)))
+        _wait_for(producer._end(error))
         if not isinstance(error, Close):
             raise
     else:
-        _wait_for(producer.finish("complete"))
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, Close):
-        return error.reason
-    return "failed" if isinstance(error, Exception) else "interrupted"
+        _wait_for(producer._end(None))
 
 
 def _wait_for(coroutine: Coroutine[Any, Any, Result]) -> Result:

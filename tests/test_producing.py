@@ -320,9 +320,16 @@ class FaultyStore(MemoryStore):
     never_blocks = False
     is_away = False
     loses_answers = False
+    refused = 0
+    looks_for_lapsed = 0
+
+    async def alapsed(self, seconds: float) -> Any:
+        self.looks_for_lapsed += 1
+        return await super().alapsed(seconds)
 
     def _append(self, entries: Any, *, staged: bool = False) -> Any:
         if self.is_away:
+            self.refused += 1
             raise ConnectionError("The store is away.")
         answer = super()._append(entries, staged=staged)
         if self.loses_answers:
@@ -381,8 +388,7 @@ async def test_a_producer_waits_while_the_store_is_away(faulty: FaultyStore) -> 
             yielded += 1
 
     await start_producing(answer(), group="answer")
-    await until(lambda: yielded >= 10)
-    await asyncio.sleep(0.05)
+    await until(lambda: yielded >= 10 and faulty.refused >= 5)
     assert yielded < 30
     faulty.is_away = False
     texts, reason = await all_of_it()
@@ -432,11 +438,15 @@ async def test_a_producer_that_has_died_is_told_of_once(
     assert await all_of_it() == (["a"], "interrupted")
 
 
-async def test_a_producer_that_lives_is_not_taken_for_dead(settings: Settings) -> None:
-    settings.DJANGO_SSE = {"PRODUCER_TTL": 1}
+async def test_a_producer_that_lives_is_not_taken_for_dead(
+    settings: Settings, faulty: FaultyStore
+) -> None:
+    settings.DJANGO_SSE = {"STORE": f"{__name__}.FaultyStore", "PRODUCER_TTL": 1}
+    store: Any = get_store()
 
     async def answer() -> AsyncIterator[Any]:
-        await asyncio.sleep(2.5)
+        # Longer than it would be given.
+        await until(lambda: store.looks_for_lapsed >= 10)
         yield "a"
 
     await start_producing(answer(), group="answer")
@@ -474,11 +484,13 @@ async def test_a_cancel_may_come_while_the_end_is_being_published(
 ) -> None:
     store = get_store()
     appends = store.aappend_apart
-    appended, goes_on = asyncio.Event(), asyncio.Event()
+    begun, appended, goes_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
     producers = []
 
     async def slowly(entries: Any, ring: Any) -> Any:
         numbers = await appends(entries, ring)
+        if b"the first" in entries[0].wire:
+            begun.set()
         if b"the last" in entries[0].wire:
             appended.set()
             await goes_on.wait()
@@ -488,7 +500,7 @@ async def test_a_cancel_may_come_while_the_end_is_being_published(
         async with aproduce("answer", flush_seconds=3600) as producer:
             producers.append(producer)
             await producer.apublish("the first")
-            await asyncio.sleep(0.1)
+            await begun.wait()
             await producer.apublish("the last")
 
     monkeypatch.setattr(store, "aappend_apart", slowly)

@@ -244,8 +244,11 @@ class CleanThreads:
         # In a loop: the calls of one context that all find no thread may be many.
         while failed := self._start_those_with_room():
             for call, why in failed:
-                call.fail(why)
-                self._queue_next(call.executor)
+                self._fail(call, why)
+
+    def _fail(self, call: "_Call", why: Exception) -> None:
+        call.fail(why)
+        self._queue_next(call.executor)
 
     def _queue_next(self, executor: "_CleanExecutor") -> None:
         if call := executor.take_next():
@@ -258,8 +261,8 @@ class CleanThreads:
 
     def _start_those_with_room(self) -> "list[tuple[_Call, Exception]]":
         """Start the calls for which there is room. Return those that found no thread, and why."""
+        failed: list[tuple[_Call, Exception]] = []
         with self._lock:
-            failed = self._take_impatient()
             while self._waiting and self._has_room():
                 call = self._waiting.popleft()
                 thread = Thread(target=self._run, args=[call], daemon=True)
@@ -278,18 +281,25 @@ class CleanThreads:
                     self._looks_again = True
         return failed
 
-    def _take_impatient(self) -> "list[tuple[_Call, Exception]]":
-        """Take out the calls that nobody waits for any more, or that have waited for too long."""
-        since = monotonic() - self._patience
-        taken = [call for call in self._waiting if call.done.cancelled() or call.since < since]
-        if taken:
-            self._waiting = deque(call for call in self._waiting if call not in taken)
-        return [(call, TimeoutError("Too many slow calls run at the same time.")) for call in taken]
+    def _fail_waiting(self) -> None:
+        """Let the calls fail that have waited for too long behind too many slow ones. Drop those
+        that nobody waits for any more."""
+        with self._lock:
+            is_stuck, since = len(self._began) >= self._most, monotonic() - self._patience
+            failed = {
+                call
+                for call in self._waiting
+                if call.done.cancelled() or (is_stuck and call.since < since)
+            }
+            self._waiting = deque(call for call in self._waiting if call not in failed)
+        for call in failed:
+            self._fail(call, TimeoutError("Too many slow calls run at the same time."))
 
     def _look_again(self) -> None:
         # If the process was stopped meanwhile, the one that has started this may not be done yet.
         with self._lock:
             self._looks_again = False
+        self._fail_waiting()
         self._start_waiting()
 
     def _has_room(self) -> bool:

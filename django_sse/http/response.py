@@ -197,7 +197,7 @@ class HandedOffResponse(EventStreamResponse):
         return self._contents_set == 1 and not self.stays_because
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        self._iterated_whole = self._contents_set == 1
+        self._iterated_whole = self._is_unchanged()
         return super().__aiter__()
 
     async def _content(self) -> AsyncGenerator[bytes, None]:
@@ -230,7 +230,7 @@ class HandedOffResponse(EventStreamResponse):
             if not is_complete:
                 stream.leave_without_position()
                 yield (last_chunk := HEARTBEAT)
-            if self._hand_off and self._iterated_whole and not self.stays_because:
+            if self._hand_off and self._iterated_whole:
                 handed_off = self._hand_off.take(stream, last_chunk)
             if handed_off:
                 stream.leave_request()

@@ -79,7 +79,6 @@ class Generation:
         # No event has had such an id. The client may have put it into the URL.
         self.last_event_id = "" if FORBIDDEN_IN_FIELD.search(last_event_id) else last_event_id
         self._task: asyncio.Task[None] | None = None
-        self._is_stopped = False
 
     def leave_request(self) -> None:
         """Keep nothing of the request: its thread and its connections are released.
@@ -99,9 +98,8 @@ class Generation:
         """Cancel the generator, and close it."""
         if self._task is None:
             self._finished()
-        elif self._task is not asyncio.current_task() and not self._is_stopped:
+        elif self._task is not asyncio.current_task() and not self._task.cancelling():
             # Once: a second time would cancel what the generator awaits to clean up.
-            self._is_stopped = True
             self._task.cancel()
 
     def _finished(self, _: object = None) -> None:

@@ -19,6 +19,24 @@ async def within(pool: CleanThreads, coroutine: Any) -> Any:
     return await asyncio.create_task(coroutine, context=pool.within(Context()))
 
 
+class SlowCall:
+    """A call that begins, and goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun, self.goes_on = threading.Event(), threading.Event()
+
+    def _run(self) -> None:
+        self.begun.set()
+        self.goes_on.wait(10)
+
+    async def call(self) -> None:
+        await sync_to_async(self._run)()
+
+
+async def quick() -> int:
+    return await sync_to_async(int)("3")
+
+
 async def test_all_calls_are_made_few_at_a_time_and_those_of_a_context_in_order() -> None:
     pool = CleanThreads(at_once=3, most=10, patience=60)
     lock = threading.Lock()
@@ -115,9 +133,6 @@ async def test_a_process_that_was_stopped_amid_a_start_goes_on(
     async def slow() -> None:
         await sync_to_async(goes_on.wait)(10)
 
-    async def quick() -> int:
-        return await sync_to_async(int)("3")
-
     calls = [asyncio.create_task(within(pool, slow()))]
     await asyncio.sleep(0)
     with monkeypatch.context() as patch:
@@ -166,23 +181,12 @@ async def test_calls_that_are_slow_leave_room_for_others_up_to_a_bound(
 async def test_a_call_fails_that_would_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_SLOW_SECONDS", 0.01)
     pool = CleanThreads(at_once=1, most=1, patience=0.05)
-    goes_on, begun = threading.Event(), threading.Event()
-
-    def slow() -> None:
-        begun.set()
-        goes_on.wait(10)
-
-    async def call() -> None:
-        await sync_to_async(slow)()
-
-    async def quick() -> int:
-        return await sync_to_async(int)("3")
-
-    first = asyncio.create_task(within(pool, call()))
-    await asyncio.to_thread(begun.wait, 10)
+    slow = SlowCall()
+    first = asyncio.create_task(within(pool, slow.call()))
+    await asyncio.to_thread(slow.begun.wait, 10)
     with pytest.raises(TimeoutError, match="Too many slow calls"):
         await within(pool, quick())
-    goes_on.set()
+    slow.goes_on.set()
     await first
     assert await within(pool, quick()) == 3
 
@@ -205,7 +209,7 @@ async def test_a_call_finds_nothing_that_others_have_left_in_a_pooled_connection
             return found
 
     def request() -> None:
-        # Each connection of the pool has it then.
+        # The pool's one connection has it then.
         assert tenant("north") == "north"
         connections[postgresql.ALIAS].close()
 
@@ -216,8 +220,7 @@ async def test_a_call_finds_nothing_that_others_have_left_in_a_pooled_connection
         connections[postgresql.ALIAS].close_pool()  # type: ignore[attr-defined]
 
     try:
-        for _ in range(4):
-            await asyncio.to_thread(request)
+        await asyncio.to_thread(request)
         if kind == "clean":
             pool = CleanThreads(at_once=1, most=1, patience=60)
             assert not await within(pool, look())
@@ -230,24 +233,13 @@ async def test_a_call_finds_nothing_that_others_have_left_in_a_pooled_connection
 
 async def test_a_call_that_is_not_waited_for_any_more_keeps_nobody_waiting() -> None:
     pool = CleanThreads(at_once=1, most=1, patience=60)
-    goes_on, begun = threading.Event(), threading.Event()
-
-    def slow() -> None:
-        begun.set()
-        goes_on.wait(10)
-
-    async def call() -> None:
-        await sync_to_async(slow)()
-
-    async def quick() -> int:
-        return await sync_to_async(int)("3")
-
-    first = asyncio.create_task(within(pool, call()))
-    await asyncio.to_thread(begun.wait, 10)
+    slow = SlowCall()
+    first = asyncio.create_task(within(pool, slow.call()))
+    await asyncio.to_thread(slow.begun.wait, 10)
     second = asyncio.create_task(within(pool, quick()))
     third = asyncio.create_task(within(pool, quick()))
     await asyncio.sleep(0)
     second.cancel()
-    goes_on.set()
+    slow.goes_on.set()
     await first
     assert await third == 3

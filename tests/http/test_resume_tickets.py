@@ -505,6 +505,13 @@ async def test_there_is_no_ticket_for_a_stream_that_a_middleware_changes(
         assert browser.tickets == {}
 
 
+async def test_there_is_no_ticket_for_who_is_kept_out_of_one_of_the_groups() -> None:
+    browser = Browser(await logged_in())
+    await acancel("no-team", user=await user())
+    assert (await browser.visit("/own/")).is_stream
+    assert browser.tickets == {}
+
+
 async def test_there_is_no_ticket_if_a_middleware_decides_who_the_user_is(
     settings: Settings,
 ) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -17,8 +17,7 @@ from tests.views import runs_of
 # What it shows is the servers', the kernel's and the stores'.
 pytestmark = pytest.mark.once
 
-PRODUCER_TTL = 3
-SETTINGS = f'{{"PRODUCER_TTL": {PRODUCER_TTL}, "SYNC_INTERVAL": 0.1}}'
+SETTINGS = '{"PRODUCER_TTL": 3, "SYNC_INTERVAL": 0.1}'
 
 
 @contextmanager
@@ -33,7 +32,7 @@ def two_servers(name: str, directory: Path) -> Iterator[tuple[Server, Server]]:
 
 async def ask(port: int, group: str, *, words: int = 100, delay: float = 0.01) -> int:
     path = f"/ask/{group}/?words={words}&delay={delay}"
-    async with connect(port, path, method="GET") as response:
+    async with connect(port, path) as response:
         return response.status
 
 
@@ -85,9 +84,15 @@ def runs(server: Server, group: str) -> list[str]:
     return runs_of(server.directory, group).read_text().split()
 
 
-async def until_closed(server: Server, group: str) -> None:
+async def until_closed(server: Server, group: str, times: int = 1) -> None:
     async with asyncio.timeout(SECONDS):
-        while "closed" not in runs(server, group):
+        while runs(server, group).count("closed") < times:
+            await asyncio.sleep(0.01)
+
+
+async def until_reading(readers: Sequence[Reader]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not all(reader.words for reader in readers):
             await asyncio.sleep(0.01)
 
 
@@ -142,8 +147,7 @@ async def test_readers_are_told_that_its_process_was_killed(name: str, tmp_path:
         assert await ask(one.port, "answer", words=10_000) == 202
         readers = [Reader(one.port, other.port), Reader(other.port), Reader(other.port)]
         reading = [asyncio.create_task(reader.read("answer")) for reader in readers]
-        while not all(reader.words for reader in readers):
-            await asyncio.sleep(0.01)
+        await until_reading(readers)
         one.kill()
         async with asyncio.timeout(SECONDS):
             await asyncio.gather(*reading)
@@ -160,8 +164,7 @@ async def test_what_a_process_writes_that_was_paused_for_too_long_is_refused(
         assert await ask(one.port, "answer", words=10_000) == 202
         reader = Reader(other.port)
         reading = asyncio.create_task(reader.read("answer"))
-        while not reader.words:
-            await asyncio.sleep(0.01)
+        await until_reading([reader])
         os.kill(one.pid, signal.SIGSTOP)
         await reading
         assert reader.reason == "interrupted"
@@ -169,9 +172,7 @@ async def test_what_a_process_writes_that_was_paused_for_too_long_is_refused(
         await act(other.port, "/reopen/answer/")
         assert await ask(other.port, "answer", words=200) == 202
         os.kill(one.pid, signal.SIGCONT)
-        async with asyncio.timeout(SECONDS):
-            while runs(one, "answer").count("closed") < 2:
-                await asyncio.sleep(0.01)
+        await until_closed(one, "answer", times=2)
         second = await Reader(one.port).read("answer")
         assert second.reason == "complete"
         assert second.words == reader.words + list(range(200))
@@ -183,8 +184,7 @@ async def test_readers_are_told_that_its_server_was_shut_down(name: str, tmp_pat
         assert await ask(one.port, "answer", words=10_000) == 202
         reader = Reader(other.port)
         reading = asyncio.create_task(reader.read("answer"))
-        while not reader.words:
-            await asyncio.sleep(0.01)
+        await until_reading([reader])
         one.terminate()
         await reading
         assert reader.reason == "interrupted"

@@ -24,6 +24,7 @@ from django.urls import path
 from pytest_django import Settings
 
 from django_sse import apublish
+from django_sse.groups.entries import closing_wire
 from django_sse.streaming import permission_rechecks
 from django_sse.views import EventStreamView
 from tests.clients import Client, connected
@@ -648,3 +649,19 @@ async def test_a_log_that_fails_keeps_no_stream_open() -> None:
             assert [event.event for event in await reader.rest()] == ["close"]
     finally:
         logger.removeFilter(fail)
+
+
+async def test_a_stream_that_could_not_be_ended_is_asked_about_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failures = [MemoryError()]
+
+    def scarce(reason: str | None) -> bytes:
+        if failures:
+            raise failures.pop()
+        return closing_wire(reason)
+
+    monkeypatch.setattr(permission_rechecks, "closing_wire", scarce)
+    async with asked(no, no) as reader:
+        assert [event.event for event in await reader.rest()] == ["close"]
+    assert not failures

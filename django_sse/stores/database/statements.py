@@ -31,8 +31,7 @@ _RETURNING_GROUPS: Final = " RETURNING name, first, head, cancelled, producer, r
 # be numbered later.
 _ADVANCE_GROUP: Final = (
     "UPDATE {groups} SET head = head + %s, producer = producer + %s, changed = {now} "
-    "WHERE name = %s AND first > 0 "
-    "AND NOT cancelled AND producer = %s "
+    "WHERE name = %s AND first > 0 AND NOT cancelled AND producer = %s "
     "AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} = %s) RETURNING head, name"
 )
 _UPDATE_GROUP: Final = (

@@ -423,8 +423,9 @@ class DatabaseStore(EventStore):
         if others or not entries:
             return None
         producer = entries[0].producer
-        if any(entry.kind is not Kind.EVENT for entry in entries) or any(
-            entry.producer != (producer and producer + place) for place, entry in enumerate(entries)
+        if any(
+            entry.kind is not Kind.EVENT or entry.producer != (producer and producer + place)
+            for place, entry in enumerate(entries)
         ):
             return None
         notify = self.notifications is not None

@@ -380,7 +380,8 @@ async def start_producing(
     except BaseException:
         await events.aclose()
         raise
-    spawn(producer._run(events), without_request(request_context(), namespace))
+    caller = producer._owner().user or producer._full_name
+    spawn(producer._run(events), without_request(request_context(), namespace, caller))
 
 
 @asynccontextmanager

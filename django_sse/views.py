@@ -420,6 +420,7 @@ class EventGeneratorView(StreamView):
             last_id,
             copy_context(),
             namespace=namespace,
+            caller=owner.user or self._client_address() or "",
             retry_on_error=self.retry_on_error,
         )
         response = self._stream(owner, {}, {"generation": generation})

@@ -198,17 +198,21 @@ class CleanThreads:
     So a call finds nothing that another one has left: no tenant, no transaction, no setting of a
     database connection. Its connections are closed when it is over.
 
+    Callers take turns, so that none keeps the others waiting.
+
     Args:
         at_once: How many calls run at the same time. Those that take longer than a second do not
             count, so that slow calls do not delay others.
         most: How many calls run at the same time, slow ones included. While there are so many, a
             call that waits for ``patience`` seconds fails with a TimeoutError.
+        most_each: The same for each caller.
         patience: How many seconds a call waits at most.
     """
 
-    def __init__(self, at_once: int, most: int, patience: float) -> None:
+    def __init__(self, at_once: int, most: int, most_each: int, patience: float) -> None:
         self._at_once = at_once
         self._most = most
+        self._most_each = most_each
         self._patience = patience
         self._lock = ForkSafeLock()
         self.forget()
@@ -216,21 +220,22 @@ class CleanThreads:
 
     def forget(self) -> None:
         """Reset the state in the child of a fork, which does not have the threads."""
-        # When each running call began, by the thread that runs it.
-        self._began: dict[Thread, float] = {}
-        self._waiting: deque[_Call] = deque()
+        # The calls that run, by thread, and those that wait, by caller: whose turn it is, first.
+        self._running: dict[Thread, _Call] = {}
+        self._waiting: dict[str, deque[_Call]] = {}
         self._looks_again = False
 
-    def within(self, context: Context, around: Around = nullcontext) -> Context:
+    def within(self, context: Context, caller: str = "", around: Around = nullcontext) -> Context:
         """Return a copy of a context whose calls run in these threads, one after the other.
 
         Args:
             context: The context.
+            caller: Who makes the calls, such as a user.
             around: Returns a context manager that is entered round each call, in its thread.
         """
         # Held by the copy alone.
         key = ThreadSensitiveContext()
-        SyncToAsync.context_to_thread_executor[key] = _CleanExecutor(self, around)
+        SyncToAsync.context_to_thread_executor[key] = _CleanExecutor(self, caller, around)
         copied = context.copy()
         copied.run(SyncToAsync.thread_sensitive_context.set, key)
         return copied
@@ -257,20 +262,20 @@ class CleanThreads:
     def _add_waiting(self, call: "_Call") -> None:
         with self._lock:
             call.since = monotonic()
-            self._waiting.append(call)
+            self._waiting.setdefault(call.executor.caller, deque()).append(call)
 
     def _start_those_with_room(self) -> "list[tuple[_Call, Exception]]":
         """Start the calls for which there is room. Return those that found no thread, and why."""
         failed: list[tuple[_Call, Exception]] = []
         with self._lock:
-            while self._waiting and self._has_room():
-                call = self._waiting.popleft()
+            while call := self._take_waiting():
                 thread = Thread(target=self._run, args=[call], daemon=True)
-                self._began[thread] = monotonic()
+                call.since = monotonic()
+                self._running[thread] = call
                 try:
                     thread.start()
                 except Exception as error:
-                    del self._began[thread]
+                    del self._running[thread]
                     failed.append((call, error))
             if self._waiting and not self._looks_again:
                 # A call that runs now may be slow, and no longer count by then.
@@ -281,17 +286,45 @@ class CleanThreads:
                     self._looks_again = True
         return failed
 
+    def _take_waiting(self) -> "_Call | None":
+        """Return the call whose turn it is, if there is one, and room for it."""
+        since = monotonic() - _SLOW_SECONDS
+        if sum(call.since > since for call in self._running.values()) >= self._at_once:
+            return None
+        callers = iter(self._waiting)
+        caller = next((caller for caller in callers if not self._is_stuck(caller)), None)
+        if caller is None:
+            return None
+        calls = self._waiting.pop(caller)
+        call = calls.popleft()
+        if calls:
+            # Behind all others.
+            self._waiting[caller] = calls
+        return call
+
+    def _is_stuck(self, caller: str) -> bool:
+        """Whether no call of a caller may begin until others are over."""
+        of_caller = sum(call.executor.caller == caller for call in self._running.values())
+        return of_caller >= self._most_each or len(self._running) >= self._most
+
     def _fail_waiting(self) -> None:
         """Let the calls fail that have waited for too long behind too many slow ones. Drop those
         that nobody waits for any more."""
+        failed: set[_Call] = set()
         with self._lock:
-            is_stuck, since = len(self._began) >= self._most, monotonic() - self._patience
-            failed = {
-                call
-                for call in self._waiting
-                if call.done.cancelled() or (is_stuck and call.since < since)
+            since = monotonic() - self._patience
+            for caller, calls in self._waiting.items():
+                is_stuck = self._is_stuck(caller)
+                failed |= {
+                    call
+                    for call in calls
+                    if call.done.cancelled() or (is_stuck and call.since < since)
+                }
+            left = {
+                caller: deque(call for call in calls if call not in failed)
+                for caller, calls in self._waiting.items()
             }
-            self._waiting = deque(call for call in self._waiting if call not in failed)
+            self._waiting = {caller: calls for caller, calls in left.items() if calls}
         for call in failed:
             self._fail(call, TimeoutError("Too many slow calls run at the same time."))
 
@@ -302,11 +335,6 @@ class CleanThreads:
         self._fail_waiting()
         self._start_waiting()
 
-    def _has_room(self) -> bool:
-        since = monotonic() - _SLOW_SECONDS
-        quick = sum(began > since for began in self._began.values())
-        return quick < self._at_once and len(self._began) < self._most
-
     def _run(self, call: "_Call") -> None:
         try:
             leave_pools()
@@ -314,7 +342,7 @@ class CleanThreads:
             connections.close_all()
         finally:
             with self._lock:
-                self._began.pop(current_thread(), None)
+                self._running.pop(current_thread(), None)
             self._queue_next(call.executor)
             self._start_waiting()
 
@@ -325,7 +353,7 @@ class _Call:
     def __init__(self, executor: "_CleanExecutor", job: Callable[[], Any]) -> None:
         self.done: Future[Any] = Future()
         self.executor = executor
-        # When it has begun to wait.
+        # When it has begun to wait, and then to run.
         self.since = 0.0
         self._job: Callable[[], Any] | None = job
 
@@ -350,7 +378,8 @@ class _Call:
 class _CleanExecutor(Executor):
     """Runs the calls of one context, one after the other."""
 
-    def __init__(self, threads: CleanThreads, around: Around) -> None:
+    def __init__(self, threads: CleanThreads, caller: str, around: Around) -> None:
+        self.caller = caller
         self.around = around
         self._threads = threads
         self._lock = ForkSafeLock()

@@ -162,7 +162,9 @@ class StreamView(View):
         Raises:
             TooManyStreams: A limit is reached.
         """
-        requested = RequestedStream(position, owner.user, self._client_address())
+        is_limited = conf().MAX_STREAMS_PER_ADDRESS is not None
+        address = self._client_address() if is_limited else None
+        requested = RequestedStream(position, owner.user, address)
         # The stream counts only once it joins the hub. But only here can the status still tell the
         # client that a limit is reached.
         if limit := limit_reached_by(requested):
@@ -180,7 +182,7 @@ class StreamView(View):
                 **stream_options,
                 "heartbeat": heartbeat or None,
                 "owner": owner,
-                "address": requested.address,
+                "address": address,
                 "still_allowed": self._is_still_allowed if rechecks else None,
                 "context": request_context() if called_later else None,
             },
@@ -196,9 +198,7 @@ class StreamView(View):
         return await self.still_allowed()
 
     def _client_address(self) -> str | None:
-        """Return the client's address if there is a limit per address, else None."""
-        if conf().MAX_STREAMS_PER_ADDRESS is None:
-            return None
+        """Return the client's address, or None if it is not known."""
         return client_address(
             self.request.META.get("REMOTE_ADDR"),
             self.request.headers.get("X-Forwarded-For", ""),

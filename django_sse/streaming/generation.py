@@ -19,10 +19,10 @@ from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.send_queue import LastBytes
 
 # For the blocking calls of all generators whose requests are over.
-_threads: Final = CleanThreads(at_once=2, most=40, patience=30.0)
+_threads: Final = CleanThreads(at_once=2, most=40, most_each=10, patience=30.0)
 
 
-def without_request(context: Context, namespace: str) -> Context:
+def without_request(context: Context, namespace: str, caller: str) -> Context:
     """Return a context for a generator that is in no request.
 
     Each blocking call has a new thread in it, with new connections.
@@ -30,8 +30,9 @@ def without_request(context: Context, namespace: str) -> Context:
     Args:
         context: The context of the request, without its resources.
         namespace: The tenant in which blocking calls run.
+        caller: Who makes them: those of one caller do not stop those of others.
     """
-    return _threads.within(context, partial(namespace_context, namespace))
+    return _threads.within(context, caller, partial(namespace_context, namespace))
 
 
 class GeneratorStream(Protocol):
@@ -60,6 +61,7 @@ class Generation:
         last_event_id: The last id that its client has.
         context: The context of the request, in which the generator runs.
         namespace: The tenant in which its blocking calls run after the request.
+        caller: Who makes them: the user, or the address of a client that is nobody.
         retry_on_error: Whether the client comes back, and the generator runs again, if it raises.
     """
 
@@ -70,11 +72,13 @@ class Generation:
         context: Context,
         *,
         namespace: str,
+        caller: str,
         retry_on_error: bool,
     ) -> None:
         self._events: AsyncGenerator[Any, None] | None = events
         self._context = context
         self._namespace = namespace
+        self._caller = caller
         self._retry_on_error = retry_on_error
         # No event has had such an id. The client may have put it into the URL.
         self.last_event_id = "" if FORBIDDEN_IN_FIELD.search(last_event_id) else last_event_id
@@ -85,7 +89,8 @@ class Generation:
 
         From now on each blocking call of the generator has a new thread, with new connections.
         """
-        self._context = without_request(self._context.run(request_context), self._namespace)
+        context = self._context.run(request_context)
+        self._context = without_request(context, self._namespace, self._caller)
 
     def start(self, stream: GeneratorStream) -> None:
         """Run the generator, if it does not run yet."""

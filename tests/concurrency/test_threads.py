@@ -14,9 +14,15 @@ from django_sse.concurrency.threads import CleanThreads, OwnThread
 from tests import postgresql
 
 
-async def within(pool: CleanThreads, coroutine: Any) -> Any:
+def clean_threads(
+    at_once: int, most: int = 10, most_each: int | None = None, patience: float = 60
+) -> CleanThreads:
+    return CleanThreads(at_once, most, most_each or most, patience)
+
+
+async def within(pool: CleanThreads, coroutine: Any, caller: str = "") -> Any:
     """Await a coroutine in a context of its own, whose calls run in these threads."""
-    return await asyncio.create_task(coroutine, context=pool.within(Context()))
+    return await asyncio.create_task(coroutine, context=pool.within(Context(), caller))
 
 
 class SlowCall:
@@ -38,7 +44,7 @@ async def quick() -> int:
 
 
 async def test_all_calls_are_made_few_at_a_time_and_those_of_a_context_in_order() -> None:
-    pool = CleanThreads(at_once=3, most=10, patience=60)
+    pool = clean_threads(at_once=3)
     lock = threading.Lock()
     running, most, seen = 0, 0, set()
 
@@ -65,7 +71,7 @@ async def test_all_calls_are_made_few_at_a_time_and_those_of_a_context_in_order(
 async def test_a_call_without_a_thread_fails_and_the_next_one_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pool = CleanThreads(at_once=2, most=10, patience=60)
+    pool = clean_threads(at_once=2)
     whole = threading.Thread
     failures = [RuntimeError("can't start new thread")]
 
@@ -88,7 +94,7 @@ async def test_a_call_without_a_thread_fails_and_the_next_one_runs(
 async def test_many_calls_of_a_context_that_find_no_thread_all_fail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pool = CleanThreads(at_once=2, most=10, patience=60)
+    pool = clean_threads(at_once=2)
     begun, goes_on = threading.Event(), threading.Event()
 
     class Failing(threading.Thread):
@@ -120,7 +126,7 @@ async def test_a_process_that_was_stopped_amid_a_start_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(threads, "_SLOW_SECONDS", 0.01)
-    pool = CleanThreads(at_once=1, most=10, patience=60)
+    pool = clean_threads(at_once=1)
     goes_on = threading.Event()
 
     class Stopped(threading.Timer):
@@ -153,14 +159,14 @@ async def test_a_call_may_wait_for_async_code_that_makes_a_call() -> None:
     async def calls() -> str:
         return await sync_to_async(async_to_sync(inner))()
 
-    assert await within(CleanThreads(at_once=1, most=1, patience=60), calls()) == "inner"
+    assert await within(clean_threads(at_once=1, most=1), calls()) == "inner"
 
 
 async def test_calls_that_are_slow_leave_room_for_others_up_to_a_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(threads, "_SLOW_SECONDS", 0.01)
-    pool = CleanThreads(at_once=1, most=3, patience=60)
+    pool = clean_threads(at_once=1, most=3)
     goes_on, begun = threading.Event(), threading.Semaphore(0)
 
     def slow() -> None:
@@ -180,7 +186,7 @@ async def test_calls_that_are_slow_leave_room_for_others_up_to_a_bound(
 
 async def test_a_call_fails_that_would_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_SLOW_SECONDS", 0.01)
-    pool = CleanThreads(at_once=1, most=1, patience=0.05)
+    pool = clean_threads(at_once=1, most=1, patience=0.05)
     slow = SlowCall()
     first = asyncio.create_task(within(pool, slow.call()))
     await asyncio.to_thread(slow.begun.wait, 10)
@@ -222,7 +228,7 @@ async def test_a_call_finds_nothing_that_others_have_left_in_a_pooled_connection
     try:
         await asyncio.to_thread(request)
         if kind == "clean":
-            pool = CleanThreads(at_once=1, most=1, patience=60)
+            pool = clean_threads(at_once=1, most=1)
             assert not await within(pool, look())
         else:
             with OwnThread() as thread:
@@ -232,7 +238,7 @@ async def test_a_call_finds_nothing_that_others_have_left_in_a_pooled_connection
 
 
 async def test_a_call_that_is_not_waited_for_any_more_keeps_nobody_waiting() -> None:
-    pool = CleanThreads(at_once=1, most=1, patience=60)
+    pool = clean_threads(at_once=1, most=1)
     slow = SlowCall()
     first = asyncio.create_task(within(pool, slow.call()))
     await asyncio.to_thread(slow.begun.wait, 10)
@@ -243,3 +249,39 @@ async def test_a_call_that_is_not_waited_for_any_more_keeps_nobody_waiting() -> 
     slow.goes_on.set()
     await first
     assert await third == 3
+
+
+async def test_one_caller_with_many_slow_calls_keeps_no_other_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "_SLOW_SECONDS", 0.01)
+    pool = clean_threads(at_once=1, most=4, most_each=2, patience=0.05)
+    slow = [SlowCall() for _ in range(2)]
+    calls = [asyncio.create_task(within(pool, call.call(), "one")) for call in slow]
+    for call in slow:
+        assert await asyncio.to_thread(call.begun.wait, 10)
+    with pytest.raises(TimeoutError, match="Too many slow calls"):
+        await within(pool, quick(), "one")
+    assert await within(pool, quick(), "other") == 3
+    for call in slow:
+        call.goes_on.set()
+    await asyncio.gather(*calls)
+    assert await within(pool, quick(), "one") == 3
+
+
+async def test_callers_take_turns() -> None:
+    pool = clean_threads(at_once=1)
+    first = SlowCall()
+    order: list[str] = []
+
+    async def call(caller: str) -> None:
+        await sync_to_async(order.append)(caller)
+
+    calls = [asyncio.create_task(within(pool, first.call()))]
+    assert await asyncio.to_thread(first.begun.wait, 10)
+    for caller in ["many", "many", "many", "few"]:
+        calls.append(asyncio.create_task(within(pool, call(caller), caller)))
+        await asyncio.sleep(0)
+    first.goes_on.set()
+    await asyncio.gather(*calls)
+    assert order == ["many", "few", "many", "many"]

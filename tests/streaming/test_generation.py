@@ -106,6 +106,26 @@ class Hanging(EventGeneratorView):
         yield Event("at last")
 
 
+class Calling(EventGeneratorView):
+    """Make blocking calls, which hang for one of the users."""
+
+    begun: ClassVar[threading.Semaphore]
+    goes_on: ClassVar[threading.Event]
+
+    async def get_owner(self) -> Any:
+        return self.kwargs["user"]
+
+    async def events(self) -> AsyncIterator[str]:
+        yield "begun"
+        await sync_to_async(self._call)()
+        yield "called"
+
+    def _call(self) -> None:
+        if self.kwargs["user"] == "slow":
+            self.begun.release()
+            self.goes_on.wait(20)
+
+
 @event_generator
 async def of_tenant(request: HttpRequest) -> AsyncIterator[str]:
     """Tell the connection of a tenant, and ask who the tenant is, again and again."""
@@ -188,6 +208,7 @@ urlpatterns = [
     path("of/<str:user>/", Of.as_view()),
     path("users/", users),
     path("hanging/", Hanging.as_view()),
+    path("calling/<str:user>/", Calling.as_view()),
     path("of-tenant/", of_tenant),
     path("localized/", localized),
     path("posted/", posted),
@@ -256,8 +277,9 @@ class TestEnds:
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("django_sse.streaming.hub._TICK_SECONDS", 0.01)
-        settings.DJANGO_SSE = {"STORE": "memory", "MAX_AGE": 0.1}
+        settings.DJANGO_SSE = {"STORE": "memory", "MAX_AGE": 1}
         async with handed_off("/forever/") as stream:
+            await stream.next_events()
             assert reasons(await stream.rest()) == []
             assert stream.decoder.last_event_id == "1"
             assert (stream.decoder.reconnection_time or 0) > 3000
@@ -296,6 +318,24 @@ class TestEnds:
                 await other.next_events()
         async with handed_off("/of/7/") as again:
             await again.next_events()
+
+    async def test_a_user_whose_slow_calls_outlive_their_streams_keeps_no_other_waiting(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("django_sse.concurrency.threads._SLOW_SECONDS", 0.01)
+        Calling.begun, Calling.goes_on = threading.Semaphore(0), threading.Event()
+        try:
+            async with AsyncExitStack() as stack:
+                for _ in range(40):
+                    stream = await stack.enter_async_context(handed_off("/calling/slow/"))
+                    await stream.next_events()
+                # Until as many of them run as may.
+                while await asyncio.to_thread(Calling.begun.acquire, timeout=1):
+                    pass
+            async with handed_off("/calling/other/") as other, asyncio.timeout(10):
+                assert [event.data for event in await other.rest()][:2] == ["begun", "called"]
+        finally:
+            Calling.goes_on.set()
 
     async def test_a_store_that_is_away_lets_its_owner_come_back(
         self, monkeypatch: pytest.MonkeyPatch

@@ -39,7 +39,7 @@ from django_sse.logs import logger
 from django_sse.mixins import AccessMixin
 from django_sse.stores import get_store
 from django_sse.stores.read_limits import READ_SECONDS
-from django_sse.views import EventGeneratorView, EventStreamView
+from django_sse.views import EventGeneratorView, EventProducerView, EventStreamView
 
 View = Callable[..., Any]
 ViewT = TypeVar("ViewT", bound=View)
@@ -113,6 +113,31 @@ def event_generator(*views: GeneratorView, **options: Any) -> View:
     return as_view(*views) if views else as_view
 
 
+def event_producer(pattern: str, **options: Any) -> Callable[[GeneratorView], View]:
+    """Turn an async generator into a view that produces to a group, and streams the group.
+
+    ``@event_producer("answer-{pk}")`` goes on an async generator that yields each ``Event``, or the
+    data of one. The first client starts it, by GET or POST. It runs to its end, whoever leaves, and
+    all clients that come meanwhile or later get all of it: see ``EventProducerView``.
+
+    Args:
+        pattern: The group, with the URL's keyword arguments in braces.
+        options: Attributes of ``EventProducerView``, such as ``stoppable``, ``retry`` and
+            ``heartbeat``.
+
+    Raises:
+        TypeError: The view is not an async generator, no group is named, or there is no such
+            option.
+        ImproperlyConfigured: An option is invalid.
+    """
+    if not isinstance(pattern, str):
+        raise TypeError(
+            'Name the group: @event_producer("answer-{pk}"). For an async generator that makes '
+            "events for one client, use @event_generator."
+        )
+    return functools.partial(_producer_view, pattern, options)
+
+
 def _group_view(patterns: Sequence[str], options: dict[str, Any], guard: Guard) -> View:
     if not iscoroutinefunction(guard):
         raise TypeError(
@@ -130,12 +155,28 @@ def _group_view(patterns: Sequence[str], options: dict[str, Any], guard: Guard) 
     return _named_after(guard, GuardedView, options)
 
 
-def _generator_view(options: dict[str, Any], generate: GeneratorView) -> View:
+def _producer_view(pattern: str, options: dict[str, Any], generate: GeneratorView) -> View:
+    _require_generator("event_producer", generate)
+
+    class ProducerView(EventProducerView):
+        groups = (pattern,)
+
+        def events(self) -> AsyncIterator[Any]:
+            return generate(self.request, *self.args, **self.kwargs)
+
+    return _named_after(generate, ProducerView, options)
+
+
+def _require_generator(decorator: str, generate: GeneratorView) -> None:
     if not inspect.isasyncgenfunction(generate):
         raise TypeError(
-            "@event_generator goes on an async generator (`async def` with `yield`), and "
+            f"@{decorator} goes on an async generator (`async def` with `yield`), and "
             f'{generate!r} is not one. To stream a group, use @event_stream("job-{{pk}}").'
         )
+
+
+def _generator_view(options: dict[str, Any], generate: GeneratorView) -> View:
+    _require_generator("event_generator", generate)
 
     class GeneratorView(EventGeneratorView):
         def events(self) -> AsyncIterator[Any]:

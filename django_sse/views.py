@@ -33,6 +33,7 @@ from django_sse.access.owners import Owner, is_nobody, loaded, owner_of
 from django_sse.concurrency.tasks import in_time
 from django_sse.conf import SETTING, conf
 from django_sse.event import Event
+from django_sse.exceptions import AlreadyProducing, GroupCancelled
 from django_sse.groups.entries import GroupState
 from django_sse.groups.names import check_pattern, expand_group, validate_group
 from django_sse.groups.namespaces import acurrent_namespace, full_name
@@ -42,6 +43,7 @@ from django_sse.http.base_view import StreamView
 from django_sse.http.refusals import STORE_AWAY, told
 from django_sse.http.response import (
     PLAIN_TEXT,
+    EventStreamResponse,
     HandedOffResponse,
     last_event_id,
     no_content,
@@ -57,6 +59,8 @@ from django_sse.mixins import (
     PermissionRequiredMixin,
     UserPassesTestMixin,
 )
+from django_sse.producing import start_producing
+from django_sse.publishing import acancel
 from django_sse.stores import get_store
 from django_sse.stores.read_limits import READ_SECONDS
 from django_sse.streaming.filtering import MessageHandler
@@ -103,6 +107,10 @@ class EventStreamView(StreamView):
     """How long a client that was let in may come back to its stream without being asked again, for
     example after a deploy. Only its login is checked then. 0: not at all. See "Resume tickets" in
     the documentation."""
+
+    stoppable: bool = False
+    """Whether a client that may stream the groups may also cancel them, by DELETE. The reason is
+    then ``stopped``."""
 
     _handlers: ClassVar[Mapping[str, str]] = {}
     """The methods that handle plain Channels messages, by type."""
@@ -186,6 +194,33 @@ class EventStreamView(StreamView):
 
     # HTTP
 
+    def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+        """Set what all methods use."""
+        super().setup(request, *args, **kwargs)
+        if not self.stoppable:
+            self.http_method_names = [name for name in self.http_method_names if name != "delete"]
+
+    async def delete(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """Cancel the groups that the client may stream, and answer with 204."""
+        return await self._told(self._stop())
+
+    async def _stop(self) -> HttpResponseBase:
+        groups = await self._allowed_groups()
+        if isinstance(groups, HttpResponseBase):
+            return groups
+        user = await loaded(await self.get_owner())
+        namespace = await acurrent_namespace()
+        owner = (await owner_of(self.request, user, groups)).within(namespace)
+        names = {full_name(namespace, group): group for group in groups}
+        try:
+            states = await current_hub().states(list(names), {}, 0, owner.keys)
+            # Whoever was cancelled stops nobody.
+            for name in owner.groups_left(list(names), states):
+                await acancel(names[name], reason="stopped")
+        except Exception as error:
+            return unavailable(self.request, STORE_AWAY, error)
+        return no_content()
+
     async def _answer(self, request: HttpRequest) -> HttpResponseBase:
         sent_id = last_event_id(request)
         user = await loaded(await self.get_owner())
@@ -202,21 +237,39 @@ class EventStreamView(StreamView):
         owner = (await owner_of(request, user, groups)).within(namespace)
         plain_names, groups = groups, [full_name(namespace, group) for group in groups]
         try:
-            groups, begin = await self._beginning(sent_id, groups, owner)
+            states, begin = await self._beginning(sent_id, groups, owner)
         except Exception as error:
             return unavailable(request, STORE_AWAY, error)
         if begin.over:
             return no_content()
-        response = self._group_stream(groups, begin, owner)
+        response = self._group_stream(begin, owner)
+        if refusal := await self._start_work(plain_names, states, user):
+            return refusal
         # A ticket is for all groups: it would outlive what keeps the owner out of one of them.
-        if self.resume_seconds and len(groups) == len(plain_names):
+        if self.resume_seconds and len(states) == len(plain_names):
             await issue(request, plain_names, owner)
         return response
 
+    async def _start_work(
+        self, groups: Sequence[str], states: Mapping[str, GroupState], user: Any
+    ) -> HttpResponseBase | None:
+        """Start what publishes to the groups, if the view does that.
+
+        Args:
+            groups: The names of the groups.
+            states: The states of those that the owner may still stream, by their full names.
+            user: The owner of the stream.
+
+        Returns:
+            None, or a refusal to send instead of the stream.
+        """
+        return None
+
     async def _beginning(
         self, sent_id: str, groups: list[str], owner: Owner
-    ) -> tuple[list[str], StartingPoint]:
-        """Return which groups the owner may still stream, and where the stream starts.
+    ) -> tuple[dict[str, GroupState], StartingPoint]:
+        """Return the states of the groups that the owner may still stream, and where the stream
+        starts.
 
         Raises:
             Exception: The event store could not be read.
@@ -228,18 +281,11 @@ class EventStreamView(StreamView):
                 self._groups_too_old(sent, states, self.replay_age), READ_SECONDS
             )
             sent |= dict.fromkeys(too_old, LOST)
-        groups = owner.groups_left(groups, states)
-        begin = starting_point(
-            {group: number for group, number in sent.items() if group in groups},
-            {group: states[group] for group in groups},
-            self.history,
-            self.replay_events,
-        )
-        return groups, begin
+        left = {group: states[group] for group in owner.groups_left(groups, states)}
+        sent = {group: number for group, number in sent.items() if group in left}
+        return left, starting_point(sent, left, self.history, self.replay_events)
 
-    def _group_stream(
-        self, groups: list[str], begin: StartingPoint, owner: Owner
-    ) -> HandedOffResponse:
+    def _group_stream(self, begin: StartingPoint, owner: Owner) -> HandedOffResponse:
         """Return the stream.
 
         Raises:
@@ -276,7 +322,7 @@ class EventStreamView(StreamView):
             return None
         left, begin = await self._beginning(sent_id, groups, owner)
         # A store that has lost events may have lost the ends of streams as well.
-        if left != groups or begin.over or begin.reset:
+        if list(left) != groups or begin.over or begin.reset:
             return None
         if isinstance(self, LoginRequiredMixin):
             login = owner.login
@@ -285,7 +331,7 @@ class EventStreamView(StreamView):
             set_djangos_user(request, login.session_store(login.session_key))
             self._ask_again_later()
         try:
-            return self._group_stream(groups, begin, owner)
+            return self._group_stream(begin, owner)
         except TooManyStreams:
             return None
 
@@ -348,6 +394,73 @@ class EventStreamView(StreamView):
         return getattr(self, name) if name else None
 
 
+class EventProducerView(EventStreamView):
+    """Streams a group, and runs the generator that produces to it: once, for all clients.
+
+    The first client that comes, by GET or POST, starts the generator. It runs as a producer, in the
+    background of this process, and to its end, also if nobody reads it. Clients that come later
+    follow it, from any process, and get all of it.
+    """
+
+    http_method_names: Sequence[str] = ("get", "head", "post", "delete", "options")
+
+    history: int = ALL
+
+    @classmethod
+    def as_view(cls, **initkwargs: Any) -> Callable[..., Any]:
+        """Return the view, exempt from ``ATOMIC_REQUESTS``: a stream is not a transaction.
+
+        Raises:
+            ImproperlyConfigured: The view has no ``events``; or as for ``EventStreamView``.
+        """
+        _require_events(cls, initkwargs.get("events", cls.events), EventProducerView.events)
+        return super().as_view(**initkwargs)
+
+    async def events(self) -> AsyncIterator[Any]:
+        """Yield each ``Event``, or the data of one, to publish it.
+
+        When it returns, the group is closed with the reason ``complete``. To give another reason,
+        raise ``Close``. If it raises something else, the reason is ``failed``.
+
+        It runs after its request has ended. Each of its blocking calls, such as those to the
+        database, runs in a new thread with new connections, in the tenant of the request.
+        """
+        return
+        yield
+
+    async def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """Answer as to GET. The stream goes on at the same URL by GET: RFC 9110, 8.7."""
+        response = await self.get(request, *args, **kwargs)
+        if isinstance(response, EventStreamResponse):
+            response["Content-Location"] = request.get_full_path()
+        return response
+
+    async def _start_work(
+        self, groups: Sequence[str], states: Mapping[str, GroupState], user: Any
+    ) -> HttpResponseBase | None:
+        if len(groups) != 1:
+            raise ImproperlyConfigured(
+                f"{type(self).__name__} produces to one group, not to {len(groups)}: {groups}."
+            )
+        [state] = states.values()
+        if self.request.method == "HEAD" or state.cancelled or state.producer:
+            return None
+        if refusal := await sync_to_async(_refusal_of_body)(self.request):
+            return refusal
+        events = _generator_of(self, "events")
+        try:
+            await start_producing(events, group=groups[0], owner=user)
+        except (AlreadyProducing, GroupCancelled):
+            # Another client was faster.
+            pass
+        except RuntimeError:
+            # Without a server that has an event loop, it would fail in each request.
+            raise
+        except Exception as error:
+            return unavailable(self.request, STORE_AWAY, error)
+        return None
+
+
 class EventGeneratorView(StreamView):
     """Streams what its async generator yields, to one client.
 
@@ -374,11 +487,7 @@ class EventGeneratorView(StreamView):
             ImproperlyConfigured: The view has no ``events``; a value is invalid; or a method is
                 ``async`` and must not be, or the other way round.
         """
-        if initkwargs.get("events", cls.events) is EventGeneratorView.events:
-            raise ImproperlyConfigured(
-                f"{cls.__name__} has nothing to stream: write `async def events(self)` that yields "
-                "each Event."
-            )
+        _require_events(cls, initkwargs.get("events", cls.events), EventGeneratorView.events)
         return super().as_view(**initkwargs)
 
     async def events(self) -> AsyncIterator[Any]:
@@ -432,6 +541,14 @@ class EventGeneratorView(StreamView):
         if request.method == "POST" and not self.stays_in_request:
             return await sync_to_async(_refusal_of_body)(request) or response
         return response
+
+
+def _require_events(view: type[View], events: object, default: object) -> None:
+    if events is default:
+        raise ImproperlyConfigured(
+            f"{view.__name__} has nothing to stream: write `async def events(self)` that yields "
+            "each Event."
+        )
 
 
 def _generator_of(view: View, name: str) -> AsyncGenerator[Any, None]:

@@ -21,18 +21,19 @@ from django.http import (
     StreamingHttpResponse,
 )
 from django.http.response import HttpResponseBase
+from django.middleware.csrf import get_token
 from django.utils.translation import gettext
 from django.views.decorators.csrf import csrf_exempt
 
 import django_sse
-from django_sse import Event
+from django_sse import Event, acancel
 from django_sse.decorators import event_generator, event_stream, event_stream_headers
 from django_sse.exceptions import AlreadyProducing, GroupCancelled
 from django_sse.http.response import last_event_id
 from django_sse.mixins import LoginRequiredMixin
 from django_sse.producing import start_producing
 from django_sse.streaming import hub
-from django_sse.views import EventStreamView
+from django_sse.views import EventProducerView, EventStreamView
 
 
 class Group(EventStreamView):
@@ -123,13 +124,43 @@ async def ask(request: HttpRequest, group: str) -> HttpResponse:
     return HttpResponse(status=202)
 
 
-async def answer(group: str, words: int, delay: float) -> AsyncIterator[Event]:
+class Produced(EventProducerView):
+    """An answer that its first client starts, and any may stop."""
+
+    groups = ["{group}"]
+    stoppable = True
+
+    def events(self) -> AsyncIterator[int]:
+        words, delay = int(self.request.GET.get("words", 100)), self.request.GET.get("delay", 0.01)
+        return answer(self.kwargs["group"], words, float(delay))
+
+
+async def stop(request: HttpRequest, group: str) -> HttpResponse:
+    """Stop an answer, for a form: a page stays as it is if the answer to its form is 204."""
+    await acancel(group, reason="stopped")
+    return HttpResponse(status=204)
+
+
+async def answer_page(request: HttpRequest, group: str) -> HttpResponse:
+    """Return a page that shows an answer, and has a button to stop it, without a script."""
+    return HttpResponse(
+        f"""<!doctype html>
+        <script type="module" src="/static/django_sse/event-stream.js"></script>
+        <event-stream src="/produced/{group}/?words=1000" swap="beforeend"></event-stream>
+        <form method="post" action="/stop/{group}/">
+            <input type="hidden" name="csrfmiddlewaretoken" value="{get_token(request)}">
+            <button>Stop</button>
+        </form>"""
+    )
+
+
+async def answer(group: str, words: int, delay: float) -> AsyncIterator[int]:
     """Count, and note the begin and the end in a file beside the database."""
     runs = runs_of(Path(connection.settings_dict["NAME"]).parent, group)
     await sync_to_async(note)(runs, "begun")
     try:
         for number in range(words):
-            yield Event(number, event="word")
+            yield number
             await asyncio.sleep(delay)
     finally:
         note(runs, "closed")

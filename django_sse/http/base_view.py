@@ -111,8 +111,12 @@ class StreamView(View):
 
     async def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         """Answer with the stream, with 204 if it is over, or with a refusal."""
+        return await self._told(self._answer(request))
+
+    async def _told(self, answer: Awaitable[HttpResponseBase]) -> HttpResponseBase:
+        """Return an answer, or the refusal for what it raises."""
         try:
-            return await self._answer(request)
+            return await answer
         except InvalidGroup as error:
             return not_found(error)
         except Http404:
@@ -120,7 +124,7 @@ class StreamView(View):
         except PermissionDenied:
             return no_store(HttpResponseForbidden())
         except TooManyStreams as error:
-            return unavailable(request, error.limit)
+            return unavailable(self.request, error.limit)
 
     async def _answer(self, request: HttpRequest) -> HttpResponseBase:
         raise NotImplementedError

@@ -20,9 +20,9 @@ ALLOW_ORIGIN: Final = "Access-Control-Allow-Origin"
 ALLOW_CREDENTIALS: Final = "Access-Control-Allow-Credentials"
 
 # EventSource itself needs no preflight. But polyfills set these headers themselves, and clients
-# that use fetch may send a token, or JSON to a generator view.
+# that use fetch may send a token, JSON to a generator view, or a DELETE to a stream.
 _PREFLIGHT_HEADERS: Final = {
-    "Access-Control-Allow-Methods": "GET, HEAD, POST",
+    "Access-Control-Allow-Methods": "GET, HEAD, POST, DELETE",
     "Access-Control-Allow-Headers": "Authorization, Cache-Control, Content-Type, Last-Event-ID",
     # Seconds until a browser must ask again. Chromium remembers the answer no longer than this.
     "Access-Control-Max-Age": "7200",

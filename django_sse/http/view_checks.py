@@ -28,6 +28,7 @@ _RULES: Final = {
     "heartbeat": Rule(
         f"{SECONDS_OR_OFF.accepts}, or None", lambda n: n is None or SECONDS_OR_OFF.admits(n)
     ),
+    "stoppable": Rule("True or False", lambda value: isinstance(value, bool)),
     "stays_in_request": Rule("True or False", lambda value: isinstance(value, bool)),
     "retry_on_error": Rule("True or False", lambda value: isinstance(value, bool)),
 }

@@ -115,6 +115,15 @@ export class EventStream extends EventTarget {
   /** End it. No event comes after this. */
   close(): void;
 
+  /**
+   * Ask the server to end what is streamed, and end it here: `close` comes with the reason
+   * `stopped`. The request has the CSRF token of the page.
+   *
+   * @param url Where to POST to. Without it, DELETE is sent to the stream's own address.
+   * @throws If the server refuses or does not answer. The stream then goes on.
+   */
+  stop(url?: string | URL): Promise<void>;
+
   addEventListener<Type extends keyof EventStreamEventMap>(
     type: Type,
     listener: (this: EventStream, event: EventStreamEventMap[Type]) => any,

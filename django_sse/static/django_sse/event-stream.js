@@ -75,7 +75,7 @@ function resolved(address) {
 
 /** Returns the number of each group in an id of the server's, and nothing of any other id. */
 function numbers(id) {
-  return Object.fromEntries(Array.from(id.matchAll(/([\w-]{11})\.(\w+)~/g), ([, group, number]) => [group, number]));
+  return Object.fromEntries([...id.matchAll(/([\w-]{11})\.(\w+)~/g)].map(([, ...pair]) => pair));
 }
 
 /** Returns Django's CSRF token: the cookie's, or that of the page's form. */
@@ -84,9 +84,11 @@ function csrfToken() {
   return cookie?.[1] ?? document.querySelector("[name=csrfmiddlewaretoken]")?.value ?? "";
 }
 
-/** Returns what a connection tells, that it is open, lost or ended, and what it took, as one function's arguments. */
-function listening(tell) {
-  return Object.fromEntries(["opened", "lost", "ended", "took"].map((what) => [what, (said) => tell(what, said)]));
+/** Returns the headers of a request to a URL, by the options of a stream. */
+async function headersOf({ headers, csrf }, { origin }) {
+  const all = new Headers(await (typeof headers === "function" ? headers() : headers));
+  if (csrf && origin === globalThis.origin) all.set("X-CSRFToken", csrfToken());
+  return all;
 }
 
 /** A connection of one's own: reads blocks, and comes back until it is told to stop. */
@@ -138,10 +140,10 @@ class Connection {
       this.#watch();
       // Whoever has made it listens first.
       await null;
-      if (!/^https?:/.test(this.#options.url)) return this.#fail("it is not of http or https");
+      if (!/^https?:/.test(this.#options.url)) return this.#fail("not http(s)");
       const response = await this.#fetch();
       const { status } = response;
-      if (FINAL.test(status)) return this.#listener.ended(`${status}`);
+      if (FINAL.test(status)) return this.#listener("ended", `${status}`);
       if (status !== 200) throw status;
       const type = response.headers.get("Content-Type");
       if (!/^text\/event-stream\s*(;|$)/i.test(type)) return this.#fail(`no event stream, but ${type}`);
@@ -162,9 +164,8 @@ class Connection {
     const url = new URL(address);
     const isOwn = url.origin === globalThis.origin;
     const isPrivate = credentials === "include" || given || body;
-    const headers = new Headers(await (typeof given === "function" ? given() : given));
+    const headers = await headersOf(this.#options, url);
     headers.set("Accept", "text/event-stream");
-    if (csrf && isOwn) headers.set("X-CSRFToken", csrfToken());
     const id = this.#id || (url.searchParams.get("lastEventId") ?? "");
     if (this.#id) {
       // Of the query, all else stays as it is.
@@ -201,7 +202,7 @@ class Connection {
       const there = next.origin === url.origin ? next.href : "";
       Object.assign(this.#options, { address: there, method: "GET", body: undefined });
     }
-    if (origins && !origins.includes(from.origin)) throw `not of ${origins.join(" or ")}: ${from}`;
+    if (origins && !origins.includes(from.origin)) throw `not of ${origins}: ${from}`;
     return response;
   }
 
@@ -212,7 +213,7 @@ class Connection {
       (milliseconds) => (this.pace.retry = milliseconds),
     );
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    this.#listener.opened();
+    this.#listener("opened");
     while (this.#listener) {
       this.#watch();
       const { done, value } = await reader.read();
@@ -241,7 +242,7 @@ class Connection {
   #give() {
     for (const held of this.#held.splice(0)) {
       this.#id = held.id ?? this.#id;
-      this.#listener?.took(held);
+      this.#listener?.("took", held);
     }
   }
 
@@ -255,10 +256,10 @@ class Connection {
   #comeBack(reason) {
     clearTimeout(this.#timer);
     if (!this.#options.address) return this.#fail("not posted twice");
-    if (this.pace.failures >= this.#options.maxRetries) return this.#listener.ended("max retries");
+    if (this.pace.failures >= this.#options.maxRetries) return this.#listener("ended", "max retries");
     this.pace.failures += 1;
     this.#wait();
-    this.#listener.lost(reason);
+    this.#listener("lost", reason);
   }
 
   #wait() {
@@ -271,7 +272,7 @@ class Connection {
 
   #fail(reason) {
     this.#warn(reason);
-    this.#listener.ended(reason);
+    this.#listener("ended", reason);
   }
 
   #warn(reason) {
@@ -315,8 +316,8 @@ class SharedConnection {
     this.#id = id;
     this.#listener = listener;
     // A tab believes what another one reads, so it has to ask for the same.
-    const { url, credentials, origins = "" } = options;
-    this.#name = `django_sse ${credentials} ${url} ${origins}`.trim();
+    const { url, credentials, origins } = options;
+    this.#name = `django_sse ${[credentials, url, origins]}`;
     this.#channel = new BroadcastChannel(this.#name);
     // All that has this origin may post to it.
     this.#channel.onmessage = ({ data }) => {
@@ -344,7 +345,7 @@ class SharedConnection {
 
   #connect() {
     this.#leave();
-    const listener = listening((what, said) => (what === "took" ? this.#take(said) : this.#say(what, said)));
+    const listener = (what, said) => (what === "took" ? this.#take(said) : this.#say(what, said));
     this.#own = new Connection(this.#options, this.#id, listener, this.#pace);
   }
 
@@ -384,14 +385,14 @@ class SharedConnection {
       this.#resign = null;
       this.#stand();
     }
-    this.#listener[state](reason);
+    this.#listener(state, reason);
   }
 
   #take(block) {
     const at = this.#id;
     this.#id = block.id ?? at;
     this.#post({ at, block });
-    this.#listener.took(block);
+    this.#listener("took", block);
     if (this.#isThere()) this.#follow();
   }
 
@@ -410,14 +411,14 @@ class SharedConnection {
     if (block && this.#id && at === this.#id) {
       this.#ledTo = this.#id = block.id ?? at;
       this.#follow();
-      this.#listener?.took(block);
+      this.#listener?.("took", block);
       return;
     }
     this.#ledTo = open ? (block?.id ?? at) : null;
     if (this.#isThere()) {
       this.#follow();
     } else if (state === "ended" && !this.#own && at === this.#id) {
-      this.#listener.ended(reason);
+      this.#listener("ended", reason);
     } else if (open || state === "ended") {
       // It has what this tab has not, or the other way round.
       if (!this.#own) this.#connect();
@@ -425,7 +426,7 @@ class SharedConnection {
       // HTTP/1.1 has six connections for a host: the one that is for all goes first.
       const isNew = this.#state !== "lost" || state;
       this.#leave();
-      if (isNew) this.#listener.lost(reason);
+      if (isNew) this.#listener("lost", reason);
     }
   }
 
@@ -435,7 +436,7 @@ class SharedConnection {
 
   #follow() {
     this.#leave();
-    this.#listener.opened();
+    this.#listener("opened");
   }
 
   /** Go without the one that leads, if nothing runs in it: it is silent, and does not answer. */
@@ -487,7 +488,7 @@ class PageConnection {
   constructor(key, options, id) {
     this.#key = key;
     this.#id = id;
-    this.#shared = connect(options, id, listening((...all) => this.#tell(...all)));
+    this.#shared = connect(options, id, (what, said) => this.#tell(what, said));
   }
 
   #tell(what, said) {
@@ -496,7 +497,7 @@ class PageConnection {
     // Where there are no ids, nobody is where it is who was not there from its start.
     if (what === "took") this.#id = said.id ?? (this.#id || null);
     for (const member of [...this.#members]) {
-      if (!member.own && this.#members.has(member)) member.listener[what](said);
+      if (!member.own && this.#members.has(member)) member.listener(what, said);
       this.#gather(member);
     }
   }
@@ -505,15 +506,14 @@ class PageConnection {
     const member = { id, listener };
     this.#members.add(member);
     if (id !== this.#id) {
-      const took = (block) => {
-        member.id = block.id ?? member.id;
-        listener.took(block);
+      member.own = connect(options, id, (what, said) => {
+        if (what === "took") member.id = said.id ?? member.id;
+        listener(what, said);
         this.#gather(member);
-      };
-      member.own = connect(options, id, { ...listener, took });
+      });
     } else if (this.#isOpen) {
       // Whoever has made it listens first.
-      queueMicrotask(() => this.#members.has(member) && listener.opened());
+      queueMicrotask(() => this.#members.has(member) && listener("opened"));
     }
     return {
       hurry: () => (member.own ?? this.#shared).hurry(),
@@ -539,14 +539,12 @@ class PageConnection {
   }
 }
 
-const STATES = ["CONNECTING", "OPEN", "CLOSED"];
+const STATES = ["connecting", "open", "closed"];
 const LIFECYCLE = ["visibilitychange", "freeze", "resume", "pageshow", "pagehide", "beforeunload", "online"];
 
 export class EventStream extends EventTarget {
   static {
-    for (const [value, name] of STATES.entries()) {
-      for (const where of [this, this.prototype]) Object.defineProperty(where, name, { value, enumerable: true });
-    }
+    for (const where of [this, this.prototype]) Object.assign(where, { CONNECTING, OPEN, CLOSED });
     for (const type of ["open", "message", "error"]) {
       Object.defineProperty(this.prototype, `on${type}`, {
         get() {
@@ -570,8 +568,7 @@ export class EventStream extends EventTarget {
   #isLeaving;
   #handlers = {};
   #handle = (event) => {
-    const handler = this.#handlers[event.type];
-    if (typeof handler === "function") handler.call(this, event);
+    this.#handlers[event.type]?.call?.(this, event);
   };
   /** Chromium lets a frozen page keep its locks, and loses its connections. */
   #onLifecycle = ({ type }) => {
@@ -621,6 +618,20 @@ export class EventStream extends EventTarget {
     this.#listen("removeEventListener");
   }
 
+  /** Ask the server for the end: DELETE, where it goes on from a POST, or POST to a URL. */
+  async stop(url) {
+    const where = resolved(url || this.#options.address || this.url);
+    const { ok, status } = await fetch(where, {
+      method: url ? "POST" : "DELETE",
+      headers: await headersOf({ ...this.#options, csrf: globalThis.document }, where),
+      credentials: this.#options.credentials,
+      redirect: "error",
+    });
+    if (!ok) throw new Error(status);
+    // The server may have said so in the stream.
+    if (this.#readyState !== CLOSED) this.#end("stopped");
+  }
+
   /** There is no document in a worker, and nothing of a browser on a server. */
   #listen(how) {
     for (const type of LIFECYCLE) {
@@ -631,14 +642,12 @@ export class EventStream extends EventTarget {
 
   #connect() {
     if (this.#connection) return this.#connection.hurry();
-    this.#connection = PageConnection.join(this.#options, this.#lastEventId, {
-      opened: () => {
-        this.#isLeaving = false;
-        if (this.#readyState !== OPEN) this.#become(OPEN, "open");
-      },
-      lost: (reason) => this.#become(CONNECTING, "error", reason),
-      ended: (reason) => this.#end(reason, JSON.stringify({ reason })),
-      took: (block) => this.#take(block),
+    this.#connection = PageConnection.join(this.#options, this.#lastEventId, (what, said) => {
+      if (what === "took") return this.#take(said);
+      if (what === "ended") return this.#end(said);
+      if (what === "lost") return this.#become(CONNECTING, "error", said);
+      this.#isLeaving = false;
+      if (this.#readyState !== OPEN) this.#become(OPEN, "open");
     });
   }
 
@@ -661,7 +670,7 @@ export class EventStream extends EventTarget {
   }
 
   /** The server's last word, or the client's own; what follows from it comes first. */
-  #end(reason, data, origin) {
+  #end(reason, data = JSON.stringify({ reason }), origin) {
     this.close();
     this.#dispatch("close", data, origin, { reason });
   }
@@ -723,8 +732,8 @@ class EventStreamElement extends (globalThis.HTMLElement ?? Object) {
 
   #follow() {
     const swap = this.#swapping;
-    if (!SWAPS.includes(swap)) throw new SyntaxError(`<event-stream swap="${swap}">: not one of ${SWAPS.join(", ")}`);
-    if (!this.hasAttribute("src")) throw new TypeError("<event-stream>: it has no src");
+    if (!SWAPS.includes(swap)) throw new SyntaxError(`<event-stream swap="${swap}">: not one of ${SWAPS}`);
+    if (!this.hasAttribute("src")) throw new TypeError("<event-stream>: no src");
     const src = resolved(this.getAttribute("src"));
     const options = {
       origins: [self.origin, ...this.#words("trusted-origin")],
@@ -750,14 +759,14 @@ class EventStreamElement extends (globalThis.HTMLElement ?? Object) {
     this.#state = "closed";
     // A blob has its page's origin, whoever filled it.
     if (!/^https?:$/.test(src.protocol) || !options.origins.includes(src.origin)) {
-      console.error(`<event-stream src="${src}">: not of this origin, nor http(s) of trusted-origin`);
+      console.error(`<event-stream src="${src}">: not http(s), or not of trusted-origin`);
       return;
     }
     // Moved in the page, or asking for the same in another way, it goes on from where it was.
     const here = before?.url === src.href && before.lastEventId;
     const stream = new EventStream(src, { ...options, lastEventId: here || this.getAttribute("last-event-id") });
     const show = () => {
-      this.#state = STATES[stream.readyState].toLowerCase();
+      this.#state = STATES[stream.readyState];
       this.#show();
     };
     for (const type of ["open", "error", "close"]) stream.addEventListener(type, show);
@@ -787,8 +796,7 @@ class EventStreamElement extends (globalThis.HTMLElement ?? Object) {
     if (!targets.length) console.warn(`<event-stream target="${selector}">: no such element`);
     for (const target of targets) {
       if (swap === "setHTML") target.setHTML(html);
-      else if (swap === "textContent") target.textContent = html;
-      else if (swap in target) target[swap] = trusted(html);
+      else if (swap in target) target[swap] = swap === "textContent" ? html : trusted(html);
       else target.insertAdjacentHTML(swap, trusted(html));
     }
   }

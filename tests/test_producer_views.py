@@ -1,0 +1,256 @@
+"""Views that produce to their group: who starts the work, who gets it, and who may stop it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, ClassVar
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.http import HttpRequest
+from django.test import AsyncRequestFactory
+from pytest_django import Settings
+
+from django_sse import Event, acancel
+from django_sse.decorators import event_producer
+from django_sse.exceptions import Close
+from django_sse.stores import get_store
+from django_sse.streaming.hub import open_streams
+from django_sse.views import EventProducerView
+from tests.streams import get, open_stream, reading, respond, until
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("everything_ends", "runs_end"),
+]
+
+
+class Runs:
+    """The runs of the generators of a test."""
+
+    begun = closed = 0
+    go_on: ClassVar[asyncio.Event]
+
+
+@pytest.fixture
+async def runs_end() -> AsyncIterator[None]:
+    Runs.begun = Runs.closed = 0
+    Runs.go_on = asyncio.Event()
+    yield
+    await acancel("answer-7")
+    await until(lambda: Runs.begun == Runs.closed)
+
+
+async def work(text: str) -> AsyncIterator[Any]:
+    """Say each word, and wait before the last one."""
+    Runs.begun += 1
+    try:
+        *words, last = text.split()
+        for word in words:
+            yield word
+        await Runs.go_on.wait()
+        yield last
+    finally:
+        Runs.closed += 1
+
+
+class Answer(EventProducerView):
+    groups = ("answer-{pk}",)
+    stoppable = True
+    allowed = True
+    owner: Any = None
+
+    async def get_owner(self) -> Any:
+        return self.owner
+
+    async def authorize(self, groups: Sequence[str]) -> None:
+        if not self.allowed:
+            raise PermissionDenied
+
+    def events(self) -> AsyncIterator[Any]:
+        return work(self.request.POST.get("text", "") or "one two three")
+
+
+answer = Answer.as_view()
+
+
+def data_of(events: list[Event]) -> list[Any]:
+    return [event.data for event in events if event.event != "close"]
+
+
+def reason_in(events: list[Event]) -> Any:
+    return events[-1].json()["reason"]
+
+
+async def test_the_first_client_starts_it_and_all_get_all_of_it() -> None:
+    async with open_stream(answer, pk=7) as first:
+        assert (await first.next_event()).data == "one"
+    # It goes on without its client, who comes back to where he was.
+    position = first.last_event_id
+    async with (
+        open_stream(answer, pk=7, last_event_id=position) as back,
+        open_stream(answer, pk=7) as other,
+    ):
+        Runs.go_on.set()
+        assert data_of(await back.rest())[-1] == "three"
+        assert data_of(await other.rest()) == ["one", "two", "three"]
+    async with open_stream(answer, pk=7) as late:
+        events = await late.rest()
+    assert (data_of(events), reason_in(events)) == (["one", "two", "three"], "complete")
+    again = await answer(get(headers={"Last-Event-ID": late.last_event_id}), pk=7)
+    assert again.status_code == 204
+    assert Runs.begun == 1
+
+
+async def test_a_post_starts_it_and_says_where_it_goes_on() -> None:
+    request = AsyncRequestFactory().post("/answers/7/?of=today", {"text": "yes no"})
+    response = await answer(request, pk=7)
+    assert response["Content-Location"] == "/answers/7/?of=today"
+    async with reading(response) as stream:
+        assert (await stream.next_event()).data == "yes"
+    Runs.go_on.set()
+    async with open_stream(answer, pk=7, last_event_id=stream.last_event_id) as back:
+        assert data_of(await back.rest()) == ["no"]
+    assert Runs.begun == 1
+
+
+async def test_many_that_come_at_once_start_it_once() -> None:
+    responses = await asyncio.gather(
+        *(answer(AsyncRequestFactory().post("/", {"text": "yes no"}), pk=7) for _ in range(50))
+    )
+    Runs.go_on.set()
+
+    async def texts(response: Any) -> list[Any]:
+        async with reading(response) as stream:
+            return data_of(await stream.rest())
+
+    assert await asyncio.gather(*map(texts, responses)) == [["yes", "no"]] * 50
+    assert Runs.begun == 1
+
+
+async def test_a_question_for_the_headers_starts_nothing() -> None:
+    response = await answer(get(method="HEAD"), pk=7)
+    assert response.status_code == 200
+    assert (await get_store().astates(["answer-7"]))["answer-7"].producer == 0
+
+
+async def test_who_is_refused_starts_nothing(settings: Settings) -> None:
+    assert (await Answer.as_view(allowed=False)(get(), pk=7)).status_code == 403
+    settings.DJANGO_SSE = {"MAX_STREAMS_PER_USER": 1}
+    of_user = Answer.as_view(owner="anna")
+    async with open_stream(of_user, pk=8):
+        # Otherwise each refused request would start another one.
+        assert (await of_user(get(headers={"Accept": "*/*"}), pk=7)).status_code == 503
+    request = AsyncRequestFactory().post("/", {"file": SimpleUploadedFile("a", b"a")})
+    assert (await answer(request, pk=7)).status_code == 415
+    assert (await get_store().astates(["answer-7"]))["answer-7"].producer == 0
+    await acancel("answer-8")
+    await until(lambda: Runs.closed == 1)
+    assert Runs.begun == 1
+
+
+async def test_what_was_cancelled_is_not_started() -> None:
+    await acancel("answer-7")
+    async with open_stream(answer, pk=7) as stream:
+        assert data_of(await stream.rest()) == []
+    assert not Runs.begun
+
+
+async def test_a_store_that_is_away_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*args: Any) -> Any:
+        raise OSError("away")
+
+    monkeypatch.setattr(get_store(), "aappend_apart", fail)
+    assert (await answer(get(headers={"Accept": "*/*"}), pk=7)).status_code == 503
+    assert not Runs.begun
+    assert open_streams() == 0
+
+
+# Stopping
+
+
+async def stop(view: Any) -> int:
+    status: int = (await view(get(method="DELETE"), pk=7)).status_code
+    return status
+
+
+async def test_a_client_stops_it() -> None:
+    async with open_stream(answer, pk=7) as stream:
+        await stream.until("two")
+        assert await stop(answer) == 204
+        assert reason_in(await stream.rest()) == "stopped"
+    await until(lambda: Runs.closed)
+
+
+@pytest.mark.parametrize("options", [{"allowed": False}, {"owner": "anna"}])
+async def test_who_may_not_stream_it_does_not_stop_it(options: dict[str, Any]) -> None:
+    async with open_stream(answer, pk=7) as stream:
+        await stream.until("two")
+        await acancel("answer-7", user="anna")
+        await stop(Answer.as_view(**options))
+        assert not (await get_store().astates(["answer-7"]))["answer-7"].cancelled
+
+
+async def test_a_view_says_whether_it_can_be_stopped() -> None:
+    async with open_stream(answer, pk=7) as stream:
+        await stream.until("two")
+        refused = await Answer.as_view(stoppable=False)(get(method="DELETE"), pk=7)
+        assert (refused.status_code, refused["Allow"]) == (405, "GET, HEAD, POST, OPTIONS")
+        allowed = await answer(get(method="OPTIONS"), pk=7)
+        assert allowed["Allow"] == "GET, HEAD, POST, DELETE, OPTIONS"
+
+
+async def test_a_stop_says_so_if_the_store_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_stream(answer, pk=7) as stream:
+        await stream.until("two")
+        with monkeypatch.context() as patch:
+            patch.setattr(get_store(), "append", _fail)
+            assert await stop(answer) == 503
+
+
+def _fail(*args: Any) -> Any:
+    raise OSError("away")
+
+
+# As a function
+
+
+@event_producer("answer-{pk}", retry=1000)
+async def counting(request: HttpRequest, pk: int) -> AsyncIterator[Any]:
+    """Count to three."""
+    for number in range(1, 4):
+        yield number
+    raise Close("counted")
+
+
+async def test_a_function_produces() -> None:
+    async with open_stream(counting, pk=7) as stream:
+        events = await stream.rest()
+    assert (data_of(events), reason_in(events)) == (["1", "2", "3"], "counted")
+    assert stream.reconnection_time == 1000
+    assert counting.__doc__ == "Count to three."
+
+
+# What is refused
+
+
+def test_a_view_without_events_is_refused() -> None:
+    class Nothing(EventProducerView):
+        groups = ("answer",)
+
+    with pytest.raises(ImproperlyConfigured, match="Nothing has nothing to stream"):
+        Nothing.as_view()
+
+
+async def test_a_view_of_many_groups_is_refused() -> None:
+    with pytest.raises(ImproperlyConfigured, match="produces to one group, not to 2"):
+        await respond(Answer.as_view(groups=["answer-7", "answer-8"]))
+
+
+def test_what_is_no_generator_is_refused() -> None:
+    with pytest.raises(TypeError, match="Name the group"):
+        event_producer(work)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="@event_producer goes on an async generator"):
+        event_producer("answer")(lambda request: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ImproperlyConfigured, match="stoppable must be True or False"):
+        Answer.as_view(stoppable=1)

@@ -6,13 +6,20 @@ A producer outlives the clients that read it. Whoever streams its group gets all
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterator,
+    Sequence,
+)
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from inspect import isasyncgen
 from itertools import islice
 from typing import Any, Final, TypeVar
 
-from asgiref.sync import AsyncToSync
+from asgiref.sync import AsyncToSync, sync_to_async
 from django.utils.asyncio import async_unsafe
 
 from django_sse.access.owners import NOBODY, Owner, is_nobody, loaded, user_key
@@ -22,7 +29,7 @@ from django_sse.conf import SETTING, conf
 from django_sse.doorbells import doorbell_of
 from django_sse.event import as_event, encode_published
 from django_sse.exceptions import AlreadyProducing, Cancelled, Close, GroupCancelled, InvalidEvent
-from django_sse.groups.entries import Hint, Kind, NewEntry, closing_wire
+from django_sse.groups.entries import GroupState, Hint, Kind, NewEntry, closing_wire
 from django_sse.groups.names import validate_group
 from django_sse.groups.namespaces import acurrent_namespace, current_namespace, full_name
 from django_sse.groups.replay import filling
@@ -41,10 +48,17 @@ _FLUSH_SECONDS: Final = 0.02
 # How many events are appended together, and how many bytes may wait before a producer waits.
 _MOST_EVENTS: Final = 500
 _WAITING_BYTES: Final = READ_BYTES
+# The bits of a token that count events.
+_COUNTING_BITS: Final = 24
 # The pause after an error of the store.
 _PAUSE_SECONDS: Final = 0.5
 # How long the last words of a producer may take whose event loop ends.
 _FAREWELL_SECONDS: Final = 2.0
+
+# How often a producer that could not begin looks whether it has its group nevertheless.
+_GIVING_BACK_LOOKS: Final = 5
+# Producers without an owner share what one user may have of the threads for blocking calls.
+_OF_NOBODY: Final = "producers of nobody"
 
 _thread: Final = LoopThread("django-sse-produce")
 
@@ -63,18 +77,24 @@ class AsyncProducer:
         self._flush_seconds = flush_seconds
         self._store = get_store()
         self._ring = doorbell_of(self._store).ring
-        # One more for each event that was appended: see `NewEntry`.
-        self._token = (secrets.randbits(29) + 1) << 24
-        self._last_number = 0
+        # When it began, by the store's clock, if it has an owner.
+        self._began = 0.0
+        # One more for each event that the store has taken: see `NewEntry`.
+        self._token = (secrets.randbits(29) + 1) << _COUNTING_BITS
+        # The first number of the group; 0 if that is not known.
+        self._first_number = 0
         self._published_bytes = 0
         # What waits to be appended, and what the producer waits for if that is much.
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
-        self._has_waiting = asyncio.Event()
         self._has_room = asyncio.Event()
-        self._appending = asyncio.Lock()
+        # Why the group is to be closed after what waits, once it is.
+        self._reason: str | None = None
+        self._has_work = asyncio.Event()
+        self._is_ending = asyncio.Event()
         self._on_cancel: Callable[[], object] = lambda: None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def apublish(self, data: Any, *, event: str | None = None) -> None:
         """Publish an event to the group.
@@ -90,9 +110,10 @@ class AsyncProducer:
             Cancelled: The group was cancelled, or the owner's streams were ended.
             InvalidEvent: The event cannot be published, or with it the producer would have
                 published more than ``PRODUCER_BYTES``.
+            RuntimeError: The producer has ended.
         """
         wire = encode_published(as_event(data, event), conf().MAX_EVENT_BYTES)
-        self._refuse_if_cancelled()
+        self._refuse_if_over()
         if self._published_bytes + len(wire) > conf().PRODUCER_BYTES:
             raise InvalidEvent(
                 f"A producer may publish {SETTING}['PRODUCER_BYTES'], which is "
@@ -101,11 +122,19 @@ class AsyncProducer:
         self._published_bytes += len(wire)
         self._waiting.append(wire)
         self._waiting_bytes += len(wire)
-        self._has_waiting.set()
+        self._has_work.set()
         while self._waiting_bytes > _WAITING_BYTES:
             self._has_room.clear()
             await self._has_room.wait()
-            self._refuse_if_cancelled()
+            self._refuse_if_over()
+
+    def _refuse_if_over(self) -> None:
+        if self.cancelled:
+            raise Cancelled(self.group)
+        if self._reason is not None:
+            raise RuntimeError(f"The producer of group {self.group!r} has ended.")
+
+    # Beginning
 
     async def _begin(self) -> None:
         """Take the group.
@@ -115,20 +144,91 @@ class AsyncProducer:
             GroupCancelled: The group is cancelled.
             Exception: The event store could not be written.
         """
-        dead_after = int(conf().PRODUCER_TTL * 1_000_000)
-        claim = NewEntry(
-            self._full_name, INTERRUPTED, Kind.BEGIN, at=dead_after, producer=self._token
-        )
+        if self._owner_key is not None:
+            # What ends its owner's streams from here on ends the producer, too.
+            self._began = await sync_to_async(self._store.clock.time)()
         try:
-            [closed_at] = await self._store.aappend_apart([claim], self._ring)
+            [closed_at] = await self._store.aappend_apart([self._claim()], self._ring)
         except AlreadyProducing:
             raise AlreadyProducing(self.group) from None
         except GroupCancelled:
             raise GroupCancelled(self.group) from None
+        except BaseException:
+            spawn(self._give_back())
+            raise
         if closed_at is not None:
-            logger.warning("The last producer of group %r has died.", self._full_name)
+            logger.warning("The previous producer of group %r has died.", self._full_name)
             raise GroupCancelled(self.group)
-        self._tasks = [spawn(self._flush()), spawn(self._renew()), spawn(self._watch())]
+        self._writing = spawn(self._write())
+        self._watching = spawn(self._watch())
+
+    def _claim(self) -> NewEntry:
+        dead_after = int(conf().PRODUCER_TTL * 1_000_000)
+        return NewEntry(
+            self._full_name, INTERRUPTED, Kind.BEGIN, at=dead_after, producer=self._token
+        )
+
+    async def _begin_apart(self) -> None:
+        """Take the group; leave it again if the caller is cancelled meanwhile."""
+        begun = asyncio.get_running_loop().create_future()
+        spawn(self._begin_or_leave(begun))
+        await begun
+
+    async def _begin_or_leave(self, begun: asyncio.Future[None]) -> None:
+        if await self._has_begun(begun) and begun.cancelled():
+            await self._finish("interrupted")
+
+    async def _has_begun(self, begun: asyncio.Future[None]) -> bool:
+        """Take the group, and tell the caller, who may be cancelled by then. Return whether it is
+        taken."""
+        try:
+            await self._begin()
+        except BaseException as error:
+            if must_propagate(error):
+                begun.cancel()
+                raise
+            if not begun.done():
+                begun.set_exception(error)
+            return False
+        if not begun.done():
+            begun.set_result(None)
+        return True
+
+    async def _give_back(self) -> None:
+        """Leave the group to others, if the store has taken it for this producer and could not say
+        so. It may do so late."""
+        looks = 0
+        while looks < _GIVING_BACK_LOOKS:
+            try:
+                if await self._is_given_back():
+                    return
+                looks += 1
+                pause = conf().PRODUCER_TTL / _GIVING_BACK_LOOKS
+            except BaseException as error:
+                if must_propagate(error):
+                    raise
+                log_seldom("A producer that could not begin looks for its group.", exc_info=error)
+                pause = _PAUSE_SECONDS
+            await asyncio.sleep(pause)
+
+    async def _is_given_back(self) -> bool:
+        if (await self._state()).producer != self._token:
+            return False
+        # Together, so that nobody is told of an end: the next producer's events follow.
+        reopening = NewEntry(self._full_name, b"", Kind.REOPEN)
+        with suppress(GroupCancelled):
+            await self._store.aappend_apart([self._closing("interrupted"), reopening], self._ring)
+        return True
+
+    # Working
+
+    async def _begin_and_run(
+        self, events: AsyncGenerator[Any, Any], begun: asyncio.Future[None]
+    ) -> None:
+        """Take the group, and publish what a generator yields, whatever becomes of the caller."""
+        async with aclosing(events):
+            if await self._has_begun(begun):
+                await self._run(events)
 
     async def _run(self, events: AsyncGenerator[Any, Any]) -> None:
         """Publish what a generator yields, to its end."""
@@ -136,6 +236,8 @@ class AsyncProducer:
         assert task
         self._on_cancel = task.cancel
         try:
+            if self.cancelled:
+                raise Cancelled(self.group)
             async with aclosing(events):
                 async for item in events:
                     await self.apublish(item)
@@ -151,7 +253,7 @@ class AsyncProducer:
             await self._end(None)
 
     async def _end(self, error: BaseException | None) -> None:
-        """Publish what waits, and close the group for good, unless it is cancelled already.
+        """Close the group for good after what waits, unless it is cancelled already.
 
         Args:
             error: What has ended the work; None for its end.
@@ -166,95 +268,126 @@ class AsyncProducer:
             await self._finish("failed")
         else:
             # The event loop or the process ends, and need not wait for a store that is away.
-            try:
-                async with asyncio.timeout(_FAREWELL_SECONDS):
-                    await self._finish("interrupted")
-            except TimeoutError:
-                # Others notice that the producer is gone.
-                logger.warning("Group %r could not be closed in time.", self._full_name)
+            await self._finish("interrupted", _FAREWELL_SECONDS)
 
-    async def _finish(self, reason: str) -> None:
-        try:
-            await self._append_waiting()
-            if not self.cancelled:
-                await self._close(reason)
-        except Cancelled:
-            pass
-        finally:
-            self._stop_tasks()
+    async def _finish(self, reason: str, seconds: float | None = None) -> None:
+        if not self.cancelled and self._reason is None:
+            self._close_because(reason)
+        # The writer goes on if this is cancelled.
+        if self._writing:
+            await asyncio.wait([self._writing], timeout=seconds)
 
-    def _refuse_if_cancelled(self) -> None:
-        if self.cancelled:
-            raise Cancelled(self.group)
+    def _cancel(self, reason: str | None) -> None:
+        """Stop the work.
 
-    def _cancel(self) -> None:
+        Args:
+            reason: Why the group is to be closed; None if it is closed already.
+        """
+        if self._reason is not None:
+            # It ends already, and this may be its own end.
+            return
         self.cancelled = True
         self._waiting.clear()
         self._waiting_bytes = 0
         self._has_room.set()
+        self._close_because(reason)
         self._on_cancel()
-        self._stop_tasks()
 
-    def _stop_tasks(self) -> None:
-        for task in self._tasks:
-            if task is not asyncio.current_task():
-                task.cancel()
+    def _close_because(self, reason: str | None) -> None:
+        self._reason = reason
+        self._is_ending.set()
+        self._has_work.set()
 
-    # Appending
+    # Writing: one task does all of it, so that the token is always that of the store.
 
-    async def _flush(self) -> None:
-        while True:
-            await self._has_waiting.wait()
-            self._has_waiting.clear()
-            while self._waiting:
-                try:
-                    await self._append_waiting()
-                except Cancelled:
-                    return
-                await asyncio.sleep(self._flush_seconds)
+    async def _write(self) -> None:
+        """Append what waits, and in the end the ``close``."""
+        try:
+            with suppress(Exception):
+                self._first_number = (await self._state()).first
+            await self._write_to_the_end()
+        except Cancelled:
+            pass
+        except BaseException:
+            # The event loop ends.
+            if self._reason is None and not self.cancelled:
+                self._close_because("interrupted")
+            try:
+                async with asyncio.timeout(_FAREWELL_SECONDS):
+                    await self._write_to_the_end()
+            except Cancelled:
+                pass
+            except TimeoutError:
+                # Others notice that the producer is gone.
+                logger.warning("Group %r could not be closed in time.", self._full_name)
+            raise
+        finally:
+            self._has_room.set()
+            if self._watching:
+                self._watching.cancel()
+
+    async def _write_to_the_end(self) -> None:
+        loop = asyncio.get_running_loop()
+        renew_at = loop.time() + renewal_seconds()
+        while self._waiting or not self._is_ending.is_set():
+            if loop.time() >= renew_at:
+                await self._append(self._renewal, ring=False)
+                renew_at = loop.time() + renewal_seconds()
+            if self._waiting:
+                await self._append_waiting()
+                await _is_set_within(self._is_ending, self._flush_seconds)
+            else:
+                self._has_work.clear()
+                await _is_set_within(self._has_work, renew_at - loop.time())
+        if (reason := self._reason) is not None:
+            await self._append(lambda: [self._closing(reason)])
 
     async def _append_waiting(self) -> None:
-        async with self._appending:
-            while self._waiting:
-                wires = list(islice(self._waiting, _MOST_EVENTS))
-                wires = wires[: filling(map(len, wires), READ_BYTES)]
-                entries = [
-                    NewEntry(self._full_name, wire, producer=self._token + place)
-                    for place, wire in enumerate(wires)
-                ]
-                await self._append(entries, self._ring)
-                # A cancel that came meanwhile has cleared what waits.
-                self._refuse_if_cancelled()
-                for _ in entries:
-                    self._waiting_bytes -= len(self._waiting.popleft())
-                self._token += len(entries)
-                self._has_room.set()
+        taken = await self._append(self._next_entries)
+        self._token += taken
+        # A cancel that came meanwhile has cleared what waits.
+        for _ in range(min(taken, len(self._waiting))):
+            self._waiting_bytes -= len(self._waiting.popleft())
+        self._has_room.set()
 
-    async def _close(self, reason: str) -> None:
-        async with self._appending:
-            wire = closing_wire(reason)
-            closing = NewEntry(self._full_name, wire, Kind.CLOSE, producer=self._token)
-            await self._append([closing], self._ring)
+    def _next_entries(self) -> list[NewEntry]:
+        wires = list(islice(self._waiting, _MOST_EVENTS))
+        return [
+            NewEntry(self._full_name, wire, producer=self._token + place)
+            for place, wire in enumerate(wires[: filling(map(len, wires), READ_BYTES)])
+        ]
 
-    async def _append(
-        self, entries: Sequence[NewEntry], ring: Callable[[Sequence[Hint]], None]
-    ) -> None:
+    def _renewal(self) -> list[NewEntry]:
+        return [NewEntry(self._full_name, b"", Kind.RENEW, producer=self._token)]
+
+    def _closing(self, reason: str) -> NewEntry:
+        return NewEntry(self._full_name, closing_wire(reason), Kind.CLOSE, producer=self._token)
+
+    async def _append(self, make: Callable[[], Sequence[NewEntry]], *, ring: bool = True) -> int:
         """Append entries once, however long the store is away.
+
+        Args:
+            make: Returns the entries, as they are to be appended now.
+            ring: Whether to tell other processes.
+
+        Returns:
+            How many of them the store has taken, from the first one on; 0 if none waits any more.
 
         Raises:
             Cancelled: The group is not this producer's any more.
         """
-        after = self._token + sum(entry.kind is Kind.EVENT for entry in entries)
-        while True:
+        while entries := make():
             try:
                 try:
-                    numbers = await self._store.aappend_apart(entries, ring)
+                    numbers = await self._store.aappend_apart(
+                        entries, self._ring if ring else lambda hints: None
+                    )
                 except GroupCancelled:
-                    if await self._is_appended(after):
-                        return
+                    if taken := await self._taken(len(entries)):
+                        return taken
                 else:
-                    self._last_number = max(self._last_number, *(n or 0 for n in numbers))
-                    return
+                    self._first_number = self._first_number or numbers[0] or 0
+                    return len(entries)
             except Cancelled:
                 raise
             except BaseException as error:
@@ -262,73 +395,68 @@ class AsyncProducer:
                     raise
                 log_seldom("A producer cannot publish; it tries again.", exc_info=error)
             await asyncio.sleep(_PAUSE_SECONDS)
+        return 0
 
-    async def _is_appended(self, after: int) -> bool:
-        """Whether the store has appended what it has refused now: its first answer was lost.
+    async def _taken(self, most: int) -> int:
+        """Return how many events the store has taken that it has refused now: its first answer was
+        lost.
 
         Args:
-            after: The token that the group has then.
+            most: How many there are.
 
         Raises:
             Cancelled: The group is not this producer's any more.
         """
-        state = (await self._store.astates([self._full_name]))[self._full_name]
+        state = await self._state()
         # An append whose answer was lost has rung nobody.
         self._ring([Hint(self._full_name, state.head, state.cancelled)])
-        if state.producer == after:
-            self._last_number = max(self._last_number, state.head)
-            return True
-        if state.producer == 0 and not state.cancelled and state.head < self._last_number:
-            # The store has forgotten the group. Its streams begin anew, and so does the producer.
-            claim = NewEntry(self._full_name, INTERRUPTED, Kind.BEGIN, producer=self._token)
-            await self._store.aappend_apart([claim], self._ring)
-        elif state.producer != self._token:
-            self._cancel()
-            raise Cancelled(self.group)
-        return False
+        if not state.cancelled:
+            taken = state.producer - self._token
+            if 0 <= taken <= most:
+                return taken
+            if state.producer >> _COUNTING_BITS == self._token >> _COUNTING_BITS:
+                # The store has gone back to what it was, as from its last snapshot.
+                self._token, self._first_number = state.producer, state.first
+                return 0
+            if state.producer == 0 and (not state.first or state.first != self._first_number):
+                # It has forgotten the group. Its streams begin anew, and so does the producer.
+                with suppress(AlreadyProducing, GroupCancelled):
+                    await self._store.aappend_apart([self._claim()], self._ring)
+                    self._first_number = 0
+                    return 0
+        self._cancel(None)
+        raise Cancelled(self.group)
+
+    async def _state(self) -> GroupState:
+        return (await self._store.astates([self._full_name]))[self._full_name]
 
     # What goes on beside it
 
-    async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(renewal_seconds())
-            async with self._appending:
-                renewal = NewEntry(self._full_name, b"", Kind.RENEW, producer=self._token)
-                try:
-                    await self._append([renewal], lambda hints: None)
-                except Cancelled:
-                    return
-
     async def _watch(self) -> None:
         owner = self._owner()
-        while not self.cancelled:
+        while not self._is_ending.is_set():
             watch = Watch(current_hub(), self._full_name, owner)
             try:
                 await watch.open()
                 await asyncio.wait([watch.ended])
                 if watch.is_barred:
                     # Its owner's streams were ended, and with them goes what is made for them.
-                    self._cancel()
-                    await self._close("stopped")
+                    self._cancel("stopped")
                 elif watch.ended.result() == "cancelled":
-                    self._cancel()
-            except Cancelled:
-                return
+                    self._cancel(None)
             except BaseException as error:
                 if must_propagate(error):
                     raise
                 log_seldom("A producer cannot follow its group.", exc_info=error)
             finally:
                 watch.end("over")
-            if not self.cancelled:
+            if not self._is_ending.is_set():
                 await asyncio.sleep(_PAUSE_SECONDS)
 
     def _owner(self) -> Owner:
         if self._owner_key is None:
             return NOBODY
-        owner = Owner(
-            {self._owner_key: None}, user=self._owner_key, began=self._store.clock.known()
-        )
+        owner = Owner({self._owner_key: None}, user=self._owner_key, began=self._began)
         return owner.within(self._namespace)
 
 
@@ -376,12 +504,14 @@ async def start_producing(
             )
         namespace = await acurrent_namespace()
         producer = AsyncProducer(group, await loaded(owner), namespace, flush_seconds)
-        await producer._begin()
     except BaseException:
         await events.aclose()
         raise
-    caller = producer._owner().user or producer._full_name
-    spawn(producer._run(events), without_request(request_context(), namespace, caller))
+    begun = asyncio.get_running_loop().create_future()
+    context = without_request(request_context(), namespace, producer._owner().user or _OF_NOBODY)
+    # Apart: a client that leaves cancels its request, and the group is perhaps taken already.
+    spawn(producer._begin_and_run(events, begun), context)
+    await begun
 
 
 @asynccontextmanager
@@ -404,7 +534,7 @@ async def aproduce(
     """
     namespace = await acurrent_namespace()
     producer = AsyncProducer(group, await loaded(owner), namespace, flush_seconds)
-    await producer._begin()
+    await producer._begin_apart()
     try:
         yield producer
     except BaseException as error:
@@ -444,11 +574,23 @@ def produce(
     """Do what ``aproduce`` does, in synchronous code: a task of a queue, a command, a thread.
 
     What is published is outside of any transaction.
+
+    Raises:
+        RuntimeError: In a transaction on SQLite, it would wait for itself.
+        Exception: As for ``start_producing``.
     """
+    get_store().refuse_apart()
     # A lazy user is looked up here, where this may block.
     is_nobody(owner)
     producer = AsyncProducer(group, owner, current_namespace(), flush_seconds)
-    _wait_for(producer._begin())
+    beginning = asyncio.run_coroutine_threadsafe(producer._begin_apart(), _thread.loop())
+    try:
+        beginning.result()
+    except BaseException:
+        # A task queue may have raised a time limit.
+        if not beginning.cancel() and not beginning.exception():
+            _wait_for(producer._finish("interrupted", _FAREWELL_SECONDS))
+        raise
     try:
         yield Producer(producer)
     except BaseException as error:
@@ -457,6 +599,13 @@ def produce(
             raise
     else:
         _wait_for(producer._end(None))
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> None:
+    """Wait until an event is set, for so many seconds at most."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(max(seconds, 0)):
+            await event.wait()
 
 
 def _wait_for(coroutine: Coroutine[Any, Any, Result]) -> Result:

@@ -51,9 +51,7 @@ from django_sse.http.response import (
     unavailable,
 )
 from django_sse.http.resume_tickets import Ticket, issue, mark_as_resumable
-from django_sse.http.view_checks import (
-    handlers_of,
-)
+from django_sse.http.view_checks import handlers_of, require_override
 from django_sse.mixins import (
     LoginRequiredMixin,
     PermissionRequiredMixin,
@@ -67,6 +65,7 @@ from django_sse.streaming.filtering import MessageHandler
 from django_sse.streaming.generation import Generation
 from django_sse.streaming.hub import current_hub
 from django_sse.streaming.limits import TooManyStreams
+from django_sse.streaming.stream import Dialect
 
 ALL: Final = sys.maxsize
 """As ``history``: all events that are kept."""
@@ -299,6 +298,7 @@ class EventStreamView(StreamView):
                 "filter_event": self.filter_event if self._overrides("filter_event") else None,
                 "message_handler": self._message_handler if self._handlers else None,
                 "wants_messages": self.channel_messages,
+                "dialect": self._dialect(),
             },
             reset=begin.reset,
             initial_events=_generator_of(self, "initial_events") if with_state else None,
@@ -334,6 +334,10 @@ class EventStreamView(StreamView):
             return self._group_stream(begin, owner)
         except TooManyStreams:
             return None
+
+    def _dialect(self) -> Dialect | None:
+        """Return what the client understands in place of this library's ids and ``close``."""
+        return None
 
     async def _groups_too_old(
         self, sent: Mapping[str, int], states: Mapping[str, GroupState], replay_age: float
@@ -413,7 +417,9 @@ class EventProducerView(EventStreamView):
         Raises:
             ImproperlyConfigured: The view has no ``events``; or as for ``EventStreamView``.
         """
-        _require_events(cls, initkwargs.get("events", cls.events), EventProducerView.events)
+        require_override(
+            cls, "events", initkwargs.get("events", cls.events), EventProducerView.events
+        )
         return super().as_view(**initkwargs)
 
     async def events(self) -> AsyncIterator[Any]:
@@ -487,7 +493,9 @@ class EventGeneratorView(StreamView):
             ImproperlyConfigured: The view has no ``events``; a value is invalid; or a method is
                 ``async`` and must not be, or the other way round.
         """
-        _require_events(cls, initkwargs.get("events", cls.events), EventGeneratorView.events)
+        require_override(
+            cls, "events", initkwargs.get("events", cls.events), EventGeneratorView.events
+        )
         return super().as_view(**initkwargs)
 
     async def events(self) -> AsyncIterator[Any]:
@@ -541,14 +549,6 @@ class EventGeneratorView(StreamView):
         if request.method == "POST" and not self.stays_in_request:
             return await sync_to_async(_refusal_of_body)(request) or response
         return response
-
-
-def _require_events(view: type[View], events: object, default: object) -> None:
-    if events is default:
-        raise ImproperlyConfigured(
-            f"{view.__name__} has nothing to stream: write `async def events(self)` that yields "
-            "each Event."
-        )
 
 
 def _generator_of(view: View, name: str) -> AsyncGenerator[Any, None]:

@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from django.test import AsyncRequestFactory
 from pytest_django import Settings
 
-from django_sse import Event, acancel
+from django_sse import Event, acancel, producing
 from django_sse.decorators import event_producer
 from django_sse.exceptions import Close
 from django_sse.stores import get_store
@@ -161,6 +161,7 @@ async def test_a_store_that_is_away_starts_nothing(monkeypatch: pytest.MonkeyPat
         raise OSError("away")
 
     monkeypatch.setattr(get_store(), "aappend_apart", fail)
+    monkeypatch.setattr(producing, "_GIVING_BACK_LOOKS", 0)
     assert (await answer(get(headers={"Accept": "*/*"}), pk=7)).status_code == 503
     assert not Runs.begun
     assert open_streams() == 0

@@ -2,16 +2,20 @@
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import User
+from django.db import transaction
 from pytest_django import Settings
 
 from django_sse import Event, acancel, apublish, areopen, cancel, producing, publish
 from django_sse.exceptions import AlreadyProducing, Cancelled, Close, GroupCancelled, InvalidEvent
+from django_sse.groups.entries import Kind
 from django_sse.producing import aproduce, produce, start_producing
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
@@ -109,6 +113,8 @@ async def test_a_group_has_one_producer_at_a_time() -> None:
         async with aproduce("answer"):
             pass
     assert second.begun == 0
+    async with open_stream(answers) as stream:
+        assert (await stream.next_event()).data == "a"
     await acancel("answer")
     await until(lambda: first.closed)
     # Nor is it paid for twice afterwards.
@@ -283,6 +289,73 @@ def test_synchronous_code_produces() -> None:
     assert reason == "complete"
 
 
+def test_a_transaction_on_sqlite_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="inside a transaction on SQLite"):  # noqa: SIM117
+        with transaction.atomic(), produce("answer"):
+            pass
+    assert not get_store().states(["answer"])["answer"].producer
+
+
+async def test_nothing_is_published_after_the_end() -> None:
+    async with aproduce("answer") as producer:
+        await producer.apublish("a")
+    with pytest.raises(RuntimeError, match="has ended"):
+        await producer.apublish("b")
+
+
+def test_a_loop_that_ends_publishes_the_rest_and_closes_the_groups() -> None:
+    published: Counter[str] = Counter()
+
+    async def answer(group: str) -> AsyncIterator[Any]:
+        while True:
+            yield "word"
+            # It goes on, so what was yielded before is published.
+            published[group] += 1
+            await asyncio.sleep(0.005)
+
+    async def work(number: int) -> None:
+        for of_loop in range(10):
+            group = f"answer-{number}-{of_loop}"
+            await start_producing(answer(group), group=group)
+        await asyncio.sleep(0.3)
+
+    for number in range(4):
+        asyncio.run(work(number))
+    assert len(published) == 40
+    store = get_store()
+    for group, words in published.items():
+        entries = async_to_sync(store.aread)(group, 0, 1000)
+        assert b"interrupted" in entries.pop().wire
+        assert len(entries) >= words
+
+
+async def test_a_cancel_amid_the_normal_end_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = get_store()
+    appends = store.aappend_apart
+    begun = asyncio.Event()
+
+    async def slowly(entries: Any, ring: Any) -> Any:
+        if entries[0].kind is Kind.EVENT:
+            begun.set()
+            await asyncio.sleep(0.02)
+        return await appends(entries, ring)
+
+    async def work() -> None:
+        async with aproduce("answer") as producer:
+            for number in range(1200):
+                await producer.apublish(number)
+
+    monkeypatch.setattr(store, "aappend_apart", slowly)
+    working = asyncio.create_task(work())
+    await begun.wait()
+    await asyncio.sleep(0)
+    working.cancel()
+    texts, reason = await all_of_it()
+    assert (len(texts), reason) == (1200, "complete")
+
+
 def test_synchronous_code_is_told_that_it_is_cancelled() -> None:
     def work() -> None:
         with produce("answer") as producer:
@@ -417,6 +490,178 @@ async def test_a_store_that_has_forgotten_it_all_gets_the_rest(faulty: FaultySto
     assert await all_of_it() == (["b"], "complete")
 
 
+async def test_a_store_may_have_forgotten_it_before_its_first_event(faulty: FaultyStore) -> None:
+    go_on = asyncio.Event()
+
+    async def answer() -> AsyncIterator[Any]:
+        await go_on.wait()
+        yield "a"
+
+    await start_producing(answer(), group="answer")
+    faulty._groups.clear()
+    faulty._producing.clear()
+    go_on.set()
+    assert await all_of_it() == (["a"], "complete")
+
+
+async def test_a_store_may_have_gone_back_to_what_it_was(faulty: FaultyStore) -> None:
+    """As a Redis that was restarted with its last snapshot."""
+    go_on, last = asyncio.Event(), asyncio.Event()
+
+    async def answer() -> AsyncIterator[Any]:
+        yield "a"
+        await go_on.wait()
+        yield "b"
+        await last.wait()
+        yield "c"
+
+    await start_producing(answer(), group="answer")
+    async with open_stream(answers) as stream:
+        await stream.until("a")
+        snapshot = deepcopy(faulty._groups["answer"])
+        go_on.set()
+        await stream.until("b")
+    for kept in (faulty._groups, faulty._aging, faulty._producing):
+        kept["answer"] = snapshot
+    last.set()
+    async with asyncio.timeout(TIMEOUT):
+        while await data_that_come() != ["a", "c"]:
+            pass
+    assert await all_of_it() == (["a", "c"], "complete")
+
+
+async def test_others_may_publish_first_to_a_store_that_has_forgotten_it(
+    faulty: FaultyStore,
+) -> None:
+    go_on = asyncio.Event()
+
+    async def answer() -> AsyncIterator[Any]:
+        yield "a"
+        await go_on.wait()
+        yield "c"
+
+    await start_producing(answer(), group="answer")
+    async with open_stream(answers) as stream:
+        await stream.until("a")
+    for kept in (faulty._groups, faulty._aging, faulty._producing):
+        kept.clear()
+    await apublish("answer", "b")
+    go_on.set()
+    async with asyncio.timeout(TIMEOUT):
+        while await data_that_come() != ["b", "c"]:
+            pass
+    assert await all_of_it() == (["b", "c"], "complete")
+
+
+async def test_who_is_cancelled_and_reopened_is_not_taken_for_forgotten(
+    faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its stream has not seen it.
+    monkeypatch.setattr(Watch, "end_if_cancelled", lambda self: None)
+    go_on = asyncio.Event()
+
+    async def answer() -> AsyncIterator[Any]:
+        yield "a"
+        await go_on.wait()
+        yield "too late"
+
+    await start_producing(answer(), group="answer")
+    async with open_stream(answers) as stream:
+        await stream.until("a")
+    await acancel("answer")
+    await areopen("answer")
+    async with open_stream(answers) as stream:
+        go_on.set()
+        await until(lambda: not faulty._groups["answer"].producer)
+        await asyncio.sleep(0.05)
+        await acancel("answer", reason="over")
+        assert data_of(await stream.rest()) == ["a"]
+
+
+async def test_who_leaves_while_it_begins_does_not_stop_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a client whose request is cancelled by the server."""
+    appending, goes_on = slow_begin(monkeypatch)
+    model = Model("a", "b")
+    request = asyncio.create_task(start_producing(model.answer(), group="answer"))
+    await appending.wait()
+    request.cancel()
+    await asyncio.wait([request])
+    goes_on.set()
+    assert await all_of_it() == (["a", "b"], "complete")
+
+
+async def test_a_block_that_is_cancelled_while_it_begins_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work() -> None:
+        async with aproduce("answer"):
+            raise AssertionError
+
+    appending, goes_on = slow_begin(monkeypatch)
+    working = asyncio.create_task(work())
+    await appending.wait()
+    working.cancel()
+    await asyncio.wait([working])
+    goes_on.set()
+    assert await all_of_it() == ([], "interrupted")
+
+
+def slow_begin(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
+    """Let the store take its time once it has the first entry."""
+    store = get_store()
+    appends = store.aappend_apart
+    appending, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(entries: Any, ring: Any) -> Any:
+        numbers = await appends(entries, ring)
+        appending.set()
+        await goes_on.wait()
+        return numbers
+
+    monkeypatch.setattr(store, "aappend_apart", slowly)
+    return appending, goes_on
+
+
+@pytest.mark.usefixtures("faulty")
+async def test_what_cannot_begin_leaves_the_group_to_others(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": f"{__name__}.FaultyStore", "PRODUCER_TTL": 1}
+    store: Any = get_store()
+    store.loses_answers = True
+    first, second = Model("a"), Model("b")
+    with pytest.raises(ConnectionError):
+        await start_producing(first.answer(), group="answer")
+    store.loses_answers = False
+
+    async def begin() -> None:
+        async with asyncio.timeout(TIMEOUT):
+            while True:
+                try:
+                    return await start_producing(second.answer(), group="answer")
+                except AlreadyProducing:
+                    await asyncio.sleep(0.01)
+
+    await begin()
+    assert await all_of_it() == (["b"], "complete")
+    assert not first.begun
+
+
+async def test_a_user_who_is_cancelled_while_it_begins_has_none_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    user = await User.objects.acreate(username="anna")
+    appending, goes_on = slow_begin(monkeypatch)
+    model = Model("a", waits=True)
+    request = asyncio.create_task(start_producing(model.answer(), group="answer", owner=user))
+    await appending.wait()
+    await acancel(user=user)
+    goes_on.set()
+    await request
+    assert (await all_of_it())[1] == "stopped"
+    await until(lambda: model.begun == model.closed)
+
+
 async def data_that_come() -> list[Any]:
     async with open_stream(answers) as stream:
         return data_of(await stream.rest())
@@ -485,7 +730,6 @@ async def test_a_cancel_may_come_while_the_end_is_being_published(
     store = get_store()
     appends = store.aappend_apart
     begun, appended, goes_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    producers = []
 
     async def slowly(entries: Any, ring: Any) -> Any:
         numbers = await appends(entries, ring)
@@ -498,7 +742,6 @@ async def test_a_cancel_may_come_while_the_end_is_being_published(
 
     async def work() -> None:
         async with aproduce("answer", flush_seconds=3600) as producer:
-            producers.append(producer)
             await producer.apublish("the first")
             await begun.wait()
             await producer.apublish("the last")
@@ -507,7 +750,7 @@ async def test_a_cancel_may_come_while_the_end_is_being_published(
     working = asyncio.create_task(work())
     await appended.wait()
     await acancel("answer", reason="stopped")
-    await until(lambda: producers[0].cancelled)
+    await until_ended()
     goes_on.set()
     await working
     assert await all_of_it() == (["the first", "the last"], "stopped")

@@ -3,7 +3,7 @@
 import _thread
 import asyncio
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -222,6 +222,7 @@ class CleanThreads:
         """Reset the state in the child of a fork, which does not have the threads."""
         # The calls that run, by thread, and those that wait, by caller: whose turn it is, first.
         self._running: dict[Thread, _Call] = {}
+        self._running_of: Counter[str] = Counter()
         self._waiting: dict[str, deque[_Call]] = {}
         self._looks_again = False
 
@@ -271,11 +272,11 @@ class CleanThreads:
             while call := self._take_waiting():
                 thread = Thread(target=self._run, args=[call], daemon=True)
                 call.since = monotonic()
-                self._running[thread] = call
+                self._note_begin(thread, call)
                 try:
                     thread.start()
                 except Exception as error:
-                    del self._running[thread]
+                    self._note_end(thread)
                     failed.append((call, error))
             if self._waiting and not self._looks_again:
                 # A call that runs now may be slow, and no longer count by then.
@@ -289,10 +290,14 @@ class CleanThreads:
     def _take_waiting(self) -> "_Call | None":
         """Return the call whose turn it is, if there is one, and room for it."""
         since = monotonic() - _SLOW_SECONDS
-        if sum(call.since > since for call in self._running.values()) >= self._at_once:
+        if (
+            len(self._running) >= self._most
+            or sum(call.since > since for call in self._running.values()) >= self._at_once
+        ):
             return None
-        callers = iter(self._waiting)
-        caller = next((caller for caller in callers if not self._is_stuck(caller)), None)
+        # Few callers can have all that they may have.
+        of_caller = self._running_of
+        caller = next((name for name in self._waiting if of_caller[name] < self._most_each), None)
         if caller is None:
             return None
         calls = self._waiting.pop(caller)
@@ -302,10 +307,16 @@ class CleanThreads:
             self._waiting[caller] = calls
         return call
 
-    def _is_stuck(self, caller: str) -> bool:
-        """Whether no call of a caller may begin until others are over."""
-        of_caller = sum(call.executor.caller == caller for call in self._running.values())
-        return of_caller >= self._most_each or len(self._running) >= self._most
+    def _note_begin(self, thread: Thread, call: "_Call") -> None:
+        self._running[thread] = call
+        self._running_of[call.executor.caller] += 1
+
+    def _note_end(self, thread: Thread) -> None:
+        if call := self._running.pop(thread, None):
+            caller = call.executor.caller
+            self._running_of[caller] -= 1
+            if not self._running_of[caller]:
+                del self._running_of[caller]
 
     def _fail_waiting(self) -> None:
         """Let the calls fail that have waited for too long behind too many slow ones. Drop those
@@ -313,8 +324,9 @@ class CleanThreads:
         failed: set[_Call] = set()
         with self._lock:
             since = monotonic() - self._patience
+            all_stuck = len(self._running) >= self._most
             for caller, calls in self._waiting.items():
-                is_stuck = self._is_stuck(caller)
+                is_stuck = all_stuck or self._running_of[caller] >= self._most_each
                 failed |= {
                     call
                     for call in calls
@@ -342,7 +354,7 @@ class CleanThreads:
             connections.close_all()
         finally:
             with self._lock:
-                self._running.pop(current_thread(), None)
+                self._note_end(current_thread())
             self._queue_next(call.executor)
             self._start_waiting()
 

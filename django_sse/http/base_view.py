@@ -43,7 +43,7 @@ Test = Callable[[], Awaitable[bool]]
 _TESTS: Final = "_django_sse_tests"
 
 # The modules of the views of this package.
-_MODULES: Final = (__name__, "django_sse.views")
+_MODULES: Final = (__name__, "django_sse.views", "django_sse.contrib.ai_sdk")
 
 # Options of a stream that are called after the request, in its context.
 _CALLED_LATER: Final = ("filter_event", "message_handler")

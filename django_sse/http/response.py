@@ -253,6 +253,10 @@ class HandedOffResponse(EventStreamResponse):
             yield jittered_retry()
             stream.end("refused")
             return
+        if stream.dialect is not None:
+            # Something, so that a server sends the headers.
+            yield HEARTBEAT
+            return
         first = Event(retry=self._retry).encode()
         if self._reset:
             # Without an id: a client that leaves before it has the new state gets the reset again.

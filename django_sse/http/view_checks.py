@@ -65,6 +65,18 @@ def check_value(view: type, name: str, value: Any) -> None:
         raise ImproperlyConfigured(f"{view.__name__}.{name} must be {rule.accepts}, not {value!r}.")
 
 
+def require_override(view: type, name: str, method: object, default: object) -> None:
+    """Refuse a view that has only the default of its generator, which yields nothing.
+
+    Raises:
+        ImproperlyConfigured: The method is the default one.
+    """
+    if method is default:
+        raise ImproperlyConfigured(
+            f"{view.__name__} has nothing to stream: write `async def {name}(self)` with `yield`."
+        )
+
+
 def refuse_replaced_methods(view: type, bases: Sequence[type]) -> None:
     """Refuse a view in which a method of the project replaces a private one of its bases.
 

@@ -178,6 +178,13 @@ class EventStore(ABC):
             return self.append(entries, ring)
         return await self._writer.run(lambda: self.append(entries, ring))
 
+    def refuse_apart(self) -> None:
+        """Refuse what would append apart while this thread's transaction has a lock.
+
+        Raises:
+            RuntimeError: It would wait for the transaction, which waits for it.
+        """
+
     def _connect(self) -> Connection:
         """Return a connection to the database ``using`` for the calling thread."""
         return connections[self.using]

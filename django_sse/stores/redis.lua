@@ -6,7 +6,8 @@
 -- changes; for "producing", "lapsed" and "ended" the set of groups with a producer.
 --
 -- The hash: `first`, `head`, `cancelled`, `closing` (the wire of the close that cancelled the
--- group), `producer`, `renewed` (both as in `Numbering`) and `run`. The stream: an entry's id is its number and the milliseconds of its append.
+-- group), `producer`, `renewed` (both as in `Numbering`) and `run`. The stream: an entry's id is its
+-- number and the milliseconds of its append.
 
 local operation, durable = ARGV[1], ARGV[2] == '1'
 local history_size, history_age, group_ttl = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -18,8 +19,6 @@ local TRIM_STEPS = 100
 local CHANGES_KEPT = 3600 * 1000000
 -- The most changes that one call drops.
 local CHANGES_STEPS = 100
--- The most groups that are looked for at a time whose producers may have died.
-local LAPSED_STEPS = 100
 -- Entries that are read together, to see how many fit into a page.
 local READ_STEP = 10
 
@@ -58,12 +57,18 @@ end
 
 if operation == 'lapsed' then
   return redis.call(
-    'ZRANGEBYSCORE', KEYS[1], '-inf', text(now - tonumber(ARGV[8])), 'LIMIT', 0, LAPSED_STEPS
+    'ZRANGEBYSCORE', KEYS[1], '-inf', text(now - tonumber(ARGV[8])), 'LIMIT', ARGV[9], ARGV[10]
   )
 end
 
 if operation == 'ended' then
-  return redis.call('ZREM', KEYS[1], unpack(ARGV, 8))
+  for i = 9, #ARGV do
+    -- Another producer may have begun there meanwhile.
+    if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[i]) or now) <= now - tonumber(ARGV[8]) then
+      redis.call('ZREM', KEYS[1], ARGV[i])
+    end
+  end
+  return 0
 end
 
 -- Returns the entries from a number on, until the page has `limit` entries or `room` bytes.
@@ -205,9 +210,11 @@ local function take(group, kind, wire, exclude, at, producer, staged)
     begin_anew(group, wire, now, false)
     return 0
   elseif kind == 'REOPEN' then
-    group.changed = group.changed or group.cancelled
-    group.renewed = group.cancelled and 0 or group.renewed
-    group.cancelled = false
+    if group.cancelled then
+      -- All that its last producer had published was kept.
+      group.changed, group.has_surplus = true, group.renewed > 0
+      group.cancelled, group.renewed = false, 0
+    end
     return 0
   elseif kind == 'CLOSE' then
     return group.cancelled and 0 or close(group, wire)
@@ -285,7 +292,7 @@ local function save(group)
   end
   local in_bulk = math.max(math.floor(history_size / 10), 1)
   local in_next = math.floor(group.head / in_bulk) ~= math.floor(group.head_before / in_bulk)
-  if in_next and not keeps_all(group) then
+  if (in_next or group.has_surplus) and not keeps_all(group) then
     redis.call('XTRIM', group.events, 'MAXLEN', text(history_size))
   end
   trim_by_age(group)

@@ -66,6 +66,9 @@ _OPTIONS: Final[dict[str, Any]] = {
 
 # The errors of a server that takes no commands, or takes none now: a replica that was the master
 # before a failover, a server that is starting, one that is cut off from its replicas.
+# How many groups are looked for at a time whose producers may have died.
+_LAPSED_STEPS: Final = 100
+
 _WRONG_SERVER: Final = (
     AskError,
     BusyLoadingError,
@@ -182,13 +185,21 @@ class RedisStore(EventStore):
         return [Hint(name, state.head, state.cancelled) for name, state in states.items()], now
 
     async def alapsed(self, seconds: float) -> list[Lease]:
-        [names] = await self._arun(self._call("lapsed", [self._producing], seconds * 1_000_000))
-        groups = [name.decode() for name in names]
-        replies = await self._arun(*(self._call("lease", self._keys(group)) for group in groups))
-        leases = [Lease(group, *reply) for group, reply in zip(groups, replies, strict=True)]
-        if ended := [lease.group for lease in leases if not lease.producer]:
-            await self._arun(self._call("ended", [self._producing], *ended))
-        return [lease for lease in leases if lease.producer]
+        age = seconds * 1_000_000
+        lapsed: list[Lease] = []
+        is_last = False
+        while not is_last:
+            # Those that have lapsed stay in the set until they are closed.
+            call = self._call("lapsed", [self._producing], age, len(lapsed), _LAPSED_STEPS)
+            [names] = await self._arun(call)
+            is_last = len(names) < _LAPSED_STEPS
+            groups = [name.decode() for name in names]
+            replies = await self._arun(*(self._call("lease", self._keys(name)) for name in groups))
+            leases = [Lease(group, *reply) for group, reply in zip(groups, replies, strict=True)]
+            lapsed += [lease for lease in leases if lease.producer]
+            if ended := [lease.group for lease in leases if not lease.producer]:
+                await self._arun(self._call("ended", [self._producing], age, *ended))
+        return lapsed
 
     async def anew_run(self, group: str, above: int) -> GroupState:
         reply, _ = await self._arun(
@@ -345,6 +356,8 @@ class RedisStore(EventStore):
 
     async def _arun(self, *calls: _Call) -> list[Any]:
         """Run the script for each of the calls in one round trip, on the running loop."""
+        task = asyncio.current_task()
+        cancelling = task.cancelling() if task else 0
         client = await self._reader()
         replies = await _aexecute(client, calls)
         if (done := _count_until_refused(replies)) < len(calls):
@@ -352,7 +365,7 @@ class RedisStore(EventStore):
             replies[done:] = await _aexecute(client, calls[done:])
             if _count_until_refused(replies) < len(calls):
                 await self._disconnect()
-        if (task := asyncio.current_task()) and task.cancelling():
+        if task and task.cancelling() > cancelling:
             # redis-py has been seen to swallow the cancellation.
             raise asyncio.CancelledError
         return _raise_first_error(replies)

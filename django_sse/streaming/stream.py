@@ -42,6 +42,17 @@ _OWNER_CHECK_SECONDS: Final = 2.0
 _EVENTS_A_TURN: Final = 500
 
 
+class Dialect(Protocol):
+    """Another protocol in server-sent events, for clients that know nothing of positions and of
+    ``close``."""
+
+    def event(self, wire: bytes) -> bytes:
+        """Return what the client gets of an event, without its id."""
+
+    def end(self, wire: bytes) -> bytes:
+        """Return the last bytes of the stream, given what a client of this library would get."""
+
+
 class Registry(Protocol):
     """The part of a hub that a stream uses."""
 
@@ -85,6 +96,7 @@ class Stream:
         wants_messages: Whether plain Channels messages are streamed.
         owner: The owner of the stream.
         address: The client's address, for the limit per address; None if it is not known.
+        dialect: What the client understands in place of this library's ids and ``close``.
         still_allowed: Returns whether the stream may go on. It is asked now and then.
         context: The context in which ``filter_event``, message handlers and ``still_allowed`` are
             called; None for an empty one.
@@ -112,6 +124,7 @@ class Stream:
         "_taken",
         "address",
         "context",
+        "dialect",
         "ended",
         "is_barred",
         "owner",
@@ -133,12 +146,14 @@ class Stream:
         wants_messages: bool = True,
         owner: Owner = NOBODY,
         address: str | None = None,
+        dialect: Dialect | None = None,
         still_allowed: Question | None = None,
         context: Context | None = None,
     ) -> None:
         self.phase = Phase.OPENING
         self.owner = owner
         self.address = address
+        self.dialect = dialect
         self.still_allowed = still_allowed
         self.context = context or Context()
         self.subscriptions: tuple[Subscription, ...] = ()
@@ -191,7 +206,9 @@ class Stream:
     def follow(self, subscription: Subscription) -> None:
         """Add a subscription in which the hub has entered this stream."""
         self.subscriptions += (subscription,)
-        self._shares_chunks = self._filter_event is None and len(self.subscriptions) == 1
+        self._shares_chunks = (
+            self._filter_event is None and self.dialect is None and len(self.subscriptions) == 1
+        )
 
     def leave_request(self) -> None:
         """Release what the generator, if there is one, has kept of its request."""
@@ -419,6 +436,8 @@ class Stream:
         wire = encoded.wire
         if self._filter_event is not None:
             wire = filtered(encoded, self._filter_event, self.context)
+        if self.dialect is not None:
+            return self.dialect.event(wire) if wire else wire
         return with_id(self._position(), wire) if wire and encoded.number else wire
 
     def encode(self, event: Event) -> bytes:
@@ -456,7 +475,8 @@ class Stream:
             and now - self._queue.last_sent >= self._heartbeat
         ):
             # If hidden events have moved the position, the heartbeat carries it to the client.
-            heartbeat = with_id(self._position(), b"") if self._moved_unseen else HEARTBEAT
+            tells_position = self._moved_unseen and self.dialect is None
+            heartbeat = with_id(self._position(), b"") if tells_position else HEARTBEAT
             self._queue.push(heartbeat)
             self._moved_unseen = False
 
@@ -481,10 +501,14 @@ class Stream:
         elif self.phase is not Phase.FINISHING or reason == "shut":
             self._enter(Phase.FINISHING)
             try:
-                self._queue.finish(reason, last_bytes)
+                self._queue.finish(reason, self._translated(last_bytes))
             except Exception:
                 logger.exception("A stream ends without its last bytes, which could not be sent.")
                 self.end(reason)
+
+    def _translated(self, last_bytes: LastBytes) -> LastBytes:
+        dialect = self.dialect
+        return (lambda: dialect.end(last_bytes())) if dialect else last_bytes
 
     def end_if_cancelled(self) -> None:
         """Send ``close`` and end, if all groups are cancelled and no event is left to send."""

@@ -670,6 +670,21 @@ class EventStoreContract(_TestCase):
             self.assertEqual(len(await store.aread("answer", 0, 99)), 31)
             now = await state(store, "answer")
             self.assertEqual(now.oldest, now.first)
+            # What is published next is another matter.
+            await append(store, reopening("answer"), event("answer", "of another"))
+            self.assertLessEqual(len(await store.aread("answer", 0, 99)), 6)
+
+    @_with_store
+    async def test_all_producers_that_have_died_are_told_of(self, store: EventStore) -> None:
+        groups = [f"answer-{number}" for number in range(250)]
+        for group in groups:
+            await append(store, begin(group, 7))
+        for group in groups[:120]:
+            await append(store, close(group))
+        # By the store's clock, the last one may have begun right now.
+        await asyncio.sleep(0.01)
+        leases = await store.alapsed(0)
+        self.assertEqual(sorted(lease.group for lease in leases), sorted(groups[120:]))
 
     @_with_store
     async def test_a_producer_is_refused_inside_a_transaction(self, store: EventStore) -> None:

@@ -285,3 +285,35 @@ async def test_callers_take_turns() -> None:
     first.goes_on.set()
     await asyncio.gather(*calls)
     assert order == ["many", "few", "many", "many"]
+
+
+async def test_many_that_wait_cost_little_while_all_threads_are_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "_SLOW_SECONDS", 0.01)
+    pool = clean_threads(at_once=1, most=3)
+    slow = [SlowCall() for _ in range(3)]
+    calls = [asyncio.create_task(within(pool, call.call(), "slow")) for call in slow]
+    for call in slow:
+        assert await asyncio.to_thread(call.begun.wait, 10)
+    # Each would be asked about again and again.
+    asked = CountingCallers()
+    monkeypatch.setattr(pool, "_waiting", asked)
+    for number in range(200):
+        calls.append(asyncio.create_task(within(pool, quick(), f"caller {number}")))
+        await asyncio.sleep(0)
+    for call in slow:
+        call.goes_on.set()
+    await asyncio.gather(*calls)
+    assert asked.seen < 2000
+
+
+class CountingCallers(dict[str, Any]):
+    """Counts how often a waiting caller was looked at."""
+
+    seen = 0
+
+    def __iter__(self) -> Any:
+        for caller in super().__iter__():
+            self.seen += 1
+            yield caller

@@ -28,7 +28,7 @@ DOCS = [page for page in PAGES if page != README]
 SETTINGS = "docs/settings.md"
 
 # The HTTP methods are of Django, not of a stream.
-_OF_DJANGO = {"get", "head"}
+_OF_DJANGO = {"get", "head", "delete"}
 # Where users import from, beside the package itself.
 _MODULES = ("asgi", "decorators", "exceptions", "mixins", "producing", "testing", "views")
 # What one of these modules has for another one.

@@ -503,8 +503,8 @@ def test_an_address_that_is_not_of_http_ends_it_and_is_said(tab: Tab, url: str) 
     stream = tab.follow_event_stream(url)
     stream.assert_stays_closed(RETRY)
     [message] = stream.messages
-    assert (message.type, message.reason) == ("close", "it is not of http or https")
-    assert said(tab) == [f"EventStream {url}: it is not of http or https"]
+    assert (message.type, message.reason) == ("close", "not http(s)")
+    assert said(tab) == [f"EventStream {url}: not http(s)"]
 
 
 def test_what_another_origin_does_not_allow_is_tried_less_and_less_and_said_once(

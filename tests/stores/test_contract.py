@@ -14,7 +14,7 @@ from django.db import connections
 from django.test import TransactionTestCase, override_settings
 
 from django_sse.conf import conf
-from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, Ring
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, Lease, NewEntry, Ring
 from django_sse.groups.numbering import Numbering
 from django_sse.stores.base import Cursor, EventStore
 from django_sse.stores.database import DatabaseStore
@@ -309,6 +309,11 @@ class ForgetsRenewals(MemoryStore):
         return super()._append(entries, **kwargs)
 
 
+class TellsOfFewProducers(MemoryStore):
+    async def alapsed(self, seconds: float) -> list[Lease]:
+        return (await super().alapsed(seconds))[:100]
+
+
 class KeepsNoMoreOfProducers(MemoryStore):
     def _trimmed(self, name: str) -> _Group:
         group = super()._trimmed(name)
@@ -375,6 +380,7 @@ BROKEN: list[tuple[type[EventStore], str]] = [
     (IgnoresProducers, "entries_of_a_producer_that_is_not_the_groups_are_refused"),
     (IgnoresProducers, "a_group_that_is_cancelled_has_no_producer_and_takes_none"),
     (ForgetsRenewals, "a_producer_that_renews_nothing_has_lapsed"),
+    (TellsOfFewProducers, "all_producers_that_have_died_are_told_of"),
     (KeepsNoMoreOfProducers, "all_that_a_producer_publishes_is_kept"),
     (TakesProducersInTransactions, "a_producer_is_refused_inside_a_transaction"),
 ]

@@ -516,7 +516,10 @@ class DatabaseStore(EventStore):
             producer=turn.producer,
             renewed=turn.renewed,
         )
-        if not turn.renewed:
+        if row.renewed and not turn.renewed:
+            # All that its last producer had published was kept.
+            self._statements.drop(row.name, turn.head - conf().HISTORY_SIZE)
+        elif not turn.renewed:
             self._drop_surplus(row.name, row.head, turn.head)
 
     def _drop_surplus(self, group: str, before: int, head: int) -> None:
@@ -525,6 +528,15 @@ class DatabaseStore(EventStore):
             self._statements.drop(group, head - conf().HISTORY_SIZE)
 
     # Trimming
+
+    def refuse_apart(self) -> None:
+        connection = connections[self.using]
+        if connection.vendor == "sqlite" and connection.in_atomic_block:
+            raise RuntimeError(
+                "A producer cannot work inside a transaction on SQLite, which lets one connection "
+                "write at a time: it would wait for itself. Leave the `atomic` block first; in "
+                "tests, use TransactionTestCase."
+            )
 
     def append(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
         with self._connection.hint_at_migrate():

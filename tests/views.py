@@ -27,6 +27,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 import django_sse
 from django_sse import Event, acancel
+from django_sse.contrib.ai_sdk import ChatView, Reasoning, ToolCall
 from django_sse.decorators import event_generator, event_stream, event_stream_headers
 from django_sse.exceptions import AlreadyProducing, GroupCancelled
 from django_sse.http.response import last_event_id
@@ -133,6 +134,35 @@ class Produced(EventProducerView):
     def events(self) -> AsyncIterator[int]:
         words, delay = int(self.request.GET.get("words", 100)), self.request.GET.get("delay", 0.01)
         return answer(self.kwargs["group"], words, float(delay))
+
+
+class Chat(ChatView):
+    """Answers what it is told to: `count 10`, `fail`, or `add 1 2` by a tool of the page."""
+
+    async def answer(self) -> AsyncIterator[Any]:
+        runs = runs_of(Path(connection.settings_dict["NAME"]).parent, self.chat_id)
+        note(runs, "begun")
+        try:
+            last = self.messages[-1]
+            question = [
+                part["text"] for part in self.messages[0]["parts"] if part["type"] == "text"
+            ]
+            what, *numbers = question[0].split()
+            if last["role"] == "assistant":
+                yield f"It is {last['parts'][-1]['output']}."
+            elif what == "add":
+                a, b = map(int, numbers)
+                yield Reasoning("The page can add.")
+                yield ToolCall("call", "add", {"a": a, "b": b})
+            elif what == "fail":
+                yield "To begin with,"
+                raise ZeroDivisionError
+            else:
+                for number in range(int(numbers[0])):
+                    yield f"{number} "
+                    await asyncio.sleep(0.01)
+        finally:
+            note(runs, "closed")
 
 
 async def stop(request: HttpRequest, group: str) -> HttpResponse:

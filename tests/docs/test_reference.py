@@ -30,7 +30,10 @@ SETTINGS = "docs/settings.md"
 # The HTTP methods are of Django, not of a stream.
 _OF_DJANGO = {"get", "head", "delete"}
 # Where users import from, beside the package itself.
-_MODULES = ("asgi", "decorators", "exceptions", "mixins", "producing", "testing", "views")
+_MODULES = (
+    *("asgi", "decorators", "exceptions", "mixins", "producing", "testing", "views"),
+    *("contrib.ai_sdk", "contrib.relay"),
+)
 # What one of these modules has for another one.
 _OF_OURS = {"AccessMixin"}
 # Of the database's, the kernel's and the server's, and of django-eventstream.

@@ -6,6 +6,7 @@ from typing import Any
 from django.core.asgi import get_asgi_application as get_django_application
 
 from django_sse.http.hand_off import Application, HandOff, Receive, Scope, Send
+from django_sse.http.lifespan import with_producers
 from django_sse.http.refusals import with_soft_refusals
 from django_sse.http.resume_tickets import resumed
 from django_sse.http.stream_views import SCOPE_KEY, leads_to_stream
@@ -26,6 +27,9 @@ class EventStreamApplication:
         self.application: Application = application
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await with_producers(self.application, scope, receive, send)
+            return
         if scope["type"] != "http" or SCOPE_KEY in scope:
             await self.application(scope, receive, send)
             return

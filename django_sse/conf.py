@@ -232,6 +232,10 @@ class Conf:
     """Seconds without a sign of life after which a producer is taken for dead, and the streams of
     its group are closed as ``interrupted``."""
 
+    PRODUCER_GRACE: float = _key(5, SECONDS_OR_OFF)
+    """Seconds that the generators of producers may go on when their server shuts down. 0: they are
+    interrupted at once."""
+
     PRODUCER_KEEP: float = _key(3600, SECONDS_FROM_1)
     """Seconds after a producer has ended for which all events of its group are kept, whatever
     ``HISTORY_SIZE`` and ``HISTORY_AGE`` say; ``GROUP_TTL`` at most."""

@@ -10,6 +10,8 @@ EventStreamError
 ``Close`` is not an error: a generator raises it to end its stream.
 """
 
+from typing import Any
+
 from django.utils.functional import Promise
 
 
@@ -58,13 +60,15 @@ class Close(Exception):
     Args:
         reason: Sent to the client in the ``close`` event, as ``{"reason": reason}``. It may be
             translated lazily.
+        result: Sent with it, as ``{"reason": reason, "result": result}``, unless it is None.
 
     Raises:
         TypeError: The reason is not text.
     """
 
-    def __init__(self, reason: str | Promise) -> None:
+    def __init__(self, reason: str | Promise, result: Any = None) -> None:
         if not isinstance(reason, str | Promise):
             raise TypeError(f"The reason has to be text, not {type(reason).__name__}.")
         self.reason = str(reason)
+        self.result = result
         super().__init__(self.reason)

@@ -34,6 +34,7 @@ from django_sse.groups.names import validate_group
 from django_sse.groups.namespaces import acurrent_namespace, current_namespace, full_name
 from django_sse.groups.replay import filling
 from django_sse.logs import log_seldom, logger
+from django_sse.servers.shutdown import await_before_daphne_ends
 from django_sse.stores import get_store
 from django_sse.stores.read_limits import READ_BYTES
 from django_sse.streaming.generation import without_request
@@ -59,6 +60,9 @@ _FAREWELL_SECONDS: Final = 2.0
 _GIVING_BACK_LOOKS: Final = 5
 # Producers without an owner share what one user may have of the threads for blocking calls.
 _OF_NOBODY: Final = "producers of nobody"
+
+# The generators that run in this process.
+_running: Final[set[asyncio.Task[None]]] = set()
 
 _thread: Final = LoopThread("django-sse-produce")
 
@@ -88,8 +92,8 @@ class AsyncProducer:
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._has_room = asyncio.Event()
-        # Why the group is to be closed after what waits, once it is.
-        self._reason: str | None = None
+        # What the group is to be closed with after what waits, once it is.
+        self._last_wire: bytes | None = None
         self._has_work = asyncio.Event()
         self._is_ending = asyncio.Event()
         self._on_cancel: Callable[[], object] = lambda: None
@@ -131,7 +135,7 @@ class AsyncProducer:
     def _refuse_if_over(self) -> None:
         if self.cancelled:
             raise Cancelled(self.group)
-        if self._reason is not None:
+        if self._last_wire is not None:
             raise RuntimeError(f"The producer of group {self.group!r} has ended.")
 
     # Beginning
@@ -217,7 +221,7 @@ class AsyncProducer:
         # Together, so that nobody is told of an end: the next producer's events follow.
         reopening = NewEntry(self._full_name, b"", Kind.REOPEN)
         with suppress(GroupCancelled):
-            await self._store.aappend_apart([self._closing("interrupted"), reopening], self._ring)
+            await self._store.aappend_apart([self._closing(INTERRUPTED), reopening], self._ring)
         return True
 
     # Working
@@ -263,38 +267,50 @@ class AsyncProducer:
         if error is None:
             await self._finish("complete")
         elif isinstance(error, Close):
-            await self._finish(error.reason)
+            await self._finish(error.reason, error.result)
         elif not must_propagate(error):
             await self._finish("failed")
         else:
             # The event loop or the process ends, and need not wait for a store that is away.
-            await self._finish("interrupted", _FAREWELL_SECONDS)
+            await self._finish("interrupted", seconds=_FAREWELL_SECONDS)
 
-    async def _finish(self, reason: str, seconds: float | None = None) -> None:
-        if not self.cancelled and self._reason is None:
-            self._close_because(reason)
+    async def _finish(
+        self, reason: str, result: Any = None, *, seconds: float | None = None
+    ) -> None:
+        if not self.cancelled and self._last_wire is None:
+            self._close_with(self._wire_of(reason, result))
         # The writer goes on if this is cancelled.
         if self._writing:
             await asyncio.wait([self._writing], timeout=seconds)
 
-    def _cancel(self, reason: str | None) -> None:
+    def _wire_of(self, reason: str, result: Any) -> bytes:
+        try:
+            wire = closing_wire(reason, result)
+            if len(wire) <= conf().MAX_EVENT_BYTES:
+                return wire
+            raise InvalidEvent(f"The result has {len(wire)} bytes, more than MAX_EVENT_BYTES.")
+        except InvalidEvent:
+            logger.exception("The result of group %r cannot be sent.", self._full_name)
+            return closing_wire("failed")
+
+    def _cancel(self, wire: bytes | None) -> None:
         """Stop the work.
 
         Args:
-            reason: Why the group is to be closed; None if it is closed already.
+            wire: What the group is to be closed with; None if it is closed already.
         """
-        if self._reason is not None:
+        if self._last_wire is not None:
             # It ends already, and this may be its own end.
             return
         self.cancelled = True
         self._waiting.clear()
         self._waiting_bytes = 0
         self._has_room.set()
-        self._close_because(reason)
+        self._close_with(wire)
         self._on_cancel()
 
-    def _close_because(self, reason: str | None) -> None:
-        self._reason = reason
+    def _close_with(self, wire: bytes | None) -> None:
+        self._last_wire = wire
         self._is_ending.set()
         self._has_work.set()
 
@@ -310,8 +326,8 @@ class AsyncProducer:
             pass
         except BaseException:
             # The event loop ends.
-            if self._reason is None and not self.cancelled:
-                self._close_because("interrupted")
+            if self._last_wire is None and not self.cancelled:
+                self._close_with(INTERRUPTED)
             try:
                 async with asyncio.timeout(_FAREWELL_SECONDS):
                     await self._write_to_the_end()
@@ -339,8 +355,8 @@ class AsyncProducer:
             else:
                 self._has_work.clear()
                 await _is_set_within(self._has_work, renew_at - loop.time())
-        if (reason := self._reason) is not None:
-            await self._append(lambda: [self._closing(reason)])
+        if (wire := self._last_wire) is not None:
+            await self._append(lambda: [self._closing(wire)])
 
     async def _append_waiting(self) -> None:
         taken = await self._append(self._next_entries)
@@ -360,8 +376,8 @@ class AsyncProducer:
     def _renewal(self) -> list[NewEntry]:
         return [NewEntry(self._full_name, b"", Kind.RENEW, producer=self._token)]
 
-    def _closing(self, reason: str) -> NewEntry:
-        return NewEntry(self._full_name, closing_wire(reason), Kind.CLOSE, producer=self._token)
+    def _closing(self, wire: bytes) -> NewEntry:
+        return NewEntry(self._full_name, wire, Kind.CLOSE, producer=self._token)
 
     async def _append(self, make: Callable[[], Sequence[NewEntry]], *, ring: bool = True) -> int:
         """Append entries once, however long the store is away.
@@ -441,7 +457,7 @@ class AsyncProducer:
                 await asyncio.wait([watch.ended])
                 if watch.is_barred:
                     # Its owner's streams were ended, and with them goes what is made for them.
-                    self._cancel("stopped")
+                    self._cancel(closing_wire("stopped"))
                 elif watch.ended.result() == "cancelled":
                     self._cancel(None)
             except BaseException as error:
@@ -510,8 +526,22 @@ async def start_producing(
     begun = asyncio.get_running_loop().create_future()
     context = without_request(request_context(), namespace, producer._owner().user or _OF_NOBODY)
     # Apart: a client that leaves cancels its request, and the group is perhaps taken already.
-    spawn(producer._begin_and_run(events, begun), context)
+    running = spawn(producer._begin_and_run(events, begun), context)
+    _running.add(running)
+    running.add_done_callback(_running.discard)
+    await_before_daphne_ends(wind_down)
     await begun
+
+
+async def wind_down() -> None:
+    """Give the generators of this event loop ``PRODUCER_GRACE`` to end, and interrupt the rest."""
+    loop = asyncio.get_running_loop()
+    running = [task for task in _running if task.get_loop() is loop]
+    if running:
+        await asyncio.wait(running, timeout=conf().PRODUCER_GRACE)
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
 
 
 @asynccontextmanager
@@ -589,7 +619,7 @@ def produce(
     except BaseException:
         # A task queue may have raised a time limit.
         if not beginning.cancel() and not beginning.exception():
-            _wait_for(producer._finish("interrupted", _FAREWELL_SECONDS))
+            _wait_for(producer._finish("interrupted", seconds=_FAREWELL_SECONDS))
         raise
     try:
         yield Producer(producer)

@@ -132,6 +132,7 @@ KEYS: dict[str, tuple[Any, list[Any], list[Any], str]] = {
     "END_WITH_LOGIN": (True, [True, False], NO_YES_OR_NO, YES_OR_NO),
     "RECHECK_INTERVAL": (60, [1, 1.5, 0], NO_SECONDS_FROM_1_OR_OFF, SECONDS_FROM_1_OR_OFF),
     "PRODUCER_TTL": (15, [1, 2.5], NO_SECONDS_FROM_1, SECONDS_FROM_1),
+    "PRODUCER_GRACE": (5, [0, 0.5, 60], NO_SECONDS, SECONDS_OR_OFF),
     "PRODUCER_KEEP": (3600, [1, 86400], NO_SECONDS_FROM_1, SECONDS_FROM_1),
     "PRODUCER_BYTES": (16 * 1024 * 1024, [1, 10**9], NO_COUNTS, COUNT),
     "NAMESPACE": (None, ["mysite.tenants.current", None], NO_FUNCTIONS, FUNCTION_OR_OFF),
@@ -180,7 +181,7 @@ def test_it_is_refused_with_what_would_be_accepted(
 
 
 def test_every_duration_is_known() -> None:
-    assert len(DURATIONS) == 11
+    assert len(DURATIONS) == 12
 
 
 @pytest.mark.parametrize("key", DURATIONS)

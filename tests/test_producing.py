@@ -149,6 +149,24 @@ async def test_it_says_why_it_ends(
     assert ("failed" in caplog.text) is (reason == "failed")
 
 
+async def test_its_end_may_have_a_result() -> None:
+    await start_producing(
+        Model("a", then=Close("complete", {"url": "/7/"})).answer(), group="answer"
+    )
+    async with open_stream(answers) as stream:
+        close = (await stream.rest())[-1]
+    assert close.json() == {"reason": "complete", "result": {"url": "/7/"}}
+
+
+@pytest.mark.parametrize("result", [object(), "x" * 2_000_000])
+async def test_a_result_that_cannot_be_sent_is_a_failure(
+    result: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    await start_producing(Model("a", then=Close("complete", result)).answer(), group="answer")
+    assert await all_of_it() == (["a"], "failed")
+    assert "The result of group 'answer' cannot be sent" in caplog.text
+
+
 async def test_an_event_that_cannot_be_published_is_a_failure() -> None:
     async def answer() -> AsyncIterator[Any]:
         yield "a"

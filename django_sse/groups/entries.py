@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django_sse.event import Event
 from django_sse.groups.names import validate_group_or_owner_key
@@ -114,6 +114,11 @@ Ring = Callable[[Sequence[Hint]], None]
 """Tells the hubs about new entries."""
 
 
-def closing_wire(reason: str | None) -> bytes:
-    """Return the wire of the ``close`` that tells clients that a group is cancelled, and why."""
-    return Event({"reason": reason}, event="close").encode()
+def closing_wire(reason: str | None, result: Any = None) -> bytes:
+    """Return the wire of the ``close`` that tells clients that a group is cancelled, and why.
+
+    Raises:
+        InvalidEvent: The result cannot be sent as JSON.
+    """
+    data = {"reason": reason} if result is None else {"reason": reason, "result": result}
+    return Event(data, event="close").encode()

@@ -5,16 +5,19 @@ every server first closes its listening sockets, whatever has told it to stop: a
 process, or its own limit of requests. So this module watches the listening sockets. It touches no
 signal handlers: they belong to the server, and no signal is swallowed here.
 
-Daphne does not wait, but cancels running requests. ``django_sse.asgi`` handles that.
+Daphne does not wait, but cancels running requests. ``django_sse.asgi`` handles that. It sends no
+``lifespan.shutdown`` either, but it is made with Twisted, which waits for who asks for it.
 """
 
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
-from typing import Final
+from typing import Any, Final
+from weakref import WeakSet
 
 from django_sse.logs import logger
 from django_sse.servers.sockets import borrowed, own_sockets
@@ -26,6 +29,8 @@ _WATCH_SECONDS: Final = 0.25
 _PAUSE_FACTOR: Final = 4
 
 _watches: Final[dict[asyncio.AbstractEventLoop, "_Watch"]] = {}
+# The loops of daphne that were asked to wait.
+_awaited: Final[WeakSet[asyncio.AbstractEventLoop]] = WeakSet()
 
 
 def call_at_shutdown(callback: Callable[[], None]) -> Callable[[], None]:
@@ -42,6 +47,23 @@ def call_at_shutdown(callback: Callable[[], None]) -> Callable[[], None]:
     watch = _watches[loop]
     watch.add(callback)
     return lambda: watch.discard(callback)
+
+
+def await_before_daphne_ends(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Have daphne wait for some work before its event loop ends, if it runs this loop.
+
+    https://docs.twisted.org/en/stable/api/twisted.internet.interfaces.IReactorCore.html
+    """
+    loop = asyncio.get_running_loop()
+    reactor: Any = sys.modules.get("twisted.internet.reactor")
+    if loop in _awaited or getattr(reactor, "_asyncioEventloop", None) is not loop:
+        return
+    from twisted.internet.defer import Deferred
+
+    _awaited.add(loop)
+    reactor.addSystemEventTrigger(
+        "before", "shutdown", lambda: Deferred.fromFuture(asyncio.ensure_future(work()))
+    )
 
 
 class _Watch:

@@ -114,25 +114,26 @@ class Generation:
     async def _run(self, events: AsyncGenerator[Any, None], stream: GeneratorStream) -> None:
         # Already here, for a generator that ends its stream before it first waits.
         self._task = asyncio.current_task()
-        reason = "complete"
+        wire = closing_wire("complete")
         # A generator and its client may both be so fast that nothing here has to wait.
         turns = Turns()
         try:
-            async with aclosing(events):
-                async for item in events:
-                    event = as_event(item)
-                    refuse_reserved_name(event)
-                    _refuse_reserved_id(event)
-                    chunk = event.encode()
-                    if not await stream.ready():
-                        return
-                    self.last_event_id = self.last_event_id if event.id is None else event.id
-                    stream.send(chunk)
-                    if not await stream.ready():
-                        return
-                    await turns.give_way(len(chunk))
-        except Close as close:
-            reason = close.reason
+            try:
+                async with aclosing(events):
+                    async for item in events:
+                        event = as_event(item)
+                        refuse_reserved_name(event)
+                        _refuse_reserved_id(event)
+                        chunk = event.encode()
+                        if not await stream.ready():
+                            return
+                        self.last_event_id = self.last_event_id if event.id is None else event.id
+                        stream.send(chunk)
+                        if not await stream.ready():
+                            return
+                        await turns.give_way(len(chunk))
+            except Close as close:
+                wire = closing_wire(close.reason, close.result)
         except BaseException as error:
             if must_propagate(error):
                 # If the stream has not ended, something else has cancelled the generator.
@@ -142,8 +143,8 @@ class Generation:
             if self._retry_on_error:
                 stream.end("failed", jittered_retry)
                 return
-            reason = "failed"
-        closing = with_id(TERMINAL_MARK, closing_wire(reason))
+            wire = closing_wire("failed")
+        closing = with_id(TERMINAL_MARK, wire)
         stream.end("complete", lambda: closing)
 
 

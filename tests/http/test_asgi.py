@@ -15,13 +15,17 @@ from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.test import override_settings
 from django.urls import path
+from pytest_django import Settings
 
 from django_sse import Event, acancel, apublish
 from django_sse.asgi import EventStreamApplication, get_asgi_application
 from django_sse.decorators import event_generator
 from django_sse.event import Decoder
+from django_sse.producing import start_producing
+from django_sse.stores import get_store
 from django_sse.streaming.hub import open_streams
 from django_sse.views import EventStreamView
+from tests.streams import until
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -382,16 +386,96 @@ async def test_a_disconnect_that_django_has_consumed_is_remembered() -> None:
     await request.communicator.wait(10)
 
 
-@pytest.mark.parametrize("scope_type", ["lifespan", "websocket"])
-async def test_other_protocols_pass_through_untouched(scope_type: str) -> None:
+async def test_other_protocols_pass_through_untouched() -> None:
     seen: list[Any] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         seen.extend([scope, receive, send])
 
-    arguments: list[Any] = [{"type": scope_type}, object(), object()]
+    arguments: list[Any] = [{"type": "websocket"}, object(), object()]
     await EventStreamApplication(application)(*arguments)
     assert all(given is passed for given, passed in zip(arguments, seen, strict=True))
+
+
+class Lifespan:
+    """A server that starts an application and shuts it down."""
+
+    def __init__(self, application: Any) -> None:
+        self.received: asyncio.Queue[Any] = asyncio.Queue()
+        self.sent: list[str] = []
+        self.running = asyncio.create_task(
+            EventStreamApplication(application)({"type": "lifespan"}, self.received.get, self.send)
+        )
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message["type"])
+
+    async def say(self, what: str) -> None:
+        """Say that something begins, and wait until it is complete."""
+        self.received.put_nowait({"type": f"lifespan.{what}"})
+        await until(lambda: self.sent[-1:] == [f"lifespan.{what}.complete"])
+
+
+async def refusing(scope: Any, receive: Any, send: Any) -> None:
+    raise ValueError("Django can only handle ASGI/HTTP connections, not lifespan.")
+
+
+async def of_project(scope: Any, receive: Any, send: Any) -> None:
+    for what in ("startup", "shutdown"):
+        assert (await receive())["type"] == f"lifespan.{what}"
+        await send({"type": f"lifespan.{what}.complete"})
+
+
+@pytest.mark.parametrize("application", [refusing, of_project])
+async def test_producers_may_finish_their_work_before_the_shutdown(application: Any) -> None:
+    goes_on = asyncio.Event()
+
+    async def answer() -> AsyncIterator[str]:
+        await goes_on.wait()
+        yield "the last word"
+
+    server = Lifespan(application)
+    await server.say("startup")
+    await start_producing(answer(), group="news")
+    shutdown = asyncio.create_task(server.say("shutdown"))
+    await asyncio.sleep(0.05)
+    assert not shutdown.done()
+    goes_on.set()
+    await shutdown
+    await server.running
+    assert await ends_with("news") == (b"the last word", b"complete")
+
+
+async def test_producers_that_take_too_long_are_interrupted(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"PRODUCER_GRACE": 0.1}
+
+    async def answer() -> AsyncIterator[str]:
+        yield "the last word"
+        await asyncio.Event().wait()
+
+    server = Lifespan(refusing)
+    await server.say("startup")
+    await start_producing(answer(), group="news")
+    await server.say("shutdown")
+    assert await ends_with("news") == (b"the last word", b"interrupted")
+
+
+async def ends_with(group: str) -> tuple[bytes, bytes]:
+    """Return the last event of a group, and why it was closed."""
+    event, close = await get_store().aread(group, 0, 10)
+    return event.wire.removeprefix(b"data: ").strip(), close.wire.split(b'"')[-2]
+
+
+async def test_a_lifespan_that_fails_is_the_projects() -> None:
+    async def failing(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        raise OSError("no database")
+
+    server = Lifespan(failing)
+    server.received.put_nowait({"type": "lifespan.startup"})
+    with pytest.raises(OSError, match="no database"):
+        await server.running
+    assert server.sent == []
 
 
 async def test_wrapping_twice_hands_off_once() -> None:

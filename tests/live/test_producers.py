@@ -1,11 +1,13 @@
 """Producers in real processes: readers get all of it once, whatever happens to the processes."""
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,15 +19,17 @@ from tests.views import runs_of
 # What it shows is the servers', the kernel's and the stores'.
 pytestmark = pytest.mark.once
 
-SETTINGS = '{"PRODUCER_TTL": 3, "SYNC_INTERVAL": 0.1}'
+SETTINGS = {"PRODUCER_TTL": 3, "SYNC_INTERVAL": 0.1}
 
 
 @contextmanager
-def two_servers(name: str, directory: Path) -> Iterator[tuple[Server, Server]]:
+def two_servers(name: str, directory: Path, **settings: Any) -> Iterator[tuple[Server, Server]]:
     require(name)
+    all_settings = json.dumps({**SETTINGS, **settings})
     with ExitStack() as stack:
         one, other = (
-            stack.enter_context(serve(name, directory, LIVE_DJANGO_SSE=SETTINGS)) for _ in range(2)
+            stack.enter_context(serve(name, directory, LIVE_DJANGO_SSE=all_settings))
+            for _ in range(2)
         )
         yield one, other
 
@@ -180,7 +184,8 @@ async def test_what_a_process_writes_that_was_paused_for_too_long_is_refused(
 
 @pytest.mark.parametrize("name", SERVERS)
 async def test_readers_are_told_that_its_server_was_shut_down(name: str, tmp_path: Path) -> None:
-    with two_servers(name, tmp_path) as (one, other):
+    # So long that it has to say so itself.
+    with two_servers(name, tmp_path, PRODUCER_TTL=600, PRODUCER_GRACE=0.5) as (one, other):
         assert await ask(one.port, "answer", words=10_000) == 202
         reader = Reader(other.port)
         reading = asyncio.create_task(reader.read("answer"))
@@ -189,3 +194,15 @@ async def test_readers_are_told_that_its_server_was_shut_down(name: str, tmp_pat
         await reading
         assert reader.reason == "interrupted"
         assert reader.words == list(range(len(reader.words)))
+
+
+@pytest.mark.parametrize("name", SERVERS)
+async def test_a_server_that_shuts_down_lets_it_finish(name: str, tmp_path: Path) -> None:
+    with two_servers(name, tmp_path, PRODUCER_GRACE=SECONDS) as (one, other):
+        assert await ask(one.port, "answer", words=200) == 202
+        reader = Reader(one.port, other.port)
+        reading = asyncio.create_task(reader.read("answer"))
+        await until_reading([reader])
+        one.terminate()
+        await reading
+        assert (reader.reason, reader.words) == ("complete", list(range(200)))

@@ -21,6 +21,7 @@ from pytest_django import Settings
 from django_sse import Event, acancel
 from django_sse.asgi import get_asgi_application
 from django_sse.decorators import event_generator
+from django_sse.exceptions import Close
 from django_sse.groups.position import LEFT_MARK, TERMINAL_MARK
 from django_sse.stores import get_store
 from django_sse.views import EventGeneratorView
@@ -242,6 +243,22 @@ def reasons(events: list[Event]) -> list[Any]:
 
 @pytest.mark.usefixtures("memory_store")
 class TestEnds:
+    @pytest.mark.parametrize(
+        ("result", "data"),
+        [
+            ({"url": "/7/"}, {"reason": "ok", "result": {"url": "/7/"}}),
+            (object(), {"reason": "failed"}),
+        ],
+    )
+    async def test_its_end_may_have_a_result(self, result: Any, data: Any) -> None:
+        class Reporting(EventGeneratorView):
+            async def events(self) -> AsyncIterator[Event]:
+                yield Event("begun")
+                raise Close("ok", result)
+
+        async with open_stream(Reporting.as_view()) as stream:
+            assert (await stream.rest())[-1].json() == data
+
     async def test_a_client_that_disconnects_closes_the_generator(self) -> None:
         async with handed_off("/forever/") as stream:
             await stream.next_events()

@@ -33,6 +33,9 @@ from django_sse.testing.layers import (
 from django_sse.testing.threads import in_thread
 from tests import redis
 
+# What it shows is the layers'.
+pytestmark = pytest.mark.once
+
 
 class InProcessContract(ChannelLayerContract):
     """The contract for layers that only stand for one that crosses processes."""

@@ -25,6 +25,8 @@ pytestmark = [
     pytest.mark.urls(__name__),
     # In this order: what is left at the end is closed by the settings that it was opened by.
     pytest.mark.usefixtures("unaided", "everything_ends"),
+    # The orders of events are the library's and the stores'.
+    pytest.mark.once,
 ]
 
 ROUNDS = 20

@@ -33,12 +33,14 @@ def test_no_request_and_no_event_breaks_anything(fuzzer: Fuzzer) -> None:
     assert fuzzer.tally["forged datagrams"]
 
 
+@pytest.mark.once
 def test_an_injected_field_is_found(fuzzer: Fuzzer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event, "_LINE_END", re.compile("\r\n|\n"))
     with pytest.raises(AssertionError, match="CR"):
         run(fuzzer)
 
 
+@pytest.mark.once
 def test_an_event_that_comes_twice_is_found(
     fuzzer: Fuzzer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,6 +53,7 @@ def test_an_event_that_comes_twice_is_found(
         run(fuzzer)
 
 
+@pytest.mark.once
 def test_a_group_that_was_not_authorized_is_found(
     fuzzer: Fuzzer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("browser", names, indirect=True, scope="module")
 
 
-@pytest.fixture(scope="module", params=SERVERS)
+# A newer Python serves with one of them; what differs between them is theirs.
+_ON_EACH_PYTHON = "uvicorn"
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name == _ON_EACH_PYTHON else pytest.param(name, marks=pytest.mark.once)
+        for name in SERVERS
+    ],
+)
 def running_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:

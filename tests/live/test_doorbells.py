@@ -17,7 +17,7 @@ pytestmark = pytest.mark.once
     ("name", "engine"),
     [
         *((name, "sqlite") for name in SERVERS),
-        *((name, "postgresql") for name in SERVERS),
+        ("uvicorn", "postgresql"),
         ("uvicorn", "postgresql-pubsub"),
         ("uvicorn", "redis-lists"),
         ("uvicorn", "redis-pubsub"),

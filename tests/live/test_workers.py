@@ -25,6 +25,9 @@ from tests.live.servers import (
     unavailable,
 )
 
+# What it shows is the task queues', the layers' and the stores'.
+pytestmark = pytest.mark.once
+
 SECONDS = 60
 GREENLETS = 20
 

@@ -28,6 +28,8 @@ pytestmark = [
     pytest.mark.urls(__name__),
     pytest.mark.usefixtures("everything_ends"),
     pytest.mark.timeout(300),
+    # What it counts is the library's own.
+    pytest.mark.once,
 ]
 
 CLIENTS = 1000

@@ -157,8 +157,9 @@ class AsyncProducer:
             raise AlreadyProducing(self.group) from None
         except GroupCancelled:
             raise GroupCancelled(self.group) from None
-        except BaseException:
-            spawn(self._give_back())
+        except BaseException as error:
+            if not must_propagate(error):
+                spawn(self._give_back())
             raise
         if closed_at is not None:
             logger.warning("The previous producer of group %r has died.", self._full_name)
@@ -399,7 +400,7 @@ class AsyncProducer:
                         entries, self._ring if ring else lambda hints: None
                     )
                 except GroupCancelled:
-                    if taken := await self._taken(len(entries)):
+                    if taken := await self._taken(entries):
                         return taken
                 else:
                     self._first_number = self._first_number or numbers[0] or 0
@@ -413,12 +414,9 @@ class AsyncProducer:
             await asyncio.sleep(_PAUSE_SECONDS)
         return 0
 
-    async def _taken(self, most: int) -> int:
-        """Return how many events the store has taken that it has refused now: its first answer was
-        lost.
-
-        Args:
-            most: How many there are.
+    async def _taken(self, entries: Sequence[NewEntry]) -> int:
+        """Return how many of the entries, which the store has refused, it had taken before: its
+        answer was lost.
 
         Raises:
             Cancelled: The group is not this producer's any more.
@@ -428,10 +426,11 @@ class AsyncProducer:
         self._ring([Hint(self._full_name, state.head, state.cancelled)])
         if not state.cancelled:
             taken = state.producer - self._token
-            if 0 <= taken <= most:
+            if 0 <= taken <= sum(entry.kind is Kind.EVENT for entry in entries):
                 return taken
             if state.producer >> _COUNTING_BITS == self._token >> _COUNTING_BITS:
-                # The store has gone back to what it was, as from its last snapshot.
+                # The store has gone back to what it was, as from its last snapshot; or it has taken
+                # what does not wait any more.
                 self._token, self._first_number = state.producer, state.first
                 return 0
             if state.producer == 0 and (not state.first or state.first != self._first_number):
@@ -541,7 +540,8 @@ async def wind_down() -> None:
         await asyncio.wait(running, timeout=conf().PRODUCER_GRACE)
         for task in running:
             task.cancel()
-        await asyncio.wait(running)
+        # A generator may hang while it closes.
+        await asyncio.wait(running, timeout=2 * _FAREWELL_SECONDS)
 
 
 @asynccontextmanager

@@ -596,6 +596,25 @@ async def test_who_is_cancelled_and_reopened_is_not_taken_for_forgotten(
         assert data_of(await stream.rest()) == ["a"]
 
 
+async def test_a_kick_amid_an_append_whose_answer_is_lost_closes_the_group(
+    faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that the kick comes before the next try.
+    monkeypatch.setattr(producing, "_PAUSE_SECONDS", 0.5)
+    user = await User.objects.acreate(username="anna")
+
+    async def answer() -> AsyncIterator[Any]:
+        faulty.loses_answers = True
+        yield "a"
+        await asyncio.Event().wait()
+
+    await start_producing(answer(), group="answer", owner=user)
+    await until(lambda: faulty._groups["answer"].entries)
+    faulty.loses_answers = False
+    await acancel(user=user)
+    assert await all_of_it() == (["a"], "stopped")
+
+
 async def test_who_leaves_while_it_begins_does_not_stop_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

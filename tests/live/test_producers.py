@@ -135,7 +135,7 @@ async def test_another_process_stops_it(name: str, tmp_path: Path) -> None:
 
 async def test_of_two_posts_at_the_same_time_one_runs(tmp_path: Path) -> None:
     with two_servers("uvicorn", tmp_path) as (one, other):
-        for number in range(50):
+        for number in range(200):
             group = f"answer-{number}"
             statuses = await asyncio.gather(
                 *(ask(port, group, words=1, delay=0) for port in (one.port, other.port) * 2)

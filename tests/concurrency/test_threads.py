@@ -283,7 +283,9 @@ async def test_callers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await asyncio.to_thread(first.begun.wait, 10)
     for caller in ["many", "many", "many", "few"]:
         calls.append(asyncio.create_task(within(pool, call(caller), caller)))
-        await asyncio.sleep(0)
+        # Until its call waits: there is a task within the task.
+        for _ in range(5):
+            await asyncio.sleep(0)
     first.goes_on.set()
     await asyncio.gather(*calls)
     assert order == ["many", "few", "many", "many"]

@@ -47,7 +47,7 @@ class Answer(EventProducerView):
             # A link to an answer that nobody has asked for, or that is not kept any more.
             raise Close("unknown")
         asked = self.form.cleaned_data
-        began = f"{timezone.now():%H:%M:%S.%f}"
+        began = timezone.now().time().isoformat("milliseconds")
         yield Event(
             {"question": asked["question"], "began": began, "process": os.getpid()}, event="begin"
         )

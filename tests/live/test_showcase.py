@@ -158,7 +158,7 @@ def test_an_answer_survives_a_reload_and_is_written_once(browser: Browser, demo:
         page.wait_for(lambda: len(words_of(page)) > 10)
         assert len(words_of(page)) < 100
         [begun] = page.texts("#asked")
-        assert begun.startswith(f"{question} Begun at")
+        assert begun.startswith(f"{question} Begun once, at ")
         page.reload()
         page.wait_for_texts("#ending", "Complete: the model has said all.")
         answer = " ".join(write(f"{question} {path.split('/')[-2]}", 100))
@@ -225,11 +225,9 @@ def test_a_long_job_shows_its_progress_also_after_a_reload(browser: Browser, dem
     with demo.open(browser, "/long-job/") as page:
         start_job(page, 60)
         page.wait_for(lambda: 0 < value(page) < 60)
-        [worker] = page.texts("#worker")
         page.reload()
         page.wait_for_texts("#step", "Done.")
         assert value(page) == 60
-        assert page.texts("#worker") == [worker] != [""]
 
 
 def test_a_long_job_is_stopped_from_another_browser_and_retried(

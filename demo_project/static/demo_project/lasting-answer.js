@@ -11,8 +11,8 @@ const ENDINGS = {
 };
 
 const form = document.querySelector("#question");
-const [stop, state, asked, answer, ending, link] = document.querySelectorAll(
-  "#stop, #answer-state, #asked, #answer, #ending, #link",
+const [stop, ending, state, asked, link, answer] = document.querySelectorAll(
+  "#stop, #ending, #answer-state, #asked, #link, #answer",
 );
 let stream;
 
@@ -22,7 +22,7 @@ function follow(id, options) {
   const page = new URL(`${id}/`, form.action);
   stream = new EventStream(new URL("events/", page), options);
   showState(stream, state);
-  answer.textContent = asked.textContent = "";
+  answer.textContent = asked.textContent = link.textContent = "";
   ending.textContent = "The model writes.";
   stop.disabled = false;
 
@@ -33,7 +33,7 @@ function follow(id, options) {
   });
   stream.addEventListener("begin", ({ data }) => {
     const { question, began, process } = JSON.parse(data);
-    asked.textContent = `${question} Begun at ${began} by process ${process}, once.`;
+    asked.textContent = `${question} Begun once, at ${began} UTC, by process ${process}:`;
   });
   // As text, whatever is in it.
   stream.addEventListener("word", ({ data }) => answer.append(data));

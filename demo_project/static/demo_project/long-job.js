@@ -19,12 +19,11 @@ function follow(url) {
   job = new EventStream(url, { json: true });
   showState(job, state);
   progress.value = 0;
-  worker.textContent = "";
   step.textContent = "Waiting for a process that does it.";
   begin.disabled = retry.disabled = true;
   stop.disabled = false;
 
-  job.addEventListener("begin", ({ data }) => (worker.textContent = `kill -9 ${data.process}`));
+  job.addEventListener("begin", ({ data }) => (worker.textContent = data.process));
   job.addEventListener("progress", ({ data }) => {
     progress.max = data.of;
     progress.value = data.done;
@@ -32,6 +31,7 @@ function follow(url) {
   });
   job.addEventListener("close", ({ reason }) => {
     step.textContent = ENDINGS[reason] ?? `The server has refused: ${reason}.`;
+    worker.textContent = "…";
     begin.disabled = false;
     retry.disabled = reason === "complete";
     stop.disabled = true;

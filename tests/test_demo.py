@@ -9,6 +9,8 @@ import sys
 from html import unescape
 from io import StringIO
 from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from django.conf import settings
@@ -22,6 +24,7 @@ from django.utils.html import escape
 from demo_project.answers import ANSWERS
 from demo_project.ideas import IDEAS, Idea
 from demo_project.management.commands.sample_metrics import Command, sample
+from demo_project.markov import write
 from demo_project.sources import highlight
 from demo_project.views import push_command
 from django_sse import Event, GroupCancelled, acancel, apublish, cancel, publish, reopen
@@ -56,6 +59,8 @@ def stored(group: str) -> list[Event]:
         ("job", ["/progress/"]),
         ("chat", ["/chat/lobby/events/"]),
         ("text", ["/text/sse/events/"]),
+        ("lasting-answer", ["/lasting-answer/"]),
+        ("long-job", ["/long-job/start/"]),
         ("last-word", ["/events/news/"]),
         ("tabs", ["/tabs/count/", "/tabs/tab/"]),
         ("tab", ["/tabs/events/"]),
@@ -434,6 +439,102 @@ async def test_a_question_that_is_none(async_client: AsyncClient, no_waiting: No
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("demo_project.text.SECONDS_PER_WORD", 0)
+
+
+# An answer that survives
+
+
+async def ask(client: AsyncClient, pk: UUID, **asked: str) -> Any:
+    question = {"question": "Why?", "words": "9", **asked}
+    return await client.post(reverse("lasting-answer-events", args=[pk]), question)
+
+
+@pytest.fixture
+def no_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("demo_project.lasting_answer.SECONDS_PER_WORD", 0)
+
+
+async def test_an_answer_is_the_same_for_whoever_comes_later(
+    async_client: AsyncClient, no_pace: None
+) -> None:
+    pk = uuid4()
+    async with reading(await ask(async_client, pk)) as reader:
+        begin, *words, close = await reader.rest()
+    assert begin.json()["question"] == "Why?"
+    assert "".join(word.text for word in words).split() == list(write(f"Why? {pk}", 9))
+    assert close.json() == {"reason": "complete"}
+    url = reverse("lasting-answer-events", args=[pk])
+    async with reading(await AsyncClient().get(url)) as reader:
+        again = await reader.rest()
+    assert [event.text for event in again] == [event.text for event in (begin, *words, close)]
+
+
+async def test_an_answer_may_fail_halfway(
+    async_client: AsyncClient, no_pace: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with reading(await ask(async_client, uuid4(), fail="on")) as reader:
+        _, *words, close = await reader.rest()
+    assert len(words) == 5
+    assert close.json() == {"reason": "failed"}
+    assert "The model was told to fail." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("question", ""), ("question", "?" * 201), ("words", "0"), ("words", "many")],
+)
+async def test_a_question_that_cannot_be_is_refused(
+    async_client: AsyncClient, field: str, value: str
+) -> None:
+    response = await ask(async_client, uuid4(), **{field: value})
+    assert response.status_code == 400
+    assert list(response.json()) == [field]
+
+
+async def test_a_link_to_no_answer_writes_none(async_client: AsyncClient) -> None:
+    url = reverse("lasting-answer-events", args=[uuid4()])
+    async with reading(await async_client.get(url)) as reader:
+        [close] = await reader.rest()
+    assert close.json() == {"reason": "unknown"}
+
+
+def test_only_a_page_of_the_demo_asks_and_stops() -> None:
+    browser = Client(enforce_csrf_checks=True)
+    for url in (
+        reverse("lasting-answer-events", args=[uuid4()]),
+        reverse("progress-of", args=[uuid4()]),
+    ):
+        assert browser.post(url).status_code == 403
+        assert browser.delete(url).status_code == 403
+    assert browser.post(reverse("start-long-job")).status_code == 403
+
+
+# A long job
+
+
+def test_a_long_job_publishes_its_progress() -> None:
+    call_command("long_job", "long-job-x", "2", "0")
+    begin, *progress = stored("long-job-x")
+    assert begin.json() == {"process": os.getpid()}
+    assert [event.json() for event in progress[:3]] == [
+        {"done": done, "of": 2} for done in range(3)
+    ]
+
+
+def test_a_long_job_that_was_stopped_before_it_began_does_nothing() -> None:
+    cancel("long-job-x", reason="stopped")
+    call_command("long_job", "long-job-x", "1000", "60")
+    assert not stored("long-job-x")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("steps", "0"), ("steps", "--help"), ("delay", "11"), ("delay", "nan")]
+)
+def test_a_long_job_that_cannot_be_is_refused(client: Client, field: str, value: str) -> None:
+    job = {"steps": "1", "delay": "0", field: value}
+    response = client.post(reverse("start-long-job"), job)
+    assert response.status_code == 400
+    assert list(response.json()) == [field]
 
 
 # Tabs

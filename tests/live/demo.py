@@ -74,19 +74,24 @@ class Demo:
 
 
 @contextmanager
-def run(directory: Path, *, retry: float) -> Iterator[Demo]:
+def run(
+    directory: Path, *, retry: float, port: int | None = None, **settings: float
+) -> Iterator[Demo]:
     """Run the demo on the database in a directory.
 
     Args:
         retry: Seconds that a client waits before it comes back.
+        port: Where an earlier one was, which its pages come back to.
+        settings: More of ``DJANGO_SSE``.
     """
     requests = directory / "requests"
     with serve(
         "runserver",
         directory,
+        port=port,
         options=["--noreload"],
         LIVE_URLCONF="demo_project.urls",
         LIVE_REQUEST_LOG=str(requests),
-        LIVE_DJANGO_SSE=json.dumps({"RETRY": round(retry * 1000)}),
+        LIVE_DJANGO_SSE=json.dumps({"RETRY": round(retry * 1000), **settings}),
     ) as server:
         yield Demo(server, Requests(requests))

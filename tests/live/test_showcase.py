@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from demo_project.answers import ANSWERS
+from demo_project.markov import write
 from demo_project.tabs import BURST
 from tests.live.browser import Browser
 from tests.live.demo import Demo, Page, run
@@ -133,6 +136,128 @@ def test_a_text_appears_word_by_word_and_ends(browser: Browser, demo: Demo) -> N
         assert page.texts("#answer") == [text]
         assert len(page.run("return lengths")) > 10
     assert demo.requests.statuses("/text/websockets/events/") == [200, 200]
+
+
+def ask(page: Page, question: str, words: int) -> str:
+    """Ask for an answer of so many words; return the path of its page, once there is some of it."""
+    page.run("document.querySelector('[name=words]').value = arguments[0]", words)
+    page.run("document.querySelector('[name=question]').value = arguments[0]", question)
+    page.click("#question .primary")
+    page.wait_for(lambda: words_of(page))
+    return str(page.run("return location.pathname"))
+
+
+def words_of(page: Page) -> list[str]:
+    return page.texts("#answer")[0].split()
+
+
+def test_an_answer_survives_a_reload_and_is_written_once(browser: Browser, demo: Demo) -> None:
+    question = "What is <b>this</b>?"
+    with demo.open(browser, "/lasting-answer/") as page:
+        path = ask(page, question, 100)
+        page.wait_for(lambda: len(words_of(page)) > 10)
+        assert len(words_of(page)) < 100
+        [begun] = page.texts("#asked")
+        assert begun.startswith(f"{question} Begun once, at ")
+        page.reload()
+        page.wait_for_texts("#ending", "Complete: the model has said all.")
+        answer = " ".join(write(f"{question} {path.split('/')[-2]}", 100))
+        # Who comes later, in another browser, gets the same.
+        with demo.open(browser, path, ANOTHER) as other:
+            other.wait_for_texts("#ending", "Complete: the model has said all.")
+            for each in (page, other):
+                assert each.texts("#answer") == [answer]
+                assert each.texts("#asked") == [begun]
+
+
+def test_an_answer_is_stopped_from_another_browser(browser: Browser, demo: Demo) -> None:
+    with demo.open(browser, "/lasting-answer/") as page:
+        path = ask(page, "Why?", 2000)
+        with demo.open(browser, path, ANOTHER) as other:
+            other.wait_for(lambda: len(words_of(other)) > 10)
+            other.click("#stop")
+            for each in (page, other):
+                each.wait_for_texts("#ending", "Stopped, by whoever has pressed the button.")
+                assert each.texts("#answer-state") == ["closed"]
+        assert 10 < len(words_of(page)) < 2000
+        # What was written is kept.
+        written = words_of(page)
+        page.reload()
+        page.wait_for_texts("#ending", "Stopped, by whoever has pressed the button.")
+        assert words_of(page) == written
+
+
+def test_a_link_to_no_answer_says_so(browser: Browser, demo: Demo) -> None:
+    with demo.open(browser, f"/lasting-answer/{uuid4()}/") as page:
+        page.wait_for_texts("#ending", "Nobody has asked for this answer.")
+        # It can be asked for another one.
+        ask(page, "Really?", 1)
+        page.wait_for_texts("#ending", "Complete: the model has said all.")
+
+
+def test_an_answer_is_interrupted_when_its_server_is_killed(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with ExitStack() as tab:
+        with run(tmp_path, retry=0.2, PRODUCER_TTL=2) as demo:
+            page = tab.enter_context(demo.open(browser, "/lasting-answer/"))
+            ask(page, "Why?", 2000)
+            page.wait_for(lambda: len(words_of(page)) > 10)
+            demo.server.kill()
+        with run(tmp_path, retry=0.2, port=demo.server.port, PRODUCER_TTL=2):
+            page.wait_for_texts("#ending", "Interrupted: the process of the model is gone.")
+            assert 10 < len(words_of(page)) < 2000
+
+
+def start_job(page: Page, steps: int, *, fail: bool = False) -> None:
+    page.run("document.querySelector('[name=steps]').value = arguments[0]", steps)
+    page.run("document.querySelector('[name=delay]').value = 0.05")
+    if fail:
+        page.click("[name=fail]")
+    page.click("#begin")
+
+
+def value(page: Page) -> int:
+    return int(page.run("return document.querySelector('#progress').value"))
+
+
+def test_a_long_job_shows_its_progress_also_after_a_reload(browser: Browser, demo: Demo) -> None:
+    with demo.open(browser, "/long-job/") as page:
+        start_job(page, 60)
+        page.wait_for(lambda: 0 < value(page) < 60)
+        page.reload()
+        page.wait_for_texts("#step", "Done.")
+        assert value(page) == 60
+
+
+def test_a_long_job_is_stopped_from_another_browser_and_retried(
+    browser: Browser, demo: Demo
+) -> None:
+    with demo.open(browser, "/long-job/") as page:
+        start_job(page, 1000)
+        page.wait_for(lambda: value(page))
+        stopped = page.run("return location.pathname")
+        with demo.open(browser, stopped, ANOTHER) as other:
+            other.wait_for(lambda: value(other))
+            other.click("#stop")
+            for each in (page, other):
+                each.wait_for_texts("#step", "Stopped.")
+        page.run("document.querySelector('[name=steps]').value = 3")
+        page.click("#retry")
+        page.wait_for_texts("#step", "Done.")
+        assert page.run("return location.pathname") != stopped
+
+
+def test_a_long_job_fails_and_its_retry_does_not(browser: Browser, demo: Demo) -> None:
+    with demo.open(browser, "/long-job/") as page:
+        start_job(page, 6, fail=True)
+        page.wait_for_texts("#step", "The job has failed.")
+        assert value(page) == 3
+        failed = page.run("return location.pathname")
+        page.click("#retry")
+        page.wait_for_texts("#step", "Done.")
+        assert value(page) == 6
+        assert page.run("return location.pathname") != failed
 
 
 def test_cancelling_a_group_stops_both_clients_and_reopening_lets_them_go_on(

@@ -177,7 +177,13 @@ class AsyncProducer:
         """Take the group; leave it again if the caller is cancelled meanwhile."""
         begun = asyncio.get_running_loop().create_future()
         spawn(self._begin_or_leave(begun))
-        await begun
+        try:
+            await begun
+        except asyncio.CancelledError:
+            if not begun.cancelled() and not begun.exception():
+                # It had begun right then.
+                spawn(self._finish("interrupted"))
+            raise
 
     async def _begin_or_leave(self, begun: asyncio.Future[None]) -> None:
         if await self._has_begun(begun) and begun.cancelled():
@@ -433,7 +439,8 @@ class AsyncProducer:
                 # what does not wait any more.
                 self._token, self._first_number = state.producer, state.first
                 return 0
-            if state.producer == 0 and (not state.first or state.first != self._first_number):
+            is_anew = self._first_number and state.first != self._first_number
+            if state.producer == 0 and (is_anew or not state.first):
                 # It has forgotten the group. Its streams begin anew, and so does the producer.
                 with suppress(AlreadyProducing, GroupCancelled):
                     await self._store.aappend_apart([self._claim()], self._ring)
@@ -535,13 +542,19 @@ async def start_producing(
 async def wind_down() -> None:
     """Give the generators of this event loop ``PRODUCER_GRACE`` to end, and interrupt the rest."""
     loop = asyncio.get_running_loop()
-    running = [task for task in _running if task.get_loop() is loop]
+    ends_at = loop.time() + conf().PRODUCER_GRACE
+    # Until the last requests are over, others may begin.
+    while (running := _running_in(loop)) and (seconds := ends_at - loop.time()) > 0:
+        await asyncio.wait(running, timeout=seconds)
+    for task in running:
+        task.cancel()
     if running:
-        await asyncio.wait(running, timeout=conf().PRODUCER_GRACE)
-        for task in running:
-            task.cancel()
         # A generator may hang while it closes.
         await asyncio.wait(running, timeout=2 * _FAREWELL_SECONDS)
+
+
+def _running_in(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[None]]:
+    return [task for task in _running if task.get_loop() is loop]
 
 
 @asynccontextmanager

@@ -242,7 +242,13 @@ class EventStreamView(StreamView):
         if begin.over:
             return no_content()
         response = self._group_stream(begin, owner)
-        if refusal := await self._start_work(plain_names, states, user):
+        try:
+            refusal = await self._start_work(plain_names, states, user)
+        except BaseException:
+            response.give_up_place()
+            raise
+        if refusal:
+            response.give_up_place()
             return refusal
         # A ticket is for all groups: it would outlive what keeps the owner out of one of them.
         if self.resume_seconds and len(states) == len(plain_names):
@@ -407,6 +413,7 @@ class EventProducerView(EventStreamView):
     """
 
     http_method_names: Sequence[str] = ("get", "head", "post", "delete", "options")
+    _starts_work: ClassVar[bool] = True
 
     history: int = ALL
 

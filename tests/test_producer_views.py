@@ -149,6 +149,23 @@ async def test_who_is_refused_starts_nothing(settings: Settings) -> None:
     assert Runs.begun == 1
 
 
+async def test_many_that_come_at_once_start_no_more_than_a_limit_allows(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"MAX_STREAMS_PER_USER": 2}
+    of_user = Answer.as_view(owner="anna")
+    accept = {"Accept": "*/*"}
+    responses = await asyncio.gather(
+        *(of_user(get(headers=accept), pk=number) for number in range(20))
+    )
+    let_in = [number for number, answer in enumerate(responses) if answer.status_code == 200]
+    assert len(let_in) == 2
+    async with reading(responses[let_in[0]]), reading(responses[let_in[1]]):
+        await until(lambda: Runs.begun == 2)
+        assert (await of_user(get(headers=accept), pk=20)).status_code == 503
+    for number in let_in:
+        await acancel(f"answer-{number}")
+    await until(lambda: Runs.closed == 2)
+
+
 async def test_what_was_cancelled_is_not_started() -> None:
     await acancel("answer-7")
     async with open_stream(answer, pk=7) as stream:

@@ -645,6 +645,52 @@ async def test_a_block_that_is_cancelled_while_it_begins_keeps_nothing(
     assert await all_of_it() == ([], "interrupted")
 
 
+async def test_a_block_that_is_cancelled_right_when_it_begins_keeps_nothing() -> None:
+    for turns in range(1, 6):
+        group = f"answer-{turns}"
+
+        async def work(group: str = group) -> None:
+            async with aproduce(group):
+                await asyncio.Event().wait()
+
+        working = asyncio.create_task(work())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        working.cancel()
+        await asyncio.wait([working])
+        store = get_store()
+        async with asyncio.timeout(TIMEOUT):
+            while (await store.astates([group]))[group].producer:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_cancel_and_a_reopen_stop_one_that_has_published_nothing(
+    faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its stream has not seen it.
+    monkeypatch.setattr(Watch, "end_if_cancelled", lambda self: None)
+    go_on = asyncio.Event()
+    closed = asyncio.Event()
+
+    async def answer() -> AsyncIterator[Any]:
+        try:
+            await go_on.wait()
+            yield "too late"
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    await start_producing(answer(), group="answer")
+    await acancel("answer")
+    await areopen("answer")
+    go_on.set()
+    async with asyncio.timeout(TIMEOUT):
+        await closed.wait()
+    assert not faulty._groups["answer"].producer
+    await acancel("answer", reason="over")
+    assert await all_of_it() == ([], "over")
+
+
 def slow_begin(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
     """Let the store take its time once it has the first entry."""
     store = get_store()

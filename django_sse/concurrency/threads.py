@@ -198,11 +198,11 @@ class CleanThreads:
     So a call finds nothing that another one has left: no tenant, no transaction, no setting of a
     database connection. Its connections are closed when it is over.
 
-    Callers take turns, so that none keeps the others waiting.
+    Callers take turns, and none has all threads, so that none keeps the others waiting.
 
     Args:
-        at_once: How many calls run at the same time. Those that take longer than a second do not
-            count, so that slow calls do not delay others.
+        at_once: How many calls run at the same time; one less of each caller. Those that take
+            longer than a second do not count, so that slow calls do not delay others.
         most: How many calls run at the same time, slow ones included. While there are so many, a
             call that waits for ``patience`` seconds fails with a TimeoutError.
         most_each: The same for each caller.
@@ -290,14 +290,13 @@ class CleanThreads:
     def _take_waiting(self) -> "_Call | None":
         """Return the call whose turn it is, if there is one, and room for it."""
         since = monotonic() - _SLOW_SECONDS
-        if (
-            len(self._running) >= self._most
-            or sum(call.since > since for call in self._running.values()) >= self._at_once
-        ):
+        quick = Counter(
+            call.executor.caller for call in self._running.values() if call.since > since
+        )
+        if len(self._running) >= self._most or quick.total() >= self._at_once:
             return None
         # Few callers can have all that they may have.
-        of_caller = self._running_of
-        caller = next((name for name in self._waiting if of_caller[name] < self._most_each), None)
+        caller = next((name for name in self._waiting if self._may_begin(name, quick)), None)
         if caller is None:
             return None
         calls = self._waiting.pop(caller)
@@ -306,6 +305,11 @@ class CleanThreads:
             # Behind all others.
             self._waiting[caller] = calls
         return call
+
+    def _may_begin(self, caller: str, quick: Counter[str]) -> bool:
+        # The last thread is for who has none.
+        has_turn = quick[caller] < max(self._at_once - 1, 1)
+        return has_turn and self._running_of[caller] < self._most_each
 
     def _note_begin(self, thread: Thread, call: "_Call") -> None:
         self._running[thread] = call

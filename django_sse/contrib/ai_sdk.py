@@ -4,20 +4,23 @@ It speaks the UI message stream protocol, version 1:
 https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol.
 """
 
+import asyncio
 import json
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, ClassVar, Final
 
-from django.core.exceptions import RequestDataTooBig
-from django.http import Http404, HttpRequest, HttpResponse
+from django.core.exceptions import ImproperlyConfigured, RequestDataTooBig
+from django.http import Http404, HttpRequest, HttpResponse, RawPostDataException
 from django.http.response import HttpResponseBase
 
 from django_sse.access.owners import is_nobody, loaded, user_key
+from django_sse.concurrency.tasks import spawn
+from django_sse.conf import conf
 from django_sse.event import Decoder, Event, decode_block
 from django_sse.exceptions import GroupCancelled
 from django_sse.groups.entries import GroupState
@@ -31,7 +34,7 @@ from django_sse.http.response import (
     unavailable,
 )
 from django_sse.http.view_checks import require_override
-from django_sse.publishing import apublish
+from django_sse.publishing import acancel, apublish
 from django_sse.stores import get_store
 from django_sse.streaming.stream import Dialect
 from django_sse.views import EventProducerView
@@ -39,6 +42,11 @@ from django_sse.views import EventProducerView
 _LONGEST_ID: Final = 200
 _OPENS_OR_CLOSES: Final = re.compile(
     rb'data: \{"type":"(text|reasoning)-(start|end)","id":("[^"\\]*")'
+)
+_NO_QUESTION: Final = (
+    *(ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError),
+    # Something has read the body of a form.
+    RawPostDataException,
 )
 _DONE: Final = Event("[DONE]").encode()
 
@@ -197,8 +205,14 @@ class ChatView(EventProducerView):
         """Return the view.
 
         Raises:
-            ImproperlyConfigured: The view has no ``answer``; or as for ``EventProducerView``.
+            ImproperlyConfigured: The view has no ``answer``, or it has ``authorize``; or as for
+                ``EventProducerView``.
         """
+        if initkwargs.get("authorize", cls.authorize) is not ChatView.authorize:
+            raise ImproperlyConfigured(
+                f"{cls.__name__} has `authorize`, which is asked after the chat is known. Guard it "
+                "with a mixin or in `get_chat`, and say who asks in `get_owner`."
+            )
         require_override(cls, "answer", initkwargs.get("answer", cls.answer), ChatView.answer)
         return super().as_view(**initkwargs)
 
@@ -214,18 +228,17 @@ class ChatView(EventProducerView):
         yield
 
     async def get_chat(self) -> str:
-        """Return a name for the chat, from which the names of its groups are made.
+        """Return what the chat is known by, to all who may read and stop its answers.
 
         By default, users have chats of their own: nobody gets the answer of another user's chat by
         its id. The chats of clients that are nobody are known by their ids alone. Override this to
         share chats.
 
         Raises:
-            Http404: There is no such chat.
+            Http404, PermissionDenied: There is no such chat, or it is not the user's.
         """
         user = await loaded(await self.get_owner())
-        owner = "" if is_nobody(user) else user_key(user)
-        return f"chat-{_digest([owner, self.chat_id])}"
+        return f"{'' if is_nobody(user) else user_key(user)} {self.chat_id}"
 
     @property
     def chat_id(self) -> str:
@@ -242,7 +255,8 @@ class ChatView(EventProducerView):
         super().setup(request, *args, **kwargs)
         self.body, self.messages = {}, []
         self._groups: list[str] = []
-        self._run: dict[str, Any] = {}
+        self._run: dict[str, Any] | None = None
+        self._previous: dict[str, Any] | None = None
 
     async def get_groups(self) -> list[str]:
         """Return the group of the answer, of which each has its own."""
@@ -261,14 +275,12 @@ class ChatView(EventProducerView):
         return await self._told(self._ask())
 
     async def _of_running(self, respond: Callable[..., Any]) -> HttpResponseBase:
+        index = await self._index()
         try:
-            chat = await self.get_chat()
-            run = await self._last_run(chat)
-            group = _group_of(chat, run) if run else ""
+            run, _ = await _last_run(index)
+            group = _group_of(index, run) if run else ""
             if not run or not (await _state_of(group)).producer:
                 return no_content()
-        except Http404:
-            raise
         except Exception as error:
             return unavailable(self.request, STORE_AWAY, error)
         self._groups = [group]
@@ -282,50 +294,45 @@ class ChatView(EventProducerView):
             assert isinstance(last, dict)
         except RequestDataTooBig:
             return _refused(413, "The body is too large.")
-        except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError):
+        except _NO_QUESTION:
             return _refused(
                 400, "This is not what `useChat` sends: JSON with an `id` and `messages`."
             )
+        index = await self._index()
         # What comes twice is the same; another try of the same question is not.
         key = _digest([last, self.body.get("trigger"), self.body.get("messageId")])
         try:
-            chat = await self.get_chat()
-            run = await self._last_run(chat)
-            attempt = run["attempt"] if run and run["key"] == key else 0
-            while (await _state_of(_group_of(chat, {"key": key, "attempt": attempt}))).cancelled:
-                attempt += 1
-        except Http404:
-            raise
+            previous, head = await _last_run(index)
+            run = {"key": key, "after": head}
+            is_same = previous is not None and previous["key"] == key
+            if previous and is_same and not await _is_over(_group_of(index, previous)):
+                run = previous
         except Exception as error:
             return unavailable(self.request, STORE_AWAY, error)
-        self._chat, self._run = chat, {"key": key, "attempt": attempt}
-        self._groups = [_group_of(chat, self._run)]
+        self._run, self._previous, self._groups = run, previous, [_group_of(index, run)]
         return _in_dialect(await self._answer(self.request))
+
+    async def _index(self) -> str:
+        """Return the group whose last event names the chat's last answer."""
+        return f"chat-{_digest(await self.get_chat())}"
 
     async def _start_work(
         self, groups: Sequence[str], states: Mapping[str, GroupState], user: Any
     ) -> HttpResponseBase | None:
         [state] = states.values()
-        if self._run and not state.producer:
-            try:
-                # Before it begins, so that whoever reloads the page right then finds it.
-                await apublish(self._chat, self._run)
-            except GroupCancelled:
-                return no_content()
-            except Exception as error:
-                return unavailable(self.request, STORE_AWAY, error)
+        if self._run is None or state.producer:
+            return None
+        index = await self._index()
+        try:
+            # Before it begins, so that whoever reloads the page right then finds it.
+            await apublish(index, self._run)
+            if self._previous and self._previous != self._run:
+                await _stop_if_running(_group_of(index, self._previous))
+        except GroupCancelled:
+            return no_content()
+        except Exception as error:
+            return unavailable(self.request, STORE_AWAY, error)
         return await super()._start_work(groups, states, user)
-
-    async def _last_run(self, chat: str) -> dict[str, Any] | None:
-        """Return what names the last answer of a chat, if there is one.
-
-        Raises:
-            Exception: The event store could not be read.
-        """
-        head = (await _state_of(chat)).head
-        entries = await get_store().aread(await _full_name(chat), head - 1, 1)
-        run = decode_block(entries[-1].wire).json() if entries else None
-        return run if isinstance(run, dict) and run.keys() == {"key", "attempt"} else None
 
     # The answer
 
@@ -335,16 +342,20 @@ class ChatView(EventProducerView):
         # An answer that goes on after a tool of the page has run is the same message.
         goes_on = last.get("role") == "assistant" and last.get("id")
         writer = _Writer()
-        for chunk in (
-            {"type": "start", "messageId": goes_on or f"msg-{secrets.token_urlsafe(12)}"},
-            {"type": "start-step"},
-        ):
-            yield Event(chunk)
-        async with aclosing(self._written(writer)) as chunks:
-            async for chunk in chunks:
+        naming = spawn(_keep_last(await self._index(), self._run))
+        try:
+            for chunk in (
+                {"type": "start", "messageId": goes_on or f"msg-{secrets.token_urlsafe(12)}"},
+                {"type": "start-step"},
+            ):
                 yield Event(chunk)
-        for chunk in (*writer.end(), {"type": "finish-step"}, {"type": "finish"}):
-            yield Event(chunk)
+            async with aclosing(self._written(writer)) as chunks:
+                async for chunk in chunks:
+                    yield Event(chunk)
+            for chunk in (*writer.end(), {"type": "finish-step"}, {"type": "finish"}):
+                yield Event(chunk)
+        finally:
+            naming.cancel()
 
     async def _written(self, writer: "_Writer") -> Any:
         answer: Any = self.answer()
@@ -445,8 +456,40 @@ def _in_dialect(response: HttpResponseBase) -> HttpResponseBase:
     return response
 
 
-def _group_of(chat: str, run: Mapping[str, Any]) -> str:
-    return f"{chat}.{run['key'][:16]}.{run['attempt']}"
+def _group_of(index: str, run: Mapping[str, Any]) -> str:
+    return f"{index}.{run['key'][:16]}.{run['after']}"
+
+
+async def _last_run(index: str) -> tuple[dict[str, Any] | None, int]:
+    """Return what names the last answer of a chat, if there is one, and the number of that.
+
+    Raises:
+        Exception: The event store could not be read.
+    """
+    head = (await _state_of(index)).head
+    entries = await get_store().aread(await _full_name(index), head - 1, 1)
+    run = decode_block(entries[-1].wire).json() if entries else None
+    is_run = isinstance(run, dict) and run.keys() == {"key", "after"}
+    return (run if is_run else None), head
+
+
+async def _keep_last(index: str, run: Mapping[str, Any] | None) -> None:
+    """Name an answer again and again, so that it is found however long it takes."""
+    while seconds := conf().HISTORY_AGE / 3:
+        await asyncio.sleep(seconds)
+        with suppress(GroupCancelled):
+            last, _ = await _last_run(index)
+            if last in (None, run):
+                await apublish(index, run)
+
+
+async def _is_over(group: str) -> bool:
+    return (await _state_of(group)).cancelled
+
+
+async def _stop_if_running(group: str) -> None:
+    if (await _state_of(group)).producer:
+        await acancel(group, reason="stopped")
 
 
 def _digest(of: Any) -> str:

@@ -1,7 +1,7 @@
 """What views of groups and views of generators have in common."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponseForbidden, HttpResponseNotFound
@@ -32,7 +32,7 @@ from django_sse.http.view_checks import (
     refuse_djangos_mixins,
     refuse_replaced_methods,
 )
-from django_sse.streaming.hub import limit_reached_by
+from django_sse.streaming.hub import limit_reached_by, reserve
 from django_sse.streaming.limits import RequestedStream, TooManyStreams
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
@@ -57,6 +57,9 @@ class StreamView(View):
 
     heartbeat: float | None = None
     """Seconds of silence before a comment is sent. None: ``DJANGO_SSE["HEARTBEAT"]``; 0: never."""
+
+    _starts_work: ClassVar[bool] = False
+    """Whether a request may start work that goes on without its stream."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -134,6 +137,8 @@ class StreamView(View):
         response = await self.get(request, *args, **kwargs)
         if not isinstance(response, EventStreamResponse):
             return response
+        if isinstance(response, HandedOffResponse):
+            response.give_up_place()
         headers = HeadersResponse(request)
         # Keep what an overriding `get` has set.
         headers.headers, headers.cookies = response.headers, response.cookies
@@ -171,7 +176,9 @@ class StreamView(View):
         requested = RequestedStream(position, owner.user, address)
         # The stream counts only once it joins the hub. But only here can the status still tell the
         # client that a limit is reached.
-        if limit := limit_reached_by(requested):
+        if self._starts_work:
+            beginning["release"] = reserve(requested)
+        elif limit := limit_reached_by(requested):
             raise TooManyStreams(limit)
         rechecks = conf().RECHECK_INTERVAL > 0 and (
             self._overrides("still_allowed") or bool(tests_of(self))

@@ -1,10 +1,11 @@
 """Responses that are event streams, their headers, and the 204 that ends a stream for good."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from math import inf
 from typing import Any, Final, Self
+from weakref import finalize
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIRequest
@@ -154,6 +155,7 @@ class HandedOffResponse(EventStreamResponse):
         retry: The browser's reconnection time, in milliseconds.
         reset: Whether to tell the client that it has lost events.
         initial_events: The current state, for a client that does not know it; otherwise None.
+        release: Gives up the place that limits keep for the stream until it begins, if they do.
         stream_options: The keyword arguments of ``Stream``.
     """
 
@@ -165,6 +167,7 @@ class HandedOffResponse(EventStreamResponse):
         retry: int,
         reset: bool = False,
         initial_events: AsyncGenerator[Event, None] | None = None,
+        release: Callable[[], None] | None = None,
         stream_options: Mapping[str, Any],
     ) -> None:
         self._position = position
@@ -174,12 +177,18 @@ class HandedOffResponse(EventStreamResponse):
         self.stays_because = ""
         """Why the stream needs its request and must not be handed off, if it does."""
         self._stream_options = stream_options
+        self._place = finalize(self, release) if release else None
         self._hand_off = hand_off_of(request)
         self._contents_set = 0
         self._iterated_whole = False
         if self._hand_off:
             self._hand_off.is_unchanged = self._is_unchanged
         super().__init__(request, self._content())
+
+    def give_up_place(self) -> None:
+        """Have the stream not count any more, before it begins."""
+        if self._place:
+            self._place()
 
     # A middleware that sets other content, or iterates over it, wants to see every chunk. Then the
     # stream must stay in its request.
@@ -244,6 +253,8 @@ class HandedOffResponse(EventStreamResponse):
 
     async def _begin(self, stream: Stream) -> AsyncGenerator[bytes, None]:
         """Yield the beginning of a stream, up to its position."""
+        # It counts from here on by itself: nothing else runs in between.
+        self.give_up_place()
         try:
             await stream.open()
         except Exception as error:

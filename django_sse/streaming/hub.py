@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import ChainMap, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import chain, islice
@@ -67,6 +67,29 @@ def limit_reached_by(stream: Counted) -> str | None:
     """Return the name of the limit that this process would exceed with one more stream, or None."""
     with counting:
         return reached_limit(stream, [hub.occupancy for hub in _open_hubs()], conf())
+
+
+def reserve(requested: Counted) -> Callable[[], None]:
+    """Count a stream that is requested and has not begun, so that what its request starts does not
+    exceed a limit.
+
+    Returns:
+        A function after which it does not count any more.
+
+    Raises:
+        TooManyStreams: A limit does not allow one more stream.
+    """
+    occupancy = current_hub().occupancy
+    with counting:
+        if limit := limit_reached_by(requested):
+            raise TooManyStreams(limit)
+        occupancy.add(requested)
+
+    def release() -> None:
+        with counting:
+            occupancy.remove(requested)
+
+    return release
 
 
 def _open_hubs() -> list["Hub"]:

@@ -269,6 +269,19 @@ async def test_one_caller_with_many_slow_calls_keeps_no_other_waiting(
     assert await within(pool, quick(), "one") == 3
 
 
+async def test_one_caller_leaves_a_thread_to_others() -> None:
+    pool = clean_threads(at_once=2)
+    long = [SlowCall() for _ in range(2)]
+    calls = [asyncio.create_task(within(pool, call.call(), "one")) for call in long]
+    assert await asyncio.to_thread(long[0].begun.wait, 10)
+    # Not after one of them has counted as slow.
+    assert await within(pool, quick(), "other") == 3
+    assert not long[1].begun.is_set()
+    for call in long:
+        call.goes_on.set()
+    await asyncio.gather(*calls)
+
+
 async def test_callers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     # On a machine that is busy, the first call takes its time.
     monkeypatch.setattr(threads, "_SLOW_SECONDS", 60)

@@ -298,7 +298,69 @@ async def test_nobody_gets_the_answer_of_another_user() -> None:
     await until(lambda: Chat.closed)
 
 
+async def test_a_new_question_stops_the_answer_before_it() -> None:
+    Chat.items = ["one", WAIT]
+    async with reading(await ask()) as first:
+        await until(lambda: "one" in first.text)
+        other = {**QUESTION, "id": "q2"}
+        async with reading(await ask(QUESTION, other)) as second:
+            assert types(chunks_in(first, await first.rest()))[-1] == "abort"
+            await until(lambda: "one" in second.text)
+            assert (await resume(method="DELETE")).status_code == 204
+            await second.rest()
+    await until(lambda: Chat.closed == 2)
+
+
+async def test_two_questions_in_turn_are_answered_each_time() -> None:
+    other = {**QUESTION, "id": "q2"}
+    for _ in range(3):
+        for messages in ([QUESTION], [QUESTION, other]):
+            assert text_of(await all_of(await ask(*messages))) == "Because."
+    assert Chat.runs == 6
+
+
+async def test_an_answer_is_found_however_long_it_takes(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"HISTORY_AGE": 0.2}
+    Chat.items = ["one", WAIT]
+    async with reading(await ask()) as stream:
+        await until(lambda: "one" in stream.text)
+        await asyncio.sleep(0.5)
+        assert (await resume(method="DELETE")).status_code == 204
+        assert types(chunks_in(stream, await stream.rest()))[-1] == "abort"
+
+
+async def test_chats_may_be_shared_and_no_id_leads_into_another_one() -> None:
+    class Shared(Chat):
+        async def get_chat(self) -> str:
+            return self.chat_id
+
+    Chat.items = ["one", WAIT]
+    of_anna, of_bert = Shared.as_view(user="anna"), Shared.as_view(user="bert")
+    async with reading(await ask(view=of_anna)) as stream:
+        await until(lambda: "one" in stream.text)
+        async with reading(await resume(view=of_bert)) as other:
+            await until(lambda: "one" in other.text)
+        assert (await resume("c1.0", view=of_bert)).status_code == 204
+        assert (await resume(view=of_bert, method="DELETE")).status_code == 204
+        await stream.rest()
+
+
 # What is refused
+
+
+def test_a_guard_that_is_asked_too_late_is_refused() -> None:
+    class Guarded(Chat):
+        async def authorize(self, groups: Any) -> None:
+            """Authenticate whoever asks."""
+
+    with pytest.raises(ImproperlyConfigured, match="in `get_chat`"):
+        Guarded.as_view()
+
+
+async def test_a_form_whose_body_was_read_is_refused() -> None:
+    request = AsyncRequestFactory().post("/chat", {"id": "c1"})
+    assert request.POST["id"] == "c1"
+    assert (await view(request)).status_code == 400
 
 
 @pytest.mark.parametrize(

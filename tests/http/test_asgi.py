@@ -460,6 +460,27 @@ async def test_producers_that_take_too_long_are_interrupted(settings: Settings) 
     assert await ends_with("news") == (b"the last word", b"interrupted")
 
 
+async def test_a_generator_that_hangs_as_it_closes_does_not_keep_the_server(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DJANGO_SSE = {"PRODUCER_GRACE": 0}
+    monkeypatch.setattr("django_sse.producing._FAREWELL_SECONDS", 0.05)
+    ends = asyncio.Event()
+
+    async def answer() -> AsyncIterator[str]:
+        try:
+            yield "a word"
+            await asyncio.Event().wait()
+        finally:
+            await ends.wait()
+
+    server = Lifespan(refusing)
+    await server.say("startup")
+    await start_producing(answer(), group="news")
+    await server.say("shutdown")
+    ends.set()
+
+
 async def ends_with(group: str) -> tuple[bytes, bytes]:
     """Return the last event of a group, and why it was closed."""
     event, close = await get_store().aread(group, 0, 10)

@@ -59,7 +59,6 @@ class Answer:
         self._environment = environment
         words, delay = self._random.randint(*_WORDS), self._random.randint(*_DELAY_MILLISECONDS)
         self._arguments = [self.group, str(words), str(delay)]
-        self._words = words
         path = (
             f"/produced/{'/'.join(self._arguments)}/"
             if self._producer == "viewed"
@@ -82,12 +81,10 @@ class Answer:
         """Return what became of it."""
         return Answered(
             self.group,
-            self._words,
             read_runs(runs_of(self._directory, self.group)),
             list(history),
             {reader.name: reader.stretches(self.group, texts) for reader in self.readers},
             [reader.reason for reader in self.readers if reader.closed],
-            len(self.readers),
         )
 
     async def run(self) -> None:

@@ -49,12 +49,10 @@ class Answered:
     """
 
     group: str
-    words: int
     runs: dict[str, int]
     history: list[Numbered]
     stretches: dict[str, list[Stretch]]
     reasons: list[str | None]
-    readers: int
 
 
 Truth = Mapping[tuple[str, int], Tried]
@@ -117,10 +115,22 @@ def judge_history(
 ) -> None:
     """Note in what a group's stored history differs from what was published.
 
-    Every event is there once whose publishing was acknowledged, no other than these and those in
-    doubt, and each publisher's in its order. A forgetful store may have lost any of them.
+    Every event is there once whose publishing was acknowledged, and no other than these and those
+    in doubt. A forgetful store may have lost any of them.
     """
     where = f"the history of {group}"
+    _judge_order(where, group, history, truth, findings)
+    if not forgetful:
+        seen = {source(event.text) for event in history}
+        for event, tried in truth.items():
+            if tried == (group, "done") and event not in seen:
+                findings.add("lost", where, event)
+
+
+def _judge_order(
+    where: str, group: str, history: Sequence[Numbered], truth: Truth, findings: Findings
+) -> None:
+    """Note what is there twice or never was published, and where a publisher's order is lost."""
     seen: set[tuple[str, int]] = set()
     newest: Counter[str] = Counter()
     last = 0
@@ -140,10 +150,6 @@ def judge_history(
             newest[event[0]] = max(newest[event[0]], event[1])
         seen.add(event)
         last = max(last, numbered.number)
-    if not forgetful:
-        for event, tried in truth.items():
-            if tried == (group, "done") and event not in seen:
-                findings.add("lost", where, event)
 
 
 def judge_client(
@@ -182,8 +188,8 @@ def judge_answer(answer: Answered, findings: Findings, *, forgetful: bool) -> No
     without a gap, to the end. A forgetful store may have lost words, and have let it be produced
     again; then readers that followed it got a reset.
     """
-    if told := answer.readers - len(answer.reasons):
-        findings.add("endless", answer.group, f"{told} readers, {len(answer.runs)} runs")
+    if waiting := len(answer.stretches) - len(answer.reasons):
+        findings.add("endless", answer.group, f"{waiting} readers, {len(answer.runs)} runs")
     received = {
         name: [event for stretch in stretches for event in stretch.events]
         for name, stretches in answer.stretches.items()
@@ -199,7 +205,7 @@ def judge_answer(answer: Answered, findings: Findings, *, forgetful: bool) -> No
     had_reset = any(len(stretches) > 1 for stretches in answer.stretches.values())
     for name, stretches in answer.stretches.items():
         for stretch in stretches:
-            judge_history(name, stretch.events, truth, findings, forgetful=True)
+            _judge_order(name, answer.group, stretch.events, truth, findings)
             if not had_reset:
                 _judge_gaps(name, answer.group, stretch, set(), truth, findings)
 

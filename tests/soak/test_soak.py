@@ -232,6 +232,12 @@ def test_an_answer_without_an_end_and_one_that_ran_twice_are_found() -> None:
     assert not found_in_answer(*HISTORY, runs={"plain": 5, "again": 0}, forgetful=True)
 
 
+def test_only_an_answer_that_is_forgotten_altogether_may_have_no_end() -> None:
+    reasons = ["complete"]
+    assert not found_in_answer(*HISTORY, history=[], reasons=reasons, forgetful=True)
+    assert found_in_answer(*HISTORY, reasons=reasons, forgetful=True) == {"endless": 1}
+
+
 def test_words_that_a_store_has_forgotten_are_missed_without_a_reset() -> None:
     assert found_in_answer(ONE, TWO, FIVE, forgetful=True) == {"lost": 2}
     assert not found_in_answer(ONE, TWO, FIVE, forgetful=True, reset_after=2)

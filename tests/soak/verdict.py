@@ -188,7 +188,9 @@ def judge_answer(answer: Answered, findings: Findings, *, forgetful: bool) -> No
     without a gap, to the end. A forgetful store may have lost words, and have let it be produced
     again; then readers that followed it got a reset.
     """
-    if waiting := len(answer.stretches) - len(answer.reasons):
+    waiting = len(answer.stretches) - len(answer.reasons)
+    # What is forgotten altogether has no end, unless somebody lets it be produced again.
+    if waiting and (answer.history or not forgetful):
         findings.add("endless", answer.group, f"{waiting} readers, {len(answer.runs)} runs")
     received = {
         name: [event for stretch in stretches for event in stretch.events]

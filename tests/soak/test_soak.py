@@ -51,11 +51,11 @@ def found_in_history(
 @pytest.mark.timeout(240)
 async def test_a_minute_of_faults_loses_repeats_and_reorders_nothing(tmp_path: Path) -> None:
     require("uvicorn")
-    row = await soak(ENGINES["sqlite"], tmp_path, seconds=20, pause=2, seed="short")
+    row = await soak(ENGINES["sqlite"], tmp_path, seconds=30, pause=2, seed="short")
     assert (row.complaints, row.findings.examples) == ([], [])
     assert row.deliveries > 10 * row.events > 1000
     assert len(row.answers) > 5
-    assert all(answer.history for answer in row.answers)
+    assert sum(len(answer.history) for answer in row.answers) > 100
     kinds = ("server", "publisher", "publisher under gevent")
     assert {f"{kind} killed" for kind in kinds} < row.faults.keys()
 

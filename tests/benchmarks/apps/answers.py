@@ -1,13 +1,14 @@
 """Answers of so many words a second, as a language model gives them."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
 from tests.benchmarks.apps.orders import Orders
 from tests.benchmarks.apps.payload import payload
 
-ANSWERS = 100
+ANSWERS = int(os.environ.get("BENCH_ANSWERS", 100))
 # What the load client reads of a payload, and no more: a word is short.
 _WORD_BYTES = 32
 

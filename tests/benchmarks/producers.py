@@ -1,8 +1,8 @@
 """``python -m tests.benchmarks.producers``: prints what a word of a produced answer costs.
 
 Beside it, what a word costs that is streamed to the one client that asked for the answer. That one
-cannot be shared or resumed. There are 100 answers at a time, or ``BENCH_ANSWERS``: where the core of
-the server is full, a delay is that of a queue.
+cannot be shared or resumed. There are 100 answers at a time, or ``BENCH_ANSWERS``: where the
+core of the server is full, a delay is that of a queue.
 """
 
 import argparse

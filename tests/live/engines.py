@@ -79,6 +79,9 @@ class Engine:
 RETRY = 0.2
 """Seconds that a client waits before it comes back; where it is sent away, at least 0.5."""
 
+PRODUCER_TTL = 3
+"""Seconds without a sign of life after which a producer is taken for dead."""
+
 # Small, so that slow clients meet their bounds within minutes; nothing is ever trimmed.
 _SETTINGS = {
     "HISTORY_SIZE": 10_000_000,
@@ -86,6 +89,7 @@ _SETTINGS = {
     "HEARTBEAT": 2,
     "SEND_TIMEOUT": 2,
     "BACKLOG_BYTES": 32 * 1024,
+    "PRODUCER_TTL": PRODUCER_TTL,
 }
 
 _LISTS = "channels_redis.core.RedisChannelLayer"

@@ -1,6 +1,7 @@
 """Clients that come back as an EventSource does, and keep what they have received."""
 
 import asyncio
+import json
 import random
 import time
 from array import array
@@ -58,10 +59,12 @@ class Client:
         *,
         slow: bool,
         seed: str,
+        path: str = "/events/",
     ) -> None:
         self.name = name
         self.groups = groups
         self.closed = False
+        self.reason: str | None = None
         self.over = False
         self.deliveries = 0
         self.resets = 0
@@ -75,7 +78,7 @@ class Client:
         self._pauses = slow
         self._pause_at = 0.0
         self._random = random.Random(seed)
-        self._path = "/events/?" + "&".join(f"group={group}" for group in groups)
+        self._path = f"{path}?" + "&".join(f"group={group}" for group in groups)
         self._marks = {group: f"{group_hash(group)}.".encode() for group in groups}
         self._last_event_id = b""
         self._retry = 1.0
@@ -182,6 +185,7 @@ class Client:
                 self._starts_anew = True
             elif line == b"event: close":
                 self.closed = True
+                self.reason = json.loads(text)["reason"]
 
     def _note_recovery(self) -> None:
         if self._left_at is not None:

@@ -38,6 +38,7 @@ class Faults:
         self._clients = clients
         self._kinds: dict[str, Fault] = {
             "server killed": self._kill_server,
+            "server paused": lambda: self._pause(self._random.choice(self._servers)),
             "publisher killed": lambda: self._kill_publisher(under_gevent=False),
             "publisher under gevent killed": lambda: self._kill_publisher(under_gevent=True),
             "connections cut by RST": lambda: self._cut(reset=True),
@@ -106,10 +107,10 @@ class Faults:
         await self._down()
         await asyncio.to_thread(redis.start)
 
-    async def _pause(self, redis: RedisServer | RedisPair) -> None:
-        redis.pause()
+    async def _pause(self, what: Server | RedisServer | RedisPair) -> None:
+        what.pause()
         await asyncio.sleep(self._random.uniform(*_PAUSE_SECONDS))
-        redis.resume()
+        what.resume()
 
     async def _down(self) -> None:
         await asyncio.sleep(self._random.uniform(*_DOWN_SECONDS))

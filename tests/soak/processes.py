@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -29,16 +30,25 @@ class Server:
         self._application = application
         self._environment = environment
         self._running = ExitStack()
+        self._pid = 0
 
     def start(self) -> None:
         """Start it, and wait until it listens."""
-        self._running.enter_context(
+        server = self._running.enter_context(
             launch("uvicorn", self._directory, self.port, self._application, **self._environment)
         )
+        self._pid = server.pid
 
     def kill(self) -> None:
         """Kill it with SIGKILL."""
         self._running.close()
+
+    def pause(self) -> None:
+        """Let it stand still."""
+        os.killpg(self._pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.killpg(self._pid, signal.SIGCONT)
 
     def streams_cut_off(self) -> int:
         """Return how many streams it has ended whose clients had stopped to read."""

@@ -12,13 +12,16 @@ from typing import Any
 
 from tests.live.engines import Engine, Services
 from tests.live.servers import manage
+from tests.soak.answers import Answers
 from tests.soak.clients import Client, Texts
 from tests.soak.faults import Faults
 from tests.soak.processes import Publisher, Server, ask_store
+from tests.soak.publisher import GROUPS
 from tests.soak.verdict import (
     Findings,
     Numbered,
     Row,
+    judge_answer,
     judge_client,
     judge_history,
     read_truth,
@@ -71,7 +74,7 @@ class _Soak:
         application: str,
         catching_up: float,
     ) -> None:
-        environment = services.environment
+        environment = {**services.environment, "LIVE_URLCONF": "tests.soak.urls"}
         self.engine = engine
         self.services = services
         self.directory = directory
@@ -92,6 +95,8 @@ class _Soak:
             )
             for number in range(CLIENTS)
         ]
+        ports = [server.port for server in self.servers]
+        self.answers = Answers(ports, directory, environment, self.texts, seed)
         self.complaints: list[str] = []
 
     async def run(self, seconds: float, pause: float) -> Row:
@@ -116,7 +121,10 @@ class _Soak:
                 for publisher in self.publishers:
                     stack.callback(publisher.kill)
                     publisher.start()
+                answering = tasks.create_task(self.answers.run())
                 await faults.run(seconds, pause)
+                answering.cancel()
+                await self.answers.end()
                 for publisher in self.publishers:
                     if not await asyncio.to_thread(publisher.stop):
                         self.complaints.append("A publisher did not come to an end.")
@@ -128,7 +136,8 @@ class _Soak:
                 await self._until(ending, "were not told of the end", lambda c: c.over)
                 for task in following:
                     task.cancel()
-        return self._row(time.monotonic() - began, faults.counts, await self._history())
+        stored = await self._history(*GROUPS, *(answer.group for answer in self.answers.all))
+        return self._row(time.monotonic() - began, faults.counts, stored)
 
     async def _catch_up(self) -> None:
         for client in self.clients:
@@ -159,25 +168,30 @@ class _Soak:
     async def _ask(self, *arguments: str) -> Any:
         return await ask_store(self.directory, self.services.environment, *arguments)
 
-    async def _history(self) -> dict[str, list[Numbered]]:
+    async def _history(self, *groups: str) -> dict[str, list[Numbered]]:
         return {
             group: [Numbered(*event) for event in events]
-            for group, events in (await self._ask("history")).items()
+            for group, events in (await self._ask("history", *groups)).items()
         }
 
     def _row(self, seconds: float, faults: Counter[str], stored: dict[str, list[Numbered]]) -> Row:
         truth = read_truth(self.directory.glob("*.truth"))
         findings = Findings()
         texts = [text.decode() for text in self.texts.keys]
-        resets = sum(client.resets for client in self.clients)
-        answers = sum((client.other_answers for client in self.clients), Counter())
-        for status, count in answers.items():
+        everybody = [*self.clients, *self.answers.readers]
+        resets = sum(client.resets for client in everybody)
+        statuses = sum((client.other_answers for client in everybody), Counter())
+        for status, count in statuses.items():
             self.complaints.append(f"{count} answers {status}: an EventSource stays away for good.")
         if resets and not self.engine.forgetful:
             self.complaints.append("There were resets, and nothing was forgotten.")
         if unclosed := sum(not client.closed for client in self.clients):
             self.complaints.append(f"{unclosed} clients did not receive `close`.")
-        for group, history in stored.items():
+        answers = [answer.answered(texts, stored[answer.group]) for answer in self.answers.all]
+        for answered in answers:
+            judge_answer(answered, findings, forgetful=self.engine.forgetful)
+        for group in GROUPS:
+            history = stored[group]
             judge_history(group, history, truth, findings, forgetful=self.engine.forgetful)
             followers = [client for client in self.clients if group in client.groups]
             if self.engine.forgetful:
@@ -194,10 +208,11 @@ class _Soak:
             seconds=seconds,
             events=sum(tried.outcome == "done" for tried in truth.values()),
             deliveries=sum(client.deliveries for client in self.clients),
-            faults=faults + Counter({"slow client ended": slow_ends}),
+            faults=faults + self.answers.fates + Counter({"slow client ended": slow_ends}),
             findings=findings,
             resets=resets,
             slowest_recovery=max(client.slowest_recovery for client in self.clients),
             slowest_delivery=max(client.slowest_delivery for client in self.clients),
             complaints=self.complaints,
+            answers=answers,
         )

@@ -1,11 +1,12 @@
 """What the soak test asks of the store itself, in a process of the project.
 
-``python -m tests.soak.store begin FILE|heads|history|cancel``
+``python -m tests.soak.store begin FILE|heads|history GROUP...|cancel``
 """
 
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import django
@@ -31,11 +32,11 @@ def heads() -> dict[str, int]:
     return {group: state.head for group, state in get_store().states(GROUPS).items()}
 
 
-async def history() -> dict[str, list[tuple[int, str]]]:
+async def history(groups: Sequence[str]) -> dict[str, list[tuple[int, str]]]:
     """Return each group's events: pairs of a number and the text."""
     store = get_store()
     events: dict[str, list[tuple[int, str]]] = {}
-    for group in GROUPS:
+    for group in groups:
         events[group] = []
         after = 0
         while page := await store.aread(group, after, _PAGE):
@@ -58,8 +59,8 @@ if __name__ == "__main__":
             begin(path)
         case ["heads"]:
             print(json.dumps(heads()))
-        case ["history"]:
-            print(json.dumps(asyncio.run(history())))
+        case ["history", *groups]:
+            print(json.dumps(asyncio.run(history(groups))))
         case ["cancel"]:
             for group in GROUPS:
                 cancel(group)

@@ -9,11 +9,13 @@ from tests.live.engines import ENGINES
 from tests.live.servers import require
 from tests.soak.run import soak
 from tests.soak.verdict import (
+    Answered,
     Findings,
     Numbered,
     Stretch,
     Tried,
     compare,
+    judge_answer,
     judge_client,
     judge_history,
     read_truth,
@@ -49,9 +51,11 @@ def found_in_history(
 @pytest.mark.timeout(240)
 async def test_a_minute_of_faults_loses_repeats_and_reorders_nothing(tmp_path: Path) -> None:
     require("uvicorn")
-    row = await soak(ENGINES["sqlite"], tmp_path, seconds=20, pause=2, seed="short")
+    row = await soak(ENGINES["sqlite"], tmp_path, seconds=30, pause=2, seed="short")
     assert (row.complaints, row.findings.examples) == ([], [])
     assert row.deliveries > 10 * row.events > 1000
+    assert len(row.answers) > 5
+    assert sum(len(answer.history) for answer in row.answers) > 100
     kinds = ("server", "publisher", "publisher under gevent")
     assert {f"{kind} killed" for kind in kinds} < row.faults.keys()
 
@@ -161,3 +165,80 @@ def test_a_killed_publisher_leaves_its_last_event_in_doubt(tmp_path: Path) -> No
         ("plain", 2): Tried("news", "gone"),
         ("plain", 3): Tried("news", "unknown"),
     }
+
+
+def found_in_answer(
+    *received: Numbered,
+    history: Sequence[Numbered] = HISTORY,
+    runs: dict[str, int] | None = None,
+    reasons: Sequence[str | None] = ("complete", "complete"),
+    forgetful: bool = False,
+    reset_after: int | None = None,
+) -> dict[str, int]:
+    stretches = [Stretch(START, list(received[:reset_after]))]
+    if reset_after is not None:
+        stretches.append(Stretch(START, list(received[reset_after:])))
+    readings = {"first": stretches, "late": [Stretch(0, list(history))]}
+    findings = Findings()
+    answer = Answered("news", runs or {"plain": 5}, list(history), readings, list(reasons))
+    judge_answer(answer, findings, forgetful=forgetful)
+    return findings.counts
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_an_answer_that_all_read_to_its_end_is_right(forgetful: bool) -> None:
+    assert not found_in_answer(*HISTORY, forgetful=forgetful)
+    said = [ONE, TWO, THREE]
+    cut_short = {"plain": 0}
+    assert not found_in_answer(
+        *said, history=said, runs=cut_short, reasons=["stopped"] * 2, forgetful=forgetful
+    )
+
+
+@pytest.mark.parametrize(
+    ("received", "finding"),
+    [
+        ([ONE, TWO, FOUR, FIVE], {"lost": 1}),
+        ([TWO, THREE, FOUR, FIVE], {"lost": 1}),
+        ([ONE, TWO, THREE, FOUR], {"lost": 1}),
+        ([ONE, TWO, TWO, THREE, FOUR, FIVE], {"duplicated": 1}),
+        ([ONE, TWO, FOUR, THREE, FIVE], {"out of order": 1}),
+    ],
+)
+def test_what_a_reader_of_an_answer_misses_is_found(
+    received: list[Numbered], finding: dict[str, int]
+) -> None:
+    assert found_in_answer(*received) == finding
+
+
+@pytest.mark.parametrize(
+    ("history", "finding"),
+    [
+        ([ONE, TWO, FOUR, FIVE], {"lost": 1}),
+        ([ONE, TWO, THREE, FOUR], {"lost": 1}),
+        ([*HISTORY, THREE_AGAIN], {"duplicated": 1}),
+        ([*HISTORY, SIX], {"invented": 1}),
+    ],
+)
+def test_words_that_nobody_received_are_missed_too(
+    history: list[Numbered], finding: dict[str, int]
+) -> None:
+    assert found_in_answer(*history, history=history) == finding
+
+
+def test_an_answer_without_an_end_and_one_that_ran_twice_are_found() -> None:
+    assert found_in_answer(*HISTORY, reasons=["complete"]) == {"endless": 1}
+    assert found_in_answer(*HISTORY, runs={"plain": 5, "again": 0}) == {"run twice": 1}
+    assert not found_in_answer(*HISTORY, runs={"plain": 5, "again": 0}, forgetful=True)
+
+
+def test_only_an_answer_that_is_forgotten_altogether_may_have_no_end() -> None:
+    reasons = ["complete"]
+    assert not found_in_answer(*HISTORY, history=[], reasons=reasons, forgetful=True)
+    assert found_in_answer(*HISTORY, reasons=reasons, forgetful=True) == {"endless": 1}
+
+
+def test_words_that_a_store_has_forgotten_are_missed_without_a_reset() -> None:
+    assert found_in_answer(ONE, TWO, FIVE, forgetful=True) == {"lost": 2}
+    assert not found_in_answer(ONE, TWO, FIVE, forgetful=True, reset_after=2)
+    assert found_in_answer(ONE, TWO, TWO, forgetful=True) == {"duplicated": 1}

@@ -3,11 +3,15 @@
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-KINDS = ("lost", "duplicated", "out of order", "invented")
-"""What may be wrong with an event. Invented: rolled back, or never published at all."""
+KINDS = ("lost", "duplicated", "out of order", "invented", "endless", "run twice")
+"""What may be wrong with an event. Invented: rolled back, or never published at all.
+
+And with an answer. Endless: a reader was not told of its end.
+"""
 
 _EXAMPLES = 10
 # Microseconds: every number of an event is above, and what a store has for "none yet" below.
@@ -34,6 +38,21 @@ class Stretch:
 
     start: int
     events: list[Numbered] = field(default_factory=list)
+
+
+@dataclass
+class Answered:
+    """What became of an answer.
+
+    ``runs`` are how many words each run of its producer has said, 0 if it was ended before, and
+    ``reasons`` what those readers were told that were told of the end.
+    """
+
+    group: str
+    runs: dict[str, int]
+    history: list[Numbered]
+    stretches: dict[str, list[Stretch]]
+    reasons: list[str | None]
 
 
 Truth = Mapping[tuple[str, int], Tried]
@@ -96,10 +115,22 @@ def judge_history(
 ) -> None:
     """Note in what a group's stored history differs from what was published.
 
-    Every event is there once whose publishing was acknowledged, no other than these and those in
-    doubt, and each publisher's in its order. A forgetful store may have lost any of them.
+    Every event is there once whose publishing was acknowledged, and no other than these and those
+    in doubt. A forgetful store may have lost any of them.
     """
     where = f"the history of {group}"
+    _judge_order(where, group, history, truth, findings)
+    if not forgetful:
+        seen = {source(event.text) for event in history}
+        for event, tried in truth.items():
+            if tried == (group, "done") and event not in seen:
+                findings.add("lost", where, event)
+
+
+def _judge_order(
+    where: str, group: str, history: Sequence[Numbered], truth: Truth, findings: Findings
+) -> None:
+    """Note what is there twice or never was published, and where a publisher's order is lost."""
     seen: set[tuple[str, int]] = set()
     newest: Counter[str] = Counter()
     last = 0
@@ -119,10 +150,6 @@ def judge_history(
             newest[event[0]] = max(newest[event[0]], event[1])
         seen.add(event)
         last = max(last, numbered.number)
-    if not forgetful:
-        for event, tried in truth.items():
-            if tried == (group, "done") and event not in seen:
-                findings.add("lost", where, event)
 
 
 def judge_client(
@@ -152,6 +179,51 @@ def judge_client(
         _judge_gaps(
             where, group, stretch, {source(event.text) for event in expected}, truth, findings
         )
+
+
+def judge_answer(answer: Answered, findings: Findings, *, forgetful: bool) -> None:
+    """Note what is wrong with an answer.
+
+    It was produced once, and all its readers received what is stored, from the first word on and
+    without a gap, to the end. A forgetful store may have lost words, and have let it be produced
+    again; then readers that followed it got a reset.
+    """
+    waiting = len(answer.stretches) - len(answer.reasons)
+    # What is forgotten altogether has no end, unless somebody lets it be produced again.
+    if waiting and (answer.history or not forgetful):
+        findings.add("endless", answer.group, f"{waiting} readers, {len(answer.runs)} runs")
+    received = {
+        name: [event for stretch in stretches for event in stretch.events]
+        for name, stretches in answer.stretches.items()
+    }
+    truth = _said(answer, chain(answer.history, *received.values()))
+    judge_history(answer.group, answer.history, truth, findings, forgetful=forgetful)
+    if not forgetful:
+        if len(answer.runs) > 1:
+            findings.add("run twice", answer.group, answer.runs)
+        for name, events in received.items():
+            compare(name, answer.history, events, findings)
+        return
+    had_reset = any(len(stretches) > 1 for stretches in answer.stretches.values())
+    for name, stretches in answer.stretches.items():
+        for stretch in stretches:
+            _judge_order(name, answer.group, stretch.events, truth, findings)
+            if not had_reset:
+                _judge_gaps(name, answer.group, stretch, set(), truth, findings)
+
+
+def _said(answer: Answered, events: Iterable[Numbered]) -> Truth:
+    """Return the words up to the last that anybody knows of, and all of an answer that is told to
+    be complete."""
+    last: Counter[str] = Counter()
+    for event in events:
+        run, number = source(event.text)
+        last[run] = max(last[run], number)
+    return {
+        (run, number): Tried(answer.group, "done")
+        for run, words in answer.runs.items()
+        for number in range(1, 1 + (words if "complete" in answer.reasons else last[run]))
+    }
 
 
 def _start(stretch: Stretch, numbers: Container[int]) -> int:
@@ -208,15 +280,24 @@ class Row:
     slowest_recovery: float
     slowest_delivery: float
     complaints: list[str]
+    answers: Sequence[Answered] = ()
 
     @property
     def passed(self) -> bool:
         return not self.complaints and not self.findings.counts.total()
 
 
+def _told(answers: Sequence[Answered]) -> str:
+    words = sum(len(answer.history) for answer in answers)
+    reasons = Counter(next(iter(answer.reasons), "endless") for answer in answers)
+    return f"{len(answers)} of {words:,} words: " + ", ".join(
+        f"{count}x {reason}" for reason, count in reasons.items()
+    )
+
+
 def table(rows: Iterable[Row]) -> str:
     """Return the results as a table that is plain text and Markdown."""
-    head = ["engine", "seconds", "events", "deliveries", "faults", *KINDS, "resets"]
+    head = ["engine", "seconds", "events", "deliveries", "answers", "faults", *KINDS, "resets"]
     head += ["slowest recovery", "slowest delivery", "verdict"]
     cells = [head] + [
         [
@@ -224,6 +305,7 @@ def table(rows: Iterable[Row]) -> str:
             f"{row.seconds:.0f}",
             f"{row.events:,}",
             f"{row.deliveries:,}",
+            _told(row.answers),
             f"{row.faults.total()}: "
             + ", ".join(f"{count}x {kind}" for kind, count in row.faults.items()),
             *(f"{row.findings.counts[kind]:,}" for kind in KINDS),

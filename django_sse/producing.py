@@ -45,7 +45,7 @@ from django_sse.streaming.watch import Watch
 Result = TypeVar("Result")
 
 # How long events are gathered by default, in seconds.
-_FLUSH_SECONDS: Final = 0.02
+_FLUSH_SECONDS: Final = 0.05
 # How many events are appended together, and how many bytes may wait before a producer waits.
 _MOST_EVENTS: Final = 500
 _WAITING_BYTES: Final = READ_BYTES

@@ -306,7 +306,7 @@ async def echo(request: HttpRequest) -> HttpResponse:
 async def posted_elsewhere(request: HttpRequest) -> HttpResponse:
     """Return the method as an event, to a page of any origin that is allowed."""
     response = HttpResponse(f"retry: 10\ndata: {request.method}\n\n", "text/event-stream")
-    response["Content-Location"] = request.path
+    response["Content-Location"] = request.GET.get("location", request.path)
     return response
 
 
@@ -344,6 +344,7 @@ async def page_with_policy(request: HttpRequest) -> HttpResponse:
     return response
 
 
+@csrf_exempt
 async def foreign(request: HttpRequest) -> HttpResponse:
     """Return HTML as an event, or redirect; whatever page asks may read it, with its cookies."""
     to = request.GET.get("to")

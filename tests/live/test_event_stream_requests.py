@@ -209,6 +209,19 @@ def test_each_request_of_ones_own_is_another_one(tab: Tab, site: Site) -> None:
     assert site.statuses(url) == [200, 200]
 
 
+def test_no_other_origin_says_where_in_this_one_it_goes_on(tab: Tab, site: Site) -> None:
+    """Nor where a stop is sent to, with the page's token."""
+    there = f"{site.origin}/echo/?chosen-elsewhere"
+    elsewhere = f"{site.other_origin}/posted-elsewhere/?{urlencode({'location': there})}"
+    url = f"/foreign/?{urlencode({'to': elsewhere})}"
+    stream = follow(tab, url, "{ method: 'POST' }")
+    # A redirect of this kind makes it a GET.
+    stream.wait_for("message", "GET")
+    stream.wait_for_state("closed")
+    assert stream.messages[-1].reason == "not posted twice"
+    assert site.statuses("/echo/?chosen-elsewhere") == []
+
+
 def test_another_origin_may_say_where_it_goes_on(tab: Tab, site: Site) -> None:
     """A page sees few headers of another origin's answer: those that it is allowed to."""
     # Answered by the library, as a preflight is.

@@ -52,7 +52,7 @@ function parser(onBlock, onRetry) {
 
   return (text) => {
     // The LF of a CRLF that was cut in two.
-    const lines = (endedInCR ? text.replace(/^\n/, "") : text).split(/\r\n|\r|\n/);
+    const lines = (endedInCR ? text.replace(/^\n/, "") : text).split(/\r\n?|\n/);
     endedInCR = text.endsWith("\r");
     // What is not over is not looked through again.
     lines[0] = rest + lines[0];
@@ -199,7 +199,7 @@ class Connection {
     if (!/^get$/i.test(method)) {
       // No POST is sent twice, by no later connection either: it goes on from where its answer says.
       const next = new URL(response.headers.get("Content-Location") ?? "blob:", from);
-      const there = next.origin === url.origin ? next.href : "";
+      const there = next.origin === url.origin && from.origin === url.origin ? next.href : "";
       Object.assign(this.#options, { address: there, method: "GET", body: undefined });
     }
     if (origins && !origins.includes(from.origin)) throw `not of ${origins}: ${from}`;

@@ -33,7 +33,7 @@ from django_sse.http.response import (
     no_store,
     unavailable,
 )
-from django_sse.http.view_checks import require_override
+from django_sse.http.view_checks import METHODS_OF_CHATS, check_method, require_override
 from django_sse.publishing import acancel, apublish
 from django_sse.stores import get_store
 from django_sse.streaming.stream import Dialect
@@ -205,9 +205,11 @@ class ChatView(EventProducerView):
         """Return the view.
 
         Raises:
-            ImproperlyConfigured: The view has no ``answer``, or it has ``authorize``; or as for
-                ``EventProducerView``.
+            ImproperlyConfigured: The view has no ``answer``, or it has ``authorize``; a method is
+                ``async`` and must not be, or the other way round; or as for ``EventProducerView``.
         """
+        for name in METHODS_OF_CHATS:
+            check_method(cls, name, initkwargs.get(name, getattr(cls, name)))
         if initkwargs.get("authorize", cls.authorize) is not ChatView.authorize:
             raise ImproperlyConfigured(
                 f"{cls.__name__} has `authorize`, which is asked after the chat is known. Guard it "

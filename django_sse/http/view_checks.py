@@ -41,17 +41,22 @@ _SIGNATURES: Final = {
     "still_allowed": "async def still_allowed(self)`",
     "initial_events": "async def initial_events(self)` with `yield`",
     "events": "async def events(self)` with `yield`",
+    "answer": "async def answer(self)` with `yield`",
+    "get_chat": "async def get_chat(self)`",
     "filter_event": (
         "def filter_event(self, event)`: it is called on the event loop and must not wait"
     ),
 }
-_GENERATORS: Final = ("initial_events", "events")
+_GENERATORS: Final = ("initial_events", "events", "answer")
 
 VALUES: Final = tuple(_RULES)
 """The attributes of views that have numbers and other values."""
 
-METHODS: Final = tuple(_SIGNATURES)
-"""The methods of views that projects override."""
+METHODS_OF_CHATS: Final = ("answer", "get_chat")
+"""The methods that projects override of views for ``useChat`` alone."""
+
+METHODS: Final = tuple(name for name in _SIGNATURES if name not in METHODS_OF_CHATS)
+"""The methods of all views that projects override."""
 
 
 def check_value(view: type, name: str, value: Any) -> None:

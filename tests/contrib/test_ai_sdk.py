@@ -357,6 +357,15 @@ def test_a_guard_that_is_asked_too_late_is_refused() -> None:
         Guarded.as_view()
 
 
+def test_an_answer_that_yields_nothing_is_refused() -> None:
+    class Coroutine(ChatView):
+        async def answer(self) -> Any:
+            return "Because."
+
+    with pytest.raises(ImproperlyConfigured, match=r"answer has to be `async def answer\(self\)`"):
+        Coroutine.as_view()
+
+
 async def test_a_form_whose_body_was_read_is_refused() -> None:
     request = AsyncRequestFactory().post("/chat", {"id": "c1"})
     assert request.POST["id"] == "c1"

@@ -359,7 +359,7 @@ def test_a_guard_that_is_asked_too_late_is_refused() -> None:
 
 def test_an_answer_that_yields_nothing_is_refused() -> None:
     class Coroutine(ChatView):
-        async def answer(self) -> Any:
+        async def answer(self) -> Any:  # type: ignore[override]
             return "Because."
 
     with pytest.raises(ImproperlyConfigured, match=r"answer has to be `async def answer\(self\)`"):

@@ -137,7 +137,8 @@ class Produced(EventProducerView):
 
 
 class Chat(ChatView):
-    """Answers what it is told to: `count 10`, `fail`, or `add 1 2` by a tool of the page."""
+    """Answers what it is told to: `count 10`, `hold 10` until a file says that it is over, `fail`, or
+    `add 1 2` by a tool of the page."""
 
     async def answer(self) -> AsyncIterator[Any]:
         runs = runs_of(Path(connection.settings_dict["NAME"]).parent, self.chat_id)
@@ -160,6 +161,8 @@ class Chat(ChatView):
             else:
                 for number in range(int(numbers[0])):
                     yield f"{number} "
+                    await asyncio.sleep(0.01)
+                while what == "hold" and not runs.with_suffix(".over").exists():
                     await asyncio.sleep(0.01)
         finally:
             note(runs, "closed")

@@ -520,7 +520,9 @@ def assert_preflight(response: HttpResponseBase) -> None:
 
 
 def assert_allows_methods(response: HttpResponseBase) -> None:
-    assert {"GET", "HEAD", "POST", "DELETE"} == set(response["Access-Control-Allow-Methods"].split(", "))
+    assert {"GET", "HEAD", "POST", "DELETE"} == set(
+        response["Access-Control-Allow-Methods"].split(", ")
+    )
 
 
 @pytest.mark.parametrize("site", [None, "cross-site"])

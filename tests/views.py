@@ -137,8 +137,8 @@ class Produced(EventProducerView):
 
 
 class Chat(ChatView):
-    """Answers what it is told to: `count 10`, `hold 10` until a file says that it is over, `fail`, or
-    `add 1 2` by a tool of the page."""
+    """Answers what it is told to: `count 10`, `hold 10` until a file says that it is over, `fail`,
+    or `add 1 2` by a tool of the page."""
 
     async def answer(self) -> AsyncIterator[Any]:
         runs = runs_of(Path(connection.settings_dict["NAME"]).parent, self.chat_id)

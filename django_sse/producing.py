@@ -513,6 +513,26 @@ async def start_producing(
         RuntimeError: The event loop ends with the caller. Use ``produce`` there.
         Exception: The event store could not be written.
     """
+    await start_for(_OF_NOBODY, events, group=group, owner=owner, flush_seconds=flush_seconds)
+
+
+async def start_for(
+    caller: str,
+    events: AsyncIterator[Any],
+    *,
+    group: str,
+    owner: Any,
+    flush_seconds: float = _FLUSH_SECONDS,
+) -> None:
+    """Do what ``start_producing`` does.
+
+    Args:
+        caller: Who makes the blocking calls of the generator, if it has no owner.
+        events: The generator.
+        group: The group.
+        owner: The owner.
+        flush_seconds: How many seconds events are gathered.
+    """
     if not isasyncgen(events):
         raise TypeError(
             f"start_producing() runs an async generator, not {type(events).__name__}. Call the "
@@ -530,7 +550,7 @@ async def start_producing(
         await events.aclose()
         raise
     begun = asyncio.get_running_loop().create_future()
-    context = without_request(request_context(), namespace, producer._owner().user or _OF_NOBODY)
+    context = without_request(request_context(), namespace, producer._owner().user or caller)
     # Apart: a client that leaves cancels its request, and the group is perhaps taken already.
     running = spawn(producer._begin_and_run(events, begun), context)
     _running.add(running)

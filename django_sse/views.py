@@ -57,7 +57,7 @@ from django_sse.mixins import (
     PermissionRequiredMixin,
     UserPassesTestMixin,
 )
-from django_sse.producing import start_producing
+from django_sse.producing import start_for
 from django_sse.publishing import acancel
 from django_sse.stores import get_store
 from django_sse.stores.read_limits import READ_SECONDS
@@ -462,7 +462,8 @@ class EventProducerView(EventStreamView):
             return refusal
         events = _generator_of(self, "events")
         try:
-            await start_producing(events, group=groups[0], owner=user)
+            caller = self._client_address() or ""
+            await start_for(caller, events, group=groups[0], owner=user)
         except (AlreadyProducing, GroupCancelled):
             # Another client was faster.
             pass

@@ -1,10 +1,12 @@
 """Views that produce to their group: who starts the work, who gets it, and who may stop it."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, ClassVar
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.http import HttpRequest
@@ -164,6 +166,39 @@ async def test_many_that_come_at_once_start_no_more_than_a_limit_allows(settings
     for number in let_in:
         await acancel(f"answer-{number}")
     await until(lambda: Runs.closed == 2)
+
+
+async def test_who_makes_slow_calls_keeps_no_other_stranger_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("django_sse.concurrency.threads._SLOW_SECONDS", 0.01)
+    goes_on = threading.Event()
+
+    class Calling(EventProducerView):
+        groups = ("answer-{pk}",)
+
+        async def events(self) -> AsyncIterator[Any]:
+            yield "begun"
+            if self.kwargs["pk"] > 0:
+                await sync_to_async(goes_on.wait)(20)
+            yield await sync_to_async(str)("called")
+
+    view = Calling.as_view()
+
+    def request(address: str) -> HttpRequest:
+        asked = get()
+        asked.META["REMOTE_ADDR"] = address
+        return asked
+
+    for number in range(1, 12):
+        async with reading(await view(request("10.0.0.1"), pk=number)) as stream:
+            await stream.until("begun")
+    async with reading(await view(request("10.0.0.2"), pk=0)) as other:
+        assert data_of(await other.rest()) == ["begun", "called"]
+    goes_on.set()
+    for number in range(1, 12):
+        async with reading(await view(request("10.0.0.1"), pk=number)) as stream:
+            await stream.rest()
 
 
 async def test_what_was_cancelled_is_not_started() -> None:

@@ -62,16 +62,21 @@ def unpooled(alias: str) -> BaseDatabaseWrapper:
     A thread that hangs would keep one of the few connections of the pool. And a pool hands on what
     others have set in a connection, such as a tenant.
     """
-    connection: BaseDatabaseWrapper = connections[alias].copy()
-    connection.settings_dict["OPTIONS"].pop("pool", None)
-    return connection
+    pooled: BaseDatabaseWrapper = connections[alias]
+    options = {
+        name: value for name, value in pooled.settings_dict["OPTIONS"].items() if name != "pool"
+    }
+    # Not a deep copy: an option may be something that cannot be copied, such as an SSLContext.
+    return type(pooled)({**pooled.settings_dict, "OPTIONS": options}, alias)
 
 
 def leave_pools() -> None:
     """Have this thread connect to each database outside the project's pool."""
-    for alias in connections:
-        if connections[alias].settings_dict["OPTIONS"].get("pool"):
-            connections[alias] = unpooled(alias)
+    for alias, of_alias in connections.settings.items():
+        if of_alias.get("OPTIONS", {}).get("pool"):
+            # A database whose driver is missing is one that nobody uses.
+            with suppress(Exception):
+                connections[alias] = unpooled(alias)
 
 
 class LoopThread:
@@ -353,9 +358,13 @@ class CleanThreads:
 
     def _run(self, call: "_Call") -> None:
         try:
-            leave_pools()
-            call.run()
-            connections.close_all()
+            try:
+                leave_pools()
+            except BaseException as error:
+                call.fail(error)
+            else:
+                call.run()
+                connections.close_all()
         finally:
             with self._lock:
                 self._note_end(current_thread())

@@ -10,6 +10,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, ClassVar, Final
@@ -344,7 +345,7 @@ class ChatView(EventProducerView):
         # An answer that goes on after a tool of the page has run is the same message.
         goes_on = last.get("role") == "assistant" and last.get("id")
         writer = _Writer()
-        naming = spawn(_keep_last(await self._index(), self._run))
+        naming = spawn(_keep_last(await self._index(), self._run), copy_context())
         try:
             for chunk in (
                 {"type": "start", "messageId": goes_on or f"msg-{secrets.token_urlsafe(12)}"},

@@ -177,12 +177,18 @@ class HandedOffResponse(EventStreamResponse):
         self.stays_because = ""
         """Why the stream needs its request and must not be handed off, if it does."""
         self._stream_options = stream_options
+        self.is_sent_past_django = False
+        """Whether a ticket has resumed the stream."""
+        self._close_request = request.close
         self._place = finalize(self, release) if release else None
         self._hand_off = hand_off_of(request)
         self._contents_set = 0
         self._iterated_whole = False
         if self._hand_off:
             self._hand_off.is_unchanged = self._is_unchanged
+            if self._place:
+                # A middleware may send another response, and something may hold this one.
+                self._hand_off.call_on_close(self._place)
         super().__init__(request, self._content())
 
     def give_up_place(self) -> None:
@@ -203,7 +209,15 @@ class HandedOffResponse(EventStreamResponse):
         StreamingHttpResponse.streaming_content.fset(self, value)  # type: ignore[union-attr]
 
     def _is_unchanged(self) -> bool:
-        return self._contents_set == 1 and not self.stays_because
+        return self._contents_set == 1 and not self.stays_because and self._is_outermost()
+
+    def _is_outermost(self) -> bool:
+        """Whether Django sends this response, and not one of a middleware that reads this one.
+
+        Django has the response that it sends close the request.
+        """
+        closers = getattr(self, "_resource_closers", ())
+        return self.is_sent_past_django or self._close_request in closers
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         self._iterated_whole = self._is_unchanged()

@@ -1,6 +1,7 @@
 """Blocking calls that each have a thread to themselves."""
 
 import asyncio
+import ssl
 import threading
 from contextvars import Context
 from typing import Any
@@ -10,7 +11,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connections
 
 from django_sse.concurrency import threads
-from django_sse.concurrency.threads import CleanThreads, OwnThread
+from django_sse.concurrency.threads import CleanThreads, OwnThread, unpooled
 from tests import postgresql
 
 
@@ -195,6 +196,45 @@ async def test_a_call_fails_that_would_wait_for_ever(monkeypatch: pytest.MonkeyP
     slow.goes_on.set()
     await first
     assert await within(pool, quick()) == 3
+
+
+@pytest.mark.parametrize(
+    "of_alias",
+    [
+        {"ENGINE": "tests.no_such_engine", "NAME": "legacy"},
+        {"ENGINE": "tests.no_such_engine", "NAME": "legacy", "OPTIONS": {"pool": True}},
+    ],
+)
+async def test_a_database_that_nobody_can_use_is_in_nobodys_way(
+    of_alias: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = {**connections.settings["default"], "OPTIONS": {}, **of_alias}
+    monkeypatch.setitem(connections.settings, "legacy", whole)
+    async with asyncio.timeout(10):
+        assert await within(clean_threads(at_once=1), quick()) == 3
+        with OwnThread() as thread:
+            assert await asyncio.create_task(quick(), context=thread.within(Context())) == 3
+
+
+async def test_a_call_whose_thread_cannot_be_prepared_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("no databases")
+
+    pool = clean_threads(at_once=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "leave_pools", fail)
+        with pytest.raises(RuntimeError, match="no databases"):
+            await within(pool, quick())
+    assert await within(pool, quick()) == 3
+
+
+def test_options_that_cannot_be_copied_leave_their_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = ssl.create_default_context()
+    options = {"pool": True, "sslcontext": context}
+    monkeypatch.setitem(connections["default"].settings_dict, "OPTIONS", options)
+    assert unpooled("default").settings_dict["OPTIONS"] == {"sslcontext": context}
 
 
 @pytest.mark.skipif(not postgresql.binaries(), reason="PostgreSQL is not installed.")

@@ -560,7 +560,29 @@ def encoding_middleware(get_response: GetResponse) -> GetResponse:
     return middleware
 
 
-for _middleware in (upper_middleware, rewrapping_middleware, encoding_middleware):
+def reading_middleware(get_response: GetResponse) -> GetResponse:
+    """Puts a response of its own in the view's place, which reads the response itself."""
+
+    async def middleware(request: HttpRequest) -> HttpResponseBase:
+        response = await get_response(request)
+        assert isinstance(response, StreamingHttpResponse)
+
+        async def changed() -> AsyncIterator[bytes]:
+            async for chunk in response:
+                yield chunk.replace(b"quiet", b"LOUD")
+
+        return StreamingHttpResponse(changed(), headers=response.headers)
+
+    markcoroutinefunction(middleware)
+    return middleware
+
+
+for _middleware in (
+    upper_middleware,
+    rewrapping_middleware,
+    encoding_middleware,
+    reading_middleware,
+):
     _middleware.async_capable = True  # type: ignore[attr-defined]
 
 
@@ -570,6 +592,7 @@ for _middleware in (upper_middleware, rewrapping_middleware, encoding_middleware
         ("upper_middleware", "LOUD"),
         ("rewrapping_middleware", "quiet"),
         ("encoding_middleware", "quiet"),
+        ("reading_middleware", "LOUD"),
     ],
 )
 async def test_a_stream_that_a_middleware_changes_stays_in_its_request(

@@ -495,10 +495,30 @@ class Redacts(MiddlewareMixin):
             yield chunk.replace(b"secret", b"******")
 
 
+class RedactsContent(Redacts):
+    """The same, in a response of its own."""
+
+    def process_response(self, request: HttpRequest, response: Any) -> Any:
+        if not response.streaming:
+            return response
+        content = self._redacted(response.streaming_content)
+        return StreamingHttpResponse(content, headers=response.headers)
+
+
+class RedactsResponse(Redacts):
+    """The same, for what the response says that it has."""
+
+    def process_response(self, request: HttpRequest, response: Any) -> Any:
+        if not response.streaming:
+            return response
+        return StreamingHttpResponse(self._redacted(response), headers=response.headers)
+
+
+@pytest.mark.parametrize("middleware", ["Redacts", "RedactsContent", "RedactsResponse"])
 async def test_there_is_no_ticket_for_a_stream_that_a_middleware_changes(
-    settings: Settings,
+    middleware: str, settings: Settings
 ) -> None:
-    settings.MIDDLEWARE = [f"{__name__}.Redacts", *settings.MIDDLEWARE]
+    settings.MIDDLEWARE = [f"{__name__}.{middleware}", *settings.MIDDLEWARE]
     browser = Browser()
     async with browser.open("/news/") as stream:
         await stream.opened()

@@ -28,6 +28,7 @@ from django_sse.contrib.ai_sdk import (
 from django_sse.exceptions import Close
 from django_sse.stores import get_store
 from tests.streams import TIMEOUT, EventReader, get, reading, until
+from tests.tenancy import NAMESPACE, entered
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -327,6 +328,19 @@ async def test_an_answer_is_found_however_long_it_takes(settings: Settings) -> N
         await asyncio.sleep(0.5)
         assert (await resume(method="DELETE")).status_code == 204
         assert types(chunks_in(stream, await stream.rest()))[-1] == "abort"
+
+
+async def test_an_answer_of_a_tenant_is_found_however_long_it_takes(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"HISTORY_AGE": 0.2, **NAMESPACE}
+    Chat.items = ["one", WAIT]
+    with entered("north"):
+        async with reading(await ask()) as stream:
+            await until(lambda: "one" in stream.text)
+            await asyncio.sleep(0.5)
+            with entered("south"):
+                assert (await resume()).status_code == 204
+            assert (await resume(method="DELETE")).status_code == 204
+            assert types(chunks_in(stream, await stream.rest()))[-1] == "abort"
 
 
 async def test_chats_may_be_shared_and_no_id_leads_into_another_one() -> None:

@@ -321,7 +321,7 @@ async def test_two_questions_in_turn_are_answered_each_time() -> None:
 
 
 async def test_an_answer_is_found_however_long_it_takes(settings: Settings) -> None:
-    settings.DJANGO_SSE = {"HISTORY_AGE": 0.2}
+    settings.DJANGO_SSE = {"STORE": "memory", "HISTORY_AGE": 0.2}
     Chat.items = ["one", WAIT]
     async with reading(await ask()) as stream:
         await until(lambda: "one" in stream.text)
@@ -331,7 +331,7 @@ async def test_an_answer_is_found_however_long_it_takes(settings: Settings) -> N
 
 
 async def test_an_answer_of_a_tenant_is_found_however_long_it_takes(settings: Settings) -> None:
-    settings.DJANGO_SSE = {"HISTORY_AGE": 0.2, **NAMESPACE}
+    settings.DJANGO_SSE = {"STORE": "memory", "HISTORY_AGE": 0.2, **NAMESPACE}
     Chat.items = ["one", WAIT]
     with entered("north"):
         async with reading(await ask()) as stream:

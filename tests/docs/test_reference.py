@@ -35,7 +35,7 @@ _MODULES = (
     *("contrib.ai_sdk", "contrib.relay"),
 )
 # What one of these modules has for another one.
-_OF_OURS = {"AccessMixin"}
+_OF_OURS = {"AccessMixin", "start_for"}
 # Of the database's, the kernel's and the server's, and of django-eventstream.
 _OF_OTHERS = r"ATOMIC_REQUESTS|ASGI_APPLICATION|TCP_USER_TIMEOUT|REMOTE_ADDR|EVENTSTREAM_\w+"
 

@@ -6,14 +6,7 @@ A producer outlives the clients that read it. Whoever streams its group gets all
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Iterator,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from inspect import isasyncgen
 from itertools import islice
@@ -55,7 +48,6 @@ _COUNTING_BITS: Final = 24
 _PAUSE_SECONDS: Final = 0.5
 # How long the last words of a producer may take whose event loop ends.
 _FAREWELL_SECONDS: Final = 2.0
-
 # How often a producer that could not begin looks whether it has its group nevertheless.
 _GIVING_BACK_LOOKS: Final = 5
 # Producers without an owner share what one user may have of the threads for blocking calls.
@@ -186,12 +178,15 @@ class AsyncProducer:
             raise
 
     async def _begin_or_leave(self, begun: asyncio.Future[None]) -> None:
-        if await self._has_begun(begun) and begun.cancelled():
+        if await self._begin_and_tell(begun) and begun.cancelled():
             await self._finish("interrupted")
 
-    async def _has_begun(self, begun: asyncio.Future[None]) -> bool:
-        """Take the group, and tell the caller, who may be cancelled by then. Return whether it is
-        taken."""
+    async def _begin_and_tell(self, begun: asyncio.Future[None]) -> bool:
+        """Take the group, and tell the caller, who may be cancelled by then.
+
+        Returns:
+            Whether it is taken.
+        """
         try:
             await self._begin()
         except BaseException as error:
@@ -211,7 +206,7 @@ class AsyncProducer:
         looks = 0
         while looks < _GIVING_BACK_LOOKS:
             try:
-                if await self._is_given_back():
+                if await self._try_to_give_back():
                     return
                 looks += 1
                 pause = conf().PRODUCER_TTL / _GIVING_BACK_LOOKS
@@ -222,7 +217,8 @@ class AsyncProducer:
                 pause = _PAUSE_SECONDS
             await asyncio.sleep(pause)
 
-    async def _is_given_back(self) -> bool:
+    async def _try_to_give_back(self) -> bool:
+        """Give the group back if it is this producer's. Return whether it was."""
         if (await self._state()).producer != self._token:
             return False
         # Together, so that nobody is told of an end: the next producer's events follow.
@@ -238,7 +234,7 @@ class AsyncProducer:
     ) -> None:
         """Take the group, and publish what a generator yields, whatever becomes of the caller."""
         async with aclosing(events):
-            if await self._has_begun(begun):
+            if await self._begin_and_tell(begun):
                 await self._run(events)
 
     async def _run(self, events: AsyncGenerator[Any, Any]) -> None:
@@ -524,14 +520,14 @@ async def start_for(
     owner: Any,
     flush_seconds: float = _FLUSH_SECONDS,
 ) -> None:
-    """Do what ``start_producing`` does.
+    """Do what ``start_producing`` does, for a caller that is known.
 
     Args:
         caller: Who makes the blocking calls of the generator, if it has no owner.
-        events: The generator.
-        group: The group.
-        owner: The owner.
-        flush_seconds: How many seconds events are gathered.
+        events, group, owner, flush_seconds: As for ``start_producing``.
+
+    Raises:
+        Exception: As for ``start_producing``.
     """
     if not isasyncgen(events):
         raise TypeError(

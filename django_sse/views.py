@@ -20,34 +20,32 @@ from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured, RequestDataTooBig
 from django.http import (
     HttpRequest,
-    HttpResponse,
     HttpResponseBadRequest,
-    HttpResponseForbidden,
     RawPostDataException,
 )
 from django.http.response import HttpResponseBase
 from django.views import View
 
 from django_sse.access.logins import set_djangos_user
-from django_sse.access.owners import Owner, is_nobody, loaded, owner_of
+from django_sse.access.owners import Owner, is_nobody, loaded
 from django_sse.concurrency.tasks import in_time
 from django_sse.conf import SETTING, conf
 from django_sse.event import Event
 from django_sse.exceptions import AlreadyProducing, GroupCancelled
 from django_sse.groups.entries import GroupState
 from django_sse.groups.names import check_pattern, expand_group, validate_group
-from django_sse.groups.namespaces import acurrent_namespace, full_name
+from django_sse.groups.namespaces import full_name
 from django_sse.groups.position import LEFT_MARK, LOST, TERMINAL_MARK, parse_position
 from django_sse.groups.replay import StartingPoint, is_lost, starting_point
 from django_sse.http.base_view import StreamView
 from django_sse.http.refusals import STORE_AWAY, told
 from django_sse.http.response import (
-    PLAIN_TEXT,
     EventStreamResponse,
     HandedOffResponse,
     last_event_id,
     no_content,
     no_store,
+    refused,
     unavailable,
 )
 from django_sse.http.resume_tickets import Ticket, issue, mark_as_resumable
@@ -208,8 +206,7 @@ class EventStreamView(StreamView):
         if isinstance(groups, HttpResponseBase):
             return groups
         user = await loaded(await self.get_owner())
-        namespace = await acurrent_namespace()
-        owner = (await owner_of(self.request, user, groups)).within(namespace)
+        namespace, owner = await self._owner(user, groups)
         names = {full_name(namespace, group): group for group in groups}
         try:
             states = await current_hub().states(list(names), {}, 0, owner.keys)
@@ -232,8 +229,7 @@ class EventStreamView(StreamView):
         if self._overrides("authorize"):
             # `authorize` may have authenticated the user.
             user = await loaded(await self.get_owner())
-        namespace = await acurrent_namespace()
-        owner = (await owner_of(request, user, groups)).within(namespace)
+        namespace, owner = await self._owner(user, groups)
         plain_names, groups = groups, [full_name(namespace, group) for group in groups]
         try:
             states, begin = await self._beginning(sent_id, groups, owner)
@@ -395,7 +391,7 @@ class EventStreamView(StreamView):
             f"{type(self).__name__} has no group for this request: get_groups returned none, or "
             "authorize allowed none."
         )
-        return no_store(HttpResponseForbidden(why, content_type=PLAIN_TEXT))
+        return refused(403, why)
 
     # Handlers of plain Channels messages
 
@@ -530,8 +526,7 @@ class EventGeneratorView(StreamView):
         if sent_id.endswith(LEFT_MARK) and is_nobody(user):
             # The client's login is over, and so is its stream.
             return no_content()
-        namespace = await acurrent_namespace()
-        owner = (await owner_of(request, user, ())).within(namespace)
+        namespace, owner = await self._owner(user, ())
         try:
             states = await current_hub().states((), {}, 0, owner.keys)
         except Exception as error:
@@ -588,17 +583,13 @@ def _refusal_of_body(request: HttpRequest) -> HttpResponseBase | None:
     with suppress(RawPostDataException):
         if request.content_type == "multipart/form-data":
             if request.FILES:
-                return _refused(415, "This stream takes no files.")
+                return refused(415, "This stream takes no files.")
         else:
             try:
                 request.body  # noqa: B018
             except RequestDataTooBig:
-                return _refused(413, "The body is too large.")
+                return refused(413, "The body is too large.")
     return None
-
-
-def _refused(status: int, why: str) -> HttpResponseBase:
-    return no_store(HttpResponse(why, status=status, content_type=PLAIN_TEXT))
 
 
 def _unique(groups: Iterable[str]) -> list[str]:

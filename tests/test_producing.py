@@ -70,6 +70,15 @@ class Model:
             self.closed += 1
 
 
+async def said(*steps: str | asyncio.Event) -> AsyncIterator[str]:
+    """Yield the texts, and wait for each event before what follows it."""
+    for step in steps:
+        if isinstance(step, asyncio.Event):
+            await step.wait()
+        else:
+            yield step
+
+
 async def test_a_client_gets_all_of_it_and_that_it_is_complete() -> None:
     model = Model(*"abc")
     await start_producing(model.answer(), group="answer")
@@ -226,12 +235,7 @@ async def test_it_counts_for_no_limit(settings: Settings) -> None:
 async def test_others_may_publish_between() -> None:
     go_on = asyncio.Event()
 
-    async def answer() -> AsyncIterator[Any]:
-        yield "a"
-        await go_on.wait()
-        yield "c"
-
-    await start_producing(answer(), group="answer")
+    await start_producing(said("a", go_on, "c"), group="answer")
     async with open_stream(answers) as stream:
         assert (await stream.next_event()).data == "a"
         await apublish("answer", "b")
@@ -332,10 +336,10 @@ def test_a_loop_that_ends_publishes_the_rest_and_closes_the_groups() -> None:
             await asyncio.sleep(0.005)
 
     async def work(number: int) -> None:
-        for of_loop in range(10):
-            group = f"answer-{number}-{of_loop}"
+        groups = [f"answer-{number}-{of_loop}" for of_loop in range(10)]
+        for group in groups:
             await start_producing(answer(group), group=group)
-        await asyncio.sleep(0.3)
+        await until(lambda: all(published[group] > 10 for group in groups))
 
     for number in range(4):
         asyncio.run(work(number))
@@ -418,6 +422,10 @@ class FaultyStore(MemoryStore):
         self.looks_for_lapsed += 1
         return await super().alapsed(seconds)
 
+    def forget_all(self) -> None:
+        for kept in (self._groups, self._aging, self._producing):
+            kept.clear()
+
     def _append(self, entries: Any, *, staged: bool = False) -> Any:
         if self.is_away:
             self.refused += 1
@@ -489,17 +497,10 @@ async def test_a_producer_waits_while_the_store_is_away(faulty: FaultyStore) -> 
 async def test_a_store_that_has_forgotten_it_all_gets_the_rest(faulty: FaultyStore) -> None:
     go_on = asyncio.Event()
 
-    async def answer() -> AsyncIterator[Any]:
-        yield "a"
-        await go_on.wait()
-        yield "b"
-
-    await start_producing(answer(), group="answer")
+    await start_producing(said("a", go_on, "b"), group="answer")
     async with open_stream(answers) as stream:
         assert (await stream.next_event()).data == "a"
-    faulty._groups.clear()
-    faulty._aging.clear()
-    faulty._producing.clear()
+    faulty.forget_all()
     go_on.set()
     # Whoever has seen more gets a reset, and comes back.
     async with asyncio.timeout(TIMEOUT):
@@ -511,13 +512,8 @@ async def test_a_store_that_has_forgotten_it_all_gets_the_rest(faulty: FaultySto
 async def test_a_store_may_have_forgotten_it_before_its_first_event(faulty: FaultyStore) -> None:
     go_on = asyncio.Event()
 
-    async def answer() -> AsyncIterator[Any]:
-        await go_on.wait()
-        yield "a"
-
-    await start_producing(answer(), group="answer")
-    faulty._groups.clear()
-    faulty._producing.clear()
+    await start_producing(said(go_on, "a"), group="answer")
+    faulty.forget_all()
     go_on.set()
     assert await all_of_it() == (["a"], "complete")
 
@@ -526,14 +522,7 @@ async def test_a_store_may_have_gone_back_to_what_it_was(faulty: FaultyStore) ->
     """As a Redis that was restarted with its last snapshot."""
     go_on, last = asyncio.Event(), asyncio.Event()
 
-    async def answer() -> AsyncIterator[Any]:
-        yield "a"
-        await go_on.wait()
-        yield "b"
-        await last.wait()
-        yield "c"
-
-    await start_producing(answer(), group="answer")
+    await start_producing(said("a", go_on, "b", last, "c"), group="answer")
     async with open_stream(answers) as stream:
         await stream.until("a")
         snapshot = deepcopy(faulty._groups["answer"])
@@ -553,16 +542,10 @@ async def test_others_may_publish_first_to_a_store_that_has_forgotten_it(
 ) -> None:
     go_on = asyncio.Event()
 
-    async def answer() -> AsyncIterator[Any]:
-        yield "a"
-        await go_on.wait()
-        yield "c"
-
-    await start_producing(answer(), group="answer")
+    await start_producing(said("a", go_on, "c"), group="answer")
     async with open_stream(answers) as stream:
         await stream.until("a")
-    for kept in (faulty._groups, faulty._aging, faulty._producing):
-        kept.clear()
+    faulty.forget_all()
     await apublish("answer", "b")
     go_on.set()
     async with asyncio.timeout(TIMEOUT):
@@ -578,20 +561,15 @@ async def test_who_is_cancelled_and_reopened_is_not_taken_for_forgotten(
     monkeypatch.setattr(Watch, "end_if_cancelled", lambda self: None)
     go_on = asyncio.Event()
 
-    async def answer() -> AsyncIterator[Any]:
-        yield "a"
-        await go_on.wait()
-        yield "too late"
-
-    await start_producing(answer(), group="answer")
+    await start_producing(said("a", go_on, "too late"), group="answer")
     async with open_stream(answers) as stream:
         await stream.until("a")
     await acancel("answer")
     await areopen("answer")
     async with open_stream(answers) as stream:
         go_on.set()
-        await until(lambda: not faulty._groups["answer"].producer)
-        await asyncio.sleep(0.05)
+        await until(lambda: not producing._running)
+        assert not faulty._groups["answer"].producer
         await acancel("answer", reason="over")
         assert data_of(await stream.rest()) == ["a"]
 
@@ -786,14 +764,9 @@ async def test_a_paused_producer_writes_into_no_other_ones_group(
 ) -> None:
     go_on = asyncio.Event()
 
-    async def answer() -> AsyncIterator[Any]:
-        yield "of the first"
-        await go_on.wait()
-        yield "too late"
-
     settings.DJANGO_SSE = {"PRODUCER_TTL": 1}
     monkeypatch.setattr(Watch, "end_if_cancelled", lambda self: None)
-    await start_producing(answer(), group="answer")
+    await start_producing(said("of the first", go_on, "too late"), group="answer")
     async with open_stream(answers) as stream:
         assert (await stream.next_event()).data == "of the first"
         await acancel("answer")

@@ -116,10 +116,14 @@ async def counted(request: HttpRequest) -> AsyncIterator[Event]:
 
 
 async def ask(request: HttpRequest, group: str) -> HttpResponse:
-    """Start an answer, which is in the group; 409 if there is one."""
+    """Start an answer, which is in the group; 409 if there is or was one."""
     words, delay = int(request.GET.get("words", 100)), float(request.GET.get("delay", 0.01))
+    return await begun(answer(group, words, delay), group)
+
+
+async def begun(events: AsyncIterator[Any], group: str) -> HttpResponse:
     try:
-        await start_producing(answer(group, words, delay), group=group)
+        await start_producing(events, group=group)
     except (AlreadyProducing, GroupCancelled):
         return HttpResponse(status=409)
     return HttpResponse(status=202)

@@ -227,7 +227,6 @@ class CleanThreads:
         """Reset the state in the child of a fork, which does not have the threads."""
         # The calls that run, by thread, and those that wait, by caller: whose turn it is, first.
         self._running: dict[Thread, _Call] = {}
-        self._running_of: Counter[str] = Counter()
         self._waiting: dict[str, deque[_Call]] = {}
         self._looks_again = False
 
@@ -277,11 +276,11 @@ class CleanThreads:
             while call := self._take_waiting():
                 thread = Thread(target=self._run, args=[call], daemon=True)
                 call.since = monotonic()
-                self._note_begin(thread, call)
+                self._running[thread] = call
                 try:
                     thread.start()
                 except Exception as error:
-                    self._note_end(thread)
+                    del self._running[thread]
                     failed.append((call, error))
             if self._waiting and not self._looks_again:
                 # A call that runs now may be slow, and no longer count by then.
@@ -294,14 +293,19 @@ class CleanThreads:
 
     def _take_waiting(self) -> "_Call | None":
         """Return the call whose turn it is, if there is one, and room for it."""
-        since = monotonic() - _SLOW_SECONDS
-        quick = Counter(
-            call.executor.caller for call in self._running.values() if call.since > since
-        )
+        quick = self._callers(monotonic() - _SLOW_SECONDS)
         if len(self._running) >= self._most or quick.total() >= self._at_once:
             return None
-        # Few callers can have all that they may have.
-        caller = next((name for name in self._waiting if self._may_begin(name, quick)), None)
+        running = self._callers()
+        # Few callers can have all that they may have; the last thread is for who has none.
+        caller = next(
+            (
+                name
+                for name in self._waiting
+                if quick[name] < max(self._at_once - 1, 1) and running[name] < self._most_each
+            ),
+            None,
+        )
         if caller is None:
             return None
         calls = self._waiting.pop(caller)
@@ -311,21 +315,11 @@ class CleanThreads:
             self._waiting[caller] = calls
         return call
 
-    def _may_begin(self, caller: str, quick: Counter[str]) -> bool:
-        # The last thread is for who has none.
-        has_turn = quick[caller] < max(self._at_once - 1, 1)
-        return has_turn and self._running_of[caller] < self._most_each
-
-    def _note_begin(self, thread: Thread, call: "_Call") -> None:
-        self._running[thread] = call
-        self._running_of[call.executor.caller] += 1
-
-    def _note_end(self, thread: Thread) -> None:
-        if call := self._running.pop(thread, None):
-            caller = call.executor.caller
-            self._running_of[caller] -= 1
-            if not self._running_of[caller]:
-                del self._running_of[caller]
+    def _callers(self, since: float = 0.0) -> Counter[str]:
+        """Return how many calls run of each caller that have begun after a time."""
+        return Counter(
+            call.executor.caller for call in self._running.values() if call.since > since
+        )
 
     def _fail_waiting(self) -> None:
         """Let the calls fail that have waited for too long behind too many slow ones. Drop those
@@ -333,9 +327,9 @@ class CleanThreads:
         failed: set[_Call] = set()
         with self._lock:
             since = monotonic() - self._patience
-            all_stuck = len(self._running) >= self._most
+            all_stuck, running = len(self._running) >= self._most, self._callers()
             for caller, calls in self._waiting.items():
-                is_stuck = all_stuck or self._running_of[caller] >= self._most_each
+                is_stuck = all_stuck or running[caller] >= self._most_each
                 failed |= {
                     call
                     for call in calls
@@ -367,7 +361,7 @@ class CleanThreads:
                 connections.close_all()
         finally:
             with self._lock:
-                self._note_end(current_thread())
+                self._running.pop(current_thread(), None)
             self._queue_next(call.executor)
             self._start_waiting()
 

@@ -9,14 +9,14 @@ import json
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from contextvars import copy_context
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, ClassVar, Final
 
 from django.core.exceptions import ImproperlyConfigured, RequestDataTooBig
-from django.http import Http404, HttpRequest, HttpResponse, RawPostDataException
+from django.http import Http404, HttpRequest, RawPostDataException
 from django.http.response import HttpResponseBase
 
 from django_sse.access.owners import is_nobody, loaded, user_key
@@ -28,13 +28,13 @@ from django_sse.groups.entries import GroupState
 from django_sse.groups.namespaces import acurrent_namespace, full_name
 from django_sse.http.refusals import STORE_AWAY
 from django_sse.http.response import (
-    PLAIN_TEXT,
     EventStreamResponse,
     no_content,
-    no_store,
+    refused,
     unavailable,
 )
 from django_sse.http.view_checks import METHODS_OF_CHATS, check_method, require_override
+from django_sse.logs import log_seldom
 from django_sse.publishing import acancel, apublish
 from django_sse.stores import get_store
 from django_sse.streaming.stream import Dialect
@@ -44,11 +44,7 @@ _LONGEST_ID: Final = 200
 _OPENS_OR_CLOSES: Final = re.compile(
     rb'data: \{"type":"(text|reasoning)-(start|end)","id":("[^"\\]*")'
 )
-_NO_QUESTION: Final = (
-    *(ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError),
-    # Something has read the body of a form.
-    RawPostDataException,
-)
+_NO_QUESTION: Final = "This is not what `useChat` sends: JSON with an `id` and `messages`."
 _DONE: Final = Event("[DONE]").encode()
 
 
@@ -258,6 +254,7 @@ class ChatView(EventProducerView):
         super().setup(request, *args, **kwargs)
         self.body, self.messages = {}, []
         self._groups: list[str] = []
+        self._index = ""
         self._run: dict[str, Any] | None = None
         self._previous: dict[str, Any] | None = None
 
@@ -278,7 +275,7 @@ class ChatView(EventProducerView):
         return await self._told(self._ask())
 
     async def _of_running(self, respond: Callable[..., Any]) -> HttpResponseBase:
-        index = await self._index()
+        index = await self._index_of_chat()
         try:
             run, _ = await _last_run(index)
             group = _group_of(index, run) if run else ""
@@ -291,31 +288,32 @@ class ChatView(EventProducerView):
 
     async def _ask(self) -> HttpResponseBase:
         try:
-            self.body = json.loads(self.request.body)
-            self.messages = self.body.get("messages") or [self.body["message"]]
-            last = self.messages[-1]
-            assert isinstance(last, dict)
+            body = json.loads(self.request.body)
         except RequestDataTooBig:
-            return _refused(413, "The body is too large.")
-        except _NO_QUESTION:
-            return _refused(
-                400, "This is not what `useChat` sends: JSON with an `id` and `messages`."
-            )
-        index = await self._index()
+            return refused(413, "The body is too large.")
+        except (ValueError, RecursionError, RawPostDataException):
+            # The last one: it is a form, and something has read it.
+            return refused(400, _NO_QUESTION)
+        messages = _messages_in(body)
+        if not messages:
+            return refused(400, _NO_QUESTION)
+        self.body, self.messages = body, messages
+        last = messages[-1]
+        index = self._index = await self._index_of_chat()
         # What comes twice is the same; another try of the same question is not.
         key = _digest([last, self.body.get("trigger"), self.body.get("messageId")])
         try:
             previous, head = await _last_run(index)
             run = {"key": key, "after": head}
             is_same = previous is not None and previous["key"] == key
-            if previous and is_same and not await _is_over(_group_of(index, previous)):
+            if previous and is_same and not (await _state_of(_group_of(index, previous))).cancelled:
                 run = previous
         except Exception as error:
             return unavailable(self.request, STORE_AWAY, error)
         self._run, self._previous, self._groups = run, previous, [_group_of(index, run)]
         return _in_dialect(await self._answer(self.request))
 
-    async def _index(self) -> str:
+    async def _index_of_chat(self) -> str:
         """Return the group whose last event names the chat's last answer."""
         return f"chat-{_digest(await self.get_chat())}"
 
@@ -325,12 +323,11 @@ class ChatView(EventProducerView):
         [state] = states.values()
         if self._run is None or state.producer:
             return None
-        index = await self._index()
         try:
             # Before it begins, so that whoever reloads the page right then finds it.
-            await apublish(index, self._run)
+            await apublish(self._index, self._run)
             if self._previous and self._previous != self._run:
-                await _stop_if_running(_group_of(index, self._previous))
+                await _stop_if_running(_group_of(self._index, self._previous))
         except GroupCancelled:
             return no_content()
         except Exception as error:
@@ -345,7 +342,7 @@ class ChatView(EventProducerView):
         # An answer that goes on after a tool of the page has run is the same message.
         goes_on = last.get("role") == "assistant" and last.get("id")
         writer = _Writer()
-        naming = spawn(_keep_last(await self._index(), self._run), copy_context())
+        naming = spawn(_keep_last(self._index, self._run), copy_context())
         try:
             for chunk in (
                 {"type": "start", "messageId": goes_on or f"msg-{secrets.token_urlsafe(12)}"},
@@ -459,6 +456,15 @@ def _in_dialect(response: HttpResponseBase) -> HttpResponseBase:
     return response
 
 
+def _messages_in(body: Any) -> list[dict[str, Any]] | None:
+    """Return the messages that `useChat` has sent, or None if it has not sent this."""
+    if not isinstance(body, dict):
+        return None
+    messages = body.get("messages") or [body.get("message")]
+    is_list = isinstance(messages, list) and all(isinstance(each, dict) for each in messages)
+    return messages if is_list else None
+
+
 def _group_of(index: str, run: Mapping[str, Any]) -> str:
     return f"{index}.{run['key'][:16]}.{run['after']}"
 
@@ -480,14 +486,12 @@ async def _keep_last(index: str, run: Mapping[str, Any] | None) -> None:
     """Name an answer again and again, so that it is found however long it takes."""
     while seconds := conf().HISTORY_AGE / 3:
         await asyncio.sleep(seconds)
-        with suppress(GroupCancelled):
+        try:
             last, _ = await _last_run(index)
             if last in (None, run):
                 await apublish(index, run)
-
-
-async def _is_over(group: str) -> bool:
-    return (await _state_of(group)).cancelled
+        except Exception as error:
+            log_seldom("The answer of a chat could not be named again.", exc_info=error)
 
 
 async def _stop_if_running(group: str) -> None:
@@ -506,7 +510,3 @@ async def _full_name(group: str) -> str:
 async def _state_of(group: str) -> GroupState:
     name = await _full_name(group)
     return (await get_store().astates([name]))[name]
-
-
-def _refused(status: int, why: str) -> HttpResponseBase:
-    return no_store(HttpResponse(why, status=status, content_type=PLAIN_TEXT))

@@ -9,10 +9,11 @@ from django.http.response import HttpResponseBase
 from django.views import View
 
 from django_sse.access.logins import check_session, current_user, renew_login, with_login
-from django_sse.access.owners import Owner
+from django_sse.access.owners import Owner, owner_of
 from django_sse.concurrency.threads import request_context
 from django_sse.conf import conf
 from django_sse.exceptions import InvalidGroup
+from django_sse.groups.namespaces import acurrent_namespace
 from django_sse.http.addresses import client_address
 from django_sse.http.cors import cross_origin
 from django_sse.http.response import (
@@ -152,6 +153,11 @@ class StreamView(View):
             return no_store(await refuse(request, *args, **kwargs))
 
         return answer()
+
+    async def _owner(self, user: Any, groups: Sequence[str]) -> tuple[str, Owner]:
+        """Return the tenant of the request, and the owner of its stream there."""
+        namespace = await acurrent_namespace()
+        return namespace, (await owner_of(self.request, user, groups)).within(namespace)
 
     def _stream(
         self,

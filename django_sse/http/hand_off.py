@@ -132,7 +132,6 @@ class HandOff:
 
     async def respond(self, response: StreamingHttpResponse) -> None:
         """Send a response as Django does, for a request that Django does not see."""
-        setattr(response, "is_sent_past_django", True)  # noqa: B010
         headers = [
             (name.encode("ascii"), value.encode("latin-1")) for name, value in response.items()
         ]

@@ -63,6 +63,11 @@ def no_store(response: HttpResponseBase) -> HttpResponseBase:
     return response
 
 
+def refused(status: int, why: str) -> HttpResponseBase:
+    """Return the refusal of a request that a client sends again only if it is another one."""
+    return no_store(HttpResponse(why, status=status, content_type=PLAIN_TEXT))
+
+
 def no_content() -> HttpResponseBase:
     """Return the 204 that tells EventSource to stop: WHATWG HTML, 9.2.3."""
     return no_store(HttpResponse(status=204))

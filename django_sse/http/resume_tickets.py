@@ -26,7 +26,7 @@ from django.contrib.auth import SESSION_KEY
 from django.core.exceptions import DisallowedHost
 from django.core.handlers.asgi import ASGIRequest
 from django.core.signing import BadSignature, Signer
-from django.http import HttpRequest, StreamingHttpResponse
+from django.http import HttpRequest
 from django.urls import Resolver404, resolve
 from django.utils.cache import patch_vary_headers
 from django.utils.encoding import escape_uri_path
@@ -41,7 +41,7 @@ from django_sse.access.session_claims import (
 from django_sse.conf import conf
 from django_sse.groups.keys import accepted_keys
 from django_sse.http.cors import add_cors, cross_origin_answer, gets_no_cookies
-from django_sse.http.response import last_event_id
+from django_sse.http.response import HandedOffResponse, last_event_id
 from django_sse.http.stream_views import hand_off_of
 from django_sse.logs import log_once, log_seldom
 from django_sse.streaming.hub import current_hub
@@ -247,7 +247,7 @@ def _cookie(request: HttpRequest, value: str, seconds: int) -> bytes:
 # Resuming
 
 
-async def resumed(scope: Scope) -> StreamingHttpResponse | None:
+async def resumed(scope: Scope) -> HandedOffResponse | None:
     """Return the stream that a request's ticket resumes, or None if Django has to answer.
 
     Args:
@@ -272,7 +272,7 @@ def _may_have_ticket(scope: Scope) -> bool:
     )
 
 
-async def _resumed(request: ASGIRequest) -> StreamingHttpResponse | None:
+async def _resumed(request: ASGIRequest) -> HandedOffResponse | None:
     value = request.COOKIES.get(_cookie_name(request), "")
     has_credentials = "HTTP_AUTHORIZATION" in request.META
     # A client without a position does not come back, but is a new page, or a new client.
@@ -292,10 +292,11 @@ async def _resumed(request: ASGIRequest) -> StreamingHttpResponse | None:
     owner = await _owner(request, ticket)
     if owner is None:
         return None
-    response: StreamingHttpResponse | None = await resumable.resume(
+    response: HandedOffResponse | None = await resumable.resume(
         request, match.args, match.kwargs, ticket, owner
     )
     if response is not None:
+        response.is_sent_past_django = True
         add_cors(request, response)
         patch_vary_headers(response, ["Cookie"])
     return response

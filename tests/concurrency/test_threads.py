@@ -13,6 +13,7 @@ from django.db import connections
 from django_sse.concurrency import threads
 from django_sse.concurrency.threads import CleanThreads, OwnThread, unpooled
 from tests import postgresql
+from tests.streams import until
 
 
 def clean_threads(
@@ -336,9 +337,7 @@ async def test_callers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await asyncio.to_thread(first.begun.wait, 10)
     for caller in ["many", "many", "many", "few"]:
         calls.append(asyncio.create_task(within(pool, call(caller), caller)))
-        # Until its call waits: there is a task within the task.
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await until(lambda: sum(map(len, pool._waiting.values())) == len(calls) - 1)
     first.goes_on.set()
     await asyncio.gather(*calls)
     assert order == ["many", "few", "many", "many"]

@@ -6,20 +6,14 @@ from collections.abc import AsyncIterator
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
-from django_sse.exceptions import AlreadyProducing, GroupCancelled
-from django_sse.producing import start_producing
 from django_sse.views import EventProducerView
-from tests import urls
+from tests import urls, views
 from tests.soak.words import Run
 
 
 async def ask(request: HttpRequest, group: str, words: int, delay: int) -> HttpResponse:
     """Start an answer; 409 if there is or was one."""
-    try:
-        await start_producing(answer(group, words, delay), group=group)
-    except (AlreadyProducing, GroupCancelled):
-        return HttpResponse(status=409)
-    return HttpResponse(status=202)
+    return await views.begun(answer(group, words, delay), group)
 
 
 class Produced(EventProducerView):

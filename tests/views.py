@@ -109,10 +109,10 @@ async def progress(request: HttpRequest) -> AsyncIterator[Event]:
 
 @event_generator
 async def counted(request: HttpRequest) -> AsyncIterator[Event]:
-    """Count the users, now and every ten seconds."""
+    """Count the users, now and every hour."""
     while True:
         yield Event(await User.objects.acount(), id="counted")
-        await asyncio.sleep(10)
+        await asyncio.sleep(3600)
 
 
 async def ask(request: HttpRequest, group: str) -> HttpResponse:

@@ -99,6 +99,10 @@ SECONDS_OR_OFF: Final = Rule(
     "a finite number of seconds, or 0 for off",
     lambda value: _is_number(value) and 0 <= value < float("inf"),
 )
+SECONDS_OR_NONE: Final = Rule(
+    "a finite number of seconds above 0, or None",
+    lambda value: value is None or (value != 0 and SECONDS_OR_OFF.admits(value)),
+)
 SECONDS_OR_CHOSEN: Final = Rule(
     "a finite number of seconds, or 0 to have it chosen",
     SECONDS_OR_OFF.admits,

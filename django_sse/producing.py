@@ -4,7 +4,6 @@ A producer outlives the clients that read it. Whoever streams its group gets all
 """
 
 import asyncio
-import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
@@ -18,13 +17,14 @@ from django.utils.asyncio import async_unsafe
 from django_sse.access.owners import NOBODY, Owner, is_nobody, loaded, user_key
 from django_sse.concurrency.tasks import must_propagate, spawn
 from django_sse.concurrency.threads import LoopThread, request_context
-from django_sse.conf import SETTING, conf
+from django_sse.conf import SECONDS_OR_NONE, SETTING, conf
 from django_sse.doorbells import doorbell_of
 from django_sse.event import as_event, encode_published
 from django_sse.exceptions import AlreadyProducing, Cancelled, Close, GroupCancelled, InvalidEvent
 from django_sse.groups.entries import GroupState, Hint, Kind, NewEntry, closing_wire
 from django_sse.groups.names import validate_group
 from django_sse.groups.namespaces import acurrent_namespace, current_namespace, full_name
+from django_sse.groups.producer_tokens import is_same_producer, new_token
 from django_sse.groups.replay import filling
 from django_sse.logs import log_seldom, logger
 from django_sse.servers.shutdown import await_before_daphne_ends
@@ -33,6 +33,7 @@ from django_sse.stores.read_limits import READ_BYTES
 from django_sse.streaming.generation import without_request
 from django_sse.streaming.hub import current_hub
 from django_sse.streaming.lapses import INTERRUPTED, renewal_seconds
+from django_sse.streaming.readership import readers_key
 from django_sse.streaming.watch import Watch
 
 Result = TypeVar("Result")
@@ -42,8 +43,6 @@ _FLUSH_SECONDS: Final = 0.05
 # How many events are appended together, and how many bytes may wait before a producer waits.
 _MOST_EVENTS: Final = 500
 _WAITING_BYTES: Final = READ_BYTES
-# The bits of a token that count events.
-_COUNTING_BITS: Final = 24
 # The pause after an error of the store.
 _PAUSE_SECONDS: Final = 0.5
 # How long the last words of a producer may take whose event loop ends.
@@ -54,7 +53,7 @@ _GIVING_BACK_LOOKS: Final = 5
 _OF_NOBODY: Final = "producers of nobody"
 
 # The generators that run in this process.
-_running: Final[set[asyncio.Task[None]]] = set()
+_running: Final[dict[asyncio.Task[None], "AsyncProducer"]] = {}
 
 _thread: Final = LoopThread("django-sse-produce")
 
@@ -62,7 +61,20 @@ _thread: Final = LoopThread("django-sse-produce")
 class AsyncProducer:
     """Publishes to a group that it owns. ``aproduce`` makes it."""
 
-    def __init__(self, group: str, owner: Any, namespace: str, flush_seconds: float) -> None:
+    def __init__(
+        self,
+        group: str,
+        owner: Any,
+        namespace: str,
+        *,
+        flush_seconds: float,
+        stop_when_unread: float | None,
+        restartable: bool,
+    ) -> None:
+        if not SECONDS_OR_NONE.admits(stop_when_unread):
+            raise ValueError(
+                f"stop_when_unread must be {SECONDS_OR_NONE.accepts}, not {stop_when_unread!r}."
+            )
         self.group = validate_group(group)
         self.cancelled = False
         """Whether what the producer does is not wanted any more: its group was cancelled, or its
@@ -71,12 +83,18 @@ class AsyncProducer:
         self._owner_key = None if is_nobody(owner) else user_key(owner)
         self._namespace = namespace
         self._flush_seconds = flush_seconds
+        self._stop_when_unread = stop_when_unread
+        self.restartable = restartable
+        """Whether the group goes on, with another producer, if this process ends."""
+        # When clients last said that they follow the group, and the looks for that since.
+        self._followed_at = 0
+        self._looks = 0
         self._store = get_store()
         self._ring = doorbell_of(self._store).ring
         # When it began, by the store's clock, if it has an owner.
         self._began = 0.0
         # One more for each event that the store has taken: see `NewEntry`.
-        self._token = (secrets.randbits(29) + 1) << _COUNTING_BITS
+        self._token = new_token(asks_for_readers=stop_when_unread is not None)
         # The first number of the group; 0 if that is not known.
         self._first_number = 0
         self._published_bytes = 0
@@ -84,8 +102,8 @@ class AsyncProducer:
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._has_room = asyncio.Event()
-        # What the group is to be closed with after what waits, once it is.
-        self._last_wire: bytes | None = None
+        # What is appended after all that waits, once the producer ends.
+        self._last_entry: NewEntry | None = None
         self._has_work = asyncio.Event()
         self._is_ending = asyncio.Event()
         self._on_cancel: Callable[[], object] = lambda: None
@@ -127,7 +145,7 @@ class AsyncProducer:
     def _refuse_if_over(self) -> None:
         if self.cancelled:
             raise Cancelled(self.group)
-        if self._last_wire is not None:
+        if self._last_entry:
             raise RuntimeError(f"The producer of group {self.group!r} has ended.")
 
     # Beginning
@@ -174,12 +192,12 @@ class AsyncProducer:
         except asyncio.CancelledError:
             if not begun.cancelled() and not begun.exception():
                 # It had begun right then.
-                spawn(self._finish("interrupted"))
+                spawn(self._finish(self._interruption()))
             raise
 
     async def _begin_or_leave(self, begun: asyncio.Future[None]) -> None:
         if await self._begin_and_tell(begun) and begun.cancelled():
-            await self._finish("interrupted")
+            await self._finish(self._interruption())
 
     async def _begin_and_tell(self, begun: asyncio.Future[None]) -> bool:
         """Take the group, and tell the caller, who may be cancelled by then.
@@ -221,10 +239,12 @@ class AsyncProducer:
         """Give the group back if it is this producer's. Return whether it was."""
         if (await self._state()).producer != self._token:
             return False
-        # Together, so that nobody is told of an end: the next producer's events follow.
-        reopening = NewEntry(self._full_name, b"", Kind.REOPEN)
+        entries = [self._interruption()._replace(producer=self._token)]
+        if not self.restartable:
+            # Together, so that nobody is told of an end: the next producer's events follow.
+            entries.append(NewEntry(self._full_name, b"", Kind.REOPEN))
         with suppress(GroupCancelled):
-            await self._store.aappend_apart([self._closing(INTERRUPTED), reopening], self._ring)
+            await self._store.aappend_apart(entries, self._ring)
         return True
 
     # Working
@@ -268,59 +288,62 @@ class AsyncProducer:
         # From here on, a cancel is no reason to stop.
         self._on_cancel = lambda: None
         if error is None:
-            await self._finish("complete")
+            await self._finish(self._closing("complete"))
         elif isinstance(error, Close):
-            await self._finish(error.reason, error.result)
+            await self._finish(self._closing(error.reason, error.result))
         elif not must_propagate(error):
-            await self._finish("failed")
+            await self._finish(self._closing("failed"))
         else:
             # The event loop or the process ends, and need not wait for a store that is away.
-            await self._finish("interrupted", seconds=_FAREWELL_SECONDS)
+            await self._finish(self._interruption(), seconds=_FAREWELL_SECONDS)
 
-    async def _finish(
-        self, reason: str, result: Any = None, *, seconds: float | None = None
-    ) -> None:
-        if not self.cancelled and self._last_wire is None:
-            self._close_with(self._wire_of(reason, result))
+    def _interruption(self) -> NewEntry:
+        if self.restartable:
+            return NewEntry(self._full_name, b"", Kind.HAND_OVER)
+        return NewEntry(self._full_name, INTERRUPTED, Kind.CLOSE)
+
+    async def _finish(self, entry: NewEntry, *, seconds: float | None = None) -> None:
+        if not self.cancelled and not self._last_entry:
+            self._end_with(entry)
         # The writer goes on if this is cancelled.
         if self._writing:
             await asyncio.wait([self._writing], timeout=seconds)
 
-    def _wire_of(self, reason: str, result: Any) -> bytes:
+    def _closing(self, reason: str, result: Any = None) -> NewEntry:
         try:
             wire = closing_wire(reason, result)
-            if len(wire) <= conf().MAX_EVENT_BYTES:
-                return wire
-            raise InvalidEvent(f"The result has {len(wire)} bytes, more than MAX_EVENT_BYTES.")
+            if len(wire) > conf().MAX_EVENT_BYTES:
+                raise InvalidEvent(f"The result has {len(wire)} bytes, more than MAX_EVENT_BYTES.")
         except InvalidEvent:
             logger.exception("The result of group %r cannot be sent.", self._full_name)
-            return closing_wire("failed")
+            wire = closing_wire("failed")
+        return NewEntry(self._full_name, wire, Kind.CLOSE)
 
-    def _cancel(self, wire: bytes | None) -> None:
+    def _cancel(self, reason: str | None) -> None:
         """Stop the work.
 
         Args:
-            wire: What the group is to be closed with; None if it is closed already.
+            reason: The reason with which the group is to be closed; None if it is closed already.
         """
-        if self._last_wire is not None:
+        if self._last_entry:
             # It ends already, and this may be its own end.
             return
         self.cancelled = True
         self._waiting.clear()
         self._waiting_bytes = 0
         self._has_room.set()
-        self._close_with(wire)
+        self._end_with(None if reason is None else self._closing(reason))
         self._on_cancel()
 
-    def _close_with(self, wire: bytes | None) -> None:
-        self._last_wire = wire
+    def _end_with(self, entry: NewEntry | None) -> None:
+        self._last_entry = entry
         self._is_ending.set()
         self._has_work.set()
 
     # Writing: one task does all of it, so that the token is always that of the store.
 
     async def _write(self) -> None:
-        """Append what waits, and in the end the ``close``."""
+        """Append what waits, and in the end what ends it."""
         try:
             with suppress(Exception):
                 self._first_number = (await self._state()).first
@@ -329,8 +352,8 @@ class AsyncProducer:
             pass
         except BaseException:
             # The event loop ends.
-            if self._last_wire is None and not self.cancelled:
-                self._close_with(INTERRUPTED)
+            if not self._last_entry and not self.cancelled:
+                self._end_with(self._interruption())
             try:
                 async with asyncio.timeout(_FAREWELL_SECONDS):
                     await self._write_to_the_end()
@@ -351,6 +374,8 @@ class AsyncProducer:
         while self._waiting or not self._is_ending.is_set():
             if loop.time() >= renew_at:
                 await self._append(self._renewal, ring=False)
+                if self._stop_when_unread is not None:
+                    await self._look_for_readers(self._stop_when_unread)
                 renew_at = loop.time() + renewal_seconds()
             if self._waiting:
                 await self._append_waiting()
@@ -358,8 +383,8 @@ class AsyncProducer:
             else:
                 self._has_work.clear()
                 await _is_set_within(self._has_work, renew_at - loop.time())
-        if (wire := self._last_wire) is not None:
-            await self._append(lambda: [self._closing(wire)])
+        if last := self._last_entry:
+            await self._append(lambda: [last._replace(producer=self._token)])
 
     async def _append_waiting(self) -> None:
         taken = await self._append(self._next_entries)
@@ -379,8 +404,26 @@ class AsyncProducer:
     def _renewal(self) -> list[NewEntry]:
         return [NewEntry(self._full_name, b"", Kind.RENEW, producer=self._token)]
 
-    def _closing(self, wire: bytes) -> NewEntry:
-        return NewEntry(self._full_name, wire, Kind.CLOSE, producer=self._token)
+    async def _look_for_readers(self, seconds: float) -> None:
+        """Stop if clients have not followed the group for so many seconds."""
+        key = readers_key(self._full_name)
+        try:
+            followed_at = (await self._store.astates([key]))[key].head
+        except BaseException as error:
+            if must_propagate(error):
+                raise
+            log_seldom("A producer cannot see whether it is read.", exc_info=error)
+            # Its readers could not say so, either.
+            self._looks = 0
+            return
+        self._looks = self._looks + 1 if followed_at == self._followed_at else 0
+        self._followed_at = followed_at
+        # Looks are counted, and not seconds: whoever was paused has not looked. It takes others a
+        # while to hear of the producer, and to miss a look or two is no silence.
+        patience = seconds + conf().PRODUCER_TTL / 2 + (conf().SYNC_INTERVAL or 0)
+        if self._looks * renewal_seconds() >= patience:
+            logger.info("Nobody reads group %r any more, so its producer stops.", self._full_name)
+            self._cancel("unread")
 
     async def _append(self, make: Callable[[], Sequence[NewEntry]], *, ring: bool = True) -> int:
         """Append entries once, however long the store is away.
@@ -430,7 +473,7 @@ class AsyncProducer:
             taken = state.producer - self._token
             if 0 <= taken <= sum(entry.kind is Kind.EVENT for entry in entries):
                 return taken
-            if state.producer >> _COUNTING_BITS == self._token >> _COUNTING_BITS:
+            if is_same_producer(state.producer, self._token):
                 # The store has gone back to what it was, as from its last snapshot; or it has taken
                 # what does not wait any more.
                 self._token, self._first_number = state.producer, state.first
@@ -459,7 +502,7 @@ class AsyncProducer:
                 await asyncio.wait([watch.ended])
                 if watch.is_barred:
                     # Its owner's streams were ended, and with them goes what is made for them.
-                    self._cancel(closing_wire("stopped"))
+                    self._cancel("stopped")
                 elif watch.ended.result() == "cancelled":
                     self._cancel(None)
             except BaseException as error:
@@ -484,6 +527,8 @@ async def start_producing(
     group: str,
     owner: Any = None,
     flush_seconds: float = _FLUSH_SECONDS,
+    stop_when_unread: float | None = None,
+    restartable: bool = False,
 ) -> None:
     """Publish what an async generator yields to a group, in the background of this process.
 
@@ -500,16 +545,30 @@ async def start_producing(
         group: A Channels group name. Only one producer at a time publishes to it.
         owner: A user or its primary key. ``cancel(user=...)`` stops the producer, too.
         flush_seconds: How many seconds events are gathered that follow each other quickly.
+        stop_when_unread: After how many seconds in which no client of any process has followed the
+            group the producer is stopped, with the reason ``unread``; None for never. It may take
+            up to ``PRODUCER_TTL`` longer.
+        restartable: Whether the group goes on, with another producer, if this process shuts down.
+            The group is not closed then unless nobody produces to it within ``PRODUCER_TTL``.
 
     Raises:
         AlreadyProducing: The group has a producer. Stream the group to follow it.
         GroupCancelled: The group is cancelled, for example since its producer has ended.
         InvalidGroup: Not a valid group name.
-        TypeError, ValueError: ``events`` is no async generator; or ``owner`` is no user.
+        TypeError, ValueError: ``events`` is no async generator; ``owner`` is no user; or
+            ``stop_when_unread`` is no such number.
         RuntimeError: The event loop ends with the caller. Use ``produce`` there.
         Exception: The event store could not be written.
     """
-    await start_for(_OF_NOBODY, events, group=group, owner=owner, flush_seconds=flush_seconds)
+    await start_for(
+        _OF_NOBODY,
+        events,
+        group=group,
+        owner=owner,
+        flush_seconds=flush_seconds,
+        stop_when_unread=stop_when_unread,
+        restartable=restartable,
+    )
 
 
 async def start_for(
@@ -519,12 +578,15 @@ async def start_for(
     group: str,
     owner: Any,
     flush_seconds: float = _FLUSH_SECONDS,
+    stop_when_unread: float | None,
+    restartable: bool,
 ) -> None:
     """Do what ``start_producing`` does, for a caller that is known.
 
     Args:
         caller: Who makes the blocking calls of the generator, if it has no owner.
-        events, group, owner, flush_seconds: As for ``start_producing``.
+        events, group, owner, flush_seconds, stop_when_unread, restartable: As for
+            ``start_producing``.
 
     Raises:
         Exception: As for ``start_producing``.
@@ -541,7 +603,14 @@ async def start_for(
                 "server. async_to_sync has made one for this call only: use produce() here."
             )
         namespace = await acurrent_namespace()
-        producer = AsyncProducer(group, await loaded(owner), namespace, flush_seconds)
+        producer = AsyncProducer(
+            group,
+            await loaded(owner),
+            namespace,
+            flush_seconds=flush_seconds,
+            stop_when_unread=stop_when_unread,
+            restartable=restartable,
+        )
     except BaseException:
         await events.aclose()
         raise
@@ -549,18 +618,24 @@ async def start_for(
     context = without_request(request_context(), namespace, producer._owner().user or caller)
     # Apart: a client that leaves cancels its request, and the group is perhaps taken already.
     running = spawn(producer._begin_and_run(events, begun), context)
-    _running.add(running)
-    running.add_done_callback(_running.discard)
+    _running[running] = producer
+    running.add_done_callback(_running.pop)
     await_before_daphne_ends(wind_down)
     await begun
 
 
 async def wind_down() -> None:
-    """Give the generators of this event loop ``PRODUCER_GRACE`` to end, and interrupt the rest."""
+    """Give the generators of this event loop ``PRODUCER_GRACE`` to end, and interrupt the rest.
+
+    Those that are restartable are interrupted at once: their clients are back at other processes.
+    """
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + conf().PRODUCER_GRACE
     # Until the last requests are over, others may begin.
     while (running := _running_in(loop)) and (seconds := ends_at - loop.time()) > 0:
+        for task in running:
+            if _running[task].restartable and not task.cancelling():
+                task.cancel()
         await asyncio.wait(running, timeout=seconds)
     for task in running:
         task.cancel()
@@ -575,7 +650,12 @@ def _running_in(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[None]]:
 
 @asynccontextmanager
 async def aproduce(
-    group: str, *, owner: Any = None, flush_seconds: float = _FLUSH_SECONDS
+    group: str,
+    *,
+    owner: Any = None,
+    flush_seconds: float = _FLUSH_SECONDS,
+    stop_when_unread: float | None = None,
+    restartable: bool = False,
 ) -> AsyncIterator[AsyncProducer]:
     """Own a group for an ``async with`` block, and publish to it.
 
@@ -586,13 +666,20 @@ async def aproduce(
     Args:
         group: A Channels group name. Only one producer at a time publishes to it.
         owner: A user or its primary key. ``cancel(user=...)`` stops the producer, too.
-        flush_seconds: How many seconds events are gathered that follow each other quickly.
+        flush_seconds, stop_when_unread, restartable: As for ``start_producing``.
 
     Raises:
         Exception: As for ``start_producing``.
     """
     namespace = await acurrent_namespace()
-    producer = AsyncProducer(group, await loaded(owner), namespace, flush_seconds)
+    producer = AsyncProducer(
+        group,
+        await loaded(owner),
+        namespace,
+        flush_seconds=flush_seconds,
+        stop_when_unread=stop_when_unread,
+        restartable=restartable,
+    )
     await producer._begin_apart()
     try:
         yield producer
@@ -628,7 +715,12 @@ class Producer:
 @async_unsafe("produce() would block the running event loop: use `async with aproduce()` there.")
 @contextmanager
 def produce(
-    group: str, *, owner: Any = None, flush_seconds: float = _FLUSH_SECONDS
+    group: str,
+    *,
+    owner: Any = None,
+    flush_seconds: float = _FLUSH_SECONDS,
+    stop_when_unread: float | None = None,
+    restartable: bool = False,
 ) -> Iterator[Producer]:
     """Do what ``aproduce`` does, in synchronous code: a task of a queue, a command, a thread.
 
@@ -641,14 +733,21 @@ def produce(
     get_store().refuse_apart()
     # A lazy user is looked up here, where this may block.
     is_nobody(owner)
-    producer = AsyncProducer(group, owner, current_namespace(), flush_seconds)
+    producer = AsyncProducer(
+        group,
+        owner,
+        current_namespace(),
+        flush_seconds=flush_seconds,
+        stop_when_unread=stop_when_unread,
+        restartable=restartable,
+    )
     beginning = asyncio.run_coroutine_threadsafe(producer._begin_apart(), _thread.loop())
     try:
         beginning.result()
     except BaseException:
         # A task queue may have raised a time limit.
         if not beginning.cancel() and not beginning.exception():
-            _wait_for(producer._finish("interrupted", seconds=_FAREWELL_SECONDS))
+            _wait_for(producer._finish(producer._interruption(), seconds=_FAREWELL_SECONDS))
         raise
     try:
         yield Producer(producer)

@@ -36,6 +36,7 @@ from django_sse.groups.entries import GroupState
 from django_sse.groups.names import check_pattern, expand_group, validate_group
 from django_sse.groups.namespaces import full_name
 from django_sse.groups.position import LEFT_MARK, LOST, TERMINAL_MARK, parse_position
+from django_sse.groups.producer_tokens import HANDED_OVER
 from django_sse.groups.replay import StartingPoint, is_lost, starting_point
 from django_sse.http.base_view import StreamView
 from django_sse.http.refusals import STORE_AWAY, told
@@ -301,6 +302,7 @@ class EventStreamView(StreamView):
                 "message_handler": self._message_handler if self._handlers else None,
                 "wants_messages": self.channel_messages,
                 "dialect": self._dialect(),
+                "restarts": self._restarts(),
             },
             reset=begin.reset,
             initial_events=_generator_of(self, "initial_events") if with_state else None,
@@ -314,6 +316,9 @@ class EventStreamView(StreamView):
         Raises:
             Exception: The event store could not be read.
         """
+        if self._restarts():
+            # This client may have to start a producer that was handed over.
+            return None
         sent_id = last_event_id(request)
         groups = [full_name(ticket.namespace, group) for group in ticket.groups]
         sent = parse_position(sent_id, groups)
@@ -336,6 +341,10 @@ class EventStreamView(StreamView):
             return self._group_stream(begin, owner)
         except TooManyStreams:
             return None
+
+    def _restarts(self) -> bool:
+        """Return whether the client, when it comes back, starts a producer that was handed over."""
+        return False
 
     def _dialect(self) -> Dialect | None:
         """Return what the client understands in place of this library's ids and ``close``."""
@@ -413,6 +422,14 @@ class EventProducerView(EventStreamView):
 
     history: int = ALL
 
+    restartable: bool = False
+    """Whether the generator begins again in another process if the server of this one shuts down.
+    The next client that comes there starts it, and the group goes on."""
+
+    stop_when_unread: float | None = None
+    """After how many seconds in which no client of any process has followed the group the generator
+    is closed; None for never. It may take up to ``PRODUCER_TTL`` longer."""
+
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., Any]:
         """Return the view, exempt from ``ATOMIC_REQUESTS``: a stream is not a transaction.
@@ -444,6 +461,9 @@ class EventProducerView(EventStreamView):
             response["Content-Location"] = request.get_full_path()
         return response
 
+    def _restarts(self) -> bool:
+        return self.restartable
+
     async def _start_work(
         self, groups: Sequence[str], states: Mapping[str, GroupState], user: Any
     ) -> HttpResponseBase | None:
@@ -452,14 +472,22 @@ class EventProducerView(EventStreamView):
                 f"{type(self).__name__} produces to one group, not to {len(groups)}: {groups}."
             )
         [state] = states.values()
-        if self.request.method == "HEAD" or state.cancelled or state.producer:
+        is_produced = state.producer not in (0, HANDED_OVER)
+        if self.request.method == "HEAD" or state.cancelled or is_produced:
             return None
         if refusal := await sync_to_async(_refusal_of_body)(self.request):
             return refusal
         events = _generator_of(self, "events")
         try:
             caller = self._client_address() or ""
-            await start_for(caller, events, group=groups[0], owner=user)
+            await start_for(
+                caller,
+                events,
+                group=groups[0],
+                owner=user,
+                stop_when_unread=self.stop_when_unread,
+                restartable=self.restartable,
+            )
         except (AlreadyProducing, GroupCancelled):
             # Another client was faster.
             pass

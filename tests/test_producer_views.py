@@ -307,3 +307,42 @@ def test_what_is_no_generator_is_refused() -> None:
         event_producer("answer")(lambda request: None)  # type: ignore[arg-type, return-value]
     with pytest.raises(ImproperlyConfigured, match="stoppable must be True or False"):
         Answer.as_view(stoppable=1)
+
+
+async def test_its_clients_come_back_to_start_what_was_handed_over(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"SYNC_INTERVAL": 0.05}
+    job = Answer.as_view(restartable=True)
+    async with open_stream(job, pk=7) as stream:
+        assert (await stream.next_event()).data == "one"
+        await producing.wind_down()
+        events = await stream.rest()
+    # Without a `close`: there is more to come.
+    assert data_of(events) == ["two"]
+    assert all(event.event != "close" for event in events)
+    assert Runs.begun == Runs.closed == 1
+    async with open_stream(job, pk=7, last_event_id=stream.last_event_id) as back:
+        Runs.go_on.set()
+        events = await back.rest()
+    assert (data_of(events), reason_in(events)) == (["one", "two", "three"], "complete")
+    assert Runs.begun == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"restartable": 1}, "restartable must be True or False"),
+        ({"stop_when_unread": 0}, "stop_when_unread must be a finite number of seconds above 0"),
+    ],
+)
+def test_a_wrong_option_is_refused(option: dict[str, Any], words: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=words):
+        Answer.as_view(**option)
+
+
+async def test_a_view_stops_what_nobody_reads(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"PRODUCER_TTL": 1, "SYNC_INTERVAL": 0.05}
+    async with open_stream(Answer.as_view(stop_when_unread=0.1), pk=7) as stream:
+        await stream.next_event()
+    await until(lambda: Runs.closed)
+    async with open_stream(answer, pk=7) as late:
+        assert reason_in(await late.rest()) == "unread"

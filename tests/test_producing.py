@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from copy import deepcopy
 from typing import Any
 
@@ -16,7 +17,8 @@ from pytest_django import Settings
 from django_sse import Event, acancel, apublish, areopen, cancel, producing, publish
 from django_sse.exceptions import AlreadyProducing, Cancelled, Close, GroupCancelled, InvalidEvent
 from django_sse.groups.entries import Kind
-from django_sse.producing import aproduce, produce, start_producing
+from django_sse.groups.names import OWNER_PREFIX
+from django_sse.producing import AsyncProducer, aproduce, produce, start_producing
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
 from django_sse.streaming.hub import open_streams
@@ -417,6 +419,8 @@ class FaultyStore(MemoryStore):
     loses_answers = False
     refused = 0
     looks_for_lapsed = 0
+    hides_readers = False
+    hidden = 0
 
     async def alapsed(self, seconds: float) -> Any:
         self.looks_for_lapsed += 1
@@ -437,6 +441,9 @@ class FaultyStore(MemoryStore):
 
     async def astates(self, groups: Any) -> Any:
         if self.is_away:
+            raise ConnectionError("The store is away.")
+        if self.hides_readers and groups[0].startswith(OWNER_PREFIX):
+            self.hidden += 1
             raise ConnectionError("The store is away.")
         return await super().astates(groups)
 
@@ -778,6 +785,119 @@ async def test_a_paused_producer_writes_into_no_other_ones_group(
         go_on.set()
         await acancel("answer", reason="over")
         assert data_of(await stream.rest()) == []
+
+
+# Nobody reads
+
+
+@pytest.fixture
+def quick(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"PRODUCER_TTL": 1, "SYNC_INTERVAL": 0.05}
+
+
+@pytest.mark.usefixtures("quick")
+async def test_what_nobody_reads_is_stopped() -> None:
+    model = Model("a", waits=True)
+    await start_producing(model.answer(), group="answer", stop_when_unread=0.1)
+    await until(lambda: model.closed)
+    assert await all_of_it() == (["a"], "unread")
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("comes", ["before it begins", "afterwards"])
+async def test_what_somebody_reads_goes_on(comes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    look = AsyncProducer._look_for_readers
+
+    async def looking(self: AsyncProducer, seconds: float) -> None:
+        await look(self, seconds)
+        looks.append(self._looks)
+
+    monkeypatch.setattr(AsyncProducer, "_look_for_readers", looking)
+    model = Model("a", waits=True)
+    async with AsyncExitStack() as stack:
+        if comes == "before it begins":
+            await stack.enter_async_context(open_stream(answers))
+        await start_producing(model.answer(), group="answer", stop_when_unread=0.1)
+        if comes == "afterwards":
+            await stack.enter_async_context(open_stream(answers))
+        # Several times as many as would stop it.
+        await until(lambda: len(looks) > 15)
+        assert not model.closed
+    await until(lambda: model.closed)
+
+
+@pytest.mark.usefixtures("faulty")
+async def test_a_store_that_is_away_is_no_sign_that_nobody_reads(
+    settings: Settings,
+) -> None:
+    settings.DJANGO_SSE = {**settings.DJANGO_SSE, "PRODUCER_TTL": 1}
+    store: Any = get_store()
+    model = Model("a", waits=True)
+    await start_producing(model.answer(), group="answer", stop_when_unread=0.1)
+    store.hides_readers = True
+    await until(lambda: store.hidden > 10)
+    assert not model.closed
+    store.hides_readers = False
+    await until(lambda: model.closed)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_block_is_told_that_nobody_reads() -> None:
+    async with aproduce("answer", stop_when_unread=0.1) as producer:
+        await until(lambda: producer.cancelled)
+    assert await all_of_it() == ([], "unread")
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), "5", True])
+async def test_a_time_that_is_none_is_refused(seconds: Any) -> None:
+    model = Model("a")
+    with pytest.raises(ValueError, match="stop_when_unread must be a finite number of seconds"):
+        await start_producing(model.answer(), group="answer", stop_when_unread=seconds)
+    assert model.begun == 0
+
+
+# Handing over
+
+
+async def test_what_is_restartable_goes_on_with_the_next_producer() -> None:
+    first, second = Model("a", waits=True), Model("b")
+    await start_producing(first.answer(), group="answer", restartable=True)
+    async with open_stream(answers) as stream:
+        assert (await stream.next_event()).data == "a"
+        await producing.wind_down()
+        assert first.closed
+        await start_producing(second.answer(), group="answer", restartable=True)
+        events = await stream.rest()
+    assert (data_of(events), reason_in(events)) == (["b"], "complete")
+    assert await all_of_it() == (["a", "b"], "complete")
+
+
+async def test_what_nobody_goes_on_with_is_interrupted(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"PRODUCER_TTL": 1}
+    await start_producing(Model("a", waits=True).answer(), group="answer", restartable=True)
+    async with open_stream(answers) as stream:
+        assert (await stream.next_event()).data == "a"
+        await producing.wind_down()
+        assert reason_in(await stream.rest()) == "interrupted"
+
+
+def test_a_task_that_is_stopped_leaves_its_group_to_the_next_one() -> None:
+    def work() -> None:
+        with produce("answer", restartable=True) as producer:
+            producer.publish("a")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    with produce("answer") as producer:
+        producer.publish("b")
+    assert async_to_sync(all_of_it)() == (["a", "b"], "complete")
+
+
+async def test_a_restartable_producer_ends_as_any_other() -> None:
+    await start_producing(Model("a").answer(), group="answer", restartable=True)
+    assert await all_of_it() == (["a"], "complete")
 
 
 async def test_a_cancel_may_come_while_the_end_is_being_published(

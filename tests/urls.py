@@ -15,6 +15,8 @@ urlpatterns = [
     path("ask/<str:group>/", views.ask),
     path("answers/<str:group>/", views.Group.as_view(history=ALL)),
     path("produced/<str:group>/", views.Produced.as_view()),
+    path("paid/<str:group>/", views.Paid.as_view()),
+    path("job/<str:group>/", views.Job.as_view()),
     path("chat", views.Chat.as_view()),
     path("chat/<str:chat>/stream", views.Chat.as_view()),
     path("stop/<str:group>/", views.stop),

@@ -140,6 +140,32 @@ class Produced(EventProducerView):
         return answer(self.kwargs["group"], words, float(delay))
 
 
+class Paid(Produced):
+    """An answer that is not worth its price if nobody reads it."""
+
+    stop_when_unread = 1.0
+
+
+class Job(EventProducerView):
+    """A job that notes how far it is, so that another process can go on with it."""
+
+    groups = ("{group}",)
+    restartable = True
+
+    async def events(self) -> AsyncIterator[int]:
+        runs = runs_of(Path(connection.settings_dict["NAME"]).parent, self.kwargs["group"])
+        progress = runs.with_suffix(".progress")
+        note(runs, "begun")
+        try:
+            done = int(progress.read_text()) if progress.exists() else 0
+            for number in range(done, int(self.request.GET["words"])):
+                yield number
+                progress.write_text(str(number + 1))
+                await asyncio.sleep(0.01)
+        finally:
+            note(runs, "closed")
+
+
 class Chat(ChatView):
     """Answers what it is told to: `count 10`, `hold 10` until a file says that it is over, `fail`,
     or `add 1 2` by a tool of the page."""

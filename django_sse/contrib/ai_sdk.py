@@ -202,9 +202,14 @@ class ChatView(EventProducerView):
         """Return the view.
 
         Raises:
-            ImproperlyConfigured: The view has no ``answer``, or it has ``authorize``; a method is
-                ``async`` and must not be, or the other way round; or as for ``EventProducerView``.
+            ImproperlyConfigured: The view has no ``answer``, has ``authorize``, or is
+                ``restartable``; a method is ``async`` and must not be, or the other way round; or
+                as for ``EventProducerView``.
         """
+        if initkwargs.get("restartable", cls.restartable):
+            raise ImproperlyConfigured(
+                f"{cls.__name__} cannot be restartable: only the POST that asks has the messages."
+            )
         for name in METHODS_OF_CHATS:
             check_method(cls, name, initkwargs.get(name, getattr(cls, name)))
         if initkwargs.get("authorize", cls.authorize) is not ChatView.authorize:

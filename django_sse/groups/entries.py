@@ -20,6 +20,7 @@ class Kind(IntEnum):
     BEGIN = 4  # gives the group to a producer; takes no number
     RENEW = 5  # says that the producer is alive; takes no number
     LAPSE = 6  # a CLOSE that counts only if the producer is no longer alive
+    HAND_OVER = 7  # leaves the group, which goes on, to its next producer; takes no number
 
 
 class NewEntry(NamedTuple):
@@ -67,7 +68,7 @@ class GroupState:
     oldest kept event (head + 1 if no event is kept). ``origin`` is the position before the first
     event, and the head of a group that was never published to. It is 0, or another number in a
     store that may forget everything. ``producer`` is the token of the group's producer, 0 if it
-    has none.
+    has none, and ``HANDED_OVER`` if the next one is to go on.
     """
 
     first: int = 0
@@ -88,12 +89,17 @@ class Lease(NamedTuple):
 
 
 class Hint(NamedTuple):
-    """The message of a doorbell: the head of a group, and perhaps the new entries themselves."""
+    """The message of a doorbell: the head of a group, and perhaps the new entries themselves.
+
+    ``producer`` is the token of the group's producer, which a store knows and a doorbell does not
+    say.
+    """
 
     group: str
     head: int
     cancelled: bool
     entries: tuple[Entry, ...] = ()
+    producer: int = 0
 
     def encode(self) -> str:
         """Return the hint as text of at most 190 characters, without the entries."""

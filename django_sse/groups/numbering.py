@@ -6,6 +6,7 @@ from time import time_ns
 from django_sse.exceptions import AlreadyProducing, GroupCancelled
 from django_sse.groups.entries import Entry, Hint, Kind, NewEntry, closing_wire
 from django_sse.groups.names import OWNER_PREFIX
+from django_sse.groups.producer_tokens import HANDED_OVER
 
 
 def first_number() -> int:
@@ -89,6 +90,9 @@ class Numbering:
         if entry.kind is Kind.RENEW:
             self.renewed = self._now()
             return None
+        if entry.kind is Kind.HAND_OVER:
+            self.producer, self.renewed = HANDED_OVER, self._now()
+            return None
         if entry.kind is Kind.REOPEN:
             if self.cancelled:
                 self.cancelled, self.renewed = False, 0
@@ -116,12 +120,13 @@ class Numbering:
         """Return the hint about the group as it is now."""
         if self.cancelled and self.numbered and not self.numbered[-1].closes:
             self._add(self.closing or closing_wire(None), closes=True)
-        return Hint(self.group, self.head, self.cancelled, tuple(self.numbered))
+        entries = tuple(self.numbered)
+        return Hint(self.group, self.head, self.cancelled, entries, producer=self.producer)
 
     def _begin(self, entry: NewEntry) -> int | None:
         if self.cancelled:
             raise GroupCancelled(self.group)
-        if self.producer not in (0, entry.producer):
+        if self.producer not in (0, HANDED_OVER, entry.producer):
             if self._now() - self.renewed < entry.at:
                 raise AlreadyProducing(self.group)
             return self._close(entry.wire)

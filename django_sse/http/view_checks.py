@@ -7,19 +7,18 @@ from typing import Any, Final
 from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured
 
-from django_sse.conf import MILLISECONDS, SECONDS_OR_OFF, Rule, is_whole
+from django_sse.conf import MILLISECONDS, SECONDS_OR_NONE, SECONDS_OR_OFF, Rule, is_whole
 
 MESSAGE_TYPES: Final = "_django_sse_message_types"
 """The attribute in which ``on_message`` stores the message types that a method handles."""
-
 
 _RULES: Final = {
     # None means the value of the setting, or as much as is kept.
     "history": Rule("a whole number from 0", is_whole),
     "replay_events": Rule("a whole number from 0, or None", lambda n: n is None or is_whole(n)),
     "replay_age": Rule(
-        "a finite number of seconds above 0, or None (`replay_events = 0` replays nothing)",
-        lambda age: age is None or (age != 0 and SECONDS_OR_OFF.admits(age)),
+        f"{SECONDS_OR_NONE.accepts} (`replay_events = 0` replays nothing)",
+        SECONDS_OR_NONE.admits,
     ),
     "retry": Rule(
         f"{MILLISECONDS.accepts}, or None", lambda n: n is None or MILLISECONDS.admits(n)
@@ -29,6 +28,8 @@ _RULES: Final = {
         f"{SECONDS_OR_OFF.accepts}, or None", lambda n: n is None or SECONDS_OR_OFF.admits(n)
     ),
     "stoppable": Rule("True or False", lambda value: isinstance(value, bool)),
+    "restartable": Rule("True or False", lambda value: isinstance(value, bool)),
+    "stop_when_unread": SECONDS_OR_NONE,
     "stays_in_request": Rule("True or False", lambda value: isinstance(value, bool)),
     "retry_on_error": Rule("True or False", lambda value: isinstance(value, bool)),
 }

@@ -121,7 +121,9 @@ class MemoryStore(EventStore):
                     if cursor is None or group.change <= cursor:
                         break
                     if name in groups:
-                        hints.append(Hint(name, group.head, group.cancelled))
+                        hints.append(
+                            Hint(name, group.head, group.cancelled, producer=group.producer)
+                        )
             return hints, self._change
 
     async def atrim(self) -> None:

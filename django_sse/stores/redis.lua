@@ -21,6 +21,8 @@ local CHANGES_KEPT = 3600 * 1000000
 local CHANGES_STEPS = 100
 -- Entries that are read together, to see how many fit into a page.
 local READ_STEP = 10
+-- As in `producer_tokens`.
+local HANDED_OVER = 1
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2] -- microseconds
@@ -191,7 +193,7 @@ local function take(group, kind, wire, exclude, at, producer, staged)
   elseif kind == 'BEGIN' then
     if group.cancelled then
       return nil
-    elseif group.producer ~= 0 and group.producer ~= producer then
+    elseif group.producer ~= 0 and group.producer ~= HANDED_OVER and group.producer ~= producer then
       return now - group.renewed < at and -1 or close(group, wire)
     end
     group.producer, group.renewed, group.changed = producer, now, true
@@ -200,6 +202,9 @@ local function take(group, kind, wire, exclude, at, producer, staged)
     return nil
   elseif kind == 'RENEW' then
     group.renewed, group.changed = now, true
+    return 0
+  elseif kind == 'HAND_OVER' then
+    group.producer, group.renewed, group.changed = HANDED_OVER, now, true
     return 0
   elseif kind == 'END' then
     if at > 0 and at <= group.first then

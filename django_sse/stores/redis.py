@@ -68,6 +68,8 @@ _OPTIONS: Final[dict[str, Any]] = {
 # before a failover, a server that is starting, one that is cut off from its replicas.
 # How many groups are looked for at a time whose producers may have died.
 _LAPSED_STEPS: Final = 100
+# What begins or renews a lease.
+_LEASING: Final = (Kind.BEGIN, Kind.RENEW, Kind.HAND_OVER)
 
 _WRONG_SERVER: Final = (
     AskError,
@@ -182,7 +184,10 @@ class RedisStore(EventStore):
             return None, now
         changed = [name for name in map(bytes.decode, names) if name in groups]
         states = await self.astates(changed)
-        return [Hint(name, state.head, state.cancelled) for name, state in states.items()], now
+        return [
+            Hint(name, state.head, state.cancelled, producer=state.producer)
+            for name, state in states.items()
+        ], now
 
     async def alapsed(self, seconds: float) -> list[Lease]:
         age = seconds * 1_000_000
@@ -336,7 +341,7 @@ class RedisStore(EventStore):
         return self._call("mark", [self._changes], *groups)
 
     def _mark_producing(self, entries: Sequence[NewEntry]) -> list[_Call]:
-        groups = {entry.group for entry in entries if entry.kind in (Kind.BEGIN, Kind.RENEW)}
+        groups = {entry.group for entry in entries if entry.kind in _LEASING}
         return [self._call("producing", [self._producing], *groups)] if groups else []
 
     def _state_calls(self, groups: Sequence[str]) -> list[_Call]:

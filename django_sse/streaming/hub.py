@@ -27,6 +27,7 @@ from django_sse.streaming.fan_out import FanOut
 from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.lapses import close_lapsed
 from django_sse.streaming.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
+from django_sse.streaming.readership import tell_producers
 from django_sse.streaming.rechecks import Rechecks
 from django_sse.streaming.store_reader import StoreReader
 from django_sse.streaming.stream import Stream
@@ -334,6 +335,7 @@ class Hub:
             spawn(self._sync()),
             spawn(self._trim()),
             spawn(close_lapsed(self._store)),
+            spawn(tell_producers(self._store, self._subscriptions)),
             spawn(self._renew_memberships()),
             spawn(self._rechecks.watch_logins()),
             spawn(self._rechecks.watch_backends()),
@@ -411,7 +413,8 @@ class Hub:
         while some := list(islice(groups, _SWEEP_GROUPS)):
             for group, state in (await self._store.astates(some)).items():
                 if subscription := self._subscriptions.get(group):
-                    self._compare_group(subscription, Hint(group, state.head, state.cancelled))
+                    hint = Hint(group, state.head, state.cancelled, producer=state.producer)
+                    self._compare_group(subscription, hint)
                     subscription.tail.bound(self._tail_bytes())
                 else:
                     await self._rechecks.compare(group, state)

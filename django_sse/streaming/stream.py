@@ -97,6 +97,7 @@ class Stream:
         owner: The owner of the stream.
         address: The client's address, for the limit per address; None if it is not known.
         dialect: What the client understands in place of this library's ids and ``close``.
+        restarts: Whether the client, when it comes back, starts a producer that was handed over.
         still_allowed: Returns whether the stream may go on. It is asked now and then.
         context: The context in which ``filter_event``, message handlers and ``still_allowed`` are
             called; None for an empty one.
@@ -129,6 +130,7 @@ class Stream:
         "is_barred",
         "owner",
         "phase",
+        "restarts",
         "still_allowed",
         "subscriptions",
         "wants_messages",
@@ -147,6 +149,7 @@ class Stream:
         owner: Owner = NOBODY,
         address: str | None = None,
         dialect: Dialect | None = None,
+        restarts: bool = False,
         still_allowed: Question | None = None,
         context: Context | None = None,
     ) -> None:
@@ -154,6 +157,7 @@ class Stream:
         self.owner = owner
         self.address = address
         self.dialect = dialect
+        self.restarts = restarts
         self.still_allowed = still_allowed
         self.context = context or Context()
         self.subscriptions: tuple[Subscription, ...] = ()

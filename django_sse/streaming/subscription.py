@@ -7,7 +7,7 @@ from contextvars import Context
 from itertools import islice
 from math import inf
 from operator import length_hint, methodcaller
-from typing import Final, Protocol, TypeVar
+from typing import ClassVar, Final, Protocol, TypeVar
 
 from django_sse.concurrency.tasks import must_propagate, spawn, start_eagerly
 from django_sse.conf import conf
@@ -16,6 +16,7 @@ from django_sse.event import Event, encode_published
 from django_sse.exceptions import InvalidEvent
 from django_sse.groups.entries import Entry, GroupState, Hint
 from django_sse.groups.position import GroupPositions
+from django_sse.groups.producer_tokens import HANDED_OVER
 from django_sse.groups.replay import join
 from django_sse.logs import log_seldom, logger
 from django_sse.stores.base import EventStore
@@ -50,6 +51,12 @@ class HistoryLostError(Exception):
 
 class Follower(Protocol):
     """The part of a stream that a subscription uses."""
+
+    is_counted: ClassVar[bool]
+    """Whether it is the stream of a client."""
+
+    restarts: bool
+    """Whether its client, when it comes back, starts a producer that was handed over."""
 
     def take(self, subscription: "Subscription", batch: "Batch") -> None:
         """Take new events of the group."""
@@ -91,6 +98,8 @@ class Subscription:
         self.head = 0
         self.origin = 0
         self.cancelled = False
+        # As the store last said: a doorbell does not.
+        self.producer = 0
         # For plain Channels messages, if any stream wants them. The task `entering` opens it.
         self.layer_channel: LayerChannel | None = None
         self.entering: asyncio.Task[None] | None = None
@@ -289,10 +298,21 @@ class Subscription:
 
     def compare(self, hint: Hint) -> None:
         """Take the group's state in the store, even if the store has gone back."""
+        was, self.producer = self.producer, hint.producer
+        if was != HANDED_OVER == hint.producer:
+            each(
+                [stream for stream in self.streams if stream.restarts],
+                lambda stream: stream.end("handed over", jittered_retry),
+            )
         if self.joined.done() and hint.head < self.head:
             self.heal()
         else:
             self.hear(hint)
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether the stream of a client follows the group."""
+        return any(stream.is_counted for stream in self.streams)
 
     # Earlier events
 
@@ -380,6 +400,7 @@ class Subscription:
     def _adopt(self, state: GroupState) -> None:
         self.first, self.head = state.first, state.head
         self.origin, self.cancelled = state.origin, state.cancelled
+        self.producer = state.producer
         self.tail.clear(self.head + 1)
 
     def _add(self, entries: Iterable[Entry]) -> None:

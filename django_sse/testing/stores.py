@@ -23,6 +23,7 @@ from django_sse.groups.entries import (
 )
 from django_sse.groups.names import OWNER_PREFIX
 from django_sse.groups.numbering import first_number
+from django_sse.groups.producer_tokens import HANDED_OVER
 from django_sse.groups.replay import is_lost
 from django_sse.stores.base import Cursor, EventStore
 from django_sse.stores.read_limits import READ_BYTES
@@ -89,6 +90,11 @@ def renewal(group: str, producer: int) -> NewEntry:
     return NewEntry(group, b"", Kind.RENEW, producer=producer)
 
 
+def hand_over(group: str, producer: int) -> NewEntry:
+    """Return an entry that leaves a group to its next producer."""
+    return NewEntry(group, b"", Kind.HAND_OVER, producer=producer)
+
+
 def lapse(lease: Lease) -> NewEntry:
     """Return an entry that closes the group of a producer that has died."""
     wire = closing_wire("interrupted")
@@ -126,7 +132,8 @@ async def changes(store: EventStore, cursor: Cursor, group: str) -> list[Hint]:
     if hints is None:
         # Any group may have changed: a hub reads the states.
         now = await state(store, group)
-        return [Hint(group, now.head, now.cancelled)] if now.head != now.origin else []
+        hint = Hint(group, now.head, now.cancelled, producer=now.producer)
+        return [hint] if now.head != now.origin else []
     return list(hints)
 
 
@@ -652,6 +659,49 @@ class EventStoreContract(_TestCase):
         now = await state(store, "answer")
         self.assertEqual((now.head, now.cancelled, now.producer), (number, True, 0))
         self.assertIn(b"interrupted", (await store.aread("answer", 0, 9))[-1].wire)
+
+    @_with_store
+    async def test_changes_say_who_produces(self, store: EventStore) -> None:
+        await append(store, event("answer", "a"))
+        _, cursor = await store.achanged(None, {"answer"})
+        for entry in (begin("answer", 700), renewal("answer", 700)):
+            await append(store, entry)
+            told = await changes(store, cursor, "answer")
+            self.assertEqual([hint.producer for hint in told], [700])
+        await append(store, hand_over("answer", 700))
+        told = await changes(store, cursor, "answer")
+        self.assertEqual([hint.producer for hint in told], [HANDED_OVER])
+
+    @_with_store
+    async def test_a_group_that_was_handed_over_goes_on_with_the_next_producer(
+        self, store: EventStore
+    ) -> None:
+        keeping = {"HISTORY_SIZE": 5}
+        with override_settings(DJANGO_SSE=keeping):
+            await append(store, begin("answer", 700))
+            for n in range(15):
+                await append(store, produced("answer", str(n), 700 + n))
+            with self.assertRaises(GroupCancelled):
+                await append(store, hand_over("answer", 700))
+            await append(store, hand_over("answer", 715))
+            now = await state(store, "answer")
+            self.assertEqual((now.producer, now.cancelled), (HANDED_OVER, False))
+            with self.assertRaises(GroupCancelled):
+                await append(store, produced("answer", "late", 715))
+            await append(store, begin("answer", 800), produced("answer", "15", 800))
+            with self.assertRaises(AlreadyProducing):
+                await append(store, begin("answer", 900))
+            told = texts(await store.aread("answer", 0, 99))
+            self.assertEqual(told, [str(n) for n in range(16)])
+
+    @_with_store
+    async def test_a_group_that_nobody_takes_over_lapses(self, store: EventStore) -> None:
+        await append(store, begin("answer", 700), hand_over("answer", 700))
+        self.assertEqual(await store.alapsed(60), [])
+        [lease] = await _until_some(lambda: store.alapsed(0))
+        [number] = await append_events(store, lapse(lease))
+        now = await state(store, "answer")
+        self.assertEqual((now.head, now.cancelled, now.producer), (number, True, 0))
 
     @_with_store
     async def test_all_that_a_producer_publishes_is_kept(self, store: EventStore) -> None:

@@ -381,6 +381,11 @@ def test_a_guard_that_is_asked_too_late_is_refused() -> None:
         Guarded.as_view()
 
 
+def test_a_chat_cannot_be_restarted() -> None:
+    with pytest.raises(ImproperlyConfigured, match="cannot be restartable"):
+        Chat.as_view(restartable=True)
+
+
 def test_an_answer_that_yields_nothing_is_refused() -> None:
     class Coroutine(ChatView):
         async def answer(self) -> Any:  # type: ignore[override]

@@ -43,8 +43,9 @@ async def ask(port: int, group: str, *, words: int = 100, delay: float = 0.01) -
 class Reader:
     """A client that comes back to one server after the other, until it is told that this is all."""
 
-    def __init__(self, *ports: int) -> None:
+    def __init__(self, *ports: int, path: str = "/answers/{}/") -> None:
         self.ports = ports
+        self.path = path
         self.last_event_id = ""
         self.words: list[int] = []
         self.closes: list[Event] = []
@@ -66,13 +67,13 @@ class Reader:
                     await self._read_some(port, group, at_a_time)
                 except (ConnectionError, EndOfStreamError):
                     await asyncio.sleep(0.05)
-        path, position = f"/answers/{group}/", self.last_event_id
+        path, position = self.path.format(group), self.last_event_id
         async with connect(self.ports[-1], path, last_event_id=position) as response:
             assert response.status == 204
         return self
 
     async def _read_some(self, port: int, group: str, count: int) -> None:
-        path, position = f"/answers/{group}/", self.last_event_id
+        path, position = self.path.format(group), self.last_event_id
         async with connect(port, path, last_event_id=position) as stream:
             while count:
                 event = await stream.event()
@@ -206,3 +207,38 @@ async def test_a_server_that_shuts_down_lets_it_finish(name: str, tmp_path: Path
         one.terminate()
         await reading
         assert (reader.reason, reader.words) == ("complete", list(range(200)))
+
+
+@pytest.mark.parametrize("name", SERVERS)
+async def test_a_job_goes_on_in_another_process_when_its_server_shuts_down(
+    name: str, tmp_path: Path
+) -> None:
+    with two_servers(name, tmp_path) as (one, other):
+        path = "/job/{}/?words=200"
+        first, second = Reader(one.port, other.port, path=path), Reader(other.port, path=path)
+        reading = [asyncio.create_task(first.read("job"))]
+        await until_reading([first])
+        reading.append(asyncio.create_task(second.read("job")))
+        await until_reading([second])
+        one.terminate()
+        for reader in await asyncio.gather(*reading):
+            assert reader.words == list(range(200))
+            assert reader.reason == "complete"
+        assert runs(one, "job") == ["begun", "closed", "begun", "closed"]
+
+
+async def test_what_nobody_reads_in_any_process_is_stopped(tmp_path: Path) -> None:
+    with two_servers("uvicorn", tmp_path) as (one, other):
+        path = "/paid/{}/?words=10000"
+        async with connect(one.port, path.format("answer")) as starter:
+            await starter.event()
+        async with connect(other.port, "/answers/answer/") as stream:
+            # For longer than it would go on unread.
+            async with asyncio.timeout(SECONDS):
+                while (await stream.event()).text != "500":
+                    pass
+            assert runs(one, "answer") == ["begun"]
+        await until_closed(one, "answer")
+        late = await Reader(other.port).read("answer")
+        assert late.reason == "unread"
+        assert late.words == list(range(len(late.words)))

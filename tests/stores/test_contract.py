@@ -309,6 +309,27 @@ class ForgetsRenewals(MemoryStore):
         return super()._append(entries, **kwargs)
 
 
+class TellsNotWhoProduces(MemoryStore):
+    async def achanged(self, cursor: Cursor, groups: Container[str]) -> Any:
+        hints, cursor = await super().achanged(cursor, groups)
+        return [hint._replace(producer=0) for hint in hints], cursor
+
+
+class HandsNothingOver(MemoryStore):
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        kept = [entry for entry in entries if entry.kind is not Kind.HAND_OVER]
+        return super()._append(kept, **kwargs)
+
+
+class ClosesWhatIsHandedOver(MemoryStore):
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        closed = [
+            entry._replace(kind=Kind.CLOSE) if entry.kind is Kind.HAND_OVER else entry
+            for entry in entries
+        ]
+        return super()._append(closed, **kwargs)
+
+
 class TellsOfFewProducers(MemoryStore):
     async def alapsed(self, seconds: float) -> list[Lease]:
         return (await super().alapsed(seconds))[:100]
@@ -380,6 +401,9 @@ BROKEN: list[tuple[type[EventStore], str]] = [
     (IgnoresProducers, "entries_of_a_producer_that_is_not_the_groups_are_refused"),
     (IgnoresProducers, "a_group_that_is_cancelled_has_no_producer_and_takes_none"),
     (ForgetsRenewals, "a_producer_that_renews_nothing_has_lapsed"),
+    (TellsNotWhoProduces, "changes_say_who_produces"),
+    (HandsNothingOver, "a_group_that_was_handed_over_goes_on_with_the_next_producer"),
+    (ClosesWhatIsHandedOver, "a_group_that_nobody_takes_over_lapses"),
     (TellsOfFewProducers, "all_producers_that_have_died_are_told_of"),
     (KeepsNoMoreOfProducers, "all_that_a_producer_publishes_is_kept"),
     (TakesProducersInTransactions, "a_producer_is_refused_inside_a_transaction"),

@@ -268,8 +268,12 @@ class DatabaseStore(EventStore):
             return None, next_cursor
         if cursor:
             rows = self._tables.groups.filter(changed__gte=cursor.time - _SLACK)
-            changed = rows.values_list("name", "head", "cancelled")
-            hints += [Hint(*row) for row in changed if row[0] in groups]
+            changed = rows.values_list("name", "head", "cancelled", "producer")
+            hints += [
+                Hint(name, head, cancelled, producer=producer)
+                for name, head, cancelled, producer in changed
+                if name in groups
+            ]
         # What was published after a kick is not for who was kicked, whoever has numbered the two.
         hints.sort(key=lambda hint: _owners_first(hint.group))
         return hints, next_cursor

@@ -23,7 +23,12 @@ from django_sse.event import as_event, encode_published
 from django_sse.exceptions import AlreadyProducing, Cancelled, Close, GroupCancelled, InvalidEvent
 from django_sse.groups.entries import GroupState, Hint, Kind, NewEntry, closing_wire
 from django_sse.groups.names import validate_group
-from django_sse.groups.namespaces import acurrent_namespace, current_namespace, full_name
+from django_sse.groups.namespaces import (
+    acurrent_namespace,
+    current_namespace,
+    full_name,
+    require_namespace,
+)
 from django_sse.groups.producer_tokens import is_same_producer, new_token
 from django_sse.groups.replay import filling
 from django_sse.logs import log_seldom, logger
@@ -70,6 +75,7 @@ class AsyncProducer:
         flush_seconds: float,
         stop_when_unread: float | None,
         restartable: bool,
+        owned_since: float | None = None,
     ) -> None:
         if not SECONDS_OR_NONE.admits(stop_when_unread):
             raise ValueError(
@@ -91,8 +97,8 @@ class AsyncProducer:
         self._looks = 0
         self._store = get_store()
         self._ring = doorbell_of(self._store).ring
-        # When it began, by the store's clock, if it has an owner.
-        self._began = 0.0
+        # An end of its owner's streams that is older does not end it. None: when it begins.
+        self._since = owned_since
         # One more for each event that the store has taken: see `NewEntry`.
         self._token = new_token(asks_for_readers=stop_when_unread is not None)
         # The first number of the group; 0 if that is not known.
@@ -158,9 +164,8 @@ class AsyncProducer:
             GroupCancelled: The group is cancelled.
             Exception: The event store could not be written.
         """
-        if self._owner_key is not None:
-            # What ends its owner's streams from here on ends the producer, too.
-            self._began = await sync_to_async(self._store.clock.time)()
+        if self._owner_key is not None and self._since is None:
+            self._since = await sync_to_async(self._store.clock.time)()
         try:
             [closed_at] = await self._store.aappend_apart([self._claim()], self._ring)
         except AlreadyProducing:
@@ -517,7 +522,7 @@ class AsyncProducer:
     def _owner(self) -> Owner:
         if self._owner_key is None:
             return NOBODY
-        owner = Owner({self._owner_key: None}, user=self._owner_key, began=self._began)
+        owner = Owner({self._owner_key: None}, user=self._owner_key, began=self._since or 0.0)
         return owner.within(self._namespace)
 
 
@@ -557,6 +562,8 @@ async def start_producing(
         InvalidGroup: Not a valid group name.
         TypeError, ValueError: ``events`` is no async generator; ``owner`` is no user; or
             ``stop_when_unread`` is no such number.
+        ImproperlyConfigured: The generator would be in another tenant, since there is no
+            ``NAMESPACE_CONTEXT``.
         RuntimeError: The event loop ends with the caller. Use ``produce`` there.
         Exception: The event store could not be written.
     """
@@ -580,11 +587,15 @@ async def start_for(
     flush_seconds: float = _FLUSH_SECONDS,
     stop_when_unread: float | None,
     restartable: bool,
+    owned_since: float | None = None,
 ) -> None:
     """Do what ``start_producing`` does, for a caller that is known.
 
     Args:
         caller: Who makes the blocking calls of the generator, if it has no owner.
+        owned_since: When the owner logged in, by the store's clock, in seconds since the epoch, 0
+            if that is not known. What has ended the owner's streams since then ends the producer.
+            None for what ends them from now on.
         events, group, owner, flush_seconds, stop_when_unread, restartable: As for
             ``start_producing``.
 
@@ -610,12 +621,14 @@ async def start_for(
             flush_seconds=flush_seconds,
             stop_when_unread=stop_when_unread,
             restartable=restartable,
+            owned_since=owned_since,
         )
+        context = without_request(request_context(), namespace, producer._owner().user or caller)
+        await spawn(require_namespace(namespace), context)
     except BaseException:
         await events.aclose()
         raise
     begun = asyncio.get_running_loop().create_future()
-    context = without_request(request_context(), namespace, producer._owner().user or caller)
     # Apart: a client that leaves cancels its request, and the group is perhaps taken already.
     running = spawn(producer._begin_and_run(events, begun), context)
     _running[running] = producer

@@ -11,7 +11,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Any, ClassVar, Final
@@ -29,12 +29,13 @@ from django.views import View
 from django_sse.access.logins import set_djangos_user
 from django_sse.access.owners import Owner, is_nobody, loaded
 from django_sse.concurrency.tasks import in_time
+from django_sse.concurrency.threads import without_thread
 from django_sse.conf import SETTING, conf
 from django_sse.event import Event
 from django_sse.exceptions import AlreadyProducing, GroupCancelled
 from django_sse.groups.entries import GroupState
 from django_sse.groups.names import check_pattern, expand_group, validate_group
-from django_sse.groups.namespaces import full_name
+from django_sse.groups.namespaces import full_name, require_namespace
 from django_sse.groups.position import LEFT_MARK, LOST, TERMINAL_MARK, parse_position
 from django_sse.groups.producer_tokens import HANDED_OVER
 from django_sse.groups.replay import StartingPoint, is_lost, starting_point
@@ -240,7 +241,7 @@ class EventStreamView(StreamView):
             return no_content()
         response = self._group_stream(begin, owner)
         try:
-            refusal = await self._start_work(plain_names, states, user)
+            refusal = await self._start_work(plain_names, states, user, owner.began)
         except BaseException:
             response.give_up_place()
             raise
@@ -253,7 +254,11 @@ class EventStreamView(StreamView):
         return response
 
     async def _start_work(
-        self, groups: Sequence[str], states: Mapping[str, GroupState], user: Any
+        self,
+        groups: Sequence[str],
+        states: Mapping[str, GroupState],
+        user: Any,
+        logged_in_at: float,
     ) -> HttpResponseBase | None:
         """Start what publishes to the groups, if the view does that.
 
@@ -261,6 +266,7 @@ class EventStreamView(StreamView):
             groups: The names of the groups.
             states: The states of those that the owner may still stream, by their full names.
             user: The owner of the stream.
+            logged_in_at: When the owner logged in, as ``Owner.began``.
 
         Returns:
             None, or a refusal to send instead of the stream.
@@ -294,18 +300,23 @@ class EventStreamView(StreamView):
             TooManyStreams: A limit is reached.
         """
         with_state = begin.fresh and self._overrides("initial_events")
+        view = self._lasting()
         return self._stream(
             owner,
             begin.position,
             {
-                "filter_event": self.filter_event if self._overrides("filter_event") else None,
-                "message_handler": self._message_handler if self._handlers else None,
+                "filter_event": view.filter_event if self._overrides("filter_event") else None,
+                "message_handler": view._message_handler if self._handlers else None,
                 "wants_messages": self.channel_messages,
                 "dialect": self._dialect(),
                 "restarts": self._restarts(),
             },
             reset=begin.reset,
-            initial_events=_generator_of(self, "initial_events") if with_state else None,
+            initial_events=(
+                _in_tenant(owner.namespace, _generator_of(view, "initial_events"))
+                if with_state
+                else None
+            ),
         )
 
     async def _resume(
@@ -465,7 +476,11 @@ class EventProducerView(EventStreamView):
         return self.restartable
 
     async def _start_work(
-        self, groups: Sequence[str], states: Mapping[str, GroupState], user: Any
+        self,
+        groups: Sequence[str],
+        states: Mapping[str, GroupState],
+        user: Any,
+        logged_in_at: float,
     ) -> HttpResponseBase | None:
         if len(groups) != 1:
             raise ImproperlyConfigured(
@@ -477,7 +492,7 @@ class EventProducerView(EventStreamView):
             return None
         if refusal := await sync_to_async(_refusal_of_body)(self.request):
             return refusal
-        events = _generator_of(self, "events")
+        events = _generator_of(self._lasting(), "events")
         try:
             caller = self._client_address() or ""
             await start_for(
@@ -487,12 +502,13 @@ class EventProducerView(EventStreamView):
                 owner=user,
                 stop_when_unread=self.stop_when_unread,
                 restartable=self.restartable,
+                owned_since=logged_in_at,
             )
         except (AlreadyProducing, GroupCancelled):
             # Another client was faster.
             pass
-        except RuntimeError:
-            # Without a server that has an event loop, it would fail in each request.
+        except (RuntimeError, ImproperlyConfigured):
+            # It would fail in each request: without a server that has an event loop, or a setting.
             raise
         except Exception as error:
             return unavailable(self.request, STORE_AWAY, error)
@@ -564,9 +580,9 @@ class EventGeneratorView(StreamView):
         last_id = sent_id.removesuffix(LEFT_MARK)
         setattr(request, "last_event_id", last_id)  # noqa: B010
         generation = Generation(
-            _generator_of(self, "events"),
+            _in_tenant(namespace, _generator_of(self._lasting(), "events")),
             last_id,
-            copy_context(),
+            without_thread(copy_context()),
             namespace=namespace,
             caller=owner.user or self._client_address() or "",
             retry_on_error=self.retry_on_error,
@@ -578,7 +594,9 @@ class EventGeneratorView(StreamView):
             # The tenant may be in the thread or the connection of the request, and nowhere else.
             response.stays_because = "there is a NAMESPACE without NAMESPACE_CONTEXT"
         if request.method == "POST" and not self.stays_in_request:
-            return await sync_to_async(_refusal_of_body)(request) or response
+            refusal = await sync_to_async(_refusal_of_body)(request)
+            self._lasting()
+            return refusal or response
         return response
 
 
@@ -597,6 +615,20 @@ def _generator_of(view: View, name: str) -> AsyncGenerator[Any, None]:
             f"def {name}(self)` that yields each Event."
         )
     return events if isinstance(events, AsyncGenerator) else (event async for event in events)
+
+
+async def _in_tenant(
+    namespace: str, events: AsyncGenerator[Any, None]
+) -> AsyncGenerator[Any, None]:
+    """Yield what a generator yields, unless its request's tenant was left meanwhile.
+
+    Raises:
+        ImproperlyConfigured: The current tenant is another one.
+    """
+    async with aclosing(events):
+        await require_namespace(namespace)
+        async for event in events:
+            yield event
 
 
 def _refusal_of_body(request: HttpRequest) -> HttpResponseBase | None:

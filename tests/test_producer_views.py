@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, ClassVar
 
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.http import HttpRequest
@@ -16,9 +16,11 @@ from pytest_django import Settings
 from django_sse import Event, acancel, producing
 from django_sse.decorators import event_producer
 from django_sse.exceptions import Close
+from django_sse.producing import start_for
 from django_sse.stores import get_store
 from django_sse.streaming.hub import open_streams
-from django_sse.views import EventProducerView
+from django_sse.views import EventProducerView, EventStreamView
+from tests.groups.test_namespaces import OF_THREAD, thread_entered
 from tests.streams import get, open_stream, reading, respond, until
 
 pytestmark = [
@@ -166,6 +168,68 @@ async def test_many_that_come_at_once_start_no_more_than_a_limit_allows(settings
     for number in let_in:
         await acancel(f"answer-{number}")
     await until(lambda: Runs.closed == 2)
+
+
+async def test_a_slow_store_starts_no_more_than_a_limit_allows(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DJANGO_SSE = {"MAX_STREAMS_PER_USER": 2}
+    of_user = Answer.as_view(owner="anna")
+    store, goes_on, arrived = get_store(), asyncio.Event(), 0
+    append = store.aappend_apart
+
+    async def slowly(entries: Any, ring: Any) -> Any:
+        nonlocal arrived
+        arrived += 1
+        await goes_on.wait()
+        return await append(entries, ring)
+
+    monkeypatch.setattr(store, "aappend_apart", slowly)
+    accept = {"Accept": "*/*"}
+    starting: list[Any] = []
+    for number in range(4):
+        request = asyncio.ensure_future(of_user(get(headers=accept), pk=number))
+        await until(lambda: request.done() or arrived > len(starting))  # noqa: B023
+        starting.append(request)
+        # A stream of somebody else comes and goes meanwhile, and its hub with it.
+        async with open_stream(EventStreamView.as_view(groups=["news"])):
+            pass
+    goes_on.set()
+    responses = await asyncio.gather(*starting)
+    assert [response.status_code for response in responses] == [200, 200, 503, 503]
+    for number, response in enumerate(responses[:2]):
+        await acancel(f"answer-{number}")
+        async with reading(response) as stream:
+            await stream.rest()
+
+
+async def test_a_user_who_is_cancelled_right_before_it_begins_starts_nothing_that_lasts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def kicked(*args: Any, **options: Any) -> None:
+        # The view has let the user in.
+        await acancel(user="anna")
+        await start_for(*args, **options)
+
+    monkeypatch.setattr("django_sse.views.start_for", kicked)
+    response = await Answer.as_view(owner="anna")(get(headers={"Accept": "*/*"}), pk=7)
+    async with reading(response) as stream:
+        await stream.rest()
+    await until(lambda: Runs.begun == Runs.closed)
+    async with open_stream(answer, pk=7) as late:
+        assert reason_in(await late.rest()) == "stopped"
+
+
+async def test_what_would_run_in_another_tenant_is_not_started(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"NAMESPACE": OF_THREAD["NAMESPACE"]}
+
+    def of_north() -> None:
+        with thread_entered("north"):
+            async_to_sync(answer)(get(), pk=7)
+
+    with pytest.raises(ImproperlyConfigured, match="NAMESPACE_CONTEXT"):
+        await sync_to_async(of_north)()
+    assert Runs.begun == 0
 
 
 async def test_who_makes_slow_calls_keeps_no_other_stranger_waiting(

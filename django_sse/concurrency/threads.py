@@ -43,13 +43,18 @@ def request_context() -> Context:
         if variable is not SyncToAsync.thread_sensitive_context:
             kept.run(variable.set, value)
     kept.run(_forget_resources)
-    return kept
+    return without_thread(kept)
+
+
+def without_thread(context: Context) -> Context:
+    """Return a context that has forgotten the thread that waits for the request below a sync
+    middleware, and that is gone once the response is there."""
+    with suppress(AttributeError):
+        context.run(delattr, AsyncToSync.executors, "current")
+    return context
 
 
 def _forget_resources() -> None:
-    # The thread that waits for the request below a sync middleware. It will be gone by then.
-    with suppress(AttributeError):
-        del AsyncToSync.executors.current
     for handler in (connections, caches):
         for alias in handler:
             with suppress(AttributeError):

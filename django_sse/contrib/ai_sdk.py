@@ -323,7 +323,11 @@ class ChatView(EventProducerView):
         return f"chat-{_digest(await self.get_chat())}"
 
     async def _start_work(
-        self, groups: Sequence[str], states: Mapping[str, GroupState], user: Any
+        self,
+        groups: Sequence[str],
+        states: Mapping[str, GroupState],
+        user: Any,
+        logged_in_at: float,
     ) -> HttpResponseBase | None:
         [state] = states.values()
         if self._run is None or state.producer:
@@ -337,7 +341,7 @@ class ChatView(EventProducerView):
             return no_content()
         except Exception as error:
             return unavailable(self.request, STORE_AWAY, error)
-        return await super()._start_work(groups, states, user)
+        return await super()._start_work(groups, states, user, logged_in_at)
 
     # The answer
 
@@ -466,8 +470,11 @@ def _messages_in(body: Any) -> list[dict[str, Any]] | None:
     if not isinstance(body, dict):
         return None
     messages = body.get("messages") or [body.get("message")]
-    is_list = isinstance(messages, list) and all(isinstance(each, dict) for each in messages)
-    return messages if is_list else None
+    if not isinstance(messages, list) or not all(isinstance(each, dict) for each in messages):
+        return None
+    # The answer has this id if it goes on with the last message.
+    last_id = messages[-1].get("id", "") if messages else ""
+    return messages if isinstance(last_id, str) and len(last_id) <= _LONGEST_ID else None
 
 
 def _group_of(index: str, run: Mapping[str, Any]) -> str:

@@ -30,6 +30,11 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9\-_.]{1,63}", re.ASCII)
 # The first character of the hash that replaces any other namespace.
 _HASHED: Final = "="
 
+_LEFT_TENANT: Final = (
+    "What is called after the request is not in its tenant, which a middleware has left. Set "
+    f"{SETTING}['NAMESPACE_CONTEXT'] to the path of a context manager that enters a tenant."
+)
+
 
 def current_namespace() -> str:
     """Return the name of the current tenant, or "" without one. Blocks: call it from sync code.
@@ -61,6 +66,22 @@ async def acurrent_namespace() -> str:
     The function runs in the thread of the request and of its database connections.
     """
     return "" if conf().NAMESPACE is None else await sync_to_async(current_namespace)()
+
+
+async def require_namespace(namespace: str) -> None:
+    """Refuse to go on in another tenant than the one of the request.
+
+    Raises:
+        ImproperlyConfigured: The current tenant is another one, or there is none.
+    """
+    if conf().NAMESPACE is None:
+        return
+    try:
+        current = await acurrent_namespace()
+    except Exception as error:
+        raise ImproperlyConfigured(_LEFT_TENANT) from error
+    if current != namespace:
+        raise ImproperlyConfigured(_LEFT_TENANT)
 
 
 def namespace_context(namespace: str) -> AbstractContextManager[Any]:

@@ -1,7 +1,7 @@
 """What views of groups and views of generators have in common."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, Self, TypeVar
 
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponseForbidden, HttpResponseNotFound
@@ -37,11 +37,14 @@ from django_sse.streaming.hub import limit_reached_by, reserve
 from django_sse.streaming.limits import RequestedStream, TooManyStreams
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
+Copied = TypeVar("Copied")
 
 Test = Callable[[], Awaitable[bool]]
 
 # The attribute in which a view keeps the tests of its mixins, to repeat them later.
 _TESTS: Final = "_django_sse_tests"
+# The attribute in which a view keeps its copy that lasts.
+_LASTING: Final = "_django_sse_lasting"
 
 # The modules of the views of this package.
 _MODULES: Final = (__name__, "django_sse.views", "django_sse.contrib.ai_sdk")
@@ -186,9 +189,7 @@ class StreamView(View):
             beginning["release"] = reserve(requested)
         elif limit := limit_reached_by(requested):
             raise TooManyStreams(limit)
-        rechecks = conf().RECHECK_INTERVAL > 0 and (
-            self._overrides("still_allowed") or bool(tests_of(self))
-        )
+        rechecks = self._is_rechecked()
         heartbeat = conf().HEARTBEAT if self.heartbeat is None else self.heartbeat
         called_later = rechecks or any(stream_options.get(name) for name in _CALLED_LATER)
         return HandedOffResponse(
@@ -205,6 +206,27 @@ class StreamView(View):
             },
             **beginning,
         )
+
+    def _is_rechecked(self) -> bool:
+        return conf().RECHECK_INTERVAL > 0 and (
+            self._overrides("still_allowed") or bool(tests_of(self))
+        )
+
+    def _lasting(self) -> Self:
+        """Return the view of what is called after the request, such as a generator.
+
+        Its request keeps the session and the user that it has now, while rechecks read again those
+        of this one. Call this again once the body was read.
+        """
+        if not self._is_rechecked():
+            return self
+        kept = vars(self)
+        if _LASTING not in kept:
+            kept[_LASTING] = _copied(self)
+            kept[_LASTING].request = _copied(self.request)
+        lasting: Self = kept[_LASTING]
+        vars(lasting.request).update(vars(self.request))
+        return lasting
 
     async def _is_still_allowed(self) -> bool:
         renew_login(self.request)
@@ -237,6 +259,13 @@ def tests_of(view: View) -> Sequence[Test]:
 def remember_test(view: View, test: Test) -> None:
     """Keep a test that a mixin of a view has run on its request."""
     vars(view).setdefault(_TESTS, []).append(test)
+
+
+def _copied(original: Copied) -> Copied:
+    # Not `copy`, for which a request leaves out its body.
+    copied: Copied = object.__new__(type(original))
+    vars(copied).update(vars(original))
+    return copied
 
 
 class _AllAliases(set[str]):

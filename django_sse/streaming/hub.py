@@ -42,8 +42,11 @@ _SWEEP_GROUPS: Final = 500
 _FAREWELL_SECONDS: Final = 0.5
 
 _hubs: Final[dict[asyncio.AbstractEventLoop, "Hub"]] = {}
+# What limits count, by event loop. A hub comes and goes while requested streams keep their places.
+_occupancies: Final[dict[asyncio.AbstractEventLoop, Occupancy]] = {}
 # The child of a fork does not count the streams of its parent.
 in_child(_hubs.clear)
+in_child(_occupancies.clear)
 
 
 def current_hub() -> "Hub":
@@ -55,6 +58,8 @@ def current_hub() -> "Hub":
     if loop not in _hubs or _hubs[loop].outdated:
         for closed in [other for other in list(_hubs) if other.is_closed()]:
             _hubs.pop(closed, None)
+        for closed in [other for other in list(_occupancies) if other.is_closed()]:
+            _occupancies.pop(closed, None)
         _hubs[loop] = Hub(loop)
     return _hubs[loop]
 
@@ -67,7 +72,10 @@ def open_streams() -> int:
 def limit_reached_by(stream: Counted) -> str | None:
     """Return the name of the limit that this process would exceed with one more stream, or None."""
     with counting:
-        return reached_limit(stream, [hub.occupancy for hub in _open_hubs()], conf())
+        occupancies = [
+            occupancy for loop, occupancy in list(_occupancies.items()) if not loop.is_closed()
+        ]
+        return reached_limit(stream, occupancies, conf())
 
 
 def reserve(requested: Counted) -> Callable[[], None]:
@@ -103,7 +111,7 @@ class Hub:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.streams: set[Stream] = set()
-        self.occupancy = Occupancy()
+        self.occupancy = _occupancies.setdefault(loop, Occupancy())
         self._subscriptions: dict[str, Subscription] = {}
         self._store = get_store()
         self._reader = StoreReader(self._store)

@@ -413,6 +413,8 @@ async def test_a_form_whose_body_was_read_is_refused() -> None:
         '{"id": "c1", "messages": []}',
         '{"id": "c1", "messages": ["text"]}',
         '{"id": "c1", "messages": {"a": 1}}',
+        '{"id": "c1", "messages": [{"id": 5}]}',
+        f'{{"id": "c1", "messages": [{{"role": "assistant", "id": "{"x" * 1000}"}}]}}',
         "[" * 100_000,
     ],
 )

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, ClassVar
 
@@ -93,6 +93,21 @@ async def users(request: HttpRequest) -> AsyncIterator[int]:
         Generated.threads.add(await sync_to_async(Generated.run)())
         yield await User.objects.acount()
         await asyncio.sleep(0.01)
+
+
+class Staying(EventGeneratorView):
+    """Asks the database, in its request."""
+
+    stays_in_request = True
+
+    async def events(self) -> AsyncIterator[int]:
+        for _ in range(2):
+            yield await User.objects.acount()
+            await asyncio.sleep(0.01)
+
+
+def sync_middleware(get_response: Callable[[HttpRequest], Any]) -> Callable[..., Any]:
+    return lambda request: get_response(request)
 
 
 class Hanging(EventGeneratorView):
@@ -208,6 +223,7 @@ urlpatterns = [
     path("forever/", Forever.as_view()),
     path("of/<str:user>/", Of.as_view()),
     path("users/", users),
+    path("staying/", Staying.as_view()),
     path("hanging/", Hanging.as_view()),
     path("calling/<str:user>/", Calling.as_view()),
     path("of-tenant/", of_tenant),
@@ -498,6 +514,24 @@ class TestRequest:
         async with streaming(get_asgi_application(), "/forever/") as stream:
             await stream.next_events()
             assert ("NAMESPACE_CONTEXT" in caplog.text) is stays
+
+    @pytest.mark.django_db(transaction=True)
+    async def test_one_that_stays_below_a_sync_middleware_may_block(
+        self, settings: Settings
+    ) -> None:
+        settings.MIDDLEWARE = [f"{__name__}.sync_middleware"]
+        async with streaming(get_asgi_application(), "/staying/") as stream:
+            assert [event.data for event in await stream.rest()][:2] == ["0", "0"]
+
+    async def test_one_whose_tenant_was_left_does_not_go_on_in_another_one(
+        self, settings: Settings, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        settings.MIDDLEWARE = [f"{__name__}.InTenant"]
+        settings.DJANGO_SSE = {"STORE": "memory", "NAMESPACE": OF_THREAD["NAMESPACE"]}
+        query = b"tenant=north"
+        async with streaming(get_asgi_application(), "/forever/", query_string=query) as stream:
+            assert reasons(await stream.rest()) == ["failed"]
+        assert "NAMESPACE_CONTEXT" in caplog.text
 
     async def test_an_attribute_of_a_view_is_its_own(self) -> None:
         class Counting(EventGeneratorView):

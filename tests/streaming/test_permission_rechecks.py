@@ -23,10 +23,10 @@ from django.test import AsyncClient
 from django.urls import path
 from pytest_django import Settings
 
-from django_sse import apublish
+from django_sse import Event, apublish
 from django_sse.groups.entries import closing_wire
 from django_sse.streaming import permission_rechecks
-from django_sse.views import EventStreamView
+from django_sse.views import EventGeneratorView, EventStreamView
 from tests.clients import Client, connected
 from tests.failures import Panic, SilentCache
 from tests.streams import EventReader, News, goes_on, open_stream, reading, until
@@ -265,8 +265,32 @@ class Undecided(News):
         return True
 
 
+class OfUsers(Asked):
+    """Has a filter that reads the user, as it may: the user was read before."""
+
+    def filter_event(self, event: Event) -> Event | None:
+        return Event(f"{event.data} for {self.request.user}")
+
+
+class GeneratesForUsers(EventGeneratorView):
+    """Yields the user, again and again, while the view is asked about the user."""
+
+    answers: ClassVar[list[Answer]] = []
+
+    async def events(self) -> AsyncIterator[str]:
+        request = self.request
+        while True:
+            yield str(request.user)
+            await asyncio.sleep(0)
+
+    async def still_allowed(self) -> bool:
+        return await (self.answers.pop(0) if self.answers else yes)()
+
+
 urlpatterns = [
     path("staff/", StaffOnly.as_view()),
+    path("of-users/", OfUsers.as_view()),
+    path("generated/", GeneratesForUsers.as_view()),
     path("rooms/", Rooms.as_view()),
     path("undecided/", Undecided.as_view()),
     path("rotate/", rotate),
@@ -292,6 +316,41 @@ async def test_a_view_ends_streams_whose_permission_is_gone(how: str) -> None:
         [close] = await ended.rest()
         assert (close.event, close.json()) == ("close", {"reason": "not allowed any more"})
         await goes_on(going_on)
+
+
+@pytest.mark.usefixtures("asked_often")
+async def test_a_filter_has_its_user_while_the_view_is_asked() -> None:
+    asking, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def waiting() -> bool:
+        asking.set()
+        return await goes_on.wait()
+
+    OfUsers.answers = [waiting]
+    async with stream(await logged_in(), url="/of-users/") as reader:
+        await asking.wait()
+        await apublish("news", "meanwhile")
+        assert (await reader.next_event()).data == "meanwhile for ada"
+        goes_on.set()
+        await apublish("news", "afterwards")
+        assert (await reader.next_event()).data == "afterwards for ada"
+
+
+@pytest.mark.usefixtures("asked_often")
+async def test_a_generator_has_its_user_while_the_view_is_asked() -> None:
+    asking, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def waiting() -> bool:
+        asking.set()
+        return await goes_on.wait()
+
+    GeneratesForUsers.answers = [waiting]
+    async with stream(await logged_in(), url="/generated/") as reader:
+        while not asking.is_set():
+            assert (await reader.next_event()).data == "ada"
+        for _ in range(100):
+            assert (await reader.next_event()).data == "ada"
+        goes_on.set()
 
 
 def logs_in(get_response: Callable[[HttpRequest], Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from functools import cache
 from itertools import count
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -52,8 +53,11 @@ def _as_written(item: pytest.Item) -> tuple[int, int, int]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # Of a module, so that all its tests in one browser come before those in the next.
     if "browser" in metafunc.fixturenames:
-        in_chromium_alone = metafunc.definition.get_closest_marker("chromium")
-        names = ["chromium"] if in_chromium_alone else list(BROWSERS)
+        names = list(BROWSERS)
+        if metafunc.definition.get_closest_marker("chromium"):
+            names = ["chromium"]
+        elif metafunc.definition.get_closest_marker("in_turn"):
+            names = [names[crc32(metafunc.definition.name.encode()) % len(names)]]
         metafunc.parametrize("browser", names, indirect=True, scope="module")
 
 

@@ -25,6 +25,10 @@ def demo(directory: Path) -> Iterator[Demo]:
         yield demo
 
 
+# The library is tested in each browser; the pages of the demo are no more than users of it.
+pytestmark = pytest.mark.in_turn
+
+
 def test_a_headline_from_a_second_terminal_is_on_the_front_page(
     browser: Browser, demo: Demo
 ) -> None:

@@ -48,6 +48,8 @@ def found_in_history(
     return findings.counts
 
 
+# What it looks for is in how processes and stores work together.
+@pytest.mark.once
 @pytest.mark.timeout(240)
 async def test_a_minute_of_faults_loses_repeats_and_reorders_nothing(tmp_path: Path) -> None:
     require("uvicorn")

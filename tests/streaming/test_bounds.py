@@ -31,7 +31,7 @@ from tests.clients import connected
 from tests.http.test_asgi import Request
 from tests.streams import open_stream
 
-NAMES = 500
+NAMES = 250
 HOLDERS = (dict, list, set, frozenset, tuple, deque, WeakKeyDictionary, WeakSet)
 EVENT_SOURCE = {"accept": "text/event-stream"}
 

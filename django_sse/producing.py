@@ -90,8 +90,8 @@ class AsyncProducer:
         self._namespace = namespace
         self._flush_seconds = flush_seconds
         self._stop_when_unread = stop_when_unread
-        self.restartable = restartable
-        """Whether the group goes on, with another producer, if this process ends."""
+        # Whether the group goes on, with another producer, if this process ends.
+        self._restartable = restartable
         # When clients last said that they follow the group, and the looks for that since.
         self._followed_at = 0
         self._looks = 0
@@ -242,12 +242,16 @@ class AsyncProducer:
 
     async def _try_to_give_back(self) -> bool:
         """Give the group back if it is this producer's. Return whether it was."""
-        if (await self._state()).producer != self._token:
+        state = await self._state()
+        if state.producer != self._token:
             return False
-        entries = [self._interruption()._replace(producer=self._token)]
-        if not self.restartable:
+        if self._restartable and state.head != state.origin:
+            # It goes on after what others have produced.
+            entries = [NewEntry(self._full_name, b"", Kind.HAND_OVER, producer=self._token)]
+        else:
             # Together, so that nobody is told of an end: the next producer's events follow.
-            entries.append(NewEntry(self._full_name, b"", Kind.REOPEN))
+            closing = NewEntry(self._full_name, INTERRUPTED, Kind.CLOSE, producer=self._token)
+            entries = [closing, NewEntry(self._full_name, b"", Kind.REOPEN)]
         with suppress(GroupCancelled):
             await self._store.aappend_apart(entries, self._ring)
         return True
@@ -302,8 +306,13 @@ class AsyncProducer:
             # The event loop or the process ends, and need not wait for a store that is away.
             await self._finish(self._interruption(), seconds=_FAREWELL_SECONDS)
 
+    @property
+    def can_be_handed_over(self) -> bool:
+        """Whether it has begun, and another producer may go on with the group."""
+        return self._restartable and self._writing is not None
+
     def _interruption(self) -> NewEntry:
-        if self.restartable:
+        if self._restartable:
             return NewEntry(self._full_name, b"", Kind.HAND_OVER)
         return NewEntry(self._full_name, INTERRUPTED, Kind.CLOSE)
 
@@ -554,7 +563,8 @@ async def start_producing(
             group the producer is stopped, with the reason ``unread``; None for never. It may take
             up to ``PRODUCER_TTL`` longer.
         restartable: Whether the group goes on, with another producer, if this process shuts down.
-            The group is not closed then unless nobody produces to it within ``PRODUCER_TTL``.
+            It is closed then only if nobody begins to produce to it: not within ``PRODUCER_TTL``,
+            nor within the time that clients take to come back.
 
     Raises:
         AlreadyProducing: The group has a producer. Stream the group to follow it.
@@ -647,7 +657,7 @@ async def wind_down() -> None:
     # Until the last requests are over, others may begin.
     while (running := _running_in(loop)) and (seconds := ends_at - loop.time()) > 0:
         for task in running:
-            if _running[task].restartable and not task.cancelling():
+            if _running[task].can_be_handed_over and not task.cancelling():
                 task.cancel()
         await asyncio.wait(running, timeout=seconds)
     for task in running:

@@ -580,7 +580,7 @@ class EventGeneratorView(StreamView):
         last_id = sent_id.removesuffix(LEFT_MARK)
         setattr(request, "last_event_id", last_id)  # noqa: B010
         generation = Generation(
-            _in_tenant(namespace, _generator_of(self._lasting(), "events")),
+            _generator_of(self._lasting(), "events"),
             last_id,
             without_thread(copy_context()),
             namespace=namespace,
@@ -595,6 +595,7 @@ class EventGeneratorView(StreamView):
             response.stays_because = "there is a NAMESPACE without NAMESPACE_CONTEXT"
         if request.method == "POST" and not self.stays_in_request:
             refusal = await sync_to_async(_refusal_of_body)(request)
+            # The generator gets the body, too, which was read just now.
             self._lasting()
             return refusal or response
         return response

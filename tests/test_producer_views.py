@@ -15,7 +15,7 @@ from pytest_django import Settings
 
 from django_sse import Event, acancel, producing
 from django_sse.decorators import event_producer
-from django_sse.exceptions import Close
+from django_sse.exceptions import AlreadyProducing, Close
 from django_sse.producing import start_for
 from django_sse.stores import get_store
 from django_sse.streaming.hub import open_streams
@@ -389,6 +389,29 @@ async def test_its_clients_come_back_to_start_what_was_handed_over(settings: Set
         events = await back.rest()
     assert (data_of(events), reason_in(events)) == (["one", "two", "three"], "complete")
     assert Runs.begun == 2
+
+
+async def test_who_comes_right_after_it_was_handed_over_is_sent_back_too(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DJANGO_SSE = {"SYNC_INTERVAL": 0.05}
+    job = Answer.as_view(restartable=True)
+    async with open_stream(job, pk=7) as stream:
+        await stream.next_event()
+        await producing.wind_down()
+        await stream.rest()
+
+    async def too_early(*args: Any, **options: Any) -> None:
+        # As the view saw it, it still had its producer.
+        raise AlreadyProducing("answer-7")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("django_sse.views.start_for", too_early)
+        async with open_stream(job, pk=7) as early:
+            assert all(event.event != "close" for event in await early.rest())
+    Runs.go_on.set()
+    async with open_stream(job, pk=7, last_event_id=early.last_event_id) as back:
+        assert reason_in(await back.rest()) == "complete"
 
 
 @pytest.mark.parametrize(

@@ -693,14 +693,18 @@ def slow_begin(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.
 
 
 @pytest.mark.usefixtures("faulty")
-async def test_what_cannot_begin_leaves_the_group_to_others(settings: Settings) -> None:
+@pytest.mark.parametrize("restartable", [False, True])
+async def test_what_cannot_begin_leaves_the_group_to_others(
+    settings: Settings, restartable: bool
+) -> None:
     settings.DJANGO_SSE = {"STORE": f"{__name__}.FaultyStore", "PRODUCER_TTL": 1}
     store: Any = get_store()
     store.loses_answers = True
     first, second = Model("a"), Model("b")
     with pytest.raises(ConnectionError):
-        await start_producing(first.answer(), group="answer")
+        await start_producing(first.answer(), group="answer", restartable=restartable)
     store.loses_answers = False
+    await until(lambda: not store.states(["answer"])["answer"].producer)
 
     async def begin() -> None:
         async with asyncio.timeout(TIMEOUT):
@@ -874,12 +878,43 @@ async def test_what_is_restartable_goes_on_with_the_next_producer() -> None:
 
 
 async def test_what_nobody_goes_on_with_is_interrupted(settings: Settings) -> None:
-    settings.DJANGO_SSE = {"PRODUCER_TTL": 1}
+    settings.DJANGO_SSE = {"PRODUCER_TTL": 1, "SYNC_INTERVAL": 0.05, "RETRY": 100}
     await start_producing(Model("a", waits=True).answer(), group="answer", restartable=True)
     async with open_stream(answers) as stream:
         assert (await stream.next_event()).data == "a"
         await producing.wind_down()
         assert reason_in(await stream.rest()) == "interrupted"
+
+
+async def test_clients_that_take_their_time_to_come_back_are_not_too_late(
+    settings: Settings,
+) -> None:
+    settings.DJANGO_SSE = {"PRODUCER_TTL": 1, "SYNC_INTERVAL": 0.05, "RETRY": 1500}
+    await start_producing(Model("a", waits=True).answer(), group="answer", restartable=True)
+    async with open_stream(answers) as stream:
+        assert (await stream.next_event()).data == "a"
+        await producing.wind_down()
+        # As long as the last of them was told to stay away.
+        await asyncio.sleep(3)
+        await start_producing(Model("b").answer(), group="answer", restartable=True)
+        assert data_of(await stream.rest()) == ["b"]
+
+
+async def test_one_that_is_still_beginning_is_handed_over_at_the_end_of_the_grace(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DJANGO_SSE = {"PRODUCER_GRACE": 0.5}
+    appending, goes_on = slow_begin(monkeypatch)
+    first = start_producing(Model("a", waits=True).answer(), group="answer", restartable=True)
+    beginning = asyncio.create_task(first)
+    await appending.wait()
+    ending = asyncio.create_task(producing.wind_down())
+    await asyncio.sleep(0)
+    goes_on.set()
+    await beginning
+    await ending
+    await start_producing(Model("b").answer(), group="answer")
+    assert await all_of_it() == (["a", "b"], "complete")
 
 
 def test_a_task_that_is_stopped_leaves_its_group_to_the_next_one() -> None:

@@ -31,7 +31,7 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9\-_.]{1,63}", re.ASCII)
 _HASHED: Final = "="
 
 _LEFT_TENANT: Final = (
-    "What is called after the request is not in its tenant, which a middleware has left. Set "
+    "What is called after the request is not in its tenant if a middleware has left it. Set "
     f"{SETTING}['NAMESPACE_CONTEXT'] to the path of a context manager that enters a tenant."
 )
 
@@ -72,14 +72,14 @@ async def require_namespace(namespace: str) -> None:
     """Refuse to go on in another tenant than the one of the request.
 
     Raises:
-        ImproperlyConfigured: The current tenant is another one, or there is none.
+        ImproperlyConfigured: The current tenant is another one.
+        Exception: Whatever ``NAMESPACE`` raises, for example where there is no tenant.
     """
-    if conf().NAMESPACE is None:
-        return
     try:
         current = await acurrent_namespace()
     except Exception as error:
-        raise ImproperlyConfigured(_LEFT_TENANT) from error
+        error.add_note(_LEFT_TENANT)
+        raise
     if current != namespace:
         raise ImproperlyConfigured(_LEFT_TENANT)
 

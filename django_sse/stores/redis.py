@@ -64,13 +64,12 @@ _OPTIONS: Final[dict[str, Any]] = {
     "timeout": 5.0,
 }
 
-# The errors of a server that takes no commands, or takes none now: a replica that was the master
-# before a failover, a server that is starting, one that is cut off from its replicas.
 # How many groups are looked for at a time whose producers may have died.
 _LAPSED_STEPS: Final = 100
 # What begins or renews a lease.
 _LEASING: Final = (Kind.BEGIN, Kind.RENEW, Kind.HAND_OVER)
-
+# The errors of a server that takes no commands, or takes none now: a replica that was the master
+# before a failover, a server that is starting, one that is cut off from its replicas.
 _WRONG_SERVER: Final = (
     AskError,
     BusyLoadingError,

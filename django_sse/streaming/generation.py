@@ -12,7 +12,7 @@ from django_sse.concurrency.threads import CleanThreads, request_context
 from django_sse.event import FORBIDDEN_IN_FIELD, Event, as_event, refuse_reserved_name, with_id
 from django_sse.exceptions import Close, InvalidEvent
 from django_sse.groups.entries import closing_wire
-from django_sse.groups.namespaces import namespace_context
+from django_sse.groups.namespaces import namespace_context, require_namespace
 from django_sse.groups.position import TERMINAL_MARK
 from django_sse.logs import logger
 from django_sse.streaming.jitter import jittered_retry
@@ -117,9 +117,12 @@ class Generation:
         wire = closing_wire("complete")
         # A generator and its client may both be so fast that nothing here has to wait.
         turns = Turns()
+        has_begun = False
         try:
             try:
                 async with aclosing(events):
+                    await require_namespace(self._namespace)
+                    has_begun = True
                     async for item in events:
                         event = as_event(item)
                         refuse_reserved_name(event)
@@ -140,7 +143,7 @@ class Generation:
                 stream.end("failed", jittered_retry)
                 raise
             logger.exception("A generator view failed, so its stream is ended.")
-            if self._retry_on_error:
+            if self._retry_on_error or not has_begun:
                 stream.end("failed", jittered_retry)
                 return
             wire = closing_wire("failed")

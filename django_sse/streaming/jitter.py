@@ -13,8 +13,13 @@ _AGE_JITTER: Final = 0.2
 
 def jittered_seconds() -> float:
     """Return a random time of one to two times RETRY, in seconds."""
+    return uniform(0.5, 1) * longest_jittered_seconds()
+
+
+def longest_jittered_seconds() -> float:
+    """Return the longest time after which a client is told to come back, in seconds."""
     # If RETRY is below half a second, clients would come nearly all at once.
-    return uniform(1, 2) * max(conf().RETRY / 1000, 0.5)
+    return 2 * max(conf().RETRY / 1000, 0.5)
 
 
 def jittered_retry() -> bytes:

@@ -298,12 +298,7 @@ class Subscription:
 
     def compare(self, hint: Hint) -> None:
         """Take the group's state in the store, even if the store has gone back."""
-        was, self.producer = self.producer, hint.producer
-        if was != HANDED_OVER == hint.producer:
-            each(
-                [stream for stream in self.streams if stream.restarts],
-                lambda stream: stream.end("handed over", jittered_retry),
-            )
+        self._hear_of_producer(hint.producer)
         if self.joined.done() and hint.head < self.head:
             self.heal()
         else:
@@ -400,8 +395,14 @@ class Subscription:
     def _adopt(self, state: GroupState) -> None:
         self.first, self.head = state.first, state.head
         self.origin, self.cancelled = state.origin, state.cancelled
-        self.producer = state.producer
+        self._hear_of_producer(state.producer)
         self.tail.clear(self.head + 1)
+
+    def _hear_of_producer(self, producer: int) -> None:
+        self.producer = producer
+        if producer == HANDED_OVER:
+            restarting = [stream for stream in self.streams if stream.restarts]
+            each(restarting, lambda stream: stream.end("handed over", jittered_retry))
 
     def _add(self, entries: Iterable[Entry]) -> None:
         events = [self._encoded(entry) for entry in entries]

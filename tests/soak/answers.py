@@ -125,9 +125,9 @@ class Answer:
             await self._meet_fate(process)
             await process.wait()
         finally:
-            if process.returncode is None:
+            with suppress(ProcessLookupError):
                 process.kill()
-                await process.wait()
+            await process.wait()
 
     async def _ask(self) -> None:
         """Ask for it again and again, as somebody does who clicks twice."""
@@ -148,14 +148,16 @@ class Answer:
         if self._fate == "stopped":
             await self._stop()
         elif process and process.returncode is None:
-            if self._fate == "killed":
-                process.kill()
-            elif self._fate == "paused":
-                os.kill(process.pid, signal.SIGSTOP)
-                try:
-                    await asyncio.sleep(self._random.uniform(*_PAUSE_SECONDS))
-                finally:
-                    os.kill(process.pid, signal.SIGCONT)
+            # It may have ended, and asyncio has not heard of it yet.
+            with suppress(ProcessLookupError):
+                if self._fate == "killed":
+                    process.kill()
+                elif self._fate == "paused":
+                    os.kill(process.pid, signal.SIGSTOP)
+                    try:
+                        await asyncio.sleep(self._random.uniform(*_PAUSE_SECONDS))
+                    finally:
+                        os.kill(process.pid, signal.SIGCONT)
 
     async def _stop(self) -> None:
         while True:

@@ -111,6 +111,13 @@ def browser(request: pytest.FixtureRequest, running_browser: Callable[[str], Bro
     return running_browser(request.param)
 
 
+@pytest.fixture
+def another_profile(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Browser]:
+    """The same browser with another profile, which has no cookies and no storage of the first."""
+    with BROWSERS[request.node.callspec.params["browser"]](tmp_path) as another:
+        yield another
+
+
 @pytest.fixture(scope="module")
 def directory(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory for each browser, whose server there is asked by it alone."""

@@ -46,20 +46,29 @@ def runs(site: Site, group: str) -> list[str]:
 
 
 def test_each_page_shows_all_of_it_however_often_it_is_reloaded(
-    browser: Browser, tab: Tab, site: Site, other_site: Site, group: str
+    browser: Browser,
+    another_profile: Browser,
+    tab: Tab,
+    site: Site,
+    other_site: Site,
+    group: str,
 ) -> None:
     url = f"/produced/{group}/?words=400"
-    with Tab.open(browser, other_site.origin) as other:
+    with (
+        Tab.open(browser, site.origin) as second,
+        Tab.open(another_profile, other_site.origin) as other,
+    ):
         for _ in range(5):
             stream = tab.follow_event_stream(url)
             until_it_has_begun(stream)
             tab.go(f"{site.origin}/event-sources/")
-        pages = [tab.follow_event_stream(url), tab.follow(url), other.follow_event_stream(url)]
-        for stream in pages[::2]:
+        native = tab.follow(url)
+        for page in (tab, second, other):
+            stream = page.follow_event_stream(url)
             assert reason_of(stream) == "complete"
             assert words_of(stream) == list(range(400))
-        pages[1].wait_for_state("closed")
-        assert words_of(pages[1]) == list(range(400))
+        native.wait_for_state("closed")
+        assert words_of(native) == list(range(400))
     assert runs(site, group) == ["begun", "closed"]
 
 

@@ -29,7 +29,7 @@ from django_sse.groups.namespaces import (
     full_name,
     require_namespace,
 )
-from django_sse.groups.producer_tokens import is_same_producer, new_token
+from django_sse.groups.producer_tokens import HANDED_OVER, is_same_producer, new_token
 from django_sse.groups.replay import filling
 from django_sse.logs import log_seldom, logger
 from django_sse.servers.shutdown import await_before_daphne_ends
@@ -92,6 +92,8 @@ class AsyncProducer:
         self._stop_when_unread = stop_when_unread
         # Whether the group goes on, with another producer, if this process ends.
         self._restartable = restartable
+        # Whether the group was handed over to this producer.
+        self._goes_on = False
         # When clients last said that they follow the group, and the looks for that since.
         self._followed_at = 0
         self._looks = 0
@@ -166,6 +168,8 @@ class AsyncProducer:
         """
         if self._owner_key is not None and self._since is None:
             self._since = await sync_to_async(self._store.clock.time)()
+        if self._restartable:
+            self._goes_on = (await self._state()).producer == HANDED_OVER
         try:
             [closed_at] = await self._store.aappend_apart([self._claim()], self._ring)
         except AlreadyProducing:
@@ -245,8 +249,7 @@ class AsyncProducer:
         state = await self._state()
         if state.producer != self._token:
             return False
-        if self._restartable and state.head != state.origin:
-            # It goes on after what others have produced.
+        if self._goes_on:
             entries = [NewEntry(self._full_name, b"", Kind.HAND_OVER, producer=self._token)]
         else:
             # Together, so that nobody is told of an end: the next producer's events follow.

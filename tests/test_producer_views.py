@@ -18,7 +18,8 @@ from django_sse.decorators import event_producer
 from django_sse.exceptions import AlreadyProducing, Close
 from django_sse.producing import start_for
 from django_sse.stores import get_store
-from django_sse.streaming.hub import open_streams
+from django_sse.streaming.hub import current_hub, open_streams
+from django_sse.streaming.limits import Occupancy
 from django_sse.views import EventProducerView, EventStreamView
 from tests.groups.test_namespaces import OF_THREAD, thread_entered
 from tests.streams import get, open_stream, reading, respond, until
@@ -84,6 +85,10 @@ def data_of(events: list[Event]) -> list[Any]:
 
 def reason_in(events: list[Event]) -> Any:
     return events[-1].json()["reason"]
+
+
+def occupancy() -> Occupancy:
+    return current_hub().occupancy
 
 
 async def test_the_first_client_starts_it_and_all_get_all_of_it() -> None:
@@ -168,6 +173,23 @@ async def test_many_that_come_at_once_start_no_more_than_a_limit_allows(settings
     for number in let_in:
         await acancel(f"answer-{number}")
     await until(lambda: Runs.closed == 2)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_what_is_over_takes_no_place(settings: Settings, method: str) -> None:
+    settings.DJANGO_SSE = {"MAX_OPEN_GROUPS": 3, "MAX_STREAMS_PER_GROUP": 2}
+    Runs.go_on.set()
+    accept = {"Accept": "*/*"}
+    for number in range(5):
+        async with open_stream(answer, pk=number) as stream:
+            await stream.rest()
+        again = await answer(get(method=method, headers=accept), pk=number)
+        assert again.status_code == 200
+        if method == "GET":
+            async with reading(again) as stream:
+                await stream.rest()
+    async with open_stream(EventStreamView.as_view(groups=["news"])):
+        assert occupancy().groups == {"news": 1}
 
 
 async def test_a_slow_store_starts_no_more_than_a_limit_allows(

@@ -1,6 +1,7 @@
 """What views of groups and views of generators have in common."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Final, Self, TypeVar
 
 from django.core.exceptions import PermissionDenied
@@ -182,7 +183,7 @@ class StreamView(View):
         """
         is_limited = conf().MAX_STREAMS_PER_ADDRESS is not None
         address = self._client_address() if is_limited else None
-        requested = RequestedStream(position, owner.user, address)
+        requested = RequestedStream(position.keys(), owner.user, address)
         # The stream counts only once it joins the hub. But only here can the status still tell the
         # client that a limit is reached.
         if self._starts_work:
@@ -226,6 +227,10 @@ class StreamView(View):
             kept[_LASTING].request = _copied(self.request)
         lasting: Self = kept[_LASTING]
         vars(lasting.request).update(vars(self.request))
+        auser = getattr(self.request, "auser", None)
+        if isinstance(auser, partial) and auser.args == (self.request,):
+            # Django's own, or this library's.
+            vars(lasting.request)["auser"] = partial(auser.func, lasting.request)
         return lasting
 
     async def _is_still_allowed(self) -> bool:

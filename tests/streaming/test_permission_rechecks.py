@@ -280,6 +280,7 @@ class GeneratesForUsers(EventGeneratorView):
     async def events(self) -> AsyncIterator[str]:
         request = self.request
         while True:
+            assert request.user == await request.auser()
             yield str(request.user)
             await asyncio.sleep(0)
 
@@ -346,6 +347,8 @@ async def test_a_generator_has_its_user_while_the_view_is_asked() -> None:
 
     GeneratesForUsers.answers = [waiting]
     async with stream(await logged_in(), url="/generated/") as reader:
+        # Its session ends, of which the view that is asked knows first.
+        await Session.objects.all().adelete()
         while not asking.is_set():
             assert (await reader.next_event()).data == "ada"
         for _ in range(100):

@@ -83,8 +83,8 @@ class AsyncProducer:
             )
         self.group = validate_group(group)
         self.cancelled = False
-        """Whether what the producer does is not wanted any more: its group was cancelled, or its
-        owner's streams were ended."""
+        """Whether what the producer does is not wanted any more: its group was cancelled, its
+        owner's streams were ended, or nobody reads it."""
         self._full_name = full_name(namespace, group)
         self._owner_key = None if is_nobody(owner) else user_key(owner)
         self._namespace = namespace
@@ -129,7 +129,7 @@ class AsyncProducer:
             event: The type of the event, if ``data`` is not an ``Event``.
 
         Raises:
-            Cancelled: The group was cancelled, or the owner's streams were ended.
+            Cancelled: The group was cancelled, the owner's streams were ended, or nobody reads it.
             InvalidEvent: The event cannot be published, or with it the producer would have
                 published more than ``PRODUCER_BYTES``.
             RuntimeError: The producer has ended.

@@ -27,6 +27,7 @@ class Migration(migrations.Migration):
                             (4, "begin"),
                             (5, "renew"),
                             (6, "lapse"),
+                            (7, "hand_over"),
                         ]
                     ),
                 ),

@@ -192,6 +192,19 @@ async def test_what_is_over_takes_no_place(settings: Settings, method: str) -> N
         assert occupancy().groups == {"news": 1}
 
 
+async def test_a_view_that_fails_takes_no_place(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"MAX_STREAMS": 1}
+
+    class Failing(Answer):
+        @property
+        def heartbeat(self) -> float:  # type: ignore[override]
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        await Failing.as_view()(get(), pk=7)
+    assert occupancy().streams == 0
+
+
 async def test_a_slow_store_starts_no_more_than_a_limit_allows(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,28 +183,30 @@ class StreamView(View):
         """
         is_limited = conf().MAX_STREAMS_PER_ADDRESS is not None
         address = self._client_address() if is_limited else None
+        rechecks = self._is_rechecked()
+        retry = conf().RETRY if self.retry is None else self.retry
+        heartbeat = conf().HEARTBEAT if self.heartbeat is None else self.heartbeat
+        called_later = rechecks or any(stream_options.get(name) for name in _CALLED_LATER)
+        options = {
+            **stream_options,
+            "heartbeat": heartbeat or None,
+            "owner": owner,
+            "address": address,
+            "still_allowed": self._is_still_allowed if rechecks else None,
+            "context": request_context() if called_later else None,
+        }
         requested = RequestedStream(position.keys(), owner.user, address)
         # The stream counts only once it joins the hub. But only here can the status still tell the
-        # client that a limit is reached.
+        # client that a limit is reached. Last: only the response gives back a reserved place.
         if self._starts_work:
             beginning["release"] = reserve(requested)
         elif limit := limit_reached_by(requested):
             raise TooManyStreams(limit)
-        rechecks = self._is_rechecked()
-        heartbeat = conf().HEARTBEAT if self.heartbeat is None else self.heartbeat
-        called_later = rechecks or any(stream_options.get(name) for name in _CALLED_LATER)
         return HandedOffResponse(
             self.request,
             position,
-            retry=conf().RETRY if self.retry is None else self.retry,
-            stream_options={
-                **stream_options,
-                "heartbeat": heartbeat or None,
-                "owner": owner,
-                "address": address,
-                "still_allowed": self._is_still_allowed if rechecks else None,
-                "context": request_context() if called_later else None,
-            },
+            retry=retry,
+            stream_options=options,
             **beginning,
         )
 

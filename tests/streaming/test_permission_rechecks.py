@@ -337,8 +337,9 @@ async def test_a_filter_has_its_user_while_the_view_is_asked() -> None:
         assert (await reader.next_event()).data == "afterwards for ada"
 
 
-@pytest.mark.usefixtures("asked_often")
-async def test_a_generator_has_its_user_while_the_view_is_asked() -> None:
+async def test_a_generator_has_its_user_while_the_view_is_asked(settings: Settings) -> None:
+    # Nothing but the view is to see the end of the session.
+    settings.DJANGO_SSE = {"RECHECK_INTERVAL": 1, "END_WITH_LOGIN": False}
     asking, goes_on = asyncio.Event(), asyncio.Event()
 
     async def waiting() -> bool:

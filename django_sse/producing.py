@@ -37,7 +37,7 @@ from django_sse.stores import get_store
 from django_sse.stores.read_limits import READ_BYTES
 from django_sse.streaming.generation import without_request
 from django_sse.streaming.hub import current_hub
-from django_sse.streaming.lapses import INTERRUPTED, renewal_seconds
+from django_sse.streaming.lapses import INTERRUPTED, hearing_seconds, renewal_seconds
 from django_sse.streaming.readership import readers_key
 from django_sse.streaming.watch import Watch
 
@@ -310,7 +310,7 @@ class AsyncProducer:
             await self._finish(self._interruption(), seconds=_FAREWELL_SECONDS)
 
     @property
-    def can_be_handed_over(self) -> bool:
+    def _can_be_handed_over(self) -> bool:
         """Whether it has begun, and another producer may go on with the group."""
         return self._restartable and self._writing is not None
 
@@ -437,7 +437,7 @@ class AsyncProducer:
         self._followed_at = followed_at
         # Looks are counted, and not seconds: whoever was paused has not looked. It takes others a
         # while to hear of the producer, and to miss a look or two is no silence.
-        patience = seconds + conf().PRODUCER_TTL / 2 + (conf().SYNC_INTERVAL or 0)
+        patience = seconds + conf().PRODUCER_TTL / 2 + hearing_seconds()
         if self._looks * renewal_seconds() >= patience:
             logger.info("Nobody reads group %r any more, so its producer stops.", self._full_name)
             self._cancel("unread")
@@ -563,8 +563,8 @@ async def start_producing(
         owner: A user or its primary key. ``cancel(user=...)`` stops the producer, too.
         flush_seconds: How many seconds events are gathered that follow each other quickly.
         stop_when_unread: After how many seconds in which no client of any process has followed the
-            group the producer is stopped, with the reason ``unread``; None for never. It may take
-            up to ``PRODUCER_TTL`` longer.
+            group the producer is stopped, with the reason ``unread``; None for never. It takes
+            longer by up to ``PRODUCER_TTL`` and the time between two comparisons with the store.
         restartable: Whether the group goes on, with another producer, if this process shuts down.
             It is closed then only if nobody begins to produce to it: not within ``PRODUCER_TTL``,
             nor within the time that clients take to come back.
@@ -660,7 +660,7 @@ async def wind_down() -> None:
     # Until the last requests are over, others may begin.
     while (running := _running_in(loop)) and (seconds := ends_at - loop.time()) > 0:
         for task in running:
-            if _running[task].can_be_handed_over and not task.cancelling():
+            if _running[task]._can_be_handed_over and not task.cancelling():
                 task.cancel()
         await asyncio.wait(running, timeout=seconds)
     for task in running:

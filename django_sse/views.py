@@ -439,7 +439,7 @@ class EventProducerView(EventStreamView):
 
     stop_when_unread: float | None = None
     """After how many seconds in which no client of any process has followed the group the generator
-    is closed; None for never. It may take up to ``PRODUCER_TTL`` longer."""
+    is closed; None for never. It takes longer, as ``start_producing`` says."""
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from django.db import transaction
 from pytest_django import Settings
 
 from django_sse import Event, acancel, apublish, areopen, cancel, producing, publish
+from django_sse.doorbells.base import POLL_SECONDS_WITH_DOORBELL
 from django_sse.exceptions import AlreadyProducing, Cancelled, Close, GroupCancelled, InvalidEvent
 from django_sse.groups.entries import Kind
 from django_sse.groups.names import OWNER_PREFIX
@@ -832,11 +833,24 @@ async def test_what_somebody_reads_goes_on(comes: str, monkeypatch: pytest.Monke
     await until(lambda: model.closed)
 
 
+async def test_a_reader_is_known_however_short_a_lease_is(settings: Settings) -> None:
+    """Its process hears of a producer that begins later by its next comparison with the store."""
+    settings.DJANGO_SSE = {"PRODUCER_TTL": 1}
+    model = Model("a", waits=True)
+    async with open_stream(answers) as stream:
+        await start_producing(model.answer(), group="answer", stop_when_unread=0.1)
+        await stream.until("a")
+        # The longest that a comparison takes to come, and a lease.
+        await asyncio.sleep(POLL_SECONDS_WITH_DOORBELL + 2)
+        assert not model.closed
+        await acancel("answer")
+
+
 @pytest.mark.usefixtures("faulty")
 async def test_a_store_that_is_away_is_no_sign_that_nobody_reads(
     settings: Settings,
 ) -> None:
-    settings.DJANGO_SSE = {**settings.DJANGO_SSE, "PRODUCER_TTL": 1}
+    settings.DJANGO_SSE = {**settings.DJANGO_SSE, "PRODUCER_TTL": 1, "SYNC_INTERVAL": 0.05}
     store: Any = get_store()
     model = Model("a", waits=True)
     await start_producing(model.answer(), group="answer", stop_when_unread=0.1)
@@ -855,7 +869,7 @@ async def test_a_block_is_told_that_nobody_reads() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), "5", True])
-async def test_a_time_that_is_none_is_refused(seconds: Any) -> None:
+async def test_a_wrong_number_of_seconds_is_refused(seconds: Any) -> None:
     model = Model("a")
     with pytest.raises(ValueError, match="stop_when_unread must be a finite number of seconds"):
         await start_producing(model.answer(), group="answer", stop_when_unread=seconds)

@@ -29,6 +29,11 @@ def renewal_seconds() -> float:
     return conf().PRODUCER_TTL / 6
 
 
+def hearing_seconds() -> float:
+    """Return the seconds after which all processes have heard of a group's producer."""
+    return conf().SYNC_INTERVAL or POLL_SECONDS_WITH_DOORBELL
+
+
 async def close_lapsed(store: EventStore) -> None:
     """Close the groups of producers that have died, again and again.
 
@@ -56,8 +61,7 @@ def _times_to_be_found(lease: Lease) -> int:
     if lease.producer != HANDED_OVER:
         return 2
     # Clients in other processes are sent back first, and take their time.
-    heard = conf().SYNC_INTERVAL or POLL_SECONDS_WITH_DOORBELL
-    patience = conf().PRODUCER_TTL / 2 + heard + longest_jittered_seconds()
+    patience = conf().PRODUCER_TTL / 2 + hearing_seconds() + longest_jittered_seconds()
     return 2 + ceil(patience / renewal_seconds())
 
 
@@ -66,5 +70,7 @@ async def _close(store: EventStore, lease: Lease) -> None:
     closing = NewEntry(group, INTERRUPTED, Kind.LAPSE, at=renewed, producer=producer)
     [number] = await store.aappend_apart([closing], doorbell_of(store).ring)
     if number is not None:
-        why = "Nobody goes on with" if producer == HANDED_OVER else "The producer has died of"
-        logger.warning("%s group %r, which is closed.", why, group)
+        if producer == HANDED_OVER:
+            logger.warning("Nobody goes on with group %r, so the group is closed.", group)
+        else:
+            logger.warning("The producer of group %r has died, so the group is closed.", group)

@@ -83,6 +83,17 @@ def raising(error: BaseException, cause: BaseException | None = None) -> Answer:
     return answer
 
 
+def held_up() -> tuple[asyncio.Event, asyncio.Event, Answer]:
+    """Return what is set when an answer is asked for, what lets it go on, and the answer: yes."""
+    asking, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def waiting() -> bool:
+        asking.set()
+        return await goes_on.wait()
+
+    return asking, goes_on, waiting
+
+
 async def cancelled_itself() -> bool:
     asking = asyncio.create_task(asyncio.sleep(3600))
     asking.cancel()
@@ -321,12 +332,7 @@ async def test_a_view_ends_streams_whose_permission_is_gone(how: str) -> None:
 
 @pytest.mark.usefixtures("asked_often")
 async def test_a_filter_has_its_user_while_the_view_is_asked() -> None:
-    asking, goes_on = asyncio.Event(), asyncio.Event()
-
-    async def waiting() -> bool:
-        asking.set()
-        return await goes_on.wait()
-
+    asking, goes_on, waiting = held_up()
     OfUsers.answers = [waiting]
     async with stream(await logged_in(), url="/of-users/") as reader:
         await asking.wait()
@@ -340,12 +346,7 @@ async def test_a_filter_has_its_user_while_the_view_is_asked() -> None:
 async def test_a_generator_has_its_user_while_the_view_is_asked(settings: Settings) -> None:
     # Nothing but the view is to see the end of the session.
     settings.DJANGO_SSE = {"RECHECK_INTERVAL": 1, "END_WITH_LOGIN": False}
-    asking, goes_on = asyncio.Event(), asyncio.Event()
-
-    async def waiting() -> bool:
-        asking.set()
-        return await goes_on.wait()
-
+    asking, goes_on, waiting = held_up()
     GeneratesForUsers.answers = [waiting]
     async with stream(await logged_in(), url="/generated/") as reader:
         # Its session ends, of which the view that is asked knows first.

@@ -12,6 +12,6 @@ class DjangoSSEConfig(AppConfig):
         from django_sse import checks  # noqa: F401  (registers the checks)
 
         if apps.is_installed("django.contrib.auth"):
-            from django_sse import signals
+            from django_sse import receivers
 
-            signals.connect()
+            receivers.connect()

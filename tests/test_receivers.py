@@ -17,7 +17,7 @@ from django.urls import path
 from django.utils import timezone
 from pytest_django import Settings
 
-from django_sse import acancel, apublish, signals
+from django_sse import acancel, apublish, receivers
 from django_sse.access.owners import user_key
 from django_sse.asgi import get_asgi_application
 from django_sse.doorbells.base import Doorbell
@@ -306,7 +306,7 @@ async def test_logins_depend_on_any_field_if_the_user_model_has_a_custom_session
 ) -> None:
     await user()
     ada = await HashesTheEmail.objects.aget(username="ada")
-    signals._note_loaded(ada)
+    receivers._note_loaded(ada)
     await ada.asave()
     assert not rung
     ada.email = "ada@example.com"

@@ -55,9 +55,10 @@ class Login:
 class Owner:
     """Who owns a stream.
 
-    ``user`` is the owner key of the user. ``keys`` maps each owner key to the group that it applies
-    to, or to None if it applies to all groups. There are keys for the user, the session and the
-    login, and for each group a key for the user in that group.
+    ``user`` is the owner key of the user. ``user_id`` is the user's primary key as text, after the
+    label of the user's model if that is not the project's user model. ``keys`` maps each owner key
+    to the group that it applies to, or to None if it applies to all groups. There are keys for the
+    user, the session and the login, and for each group a key for the user in that group.
     ``began`` is when the session's user logged in, by the store's clock, in seconds since the
     epoch; 0 if unknown. ``namespace`` is the tenant's name.
     """
@@ -67,6 +68,7 @@ class Owner:
     began: float = 0.0
     login: Login | None = None
     namespace: str = ""
+    user_id: str | None = None
 
     def within(self, namespace: str) -> "Owner":
         """Return this owner with full names, which stores and hubs use for all tenants."""
@@ -140,10 +142,11 @@ def owner_in(
     if is_nobody(user):
         return Owner(owner_keys) if owner_keys else NOBODY
     of_user = user_key(user)
+    user_id = " ".join(_identity(user))
     owner_keys[of_user] = None
     owner_keys |= {user_key(user, group): group for group in groups}
     if SESSION_KEY not in data:
-        return Owner(owner_keys, of_user)
+        return Owner(owner_keys, of_user, user_id=user_id)
     login = login_in(session, data)
     if conf().END_WITH_LOGIN and (owner_key := login_key(data)):
         owner_keys[owner_key] = None
@@ -154,6 +157,7 @@ def owner_in(
         of_user,
         began=data.get(BEGAN_SESSION_KEY, 0.0) if is_own else 0.0,
         login=login if conf().END_WITH_LOGIN else None,
+        user_id=user_id,
     )
 
 

@@ -1,12 +1,18 @@
 """The base of all doorbells: it rings the hubs of this process."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Final, Protocol
 
 from django_sse.concurrency.forks import ForkSafeLock, in_child
+from django_sse.concurrency.signal_calls import send_signal
+from django_sse.event import Event, decode_block
 from django_sse.groups.entries import Hint
-from django_sse.logs import log_seldom
+from django_sse.groups.namespaces import namespace_in, plain_name
+from django_sse.groups.position import format_position
+from django_sse.logs import log_seldom, logger
+from django_sse.signals import event_published
 
 # How often a hub asks the store in any case: with a working doorbell, and without one.
 POLL_SECONDS_WITH_DOORBELL: Final = 5.0
@@ -23,6 +29,9 @@ class Listener(Protocol):
 
     def compare_soon(self) -> None:
         """Ask the store for changes soon. Called on the hub's loop."""
+
+    def streams_of(self, group: str) -> int:
+        """Return how many streams follow a group. Works from any thread."""
 
 
 class Receiver:
@@ -57,12 +66,70 @@ class Doorbell:
     """Rings the hubs of this process directly. That is enough for a store of this process alone."""
 
     def ring(self, hints: Sequence[Hint]) -> None:
-        """Tell every hub, in this process and in others. Works from any thread; never raises."""
+        """Tell every hub, in this process and in others. Works from any thread; never raises.
+
+        Whoever has appended the entries of the hints calls it, once.
+        """
         ring_here(hints)
+        published.note(hints)
 
     def receiver(self, hub: Listener) -> Receiver:
         """Return a hub's end of this doorbell."""
         return Receiver()
+
+
+class Published:
+    """Counts the events that this process publishes, and tells of them who wants to know."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = ForkSafeLock()
+        in_child(self.forget)
+
+    def forget(self) -> None:
+        """Begin at 0 in the child of a fork."""
+        self.count = 0
+
+    def note(self, hints: Sequence[Hint]) -> None:
+        """Count the new events, log them, and send ``event_published``."""
+        count = sum(len(hint.entries) for hint in hints)
+        with self._lock:
+            self.count += count
+        if not (logger.isEnabledFor(logging.DEBUG) or event_published.has_listeners(Event)):
+            return
+        try:
+            for hint in hints:
+                _tell_of(hint)
+        except Exception as error:
+            # The events are published.
+            log_seldom("Receivers could not be told of what was published.", exc_info=error)
+
+
+published: Final = Published()
+
+
+def _tell_of(hint: Hint) -> None:
+    group = plain_name(hint.group)
+    streams = sum(listener.streams_of(hint.group) for listener in open_listeners())
+    for entry in hint.entries:
+        event_id = format_position({hint.group: entry.number})
+        logger.debug(
+            "%s of %s is published as %s. Streams of it in this process: %d.",
+            "The end" if entry.closes else "An event",
+            group,
+            event_id,
+            streams,
+            extra={"group": group, "id": event_id, "streams": streams},
+        )
+        if not entry.closes:
+            send_signal(
+                event_published,
+                Event,
+                group=group,
+                namespace=namespace_in(hint.group),
+                id=event_id,
+                event=decode_block(entry.wire),
+            )
 
 
 _lock: Final = ForkSafeLock()

@@ -149,6 +149,11 @@ def prefix_of(full: str) -> str:
     return full[: -len(plain_name(full))]
 
 
+def namespace_in(full: str) -> str:
+    """Return the namespace in a full name, as stores know it: a long one is hashed."""
+    return prefix_of(full).removesuffix(_SEPARATOR)
+
+
 def layer_group(full: str) -> str:
     """Return the Channels group that carries a group's plain Channels messages."""
     if not prefix_of(full):

@@ -15,8 +15,8 @@ from django.conf import settings
 from django_sse.conf import conf
 from django_sse.event import Event
 from django_sse.http.cors import ALLOW_CREDENTIALS, ALLOW_ORIGIN, cors_headers, varies_by_origin
-from django_sse.logs import LogThrottle, logger
 from django_sse.streaming.jitter import jittered_retry, jittered_seconds
+from django_sse.streaming.tally import refusals
 
 STORE_AWAY: Final = "store away"
 SESSIONS_AWAY: Final = "sessions away"
@@ -38,23 +38,6 @@ _BODY_HEADERS: Final = frozenset(
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-
-
-class Refusals(LogThrottle):
-    """Counts refusals by reason, and logs only some of them: there may be hundreds a second."""
-
-    def note(self, reason: str, error: BaseException | None = None) -> None:
-        """Count a refusal, and log it with its error unless a similar one was logged just now."""
-        if count := self.count(reason):
-            logger.warning(
-                "Clients are refused and told to come back: %s (%d since this was last logged).",
-                reason,
-                count,
-                exc_info=error,
-            )
-
-
-refusals: Final = Refusals()
 
 
 def told(error: BaseException | str) -> str:

@@ -20,7 +20,6 @@ from django_sse.http.refusals import (
     REFUSED_STATUS,
     STORE_AWAY,
     is_refused_softly,
-    refusals,
     retry_after,
     told,
 )
@@ -30,6 +29,7 @@ from django_sse.streaming.hub import current_hub
 from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.limits import TooManyStreams
 from django_sse.streaming.stream import HEARTBEAT, Phase, Stream
+from django_sse.streaming.tally import refusals
 
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 PLAIN_TEXT: Final = "text/plain; charset=utf-8"
@@ -289,6 +289,7 @@ class HandedOffResponse(EventStreamResponse):
             return
         first = Event(retry=self._retry).encode()
         if self._reset:
+            stream.note_reset()
             # Without an id: a client that leaves before it has the new state gets the reset again.
             first += Event({}, event="reset").encode()
         # This gives a position also to a client that leaves before its first event.

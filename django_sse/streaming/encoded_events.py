@@ -52,6 +52,7 @@ class Batch:
     __slots__ = (
         "chunk",
         "closing",
+        "count",
         "events",
         "excluded",
         "first",
@@ -85,6 +86,7 @@ class Batch:
                 chunks.append(encoded.chunk)
         # It exceeds what may wait for a client, so no stream takes it as one chunk.
         self.is_large = size > conf().BACKLOG_BYTES
+        self.count = len(chunks)
         self.chunk = b"" if self.is_large else b"".join(chunks)
         # Streams that share chunks all take the same bytes, if they are at its beginning.
         self.is_plain = not (self.is_large or self.messages or self.excluded)

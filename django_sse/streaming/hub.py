@@ -27,11 +27,14 @@ from django_sse.streaming.fan_out import FanOut
 from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.lapses import close_lapsed
 from django_sse.streaming.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
+from django_sse.streaming.open_stream import OpenStream
 from django_sse.streaming.readership import tell_producers
 from django_sse.streaming.rechecks import Rechecks
+from django_sse.streaming.reports import ASKED, REPORTS, ProcessReport, Reporter, report_of
 from django_sse.streaming.store_reader import StoreReader
 from django_sse.streaming.stream import Stream
 from django_sse.streaming.subscription import ALL_TAILS_BYTES, TAIL_BYTES, Subscription, each
+from django_sse.streaming.tally import tally_of
 
 # How often heartbeats and send timeouts are checked.
 _TICK_SECONDS: Final = 1.0
@@ -67,6 +70,16 @@ def current_hub() -> "Hub":
 def open_streams() -> int:
     """Return how many streams are open in this process."""
     return sum(hub.occupancy.streams for hub in _open_hubs())
+
+
+def streams() -> list[OpenStream]:
+    """Return the open streams of clients in this process."""
+    return [stream for hub in _open_hubs() for stream in hub.open_streams()]
+
+
+def report() -> ProcessReport:
+    """Return the report of this process."""
+    return report_of(_open_hubs())
 
 
 def limit_reached_by(stream: Counted) -> str | None:
@@ -112,12 +125,16 @@ class Hub:
         self.loop = loop
         self.streams: set[Stream] = set()
         self.occupancy = _occupancies.setdefault(loop, Occupancy())
+        self.tally = tally_of(loop)
         self._subscriptions: dict[str, Subscription] = {}
         self._store = get_store()
         self._reader = StoreReader(self._store)
         self._rechecks = Rechecks(self.streams, self._store, self._reader, self._sync_interval)
         self._fan_out = FanOut(loop)
-        self._followed = ChainMap[str, Any](self._subscriptions, self._rechecks.owned)
+        self._reporter = Reporter(self._store, _open_hubs, self)
+        self._followed = ChainMap[str, Any](
+            self._subscriptions, self._rechecks.owned, {ASKED: self._reporter}
+        )
         self._layer = default_layer()
         self._receiver = doorbell_of(self._store).receiver(self)
         self._inbox: deque[Sequence[Hint]] = deque()
@@ -125,6 +142,8 @@ class Hub:
         self._comparing = asyncio.Event()
         self._synced = True
         self._swept = loop.time()
+        self._heard_from_store = loop.time()
+        self._loop_lag = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._ticking: asyncio.TimerHandle | None = None
 
@@ -268,7 +287,11 @@ class Hub:
         """Take hints, from any thread. Hints for groups that no stream follows are dropped."""
         # Asked for each event: to ask a ChainMap takes several times as long.
         groups, owners = self._subscriptions, self._rechecks.owned
-        followed = [hint for hint in hints if hint.group in groups or hint.group in owners]
+        followed = [
+            hint
+            for hint in hints
+            if hint.group in groups or hint.group in owners or hint.group == ASKED
+        ]
         if not followed:
             return
         self._inbox.append(followed)
@@ -306,6 +329,8 @@ class Hub:
     def _hear(self, hint: Hint) -> None:
         if subscription := self._subscriptions.get(hint.group):
             subscription.hear(hint)
+        elif hint.group == ASKED:
+            self._reporter.hear()
         else:
             self._rechecks.hear(hint)
 
@@ -321,6 +346,31 @@ class Hub:
     def compare_soon(self) -> None:
         """Ask the store for changes, at once or after the question under way."""
         self._comparing.set()
+
+    # What is told of this hub
+
+    def open_streams(self) -> list[OpenStream]:
+        """Return the streams of clients. Works from any thread."""
+        return [stream.info for stream in list(self.streams) if stream.is_counted]
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether a stream of this hub shows the reports of processes."""
+        return REPORTS in self._subscriptions
+
+    @property
+    def store_lag(self) -> float:
+        """Seconds since the hub last heard from the store."""
+        return self.loop.time() - self._heard_from_store
+
+    def take_loop_lag(self) -> float:
+        """Return how many seconds the event loop was late at most since the last call."""
+        lag, self._loop_lag = self._loop_lag, 0.0
+        return lag
+
+    def streams_of(self, group: str) -> int:
+        """Return how many streams of clients follow a group. Works from any thread."""
+        return self.occupancy.groups[group]
 
     def _hear_messages(self, subscription: Subscription) -> None:
         """Listen for a group's plain Channels messages.
@@ -355,6 +405,7 @@ class Hub:
     def _stop(self) -> None:
         stop_listening(self)
         self._stop_watching()
+        self._reporter.close()
         _hubs.pop(self.loop, None)
         for task in self._tasks:
             task.cancel()
@@ -370,6 +421,8 @@ class Hub:
             await self._store.aclose()
 
     def _tick(self) -> None:
+        if self._ticking:
+            self._loop_lag = max(self._loop_lag, self.loop.time() - self._ticking.when())
         self._ticking = self.loop.call_later(_TICK_SECONDS, self._tick, context=Context())
         now, send_timeout = self.loop.time(), conf().SEND_TIMEOUT or None
         each(list(self.streams), lambda stream: stream.tick(now, send_timeout))
@@ -403,7 +456,10 @@ class Hub:
 
     async def _compare_with_store(self, cursor: Cursor) -> Cursor:
         hints, cursor = await self._store.achanged(cursor, self._followed)
+        self._heard_from_store = self.loop.time()
         changed = list(hints or ())
+        if any(hint.group == ASKED for hint in changed):
+            self._reporter.hear()
         try:
             # Owners first: a kicked user must not get what is published after the kick.
             await self._rechecks.look_up(hint.group for hint in changed)

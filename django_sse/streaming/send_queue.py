@@ -46,12 +46,13 @@ class SendQueue:
         "_ending",
         "_held",
         "_loop",
-        "_pending_bytes",
         "_send",
         "_sending",
         "_stream",
         "busy_since",
         "last_sent",
+        "pending_bytes",
+        "sent_bytes",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, stream: Sender) -> None:
@@ -65,8 +66,9 @@ class SendQueue:
         self._backlog: list[bytes] = []
         # None until a chunk is held: most streams never hold one.
         self._held: list[bytes] | None = None
-        # The bytes that are being sent or wait.
-        self._pending_bytes = 0
+        # The bytes that are being sent or wait, and those that were sent.
+        self.pending_bytes = 0
+        self.sent_bytes = 0
         # The reason to end, and what to send before that.
         self._ending: tuple[str, LastBytes] | None = None
 
@@ -91,7 +93,7 @@ class SendQueue:
         if self.busy_since is not None:
             self._enqueue(self._backlog, chunk)
         else:
-            self._pending_bytes += len(chunk)
+            self.pending_bytes += len(chunk)
             self._start(chunk)
 
     def hold(self, chunk: bytes) -> None:
@@ -123,8 +125,8 @@ class SendQueue:
 
     def _enqueue(self, waiting: list[bytes], chunk: bytes) -> None:
         waiting.append(chunk)
-        self._pending_bytes += len(chunk)
-        if self._pending_bytes > conf().BACKLOG_BYTES:
+        self.pending_bytes += len(chunk)
+        if self.pending_bytes > conf().BACKLOG_BYTES:
             self._end("backlog full")
 
     def _start(self, chunk: bytes) -> None:
@@ -141,7 +143,8 @@ class SendQueue:
             while True:
                 if chunk:
                     await self._send(chunk)
-                    self._pending_bytes -= len(chunk)
+                    self.pending_bytes -= len(chunk)
+                    self.sent_bytes += len(chunk)
                 if self._stream is None or reason:
                     break
                 if self._backlog:
@@ -151,7 +154,7 @@ class SendQueue:
                 elif self._ending:
                     reason, last_bytes = self._ending
                     chunk = last_bytes()
-                    self._pending_bytes += len(chunk)
+                    self.pending_bytes += len(chunk)
                 else:
                     break
                 self.busy_since = self.last_sent = self._loop.time()

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from contextvars import Context
 from enum import Enum
 from itertools import islice
+from time import time
 from typing import ClassVar, Final, Protocol
 
 from django_sse.access.owners import NOBODY, Owner
@@ -14,14 +15,17 @@ from django_sse.conf import conf
 from django_sse.event import Event, encode_published, with_id
 from django_sse.exceptions import InvalidEvent
 from django_sse.groups.entries import Entry, closing_wire
+from django_sse.groups.namespaces import plain_name
 from django_sse.groups.position import LEFT_MARK, TERMINAL_MARK, format_position
 from django_sse.logs import log_seldom, logger
 from django_sse.streaming.encoded_events import Batch, EncodedEvent
 from django_sse.streaming.filtering import EventFilter, MessageHandler, filtered, handled
 from django_sse.streaming.generation import Generation
 from django_sse.streaming.jitter import jittered_age, jittered_retry
+from django_sse.streaming.open_stream import OpenStream, announce_closed, announce_opened
 from django_sse.streaming.send_queue import SEND_BYTES, LastBytes, Send, SendQueue
 from django_sse.streaming.subscription import HistoryLostError, Subscription
+from django_sse.streaming.tally import Tally
 
 HEARTBEAT: Final = b":\n\n"
 
@@ -57,6 +61,7 @@ class Registry(Protocol):
     """The part of a hub that a stream uses."""
 
     loop: asyncio.AbstractEventLoop
+    tally: Tally
 
     @property
     def current(self) -> "Registry":
@@ -118,6 +123,7 @@ class Stream:
         "_hub",
         "_message_handler",
         "_moved_unseen",
+        "_opened_at",
         "_owner_check",
         "_pause_ends_at",
         "_queue",
@@ -178,6 +184,7 @@ class Stream:
         self._pause_ends_at = 0.0
         self._moved_unseen = False
         self._closing: bytes | None = None
+        self._opened_at: float | None = None
         # Whether the bytes that it sends are those of all streams of its group.
         self._shares_chunks = False
         self._has_position = True
@@ -206,6 +213,33 @@ class Stream:
             # The last stream may have left the hub since this one was made.
             self._hub = self._hub.current
             await self._hub.join(self, list(self._taken))
+            if self.is_counted and not self.ended.done():
+                self._opened_at = time()
+                self._hub.tally.opened += 1
+                announce_opened(self.info, self._position)
+
+    @property
+    def info(self) -> OpenStream:
+        """What can be told of the stream."""
+        since = self._queue.busy_since
+        return OpenStream(
+            tuple(map(plain_name, self._taken)),
+            namespace=self.owner.namespace,
+            user=self.owner.user_id,
+            opened_at=self._opened_at or time(),
+            sent_bytes=self._queue.sent_bytes,
+            waiting_bytes=self._queue.pending_bytes,
+            seconds_sending=0.0 if since is None else self._hub.loop.time() - since,
+        )
+
+    def note_reset(self) -> None:
+        """Note that the client is told that it has lost events."""
+        self._hub.tally.resets += 1
+        logger.debug(
+            "A client of %s is told that it has lost events (`reset`).",
+            ", ".join(self.info.groups),
+            extra={"groups": self.info.groups},
+        )
 
     def follow(self, subscription: Subscription) -> None:
         """Add a subscription in which the hub has entered this stream."""
@@ -265,8 +299,9 @@ class Stream:
         return self.phase is Phase.LIVE
 
     def send(self, chunk: bytes) -> None:
-        """Send a chunk of the generator. The stream has to be ready."""
+        """Send the chunk of one event of the generator. The stream has to be ready."""
         self._queue.push(chunk)
+        self._hub.tally.delivered += 1
 
     # Taking
 
@@ -375,6 +410,7 @@ class Stream:
             if batch.closing:
                 self._closing = batch.closing.wire
             self._queue.push(batch.chunk)
+            self._hub.tally.delivered += batch.count
         else:
             events = iter(batch.after(taken, with_messages=self.wants_messages))
             while self.phase is Phase.LIVE and (chunk := self._render(group, events)):
@@ -421,6 +457,8 @@ class Stream:
             chunk = self._chunk(encoded)
             if encoded.number:
                 self._moved_unseen = not chunk
+            if chunk:
+                self._hub.tally.delivered += 1
             yield chunk
             room -= len(chunk)
             if room <= 0:
@@ -453,7 +491,9 @@ class Stream:
         if not isinstance(event, Event):
             raise InvalidEvent(f"initial_events has to yield an Event, not {type(event).__name__}.")
         wire = encode_published(event, conf().MAX_EVENT_BYTES)
-        return self._chunk(EncodedEvent("", Entry(0, wire)))
+        chunk = self._chunk(EncodedEvent("", Entry(0, wire)))
+        self._hub.tally.delivered += bool(chunk)
+        return chunk
 
     def _position(self) -> str:
         return format_position(self._taken)
@@ -501,6 +541,9 @@ class Stream:
             self.ended.set_result(reason)
             self._hub.leave(self)
             self._queue.discard()
+            if self._opened_at is not None:
+                self._hub.tally.closed[reason] += 1
+                announce_closed(self.info, reason)
         # If the stream is shut while its last bytes wait, the client gets `close` if there is time.
         elif self.phase is not Phase.FINISHING or reason == "shut":
             self._enter(Phase.FINISHING)

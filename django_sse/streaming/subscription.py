@@ -26,6 +26,7 @@ from django_sse.streaming.fan_out import FanOut
 from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.send_queue import LastBytes
 from django_sse.streaming.store_reader import StoreReader
+from django_sse.streaming.tally import tally_of
 
 # The type of a plain Channels message that needs no handler.
 PLAIN_EVENT: Final = "sse.event"
@@ -209,7 +210,10 @@ class Subscription:
             try:
                 self._stale = False
                 expected_head, self._expected_head = self._expected_head, 0
+                before = self.head
                 await self._fetch(expected_head)
+                if self.head != before:
+                    self._note_healed(before)
             except BaseException as error:
                 if must_propagate(error):
                     raise
@@ -218,6 +222,16 @@ class Subscription:
                 failed = self._stale = True
                 self._expected_head = inf
                 await asyncio.sleep(_PAUSE_SECONDS)
+
+    def _note_healed(self, before: int) -> None:
+        tally_of(asyncio.get_running_loop()).healed += 1
+        logger.debug(
+            "Events of %s from %d to %d came without a doorbell, and were read from the store.",
+            self.group,
+            before + 1,
+            self.head,
+            extra={"group": self.group, "before": before, "head": self.head},
+        )
 
     async def _fetch(self, expected_head: float) -> None:
         while not await self._catch_up(expected_head):
@@ -388,6 +402,12 @@ class Subscription:
 
     def _reset(self, state: GroupState) -> None:
         """Take the store's state though events before it are lost, and end the streams."""
+        logger.debug(
+            "The store has lost events of %s, so its %d streams begin anew.",
+            self.group,
+            len(self.streams),
+            extra={"group": self.group, "head": state.head},
+        )
         self._adopt(state)
         self._pending.clear()
         each(list(self.streams), lambda stream: stream.end("reset", jittered_retry))

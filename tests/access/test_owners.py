@@ -37,7 +37,7 @@ from django_sse.access.owners import BEGAN_SESSION_KEY, owner_key_of, user_key
 from django_sse.exceptions import InvalidEvent, InvalidGroup
 from django_sse.groups.names import validate_group
 from django_sse.mixins import LoginRequiredMixin
-from django_sse.signals import _note_login
+from django_sse.receivers import _note_login
 from django_sse.stores import get_store
 from django_sse.streaming.hub import current_hub
 from django_sse.streaming.jitter import jittered_retry

@@ -29,9 +29,9 @@ from django_sse.decorators import (
     event_stream_headers,
     no_content_when_cancelled,
 )
-from django_sse.http.refusals import Refusals, refusals
 from django_sse.http.stream_views import SCOPE_KEY
 from django_sse.streaming.hub import open_streams
+from django_sse.streaming.tally import Refusals, refusals
 from django_sse.views import EventStreamView
 from tests.clients import connected
 from tests.http.test_asgi import Request, streaming

@@ -23,9 +23,9 @@ from django_sse.asgi import get_asgi_application
 from django_sse.decorators import event_generator, on_message
 from django_sse.groups.entries import Hint
 from django_sse.groups.position import format_position
-from django_sse.http.refusals import refusals
 from django_sse.logs import log_once
 from django_sse.streaming.hub import current_hub, open_streams
+from django_sse.streaming.tally import refusals
 from django_sse.views import EventStreamView
 from tests.clients import connected
 from tests.http.test_asgi import Request

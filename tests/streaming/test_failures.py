@@ -280,6 +280,9 @@ async def test_a_hub_that_cannot_hear_keeps_no_other_from_hearing() -> None:
 
         def compare_soon(self) -> None: ...
 
+        def streams_of(self, group: str) -> int:
+            return 0
+
     deaf = [Deaf() for _ in range(5)]
     async with connected("news") as client:
         for listener in deaf:

@@ -1,0 +1,149 @@
+import json
+import time
+from argparse import ArgumentParser, ArgumentTypeError
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+from django_sse.groups.entries import GroupState
+from django_sse.groups.names import validate_group
+from django_sse.groups.namespaces import current_namespace, full_name
+from django_sse.management.group_command import GroupCommand
+from django_sse.monitoring import ProcessReport, processes
+from django_sse.stores import get_store
+
+_COLUMNS: Final = (
+    *("process", "streams", "groups", "users", "slow", "waiting", "opened", "closed", "refused"),
+    *("published", "delivered", "resets", "loop lag", "store lag"),
+)
+_WATCH_SECONDS: Final = 2.0
+# Moves a terminal's cursor home, and clears what follows.
+_CLEAR: Final = "\x1b[H\x1b[J"
+
+
+class Command(GroupCommand):
+    help = "Shows which processes have open streams, of which groups, and how they fare."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "groups", nargs="*", metavar="group", help="also say how these groups stand"
+        )
+        parser.add_argument(
+            "--wait",
+            type=_seconds,
+            default=1.0,
+            help="seconds to wait for the answers of the processes (default: 1)",
+        )
+        parser.add_argument("--json", action="store_true", help="print JSON")
+        parser.add_argument(
+            "--watch", action="store_true", help="go on until Ctrl-C, every two seconds"
+        )
+
+    def act(self, **options: Any) -> None:
+        groups = [validate_group(group) for group in options["groups"]]
+        try:
+            while True:
+                shown = self._shown(groups, options)
+                if options["watch"] and self.stdout.isatty() and not options["json"]:
+                    shown = _CLEAR + shown
+                self.stdout.write(shown)
+                if not options["watch"]:
+                    break
+                self.stdout.flush()
+                time.sleep(max(_WATCH_SECONDS - options["wait"], 0))
+        except KeyboardInterrupt:
+            pass
+
+    def _shown(self, groups: Sequence[str], options: dict[str, Any]) -> str:
+        reports = processes(options["wait"])
+        names = {group: full_name(current_namespace(), group) for group in groups}
+        states = get_store().states(list(names.values()))
+        if options["json"]:
+            return json.dumps(
+                {
+                    "processes": [asdict(report) for report in reports],
+                    "groups": {group: _state(states[name]) for group, name in names.items()},
+                }
+            )
+        lines = [*_process_lines(reports, options["wait"]), "", *_group_lines(reports)]
+        for group, name in names.items():
+            streams = sum(report.groups.get(name, 0) for report in reports)
+            lines += ["", f"{group}: {_said_of(states[name], group)} Streams: {streams}."]
+        return "\n".join(lines).rstrip()
+
+
+def _process_lines(reports: Sequence[ProcessReport], wait: float) -> Iterable[str]:
+    if not reports:
+        return [
+            f"No process has answered within {wait:g} seconds: none has an open stream, or those "
+            "that have use another event store or hear no doorbells (try a longer --wait)."
+        ]
+    rows = [
+        (
+            report.process,
+            report.streams,
+            report.open_groups,
+            report.users,
+            report.slow_clients,
+            _bytes(report.waiting_bytes),
+            report.counters.opened,
+            sum(report.counters.closed.values()),
+            sum(report.counters.refused.values()),
+            report.counters.published,
+            report.counters.delivered,
+            report.counters.resets,
+            f"{report.loop_lag * 1000:.0f} ms",
+            f"{report.store_lag:.1f} s",
+        )
+        for report in reports
+    ]
+    return _table([_COLUMNS, *rows])
+
+
+def _group_lines(reports: Iterable[ProcessReport]) -> Iterable[str]:
+    groups: Counter[str] = Counter()
+    for report in reports:
+        groups.update(report.groups)
+    return _table([("group", "streams"), *groups.most_common(20)]) if groups else []
+
+
+def _state(state: GroupState) -> dict[str, Any]:
+    return {
+        "cancelled": state.cancelled,
+        "head": state.head,
+        "kept": state.head - state.oldest + 1,
+        "is_known": state.head != state.origin,
+    }
+
+
+def _said_of(state: GroupState, group: str) -> str:
+    if state.head == state.origin:
+        return "nothing was ever published to it, or it was forgotten. Is its name right?"
+    kept = f"{state.head - state.oldest + 1} events are kept."
+    if state.cancelled:
+        return f"it is cancelled, so clients are answered 204: sse_reopen {group}. {kept}"
+    return f"it is open. {kept}"
+
+
+def _table(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Return the lines of a table whose first column is text, and whose others are figures."""
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            str(cell).rjust(width) if place else str(cell).ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def _bytes(count: int) -> str:
+    return f"{count} B" if count < 10_000 else f"{count // 1024} KiB"
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= 60:
+        raise ArgumentTypeError("it must be above 0, and 60 at most")
+    return seconds

@@ -1,0 +1,222 @@
+"""Reports of processes on their streams, for who asks, in whichever process.
+
+Whoever asks appends an event to a group that all hubs hear of. Each process that has streams then
+reports for a while: it appends its figures to the group of reports. So nothing is written while
+nobody asks, and a process that has died says nothing.
+"""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from os import getpid
+from socket import gethostname
+from time import time
+from typing import Any, Final, Protocol, Self
+
+from django_sse.concurrency.tasks import must_propagate, spawn
+from django_sse.doorbells import doorbell_of
+from django_sse.doorbells.base import published
+from django_sse.event import Event, decode_block
+from django_sse.groups.entries import Entry, NewEntry
+from django_sse.groups.names import OWNER_KEY_LENGTH, OWNER_PREFIX
+from django_sse.logs import log_seldom
+from django_sse.stores.base import EventStore
+from django_sse.streaming.open_stream import OpenStream
+from django_sse.streaming.tally import refusals, whole_tally
+
+# No namespace of a tenant is like it, so no project's group has this name.
+REPORTS: Final = "=monitoring/reports"
+"""The full name of the group of the reports. Each is an event of the type ``report``."""
+
+# A name as owners have them, since all hubs hear of those.
+ASKED: Final = (
+    OWNER_PREFIX + sha256(b"asked for reports").hexdigest()[: OWNER_KEY_LENGTH - len(OWNER_PREFIX)]
+)
+
+REPORT_SECONDS: Final = 2.0
+"""Seconds between two reports of a process while somebody asks."""
+
+ASK_SECONDS: Final = 5.0
+"""How often who watches has to ask, in seconds."""
+
+# How long a process goes on reporting after it was asked.
+_WATCHED_SECONDS: Final = 2 * ASK_SECONDS
+# How many groups a report names, those with the most streams first.
+_GROUPS: Final = 100
+# A client is slow if one send takes longer.
+_SLOW_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What one process has counted since it began.
+
+    ``opened`` are the streams that have begun, ``closed`` those that have ended, by reason, and
+    ``refused`` the requests that were told to come back, by reason. ``published`` are the events
+    that the process has published. ``delivered`` are events, counted once for each stream that they
+    were handed to. ``healed`` says how often events were read from the store because no doorbell
+    had brought them, and ``resets`` how often a client was told that it has lost events.
+    """
+
+    opened: int = 0
+    closed: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+    published: int = 0
+    delivered: int = 0
+    healed: int = 0
+    resets: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessReport:
+    """The streams of one process at one moment.
+
+    ``process`` is its host and process id, ``time`` when the report was stored, in seconds since
+    the epoch by the store's clock. ``groups`` has the number of streams by group, with the tenant
+    as a prefix, of the 100 groups that have the most; ``open_groups`` is the number of all.
+    ``users`` is the number of different users. ``slow_clients`` is the number of clients that have
+    not taken a send for more than a second, and ``waiting_bytes`` what is being sent or waits for
+    all clients. ``loop_lag`` is how many seconds the event loop was late at most since the last
+    report, and ``store_lag`` how many seconds ago the process last heard from the store.
+    """
+
+    process: str
+    time: float
+    streams: int
+    open_groups: int
+    groups: dict[str, int]
+    users: int
+    slow_clients: int
+    waiting_bytes: int
+    loop_lag: float
+    store_lag: float
+    counters: Counters
+
+    @classmethod
+    def read(cls, entry: Entry) -> Self:
+        """Return the report that an entry of the group of reports holds."""
+        fields: dict[str, Any] = json.loads(decode_block(entry.wire).data)
+        counted = Counters(**fields.pop("counters"))
+        return cls(**(fields | {"time": entry.time}), counters=counted)
+
+
+class Reporting(Protocol):
+    """The part of a hub that reports are made of."""
+
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether a stream of this hub shows the reports."""
+
+    @property
+    def store_lag(self) -> float:
+        """Seconds since the hub last heard from the store."""
+
+    def open_streams(self) -> list[OpenStream]:
+        """Return the streams of clients. Works from any thread."""
+
+    def take_loop_lag(self) -> float:
+        """Return how many seconds the event loop was late at most since the last call."""
+
+
+def counters() -> Counters:
+    """Return what this process has counted since it began."""
+    tally = whole_tally()
+    return Counters(
+        opened=tally.opened,
+        closed=dict(tally.closed),
+        refused=dict(refusals.counts),
+        published=published.count,
+        delivered=tally.delivered,
+        healed=tally.healed,
+        resets=tally.resets,
+    )
+
+
+def report_of(hubs: Collection[Reporting]) -> ProcessReport:
+    """Return the report of this process.
+
+    Args:
+        hubs: All hubs of the process.
+    """
+    streams = [stream for hub in hubs for stream in hub.open_streams()]
+    groups = Counter(name for stream in streams for name in stream.full_names)
+    return ProcessReport(
+        f"{gethostname()}:{getpid()}",
+        time(),
+        streams=len(streams),
+        open_groups=len(groups),
+        groups=dict(groups.most_common(_GROUPS)),
+        users=len({(stream.namespace, stream.user) for stream in streams if stream.user}),
+        slow_clients=sum(stream.seconds_sending > _SLOW_SECONDS for stream in streams),
+        waiting_bytes=sum(stream.waiting_bytes for stream in streams),
+        loop_lag=max((hub.take_loop_lag() for hub in hubs), default=0.0),
+        store_lag=max((hub.store_lag for hub in hubs), default=0.0),
+        counters=counters(),
+    )
+
+
+async def ask_for_reports(store: EventStore) -> None:
+    """Have all processes that have streams report for the next seconds.
+
+    Raises:
+        Exception: The event store could not be written.
+    """
+    await store.aappend_apart([NewEntry(ASKED, Event("").encode())], doorbell_of(store).ring)
+
+
+class Reporter:
+    """Reports on this process for a while after somebody has asked.
+
+    Args:
+        store: The event store.
+        hubs: Returns all hubs of the process. The first of them reports.
+        hub: The hub whose reporter it is.
+    """
+
+    def __init__(
+        self, store: EventStore, hubs: Callable[[], Sequence[Reporting]], hub: Reporting
+    ) -> None:
+        self._store = store
+        self._hubs = hubs
+        self._hub = hub
+        self._watched_until = 0.0
+        self._reporting: asyncio.Task[None] | None = None
+
+    def hear(self) -> None:
+        """Report from now on: somebody has asked."""
+        self._watched_until = self._hub.loop.time() + _WATCHED_SECONDS
+        if self._reporting is None or self._reporting.done():
+            self._reporting = spawn(self._report())
+
+    def close(self) -> None:
+        """Stop reporting."""
+        if self._reporting:
+            self._reporting.cancel()
+
+    async def _report(self) -> None:
+        loop = self._hub.loop
+        ask_at = loop.time() + ASK_SECONDS
+        while loop.time() < self._watched_until:
+            try:
+                if self._hub.is_watching and loop.time() >= ask_at:
+                    ask_at = loop.time() + ASK_SECONDS
+                    await ask_for_reports(self._store)
+                hubs = self._hubs()
+                if hubs[0] is self._hub:
+                    await self._append(report_of(hubs))
+            except BaseException as error:
+                if must_propagate(error):
+                    raise
+                log_seldom("This process cannot report on its streams.", exc_info=error)
+            await asyncio.sleep(REPORT_SECONDS)
+
+    async def _append(self, report: ProcessReport) -> None:
+        event = Event(asdict(report), event="report")
+        await self._store.aappend_apart(
+            [NewEntry(REPORTS, event.encode())], doorbell_of(self._store).ring
+        )

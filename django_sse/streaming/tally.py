@@ -1,0 +1,81 @@
+"""Counts what happens to the streams of this process."""
+
+import asyncio
+from collections import Counter
+from typing import Final, Self
+
+from django_sse.concurrency.forks import in_child
+from django_sse.logs import LogThrottle, logger
+
+
+class Tally:
+    """What has happened to the streams of one event loop since the process began."""
+
+    __slots__ = ("closed", "delivered", "healed", "opened", "resets")
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.closed: Counter[str] = Counter()
+        """The streams that have ended, by reason."""
+        self.delivered = 0
+        """Events, counted once for each stream that they were handed to."""
+        self.healed = 0
+        """How often events had to be read from the store, since no doorbell had brought them."""
+        self.resets = 0
+        """The streams that began with ``reset``."""
+
+    def add(self, other: Self) -> None:
+        """Add what another tally has counted."""
+        self.opened += other.opened
+        self.closed += other.closed
+        self.delivered += other.delivered
+        self.healed += other.healed
+        self.resets += other.resets
+
+
+# Each loop counts alone, so that counting needs no lock.
+_tallies: Final[dict[asyncio.AbstractEventLoop, Tally]] = {}
+_of_closed_loops: Final[list[Tally]] = [Tally()]
+
+
+def tally_of(loop: asyncio.AbstractEventLoop) -> Tally:
+    """Return what counts the streams of an event loop."""
+    if loop not in _tallies:
+        for closed in [other for other in list(_tallies) if other.is_closed()]:
+            if (tally := _tallies.pop(closed, None)) is not None:
+                _of_closed_loops[0].add(tally)
+        _tallies[loop] = Tally()
+    return _tallies[loop]
+
+
+def whole_tally() -> Tally:
+    """Return the sum of all tallies of this process."""
+    whole = Tally()
+    for tally in (*_of_closed_loops, *list(_tallies.values())):
+        whole.add(tally)
+    return whole
+
+
+def _forget() -> None:
+    _tallies.clear()
+    _of_closed_loops[0] = Tally()
+
+
+in_child(_forget)
+
+
+class Refusals(LogThrottle):
+    """Counts refusals by reason, and logs only some of them: there may be hundreds a second."""
+
+    def note(self, reason: str, error: BaseException | None = None) -> None:
+        """Count a refusal, and log it with its error unless a similar one was logged just now."""
+        if count := self.count(reason):
+            logger.warning(
+                "Clients are refused and told to come back: %s (%d since this was last logged).",
+                reason,
+                count,
+                exc_info=error,
+            )
+
+
+refusals: Final = Refusals()

@@ -9,7 +9,7 @@ from django_sse.concurrency.forks import ForkSafeLock, in_child
 from django_sse.concurrency.signal_calls import send_signal
 from django_sse.event import Event, decode_block
 from django_sse.groups.entries import Hint
-from django_sse.groups.namespaces import namespace_in, plain_name
+from django_sse.groups.namespaces import is_internal, namespace_in, plain_name
 from django_sse.groups.position import format_position
 from django_sse.logs import log_seldom, logger
 from django_sse.signals import event_published
@@ -92,7 +92,8 @@ class Published:
 
     def note(self, hints: Sequence[Hint]) -> None:
         """Count the new events, log them, and send ``event_published``."""
-        count = sum(len(hint.entries) for hint in hints)
+        hints = [hint for hint in hints if not is_internal(hint.group)]
+        count = sum(not entry.closes for hint in hints for entry in hint.entries)
         with self._lock:
             self.count += count
         if not (logger.isEnabledFor(logging.DEBUG) or event_published.has_listeners(Event)):

@@ -30,6 +30,10 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9\-_.]{1,63}", re.ASCII)
 # The first character of the hash that replaces any other namespace.
 _HASHED: Final = "="
 
+INTERNAL: Final = "=internal"
+"""The namespace of the library's own groups. No tenant's is like it: those that begin with ``=`` go
+on with a hash."""
+
 _LEFT_TENANT: Final = (
     "What is called after the request is not in its tenant if a middleware has left it. Set "
     f"{SETTING}['NAMESPACE_CONTEXT'] to the path of a context manager that enters a tenant."
@@ -152,6 +156,11 @@ def prefix_of(full: str) -> str:
 def namespace_in(full: str) -> str:
     """Return the namespace in a full name, as stores know it: a long one is hashed."""
     return prefix_of(full).removesuffix(_SEPARATOR)
+
+
+def is_internal(full: str) -> bool:
+    """Return whether a group is one of the library's own, or an owner's, and not a project's."""
+    return full.startswith((OWNER_PREFIX, f"{INTERNAL}{_SEPARATOR}"))
 
 
 def layer_group(full: str) -> str:

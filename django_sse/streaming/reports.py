@@ -22,13 +22,13 @@ from django_sse.doorbells.base import published
 from django_sse.event import Event, decode_block
 from django_sse.groups.entries import Entry, NewEntry
 from django_sse.groups.names import OWNER_KEY_LENGTH, OWNER_PREFIX
+from django_sse.groups.namespaces import INTERNAL
 from django_sse.logs import log_seldom
 from django_sse.stores.base import EventStore
 from django_sse.streaming.open_stream import OpenStream
 from django_sse.streaming.tally import refusals, whole_tally
 
-# No namespace of a tenant is like it, so no project's group has this name.
-REPORTS: Final = "=monitoring/reports"
+REPORTS: Final = f"{INTERNAL}/reports"
 """The full name of the group of the reports. Each is an event of the type ``report``."""
 
 # A name as owners have them, since all hubs hear of those.

@@ -3,9 +3,10 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from threading import Lock
 from typing import Final, Protocol
 
-from django_sse.concurrency.forks import ForkSafeLock, in_child
+from django_sse.concurrency.forks import ForkSafeLock, forget_in_child, in_child
 from django_sse.concurrency.signal_calls import send_signal
 from django_sse.event import Event, decode_block
 from django_sse.groups.entries import Hint
@@ -82,25 +83,32 @@ class Published:
     """Counts the events that this process publishes, and tells of them who wants to know."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self._lock = ForkSafeLock()
-        in_child(self.forget)
+        self.forget()
+        forget_in_child(self)
 
     def forget(self) -> None:
         """Begin at 0 in the child of a fork."""
         self.count = 0
+        # Not a ForkSafeLock, which would take longer than all else here.
+        self._lock = Lock()
 
     def note(self, hints: Sequence[Hint]) -> None:
         """Count the new events, log them, and send ``event_published``."""
-        hints = [hint for hint in hints if not is_internal(hint.group)]
-        count = sum(not entry.closes for hint in hints for entry in hint.entries)
-        with self._lock:
-            self.count += count
-        if not (logger.isEnabledFor(logging.DEBUG) or event_published.has_listeners(Event)):
+        count = 0
+        for hint in hints:
+            if not is_internal(hint.group):
+                for entry in hint.entries:
+                    count += not entry.closes
+        if count:
+            with self._lock:
+                self.count += count
+        # Not `has_listeners`, which takes longer than all else here.
+        if not (event_published.receivers or logger.isEnabledFor(logging.DEBUG)):
             return
         try:
             for hint in hints:
-                _tell_of(hint)
+                if not is_internal(hint.group):
+                    _tell_of(hint)
         except Exception as error:
             # The events are published.
             log_seldom("Receivers could not be told of what was published.", exc_info=error)

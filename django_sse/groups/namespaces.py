@@ -33,6 +33,7 @@ _HASHED: Final = "="
 INTERNAL: Final = "=internal"
 """The namespace of the library's own groups. No tenant's is like it: those that begin with ``=`` go
 on with a hash."""
+_INTERNAL_PREFIXES: Final = (OWNER_PREFIX, f"{INTERNAL}{_SEPARATOR}")
 
 _LEFT_TENANT: Final = (
     "What is called after the request is not in its tenant if a middleware has left it. Set "
@@ -160,7 +161,7 @@ def namespace_in(full: str) -> str:
 
 def is_internal(full: str) -> bool:
     """Return whether a group is one of the library's own, or an owner's, and not a project's."""
-    return full.startswith((OWNER_PREFIX, f"{INTERNAL}{_SEPARATOR}"))
+    return full.startswith(_INTERNAL_PREFIXES)
 
 
 def layer_group(full: str) -> str:

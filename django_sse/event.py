@@ -55,10 +55,13 @@ class Event:
         id: The id, which the browser sends back as ``Last-Event-ID``.
         retry: The browser's reconnection time, in milliseconds.
         comment: Text that clients ignore.
+        key: What the event is about, such as a price's symbol. A client that lags or comes back
+            gets only the newest event of each key. It is sent as a field, which clients ignore
+            (WHATWG HTML, 9.2.6).
 
     Raises:
-        InvalidEvent: A field has the wrong type or would break the stream, or there is a type
-            without data.
+        InvalidEvent: A field has the wrong type or would break the stream, or there is a type or a
+            key without data.
     """
 
     data: Any = NO_DATA
@@ -66,6 +69,7 @@ class Event:
     id: str | None = None
     retry: int | None = None
     comment: str | None = None
+    key: str | None = None
 
     def __post_init__(self) -> None:
         if self.event is not None:
@@ -77,6 +81,12 @@ class Event:
                 f"An event of type {self.event!r} without data fires nothing in a browser. "
                 'Give it data, at least the empty text "".'
             )
+        if self.key is not None:
+            object.__setattr__(self, "key", _one_line("key", self.key))
+            if self.data is NO_DATA:
+                raise InvalidEvent(
+                    f"An event with the key {self.key!r} needs data: it replaces older ones."
+                )
         if self.retry is not None:
             if (
                 isinstance(self.retry, bool)
@@ -102,6 +112,7 @@ class Event:
         request: HttpRequest | None = None,
         *,
         event: str | None = None,
+        key: str | None = None,
     ) -> Self:
         """Return an event whose data is a rendered template, such as HTML that a page swaps in.
 
@@ -111,11 +122,12 @@ class Event:
             request: The request for which context processors run. Every client of a group gets the
                 same text.
             event: The event's type.
+            key: The event's key.
 
         Raises:
             TemplateDoesNotExist, TemplateSyntaxError: As raised by Django's template loaders.
         """
-        return cls(render_to_string(template, context, request), event=event)
+        return cls(render_to_string(template, context, request), event=event, key=key)
 
     def encode(self) -> bytes:
         """Return the event's block of lines, with the blank line that ends it.
@@ -126,6 +138,9 @@ class Event:
             InvalidEvent: The data is neither text nor something that JSON can express.
         """
         lines = []
+        if self.key is not None:
+            # First, where `key_of` looks for it.
+            lines.append(f"key: {self.key}\n")
         if self.comment is not None:
             lines.append(_field("", self.comment))
         if self.retry is not None:
@@ -177,20 +192,23 @@ def refuse_reserved_name(event: Event) -> None:
         )
 
 
-def as_event(data: Any, event: str | None = None) -> Event:
+def as_event(data: Any, event: str | None = None, key: str | None = None) -> Event:
     """Return an event, given it or its data.
 
     Args:
         data: An ``Event``, or its data.
         event: The type of the event, if ``data`` is not an ``Event``.
+        key: The key of the event, if ``data`` is not an ``Event``.
 
     Raises:
-        InvalidEvent: Both say the type; or as for ``Event``.
+        InvalidEvent: Both say the type or the key; or as for ``Event``.
     """
     if not isinstance(data, Event):
-        return Event(data, event=event)
+        return Event(data, event=event, key=key)
     if event is not None:
         raise InvalidEvent("Give the event's type in the Event or in `event`, not in both.")
+    if key is not None:
+        raise InvalidEvent("Give the event's key in the Event or in `key`, not in both.")
     return data
 
 
@@ -236,7 +254,13 @@ def decode_block(wire: bytes) -> Event:
         id=fields.get("id"),
         retry=int(fields["retry"]) if "retry" in fields else None,
         comment=fields.get(""),
+        key=fields.get("key"),
     )
+
+
+def key_of(wire: bytes) -> bytes | None:
+    """Return the key in an encoded block, or None if it has none."""
+    return wire[5 : wire.index(b"\n")] if wire.startswith(b"key: ") else None
 
 
 def with_id(id: str, block: bytes) -> bytes:

@@ -62,7 +62,14 @@ class Published:
 
 
 @async_unsafe(_WOULD_BLOCK.format("publish"))
-def publish(group: str, data: Any, *, event: str | None = None, exclude: Any = None) -> Published:
+def publish(
+    group: str,
+    data: Any,
+    *,
+    event: str | None = None,
+    key: str | None = None,
+    exclude: Any = None,
+) -> Published:
     """Publish one event to a group.
 
     Inside a transaction, the event exists once the transaction commits.
@@ -72,6 +79,8 @@ def publish(group: str, data: Any, *, event: str | None = None, exclude: Any = N
         data: Text, which is sent as it is; anything else, which is sent as JSON; or an ``Event``
             without an id.
         event: The event's type.
+        key: What the event is about. A client that lags or comes back gets only the newest event of
+            each key.
         exclude: The owner whose streams do not get the event: a user, its primary key, or a session
             (``request.session``). An anonymous user excludes nobody.
 
@@ -83,14 +92,19 @@ def publish(group: str, data: Any, *, event: str | None = None, exclude: Any = N
         SynchronousOnlyOperation: Called on a running event loop.
         Exception: The event store could not be written.
     """
-    return _append([_entry(group, as_event(data, event), owner_key_of(exclude))])[0]
+    return _append([_entry(group, as_event(data, event, key), owner_key_of(exclude))])[0]
 
 
 async def apublish(
-    group: str, data: Any, *, event: str | None = None, exclude: Any = None
+    group: str,
+    data: Any,
+    *,
+    event: str | None = None,
+    key: str | None = None,
+    exclude: Any = None,
 ) -> Published:
     """Do what ``publish`` does, from async code."""
-    entry = _entry(group, as_event(data, event), owner_key_of(await loaded(exclude)))
+    entry = _entry(group, as_event(data, event, key), owner_key_of(await loaded(exclude)))
     return (await _aappend([entry]))[0]
 
 
@@ -102,10 +116,11 @@ def publish_template(
     request: HttpRequest | None = None,
     *,
     event: str | None = None,
+    key: str | None = None,
     exclude: Any = None,
 ) -> Published:
     """Publish a template, rendered by ``Event.from_template``. Otherwise like ``publish``."""
-    made = Event.from_template(template, context, request, event=event)
+    made = Event.from_template(template, context, request, event=event, key=key)
     return publish(group, made, exclude=exclude)
 
 
@@ -116,13 +131,15 @@ async def apublish_template(
     request: HttpRequest | None = None,
     *,
     event: str | None = None,
+    key: str | None = None,
     exclude: Any = None,
 ) -> Published:
     """Do what ``publish_template`` does, from async code.
 
     The template is rendered in a thread, because it may query the database.
     """
-    made = await sync_to_async(Event.from_template)(template, context, request, event=event)
+    render = sync_to_async(Event.from_template)
+    made = await render(template, context, request, event=event, key=key)
     return await apublish(group, made, exclude=exclude)
 
 

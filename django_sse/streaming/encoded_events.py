@@ -8,7 +8,7 @@ from typing import Final
 
 from django_sse.conf import conf
 from django_sse.doorbells.layer_channel import Message
-from django_sse.event import Event, decode_block, with_id
+from django_sse.event import Event, decode_block, key_of, with_id
 from django_sse.groups.entries import Entry
 
 # `Tail.hold` multiplies the tail's byte limit by this, until `let_go`.
@@ -18,7 +18,18 @@ _HOLD_FACTOR: Final = 8
 class EncodedEvent:
     """One event as it goes over the wire. Number 0 means a plain message: no id, no replay."""
 
-    __slots__ = ("_decoded", "chunk", "closes", "exclude", "group", "message", "number", "wire")
+    __slots__ = (
+        "_decoded",
+        "chunk",
+        "closes",
+        "exclude",
+        "group",
+        "is_superseded",
+        "key",
+        "message",
+        "number",
+        "wire",
+    )
 
     def __init__(
         self, group: str, entry: Entry, id: str = "", *, message: Message | None = None
@@ -28,6 +39,9 @@ class EncodedEvent:
         self.wire = entry.wire
         self.closes = entry.closes
         self.exclude = entry.exclude
+        self.key = key_of(entry.wire) if entry.number else None
+        self.is_superseded = False
+        """Whether there is a newer event of its key, so that a client need not get this one."""
         # A Channels message, which each view's own handler turns into an event.
         self.message = message
         self._decoded: Event | None = None
@@ -46,6 +60,24 @@ class EncodedEvent:
         return self._decoded
 
 
+def supersede(events: Sequence[EncodedEvent], newest: dict[bytes, EncodedEvent]) -> None:
+    """Mark the events that newer ones of the same key replace.
+
+    Args:
+        events: Events in order.
+        newest: The newest event of each key so far. It is updated.
+    """
+    for encoded in events:
+        if encoded.key is not None:
+            other = newest.get(encoded.key)
+            if other is None or other.number < encoded.number:
+                newest[encoded.key] = encoded
+                if other is not None:
+                    other.is_superseded = True
+            elif other is not encoded:
+                encoded.is_superseded = True
+
+
 class Batch:
     """New events of a group that have piled up, joined once for all its streams."""
 
@@ -56,10 +88,12 @@ class Batch:
         "events",
         "excluded",
         "first",
+        "has_keys",
         "is_large",
         "is_plain",
         "last",
         "messages",
+        "moves_unseen",
     )
 
     def __init__(self, events: Sequence[EncodedEvent]) -> None:
@@ -70,6 +104,7 @@ class Batch:
         # The keys of owners whose streams do not get the whole batch.
         self.excluded: set[str] = set()
         self.closing: EncodedEvent | None = None
+        self.has_keys = False
         size, chunks = 0, []
         for encoded in events:
             size += len(encoded.chunk)
@@ -80,10 +115,16 @@ class Batch:
             self.last = encoded.number or self.last
             if encoded.exclude:
                 self.excluded.add(encoded.exclude)
+            if encoded.key is not None:
+                self.has_keys = True
             if encoded.closes:
                 self.closing = encoded
-            else:
+            elif not encoded.is_superseded:
                 chunks.append(encoded.chunk)
+        # Whether clients do not see its last number in an event.
+        self.moves_unseen = self.closing is not None or any(
+            encoded.is_superseded for encoded in events[-1:]
+        )
         # It exceeds what may wait for a client, so no stream takes it as one chunk.
         self.is_large = size > conf().BACKLOG_BYTES
         self.count = len(chunks)
@@ -117,6 +158,7 @@ class Tail:
         self._bytes = 0
         self._max_bytes = max_bytes
         self._limit_factor = 1
+        self._newest: dict[bytes, EncodedEvent] = {}
 
     @property
     def first(self) -> int:
@@ -136,6 +178,7 @@ class Tail:
         """Add new events, which must follow the last one without a gap."""
         self.next = events[-1].number + 1
         self._events.extend(events)
+        supersede(events, self._newest)
         for encoded in events:
             self._bytes += encoded.size
         self.bound(self._max_bytes)
@@ -154,13 +197,22 @@ class Tail:
             if encoded.number == self.first - 1 and self._bytes + encoded.size <= self._room:
                 self._events.appendleft(encoded)
                 self._bytes += encoded.size
+                supersede([encoded], self._newest)
         return self.first < before
 
     def bound(self, max_bytes: int) -> None:
         """Limit the tail to this many bytes, from now on."""
         self._max_bytes = max_bytes
         while self._bytes > self._room:
-            self._bytes -= self._events.popleft().size
+            dropped = self._events.popleft()
+            self._bytes -= dropped.size
+            if dropped.key is not None and self._newest.get(dropped.key) is dropped:
+                del self._newest[dropped.key]
+
+    def supersede_older(self, events: Sequence[EncodedEvent]) -> None:
+        """Mark those of older events that newer ones, also those of the tail, replace."""
+        if any(encoded.key is not None for encoded in events):
+            supersede(events, dict(self._newest))
 
     def hold(self, events: Sequence[EncodedEvent]) -> None:
         """Keep these and later events until ``let_go``, within eight times the usual bytes."""
@@ -184,4 +236,5 @@ class Tail:
         """
         self.next = next
         self._events.clear()
+        self._newest.clear()
         self._bytes = 0

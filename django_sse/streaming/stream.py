@@ -381,8 +381,10 @@ class Stream:
     def take(self, subscription: Subscription, batch: Batch) -> None:
         """Take new events of a group. Events that were taken before are skipped."""
         if self.phase is Phase.LIVE:
-            if batch.is_large and batch.last and self._queue.busy_since is None:
-                # Take the batch bit by bit, not at once.
+            is_busy = self._queue.busy_since is not None
+            if (batch.is_large and batch.last and not is_busy) or (batch.has_keys and is_busy):
+                # Take the batch bit by bit, not at once; or take only the newest event of each key
+                # once the client has read.
                 self._hold_messages(batch)
                 self._enter(Phase.CATCHING_UP)
             else:
@@ -406,7 +408,7 @@ class Stream:
         ):
             if batch.last:
                 self._taken[group] = batch.last
-                self._moved_unseen = batch.closing is not None
+                self._moved_unseen = batch.moves_unseen
             if batch.closing:
                 self._closing = batch.closing.wire
             self._queue.push(batch.chunk)
@@ -452,6 +454,9 @@ class Stream:
             if encoded.closes:
                 # `close` is sent once all groups are cancelled. One from before a reopen never is.
                 self._closing = encoded.wire
+                self._moved_unseen = True
+                continue
+            if encoded.is_superseded:
                 self._moved_unseen = True
                 continue
             chunk = self._chunk(encoded)

@@ -375,7 +375,9 @@ class Subscription:
             raise HistoryLostError
         # What nobody has announced yet may follow a kick that this hub has not heard of, either.
         latest = self.head if after < self.head else inf
-        return [self._encoded(entry) for entry in entries if entry.number <= latest]
+        events = [self._encoded(entry) for entry in entries if entry.number <= latest]
+        self.tail.supersede_older(events)
+        return events
 
     async def _extend_tail(self) -> bool:
         """Read events before the tail, if there is room.

@@ -22,6 +22,9 @@ class Command(GroupCommand):
             help="the event's text; - reads an event from each line of standard input",
         )
         parser.add_argument("--event", help="the event's type; `message` in the browser without it")
+        parser.add_argument(
+            "--key", help="what the event is about: only the newest of a key counts"
+        )
         parser.add_argument("--json", action="store_true", help="refuse text that is not JSON")
         parser.add_argument("--id-only", action="store_true", help="print only the ids, one a line")
 
@@ -44,7 +47,7 @@ class Command(GroupCommand):
             for line in lines:
                 number += 1
                 data = _json(line) if options["json"] else line
-                yield publish(options["group"], data, event=options["event"])
+                yield publish(options["group"], data, event=options["event"], key=options["key"])
         except EventStreamError as error:
             raise CommandError(f"Event {number} was not published: {error}") from error
         except UnicodeDecodeError as error:

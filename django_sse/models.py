@@ -1,4 +1,4 @@
-"""The tables of the database store.
+"""The tables of the database store, and those of publishing by HTTP.
 
 Times are in microseconds since the epoch, by the database's clock.
 """
@@ -71,3 +71,40 @@ class OutboxEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.group} {self.id}"
+
+
+class PublishToken(models.Model):
+    """What a service shows that publishes by HTTP. Only a hash of its secret is kept.
+
+    ``name`` is a full name, as a group's is: a token belongs to its tenant. ``groups`` has the
+    patterns of the groups that it covers, with spaces between them. ``used`` is when it was last
+    used, to a minute.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    name = GroupField(max_length=NAME_LENGTH, unique=True)
+    digest = models.CharField(max_length=64)
+    groups = models.TextField()
+    created = models.BigIntegerField()
+    expires = models.BigIntegerField(null=True)
+    used = models.BigIntegerField(null=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class PublishRequest(models.Model):
+    """A request with an ``Idempotency-Key`` that publishes, or has published.
+
+    ``key`` and ``body`` are hashes. ``claim`` is a random text of who publishes it. ``answer`` is
+    empty until it has published.
+    """
+
+    key = models.CharField(max_length=64, primary_key=True)
+    body = models.CharField(max_length=64)
+    claim = models.CharField(max_length=32)
+    answer = models.TextField(default="", blank=True)
+    expires = models.BigIntegerField(db_index=True)
+
+    def __str__(self) -> str:
+        return self.key

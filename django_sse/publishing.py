@@ -3,7 +3,7 @@
 They work from sync and async code, threads and commands.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
@@ -162,6 +162,37 @@ async def apublish_many(
 ) -> list[Published]:
     """Do what ``publish_many`` does, from async code."""
     return await _aappend(_entries(events, await loaded(exclude)))
+
+
+def publish_with(
+    events: Iterable[tuple[str, Any]],
+    claim: Callable[[], None],
+    remember: Callable[[list[Published]], None],
+) -> list[Published]:
+    """Do what ``publish_many`` does, between two writes to the database of the store.
+
+    See ``EventStore.append_with``. Blocks: call it from synchronous code.
+
+    Args:
+        events: As for ``publish_many``.
+        claim: Called before it publishes. If it raises, nothing is published.
+        remember: Called with what was published.
+
+    Raises:
+        Exception: As for ``publish_many``, or what ``claim`` and ``remember`` raise.
+    """
+    entries, store = _entries(events, None), get_store()
+    named = _with_full_names(current_namespace(), entries)
+    try:
+        numbers = store.append_with(
+            named,
+            doorbell_of(store).ring,
+            claim,
+            lambda numbers: remember(_published(entries, named, numbers)),
+        )
+    except GroupCancelled as error:
+        raise _with_plain_name(error) from None
+    return _published(entries, named, numbers)
 
 
 @async_unsafe(_WOULD_BLOCK.format("cancel"))

@@ -7,7 +7,15 @@ from typing import Any, Final
 from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured
 
-from django_sse.conf import MILLISECONDS, SECONDS_OR_NONE, SECONDS_OR_OFF, Rule, is_whole
+from django_sse.conf import (
+    COUNT,
+    MILLISECONDS,
+    SECONDS_FROM_1,
+    SECONDS_OR_NONE,
+    SECONDS_OR_OFF,
+    Rule,
+    is_whole,
+)
 
 MESSAGE_TYPES: Final = "_django_sse_message_types"
 """The attribute in which ``on_message`` stores the message types that a method handles."""
@@ -32,6 +40,10 @@ _RULES: Final = {
     "stop_when_unread": SECONDS_OR_NONE,
     "stays_in_request": Rule("True or False", lambda value: isinstance(value, bool)),
     "retry_on_error": Rule("True or False", lambda value: isinstance(value, bool)),
+    "max_body_bytes": COUNT,
+    "max_events": COUNT,
+    "remember_seconds": SECONDS_FROM_1,
+    "jwt_algorithm": Rule('"HS256" or "RS256"', lambda value: value in ("HS256", "RS256")),
 }
 
 # The signatures that a project's methods must have.

@@ -75,4 +75,26 @@ class Migration(migrations.Migration):
                 ],
             },
         ),
+        migrations.CreateModel(
+            name="PublishToken",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("name", django_sse.fields.GroupField(max_length=163, unique=True)),
+                ("digest", models.CharField(max_length=64)),
+                ("groups", models.TextField()),
+                ("created", models.BigIntegerField()),
+                ("expires", models.BigIntegerField(null=True)),
+                ("used", models.BigIntegerField(null=True)),
+            ],
+        ),
+        migrations.CreateModel(
+            name="PublishRequest",
+            fields=[
+                ("key", models.CharField(max_length=64, primary_key=True, serialize=False)),
+                ("body", models.CharField(max_length=64)),
+                ("claim", models.CharField(max_length=32)),
+                ("answer", models.TextField(blank=True, default="")),
+                ("expires", models.BigIntegerField(db_index=True)),
+            ],
+        ),
     ]

@@ -116,13 +116,7 @@ class EventStore(ABC):
         reopened = [entry.group for entry in entries if entry.kind is Kind.REOPEN]
         connection = connections[self.using]
         if not connection.in_atomic_block:
-            # get_autocommit() would connect, but a store may not use the database at all.
-            connected = connection.connection is not None
-            if not (connection.autocommit if connected else connection.settings_dict["AUTOCOMMIT"]):
-                raise transaction.TransactionManagementError(
-                    "Publishing needs autocommit, or a transaction opened by atomic(). Otherwise "
-                    "nobody can tell when an event is published."
-                )
+            self._require_autocommit()
             ordered_at = self.clock.known()
             try:
                 numbers, hints = self._append(entries)
@@ -152,6 +146,32 @@ class EventStore(ABC):
         # robust: if this hook fails, Django logs it and still runs the project's own hooks.
         transaction.on_commit(append_and_ring, using=self.using, robust=True)
         return [None] * len(entries)
+
+    def append_with(
+        self,
+        entries: Sequence[NewEntry],
+        ring: Ring,
+        claim: Callable[[], None],
+        remember: Callable[[Sequence[int | None]], None],
+    ) -> list[int | None]:
+        """Append events between two writes to the database ``using``, such as of who asked for it.
+
+        A store that keeps its events there does all three or nothing. Others do them one after the
+        other, so that a process which dies may have appended and not remembered it.
+
+        Args:
+            entries: The events to append, of any groups.
+            ring: Tells the hubs about the new entries.
+            claim: Called first. If it raises, nothing is appended.
+            remember: Called with the numbers.
+
+        Raises:
+            Exception: As for ``append``, or what ``claim`` and ``remember`` raise.
+        """
+        claim()
+        numbers = self.append(entries, ring)
+        remember(numbers)
+        return numbers
 
     async def aappend(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
         """Do what ``append`` does, from async code."""
@@ -184,6 +204,21 @@ class EventStore(ABC):
         Raises:
             RuntimeError: It would wait for the transaction, which waits for it.
         """
+
+    def _require_autocommit(self) -> None:
+        """Refuse to publish outside a transaction that nobody commits.
+
+        Raises:
+            TransactionManagementError: Autocommit is off.
+        """
+        connection = connections[self.using]
+        # get_autocommit() would connect, but a store may not use the database at all.
+        connected = connection.connection is not None
+        if not (connection.autocommit if connected else connection.settings_dict["AUTOCOMMIT"]):
+            raise transaction.TransactionManagementError(
+                "Publishing needs autocommit, or a transaction opened by atomic(). Otherwise "
+                "nobody can tell when an event is published."
+            )
 
     def _connect(self) -> Connection:
         """Return a connection to the database ``using`` for the calling thread."""

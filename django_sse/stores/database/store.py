@@ -545,13 +545,51 @@ class DatabaseStore(EventStore):
     def append(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
         with self._connection.hint_at_migrate():
             numbers = super().append(entries, ring)
+        self._trim_in_turn()
+        return numbers
+
+    def append_with(
+        self,
+        entries: Sequence[NewEntry],
+        ring: Ring,
+        claim: Callable[[], None],
+        remember: Callable[[Sequence[int | None]], None],
+    ) -> list[int | None]:
+        if connections[self.using].in_atomic_block:
+            # The project's transaction has all of it, and gives no numbers before its commit.
+            return super().append_with(entries, ring, claim, remember)
+        self._require_autocommit()
+        with self._connection.hint_at_migrate():
+            numbers, hints = self._append_in_transaction(entries, claim, remember)
+        ring(hints)
+        self._trim_in_turn()
+        return numbers
+
+    def _append_in_transaction(
+        self,
+        entries: Sequence[NewEntry],
+        claim: Callable[[], None],
+        remember: Callable[[Sequence[int | None]], None],
+    ) -> tuple[list[int | None], list[Hint]]:
+        while True:
+            try:
+                # The groups are locked last, and only until the commit.
+                with transaction.atomic(using=self.using):
+                    claim()
+                    numbers, hints = self._append(entries)
+                    remember(numbers)
+                return numbers, hints
+            except FAILURES as error:
+                if not is_conflict(error):
+                    raise
+
+    def _trim_in_turn(self) -> None:
         # Publishers trim as well, since a site may only publish.
         if self.takes_trim_turn():
             if connections[self.using].in_atomic_block:
                 transaction.on_commit(self._trim_after_publishing, using=self.using, robust=True)
             else:
                 self._trim_after_publishing()
-        return numbers
 
     async def atrim(self) -> None:
         more = True

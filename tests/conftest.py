@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 
 import pytest
+import redis
 from asgiref.sync import sync_to_async
 from django.db import connections
 from pytest_django import Settings
@@ -15,6 +16,8 @@ from django_sse import logs
 from django_sse.stores import get_store
 from django_sse.streaming.hub import open_streams
 from tests import mysql, postgresql
+from tests.live.servers import unavailable
+from tests.redis import RedisServer, binary, serve
 
 # A shell's job in the background ignores Ctrl-C, and so would the servers that tests start and end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,6 +53,23 @@ async def everything_ends() -> AsyncIterator[None]:
             await asyncio.sleep(0.01)
     await get_store().aclose()
     await sync_to_async(connections.close_all)()
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    """A Redis server for all tests that leave it running."""
+    if not binary():
+        unavailable("redis-server is not installed")
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(shared_redis: RedisServer) -> RedisServer:
+    """A Redis server without data."""
+    with redis.Redis.from_url(shared_redis.url) as client:
+        client.flushall()
+    return shared_redis
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The code of the README and of the documentation runs, and does what the text says."""
 
 import ast
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -50,7 +51,11 @@ def run() -> Iterator[Run]:
             "urlpatterns": [],
         }
         views = ModuleType("mysite.views")
-        with patch.dict(sys.modules, {"mysite": ModuleType("mysite"), "mysite.views": views}):
+        key = {"MERCURE_KEY": "a secret of at least 32 characters"}
+        with (
+            patch.dict(os.environ, key),
+            patch.dict(sys.modules, {"mysite": ModuleType("mysite"), "mysite.views": views}),
+        ):
             for block in blocks("python", page):
                 run_block(block, page, namespace)
                 vars(views).update(namespace)

@@ -32,7 +32,7 @@ _OF_DJANGO = {"get", "head", "delete"}
 # Where users import from, beside the package itself.
 _MODULES = (
     *("asgi", "decorators", "exceptions", "mixins", "producing", "testing", "views"),
-    *("contrib.ai_sdk", "contrib.relay", "monitoring"),
+    *("contrib.ai_sdk", "contrib.http_publish", "contrib.relay", "monitoring"),
 )
 # What one of these modules has for another one.
 _OF_OURS = {"AccessMixin", "start_for"}

@@ -1,17 +1,14 @@
-"""The database store on every database, and a Redis server."""
+"""The database store on every database."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
-import redis
 from asgiref.sync import sync_to_async
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.sqlite3.features import DatabaseFeatures
 
 from django_sse.stores.database import DatabaseStore
 from tests import mysql, postgresql
-from tests.live.servers import unavailable
-from tests.redis import RedisServer, binary, serve
 
 SQLITE = pytest.param(DEFAULT_DB_ALIAS, marks=pytest.mark.django_db(transaction=True))
 # SQLite before 3.35.
@@ -34,23 +31,6 @@ MYSQL = pytest.param(
         else pytest.mark.skip(reason="MariaDB is not installed")
     ),
 )
-
-
-@pytest.fixture(scope="session")
-def shared_redis() -> Iterator[RedisServer]:
-    """A Redis server for all tests that leave it running."""
-    if not binary():
-        unavailable("redis-server is not installed")
-    with serve() as server:
-        yield server
-
-
-@pytest.fixture
-def redis_server(shared_redis: RedisServer) -> RedisServer:
-    """A Redis server without data."""
-    with redis.Redis.from_url(shared_redis.url) as client:
-        client.flushall()
-    return shared_redis
 
 
 @pytest.fixture(params=[SQLITE, OLD_SQLITE, POSTGRESQL, MYSQL])

@@ -14,6 +14,8 @@ _EXPRESSION: Final = re.compile(r"\{[A-Za-z0-9_.]+\}")
 _EXPANDED: Final = r"(?:[A-Za-z0-9\-._~]|%[0-9A-Fa-f]{2})*"
 # RFC 7518, 3.2.
 _SHORTEST_SECRET: Final = 32
+# That of the examples for Mercure's own hub.
+_KNOWN_SECRET: Final = "!ChangeThisMercureHubJWTSecretKey!"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +84,11 @@ def check_keys(view: str, keys: Any, algorithm: str) -> None:
             raise ImproperlyConfigured(
                 f"{view}.jwt_keys has a key that is none for {algorithm}: {type(error).__name__}."
             ) from None
-        if algorithm == "HS256" and len(key) < _SHORTEST_SECRET:
+        is_short = algorithm == "HS256" and len(key) < _SHORTEST_SECRET
+        if is_short or key in (_KNOWN_SECRET, _KNOWN_SECRET.encode()):
             raise ImproperlyConfigured(
-                f"{view}.jwt_keys has a secret of less than {_SHORTEST_SECRET} bytes, which can be "
-                "guessed."
+                f"{view}.jwt_keys has a secret that can be guessed: make one of at least "
+                f"{_SHORTEST_SECRET} random bytes."
             )
 
 

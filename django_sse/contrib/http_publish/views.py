@@ -179,6 +179,9 @@ class PublishView(View):
             raise Problem(400, "The body could not be read.") from error
         if len(body) > self.max_body_bytes:
             raise Problem(413, f"The body is too large: send at most {self.max_body_bytes} bytes.")
+        if not body and "Transfer-Encoding" in self.request.headers:
+            # Over WSGI, Django reads no such body.
+            raise Problem(411, "Send the length of the body, as Content-Length.")
         return body
 
     # What differs between formats

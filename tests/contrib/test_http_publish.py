@@ -1,6 +1,9 @@
 """Publishing by HTTP, with the tokens of ``sse_token``."""
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from io import StringIO
 from typing import Any
 
@@ -11,10 +14,21 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import Error
 from django.test import AsyncClient, AsyncRequestFactory, Client, RequestFactory
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from pytest_django import Settings
 
 from django_sse import acancel, apublish
 from django_sse.contrib.http_publish import PublishView
+from django_sse.contrib.http_publish.bodies import (
+    Publication,
+    from_form,
+    from_json,
+    from_ndjson,
+    refuse_unpublishable,
+)
+from django_sse.contrib.http_publish.problems import Problem
 from django_sse.contrib.http_publish.tokens import create_token, publisher_with
 from django_sse.event import Decoder, Event
 from django_sse.models import PublishRequest, PublishToken
@@ -31,6 +45,16 @@ pytestmark = [
 ]
 
 NDJSON = "application/x-ndjson"
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda values: st.lists(values) | st.dictionaries(st.text(), values),
+    max_leaves=10,
+)
+_fields = st.dictionaries(
+    st.sampled_from(["group", "data", "event", "retry"]), st.just("news") | _values
+)
+nested_json = (_fields | _values).map(lambda value: json.dumps(value).encode())
 
 
 @pytest.fixture
@@ -600,3 +624,19 @@ def test_the_command_lists_the_tokens_of_its_tenant(settings: Settings) -> None:
 
 def test_the_view_answers_a_plain_request(rf: RequestFactory) -> None:
     assert PublishView.as_view()(rf.post("/")).status_code == 401
+
+
+# Whatever comes
+
+
+@given(body=st.one_of(st.binary(), st.text().map(str.encode), nested_json))
+@hypothesis_settings(max_examples=300, deadline=None)
+def test_whatever_comes_is_events_or_a_problem(body: bytes) -> None:
+    def read_and_look(read: Callable[[bytes], list[Publication]]) -> None:
+        for each in read(body):
+            refuse_unpublishable([each])
+            assert len(Decoder().feed(each.event.encode())) <= 1
+
+    for read in (from_json, partial(from_ndjson, most=3), partial(from_form, most=3)):
+        with suppress(Problem):
+            read_and_look(read)

@@ -51,17 +51,14 @@ def run() -> Iterator[Run]:
             "urlpatterns": [],
         }
         views = ModuleType("mysite.views")
-        key = {"MERCURE_KEY": "a secret of at least 32 characters"}
-        with (
-            patch.dict(os.environ, key),
-            patch.dict(sys.modules, {"mysite": ModuleType("mysite"), "mysite.views": views}),
-        ):
+        with patch.dict(sys.modules, {"mysite": ModuleType("mysite"), "mysite.views": views}):
             for block in blocks("python", page):
                 run_block(block, page, namespace)
                 vars(views).update(namespace)
         return namespace
 
-    with override_settings(DJANGO_SSE={"STORE": "memory"}):
+    key = {"MERCURE_KEY": "a secret of at least 32 characters"}
+    with patch.dict(os.environ, key), override_settings(DJANGO_SSE={"STORE": "memory"}):
         yield run
 
 

@@ -7,7 +7,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -21,12 +22,14 @@ from tests.live.engines import ENGINES
 from tests.live.servers import (
     ROOT,
     Server,
+    launch,
     manage,
     project_environment,
     require,
     serve,
     unavailable,
 )
+from tests.ports import free_port
 
 # What it shows is the servers' and the databases'.
 pytestmark = pytest.mark.once
@@ -42,14 +45,27 @@ def server(
 ) -> Iterator[Server]:
     name = request.param
     require(name.partition("-")[0])
-    options = {"application": "tests.wsgi:application"} if name == "gunicorn-gevent" else {}
-    with serve(name, tmp_path_factory.mktemp(name), LIVE_URLCONF=URLS, **options) as server:
+    application = f"tests.{'wsgi' if name == 'gunicorn-gevent' else 'asgi'}:application"
+    directory = tmp_path_factory.mktemp(name)
+    with serve(name, directory, application=application, LIVE_URLCONF=URLS) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def token(server: Server) -> str:
     return asyncio.run(make_token(server.directory))
+
+
+@contextmanager
+def another(directory: Path, environment: Mapping[str, str]) -> Iterator[Server]:
+    """Run one more server on the same database."""
+    port = free_port()
+    with launch("uvicorn", directory, port, "tests.asgi:application", **environment) as server:
+        try:
+            yield server
+            assert not server.tracebacks()
+        finally:
+            print(server.log())  # noqa: T201
 
 
 async def make_token(directory: Path, **environment: str) -> str:
@@ -202,8 +218,8 @@ async def test_of_the_same_requests_to_two_servers_one_is_published(
         await manage(tmp_path, "migrate", "--verbosity", "0", **environment)
         token = await make_token(tmp_path, **environment)
         with (
-            serve("uvicorn", tmp_path, **environment) as one,
-            serve("uvicorn", tmp_path, **environment) as other,
+            another(tmp_path, environment) as one,
+            another(tmp_path, environment) as other,
         ):
             headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 
@@ -266,7 +282,7 @@ async def test_a_process_that_dies_neither_loses_nor_doubles(
             env=project_environment(tmp_path, **environment),
         )
         assert await process.wait() == 9
-        with serve("uvicorn", tmp_path, **environment) as server, client(server, token) as http:
+        with another(tmp_path, environment) as server, client(server, token) as http:
             headers = {"Idempotency-Key": "key"}
             answers = [http.post("/publish/", content=event(), headers=headers) for _ in range(2)]
             assert {answer.status_code for answer in answers} == {200}

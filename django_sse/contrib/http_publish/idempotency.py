@@ -74,12 +74,15 @@ class KeyedRequest:
         # another one has changed the database since its first read. A row that another transaction
         # has not committed yet is waited for.
         self._rows.bulk_create([PublishRequest(key=self._key, **claimed)], ignore_conflicts=True)
-        row = self._rows.get(key=self._key)
-        if row.claim == self._claim:
+        row = self._rows.filter(key=self._key).first()
+        if row and row.claim == self._claim:
             return
-        if row.expires <= now:
-            ours = self._rows.filter(key=self._key, claim=row.claim)
-            if ours.update(**claimed, answer=""):
+        if row is None:
+            # Whoever had it has just released it.
+            pass
+        elif row.expires <= now:
+            taken = self._rows.filter(key=self._key, claim=row.claim)
+            if taken.update(**claimed, answer=""):
                 return
         elif row.body != self._body:
             raise Problem(422, "This Idempotency-Key was used for another request.")

@@ -15,7 +15,7 @@ _EXPANDED: Final = r"(?:[A-Za-z0-9\-._~]|%[0-9A-Fa-f]{2})*"
 # RFC 7518, 3.2.
 _SHORTEST_SECRET: Final = 32
 # That of the examples for Mercure's own hub.
-_KNOWN_SECRET: Final = "!ChangeThisMercureHubJWTSecretKey!"
+_KNOWN_SECRET: Final = "!ChangeThisMercureHubJWTSecretKey!"  # noqa: S105
 
 
 @dataclass(frozen=True, slots=True)

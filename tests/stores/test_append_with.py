@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import transaction
+from django.db import connections, transaction
 
 from django_sse.contrib.http_publish.idempotency import AnsweredError, KeyedRequest
 from django_sse.exceptions import GroupCancelled
@@ -101,15 +101,26 @@ async def test_in_a_transaction_of_the_project_all_of_it_is_rolled_back(
     assert await rows(store) == 1
 
 
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 async def test_of_four_threads_with_the_same_keys_one_publishes_each(
-    database_store: DatabaseStore,
+    database_store: DatabaseStore, level: str
 ) -> None:
     store, groups = database_store, ["a", "b", "c"]
+    vendor = connections[store.using].vendor
+    if vendor == "sqlite" and level != "SERIALIZABLE":
+        pytest.skip("SQLite has one isolation level.")
+    set_level = {
+        "postgresql": f"SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL {level}",
+        "mysql": f"SET SESSION TRANSACTION ISOLATION LEVEL {level}",
+        "sqlite": "SELECT 1",
+    }
     everyone_ready = threading.Barrier(4)
     published: list[str] = []
 
     def publish_forty_times(name: int) -> None:
         shuffled = random.Random(name)
+        with connections[store.using].cursor() as cursor:
+            cursor.execute(set_level[vendor])
         everyone_ready.wait(10)
         for n in range(40):
             # Each thread locks groups, in an order of its own.

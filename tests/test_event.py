@@ -254,7 +254,10 @@ def test_the_data_of_an_event_is_read_as_text_and_as_json() -> None:
 
 def test_no_data_differs_from_null() -> None:
     assert Event().data is NO_DATA
-    assert repr(Event()) == "Event(data=NO_DATA, event=None, id=None, retry=None, comment=None, key=None)"
+    assert (
+        repr(Event())
+        == "Event(data=NO_DATA, event=None, id=None, retry=None, comment=None, key=None)"
+    )
     assert Event(None).encode() == b"data: null\n\n"
 
 

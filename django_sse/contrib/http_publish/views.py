@@ -28,11 +28,12 @@ from django_sse.contrib.http_publish.tokens import publisher_with
 from django_sse.exceptions import EventStreamError, GroupCancelled, InvalidEvent
 from django_sse.groups.namespaces import current_namespace
 from django_sse.http.base_view import exempt_from_atomic_requests
-from django_sse.http.refusals import STORE_AWAY, refusals, retry_after, told
+from django_sse.http.refusals import STORE_AWAY, retry_after, told
 from django_sse.http.response import PLAIN_TEXT, no_store
 from django_sse.http.view_checks import check_value
 from django_sse.publishing import Published, publish_many, publish_with
 from django_sse.stores import get_store
+from django_sse.streaming.tally import refusals
 
 _VALUES: Final = ("max_body_bytes", "max_events", "remember_seconds", "jwt_algorithm")
 

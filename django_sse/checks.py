@@ -15,6 +15,7 @@ from django.utils.module_loading import import_string
 
 from django_sse.asgi import EventStreamApplication
 from django_sse.conf import SETTING, conf, problems
+from django_sse.encoding import encoder
 from django_sse.groups.namespaces import named_by
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
@@ -30,6 +31,23 @@ def check_setting(**kwargs: Any) -> list[checks.CheckMessage]:
         return get_store().check()
     except ImproperlyConfigured as error:
         return [checks.Error(str(error), id="django_sse.E002")]
+
+
+@checks.register("django_sse")
+def check_encoder(**kwargs: Any) -> Iterable[checks.CheckMessage]:
+    """E008: ``ENCODER`` cannot be used."""
+    if any(problems(getattr(settings, SETTING, {}))):
+        # E001 says so.
+        return
+    try:
+        encoder()
+    except ImproperlyConfigured as error:
+        yield checks.Error(
+            str(error),
+            hint='Name one that exists, such as "rest_framework.utils.encoders.JSONEncoder" or '
+            '"orjson.dumps".',
+            id="django_sse.E008",
+        )
 
 
 @checks.register("django_sse")

@@ -127,6 +127,10 @@ FUNCTION_OR_OFF: Final = Rule(
     "the dotted path of a function, or None",
     lambda value: value is None or _is_dotted_path(value),
 )
+ENCODER: Final = Rule(
+    "the dotted path of a subclass of json.JSONEncoder or of a function that encodes a value",
+    _is_dotted_path,
+)
 STORE: Final = Rule(
     '"database", "memory", "redis", the dotted path of an EventStore, or '
     '{"BACKEND": one of these, "OPTIONS": {...}}',
@@ -181,6 +185,10 @@ class Conf:
 
     MAX_EVENT_BYTES: int = _key(256 * 1024, COUNT)
     """Bytes of the largest event that may be published, as encoded."""
+
+    ENCODER: str = _key("django.core.serializers.json.DjangoJSONEncoder", ENCODER)
+    """The path of what makes JSON of data that is not text: a subclass of ``json.JSONEncoder``, or
+    a function that returns text or bytes for a value, such as ``orjson.dumps``."""
 
     MAX_GROUPS: int = _key(50, COUNT)
     """Groups that one stream may have."""

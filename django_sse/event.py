@@ -11,18 +11,17 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Self
 
-from django.core.serializers.json import DjangoJSONEncoder
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils.functional import Promise
 
+from django_sse.encoding import as_json
 from django_sse.exceptions import InvalidEvent
 from django_sse.text import plain
 
 # The specification has only these three line ends. str.splitlines() knows more.
 _LINE_END = re.compile(r"\r\n|\n|\r")
 FORBIDDEN_IN_FIELD: Final = re.compile(r"[\r\n\0]")
-_JSON: Final = DjangoJSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 # Python reads no number with more digits, and no browser waits that long.
 _MAX_DIGITS: Final = 4300
 _MAX_RETRY: Final = 2**63 - 1
@@ -50,7 +49,8 @@ class Event:
 
     Args:
         data: Text, which is sent as it is, or anything else, which is sent as JSON by
-            ``DjangoJSONEncoder`` (``None`` is ``null``). Without data, a browser fires no event.
+            ``DJANGO_SSE["ENCODER"]`` (``None`` is ``null``). Without data, a browser fires no
+            event.
         event: The event's type. Without it, the browser fires a ``message``.
         id: The id, which the browser sends back as ``Last-Event-ID``.
         retry: The browser's reconnection time, in milliseconds.
@@ -278,12 +278,7 @@ def _field(name: str, text: str) -> str:
 def _as_text(data: Any) -> str:
     if isinstance(data, str | Promise):
         return str(plain(data))
-    try:
-        return _JSON.encode(data)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidEvent(
-            f"Event.data must be text or something that JSON can express: {error}"
-        ) from error
+    return as_json(data)
 
 
 def _utf8(text: str) -> bytes:

@@ -437,3 +437,25 @@ def test_e006_and_w005_are_not_given_for_other_databases_that_are_supported(
     sqlite["OPTIONS"] = {}
     monkeypatch.setattr(connections[DEFAULT_DB_ALIAS], "vendor", vendor)
     assert found() == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("no_such_module.dumps", "cannot be imported"),
+        ("json.no_such_function", "cannot be imported"),
+        ("decimal.Decimal", "no subclass of json.JSONEncoder"),
+        ("math.pi", "which is float"),
+    ],
+)
+def test_an_encoder_that_encodes_nothing_is_an_error(
+    settings: Settings, path: str, says: str
+) -> None:
+    settings.DJANGO_SSE = {"ENCODER": path}
+    assert says in found()["django_sse.E008"].msg
+
+
+@pytest.mark.parametrize("path", ["orjson.dumps", "rest_framework.utils.encoders.JSONEncoder"])
+def test_an_encoder_of_another_library_is_fine(settings: Settings, path: str) -> None:
+    settings.DJANGO_SSE = {"ENCODER": path}
+    assert "django_sse.E008" not in found()

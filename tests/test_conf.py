@@ -22,6 +22,7 @@ SECONDS_FROM_1_OR_OFF = "a finite number of seconds from 1, or 0 for off"
 YES_OR_NO = "True or False"
 STORE = '"database", "memory", "redis", the dotted path of an EventStore'
 FUNCTION_OR_OFF = "the dotted path of a function, or None"
+ENCODER = "the dotted path of a subclass of json.JSONEncoder or of a function that encodes a value"
 
 NO_NUMBERS = ["1", b"1", [1], {}, True, False, float("nan"), float("inf"), float("-inf"), 1j]
 NO_COUNTS = [*NO_NUMBERS, 0, -1, 1.0, 1.5, None]
@@ -89,6 +90,12 @@ KEYS: dict[str, tuple[Any, list[Any], list[Any], str]] = {
     "BACKLOG_BYTES": (1024 * 1024, [1, 10**9], NO_COUNTS, COUNT),
     "COMPRESS": (False, [True, False], NO_YES_OR_NO, YES_OR_NO),
     "MAX_EVENT_BYTES": (256 * 1024, [1, 10**9], NO_COUNTS, COUNT),
+    "ENCODER": (
+        "django.core.serializers.json.DjangoJSONEncoder",
+        ["rest_framework.utils.encoders.JSONEncoder", "orjson.dumps"],
+        [*NO_FUNCTIONS, None],
+        ENCODER,
+    ),
     "MAX_GROUPS": (50, [1, 1000], NO_COUNTS, COUNT),
     "ALLOWED_ORIGINS": (
         (),

@@ -360,9 +360,9 @@ class ChatView(EventProducerView):
                 yield Event(chunk)
             async with aclosing(self._written(writer)) as chunks:
                 async for chunk in chunks:
-                    yield Event(chunk)
+                    yield _event(chunk)
             for chunk in (*writer.end(), {"type": "finish-step"}, {"type": "finish"}):
-                yield Event(chunk)
+                yield _event(chunk)
         finally:
             naming.cancel()
 
@@ -424,6 +424,13 @@ class _Writer:
     @property
     def _id(self) -> str:
         return f"{self._open}-{self._number}"
+
+
+def _event(chunk: Mapping[str, Any]) -> Event:
+    """Return a chunk as an event. What opens or closes a part is found by how it is written."""
+    if chunk.keys() == {"type", "id"}:
+        return Event(json.dumps(chunk, ensure_ascii=False, separators=(",", ":")))
+    return Event(chunk)
 
 
 class _UIMessageStream:

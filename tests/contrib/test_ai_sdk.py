@@ -241,7 +241,14 @@ async def test_a_page_may_send_its_last_message_alone() -> None:
 # Ends
 
 
-async def test_it_is_stopped_and_what_is_open_is_closed() -> None:
+def sorted_lines(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True)
+
+
+# Encoders write the same in other ways.
+@pytest.mark.parametrize("encoder", ["orjson.dumps", "json.dumps", f"{__name__}.sorted_lines"])
+async def test_it_is_stopped_and_what_is_open_is_closed(settings: Settings, encoder: str) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "ENCODER": encoder}
     Chat.items = ["one", WAIT]
     async with reading(await ask()) as stream, reading(await resume()) as other:
         await until(lambda: "one" in stream.text and "one" in other.text)

@@ -70,9 +70,9 @@ class _Objects(json.JSONEncoder):
 
     def default(self, o: Any) -> Any:
         kind = type(o)
-        if hasattr(kind, "model_dump"):
-            # pydantic's.
-            return o.model_dump(mode="json")
+        if hasattr(kind, "__pydantic_serializer__"):
+            # By alias, as in the JSON Schemas of pydantic.
+            return kind.__pydantic_serializer__.to_python(o, mode="json", by_alias=True)
         if is_dataclass(kind):
             return {field.name: getattr(o, field.name) for field in fields(o)}
         if hasattr(kind, "__struct_fields__"):

@@ -36,7 +36,7 @@ class Point:
 
 @pydantic_dataclass
 class Checked:
-    x: int
+    x: int = pydantic.Field(serialization_alias="theX")
 
 
 @attrs.define
@@ -49,6 +49,10 @@ class Model(pydantic.BaseModel):
     x: int
     at: datetime = AT
     price: Decimal = Decimal("1.10")
+
+
+class Renamed(pydantic.BaseModel):
+    first_name: str = pydantic.Field(serialization_alias="firstName")
 
 
 class Names(pydantic.RootModel[list[str]]):
@@ -70,9 +74,10 @@ PLACE = {"name": "here", "at": "2026-01-02T03:04:05Z", "tags": []}
 OBJECTS: list[tuple[Any, Any]] = [
     (Place("here"), PLACE),
     (Point(1, Place("here")), {"x": 1, "place": PLACE}),
-    (Checked(x=1), {"x": 1}),
+    (Checked(x=1), {"theX": 1}),
     (Defined(1, Place("here")), {"x": 1, "place": PLACE}),
     (Model(x=1), {"x": 1, "at": "2026-01-02T03:04:05Z", "price": "1.10"}),
+    (Renamed(first_name="Ada"), {"firstName": "Ada"}),
     (Names(["a", "b"]), ["a", "b"]),
     (
         Struct("Ada", inner=Model(x=1)),

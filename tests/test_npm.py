@@ -16,7 +16,9 @@ pytestmark = pytest.mark.once
 
 DEMO = ROOT / "demo_project"
 DIRECTORIES = pytest.mark.parametrize(
-    "directory", [DEMO, PACKAGE_JSON.parent, ROOT / "tests/live/mercure"], ids=lambda one: one.name
+    "directory",
+    [DEMO, PACKAGE_JSON.parent, ROOT / "tests/live/mercure", ROOT / "tests/typescript"],
+    ids=lambda one: one.name,
 )
 
 

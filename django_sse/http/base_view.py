@@ -63,6 +63,10 @@ class StreamView(View):
     heartbeat: float | None = None
     """Seconds of silence before a comment is sent. None: ``DJANGO_SSE["HEARTBEAT"]``; 0: never."""
 
+    event_types: Mapping[str, Any] = {}
+    """The types of the events, with those of their data: ``{"headline": Headline}``. They are for
+    ``sse_types`` and for schemas of an API, and are not checked when something is published."""
+
     _starts_work: ClassVar[bool] = False
     """Whether a request may start work that goes on without its stream."""
 

@@ -1,7 +1,7 @@
 """Checks of class-based views, made before the first request."""
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from asgiref.sync import iscoroutinefunction
@@ -16,9 +16,18 @@ from django_sse.conf import (
     Rule,
     is_whole,
 )
+from django_sse.event import FORBIDDEN_IN_FIELD, RESERVED_NAMES
 
 MESSAGE_TYPES: Final = "_django_sse_message_types"
 """The attribute in which ``on_message`` stores the message types that a method handles."""
+
+
+def _are_event_types(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and name not in RESERVED_NAMES and not FORBIDDEN_IN_FIELD.search(name)
+        for name in value
+    )
+
 
 _RULES: Final = {
     # None means the value of the setting, or as much as is kept.
@@ -44,6 +53,11 @@ _RULES: Final = {
     "max_events": COUNT,
     "remember_seconds": SECONDS_FROM_1,
     "jwt_algorithm": Rule('"HS256" or "RS256"', lambda value: value in ("HS256", "RS256")),
+    "event_types": Rule(
+        'a dict of the types of events and those of their data, such as {"headline": Headline}; '
+        f"{', '.join(sorted(RESERVED_NAMES))} are reserved",
+        _are_event_types,
+    ),
 }
 
 # The signatures that a project's methods must have.

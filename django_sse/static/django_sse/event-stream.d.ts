@@ -85,19 +85,42 @@ export interface EventStreamEventMap {
   reset: StreamEvent;
 }
 
+/** The events of a stream, given the data of each type, as `manage.py sse_types` writes them. */
+export type EventsOf<Types extends object> = Omit<EventStreamEventMap, keyof Types> & {
+  [Type in keyof Types]: StreamEvent<Types[Type]>;
+};
+
+/** Types other than `string` are those of JSON, which is parsed with `json` alone. */
+type OptionsOf<Types extends object> = [keyof Types] extends [never]
+  ? [options?: EventStreamOptions | null]
+  : [Types[keyof Types]] extends [string]
+    ? [options?: EventStreamOptions | null]
+    : [options: EventStreamOptions & { json: true }];
+
+/** A stream without declared types has events of any name. */
+type NameOf<Types extends object> =
+  | (keyof EventsOf<Types> & string)
+  | ([keyof Types] extends [never] ? string & {} : never);
+
+type EventNamed<Types extends object, Name> = Name extends keyof EventsOf<Types>
+  ? EventsOf<Types>[Name]
+  : StreamEvent;
+
 /**
  * EventSource's interface, with these differences: `close` and 204 end it, as does what can be no
  * stream; whatever else happens, a 502 included, it comes back, later and later, and keeps its
  * place. With `withCredentials` a redirect to another origin is a lost connection, and asks nothing
  * there. Those of one page that ask for the same share a connection.
+ *
+ * With `new EventStream<HeadlinesEvents>(url, { json: true })` listeners know their data.
  */
-export class EventStream extends EventTarget {
+export class EventStream<Types extends object = {}> extends EventTarget {
   static readonly CONNECTING: 0;
   static readonly OPEN: 1;
   static readonly CLOSED: 2;
 
   /** @throws {TypeError} The URL is none. */
-  constructor(url: string | URL, options?: EventStreamOptions | null);
+  constructor(url: string | URL, ...options: OptionsOf<Types>);
 
   readonly CONNECTING: 0;
   readonly OPEN: 1;
@@ -108,9 +131,9 @@ export class EventStream extends EventTarget {
   /** The id of the last event: where it goes on from. */
   readonly lastEventId: string;
 
-  onopen: ((this: EventStream, event: Event) => any) | null;
-  onmessage: ((this: EventStream, event: StreamEvent) => any) | null;
-  onerror: ((this: EventStream, event: StreamErrorEvent) => any) | null;
+  onopen: ((this: this, event: Event) => any) | null;
+  onmessage: ((this: this, event: EventNamed<Types, "message">) => any) | null;
+  onerror: ((this: this, event: StreamErrorEvent) => any) | null;
 
   /** End it. No event comes after this. */
   close(): void;
@@ -124,24 +147,14 @@ export class EventStream extends EventTarget {
    */
   stop(url?: string | URL): Promise<void>;
 
-  addEventListener<Type extends keyof EventStreamEventMap>(
-    type: Type,
-    listener: (this: EventStream, event: EventStreamEventMap[Type]) => any,
+  addEventListener<Name extends NameOf<Types>>(
+    type: Name,
+    listener: ((this: this, event: EventNamed<Types, Name>) => any) | EventListenerObject | null,
     options?: boolean | AddEventListenerOptions,
   ): void;
-  addEventListener(
-    type: string,
-    listener: ((this: EventStream, event: StreamEvent) => any) | EventListenerObject | null,
-    options?: boolean | AddEventListenerOptions,
-  ): void;
-  removeEventListener<Type extends keyof EventStreamEventMap>(
-    type: Type,
-    listener: (this: EventStream, event: EventStreamEventMap[Type]) => any,
-    options?: boolean | EventListenerOptions,
-  ): void;
-  removeEventListener(
-    type: string,
-    listener: ((this: EventStream, event: StreamEvent) => any) | EventListenerObject | null,
+  removeEventListener<Name extends NameOf<Types>>(
+    type: Name,
+    listener: ((this: this, event: EventNamed<Types, Name>) => any) | EventListenerObject | null,
     options?: boolean | EventListenerOptions,
   ): void;
 }

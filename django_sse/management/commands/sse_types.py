@@ -1,0 +1,80 @@
+from collections.abc import Iterator
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError
+from django.urls import URLPattern, URLResolver, get_resolver
+
+from django_sse.http.base_view import StreamView
+from django_sse.management.typescript import declaration, identifier, members, type_of
+from django_sse.schemas import schemas_of
+
+
+class Command(BaseCommand):
+    help = (
+        "Writes the types of the events of this project's views as TypeScript, for EventStream: an "
+        "interface for each type, and one for each view."
+    )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        views = _views()
+        if not views:
+            raise CommandError(
+                "No view of the project's URLs declares `event_types`, such as "
+                '`event_types = {"headline": Headline}`.'
+            )
+        declared = [kind for types in views.values() for kind in types.values()]
+        try:
+            schemas, definitions = schemas_of(declared)
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error)) from error
+        kinds = map(type_of, schemas)
+        parts = [declaration(name, schema) for name, schema in definitions.items()]
+        for name, types in views.items():
+            if name in map(identifier, definitions):
+                raise CommandError(f"A type is named {name}, as the events of a view. Rename it.")
+            events = {event: next(kinds) for event in types}
+            parts.append(f"export interface {name} {members(events)}\n")
+        self.stdout.write("// Written by `manage.py sse_types`.\n\n" + "\n".join(parts))
+
+
+def _views() -> dict[str, dict[str, Any]]:
+    """Return what the views of the URLconf declare, by the names of the interfaces.
+
+    Raises:
+        CommandError: Two views have the same name.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    owners: dict[str, Any] = {}
+    for pattern in _patterns(get_resolver()):
+        view = getattr(pattern.callback, "view_class", None)
+        if not (isinstance(view, type) and issubclass(view, StreamView)):
+            continue
+        options = getattr(pattern.callback, "view_initkwargs", {})
+        types = options.get("event_types", view.event_types)
+        if not types:
+            continue
+        name = _interface_of(view, pattern)
+        if owners.setdefault(name, (view, types)) != (view, types):
+            raise CommandError(
+                f"Two views would both be {name}: {owners[name][0].__module__} and "
+                f"{view.__module__} have one each. Rename one of them."
+            )
+        found[name] = dict(types)
+    return found
+
+
+def _interface_of(view: type[StreamView], pattern: URLPattern) -> str:
+    # What is used as it is has only the name of its URL.
+    own = view not in view._bases()
+    name = view.__name__.removesuffix("View") if own else pattern.name or ""
+    words = identifier(name).split("_")
+    return "".join(word[:1].upper() + word[1:] for word in words) + "Events"
+
+
+def _patterns(resolver: URLResolver) -> Iterator[URLPattern]:
+    for pattern in resolver.url_patterns:
+        if isinstance(pattern, URLResolver):
+            yield from _patterns(pattern)
+        else:
+            yield pattern

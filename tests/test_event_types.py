@@ -1,0 +1,285 @@
+"""Views declare the types of their events, which scripts and APIs get to know."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, make_dataclass
+from datetime import datetime
+from decimal import Decimal
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+from unittest.mock import patch
+
+import attrs
+import msgspec
+import pydantic
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.http import HttpRequest, HttpResponse
+from django.test import override_settings
+from django.urls import URLPattern, include, path
+
+import django_sse
+from django_sse.decorators import event_generator, event_producer
+from django_sse.schemas import schemas_of
+from django_sse.views import EventStreamView
+from tests import npm
+
+TYPESCRIPT = Path(__file__).with_name("typescript")
+CLIENT = Path(django_sse.__file__).parent / "static/django_sse/event-stream.js"
+
+
+@dataclass
+class Author:
+    name: str
+    born: datetime | None = None
+
+
+class Headline(pydantic.BaseModel):
+    title: str = pydantic.Field(serialization_alias="theTitle")
+    author: Author
+    price: Decimal
+    kind: Literal["news", "weather"]
+    tags: list[str]
+    scores: dict[str, float]
+    place: tuple[int, int]
+    anything: Any
+
+
+class Moved(msgspec.Struct, rename="camel", tag=True):
+    card_id: int
+    to: "list[Moved]" = msgspec.field(default_factory=list)
+
+
+class Removed(TypedDict):
+    pk: int
+
+
+@attrs.define
+class Drawn:
+    x: float
+
+
+class HeadlinesView(EventStreamView):
+    groups = ["news"]
+    event_types = {"headline": Headline, "message": str, "card.moved": Moved}
+
+
+@event_producer("answer-{pk}", event_types={"removed": Removed, "all": list[Removed]})
+async def long_answer(request: HttpRequest, pk: int) -> Any:
+    yield "a"
+
+
+@event_generator(event_types={"drawn": Drawn})
+async def drawing(request: HttpRequest) -> Any:
+    yield "a"
+
+
+class Untyped(EventStreamView):
+    groups = ["news"]
+
+
+def page(request: HttpRequest) -> HttpResponse:
+    return HttpResponse()
+
+
+URLS = [
+    path("", page),
+    path("untyped/", Untyped.as_view()),
+    path("a/", include([path("headlines/", HeadlinesView.as_view(), name="other")])),
+    path("again/", HeadlinesView.as_view()),
+    path("answers/<int:pk>/", long_answer),
+    path("drawing/", drawing),
+    path(
+        "b/",
+        EventStreamView.as_view(groups=["b"], event_types={"author": Author}),
+        name="authors-of-b",
+    ),
+]
+
+WRITTEN = """\
+// Written by `manage.py sse_types`.
+
+export interface Author {
+  name: string;
+  born?: string | null;
+}
+
+export interface Headline {
+  theTitle: string;
+  author: Author;
+  price: string;
+  kind: "news" | "weather";
+  tags: Array<string>;
+  scores: Record<string, number>;
+  place: [number, number];
+  anything: unknown;
+}
+
+export interface Moved {
+  type: "Moved";
+  cardId: number;
+  to?: Array<Moved>;
+}
+
+export interface Removed {
+  pk: number;
+}
+
+export interface Drawn {
+  x: number;
+}
+
+export interface HeadlinesEvents {
+  headline: Headline;
+  message: string;
+  "card.moved": Moved;
+}
+
+export interface LongAnswerEvents {
+  removed: Removed;
+  all: Array<Removed>;
+}
+
+export interface DrawingEvents {
+  drawn: Drawn;
+}
+
+export interface AuthorsOfBEvents {
+  author: Author;
+}
+"""
+
+
+@contextmanager
+def urls(*patterns: URLPattern | Any) -> Iterator[None]:
+    class Urls:
+        urlpatterns = patterns
+
+    with override_settings(ROOT_URLCONF=Urls):
+        yield
+
+
+def types(*patterns: Any) -> str:
+    output = StringIO()
+    with urls(*patterns):
+        call_command("sse_types", stdout=output)
+    return output.getvalue()
+
+
+def test_the_types_of_all_views_are_written() -> None:
+    assert types(*URLS) == WRITTEN
+
+
+GOOD = """\
+import { EventStream } from "./event-stream.js";
+import type { DrawingEvents, HeadlinesEvents } from "./events.d.ts";
+
+const stream = new EventStream<HeadlinesEvents>("/a/headlines/", { json: true });
+stream.addEventListener("headline", (event) => {
+  const title: string = event.data.theTitle;
+  const name: string = event.data.author.name;
+});
+stream.addEventListener("card.moved", (event) => event.data.cardId.toFixed());
+stream.addEventListener("close", (event) => event.reason?.length);
+stream.onmessage = (event) => event.data.toUpperCase();
+new EventStream<{ word: string }>("/").addEventListener("word", (event) => event.data.length);
+const untyped: EventStream = new EventStream("/");
+untyped.addEventListener("any name", (event) => event.data.of.any.kind);
+untyped.removeEventListener("error", null);
+const target: EventTarget = stream;
+"""
+
+BAD = """\
+new EventStream<HeadlinesEvents>("/a/headlines/");
+stream.addEventListener("headlin", (event) => event);
+stream.addEventListener("headline", (event) => event.data.titel);
+stream.addEventListener("headline", (event: MessageEvent<number>) => event);
+new EventStream("/", { jsn: true });
+"""
+
+
+@pytest.mark.once
+def test_a_stream_of_the_browser_knows_its_types(tmp_path: Path) -> None:
+    npm.install(TYPESCRIPT)
+    for name in ("event-stream.js", "event-stream.d.ts"):
+        shutil.copy(CLIENT.with_name(name), tmp_path)
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    (tmp_path / "events.d.ts").write_text(types(*URLS))
+    (tmp_path / "page.ts").write_text(GOOD + BAD)
+    options = "--noEmit --strict --target es2022 --module nodenext --moduleResolution nodenext"
+    checked = subprocess.run(
+        [TYPESCRIPT / "node_modules/.bin/tsc", *options.split(), "page.ts"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    wrong = [line for line in checked.stdout.splitlines() if line.startswith("page.ts(")]
+    first = len(GOOD.splitlines()) + 1
+    lines = [int(line.split("(")[1].split(",")[0]) for line in wrong]
+    assert lines == [*range(first, first + len(BAD.splitlines()))], checked.stdout
+
+
+def test_a_project_without_types_is_told_how_to_declare_them() -> None:
+    with pytest.raises(CommandError, match="event_types"):
+        types(path("untyped/", Untyped.as_view()))
+
+
+def test_two_views_of_one_name_are_refused() -> None:
+    other = type("Headlines", (EventStreamView,), {"groups": ["b"], "event_types": {"a": int}})
+    with pytest.raises(CommandError, match="Rename one"):
+        types(*URLS, path("c/", other.as_view()))  # type: ignore[attr-defined]
+
+
+def test_a_type_with_the_name_of_a_view_is_refused() -> None:
+    taken = make_dataclass("HeadlinesEvents", [("x", int)])
+    view = EventStreamView.as_view(groups=["b"], event_types={"a": taken})
+    with pytest.raises(CommandError, match="HeadlinesEvents"):
+        types(*URLS, path("c/", view, name="c"))
+
+
+class Foreign:
+    pass
+
+
+def test_a_type_that_no_library_knows_is_refused_by_its_name() -> None:
+    view = EventStreamView.as_view(groups=["b"], event_types={"a": Foreign})
+    with pytest.raises(CommandError, match=r"Foreign.*Install pydantic"):
+        types(path("c/", view, name="c"))
+
+
+def test_without_a_library_its_names_are_told() -> None:
+    missing = {"pydantic": None, "msgspec": None, "msgspec.json": None}
+    with (
+        patch.dict(sys.modules, missing),
+        pytest.raises(ImproperlyConfigured, match=r"Install pydantic.*or msgspec.*Neither"),
+    ):
+        schemas_of([Author])
+
+
+@pytest.mark.parametrize("missing", ["pydantic", "msgspec"])
+def test_one_library_is_enough(missing: str) -> None:
+    with patch.dict(sys.modules, {missing: None, f"{missing}.json": None}):
+        [schema], definitions = schemas_of([Author])
+    assert schema == {"$ref": "#/$defs/Author"}
+    assert definitions["Author"]["properties"]["name"]["type"] == "string"
+
+
+def test_types_of_one_name_of_two_libraries_are_refused() -> None:
+    other = pydantic.create_model("Moved", x=(int, 1))
+    with pytest.raises(ImproperlyConfigured, match="Moved"):
+        schemas_of([Moved, other])
+
+
+@pytest.mark.parametrize(
+    "wrong", [["headline"], {1: str}, {"close": str}, {"error": str}, {"a\nb": str}, None]
+)
+def test_event_types_that_cannot_be_are_refused(wrong: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"event_types must be a dict"):
+        EventStreamView.as_view(groups=["news"], event_types=wrong)

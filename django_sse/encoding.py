@@ -4,26 +4,48 @@ import json
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.core.serializers.json import DjangoJSONEncoder
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
-from django_sse.conf import SETTING, conf
+from django_sse.conf import SETTING, Conf, problems
 from django_sse.exceptions import InvalidEvent
 
 Encode = Callable[[Any], str]
 
 
+_OPTIONS: Final[dict[str, Any]] = {
+    "ensure_ascii": False,
+    "allow_nan": False,
+    "separators": (",", ":"),
+}
+_DJANGO: Final[Encode] = DjangoJSONEncoder(**_OPTIONS).encode
+
+
 def as_json(data: Any) -> str:
-    """Return data as JSON.
+    """Return data of the project as JSON.
 
     Raises:
         InvalidEvent: JSON cannot express it, or the project's encoder returned something else.
         ImproperlyConfigured: The project's encoder cannot be used.
     """
-    encode = encoder()
+    return _encoded(encoder(), data)
+
+
+def as_own_json(data: Any) -> str:
+    """Return what the library itself says as JSON, whatever the project's encoder is.
+
+    Raises:
+        InvalidEvent: JSON cannot express it.
+    """
+    return _encoded(_DJANGO, data)
+
+
+def _encoded(encode: Encode, data: Any) -> str:
     try:
         return encode(data)
     except InvalidEvent:
@@ -41,7 +63,11 @@ def encoder() -> Encode:
     Raises:
         ImproperlyConfigured: ``ENCODER`` names nothing that encodes.
     """
-    path = conf().ENCODER
+    value = getattr(settings, SETTING, {})
+    if found := list(problems(value)):
+        raise ImproperlyConfigured(" ".join(found))
+    # Not `conf()`, which has to wait for the apps: modules encode what they send when imported.
+    path = Conf(**value).ENCODER
     try:
         named: Any = import_string(path)
     except ImportError as error:
@@ -53,10 +79,7 @@ def encoder() -> Encode:
                 "function."
             )
         with_objects: Any = type(named.__name__, (_Objects, named), {})
-        written: Encode = with_objects(
-            ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        ).encode
-        return written
+        return with_objects(**_OPTIONS).encode  # type: ignore[no-any-return]
     if not callable(named):
         raise ImproperlyConfigured(
             f"{SETTING}['ENCODER'] is {path}, which is {type(named).__name__}: name a function, or "

@@ -1,6 +1,8 @@
 """What is not text goes as the JSON of the encoder that the project has chosen."""
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -17,6 +19,8 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from django_sse.event import Decoder, Event
 from django_sse.exceptions import InvalidEvent
+from django_sse.groups.entries import closing_wire
+from tests.live.servers import ROOT
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -226,3 +230,20 @@ def test_an_encoder_that_is_none_is_named() -> None:
         pytest.raises(ImproperlyConfigured, match="decimal"),
     ):
         Event({}).encode()
+
+
+def broken(value: Any) -> str:
+    raise OverflowError
+
+
+def test_what_the_library_says_is_for_no_encoder_of_the_project() -> None:
+    with override_settings(DJANGO_SSE={"ENCODER": f"{__name__}.broken"}):
+        assert closing_wire("over") == b'event: close\ndata: {"reason":"over"}\n\n'
+
+
+def test_an_event_is_encoded_before_the_apps_are_loaded() -> None:
+    program = "from django_sse.event import Event; print(Event({'a': 1}).text)"
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert run.stdout == '{"a":1}\n', run.stderr

@@ -22,6 +22,7 @@ from django.http.response import HttpResponseBase
 from django_sse.access.owners import is_nobody, loaded, user_key
 from django_sse.concurrency.tasks import spawn
 from django_sse.conf import conf
+from django_sse.encoding import as_own_json
 from django_sse.event import Decoder, Event, decode_block
 from django_sse.exceptions import GroupCancelled
 from django_sse.groups.entries import GroupState
@@ -429,7 +430,7 @@ class _Writer:
 def _event(chunk: Mapping[str, Any]) -> Event:
     """Return a chunk as an event. What opens or closes a part is found by how it is written."""
     if chunk.keys() == {"type", "id"}:
-        return Event(json.dumps(chunk, ensure_ascii=False, separators=(",", ":")))
+        return Event(as_own_json(chunk))
     return Event(chunk)
 
 

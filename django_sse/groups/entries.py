@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from django_sse.encoding import as_own_json
 from django_sse.event import Event
 from django_sse.groups.names import validate_group_or_owner_key
 from django_sse.text import plain
@@ -126,5 +127,6 @@ def closing_wire(reason: str | None, result: Any = None) -> bytes:
     Raises:
         InvalidEvent: The result cannot be sent as JSON.
     """
-    data = {"reason": reason} if result is None else {"reason": reason, "result": result}
-    return Event(data, event="close").encode()
+    if result is None:
+        return Event(as_own_json({"reason": reason}), event="close").encode()
+    return Event({"reason": reason, "result": result}, event="close").encode()

@@ -168,7 +168,7 @@ def commands() -> Iterator[list[str]]:
     for page in PAGES:
         for block in blocks("sh", page):
             for line in block.splitlines():
-                words = shlex.split(line, comments=True)
+                words = shlex.split(line.partition(" > ")[0], comments=True)
                 if words[:2] == ["python", "manage.py"]:
                     yield words[2:]
 

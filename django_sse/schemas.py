@@ -7,25 +7,30 @@ from django.core.exceptions import ImproperlyConfigured
 
 Schema = dict[str, Any]
 Schemas = tuple[list[Schema], dict[str, Schema]]
+Library = Callable[[Sequence[Any], str], Schemas]
 
 REFERENCE: Final = "#/$defs/"
 """What a reference to a definition begins with."""
 
 
-def schemas_of(types: Sequence[Any]) -> Schemas:
+def schemas_of(types: Sequence[Any], reference: str = REFERENCE) -> Schemas:
     """Return the JSON Schema of each type, and the definitions that they refer to, by name.
+
+    Args:
+        types: The types.
+        reference: What a reference to a definition begins with, before its name.
 
     Raises:
         ImproperlyConfigured: There is no library that knows a type, or two types of the same name
             are known by different ones.
     """
-    by_library: dict[Callable[[Sequence[Any]], Schemas], list[int]] = {}
+    by_library: dict[Library, list[int]] = {}
     for place, kind in enumerate(types):
         by_library.setdefault(_library_of(kind), []).append(place)
     schemas: dict[int, Schema] = {}
     definitions: dict[str, Schema] = {}
     for library, places in by_library.items():
-        found, defined = library([types[place] for place in places])
+        found, defined = library([types[place] for place in places], reference)
         schemas |= zip(places, found, strict=True)
         for name, schema in defined.items():
             if definitions.setdefault(name, schema) != schema:
@@ -36,7 +41,7 @@ def schemas_of(types: Sequence[Any]) -> Schemas:
     return [schemas[place] for place in range(len(types))], definitions
 
 
-def _library_of(kind: Any) -> Callable[[Sequence[Any]], Schemas]:
+def _library_of(kind: Any) -> Library:
     """Return the function of the first library that knows a type.
 
     Raises:
@@ -45,7 +50,7 @@ def _library_of(kind: Any) -> Callable[[Sequence[Any]], Schemas]:
     errors = []
     for library in (_by_pydantic, _by_msgspec):
         try:
-            library([kind])
+            library([kind], REFERENCE)
         except ImportError:
             continue
         except Exception as error:
@@ -60,21 +65,21 @@ def _library_of(kind: Any) -> Callable[[Sequence[Any]], Schemas]:
     )
 
 
-def _by_pydantic(types: Sequence[Any]) -> Schemas:
+def _by_pydantic(types: Sequence[Any], reference: str) -> Schemas:
     from pydantic import TypeAdapter
 
     adapters = [(place, "serialization", TypeAdapter(kind)) for place, kind in enumerate(types)]
     found: Mapping[Any, Any]
     found, rest = TypeAdapter.json_schemas(
         adapters,  # type: ignore[arg-type]
-        ref_template=REFERENCE + "{model}",
+        ref_template=reference + "{model}",
     )
     schemas = [found[place, "serialization"] for place in range(len(types))]
     return schemas, rest.get("$defs", {})
 
 
-def _by_msgspec(types: Sequence[Any]) -> Schemas:
+def _by_msgspec(types: Sequence[Any], reference: str) -> Schemas:
     from msgspec.json import schema_components
 
-    schemas, definitions = schema_components(types, ref_template=REFERENCE + "{name}")
+    schemas, definitions = schema_components(types, ref_template=reference + "{name}")
     return list(schemas), definitions

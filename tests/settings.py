@@ -47,6 +47,15 @@ if mysql.binaries():
         "HOST": "127.0.0.1",
     }
 
+INSTALLED_APPS = [
+    *demo.INSTALLED_APPS,
+    "rest_framework",
+    "rest_framework.authtoken",
+    "drf_spectacular",
+]
+REST_FRAMEWORK = {"DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema"}
+SIMPLE_JWT = {"SIGNING_KEY": "no secret, but as long as it has to be"}
+
 # Django's name for it where a test's request does not say one.
 ALLOWED_HOSTS = [*demo.ALLOWED_HOSTS, "unknown"]
 # What the demo allows to other origins is not for the tests.

@@ -262,6 +262,11 @@ async def resolve_user(request: HttpRequest) -> None:
         vars(request)[_IS_REPLACED] = not await _is_of_session(request)
     if not _has_django_auser(request) and not await _replaces_auser(request):
         return
+    take_user(request)
+
+
+def take_user(request: HttpRequest) -> None:
+    """Make ``request.auser`` return ``request.user``, which has been set in place of all others."""
     setattr(request, "auser", functools.partial(_resolved_user, request))  # noqa: B010
 
 

@@ -48,7 +48,10 @@ _TESTS: Final = "_django_sse_tests"
 _LASTING: Final = "_django_sse_lasting"
 
 # The modules of the views of this package.
-_MODULES: Final = (__name__, "django_sse.views", "django_sse.contrib.ai_sdk")
+_MODULES: Final = (
+    *(__name__, "django_sse.views"),
+    *("django_sse.contrib.ai_sdk", "django_sse.contrib.rest_framework"),
+)
 
 # Options of a stream that are called after the request, in its context.
 _CALLED_LATER: Final = ("filter_event", "message_handler")
@@ -232,11 +235,7 @@ class StreamView(View):
             kept[_LASTING] = _copied(self)
             kept[_LASTING].request = _copied(self.request)
         lasting: Self = kept[_LASTING]
-        vars(lasting.request).update(vars(self.request))
-        auser = getattr(self.request, "auser", None)
-        if isinstance(auser, partial) and auser.args == (self.request,):
-            # Django's own, or this library's.
-            vars(lasting.request)["auser"] = partial(auser.func, lasting.request)
+        _update(lasting.request, self.request)
         return lasting
 
     async def _is_still_allowed(self) -> bool:
@@ -270,6 +269,21 @@ def tests_of(view: View) -> Sequence[Test]:
 def remember_test(view: View, test: Test) -> None:
     """Keep a test that a mixin of a view has run on its request."""
     vars(view).setdefault(_TESTS, []).append(test)
+
+
+def copy_of_request(request: HttpRequest) -> HttpRequest:
+    """Return a copy of a request, whose session and user may be read again without its own."""
+    copied = _copied(request)
+    _update(copied, request)
+    return copied
+
+
+def _update(request: HttpRequest, original: HttpRequest) -> None:
+    vars(request).update(vars(original))
+    auser = getattr(original, "auser", None)
+    if isinstance(auser, partial) and auser.args == (original,):
+        # Django's own, or this library's.
+        vars(request)["auser"] = partial(auser.func, request)
 
 
 def _copied(original: Copied) -> Copied:

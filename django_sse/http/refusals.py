@@ -21,6 +21,7 @@ from django_sse.streaming.tally import refusals
 STORE_AWAY: Final = "store away"
 SESSIONS_AWAY: Final = "sessions away"
 SERVER_ERROR: Final = "server error"
+THROTTLED: Final = "throttled"
 """Reasons for a refusal. The other reasons are the names of the limits in ``DJANGO_SSE``."""
 
 REFUSED_STATUS: Final = "Refused-Status"

@@ -19,6 +19,7 @@ from django_sse.groups.position import format_position
 from django_sse.http.refusals import (
     REFUSED_STATUS,
     STORE_AWAY,
+    THROTTLED,
     is_refused_softly,
     retry_after,
     told,
@@ -26,7 +27,7 @@ from django_sse.http.refusals import (
 from django_sse.http.stream_views import hand_off_of
 from django_sse.logs import log_once, logger
 from django_sse.streaming.hub import current_hub
-from django_sse.streaming.jitter import jittered_retry
+from django_sse.streaming.jitter import jittered_retry, jittered_seconds
 from django_sse.streaming.limits import TooManyStreams
 from django_sse.streaming.stream import HEARTBEAT, Phase, Stream
 from django_sse.streaming.tally import refusals
@@ -144,6 +145,15 @@ def unavailable(
     # Otherwise Django logs each one as an error, and mails it to the admins.
     response._has_been_logged = True  # type: ignore[attr-defined]
     return no_store(response)
+
+
+def throttled(request: HttpRequest, seconds: float) -> HttpResponseBase:
+    """Return the refusal of an EventSource that is to come back, but not before some seconds."""
+    refusals.note(THROTTLED)
+    wait = round((seconds + jittered_seconds()) * 1000)
+    soft = EventStreamResponse(request, _chunks(Event(retry=wait).encode()))
+    soft[REFUSED_STATUS] = "429"
+    return soft
 
 
 async def _chunks(*chunks: bytes) -> AsyncIterator[bytes]:
@@ -291,7 +301,7 @@ class HandedOffResponse(EventStreamResponse):
         if self._reset:
             stream.note_reset()
             # Without an id: a client that leaves before it has the new state gets the reset again.
-            first += Event({}, event="reset").encode()
+            first += Event("{}", event="reset").encode()
         # This gives a position also to a client that leaves before its first event.
         checkpoint = with_id(format_position(self._position), b"") if self._position else b""
         if self._initial_events is None:

@@ -51,6 +51,11 @@ class LoginEndedError(PermissionDenied):
     """Nobody is logged in. The session may only have got another key."""
 
 
+class CredentialsEndedError(PermissionDenied):
+    """What a request has shown, such as a token, is not accepted any more. Its client may have got
+    something newer meanwhile."""
+
+
 class PermissionRechecks:
     """Asks about each stream every ``RECHECK_INTERVAL``, and ends streams that are not allowed.
 
@@ -198,6 +203,9 @@ class PermissionRechecks:
             if stream.is_barred:
                 return
             allowed = False
+        except CredentialsEndedError:
+            stream.end("login changed", lambda: stream.for_good(jittered_retry()))
+            return
         except PermissionDenied:
             allowed = False
         except BaseException as error:

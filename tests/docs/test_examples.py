@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import AsyncMock, Mock, patch
 from urllib.parse import urlencode
 
+import ninja  # noqa: F401
 import pytest
 from _pytest.mark import ParameterSet
 from asgiref.sync import sync_to_async
@@ -22,6 +23,8 @@ from django.db import connection, models
 from django.test import AsyncClient, AsyncRequestFactory, RequestFactory, override_settings
 from django.urls import re_path
 
+# What registers itself is imported once: `run` forgets the modules that an example imports.
+import django_sse.contrib.rest_framework  # noqa: F401
 from django_sse import apublish, position, publish
 from django_sse.views import EventStreamView
 from tests.docs.pages import PAGES, README, blocks

@@ -32,12 +32,15 @@ _OF_DJANGO = {"get", "head", "delete"}
 # Where users import from, beside the package itself.
 _MODULES = (
     *("asgi", "decorators", "exceptions", "mixins", "producing", "testing", "views"),
-    *("contrib.ai_sdk", "contrib.http_publish", "contrib.relay", "monitoring"),
+    *("contrib.ai_sdk", "contrib.http_publish", "contrib.relay", "contrib.rest_framework"),
+    "monitoring",
 )
 # What one of these modules has for another one.
 _OF_OURS = {"AccessMixin", "start_for"}
-# Of the database's, the kernel's and the server's, and of django-eventstream.
-_OF_OTHERS = r"ATOMIC_REQUESTS|ASGI_APPLICATION|TCP_USER_TIMEOUT|REMOTE_ADDR|EVENTSTREAM_\w+"
+# Of the database's, the kernel's, the server's and REST framework's, and of django-eventstream.
+_OF_OTHERS = (
+    r"ATOMIC_REQUESTS|REST_FRAMEWORK|ASGI_APPLICATION|TCP_USER_TIMEOUT|REMOTE_ADDR|EVENTSTREAM_\w+"
+)
 
 
 def public_names() -> Iterator[str]:

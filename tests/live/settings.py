@@ -8,6 +8,9 @@ from demo_project.settings import *  # noqa: F403
 
 DEBUG = False
 
+INSTALLED_APPS = [*demo.INSTALLED_APPS, "rest_framework"]
+SIMPLE_JWT = {"SIGNING_KEY": "no secret, but as long as it has to be"}
+
 DATABASES = {"default": {**demo.DATABASES["default"], "NAME": os.environ["LIVE_DATABASE"]}}
 if "LIVE_DATABASES" in os.environ:
     DATABASES = json.loads(os.environ["LIVE_DATABASES"])

@@ -110,6 +110,10 @@ export interface Author {
   born?: string | null;
 }
 
+export interface Drawn {
+  x: number;
+}
+
 export interface Headline {
   theTitle: string;
   author: Author;
@@ -129,10 +133,6 @@ export interface Moved {
 
 export interface Removed {
   pk: number;
-}
-
-export interface Drawn {
-  x: number;
 }
 
 export interface HeadlinesEvents {

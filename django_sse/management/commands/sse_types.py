@@ -29,7 +29,7 @@ class Command(BaseCommand):
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from error
         kinds = map(type_of, schemas)
-        parts = [declaration(name, schema) for name, schema in definitions.items()]
+        parts = [declaration(name, schema) for name, schema in sorted(definitions.items())]
         for name, types in views.items():
             if name in map(identifier, definitions):
                 raise CommandError(f"A type is named {name}, as the events of a view. Rename it.")

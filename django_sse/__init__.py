@@ -1,5 +1,6 @@
 """Server-Sent Events for Django, streamed from Channels groups."""
 
+from django_sse.access.owners import user_group
 from django_sse.event import Event
 from django_sse.exceptions import EventStreamError, GroupCancelled, InvalidEvent, InvalidGroup
 from django_sse.groups.names import group_name
@@ -11,12 +12,14 @@ from django_sse.publishing import (
     apublish,
     apublish_many,
     apublish_template,
+    apublish_to_user,
     areopen,
     cancel,
     position,
     publish,
     publish_many,
     publish_template,
+    publish_to_user,
     reopen,
 )
 
@@ -34,6 +37,7 @@ __all__ = [
     "apublish",
     "apublish_many",
     "apublish_template",
+    "apublish_to_user",
     "areopen",
     "cancel",
     "channel_group",
@@ -42,5 +46,7 @@ __all__ = [
     "publish",
     "publish_many",
     "publish_template",
+    "publish_to_user",
     "reopen",
+    "user_group",
 ]

@@ -12,7 +12,7 @@ from asgiref.sync import sync_to_async
 from django.http import HttpRequest
 from django.utils.asyncio import async_unsafe
 
-from django_sse.access.owners import loaded, owner_key_of, user_key
+from django_sse.access.owners import loaded, owner_key_of, user_group, user_key
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.event import Event, as_event, encode_published
@@ -106,6 +106,28 @@ async def apublish(
     """Do what ``publish`` does, from async code."""
     entry = _entry(group, as_event(data, event, key), owner_key_of(await loaded(exclude)))
     return (await _aappend([entry]))[0]
+
+
+@async_unsafe(_WOULD_BLOCK.format("publish_to_user"))
+def publish_to_user(user: Any, data: Any, *, event: str | None = None) -> Published:
+    """Publish one event to a user, on all her devices: to her streams of ``UserEventStreamView``.
+
+    Args:
+        user: A user, or its primary key.
+        data: As for ``publish``.
+        event: The event's type.
+
+    Raises:
+        TypeError: ``user`` is neither a user nor a primary key.
+        ValueError: The user is not saved, or is anonymous.
+        Exception: As for ``publish``.
+    """
+    return publish(user_group(user), data, event=event)
+
+
+async def apublish_to_user(user: Any, data: Any, *, event: str | None = None) -> Published:
+    """Do what ``publish_to_user`` does, from async code."""
+    return await apublish(user_group(await loaded(user)), data, event=event)
 
 
 @async_unsafe(_WOULD_BLOCK.format("publish_template"))

@@ -17,7 +17,11 @@ from functools import partial
 from typing import Any, ClassVar, Final
 
 from asgiref.sync import sync_to_async
-from django.core.exceptions import ImproperlyConfigured, RequestDataTooBig
+from django.core.exceptions import (
+    ImproperlyConfigured,
+    PermissionDenied,
+    RequestDataTooBig,
+)
 from django.http import (
     HttpRequest,
     HttpResponseBadRequest,
@@ -27,7 +31,7 @@ from django.http.response import HttpResponseBase
 from django.views import View
 
 from django_sse.access.logins import set_djangos_user
-from django_sse.access.owners import Owner, is_nobody, loaded
+from django_sse.access.owners import Owner, is_nobody, loaded, user_group
 from django_sse.concurrency.tasks import in_time
 from django_sse.concurrency.threads import without_thread
 from django_sse.conf import SETTING, conf
@@ -418,6 +422,29 @@ class EventStreamView(StreamView):
     def _message_handler(self, message_type: str) -> MessageHandler | None:
         name = self._handlers.get(message_type)
         return getattr(self, name) if name else None
+
+
+class UserEventStreamView(LoginRequiredMixin, EventStreamView):
+    """Streams to each user what ``publish_to_user`` publishes to her.
+
+    The user is the owner of the stream. Others have no part in it, and visitors who are not logged
+    in get 401. The view also streams its ``groups``, which may be empty.
+    """
+
+    channel_messages: bool = False
+
+    async def get_groups(self) -> Iterable[str]:
+        """Return the owner's own group, and those of ``groups``.
+
+        Raises:
+            PermissionDenied: ``get_owner`` says that nobody owns the stream.
+            InvalidGroup: As for ``EventStreamView``.
+        """
+        owner = await loaded(await self.get_owner())
+        if is_nobody(owner):
+            raise PermissionDenied
+        others = await super().get_groups() if self.groups else ()
+        return [user_group(owner), *others]
 
 
 class EventProducerView(EventStreamView):

@@ -21,7 +21,8 @@ def test_all_is_sorted_and_has_nothing_twice() -> None:
 
 
 def test_every_function_that_may_block_has_an_async_form() -> None:
-    for name in ("publish", "publish_many", "publish_template", "cancel", "reopen", "position"):
+    publishing = ("publish", "publish_many", "publish_template", "publish_to_user")
+    for name in (*publishing, "cancel", "reopen", "position"):
         assert {name, f"a{name}"} <= set(django_sse.__all__)
 
 

@@ -27,7 +27,13 @@ from django.http import HttpRequest
 
 from django_sse.conf import conf
 from django_sse.groups.entries import GroupState
-from django_sse.groups.names import OWNER_KEY_LENGTH, OWNER_PREFIX, validate_group
+from django_sse.groups.names import (
+    OWNER_KEY_LENGTH,
+    OWNER_PREFIX,
+    USER_GROUP_PARTS,
+    group_name,
+    validate_group,
+)
 from django_sse.groups.namespaces import full_name
 from django_sse.text import plain
 
@@ -219,16 +225,26 @@ def user_key(user: Any, group: str | None = None) -> str:
         TypeError: ``user`` is neither a user nor a primary key.
         ValueError: The user is not saved, has no key, or is not logged in.
     """
-    if is_nobody(user):
-        raise ValueError(
-            f"{user} cannot own streams: give a user who is logged in, or its primary key."
-        )
-    identity = _identity(user)
-    if not identity:
-        raise ValueError(f"{user!r} has neither pk nor id, so its streams cannot be identified.")
+    identity = _required_identity(user)
     if group is None:
         return _owner_key("user", *identity)
     return _owner_key("user in group", validate_group(group), *identity)
+
+
+def user_group(user: Any) -> str:
+    """Return the name of a user's own group, which ``UserEventStreamView`` streams.
+
+    ``publish_to_user`` publishes to it. Use the name with other functions, such as ``position``, or
+    ``publish_many`` for several users.
+
+    Args:
+        user: A user, its primary key, or another owner of streams: see ``user_key``.
+
+    Raises:
+        TypeError: ``user`` is neither a user nor a primary key.
+        ValueError: The user is not saved, has no key, or is not logged in.
+    """
+    return group_name(*USER_GROUP_PARTS, *_required_identity(user))
 
 
 def owner_key_of(owner: Any) -> str:
@@ -257,6 +273,17 @@ def login_key(session: SessionBase | Mapping[str, Any]) -> str | None:
     if SESSION_KEY not in session or BEGAN_SESSION_KEY not in session:
         return None
     return _owner_key("login", str(session[BEGAN_SESSION_KEY]), str(session[SESSION_KEY]))
+
+
+def _required_identity(user: Any) -> list[str]:
+    if is_nobody(user):
+        raise ValueError(
+            f"{user} cannot own streams: give a user who is logged in, or its primary key."
+        )
+    identity = _identity(user)
+    if not identity:
+        raise ValueError(f"{user!r} has neither pk nor id, so its streams cannot be identified.")
+    return identity
 
 
 def _identity(user: Any) -> list[str]:

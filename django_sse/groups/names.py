@@ -36,6 +36,11 @@ OWNER_PREFIX: Final = "~"
 OWNER_KEY_LENGTH: Final = 33
 """The number of characters of an owner key, which is the name of the owner's group."""
 
+USER_GROUP_PARTS: Final = ("sse", "user")
+"""The first parts of the names of users' own groups."""
+
+_USER_GROUP_PREFIX: Final = ".".join((*USER_GROUP_PARTS, ""))
+
 
 def group_name(*parts: object) -> str:
     """Return a group name for any parts, such as a primary key or a user's text.
@@ -119,9 +124,9 @@ def expand_group(pattern: str, kwargs: Mapping[str, Any]) -> str:
     """Return the group name that a pattern makes from a view's keyword arguments.
 
     Raises:
-        InvalidGroup: The arguments make no valid name; or one of several fields contains a
-            separator of the pattern. With ``{a}-{b}``, 1-2 and 3 would make the same group as 1 and
-            2-3.
+        InvalidGroup: The arguments make no valid name, or that of a user's own group; or one of
+            several fields contains a separator of the pattern. With ``{a}-{b}``, 1-2 and 3 would
+            make the same group as 1 and 2-3.
         ImproperlyConfigured: The pattern itself cannot work, or an argument is None, a bool, or an
             instance of a model or a user: two of them may have the same text.
     """
@@ -148,7 +153,13 @@ def expand_group(pattern: str, kwargs: Mapping[str, Any]) -> str:
                 f"{field}={kwargs[field]!r} contains {''.join(sorted(found))!r}, which separates "
                 f"the fields of the group pattern {pattern!r}."
             )
-    return validate_group(plain(pattern).format(**kwargs))
+    name = validate_group(plain(pattern).format(**kwargs))
+    if name.startswith(_USER_GROUP_PREFIX):
+        # Otherwise a pattern such as `{slug}` would show anybody's events to everybody.
+        raise InvalidGroup(
+            f"{name!r} is a user's own group, which only a UserEventStreamView streams."
+        )
+    return name
 
 
 def check_pattern(pattern: str) -> None:

@@ -136,6 +136,7 @@ class Project:
             "mysite/asgi.py",
             "mysite/views.py",
             "mysite/urls.py",
+            "mysite/urls.py",
             "templates/headlines.html",
         ]
 
@@ -174,6 +175,11 @@ async def test_a_project_that_follows_the_quick_start_streams(
             project.run(PUSH)
             event = await stream.event()
             assert (event.event, event.data) == ("headline", "<li>Hello</li>")
+
+
+def test_what_is_a_users_own_is_not_for_visitors(project: Project) -> None:
+    with project.served(SERVE) as port:
+        assert httpx.get(f"http://127.0.0.1:{port}/my/events/").status_code == 401
 
 
 def test_its_page_has_the_element_and_its_script(project: Project) -> None:

@@ -162,6 +162,15 @@ def expand_group(pattern: str, kwargs: Mapping[str, Any]) -> str:
     return name
 
 
+def fields_of(pattern: str) -> list[str]:
+    """Return the names of a pattern's fields.
+
+    Raises:
+        ImproperlyConfigured: The pattern cannot work.
+    """
+    return _parse(pattern)[0]
+
+
 def check_pattern(pattern: str) -> None:
     """Refuse a pattern that can never make a group name, whatever the view's keyword arguments are.
 

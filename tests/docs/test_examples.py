@@ -18,6 +18,7 @@ import ninja  # noqa: F401
 import pytest
 from _pytest.mark import ParameterSet
 from asgiref.sync import sync_to_async
+from django.apps import apps
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import connection, models
 from django.test import AsyncClient, AsyncRequestFactory, RequestFactory, override_settings
@@ -54,7 +55,9 @@ def run() -> Iterator[Run]:
             "urlpatterns": [],
         }
         views = ModuleType("mysite.views")
-        with patch.dict(sys.modules, {"mysite": ModuleType("mysite"), "mysite.views": views}):
+        modules = {"mysite": ModuleType("mysite"), "mysite.views": views}
+        # Two pages may have models of the same name.
+        with patch.dict(sys.modules, modules), patch.dict(apps.all_models, {"shop": {}}):
             for block in blocks("python", page):
                 run_block(block, page, namespace)
                 vars(views).update(namespace)

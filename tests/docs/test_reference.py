@@ -31,9 +31,9 @@ SETTINGS = "docs/settings.md"
 _OF_DJANGO = {"get", "head", "delete"}
 # Where users import from, beside the package itself.
 _MODULES = (
-    *("asgi", "decorators", "exceptions", "mixins", "producing", "testing", "views"),
+    *("asgi", "broadcasts", "decorators", "exceptions", "mixins", "monitoring", "producing"),
+    *("testing", "views"),
     *("contrib.ai_sdk", "contrib.http_publish", "contrib.relay", "contrib.rest_framework"),
-    "monitoring",
 )
 # What one of these modules has for another one.
 _OF_OURS = {"AccessMixin", "start_for"}

@@ -79,6 +79,41 @@ def test_where_it_goes_is_said_by_target_and_swap(
     page.wait_for_html("main", html)
 
 
+@pytest.mark.parametrize("swap", ["beforebegin", "afterbegin", "beforeend", "afterend"])
+def test_an_element_takes_the_place_of_the_one_with_its_id(
+    page: Page, site: Site, group: str, swap: str
+) -> None:
+    page.show(
+        f'<event-stream src="/events/{group}/" target="#list" swap="{swap}"></event-stream>'
+        '<main><ul id="list"><li id="a">old</li><li id="b">b</li></ul></main>'
+    )
+    site.publish(group, '<li id="a">new<script>window.ran = true</script></li>\n')
+    script = "<script>window.ran = true</script>"
+    page.wait_for_html("main", f'<ul id="list"><li id="a">new{script}</li><li id="b">b</li></ul>')
+    assert page.tab.run("return window.ran") is None
+
+
+def test_what_has_no_place_yet_is_swapped_in(page: Page, site: Site, group: str) -> None:
+    page.show(
+        f'<event-stream src="/events/{group}/" target="ul" swap="beforeend"></event-stream>'
+        '<ul><li id="a">old</li></ul>'
+    )
+    site.publish(group, '<li id="a">new</li><li id="b">b</li>')
+    page.wait_for_html("ul", '<li id="a">new</li><li id="b">b</li>')
+    site.publish(group, " and text ")
+    page.wait_for_html("ul", '<li id="a">new</li><li id="b">b</li> and text ')
+
+
+def test_elements_are_removed_by_their_ids(page: Page, site: Site, group: str) -> None:
+    page.show(
+        f'<event-stream src="/events/{group}/" swap="remove"></event-stream>'
+        '<ul><li id="a">a</li><li id="b">b</li></ul>'
+    )
+    site.publish(group, '<li id="a">whatever</li><li id="missing"></li><li></li>')
+    page.wait_for_html("ul", '<li id="b">b</li>')
+    assert page.html("event-stream") == ""
+
+
 def test_scripts_in_it_do_not_run(page: Page, site: Site, group: str) -> None:
     page.show(f'<event-stream src="/events/{group}/"></event-stream>')
     html = "<script>window.ran = true</script>"

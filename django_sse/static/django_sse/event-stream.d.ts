@@ -168,7 +168,8 @@ export class EventStream<Types extends object = {}> extends EventTarget {
  * - `event`: the names of the events, separated by spaces; `message` without it
  * - `target`: a CSS selector; the element itself without it
  * - `swap`: `innerHTML`, `outerHTML`, `textContent`, `beforebegin`, `afterbegin`, `beforeend` or
- *   `afterend`; or `setHTML`, which lets the browser sanitize HTML that is not wholly trusted, and
+ *   `afterend`, of which the last four put an element in the place of the one in the page that has
+ *   its id; `remove`, which removes the elements with these ids; or `setHTML`, which lets the browser sanitize HTML that is not wholly trusted, and
  *   swaps nothing where a browser has no sanitizer
  * - `last-event-id`, `with-credentials`, `shared`, `pause-when-hidden`: as the options are called
  * - `reset="reload"`: load the page anew when events were lost

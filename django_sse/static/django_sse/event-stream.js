@@ -86,7 +86,7 @@ function csrfToken() {
 
 /** Returns the headers of a request to a URL, by the options of a stream. */
 async function headersOf({ headers, csrf }, { origin }) {
-  const all = new Headers(await (typeof headers === "function" ? headers() : headers));
+  const all = new Headers(await (headers?.call ? headers() : headers));
   if (csrf && origin === globalThis.origin) all.set("X-CSRFToken", csrfToken());
   return all;
 }
@@ -134,7 +134,7 @@ class Connection {
   async #connect() {
     this.#isWaiting = false;
     this.#request = new AbortController();
-    let reason = "it has ended";
+    let reason = "ended";
     let hasBegun;
     try {
       this.#watch();
@@ -281,14 +281,16 @@ class Connection {
   }
 }
 
-/** What tabs post to each other, and the types of each field: a question, and what is led to. */
-const QUESTION = { asks: "boolean" };
-const REPORT = { at: "string", open: "boolean", state: "string undefined", reason: "string undefined" };
-const BLOCK = { id: "string undefined", type: "string", data: "string undefined", origin: "string" };
-const PACES = { retry: "number", failures: "number" };
+/**
+ * What tabs post to each other, but for their question, and the types of each field by their first
+ * letters, as of "string" and "undefined".
+ */
+const REPORT = { at: "s", open: "b", state: "su", reason: "su" };
+const BLOCK = { id: "su", type: "s", data: "su", origin: "s" };
+const PACES = { retry: "n", failures: "n" };
 
 function fits(value, form) {
-  return Object.entries(form).every(([field, types]) => types.split(" ").includes(typeof value?.[field]));
+  return Object.entries(form).every(([field, types]) => types.includes((typeof value?.[field])[0]));
 }
 
 /**
@@ -321,7 +323,7 @@ class SharedConnection {
     this.#channel = new BroadcastChannel(this.#name);
     // All that has this origin may post to it.
     this.#channel.onmessage = ({ data }) => {
-      if (fits(data, QUESTION)) this.#answer();
+      if (fits(data, { asks: "b" })) this.#answer();
       if (!fits(data, REPORT) || !fits(data.pace, PACES)) return;
       if (data.block === undefined || fits(data.block, BLOCK)) this.#hear(data);
     };
@@ -539,9 +541,6 @@ class PageConnection {
   }
 }
 
-const STATES = ["connecting", "open", "closed"];
-const LIFECYCLE = ["visibilitychange", "freeze", "resume", "pageshow", "pagehide", "beforeunload", "online"];
-
 export class EventStream extends EventTarget {
   static {
     for (const where of [this, this.prototype]) Object.assign(where, { CONNECTING, OPEN, CLOSED });
@@ -578,8 +577,8 @@ export class EventStream extends EventTarget {
       after(LEAVING, () => (this.#isLeaving &&= this.#readyState !== OPEN));
       return;
     }
-    if (type === "freeze" || type === "pagehide") this.#isAway = true;
-    if (type === "resume" || type === "pageshow") this.#isAway = false;
+    if (/^(f|pageh)/.test(type)) this.#isAway = true;
+    if (/^(r|pages)/.test(type)) this.#isAway = false;
     if (this.#isAway || (this.#options.pauseWhenHidden && globalThis.document?.hidden)) this.#pause();
     else this.#connect();
   };
@@ -632,12 +631,10 @@ export class EventStream extends EventTarget {
     if (this.#readyState !== CLOSED) this.#end("stopped");
   }
 
-  /** There is no document in a worker, and nothing of a browser on a server. */
+  /** What happens to the document is seen here as well. On a server there is nothing of a browser. */
   #listen(how) {
-    for (const type of LIFECYCLE) {
-      const where = /^[vfr]/.test(type) ? globalThis.document : globalThis;
-      where?.[how]?.(type, this.#onLifecycle);
-    }
+    const types = ["visibilitychange", "freeze", "resume", "pageshow", "pagehide", "beforeunload", "online"];
+    for (const type of types) globalThis[how]?.(type, this.#onLifecycle, true);
   }
 
   #connect() {
@@ -691,20 +688,33 @@ function fromJSON(text, otherwise) {
   }
 }
 
-const SWAPS = [
-  ...["innerHTML", "outerHTML", "textContent", "setHTML"],
-  ...["beforebegin", "afterbegin", "beforeend", "afterend"],
-];
+const SWAPS = /^(innerHTML|outerHTML|textContent|setHTML|remove|(before|after)(begin|end))$/;
 
 /** Makes what a page with Trusted Types takes for HTML, once it is needed: a page may forbid that. */
 let policy;
+const anyHTML = { createHTML: (html) => html };
 function trusted(html) {
   try {
-    policy ??= trustedTypes.createPolicy("django_sse", { createHTML: (text) => text });
+    policy ??= trustedTypes.createPolicy("django_sse", anyHTML);
   } catch {
-    policy = { createHTML: (text) => text };
+    policy = anyHTML;
   }
   return policy.createHTML(html);
+}
+
+/** Puts HTML into the page; an element takes the place of the one that has its id, or removes it. */
+function place(target, swap, html) {
+  const template = document.createElement("template");
+  template.innerHTML = trusted(html);
+  for (const element of [...template.content.children]) {
+    const there = document.getElementById(element.id);
+    if (there) {
+      there[swap === "remove" ? swap : "replaceWith"](element);
+      // What is left, such as nothing but the end of a line.
+      html = template.innerHTML.trim();
+    }
+  }
+  if (swap !== "remove") target.insertAdjacentHTML(swap, trusted(html));
 }
 
 /** `<event-stream src event target swap>`: puts the HTML of events into the page. */
@@ -731,9 +741,9 @@ class EventStreamElement extends (globalThis.HTMLElement ?? Object) {
   }
 
   #follow() {
-    const swap = this.#swapping;
-    if (!SWAPS.includes(swap)) throw new SyntaxError(`<event-stream swap="${swap}">: not one of ${SWAPS}`);
-    if (!this.hasAttribute("src")) throw new TypeError("<event-stream>: no src");
+    const [swap] = this.#words("swap", "innerHTML");
+    if (!SWAPS.test(swap)) throw new Error(`<event-stream>: swap ${swap} is not of ${SWAPS}`);
+    if (!this.hasAttribute("src")) throw new Error("<event-stream>: no src");
     const src = resolved(this.getAttribute("src"));
     const options = {
       origins: [self.origin, ...this.#words("trusted-origin")],
@@ -742,10 +752,8 @@ class EventStreamElement extends (globalThis.HTMLElement ?? Object) {
       pauseWhenHidden: this.hasAttribute("pause-when-hidden"),
     };
     const asked = JSON.stringify([src, options]);
-    if (asked !== this.#asked) {
-      this.#asked = asked;
-      this.#open(src, options);
-    }
+    if (asked !== this.#asked) this.#open(src, options);
+    this.#asked = asked;
     for (const type of this.#events) this.stream?.removeEventListener(type, this.#onEvent);
     this.#events = this.#words("event", "message");
     for (const type of this.#events) this.stream?.addEventListener(type, this.#onEvent);
@@ -759,14 +767,14 @@ class EventStreamElement extends (globalThis.HTMLElement ?? Object) {
     this.#state = "closed";
     // A blob has its page's origin, whoever filled it.
     if (!/^https?:$/.test(src.protocol) || !options.origins.includes(src.origin)) {
-      console.error(`<event-stream src="${src}">: not http(s), or not of trusted-origin`);
+      console.error(`<event-stream>: not of trusted-origin: ${src}`);
       return;
     }
     // Moved in the page, or asking for the same in another way, it goes on from where it was.
     const here = before?.url === src.href && before.lastEventId;
     const stream = new EventStream(src, { ...options, lastEventId: here || this.getAttribute("last-event-id") });
     const show = () => {
-      this.#state = STATES[stream.readyState];
+      this.#state = ["connecting", "open", "closed"][stream.readyState];
       this.#show();
     };
     for (const type of ["open", "error", "close"]) stream.addEventListener(type, show);
@@ -785,19 +793,15 @@ class EventStreamElement extends (globalThis.HTMLElement ?? Object) {
     return (this.getAttribute(name) ?? otherwise).split(/\s+/);
   }
 
-  get #swapping() {
-    return this.getAttribute("swap") ?? "innerHTML";
-  }
-
   #swap(html) {
-    const swap = this.#swapping;
+    const [swap] = this.#words("swap", "innerHTML");
     const selector = this.getAttribute("target");
     const targets = selector ? document.querySelectorAll(selector) : [this];
-    if (!targets.length) console.warn(`<event-stream target="${selector}">: no such element`);
+    if (!targets.length) console.warn(`<event-stream>: no ${selector}`);
     for (const target of targets) {
       if (swap === "setHTML") target.setHTML(html);
-      else if (swap in target) target[swap] = swap === "textContent" ? html : trusted(html);
-      else target.insertAdjacentHTML(swap, trusted(html));
+      else if (/HTML|text/.test(swap)) target[swap] = swap === "textContent" ? html : trusted(html);
+      else place(target, swap, html);
     }
   }
 }

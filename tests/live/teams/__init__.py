@@ -1,0 +1,1 @@
+"""An app that publishes the changes of a model of another one, which pages show as a table."""

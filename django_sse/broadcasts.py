@@ -127,7 +127,7 @@ class Broadcast:
                 and issubclass(sender, model)
                 and getattr(sender, name, None) is self
                 # The broadcast of a parent that is no abstract one hears of its children, too.
-                and not any(hasattr(parent, name) for parent in sender._meta.parents)
+                and not any(getattr(parent, name, None) is self for parent in sender._meta.parents)
             )
             if is_declared or inherits:
                 self._publish_changes_of(sender)
@@ -254,10 +254,6 @@ class _Publisher:
         yield from self._to([name for name in new if name in old], "updated", now)
         yield from self._to([name for name in new if name not in old], "created", now)
 
-    def row(self, key: Any, using: str) -> Model | None:
-        """Return the row with a primary key as it is in the database."""
-        return self.model._base_manager.using(using).filter(pk=key).first()
-
     def as_saved(self, instance: Model, using: str, *, partly: bool = False) -> Model:
         """Return an instance that has what is in the database.
 
@@ -265,7 +261,7 @@ class _Publisher:
         others may be expressions.
         """
         if self._reads_values and (partly or self._has_expressions(instance)):
-            return self.row(instance.pk, using) or instance
+            return _row(self.model, instance.pk, using) or instance
         return instance
 
     def _has_expressions(self, instance: Model) -> bool:
@@ -336,11 +332,9 @@ def _before_save(
         return
     # Django inserts a new instance whose primary key has a default, and asks no more.
     is_new = instance._state.adding and sender._meta.pk.has_default()
-    before = {
-        publisher: None if is_new or instance.pk is None else publisher.row(instance.pk, using)
-        for publisher in _publishers[sender]
-        if publisher.may_move
-    }
+    may_exist = not is_new and instance.pk is not None
+    models = {publisher.model for publisher in _publishers[sender] if publisher.may_move}
+    before = {model: _row(model, instance.pk, using) if may_exist else None for model in models}
     # A receiver may save the instance once more.
     vars(instance).setdefault(_BEFORE, _Saves()).append(before)
 
@@ -363,7 +357,7 @@ def _after_save(
         if created:
             pairs += publisher.created(now)
         else:
-            pairs += publisher.updated(before.get(publisher), now)
+            pairs += publisher.updated(before.get(publisher.model), now)
     _publish(pairs, using)
 
 
@@ -379,7 +373,7 @@ def _before_delete(sender: type[Model], instance: Model, using: str, **kwargs: A
     _publish(pairs, using)
 
 
-def _forget(instance: Model) -> Mapping[_Publisher, Model | None]:
+def _forget(instance: Model) -> Mapping[type[Model], Model | None]:
     saves: _Saves = vars(instance).pop(_BEFORE, _Saves())
     before = saves.pop() if saves else {}
     if saves:
@@ -387,8 +381,8 @@ def _forget(instance: Model) -> Mapping[_Publisher, Model | None]:
     return before
 
 
-class _Saves(list[Mapping[_Publisher, Model | None]]):
-    """The rows before each save of an instance that has not ended, by publisher."""
+class _Saves(list[Mapping[type[Model], Model | None]]):
+    """The rows before each save of an instance that has not ended, by model."""
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         # A receiver may pickle the instance, as for a cache.
@@ -412,6 +406,11 @@ def _publish_now(pairs: list[tuple[str, Event]]) -> None:
             pairs = [pair for pair in pairs if pair[0] != error.group]
         else:
             return
+
+
+def _row(model: type[Model], key: Any, using: str) -> Model | None:
+    """Return the row with a primary key as it is in the database."""
+    return model._base_manager.using(using).filter(pk=key).first()
 
 
 def _is_of(model: type[Model], publisher: _Publisher) -> bool:

@@ -108,6 +108,13 @@ class Silent(Described):
     broadcasts = None
 
 
+class DescribedBar(Described, Bar):  # type: ignore[misc]
+    """Its parent has another broadcast of that name."""
+
+    class Meta(Base.Meta):
+        pass
+
+
 class Line(Base):
     order = models.ForeignKey(Order, models.CASCADE)
 
@@ -129,6 +136,7 @@ MODELS = (
     PageWithParts,
     Picture,
     Silent,
+    DescribedBar,
     Line,
 )
 
@@ -421,6 +429,15 @@ def test_a_move_is_seen_by_what_is_in_the_database() -> None:
     assert [event for event, _ in told(f"customer-{second.pk}")][-1] == "order-updated"
 
 
+def test_a_save_reads_the_row_before_once_for_all_broadcasts(task: Any) -> None:
+    for kind in "ab":
+        Broadcast(f"{kind}-{{title}}").register(task)
+    one = task.objects.create(title="x")
+    with queries_about("broadcasts_task") as queries:
+        one.save()
+    assert len(queries) == 2
+
+
 def test_a_receiver_that_saves_once_more_hides_no_move(task: Any) -> None:
     def save_again(instance: Any, created: bool, **kwargs: Any) -> None:
         assert pickle.loads(pickle.dumps(instance)).title == instance.title
@@ -504,12 +521,14 @@ def test_a_child_hears_of_the_end_of_its_parent() -> None:
 
 
 def test_each_model_has_what_its_abstract_base_declares() -> None:
-    for model in (Page, Picture, Silent, PageWithParts):
+    for model in (Page, Picture, Silent, PageWithParts, DescribedBar):
         model.objects.create()
-    assert [event for event, _ in told("described")] == [
+    assert [event for event, _ in told("described", "places")] == [
         "page-created",
         "picture-created",
         "page-created",
+        "describedbar-created",
+        "place-created",
     ]
 
 

@@ -1,12 +1,13 @@
 """Data as JSON text, by the encoder that ``DJANGO_SSE`` names."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Final, NoReturn
 
-from django.conf import settings
+from django.conf import ENVIRONMENT_VARIABLE, settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.serializers.json import DjangoJSONEncoder
 from django.core.signals import setting_changed
@@ -16,6 +17,10 @@ from django_sse.conf import SETTING, Conf, problems
 from django_sse.exceptions import InvalidEvent
 
 Encode = Callable[[Any], str]
+
+
+class _NoSettingsError(ImproperlyConfigured):
+    """There are no settings, and so no encoder of the project."""
 
 
 _OPTIONS: Final[dict[str, Any]] = {
@@ -33,7 +38,12 @@ def as_json(data: Any) -> str:
         InvalidEvent: JSON cannot express it, or the project's encoder returned something else.
         ImproperlyConfigured: The project's encoder cannot be used.
     """
-    return _encoded(encoder(), data)
+    try:
+        encode = encoder()
+    except _NoSettingsError:
+        # A client of event streams need not be a Django project.
+        encode = _DJANGO
+    return _encoded(encode, data)
 
 
 def as_own_json(data: Any) -> str:
@@ -63,6 +73,8 @@ def encoder() -> Encode:
     Raises:
         ImproperlyConfigured: ``ENCODER`` names nothing that encodes.
     """
+    if not (settings.configured or os.environ.get(ENVIRONMENT_VARIABLE)):
+        raise _NoSettingsError
     value = getattr(settings, SETTING, {})
     if found := list(problems(value)):
         raise ImproperlyConfigured(" ".join(found))

@@ -109,25 +109,30 @@ async def apublish(
 
 
 @async_unsafe(_WOULD_BLOCK.format("publish_to_user"))
-def publish_to_user(user: Any, data: Any, *, event: str | None = None) -> Published:
+def publish_to_user(
+    user: Any, data: Any, *, event: str | None = None, key: str | None = None
+) -> Published:
     """Publish one event to a user, on all her devices: to her streams of ``UserEventStreamView``.
 
     Args:
         user: A user, or its primary key.
         data: As for ``publish``.
         event: The event's type.
+        key: As for ``publish``.
 
     Raises:
         TypeError: ``user`` is neither a user nor a primary key.
         ValueError: The user is not saved, or is anonymous.
         Exception: As for ``publish``.
     """
-    return publish(user_group(user), data, event=event)
+    return publish(user_group(user), data, event=event, key=key)
 
 
-async def apublish_to_user(user: Any, data: Any, *, event: str | None = None) -> Published:
+async def apublish_to_user(
+    user: Any, data: Any, *, event: str | None = None, key: str | None = None
+) -> Published:
     """Do what ``publish_to_user`` does, from async code."""
-    return await apublish(user_group(await loaded(user)), data, event=event)
+    return await apublish(user_group(await loaded(user)), data, event=event, key=key)
 
 
 @async_unsafe(_WOULD_BLOCK.format("publish_template"))

@@ -120,6 +120,12 @@ def view_name(method: Callable[..., Any] | None) -> str:
     return named.__qualname__
 
 
+def forget_logged() -> None:
+    """Log again what was logged once, or just now."""
+    _seldom.forget()
+    log_once.cache_clear()
+
+
 @lru_cache(maxsize=256)
 def log_once(message: str, *, level: int = logging.WARNING) -> None:
     """Log a lasting condition, once in the life of the process."""

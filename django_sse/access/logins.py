@@ -26,7 +26,7 @@ from django.core.exceptions import (
     SuspiciousOperation,
     ValidationError,
 )
-from django.db import DataError, close_old_connections, router
+from django.db import DataError, router
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
@@ -43,6 +43,7 @@ from django_sse.access.owners import (
     user_key,
 )
 from django_sse.concurrency.tasks import must_propagate
+from django_sse.concurrency.threads import close_old_connections
 from django_sse.logs import log_once, logger
 
 Item = TypeVar("Item")

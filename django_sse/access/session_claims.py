@@ -13,7 +13,7 @@ from django.contrib.sessions.backends.cache import SessionStore as CacheSession
 from django.contrib.sessions.backends.cached_db import SessionStore as CachedDatabaseSession
 from django.contrib.sessions.backends.db import SessionStore as DatabaseSession
 from django.core.cache import caches
-from django.db import close_old_connections, router
+from django.db import router
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
@@ -27,6 +27,7 @@ from django_sse.access.logins import (
     is_found_by_others,
 )
 from django_sse.access.owners import Login, Owner, data_of, login_in, user_key
+from django_sse.concurrency.threads import close_old_connections
 from django_sse.groups.namespaces import full_name
 
 

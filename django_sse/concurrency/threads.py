@@ -4,9 +4,9 @@ import _thread
 import asyncio
 import sys
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import Context, copy_context
 from functools import partial
 from queue import SimpleQueue
@@ -17,6 +17,7 @@ from typing import Any, Final, Self, TypeVar
 from weakref import finalize
 
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
+from django import db
 from django.core.cache import caches
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -172,6 +173,35 @@ def _native_threads() -> Any:
     return None
 
 
+_sharing = 0
+
+
+@contextmanager
+def shared_thread() -> Iterator[None]:
+    """Have what is asked about logins and permissions use the thread of ``sync_to_async``.
+
+    In a test, that thread has the test's transaction open, which no other thread sees.
+    """
+    global _sharing
+    _sharing += 1
+    try:
+        yield
+    finally:
+        _sharing -= 1
+
+
+def shares_thread() -> bool:
+    """Whether the thread of ``sync_to_async`` is to be used in place of a separate one."""
+    return _sharing > 0
+
+
+def close_old_connections() -> None:
+    """Close connections of this thread that are broken or too old, as Django does before and after
+    a request; unless a test has the thread, whose transaction would be lost."""
+    if not shares_thread():
+        db.close_old_connections()
+
+
 class OwnThread:
     """A thread that lasts for a ``with`` block, for ``sync_to_async`` calls in some contexts.
 
@@ -193,6 +223,8 @@ class OwnThread:
     def within(self, context: Context) -> Context:
         """Return a copy of a context in which ``sync_to_async`` uses this thread."""
         copied = context.copy()
+        if shares_thread():
+            return copied
         copied.run(SyncToAsync.thread_sensitive_context.set, self._context)
         return copied
 

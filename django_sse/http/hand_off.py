@@ -84,6 +84,11 @@ class HandOff:
         self._on_close: list[Callable[[], object]] = []
         self._brake: Brake | None = None
 
+    def begin(self, stream: Stream) -> None:
+        """Take note of the request's stream, which ends with the request unless it is taken
+        over."""
+        self.call_on_close(lambda: stream.end("request ended"))
+
     async def receive(self) -> Message:
         """Pass on what the server receives, and remember a disconnect."""
         try:

@@ -1,6 +1,7 @@
 """Responses that are event streams, their headers, and the 204 that ends a stream for good."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from math import inf
@@ -37,6 +38,17 @@ PLAIN_TEXT: Final = "text/plain; charset=utf-8"
 
 # While a stream begins, how often it checks whether a heartbeat is due, or whether it must end.
 _CHECK_SECONDS: Final = 1.0
+
+_OVER_WSGI: Final = (
+    "An event stream was requested over WSGI. Serve the project over ASGI: use "
+    "django_sse.asgi.get_asgi_application in asgi.py, and daphne, uvicorn, hypercorn or granian. "
+    "For runserver, put `daphne` first in INSTALLED_APPS and set ASGI_APPLICATION."
+)
+_IN_TESTS: Final = (
+    "In tests, replace LiveServerTestCase and StaticLiveServerTestCase by "
+    "channels.testing.ChannelsLiveServerTestCase, and Client.get by "
+    "django_sse.testing.open_stream(client, path)."
+)
 
 
 def stream_headers(request: HttpRequest) -> dict[str, str]:
@@ -102,12 +114,9 @@ class EventStreamResponse(StreamingHttpResponse):
 
     def __init__(self, request: HttpRequest, chunks: AsyncIterator[bytes]) -> None:
         if not isinstance(request, ASGIRequest):
-            raise ImproperlyConfigured(
-                "An event stream was requested over WSGI. Serve the project over ASGI: use "
-                "django_sse.asgi.get_asgi_application in asgi.py, and daphne, uvicorn, hypercorn "
-                "or granian. For runserver, put `daphne` first in INSTALLED_APPS and set "
-                "ASGI_APPLICATION."
-            )
+            # A server answers 500 and says why to nobody, unless the project logs it.
+            log_once(f"{_OVER_WSGI} {_IN_TESTS}", level=logging.ERROR)
+            raise ImproperlyConfigured(f"{_OVER_WSGI} {_IN_TESTS}")
         super().__init__(chunks, content_type=CONTENT_TYPE, headers=stream_headers(request))
 
 
@@ -241,7 +250,7 @@ class HandedOffResponse(EventStreamResponse):
     async def _content(self) -> AsyncGenerator[bytes, None]:
         stream = Stream(current_hub(), self._position, **self._stream_options)
         if self._hand_off:
-            self._hand_off.call_on_close(lambda: stream.end("request ended"))
+            self._hand_off.begin(stream)
         handed_off = False
         last_chunk = b""
         is_complete = True

@@ -51,9 +51,16 @@ def _make_store() -> EventStore:
     return store
 
 
-def _forget_store(*, setting: str, **kwargs: Any) -> None:
+def forget_store(kind: type[EventStore] = EventStore) -> None:
+    """Have the next caller of ``get_store`` make another one, if the store is of some kind."""
+    with _making_lock:
+        if _make_store.cache_info().currsize and isinstance(_make_store(), kind):
+            _make_store.cache_clear()
+
+
+def _forget_changed(*, setting: str, **kwargs: Any) -> None:
     if setting == SETTING:
         _make_store.cache_clear()
 
 
-setting_changed.connect(_forget_store)
+setting_changed.connect(_forget_changed)

@@ -28,6 +28,10 @@ _TRIM_SECONDS: Final = 60.0
 _TURN_SECONDS: Final = 0.005
 
 
+on_append: "Callable[[Sequence[NewEntry], AfterCommit | None], None] | None" = None
+"""Tests are told here what was appended, and what waits for the commit if that is still to come."""
+
+
 class Dropped(NamedTuple):
     """How many events and groups were dropped because of their age."""
 
@@ -113,7 +117,6 @@ class EventStore(ABC):
             TransactionManagementError: Autocommit is off. Or an entry of a producer is appended in
                 a transaction, where it could not be refused any more.
         """
-        reopened = [entry.group for entry in entries if entry.kind is Kind.REOPEN]
         connection = connections[self.using]
         if not connection.in_atomic_block:
             self._require_autocommit()
@@ -123,28 +126,21 @@ class EventStore(ABC):
             except BaseException:
                 self._keep_ends(entries, ring, ordered_at)
                 raise
-            write_retries.take_back(self, reopened)
+            self._take_back_ends(entries)
             ring(hints)
+            if on_append:
+                on_append(entries, None)
             return numbers
         if any(entry.producer for entry in entries):
             raise transaction.TransactionManagementError(
                 "A producer cannot publish inside a transaction: what it publishes must be refused "
                 "once another one has taken over. Produce outside of atomic()."
             )
-        commit = self._stage(entries)
-
-        def append_and_ring() -> None:
-            ordered_at = self.clock.known()
-            try:
-                for hints in commit():
-                    ring(hints)
-            except BaseException:
-                self._keep_ends(entries, ring, ordered_at)
-                raise
-            write_retries.take_back(self, reopened)
-
+        after_commit = AfterCommit(self, entries, ring)
         # robust: if this hook fails, Django logs it and still runs the project's own hooks.
-        transaction.on_commit(append_and_ring, using=self.using, robust=True)
+        transaction.on_commit(after_commit.publish, using=self.using, robust=True)
+        if on_append:
+            on_append(entries, after_commit)
         return [None] * len(entries)
 
     def append_with(
@@ -233,6 +229,11 @@ class EventStore(ABC):
             if entry.kind is Kind.END
         ]
         write_retries.keep(self, ends, ring)
+
+    def _take_back_ends(self, entries: Sequence[NewEntry]) -> None:
+        """Forget the kept ends of owners who are let in again."""
+        reopened = [entry.group for entry in entries if entry.kind is Kind.REOPEN]
+        write_retries.take_back(self, reopened)
 
     @abstractmethod
     def _append(
@@ -340,6 +341,32 @@ class EventStore(ABC):
     def check(self) -> list[checks.CheckMessage]:
         """Return the errors and warnings about the store's configuration."""
         return []
+
+
+class AfterCommit:
+    """Takes entries in a transaction, and publishes them once, after its commit."""
+
+    def __init__(self, store: EventStore, entries: Sequence[NewEntry], ring: Ring) -> None:
+        self.store = store
+        self.is_done = False
+        self._entries = entries
+        self._ring = ring
+        self._commit = store._stage(entries)
+
+    def publish(self) -> None:
+        """Append the entries and ring. A second call does nothing."""
+        if self.is_done:
+            return
+        self.is_done = True
+        store = self.store
+        ordered_at = store.clock.known()
+        try:
+            for hints in self._commit():
+                self._ring(hints)
+        except BaseException:
+            store._keep_ends(self._entries, self._ring, ordered_at)
+            raise
+        store._take_back_ends(self._entries)
 
 
 def _trim_seconds() -> float:

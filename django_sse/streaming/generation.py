@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from django_sse.concurrency.tasks import Turns, must_propagate, spawn
-from django_sse.concurrency.threads import CleanThreads, request_context
+from django_sse.concurrency.threads import CleanThreads, request_context, shares_thread
+from django_sse.conf import conf
 from django_sse.event import FORBIDDEN_IN_FIELD, Event, as_event, refuse_reserved_name, with_id
 from django_sse.exceptions import Close, InvalidEvent
 from django_sse.groups.entries import closing_wire
@@ -32,6 +33,8 @@ def without_request(context: Context, namespace: str, caller: str) -> Context:
         namespace: The tenant in which blocking calls run.
         caller: Who makes them: those of one caller do not stop those of others.
     """
+    if shares_thread() and conf().NAMESPACE_CONTEXT is None:
+        return context.copy()
     return _threads.within(context, caller, partial(namespace_context, namespace))
 
 

@@ -59,12 +59,17 @@ def current_hub() -> "Hub":
     """
     loop = asyncio.get_running_loop()
     if loop not in _hubs or _hubs[loop].outdated:
-        for closed in [other for other in list(_hubs) if other.is_closed()]:
-            _hubs.pop(closed, None)
-        for closed in [other for other in list(_occupancies) if other.is_closed()]:
-            _occupancies.pop(closed, None)
+        forget_closed_loops()
         _hubs[loop] = Hub(loop)
     return _hubs[loop]
+
+
+def forget_closed_loops() -> None:
+    """Drop the hubs of event loops that were closed, and what they count."""
+    of_loops: tuple[dict[asyncio.AbstractEventLoop, Any], ...] = (_hubs, _occupancies)
+    for kept in of_loops:
+        for closed in [loop for loop in list(kept) if loop.is_closed()]:
+            kept.pop(closed, None)
 
 
 def open_streams() -> int:
@@ -146,6 +151,7 @@ class Hub:
         self._loop_lag = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._ticking: asyncio.TimerHandle | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     @property
     def current(self) -> "Hub":
@@ -343,6 +349,14 @@ class Hub:
         streams = [stream for stream in self.streams if group in stream.groups]
         each(streams, lambda stream: stream.fail(error))
 
+    async def look_up(self, stream: Stream) -> None:
+        """Ask the store now whether it has ended a stream's owner.
+
+        Raises:
+            Exception: The event store could not be read.
+        """
+        await self._rechecks.look_up(stream.owner.keys)
+
     def compare_soon(self) -> None:
         """Ask the store for changes, at once or after the question under way."""
         self._comparing.set()
@@ -411,7 +425,12 @@ class Hub:
             task.cancel()
         if self._ticking:
             self._ticking.cancel()
-        spawn(self._close())
+        self._closing = spawn(self._close())
+
+    async def closed(self) -> None:
+        """Wait until nothing is left of a hub whose last stream has left."""
+        if self._closing:
+            await asyncio.wait([self._closing, *self._tasks])
 
     async def _close(self) -> None:
         await asyncio.wait([spawn(self._receiver.close())], timeout=LAYER_SECONDS)

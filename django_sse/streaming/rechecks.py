@@ -30,7 +30,7 @@ from django_sse.access.logins import (
 from django_sse.access.owners import Login
 from django_sse.access.session_claims import SessionClaim, kept_sessions
 from django_sse.concurrency.tasks import Coalescer, must_propagate
-from django_sse.concurrency.threads import OwnThread, Result, leave_pools
+from django_sse.concurrency.threads import OwnThread, Result, leave_pools, shares_thread
 from django_sse.conf import conf
 from django_sse.groups.entries import GroupState, Hint, closing_wire
 from django_sse.groups.namespaces import namespace_context
@@ -371,7 +371,7 @@ class Rechecks:
         for namespace, some in _in_parts(tenants):
             ask = partial(_ask_within, namespace, question, some)
             try:
-                answer = await self._thread.run(ask)
+                answer = await (sync_to_async(ask)() if shares_thread() else self._thread.run(ask))
             except BaseException as error:
                 if must_propagate(error):
                     raise

@@ -14,7 +14,7 @@ from django_sse.concurrency.tasks import Turns, must_propagate, spawn
 from django_sse.conf import conf
 from django_sse.event import Event, encode_published, with_id
 from django_sse.exceptions import InvalidEvent
-from django_sse.groups.entries import Entry, closing_wire
+from django_sse.groups.entries import Entry, GroupState, closing_wire
 from django_sse.groups.namespaces import plain_name
 from django_sse.groups.position import LEFT_MARK, TERMINAL_MARK, format_position
 from django_sse.logs import log_seldom, logger
@@ -561,6 +561,15 @@ class Stream:
     def _translated(self, last_bytes: LastBytes) -> LastBytes:
         dialect = self.dialect
         return (lambda: dialect.end(last_bytes())) if dialect else last_bytes
+
+    def has_sent_all_of(self, states: Mapping[str, GroupState]) -> bool:
+        """Whether all events of the groups have gone out that these states know of, and the end
+        that follows from them."""
+        if self.phase is Phase.LIVE:
+            is_over = all(state.cancelled for state in states.values())
+            taken = all(self._taken[group] >= state.head for group, state in states.items())
+            return taken and not is_over and self._queue.busy_since is None
+        return self.phase is Phase.ENDED
 
     def end_if_cancelled(self) -> None:
         """Send ``close`` and end, if all groups are cancelled and no event is left to send."""

@@ -65,7 +65,7 @@ def test_the_wheel_has_all_of_the_package_and_nothing_else(wheel: Path) -> None:
     }
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert names == files
+    assert names == {*files, "pytest_django_sse.py"}
     assert {"django_sse/py.typed", "django_sse/static/django_sse/event-stream.js"} <= names
 
 

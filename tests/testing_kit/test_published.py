@@ -1,0 +1,186 @@
+"""What a test has published, without a stream."""
+
+import asyncio
+from contextlib import suppress
+from threading import Thread
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.test import TestCase, TransactionTestCase, override_settings
+
+from django_sse import (
+    Event,
+    apublish,
+    cancel,
+    publish,
+    publish_many,
+    publish_template,
+    reopen,
+)
+from django_sse.stores import base
+from django_sse.testing import PublishedEvents, published
+
+MEMORY = {"STORE": "memory"}
+
+
+def failure_of(check: Any, *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(AssertionError) as raised:
+        check(*args, **kwargs)
+    return str(raised.value)
+
+
+class Collected:
+    def test_what_was_published_is_there_in_order(self) -> None:
+        with published() as events:
+            publish("news", {"title": "hi"}, event="headline")
+            publish_many([("sport", "one"), ("sport", Event("two", event="goal"))])
+        assert [(one.action, one.group, one.event, one.text) for one in events] == [
+            ("publish", "news", "headline", '{"title":"hi"}'),
+            ("publish", "sport", None, "one"),
+            ("publish", "sport", "goal", "two"),
+        ]
+        assert len(events) == 3
+        assert events[0].json() == {"title": "hi"}
+        assert events[1:] == list(events)[1:]
+
+    def test_an_event_is_found_by_the_arguments_of_publish(self) -> None:
+        user = User.objects.create(username="ada")
+        with published() as events:
+            publish("news", {"title": "hi"}, event="headline", exclude=user)
+        for options in ({}, {"event": "headline"}, {"exclude": user}):
+            assert events.assert_published("news", {"title": "hi"}, **options) is events[0]
+        assert events.assert_published("news") is events[0]
+
+    def test_a_failure_shows_what_was_published(self) -> None:
+        user = User.objects.create(username="ada")
+        with published() as events:
+            publish("news", {"title": "hi"}, event="headline")
+            publish("sport", "text")
+            cancel("news", reason="done")
+            reopen("news")
+            cancel(user=user)
+        said = failure_of(events.assert_published, "news", {"title": "ho"}, event="headline")
+        assert said == (
+            "No publish('news', {'title': 'ho'}, event='headline').\n"
+            "Published:\n"
+            "  publish 'news' event='headline' {\"title\":\"hi\"}\n"
+            "  publish 'sport' text\n"
+            '  cancel \'news\' {"reason":"done"}\n'
+            "  reopen 'news'\n"
+            '  cancel the streams of a user or a session {"reason":null}'
+        )
+        for args, options in (
+            (("sport", "text"), {"event": "goal"}),
+            (("sport", "text"), {"exclude": user}),
+            (("other",), {}),
+        ):
+            assert failure_of(events.assert_published, *args, **options).startswith("No publish(")
+
+    def test_nothing_is_published(self) -> None:
+        with published() as events:
+            events.assert_nothing()
+            assert events == []
+            assert not events
+            assert failure_of(events.assert_published, "news").endswith("Published:\n  nothing")
+            publish("news", "hi")
+            events.assert_nothing("sport")
+        assert failure_of(events.assert_nothing) == (
+            "Nothing was to be published.\nPublished:\n  publish 'news' hi"
+        )
+        assert "Nothing was to be published in 'news'." in failure_of(events.assert_nothing, "news")
+
+    def test_a_cancel_and_a_reopen_are_found_by_their_arguments(self) -> None:
+        user, other = (User.objects.create(username=name) for name in ("ada", "bob"))
+        with published() as events:
+            cancel("news", reason="done")
+            reopen("news")
+            cancel(user=user, reason="kicked")
+            cancel("sport", user=user)
+            reopen(user=user.pk)
+        events.assert_cancelled("news")
+        events.assert_cancelled("news", reason="done")
+        events.assert_reopened("news")
+        events.assert_cancelled(user=user, reason="kicked")
+        events.assert_cancelled("sport", user=user)
+        events.assert_reopened(user=user)
+        said = failure_of(events.assert_cancelled, "news", reason="quota")
+        assert said.startswith("No cancel('news', reason='quota').\n")
+        failure_of(events.assert_cancelled, "sport")
+        failure_of(events.assert_cancelled, user=other)
+        failure_of(events.assert_reopened, "sport")
+        assert failure_of(events.assert_reopened, user=other).startswith("No reopen(user=<User")
+
+    def test_what_is_rolled_back_does_not_count(self) -> None:
+        with published() as events:
+            with suppress(ZeroDivisionError), transaction.atomic():
+                publish("news", "never")
+                raise ZeroDivisionError
+            with transaction.atomic():
+                publish("news", "hi")
+                events.assert_published("news", "hi")
+                with suppress(ZeroDivisionError), transaction.atomic():
+                    publish("news", "never, either")
+                    raise ZeroDivisionError
+        assert [one.text for one in events] == ["hi"]
+
+    def test_a_template_is_published_as_its_text(self) -> None:
+        with published() as events:
+            publish_template("news", "admin/login.html", {"title": "Hi"}, event="login")
+        assert "<title>" in events.assert_published("news", event="login").text
+
+    def test_an_inner_collection_does_not_hide_anything_from_an_outer_one(self) -> None:
+        with published() as outer:
+            with published() as inner:
+                publish("news", "hi")
+            publish("news", "ho")
+        assert [one.text for one in outer] == ["hi", "ho"]
+        assert [one.text for one in inner] == ["hi"]
+
+    def test_nothing_is_watched_after_the_block(self) -> None:
+        with published() as events:
+            assert base.on_append is not None
+        assert base.on_append is None
+        publish("news", "hi")
+        events.assert_nothing()
+
+    async def test_what_async_code_publishes_counts(self) -> None:
+        with published() as events:
+            await apublish("news", "one")
+            await sync_to_async(publish)("news", "two")
+        assert [one.text for one in events] == ["one", "two"]
+
+
+@override_settings(DJANGO_SSE=MEMORY)
+class InTestCase(Collected, TestCase):
+    pass
+
+
+@override_settings(DJANGO_SSE=MEMORY)
+class InTransactionTestCase(Collected, TransactionTestCase):
+    def test_what_threads_publish_counts(self) -> None:
+        with published() as events:
+            threads = [Thread(target=publish, args=["news", number]) for number in range(20)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert sorted(int(one.text) for one in events) == list(range(20))
+
+    async def test_what_is_published_in_other_threads_of_a_loop_counts(self) -> None:
+        with published() as events:
+            await asyncio.gather(
+                *(asyncio.to_thread(publish, "news", number) for number in range(20))
+            )
+        assert len(events) == 20
+
+
+@override_settings(DJANGO_SSE={})
+class InTestCaseWithDatabaseStore(Collected, TestCase):
+    pass
+
+
+def test_a_collection_is_shown_as_what_was_published() -> None:
+    assert repr(PublishedEvents()) == "Published:\n  nothing"

@@ -55,7 +55,8 @@ def published() -> Iterator["PublishedEvents"]:
     try:
         yield events
     finally:
-        _collections.remove(events)
+        # Not `remove`, since two that are equal are not the same.
+        _collections[:] = [other for other in _collections if other is not events]
         if not _collections:
             base.on_append = None
 

@@ -17,7 +17,6 @@ from django_sse import (
     cancel,
     publish,
     publish_many,
-    publish_template,
     reopen,
 )
 from django_sse.stores import base
@@ -125,11 +124,6 @@ class Collected:
                     publish("news", "never, either")
                     raise ZeroDivisionError
         assert [one.text for one in events] == ["hi"]
-
-    def test_a_template_is_published_as_its_text(self) -> None:
-        with published() as events:
-            publish_template("news", "admin/login.html", {"title": "Hi"}, event="login")
-        assert "<title>" in events.assert_published("news", event="login").text
 
     def test_an_inner_collection_does_not_hide_anything_from_an_outer_one(self) -> None:
         with published() as outer:

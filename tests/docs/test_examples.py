@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import sys
+import unittest
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from importlib import import_module
@@ -21,12 +22,19 @@ from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import connection, models
-from django.test import AsyncClient, AsyncRequestFactory, RequestFactory, override_settings
+from django.test import (
+    AsyncClient,
+    AsyncRequestFactory,
+    Client,
+    RequestFactory,
+    override_settings,
+)
 from django.urls import re_path
 
 # What registers itself is imported once: `run` forgets the modules that an example imports.
 import django_sse.contrib.rest_framework  # noqa: F401
 from django_sse import apublish, position, publish
+from django_sse.testing import open_stream
 from django_sse.views import EventStreamView
 from tests.docs.pages import PAGES, README, blocks
 from tests.streams import reading
@@ -98,6 +106,7 @@ async def test_the_first_example_streams_what_it_publishes(page: str, run: Run) 
 
 
 TENANTS = "docs/tenants.md"
+TESTING = "docs/testing.md"
 
 
 def test_what_names_tenants_is_in_the_same_example(run: Run) -> None:
@@ -129,6 +138,30 @@ def test_the_publishing_examples_publish(run: Run) -> None:
     before = publish("news", "before").id
     run("docs/publishing.md")["tick"]()
     assert position("news") != before
+
+
+def test_the_tests_on_the_page_about_tests_pass(run: Run, transactional_db: None) -> None:
+    class Urls:
+        urlpatterns = [re_path("^events/$", EventStreamView.as_view(groups=["news"]))]
+
+    examples = run(TESTING)
+    with override_settings(ROOT_URLCONF=Urls):
+        for name, count in (("HeadlinesTests", 2), ("PublishingTests", 1)):
+            result = unittest.TestResult()
+            unittest.defaultTestLoader.loadTestsFromTestCase(examples[name]).run(result)
+            assert (result.testsRun, result.errors, result.failures) == (count, [], [])
+        examples["test_a_headline_is_streamed"](None, Client(), open_stream)
+
+
+async def test_the_async_test_on_the_page_about_tests_passes(
+    run: Run, transactional_db: None
+) -> None:
+    class Urls:
+        urlpatterns = [re_path("^events/$", EventStreamView.as_view(groups=["news"]))]
+
+    examples = run(TESTING)
+    with override_settings(ROOT_URLCONF=Urls):
+        await examples["test_a_headline_is_streamed_to_async_code"](AsyncClient(), open_stream)
 
 
 # The views, asked by anybody

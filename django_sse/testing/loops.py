@@ -7,13 +7,16 @@ from contextvars import copy_context
 from queue import SimpleQueue
 from threading import Thread
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from asgiref.sync import AsyncToSync
 
 from django_sse.concurrency.threads import without_thread
 
 Result = TypeVar("Result")
+
+# How long tasks may take to end that a test has left.
+_SECONDS: Final = 1.0
 
 
 class LoopBeside:
@@ -88,5 +91,7 @@ async def _cancel_others() -> None:
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+    if others:
+        # Some may not let themselves be cancelled.
+        await asyncio.wait(others, timeout=_SECONDS)
     await asyncio.get_running_loop().shutdown_asyncgens()

@@ -55,7 +55,7 @@ def open_stream(
     path: str,
     *,
     timeout: float = 2.0,
-    last_event_id: str = "",
+    last_event_id: str | None = None,
     method: str = "get",
     **request: Any,
 ) -> "OpenStream":
@@ -79,7 +79,7 @@ def open_stream(
         ImproperlyConfigured: A ``TestCase`` uses the database store.
         Exception: As raised by the view.
     """
-    return OpenStream(client, path, timeout, last_event_id, method, request)
+    return OpenStream(client, path, timeout, last_event_id or "", method, request)
 
 
 class OpenStream:
@@ -277,7 +277,7 @@ class AsyncEventStream:
             Exception: As for ``open_stream``.
         """
         self._id = self.last_event_id
-        await self._connected.leave()
+        await self._leave()
         await self._connect()
         return self
 
@@ -301,10 +301,17 @@ class AsyncEventStream:
 
     async def _exit(self, *, failed: bool) -> None:
         with self._around:
-            await self._connected.leave()
+            await self._leave()
         if not failed and self._connected.status != 200 and not self._status_was_seen:
             # Otherwise a test that expects nothing would not notice.
             self._expect_stream()
+
+    async def _leave(self) -> None:
+        if not await self._connected.leave(self._timeout):
+            raise await self._failure(
+                f"The view goes on {self._timeout:g} seconds after its client has left. Let what "
+                "it awaits be cancelled."
+            )
 
     async def _connect(self) -> None:
         self._status_was_seen = False
@@ -318,12 +325,12 @@ class AsyncEventStream:
             async with asyncio.timeout(self._timeout):
                 await connection.open(_async(self._client), self._method, self._path, request)
         except TimeoutError as error:
-            await connection.leave()
+            await connection.leave(self._timeout)
             raise await self._failure(
                 f"{self._asked} was not answered within {self._timeout:g} seconds."
             ) from error
         except BaseException:
-            await connection.leave()
+            await connection.leave(self._timeout)
             raise
         self._connection = connection
 
@@ -550,17 +557,18 @@ class _Connection:
         if self._serving:
             await asyncio.wait([self._serving])
 
-    async def leave(self) -> None:
-        """Leave, as a client that disconnects, and wait until the server has noticed."""
+    async def leave(self, seconds: float) -> bool:
+        """Leave, as a client that disconnects. Return whether all is over in time."""
         self._left.set()
         if self._serving:
             if self._in_request:
                 # Django cancels what serves a client that has gone.
                 self._serving.cancel()
-            await asyncio.wait([self._serving])
+            await asyncio.wait([self._serving], timeout=seconds)
         self._release()
         if self.hub and not self.hub.streams:
             await self.hub.closed()
+        return self._serving is None or self._serving.done()
 
     async def receive(self) -> Message:
         """Receive the disconnect, once the client leaves."""

@@ -11,15 +11,16 @@ from channels.layers import get_channel_layer
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
-from django.test import AsyncClient
+from django.test import AsyncClient, Client
 from django.urls import path
 from pytest_django import Settings
 
 from django_sse import Event, acancel, apublish, areopen
-from django_sse.decorators import event_generator, event_stream
+from django_sse.decorators import event_generator, event_stream, event_stream_headers
 from django_sse.exceptions import Close
 from django_sse.streaming.hub import open_streams
 from django_sse.testing import open_stream
+from django_sse.views import EventStreamView
 from tests.urls import urlpatterns as of_project
 
 pytestmark = [
@@ -79,8 +80,31 @@ async def echoing(request: HttpRequest) -> None:
     await apublish("seen", dict(request.headers))
 
 
+@event_stream_headers
+async def stubborn(request: HttpRequest) -> StreamingHttpResponse:
+    async def chunks() -> AsyncIterator[str]:
+        while not may_end.is_set():
+            yield ":\n\n"
+            with suppress(asyncio.CancelledError):
+                await may_end.wait()
+
+    return StreamingHttpResponse(chunks())
+
+
+class Failing(EventStreamView):
+    groups = ["news"]
+
+    async def initial_events(self) -> AsyncIterator[Event]:
+        yield Event("first")
+        raise ZeroDivisionError
+
+
+may_end = asyncio.Event()
+
 urlpatterns = [
     *of_project,
+    path("stubborn/", stubborn),
+    path("failing/", Failing.as_view()),
     path("steps/", steps),
     path("late/", late),
     path("unanswered/", unanswered),
@@ -335,11 +359,19 @@ async def test_a_stream_ends_whose_client_may_come_back() -> None:
         assert stream.retry
 
 
-async def test_a_failure_of_the_view_is_the_cause() -> None:
+async def test_a_generator_that_fails_closes_its_stream() -> None:
     async with opened("/steps/?fails") as stream:
         await stream.next()
         await stream.next()
         await stream.closed("failed")
+
+
+async def test_what_a_view_raises_later_is_the_cause_of_a_failure() -> None:
+    async with opened("/failing/") as stream:
+        await stream.next()
+        with pytest.raises(AssertionError, match="the stream has ended") as raised:
+            await stream.next()
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
 
 
 # Refusals
@@ -431,6 +463,25 @@ async def test_leaving_ends_the_generator() -> None:
         await stream.next()
     assert left == ["steps"]
     assert open_streams() == 0
+
+
+async def test_a_view_that_goes_on_without_its_client_fails() -> None:
+    may_end.clear()
+    with pytest.raises(AssertionError, match=r"view goes on 0\.1 seconds after its client"):
+        async with opened("/stubborn/", timeout=SOON) as stream:
+            await stream.nothing(seconds=SOON)
+    may_end.set()
+
+
+async def test_a_stream_may_answer_a_post() -> None:
+    async with opened("/steps/", method="post", data={"prompt": "hi"}) as stream:
+        await stream.next("step")
+
+
+async def test_a_client_that_is_not_async_does_as_well() -> None:
+    async with open_stream(Client(), NEWS) as stream:
+        await apublish("news", "hi")
+        await stream.next()
 
 
 async def test_nothing_is_left_after_a_failure() -> None:

@@ -19,6 +19,7 @@ from django_sse import (
     publish_many,
     reopen,
 )
+from django_sse.producing import aproduce
 from django_sse.stores import base
 from django_sse.testing import PublishedEvents, published
 
@@ -162,6 +163,14 @@ class InTransactionTestCase(Collected, TransactionTestCase):
             for thread in threads:
                 thread.join()
         assert sorted(int(one.text) for one in events) == list(range(20))
+
+    async def test_what_a_producer_publishes_counts(self) -> None:
+        with published() as events:
+            async with aproduce("answer") as producer:
+                await producer.apublish("word")
+        events.assert_published("answer", "word")
+        events.assert_cancelled("answer")
+        assert len(events) == 2
 
     async def test_what_is_published_in_other_threads_of_a_loop_counts(self) -> None:
         with published() as events:

@@ -238,6 +238,19 @@ async def test_nothing_fails_if_the_streams_of_the_user_are_cancelled() -> None:
         assert "'close' came" in await failure_of(stream.nothing())
 
 
+async def test_nothing_fails_if_the_doorbell_of_such_a_cancel_was_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = AsyncClient()
+    user = await User.objects.acreate(username="ada")
+    await client.aforce_login(user)
+    async with open_stream(client, NEWS) as stream:
+        with monkeypatch.context() as patched:
+            patched.setattr("django_sse.streaming.hub.Hub.hear_soon", lambda *args: None)
+            await acancel(user=user)
+            assert "'close' came" in await failure_of(stream.nothing())
+
+
 async def test_nothing_fails_for_a_message_of_the_channel_layer() -> None:
     layer: Any = get_channel_layer()
     async with opened() as stream:

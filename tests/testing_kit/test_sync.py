@@ -1,8 +1,9 @@
 """Streams in tests that are not async, and in the transaction of a ``TestCase``."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import Any
 from unittest.mock import patch
 
@@ -21,8 +22,9 @@ from django_sse.decorators import event_generator, event_stream
 from django_sse.mixins import LoginRequiredMixin
 from django_sse.streaming import permission_rechecks, rechecks
 from django_sse.streaming.hub import open_streams
-from django_sse.testing import EventStreamTestMixin, open_stream
+from django_sse.testing import EventStream, EventStreamTestMixin, open_stream
 from django_sse.views import EventStreamView
+from tests.streams import TIMEOUT
 from tests.urls import urlpatterns as of_project
 from tests.users import FindsEveryone
 
@@ -66,6 +68,14 @@ def ada(client: Any) -> User:
     user = User.objects.create(username="ada")
     client.force_login(user)
     return user
+
+
+def look_on(stream: EventStream, condition: Callable[[], bool]) -> None:
+    """Wait until something has become true. Meanwhile nothing comes."""
+    ends = monotonic() + TIMEOUT
+    while not condition():
+        assert monotonic() < ends
+        stream.nothing(seconds=OFTEN)
 
 
 class Expectations:
@@ -166,8 +176,7 @@ class Expectations:
             checking_often() as checked,
             open_stream(self.client, NEWS, timeout=10) as stream,
         ):
-            while len(checked) < 2:
-                stream.nothing(seconds=OFTEN)
+            look_on(stream, lambda: len(checked) >= 2)
             publish("news", "hi")
             stream.next()
             stream.nothing()
@@ -191,8 +200,7 @@ class Expectations:
             ada(self.client)
             FindsEveryone.asked = 0
             with open_stream(self.client, NEWS, timeout=10) as stream:
-                while FindsEveryone.asked < 3:
-                    stream.nothing(seconds=OFTEN)
+                look_on(stream, lambda: FindsEveryone.asked >= 3)
 
     def test_a_recheck_of_permissions_sees_the_user_of_the_test(self) -> None:
         user = ada(self.client)
@@ -207,8 +215,7 @@ class Expectations:
             patch.object(permission_rechecks, "_answer_of", noted),
             open_stream(self.client, "/login-required/", timeout=10) as stream,
         ):
-            while len(answered) < 2:
-                stream.nothing(seconds=OFTEN)
+            look_on(stream, lambda: len(answered) >= 2)
             assert answered[:2] == [True, True]
             user.delete()
             stream.closed("not allowed any more")
@@ -267,8 +274,9 @@ class InTestCase(Expectations, EventStreamTestMixin, TestCase):
         await self.async_client.aforce_login(user)
         with checking_often() as checked:
             async with open_stream(self.async_client, NEWS, timeout=10) as stream:
-                while len(checked) < 2:
-                    await stream.nothing(seconds=OFTEN)
+                async with asyncio.timeout(TIMEOUT):
+                    while len(checked) < 2:
+                        await stream.nothing(seconds=OFTEN)
                 await apublish("news", "hi")
                 await stream.next()
                 await stream.nothing()

@@ -239,12 +239,14 @@ async def test_nothing_fails_if_the_streams_of_the_user_are_cancelled() -> None:
 
 
 async def test_nothing_fails_if_the_doorbell_of_such_a_cancel_was_lost(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "SYNC_INTERVAL": 3600}
     client = AsyncClient()
     user = await User.objects.acreate(username="ada")
     await client.aforce_login(user)
     async with open_stream(client, NEWS) as stream:
+        await stream.nothing()
         with monkeypatch.context() as patched:
             patched.setattr("django_sse.streaming.hub.Hub.hear_soon", lambda *args: None)
             await acancel(user=user)

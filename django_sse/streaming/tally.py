@@ -56,12 +56,13 @@ def whole_tally() -> Tally:
     return whole
 
 
-def _forget() -> None:
+def forget_tallies() -> None:
+    """Count from 0 on."""
     _tallies.clear()
     _of_closed_loops[0] = Tally()
 
 
-in_child(_forget)
+in_child(forget_tallies)
 
 
 class Refusals(LogThrottle):

@@ -5,10 +5,11 @@ from typing import Any
 from channels.layers import InMemoryChannelLayer, channel_layers
 
 from django_sse import logs, stores
-from django_sse.http.refusals import refusals
+from django_sse.doorbells.base import published
 from django_sse.stores.memory import MemoryStore
 from django_sse.stores.write_retries import write_retries
 from django_sse.streaming import hub
+from django_sse.streaming.tally import forget_tallies, refusals
 
 
 def forget_streams() -> None:
@@ -27,6 +28,8 @@ def forget_streams() -> None:
             del channel_layers.backends[alias]
     write_retries.forget()
     refusals.forget()
+    forget_tallies()
+    published.forget()
     logs.forget_logged()
 
 

@@ -52,7 +52,7 @@ from django.test import AsyncRequestFactory
 from django_sse import publish
 from django_sse.concurrency import forks
 from django_sse.streaming.hub import open_streams
-from django_sse.http.refusals import refusals
+from django_sse.streaming.tally import refusals
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
 from django_sse.views import EventStreamView

@@ -7,9 +7,8 @@ from demo_project import settings as demo
 from demo_project.settings import *  # noqa: F403
 
 DEBUG = False
-INSTALLED_APPS = [*demo.INSTALLED_APPS, "tests.live.teams"]
+INSTALLED_APPS = [*demo.INSTALLED_APPS, "rest_framework", "tests.live.teams"]
 
-INSTALLED_APPS = [*demo.INSTALLED_APPS, "rest_framework"]
 SIMPLE_JWT = {"SIGNING_KEY": "no secret, but as long as it has to be"}
 
 DATABASES = {"default": {**demo.DATABASES["default"], "NAME": os.environ["LIVE_DATABASE"]}}

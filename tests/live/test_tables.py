@@ -10,6 +10,8 @@ from tests.live.browser import Browser, Tab, wait_until
 from tests.live.servers import ROOT, project_environment
 from tests.live.sites import Site
 
+pytestmark = pytest.mark.in_turn
+
 PAGE = """
 <table><tbody id="teams"></tbody></table>
 <event-stream src="/events/teams/" event="group-created group-updated"

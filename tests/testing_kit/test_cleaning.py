@@ -10,12 +10,14 @@ from django.test import AsyncClient
 from pytest_django import Settings
 
 from django_sse import publish
-from django_sse.groups.entries import Kind, NewEntry
-from django_sse.http.refusals import refusals
+from django_sse.doorbells.base import published
+from django_sse.groups.entries import Entry, Hint, Kind, NewEntry
 from django_sse.logs import log_once
+from django_sse.monitoring import Counters, counters
 from django_sse.stores import get_store
 from django_sse.stores.write_retries import write_retries
 from django_sse.streaming import hub
+from django_sse.streaming.tally import refusals
 from django_sse.testing import EventStreamTestMixin, forget_streams, open_stream
 
 
@@ -44,9 +46,10 @@ def test_the_events_of_another_store_stay(settings: Settings, db: None) -> None:
 
 def test_what_was_counted_and_logged_is_forgotten(caplog: pytest.LogCaptureFixture) -> None:
     refusals.note("a limit")
+    published.note([Hint("news", 1, cancelled=False, entries=(Entry(1, b""),))])
     log_once("once")
     forget_streams()
-    assert not refusals.counts
+    assert counters() == Counters()
     log_once("once")
     assert caplog.messages.count("once") == 2
 

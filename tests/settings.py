@@ -49,10 +49,14 @@ if mysql.binaries():
 
 INSTALLED_APPS = [
     *demo.INSTALLED_APPS,
+    "django.contrib.admin",
+    "django.contrib.messages",
     "rest_framework",
     "rest_framework.authtoken",
     "drf_spectacular",
 ]
+# For the admin, and no other template has it.
+SILENCED_SYSTEM_CHECKS = ["admin.E404", "admin.E409", "admin.W411"]
 REST_FRAMEWORK = {"DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema"}
 SIMPLE_JWT = {"SIGNING_KEY": "no secret, but as long as it has to be"}
 

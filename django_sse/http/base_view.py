@@ -49,7 +49,7 @@ _LASTING: Final = "_django_sse_lasting"
 
 # The modules of the views of this package.
 _MODULES: Final = (
-    *(__name__, "django_sse.views"),
+    *(__name__, "django_sse.views", "django_sse.admin"),
     *("django_sse.contrib.ai_sdk", "django_sse.contrib.rest_framework"),
 )
 

@@ -94,7 +94,7 @@ def cross_origin_answer(request: HttpRequest) -> HttpResponseBase | None:
     answer."""
     if is_preflight(request):
         return preflight_answer(request) if conf().ALLOWED_ORIGINS else None
-    if not _is_foreign(request) or _is_allowed(_origin(request) or ""):
+    if not is_foreign(request) or _is_allowed(_origin(request) or ""):
         return None
     # With a user's cookies, its stream would count against the user's limit, even if nobody reads
     # it.
@@ -106,7 +106,7 @@ def cross_origin_answer(request: HttpRequest) -> HttpResponseBase | None:
 def gets_no_cookies(request: HttpRequest) -> bool:
     """Say whether the response to a page of another origin cannot set cookies."""
     allowed = cors_headers(_origin(request))
-    return _is_foreign(request) and ALLOW_CREDENTIALS not in allowed
+    return is_foreign(request) and ALLOW_CREDENTIALS not in allowed
 
 
 def _is_allowed(origin: str) -> bool:
@@ -123,7 +123,7 @@ def _origin(request: HttpRequest) -> str | None:
     return origin
 
 
-def _is_foreign(request: HttpRequest) -> bool:
+def is_foreign(request: HttpRequest) -> bool:
     """Say whether a page of another origin has sent a request.
 
     Other clients may send neither header, or any value, but they have no user's cookies.

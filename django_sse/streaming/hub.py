@@ -256,6 +256,8 @@ class Hub:
         )
         subscription.tail.bound(self._tail_bytes())
         spawn(self._open(subscription))
+        if group == REPORTS:
+            self._reporter.watch()
         return subscription
 
     async def _open(self, subscription: Subscription) -> None:

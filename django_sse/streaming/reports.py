@@ -190,6 +190,10 @@ class Reporter:
     def hear(self) -> None:
         """Report from now on: somebody has asked."""
         self._watched_until = self._hub.loop.time() + _WATCHED_SECONDS
+        self.watch()
+
+    def watch(self) -> None:
+        """Report, and have all others report, as long as a stream of the hub shows the reports."""
         if self._reporting is None or self._reporting.done():
             self._reporting = spawn(self._report())
 
@@ -200,8 +204,8 @@ class Reporter:
 
     async def _report(self) -> None:
         loop = self._hub.loop
-        ask_at = loop.time() + ASK_SECONDS
-        while loop.time() < self._watched_until:
+        ask_at = loop.time()
+        while self._hub.is_watching or loop.time() < self._watched_until:
             try:
                 if self._hub.is_watching and loop.time() >= ask_at:
                     ask_at = loop.time() + ASK_SECONDS

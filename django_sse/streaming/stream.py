@@ -23,6 +23,7 @@ from django_sse.streaming.filtering import EventFilter, MessageHandler, filtered
 from django_sse.streaming.generation import Generation
 from django_sse.streaming.jitter import jittered_age, jittered_retry
 from django_sse.streaming.open_stream import OpenStream, announce_closed, announce_opened
+from django_sse.streaming.reports import REPORTS
 from django_sse.streaming.send_queue import SEND_BYTES, LastBytes, Send, SendQueue
 from django_sse.streaming.subscription import HistoryLostError, Subscription
 from django_sse.streaming.tally import Tally
@@ -223,7 +224,8 @@ class Stream:
         """What can be told of the stream."""
         since = self._queue.busy_since
         return OpenStream(
-            tuple(map(plain_name, self._taken)),
+            # No tenant has that group.
+            tuple(name if name == REPORTS else plain_name(name) for name in self._taken),
             namespace=self.owner.namespace,
             user=self.owner.user_id,
             opened_at=self._opened_at or time(),

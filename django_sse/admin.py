@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from asgiref.sync import sync_to_async
 from django import forms
 from django.contrib import admin, messages
-from django.contrib.admin.utils import unquote
+from django.contrib.admin.utils import quote, unquote
 from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.handlers.asgi import ASGIRequest
 from django.db.models import F, Model, OuterRef, QuerySet, Subquery
-from django.db.models.functions import Coalesce
+from django.db.models.functions import Coalesce, Left
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
@@ -52,7 +52,7 @@ _LONGEST_NAME: Final = 99
 _TEMPLATES: Final = "admin/django_sse/eventgroup"
 
 
-class ActionForm(forms.Form):
+class _ActionForm(forms.Form):
     """What an admin can do: its fields, and what it does with them."""
 
     title: ClassVar[str]
@@ -80,7 +80,7 @@ class ActionForm(forms.Form):
         raise NotImplementedError
 
 
-class GroupForm(ActionForm):
+class _GroupForm(_ActionForm):
     """An action on a group of the current tenant."""
 
     group = forms.CharField(max_length=_LONGEST_NAME)
@@ -95,29 +95,31 @@ class GroupForm(ActionForm):
         return _row_of(self.cleaned_data["group"]), said
 
 
-class PushForm(GroupForm):
-    title = "Push an event"
+class _PushForm(_GroupForm):
+    title = "Push event"
 
-    type = forms.CharField(required=False, help_text="Without a type, it is a <code>message</code>.")
-    data = forms.CharField(required=False, strip=False, widget=forms.Textarea)
+    type = forms.CharField(
+        required=False, help_text="Without a type, it is a <code>message</code>."
+    )
+    text = forms.CharField(required=False, strip=False, label="Data", widget=forms.Textarea)
     is_json = forms.BooleanField(required=False, label="The data is JSON")
 
     def clean(self) -> None:
         if self.cleaned_data.get("is_json"):
             try:
-                value = json.loads(self.cleaned_data.get("data", ""))
-                self.cleaned_data["data"] = json.dumps(value, ensure_ascii=False, allow_nan=False)
+                value = json.loads(self.cleaned_data.get("text", ""))
+                self.cleaned_data["text"] = json.dumps(value, ensure_ascii=False, allow_nan=False)
             except (ValueError, RecursionError) as error:
-                self.add_error("data", f"This is not JSON: {error}")
+                self.add_error("text", f"This is not JSON: {error}")
 
     def act(self) -> tuple[Model, str]:
-        group, data = self.cleaned_data["group"], self.cleaned_data["data"]
-        published = publish(group, data, event=self.cleaned_data["type"] or None)
+        group, text = self.cleaned_data["group"], self.cleaned_data["text"]
+        published = publish(group, text, event=self.cleaned_data["type"] or None)
         return self._done(f"Pushed an event to {group}: {published.id or 'on commit'}.")
 
 
-class CancelForm(GroupForm):
-    title = "Cancel a group"
+class _CancelForm(_GroupForm):
+    title = "Cancel"
     warning = "All streams of the group end, and its clients are answered 204 until it is reopened."
 
     reason = forms.CharField(required=False, help_text="Sent to the clients.")
@@ -128,8 +130,8 @@ class CancelForm(GroupForm):
         return self._done(f"Cancelled {group}{_because(reason)}.")
 
 
-class StopForm(CancelForm):
-    title = "Stop a producer"
+class _StopForm(_CancelForm):
+    title = "Stop producer"
     warning = (
         "The producer of the group stops, wherever it runs, and the group is cancelled: its "
         "streams end."
@@ -138,8 +140,8 @@ class StopForm(CancelForm):
     reason = forms.CharField(required=False, initial="stopped", help_text="Sent to the clients.")
 
 
-class ReopenForm(GroupForm):
-    title = "Reopen a group"
+class _ReopenForm(_GroupForm):
+    title = "Reopen"
 
     def act(self) -> tuple[Model, str]:
         group = self.cleaned_data["group"]
@@ -147,7 +149,7 @@ class ReopenForm(GroupForm):
         return self._done(f"Reopened {group}.")
 
 
-class UserForm(ActionForm):
+class _UserForm(_ActionForm):
     """An action on a user."""
 
     by = forms.ChoiceField(label="Find the user by")
@@ -167,16 +169,16 @@ class UserForm(ActionForm):
         # Not the default manager, which may hide users who are out.
         users = get_user_model()._base_manager
         try:
-            self.user = users.get(**{by: value})
+            self.found: Any = users.get(**{by: value})
         except (users.model.DoesNotExist, ValueError, ValidationError):
             self.add_error("user", "There is no such user.")
 
     def said(self) -> dict[str, str]:
-        return {**super().said(), "User": f"{self.user} ({self.user.pk})"}
+        return {**super().said(), "User": f"{self.found} ({self.found.pk})"}
 
 
-class EndUserForm(UserForm):
-    title = "End a user's streams"
+class _EndUserForm(_UserForm):
+    title = "End user's streams"
     warning = (
         "All streams of the user end, in all processes, and the user gets no new one until the "
         "next login."
@@ -186,29 +188,29 @@ class EndUserForm(UserForm):
 
     def act(self) -> tuple[Model, str]:
         reason = self.cleaned_data["reason"]
-        cancel(user=self.user, reason=reason or None)
-        return self.user, f"Ended the streams of {self.user}{_because(reason)}."
+        cancel(user=self.found, reason=reason or None)
+        return self.found, f"Ended the streams of {self.found}{_because(reason)}."
 
 
-class LetInForm(UserForm):
-    title = "Let a user in again"
+class _LetInForm(_UserForm):
+    title = "Let user in"
 
     def act(self) -> tuple[Model, str]:
-        reopen(user=self.user)
-        return self.user, f"Let {self.user} in again."
+        reopen(user=self.found)
+        return self.found, f"Let {self.found} in again."
 
 
-_ACTIONS: Final[dict[str, type[ActionForm]]] = {
-    "push": PushForm,
-    "cancel": CancelForm,
-    "reopen": ReopenForm,
-    "stop": StopForm,
-    "end-user": EndUserForm,
-    "let-in": LetInForm,
+_ACTIONS: Final[dict[str, type[_ActionForm]]] = {
+    "push": _PushForm,
+    "cancel": _CancelForm,
+    "reopen": _ReopenForm,
+    "stop": _StopForm,
+    "end-user": _EndUserForm,
+    "let-in": _LetInForm,
 }
 
 
-class Monitor(UserPassesTestMixin, EventStreamView):
+class _Monitor(UserPassesTestMixin, EventStreamView):
     """Streams the reports of all processes to those who may see the monitor of an admin site."""
 
     # The admin's pages alone have a use for it.
@@ -245,7 +247,7 @@ class EventGroupAdmin(_ModelAdmin):
     ``django_sse.change_eventgroup``. Only the database store can list groups.
     """
 
-    list_display = ("group", "is_open", "last_id", "last_change", "kept", "is_produced", "streams")
+    list_display = ("group", "is_open", "streams", "kept", "producer", "last_change", "last_id")
     list_filter = ("cancelled",)
     search_fields = ("name",)
     ordering = ("-changed",)
@@ -276,8 +278,8 @@ class EventGroupAdmin(_ModelAdmin):
         if not isinstance(store, DatabaseStore):
             return rows.none()
         if prefix := prefix_of(full_name(current_namespace(), "any")):
-            # Not `startswith`, for which SQLite takes a for A. The next character after "/" is "0".
-            rows = rows.filter(name__gte=prefix, name__lt=f"{prefix[:-1]}0")
+            # Not `startswith`, for which SQLite takes a for A.
+            rows = rows.alias(tenant=Left("name", len(prefix))).filter(tenant=prefix)
         else:
             rows = rows.exclude(name__contains="/").exclude(name__startswith=OWNER_PREFIX)
         events = StoredEvent.objects.using(store.using).filter(group=OuterRef("name"))
@@ -294,7 +296,7 @@ class EventGroupAdmin(_ModelAdmin):
 
     @admin.display(ordering="head")
     def last_id(self, row: EventGroup) -> str:
-        return _id_of(row.name, row.head) if row.head else "–"
+        return _id_of(row.name, row.head) if row.head else "-"
 
     @admin.display(ordering="changed")
     def last_change(self, row: EventGroup) -> datetime:
@@ -304,13 +306,13 @@ class EventGroupAdmin(_ModelAdmin):
     def kept(self, row: EventGroup) -> int:
         return int(row.kept_events)  # type: ignore[attr-defined]
 
-    @admin.display(description="has a producer", boolean=True, ordering="producer")
-    def is_produced(self, row: EventGroup) -> bool:
-        return row.producer != 0
+    @admin.display(ordering="producer")
+    def producer(self, row: EventGroup) -> str:
+        return "yes" if row.producer else "-"
 
     @admin.display(description="streams now")
     def streams(self, row: EventGroup) -> str:
-        return format_html('<span data-streams-of="{}">–</span>', row.name)
+        return format_html('<span data-streams-of="{}">-</span>', row.name)
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
@@ -323,9 +325,11 @@ class EventGroupAdmin(_ModelAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         def page(route: str, view: Any, name: str, **kwargs: str) -> URLPattern:
-            return path(route, self.admin_site.admin_view(view), kwargs, self._url_name(name))
+            guarded: Any = self.admin_site.admin_view(view)
+            made: URLPattern = path(route, guarded, kwargs, self._url_name(name))
+            return made
 
-        stream = Monitor.as_view(model_admin=self)
+        stream = _Monitor.as_view(model_admin=self)
         return [
             page("monitor/", self.monitor_view, "monitor"),
             path("monitor/stream/", stream, name=self._url_name("stream")),
@@ -357,6 +361,7 @@ class EventGroupAdmin(_ModelAdmin):
             title=plain_name(row.name),
             group=row,
             last_id=self.last_id(row),
+            history_url=self._url("history", quote(row.pk)),
             last_change=_time(row.changed),
             page=page,
             events=[_shown(event) for event in page],
@@ -380,7 +385,7 @@ class EventGroupAdmin(_ModelAdmin):
             except (GroupCancelled, InvalidEvent) as error:
                 form.add_error(None, str(error))
             else:
-                self.log_change(request, target, said)
+                self.log_change(request, target, said)  # type: ignore[arg-type]
                 self.message_user(request, said, messages.SUCCESS)
                 return HttpResponseRedirect(self._url_after(request, target))
         return self._page(request, "action", title=kind.title, form=form)
@@ -399,7 +404,7 @@ class EventGroupAdmin(_ModelAdmin):
         )
 
     def _page(self, request: HttpRequest, template: str, **context: Any) -> HttpResponse:
-        request.current_app = self.admin_site.name  # type: ignore[attr-defined]
+        request.current_app = self.admin_site.name
         context = {**self.admin_site.each_context(request), **self._context(request), **context}
         return TemplateResponse(request, f"{_TEMPLATES}/{template}.html", context)
 
@@ -416,8 +421,9 @@ class EventGroupAdmin(_ModelAdmin):
         }
 
     def _url_after(self, request: HttpRequest, target: Model) -> str:
-        if self.get_queryset(request).filter(pk=target.pk).exists():
-            return self._url("change", target.pk)
+        is_group = isinstance(target, EventGroup)
+        if is_group and self.get_queryset(request).filter(pk=target.pk).exists():
+            return self._url("change", quote(target.pk))
         return self._url("changelist")
 
     def _url(self, name: str, *arguments: str) -> str:

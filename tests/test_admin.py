@@ -1,32 +1,34 @@
 """The admin: who may see and do what, what it shows, and what it does."""
 
 import json
+import os
+import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
-from django.db import transaction
-from django.http import HttpResponse
 from django.test import AsyncClient, Client
 from django.utils.html import escape
 from pytest_django import Settings
 
 from demo_project import settings as demo
-from django_sse import cancel, publish, reopen
+from django_sse import cancel, publish
 from django_sse.exceptions import GroupCancelled
 from django_sse.groups.entries import GroupState
 from django_sse.groups.namespaces import full_name
-from django_sse.monitoring import ask_for_reports
 from django_sse.producing import produce
 from django_sse.stores import get_store
-from django_sse.streaming.reports import REPORTS
+from django_sse.streaming import reports
+from django_sse.streaming.reports import REPORTS, ask_for_reports
 from tests import tenancy
-from tests.live.servers import ROOT, project_environment
-from tests.streams import EventReader, News, news, open_stream, reading, until
+from tests.admin_site import other_site
+from tests.live.servers import ROOT
+from tests.streams import News, news, open_stream, reading
 from tests.users import answer
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
@@ -167,8 +169,6 @@ def test_a_list_of_many_groups_takes_as_many_queries_as_one_of_few(
 
 
 def test_groups_of_owners_and_of_the_library_are_hidden(viewer: Client) -> None:
-    from asgiref.sync import async_to_sync
-
     publish("news", "hi")
     user = a_user(name="bob")
     cancel(user=user)
@@ -252,6 +252,21 @@ def test_a_store_that_cannot_list_groups_leaves_actions_by_name(
     assert state("news").cancelled
 
 
+def test_any_name_of_a_group_leads_to_its_page(admin: Client) -> None:
+    act(admin, "push", group="job_7E.-", text="hi")
+    [url] = re.findall(rf'href="({GROUPS}[^"]*/change/)[^"]*"', page(admin, GROUPS))
+    shown = page(admin, url)
+    assert "<pre>hi</pre>" in shown
+    [history] = re.findall(rf'href="({GROUPS}[^"]*/history/)"', shown)
+    assert "Pushed an event to job_7E.-" in page(admin, history)
+
+
+def test_a_group_that_is_named_like_a_user_is_another_thing(admin: Client) -> None:
+    bob = User.objects.create(username="bob")
+    publish(str(bob.pk), "of the group")
+    assert "of the group" not in act(admin, "let-in", by="pk", user=str(bob.pk))
+
+
 # Tenants
 
 
@@ -292,7 +307,7 @@ def test_the_monitor_is_not_for_tenants(admin: Client) -> None:
 
 
 def test_an_event_is_pushed(admin: Client) -> None:
-    shown = act(admin, "push", group="news", type="headline", data="first\r\nsecond")
+    shown = act(admin, "push", group="news", type="headline", text="first\r\nsecond")
     assert "headline" in shown
     assert "first\nsecond" in shown
     [(name, message)] = logged()
@@ -304,23 +319,21 @@ def test_an_event_is_pushed(admin: Client) -> None:
     ("given", "sent"), [('{"a": "é"}', '{"a": "é"}'), ('"text"', '"text"'), ("1", "1")]
 )
 def test_json_is_pushed_as_json(admin: Client, given: str, sent: str) -> None:
-    assert escape(sent) in act(admin, "push", group="news", data=given, is_json="on")
+    assert escape(sent) in act(admin, "push", group="news", text=given, is_json="on")
 
 
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
         ({"group": "no group"}, "is not a group name"),
-        ({"group": "news", "data": "{", "is_json": "on"}, "This is not JSON"),
-        ({"group": "news", "data": "NaN", "is_json": "on"}, "This is not JSON"),
+        ({"group": "news", "text": "{", "is_json": "on"}, "This is not JSON"),
+        ({"group": "news", "text": "NaN", "is_json": "on"}, "This is not JSON"),
         ({"group": "news", "type": "close"}, "is not a name for an event"),
-        ({"group": "news", "data": "x" * 300_000}, "MAX_EVENT_BYTES"),
+        ({"group": "news", "text": "x" * 300_000}, "MAX_EVENT_BYTES"),
         ({"group": "over"}, "cancelled"),
     ],
 )
-def test_what_cannot_be_pushed_is_said(
-    admin: Client, fields: dict[str, str], problem: str
-) -> None:
+def test_what_cannot_be_pushed_is_said(admin: Client, fields: dict[str, str], problem: str) -> None:
     cancel("over")
     assert problem in act(admin, "push", **fields)
     assert logged() == []
@@ -364,8 +377,6 @@ class Mine(News):
 
 
 async def in_thread(function: Any, *arguments: Any, **named: Any) -> Any:
-    from asgiref.sync import sync_to_async
-
     return await sync_to_async(function)(*arguments, **named)
 
 
@@ -474,10 +485,32 @@ async def test_a_logout_ends_the_stream() -> None:
         await reader.rest()
 
 
-def test_over_wsgi_the_monitor_shows_what_is_now(viewer: Client) -> None:
-    shown = page(viewer, MONITOR)
+async def test_the_site_has_its_say_about_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await _logged_in("view_eventgroup")
+    url = STREAM.replace("admin", "other", 1)
+    monkeypatch.setattr(other_site, "has_permission", lambda request: False)
+    assert (await answer(client, url=url)).status_code == 403
+    assert (await answer(client, url=STREAM)).status_code == 200
+
+
+async def test_processes_report_as_long_as_somebody_watches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Whoever has asked once is forgotten at once.
+    monkeypatch.setattr(reports, "_WATCHED_SECONDS", 0)
+    monkeypatch.setattr(reports, "REPORT_SECONDS", 0.02)
+    client = await _logged_in("view_eventgroup")
+    async with reading(await answer(client, url=STREAM)) as reader:
+        for _ in range(5):
+            await reader.next_event()
+
+
+async def test_over_wsgi_the_monitor_shows_what_is_now(viewer: Client) -> None:
+    async with open_stream(news):
+        shown = await in_thread(page, viewer, MONITOR)
     assert "served over WSGI" in shown
     assert "sse-charts" not in shown
+    assert f":{os.getpid()}</th>" in shown
 
 
 # Without the admin

@@ -31,8 +31,8 @@ SETTINGS = "docs/settings.md"
 _OF_DJANGO = {"get", "head", "delete"}
 # Where users import from, beside the package itself.
 _MODULES = (
-    *("asgi", "broadcasts", "decorators", "exceptions", "mixins", "monitoring", "producing"),
-    *("testing", "views"),
+    *("admin", "asgi", "broadcasts", "decorators", "exceptions", "mixins", "monitoring"),
+    *("producing", "testing", "views"),
     *("contrib.ai_sdk", "contrib.http_publish", "contrib.relay", "contrib.rest_framework"),
 )
 # What one of these modules has for another one.

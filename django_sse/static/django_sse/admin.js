@@ -219,7 +219,7 @@ document.querySelector("#sse-charts")?.append(...charts.map(({ element }) => ele
 draw();
 setInterval(draw, 1000);
 
-const stream = new EventStream(url, { json: true, pauseWhenHidden: true });
+const stream = new EventStream(url, { json: true, shared: true, pauseWhenHidden: true });
 stream.addEventListener("open", () => tell("Live."));
 stream.addEventListener("error", ({ reason }) => tell(`Connecting again: ${reason}.`));
 stream.addEventListener("close", ({ reason }) => tell(`The stream has ended (${reason}). Reload the page.`));

@@ -247,7 +247,7 @@ class EventGroupAdmin(_ModelAdmin):
     ``django_sse.change_eventgroup``. Only the database store can list groups.
     """
 
-    list_display = ("group", "is_open", "streams", "kept", "producer", "last_change", "last_id")
+    list_display = ("group", "is_open", "streams", "kept", "is_produced", "last_change", "last_id")
     list_filter = ("cancelled",)
     search_fields = ("name",)
     ordering = ("-changed",)
@@ -306,8 +306,8 @@ class EventGroupAdmin(_ModelAdmin):
     def kept(self, row: EventGroup) -> int:
         return int(row.kept_events)  # type: ignore[attr-defined]
 
-    @admin.display(ordering="producer")
-    def producer(self, row: EventGroup) -> str:
+    @admin.display(description="producer", ordering="producer")
+    def is_produced(self, row: EventGroup) -> str:
         return "yes" if row.producer else "-"
 
     @admin.display(description="streams now")

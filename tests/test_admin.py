@@ -360,6 +360,7 @@ def test_a_group_is_reopened(admin: Client) -> None:
 def test_a_producer_is_stopped(admin: Client) -> None:
     with produce("answer") as producer:
         producer.publish("one")
+        assert '<td class="field-is_produced">yes</td>' in page(admin, GROUPS)
         assert f"{GROUPS}stop/?group=answer" in page(admin, f"{GROUPS}answer/change/")
         act(admin, "stop", group="answer", reason="stopped")
         with pytest.raises(GroupCancelled):

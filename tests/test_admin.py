@@ -253,7 +253,7 @@ def test_a_store_that_cannot_list_groups_leaves_actions_by_name(
 
 
 def test_any_name_of_a_group_leads_to_its_page(admin: Client) -> None:
-    act(admin, "push", group="job_7E.-", text="hi")
+    assert "<pre>hi</pre>" in act(admin, "push", group="job_7E.-", text="hi")
     [url] = re.findall(rf'href="({GROUPS}[^"]*/change/)[^"]*"', page(admin, GROUPS))
     shown = page(admin, url)
     assert "<pre>hi</pre>" in shown

@@ -255,6 +255,10 @@ class Conf:
     PRODUCER_BYTES: int = _key(16 * 1024 * 1024, COUNT)
     """Bytes that one producer may publish, as encoded. It fails when it publishes more."""
 
+    PRESENCE_GRACE: float = _key(10, SECONDS_OR_OFF)
+    """Seconds after the end of a member's last stream until a view with ``presence`` says that she
+    has left. Whoever reloads a page, or comes back after a deploy, is back before. 0: at once."""
+
     NAMESPACE: str | None = _key(None, FUNCTION_OR_OFF)
     """The path of a function without arguments that returns the name of the current tenant or site.
     Groups, owners and positions of different tenants are different, even if their names are the

@@ -31,11 +31,11 @@ from django.http.response import HttpResponseBase
 from django.views import View
 
 from django_sse.access.logins import set_djangos_user
-from django_sse.access.owners import Owner, is_nobody, loaded, user_group
+from django_sse.access.owners import Owner, is_nobody, loaded, user_group, user_id_of
 from django_sse.concurrency.tasks import in_time
 from django_sse.concurrency.threads import without_thread
 from django_sse.conf import SETTING, conf
-from django_sse.event import Event
+from django_sse.event import Event, encode_published
 from django_sse.exceptions import AlreadyProducing, GroupCancelled
 from django_sse.groups.entries import GroupState
 from django_sse.groups.names import check_pattern, expand_group, validate_group
@@ -69,6 +69,7 @@ from django_sse.streaming.filtering import MessageHandler
 from django_sse.streaming.generation import Generation
 from django_sse.streaming.hub import current_hub
 from django_sse.streaming.limits import TooManyStreams
+from django_sse.streaming.roster import UNNAMED, Attendance, require_memory
 from django_sse.streaming.stream import Dialect
 
 ALL: Final = sys.maxsize
@@ -111,6 +112,11 @@ class EventStreamView(StreamView):
     example after a deploy. Only its login is checked then. 0: not at all. See "Resume tickets" in
     the documentation."""
 
+    presence: bool = False
+    """Whether ``django_sse.presence`` tells who has streams of the view, over all processes. A
+    member's first stream publishes a ``join`` event to each of its groups, and the end of her last
+    one a ``leave`` event. See "Presence" in the documentation."""
+
     stoppable: bool = False
     """Whether a client that may stream the groups may also cancel them, by DELETE. The reason is
     then ``stopped``."""
@@ -131,7 +137,8 @@ class EventStreamView(StreamView):
                 pattern can never make a group name; a number is invalid; there are both ``history``
                 and ``initial_events``, which both tell a new client of the past; a method is
                 ``async`` and must not be, or the other way round; or there are ``resume_seconds``
-                and something that needs each request.
+                and something that needs each request; or there is ``presence``, and events are kept
+                for too short a time.
         """
         groups = initkwargs.get("groups", cls.groups)
         _require_list(groups)
@@ -152,6 +159,8 @@ class EventStreamView(StreamView):
                 f"{cls.__name__} has both `history` and `initial_events`. Choose one: they both "
                 "tell a new client what happened before."
             )
+        if initkwargs.get("presence", cls.presence):
+            require_memory(cls.__name__)
         if seconds := initkwargs.get("resume_seconds", cls.resume_seconds):
             _require_resumable(cls, initkwargs, seconds)
             mark_as_resumable(view, cls, groups, seconds, partial(_resume, cls, initkwargs))
@@ -180,6 +189,15 @@ class EventStreamView(StreamView):
             PermissionDenied: No group is allowed.
         """
         return None
+
+    async def get_member(self) -> Any:
+        """Return what others are told of the stream's owner, as JSON, by ``join`` and ``leave``
+        events and by ``django_sse.presence``. This default returns the user's primary key as text.
+
+        None: the stream is counted, and nobody is named. It is called if ``presence`` is True and
+        the stream has an owner.
+        """
+        return user_id_of(await loaded(await self.get_owner()))
 
     async def initial_events(self) -> AsyncIterator[Event]:
         """Yield the current state, for a client that does not know it or has lost events."""
@@ -243,7 +261,7 @@ class EventStreamView(StreamView):
             return unavailable(request, STORE_AWAY, error)
         if begin.over:
             return no_content()
-        response = self._group_stream(begin, owner)
+        response = self._group_stream(begin, owner, await self._attendance(owner))
         try:
             refusal = await self._start_work(plain_names, states, user, owner.began)
         except BaseException:
@@ -297,8 +315,33 @@ class EventStreamView(StreamView):
         sent = {group: number for group, number in sent.items() if group in left}
         return left, starting_point(sent, left, self.history, self.replay_events)
 
-    def _group_stream(self, begin: StartingPoint, owner: Owner) -> HandedOffResponse:
+    async def _attendance(self, owner: Owner) -> Attendance | None:
+        """Return as whom the stream is present in its groups; None if that is not kept.
+
+        Raises:
+            InvalidEvent: What ``get_member`` returns cannot be published.
+        """
+        if not self.presence:
+            return None
+        if owner.user_id is None:
+            return UNNAMED
+        if not self._overrides("get_member"):
+            return Attendance(owner.user_id, owner.user_id)
+        info = await self.get_member()
+        if info is None:
+            return UNNAMED
+        encode_published(Event({"member": info}), conf().MAX_EVENT_BYTES)
+        return Attendance(owner.user_id, info)
+
+    def _group_stream(
+        self, begin: StartingPoint, owner: Owner, attendance: Attendance | None
+    ) -> HandedOffResponse:
         """Return the stream.
+
+        Args:
+            begin: Where the stream starts.
+            owner: The owner of the stream.
+            attendance: As whom it is present.
 
         Raises:
             TooManyStreams: A limit is reached.
@@ -314,6 +357,7 @@ class EventStreamView(StreamView):
                 "wants_messages": self.channel_messages,
                 "dialect": self._dialect(),
                 "restarts": self._restarts(),
+                "attendance": attendance,
             },
             reset=begin.reset,
             initial_events=(
@@ -353,7 +397,7 @@ class EventStreamView(StreamView):
             set_djangos_user(request, login.session_store(login.session_key))
             self._ask_again_later()
         try:
-            return self._group_stream(begin, owner)
+            return self._group_stream(begin, owner, await self._attendance(owner))
         except TooManyStreams:
             return None
 
@@ -698,12 +742,12 @@ def _require_list(groups: Iterable[str]) -> None:
 
 # What a view asks in each request, or of each event in the name of a request.
 _NEEDING_REQUEST: Final = (
-    *("authorize", "get_owner", "filter_event", "still_allowed"),
+    *("authorize", "get_owner", "get_member", "filter_event", "still_allowed"),
     *("dispatch", "get", "setup"),
 )
 _SETTLED_BEFORE_REQUEST: Final = (
     *("history", "replay_events", "replay_age", "retry", "heartbeat", "channel_messages"),
-    "resume_seconds",
+    *("resume_seconds", "presence"),
 )
 
 

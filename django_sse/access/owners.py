@@ -148,7 +148,7 @@ def owner_in(
     if is_nobody(user):
         return Owner(owner_keys) if owner_keys else NOBODY
     of_user = user_key(user)
-    user_id = " ".join(_identity(user))
+    user_id = user_id_of(user)
     owner_keys[of_user] = None
     owner_keys |= {user_key(user, group): group for group in groups}
     if SESSION_KEY not in data:
@@ -245,6 +245,15 @@ def user_group(user: Any) -> str:
         ValueError: The user is not saved, has no key, or is not logged in.
     """
     return group_name(*USER_GROUP_PARTS, *_required_identity(user))
+
+
+def user_id_of(user: Any) -> str | None:
+    """Return a user's primary key as text: see ``Owner.user_id``. None for nobody.
+
+    Raises:
+        TypeError, ValueError: The user has no owner key: see ``user_key``.
+    """
+    return None if is_nobody(user) else " ".join(_identity(user))
 
 
 def owner_key_of(owner: Any) -> str:

@@ -22,6 +22,7 @@ class Kind(IntEnum):
     RENEW = 5  # says that the producer is alive; takes no number
     LAPSE = 6  # a CLOSE that counts only if the producer is no longer alive
     HAND_OVER = 7  # leaves the group, which goes on, to its next producer; takes no number
+    EXPECT = 8  # refuses all if the group's last number is not `at`; takes no number
 
 
 class NewEntry(NamedTuple):
@@ -35,7 +36,8 @@ class NewEntry(NamedTuple):
 
     The ``at`` of a ``BEGIN`` is the age, in microseconds, from which a producer that the group
     already has is dead; its ``wire`` then closes the group. The ``at`` of a ``LAPSE`` is when the
-    dead producer was last alive.
+    dead producer was last alive. The ``at`` of an ``EXPECT`` is the ``GroupState.head`` that the
+    caller knows. It comes before all other entries of its group.
     """
 
     group: str

@@ -14,6 +14,14 @@ def first_number() -> int:
     return time_ns() // 1000
 
 
+class HeadMoved(Exception):
+    """Somebody else has appended to a group, and what expected its head is refused."""
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+        super().__init__(f"Group {group!r} has other entries than was expected.")
+
+
 class Numbering:
     """Gives the entries of one group their numbers. Each store does this under its lock.
 
@@ -78,7 +86,12 @@ class Numbering:
             GroupCancelled: The entry is an event for a cancelled group, and is not staged. Or it
                 comes from a producer that is not the group's.
             AlreadyProducing: The entry is a ``BEGIN``, and the group has a producer.
+            HeadMoved: The entry is an ``EXPECT``, and the group has another head.
         """
+        if entry.kind is Kind.EXPECT:
+            if entry.at != self.head:
+                raise HeadMoved(self.group)
+            return None
         if entry.kind is Kind.LAPSE:
             if entry.producer != self.producer or entry.at != self.renewed:
                 return None

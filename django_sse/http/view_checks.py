@@ -44,6 +44,7 @@ _RULES: Final = {
     "heartbeat": Rule(
         f"{SECONDS_OR_OFF.accepts}, or None", lambda n: n is None or SECONDS_OR_OFF.admits(n)
     ),
+    "presence": Rule("True or False", lambda value: isinstance(value, bool)),
     "stoppable": Rule("True or False", lambda value: isinstance(value, bool)),
     "restartable": Rule("True or False", lambda value: isinstance(value, bool)),
     "stop_when_unread": SECONDS_OR_NONE,
@@ -65,6 +66,7 @@ _SIGNATURES: Final = {
     "get_groups": "async def get_groups(self)`",
     "authorize": "async def authorize(self, groups)`",
     "get_owner": "async def get_owner(self)`",
+    "get_member": "async def get_member(self)`",
     "still_allowed": "async def still_allowed(self)`",
     "initial_events": "async def initial_events(self)` with `yield`",
     "events": "async def events(self)` with `yield`",

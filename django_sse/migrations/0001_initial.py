@@ -28,6 +28,7 @@ class Migration(migrations.Migration):
                             (5, "renew"),
                             (6, "lapse"),
                             (7, "hand_over"),
+                            (8, "expect"),
                         ]
                     ),
                 ),

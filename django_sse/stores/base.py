@@ -68,6 +68,10 @@ class EventStore(ABC):
     producer's token raise ``GroupCancelled`` if the group is not that producer's. While a group has
     a producer, and for ``PRODUCER_KEEP`` after that, all of its events are kept.
 
+    Expecting: an ``EXPECT`` has the whole call refused, with ``HeadMoved``, unless the group's head
+    is still the one that ``astates`` has told. So what follows from the group's entries is appended
+    once, also by several processes, and also if the answer is lost.
+
     Transactions: if a transaction is open on ``using``, its commit publishes the entries.
 
     Reading is async. It adds no group and no event. But if a publisher died after its commit,
@@ -114,8 +118,9 @@ class EventStore(ABC):
             GroupCancelled: An event was for a cancelled group, or an entry came from a producer
                 that is not the group's. Nothing was appended.
             AlreadyProducing: A ``BEGIN`` was for a group that has a producer.
-            TransactionManagementError: Autocommit is off. Or an entry of a producer is appended in
-                a transaction, where it could not be refused any more.
+            HeadMoved: An ``EXPECT`` expected another head. Nothing was appended.
+            TransactionManagementError: Autocommit is off. Or an entry of a producer, or an
+                ``EXPECT``, is appended in a transaction, where it could not be refused any more.
         """
         connection = connections[self.using]
         if not connection.in_atomic_block:
@@ -131,6 +136,11 @@ class EventStore(ABC):
             if on_append:
                 on_append(entries, None)
             return numbers
+        if any(entry.kind is Kind.EXPECT for entry in entries):
+            raise transaction.TransactionManagementError(
+                "What expects a group's head cannot be appended inside a transaction: another one "
+                "may commit first."
+            )
         if any(entry.producer for entry in entries):
             raise transaction.TransactionManagementError(
                 "A producer cannot publish inside a transaction: what it publishes must be refused "
@@ -248,6 +258,7 @@ class EventStore(ABC):
         Raises:
             GroupCancelled: As for ``append``. Nothing was appended.
             AlreadyProducing: As for ``append``.
+            HeadMoved: As for ``append``.
         """
 
     def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Iterable[Sequence[Hint]]]:

@@ -182,24 +182,28 @@ local function close(group, wire)
 end
 
 -- Does what `Numbering.take` does, but that a REOPEN never has a time of its own: returns 0 for what
--- takes no number, nil for what is refused, and -1 for a BEGIN of a group that has a producer.
+-- takes no number, and one of these for what is refused.
+local CANCELLED, PRODUCING, MOVED = -1, -2, -3
+
 local function take(group, kind, wire, exclude, at, producer, staged)
   at, producer = tonumber(at), tonumber(producer)
-  if kind == 'LAPSE' then
+  if kind == 'EXPECT' then
+    return at == group.head and 0 or MOVED
+  elseif kind == 'LAPSE' then
     if producer ~= group.producer or at ~= group.renewed then
       return 0
     end
     return close(group, wire)
   elseif kind == 'BEGIN' then
     if group.cancelled then
-      return nil
+      return CANCELLED
     elseif group.producer ~= 0 and group.producer ~= HANDED_OVER and group.producer ~= producer then
-      return now - group.renewed < at and -1 or close(group, wire)
+      return now - group.renewed < at and PRODUCING or close(group, wire)
     end
     group.producer, group.renewed, group.changed = producer, now, true
     return 0
   elseif producer ~= 0 and producer ~= group.producer then
-    return nil
+    return CANCELLED
   elseif kind == 'RENEW' then
     group.renewed, group.changed = now, true
     return 0
@@ -224,7 +228,7 @@ local function take(group, kind, wire, exclude, at, producer, staged)
   elseif kind == 'CLOSE' then
     return group.cancelled and 0 or close(group, wire)
   elseif group.cancelled and not staged then
-    return nil
+    return CANCELLED
   end
   group.producer = group.producer + (producer ~= 0 and 1 or 0)
   return add(group, wire, false, exclude)
@@ -337,7 +341,7 @@ if operation == 'new_run' then
   return state(group)
 end
 
--- Returns the index of a group that is cancelled, or minus the index of one that has a producer.
+-- Returns a table of why an entry is refused, and the index of its group.
 -- Otherwise, it returns one text, which clients parse faster than a table: the number of each entry (0 for none), then each group's head and whether it is cancelled.
 -- If closes were added: a table of this text and, for each group, the wire of its close or ''.
 if operation == 'append' then
@@ -352,10 +356,8 @@ if operation == 'append' then
     local number = take(
       groups[index], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5], staged
     )
-    if not number then
-      return index
-    elseif number == -1 then
-      return -index
+    if number < 0 then
+      return {number, index}
     end
     table.insert(words, text(number))
   end

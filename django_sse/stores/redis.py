@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Container, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Container, Iterable, Sequence
 from functools import cached_property
 from hashlib import sha1
 from pathlib import Path
@@ -18,6 +18,7 @@ from django_sse.concurrency.forks import ForkSafeLock
 from django_sse.conf import conf
 from django_sse.exceptions import AlreadyProducing, GroupCancelled
 from django_sse.groups.entries import Entry, GroupState, Hint, Kind, Lease, NewEntry
+from django_sse.groups.numbering import HeadMoved
 from django_sse.stores.base import Cursor, EventStore
 from django_sse.stores.clock import StoreClock
 from django_sse.stores.read_limits import READ_BYTES
@@ -68,6 +69,12 @@ _OPTIONS: Final[dict[str, Any]] = {
 _LAPSED_STEPS: Final = 100
 # What begins or renews a lease.
 _LEASING: Final = (Kind.BEGIN, Kind.RENEW, Kind.HAND_OVER)
+# Why the script refuses an entry.
+_REFUSALS: Final[dict[int, Callable[[str], Exception]]] = {
+    -1: GroupCancelled,
+    -2: AlreadyProducing,
+    -3: HeadMoved,
+}
 # The errors of a server that takes no commands, or takes none now: a replica that was the master
 # before a failover, a server that is starting, one that is cut off from its replicas.
 _WRONG_SERVER: Final = (
@@ -270,8 +277,9 @@ class RedisStore(EventStore):
             self._mark(groups),
             *self._mark_producing(entries),
         )
-        if isinstance(reply, int):
-            raise (GroupCancelled if reply > 0 else AlreadyProducing)(groups[abs(reply) - 1])
+        if isinstance(reply, list) and isinstance(reply[0], int):
+            why, position = reply
+            raise _REFUSALS[why](groups[position - 1])
         text, *closings = reply if isinstance(reply, list) else [reply, *[b""] * len(groups)]
         words = [int(word) for word in text.split()]
         numbers, states = words[: len(entries)], iter(words[len(entries) :])

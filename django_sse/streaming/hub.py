@@ -28,6 +28,7 @@ from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.lapses import close_lapsed
 from django_sse.streaming.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
 from django_sse.streaming.open_stream import OpenStream
+from django_sse.streaming.presence import attendants_of
 from django_sse.streaming.readership import tell_producers
 from django_sse.streaming.rechecks import Rechecks
 from django_sse.streaming.reports import ASKED, REPORTS, ProcessReport, Reporter, report_of
@@ -233,6 +234,8 @@ class Hub:
                 await asyncio.wait([subscription.entering], timeout=LAYER_SECONDS)
         # The owner's streams may have been ended since the view checked.
         await self._rechecks.check_newcomer(stream)
+        if stream.attendance and stream in self.streams:
+            attendants_of(self.loop, self._store).enter(stream)
 
     def leave(self, stream: Stream) -> None:
         """Remove a stream. The last stream of a group, or of the hub, closes it."""
@@ -243,6 +246,8 @@ class Hub:
             with counting:
                 self.occupancy.remove(stream)
         self._rechecks.remove(stream)
+        if stream.attendance:
+            attendants_of(self.loop, self._store).leave(stream)
         for subscription in stream.subscriptions:
             subscription.streams.discard(stream)
             if not subscription.streams:
@@ -437,6 +442,7 @@ class Hub:
     async def _close(self) -> None:
         await asyncio.wait([spawn(self._receiver.close())], timeout=LAYER_SECONDS)
         await self._rechecks.aclose()
+        await attendants_of(self.loop, self._store).idle()
         another = _hubs.get(self.loop)
         if another is None or another._store is not self._store:
             await self._store.aclose()

@@ -24,6 +24,7 @@ from django_sse.streaming.generation import Generation
 from django_sse.streaming.jitter import jittered_age, jittered_retry
 from django_sse.streaming.open_stream import OpenStream, announce_closed, announce_opened
 from django_sse.streaming.reports import REPORTS
+from django_sse.streaming.roster import Attendance
 from django_sse.streaming.send_queue import SEND_BYTES, LastBytes, Send, SendQueue
 from django_sse.streaming.subscription import HistoryLostError, Subscription
 from django_sse.streaming.tally import Tally
@@ -104,6 +105,7 @@ class Stream:
         address: The client's address, for the limit per address; None if it is not known.
         dialect: What the client understands in place of this library's ids and ``close``.
         restarts: Whether the client, when it comes back, starts a producer that was handed over.
+        attendance: As whom the stream is present in its groups; None if that is not kept.
         still_allowed: Returns whether the stream may go on. It is asked now and then.
         context: The context in which ``filter_event``, message handlers and ``still_allowed`` are
             called; None for an empty one.
@@ -131,6 +133,7 @@ class Stream:
         "_shares_chunks",
         "_taken",
         "address",
+        "attendance",
         "context",
         "dialect",
         "ended",
@@ -157,6 +160,7 @@ class Stream:
         address: str | None = None,
         dialect: Dialect | None = None,
         restarts: bool = False,
+        attendance: Attendance | None = None,
         still_allowed: Question | None = None,
         context: Context | None = None,
     ) -> None:
@@ -165,6 +169,7 @@ class Stream:
         self.address = address
         self.dialect = dialect
         self.restarts = restarts
+        self.attendance = attendance
         self.still_allowed = still_allowed
         self.context = context or Context()
         self.subscriptions: tuple[Subscription, ...] = ()

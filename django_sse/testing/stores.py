@@ -22,7 +22,7 @@ from django_sse.groups.entries import (
     closing_wire,
 )
 from django_sse.groups.names import OWNER_PREFIX
-from django_sse.groups.numbering import first_number
+from django_sse.groups.numbering import HeadMoved, first_number
 from django_sse.groups.producer_tokens import HANDED_OVER
 from django_sse.groups.replay import is_lost
 from django_sse.stores.base import Cursor, EventStore
@@ -93,6 +93,11 @@ def renewal(group: str, producer: int) -> NewEntry:
 def hand_over(group: str, producer: int) -> NewEntry:
     """Return an entry that leaves a group to its next producer."""
     return NewEntry(group, b"", Kind.HAND_OVER, producer=producer)
+
+
+def expecting(group: str, head: int) -> NewEntry:
+    """Return an entry that has all refused if the group's last number is another one."""
+    return NewEntry(group, b"", Kind.EXPECT, at=head)
 
 
 def lapse(lease: Lease) -> NewEntry:
@@ -743,6 +748,28 @@ class EventStoreContract(_TestCase):
                 store.append([produced("answer", "a", 700)], Bell())
 
         await append(store, begin("answer", 700))
+        with self.assertRaises(transaction.TransactionManagementError):
+            await sync_to_async(publish)()
+
+    @_with_store
+    async def test_of_several_who_expect_the_same_head_one_appends(self, store: EventStore) -> None:
+        for text in ("a", "b"):
+            head = (await state(store, "news")).head
+            both = event("news", text), event("told", text)
+            numbers = await append(store, expecting("news", head), *both)
+            self.assertEqual(numbers[0], None)
+            self.assertEqual(numbers[1], (await state(store, "news")).head)
+            with self.assertRaises(HeadMoved):
+                await append(store, *both[1:], expecting("news", head), both[0])
+        for group in ("news", "told"):
+            self.assertEqual(texts(await store.aread(group, 0, 9)), ["a", "b"])
+
+    @_with_store
+    async def test_nothing_is_expected_inside_a_transaction(self, store: EventStore) -> None:
+        def publish() -> None:
+            with transaction.atomic(using=store.using):
+                store.append([expecting("news", 0), event("news", "a")], Bell())
+
         with self.assertRaises(transaction.TransactionManagementError):
             await sync_to_async(publish)()
 

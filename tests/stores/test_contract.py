@@ -351,6 +351,25 @@ class TakesProducersInTransactions(MemoryStore):
         return super().append(entries, ring)
 
 
+class ExpectsNothing(MemoryStore):
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        heads = {
+            group: state.head for group, state in self.states([e.group for e in entries]).items()
+        }
+        met = [
+            entry._replace(at=heads[entry.group]) if entry.kind is Kind.EXPECT else entry
+            for entry in entries
+        ]
+        return super()._append(met, **kwargs)
+
+
+class ExpectsInTransactions(MemoryStore):
+    def append(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
+        if connections[self.using].in_atomic_block:
+            entries = [entry for entry in entries if entry.kind is not Kind.EXPECT]
+        return super().append(entries, ring)
+
+
 BROKEN: list[tuple[type[EventStore], str]] = [
     (DropsTheLastOfSeveral, "numbers_begin_at_the_clock_and_are_contiguous"),
     (DropsTheLastOfSeveral, "a_transaction_publishes_with_its_commit"),
@@ -407,6 +426,8 @@ BROKEN: list[tuple[type[EventStore], str]] = [
     (TellsOfFewProducers, "all_producers_that_have_died_are_told_of"),
     (KeepsNoMoreOfProducers, "all_that_a_producer_publishes_is_kept"),
     (TakesProducersInTransactions, "a_producer_is_refused_inside_a_transaction"),
+    (ExpectsNothing, "of_several_who_expect_the_same_head_one_appends"),
+    (ExpectsInTransactions, "nothing_is_expected_inside_a_transaction"),
 ]
 
 TESTS = {name for name in dir(EventStoreContract) if name.startswith("test_")}

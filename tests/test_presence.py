@@ -1,0 +1,500 @@
+"""Who is present in a group: what a project asks, and the events that say who comes and goes."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from pytest_django import Settings
+
+from django_sse import Event, acancel, aposition, apublish, areopen
+from django_sse.conf import conf
+from django_sse.exceptions import InvalidEvent
+from django_sse.presence import acount, apresent, count, present
+from django_sse.stores import get_store
+from django_sse.streaming import presence
+from django_sse.streaming.presence import Attendants
+from django_sse.streaming.roster import UNNAMED, Attendance, log_of
+from django_sse.testing.threads import in_thread
+from django_sse.views import EventStreamView
+from tests.streams import EventReader, get, news, open_stream, reading, until
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
+
+
+@pytest.fixture(params=["memory", "database"], autouse=True)
+def quick(request: pytest.FixtureRequest, settings: Settings) -> None:
+    """Members leave soon, and processes are taken for dead soon."""
+    settings.MIDDLEWARE = []
+    settings.DJANGO_SSE = {"STORE": request.param, "PRESENCE_GRACE": 0.2, "PRODUCER_TTL": 1.2}
+
+
+class Room(EventStreamView):
+    groups = ["room"]
+    presence = True
+
+    async def get_owner(self) -> Any:
+        return self.request.GET.get("user")
+
+
+class NamedRoom(Room):
+    async def get_member(self) -> Any:
+        user = await self.get_owner()
+        return None if user == "spy" else {"name": user.title()}
+
+
+room = Room.as_view()
+named_room = NamedRoom.as_view()
+
+
+@asynccontextmanager
+async def following(user: str, view: Any = room) -> AsyncIterator[EventReader]:
+    async with reading(await view(get(f"/?user={user}" if user else "/"))) as reader:
+        yield reader
+
+
+async def users() -> list[str]:
+    return [member.user for member in await apresent("room")]
+
+
+async def until_present(*expected: str) -> None:
+    async with asyncio.timeout(10):
+        while set(await users()) != set(expected):
+            await asyncio.sleep(0.01)
+
+
+async def until_count(expected: int) -> None:
+    async with asyncio.timeout(10):
+        while await acount("room") != expected:
+            await asyncio.sleep(0.01)
+
+
+async def told(start: str) -> list[tuple[Any, ...]]:
+    """Who came and went since a position, and how many were there then."""
+    await apublish("room", "end")
+    async with open_stream(news_of_room, last_event_id=start) as reader:
+        events = (await reader.until("end"))[:-1]
+    return [said(event) for event in events]
+
+
+def said(event: Event) -> tuple[Any, ...]:
+    data = json.loads(event.data)
+    return event.event, data["member"], data["count"]
+
+
+class NewsOfRoom(EventStreamView):
+    groups = ["room"]
+
+
+news_of_room = NewsOfRoom.as_view()
+
+
+# Who is present
+
+
+async def test_who_streams_a_group_is_present_and_a_second_tab_is_the_same_member() -> None:
+    assert await apresent("room") == []
+    async with following("ada"), following("ada"), following("bob"):
+        await until_present("ada", "bob")
+        await until_count(2)
+        async with asyncio.timeout(10):
+            while [member.streams for member in await apresent("room")] not in ([2, 1], [1, 2]):
+                await asyncio.sleep(0.01)
+    await until_present()
+    assert await acount("room") == 0
+
+
+async def test_present_says_since_when_and_what_the_view_tells() -> None:
+    async with following("ada", named_room):
+        await until_present("ada")
+        [ada] = await apresent("room")
+        async with following("bob", named_room):
+            await until_present("ada", "bob")
+            members = await apresent("room")
+    assert [member.info for member in members] == [{"name": "Ada"}, {"name": "Bob"}]
+    assert members[0].since == ada.since <= members[1].since
+    assert abs(ada.since - (await get_store_time())) < 60
+
+
+async def get_store_time() -> float:
+    return await in_thread(get_store().clock.time)
+
+
+async def test_streams_without_an_owner_are_counted_and_nobody_is_named() -> None:
+    start = await aposition("room")
+    async with following(""), following("", named_room), following("spy", named_room):
+        await until_count(3)
+        assert await users() == []
+        async with following("ada"):
+            await until_count(4)
+    await until_count(0)
+    assert await told(start) == [("join", "ada", 4), ("leave", "ada", 0)] or (await told(start))[
+        0
+    ] == ("join", "ada", 4)
+
+
+async def test_synchronous_code_can_ask_too() -> None:
+    async with following("ada"):
+        await until_present("ada")
+        assert [member.user for member in await in_thread(lambda: present("room"))] == ["ada"]
+        assert await in_thread(lambda: count("room")) == 1
+
+
+async def test_nothing_is_written_for_views_that_do_not_ask() -> None:
+    async with open_stream(news):
+        await apublish("news", "hi")
+        assert not presence._attendants.get(asyncio.get_running_loop())
+    state = (await get_store().astates([log_of("news")]))[log_of("news")]
+    assert state.head == state.origin
+
+
+# Who comes and goes
+
+
+async def test_members_join_and_leave_once_however_many_tabs_they_have() -> None:
+    start = await aposition("room")
+    async with following("ada") as reader:
+        assert said(await reader.next_event()) == ("join", "ada", 1)
+        async with following("ada"):
+            async with following("bob"):
+                assert said(await reader.next_event()) == ("join", "bob", 2)
+            assert said(await reader.next_event()) == ("leave", "bob", 1)
+    await until_present()
+    assert await told(start) == [
+        ("join", "ada", 1),
+        ("join", "bob", 2),
+        ("leave", "bob", 1),
+        ("leave", "ada", 0),
+    ]
+
+
+async def test_a_reload_is_neither_a_leave_nor_a_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = await aposition("room")
+    patient, impatient = replace(conf(), PRESENCE_GRACE=60), replace(conf(), PRESENCE_GRACE=0)
+    monkeypatch.setattr(presence, "conf", lambda: patient)
+    for _ in range(3):
+        async with following("ada"):
+            await until_present("ada")
+    assert [member.streams for member in await apresent("room")] == [1]
+    monkeypatch.setattr(presence, "conf", lambda: impatient)
+    async with following("ada"):
+        pass
+    await until_present()
+    assert await told(start) == [("join", "ada", 1), ("leave", "ada", 0)]
+
+
+async def test_a_cancelled_group_is_left_in_silence_and_spoken_of_once_it_is_reopened() -> None:
+    async with following("ada") as reader:
+        await until_present("ada")
+        await acancel("room")
+        await reader.rest()
+    await until_present()
+    await areopen("room")
+    async with following("bob") as reader:
+        assert said((await reader.until('{"member":"bob","count":1}'))[-1])[0] == "join"
+
+
+# Several processes
+
+
+class Tab:
+    """A stream, as far as presence knows it."""
+
+    def __init__(self, user: str) -> None:
+        self.attendance: Attendance | None = Attendance(user, user) if user else UNNAMED
+        self.groups = ("room",)
+
+
+def process() -> Attendants:
+    """Another process, as far as the store can tell."""
+    return Attendants(asyncio.get_running_loop(), get_store())
+
+
+def kill(killed: Attendants) -> None:
+    """End it without a word."""
+    assert killed._keeping
+    killed._keeping.cancel()
+    for room in killed._rooms.values():
+        for member in room.members.values():
+            for timer in member.leaving:
+                timer.cancel()
+
+
+async def test_racing_joins_and_leaves_of_one_member_in_two_processes_are_told_once() -> None:
+    start = await aposition("room")
+    first, second = process(), process()
+    stays = Tab("bob")
+    first.enter(stays)
+    await until_present("bob")
+    for _ in range(5):
+        tabs = [Tab("ada") for _ in range(10)]
+        for number, tab in enumerate(tabs):
+            (first, second)[number % 2].enter(tab)
+            if number % 3 == 0:
+                await asyncio.sleep(0.01)
+        await until_present("ada", "bob")
+        for number, tab in enumerate(tabs):
+            (first, second)[number % 2].leave(tab)
+        await until_present("bob")
+    first.leave(stays)
+    await first.idle()
+    await second.idle()
+    assert await told(start) == [
+        ("join", "bob", 1),
+        *[("join", "ada", 2), ("leave", "ada", 1)] * 5,
+        ("leave", "bob", 0),
+    ]
+
+
+async def test_a_member_who_comes_back_in_another_process_has_not_left() -> None:
+    start = await aposition("room")
+    first, second = process(), process()
+    tab, moved = Tab("ada"), Tab("ada")
+    first.enter(tab)
+    await until_present("ada")
+    since = (await apresent("room"))[0].since
+    first.leave(tab)
+    second.enter(moved)
+    await first.idle()
+    [ada] = await apresent("room")
+    assert (ada.streams, ada.since) == (1, since)
+    second.leave(moved)
+    await second.idle()
+    assert await told(start) == [("join", "ada", 1), ("leave", "ada", 0)]
+
+
+async def test_the_members_of_a_killed_process_leave_once_and_who_is_elsewhere_stays() -> None:
+    start = await aposition("room")
+    killed, *others = (process() for _ in range(4))
+    for user in ("ada", "bob", ""):
+        killed.enter(Tab(user))
+    tabs = [Tab("ada"), Tab("cyd"), Tab("dan")]
+    for other, tab in zip(others, tabs, strict=True):
+        other.enter(tab)
+    await until_count(5)
+    kill(killed)
+    await until_present("ada", "cyd", "dan")
+    # `present` leaves it out before its members have left.
+    async with asyncio.timeout(10):
+        while killed._process in (await roster()).processes:
+            await asyncio.sleep(0.01)
+    for other, tab in zip(others, tabs, strict=True):
+        other.leave(tab)
+    for other in others:
+        await other.idle()
+    events = await told(start)
+    assert Counter((event, member) for event, member, _ in events) == Counter(
+        (event, member) for event in ("join", "leave") for member in ("ada", "bob", "cyd", "dan")
+    )
+    assert events[-1][-1] == 0
+
+
+async def roster() -> Any:
+    log = log_of("room")
+    return await presence.read_roster(get_store(), log, (await get_store().astates([log]))[log])
+
+
+async def test_whoever_comes_after_a_killed_process_sees_its_members_leave() -> None:
+    start = await aposition("room")
+    killed, later = process(), process()
+    killed.enter(Tab("ada"))
+    await until_present("ada")
+    kill(killed)
+    tab = Tab("bob")
+    later.enter(tab)
+    async with asyncio.timeout(10):
+        while killed._process in (await roster()).processes:
+            await asyncio.sleep(0.01)
+    later.leave(tab)
+    await later.idle()
+    assert await told(start) == [
+        ("join", "ada", 1),
+        ("join", "bob", 2),
+        ("leave", "ada", 1),
+        ("leave", "bob", 0),
+    ]
+
+
+async def test_a_process_that_was_taken_for_dead_says_again_who_is_there() -> None:
+    start = await aposition("room")
+    paused, other = process(), process()
+    paused.enter(held := Tab("ada"))
+    other.enter(tab := Tab("bob"))
+    await until_present("ada", "bob")
+    kill(paused)
+    async with asyncio.timeout(10):
+        while paused._process in (await roster()).processes:
+            await asyncio.sleep(0.01)
+    paused._keeping = asyncio.create_task(paused._keep())
+    await until_present("ada", "bob")
+    for attendants, left in ((paused, held), (other, tab)):
+        attendants.leave(left)
+        await attendants.idle()
+    assert [(event, member) for event, member, _ in await told(start) if member == "ada"] == [
+        ("join", "ada"),
+        ("leave", "ada"),
+        ("join", "ada"),
+        ("leave", "ada"),
+    ]
+
+
+async def test_nothing_is_told_twice_though_answers_of_the_store_are_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(presence, "_PAUSE_SECONDS", 0.01)
+    start = await aposition("room")
+    store = get_store()
+    append = store.aappend_apart
+    calls = 0
+
+    async def lose_answers(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        answer = await append(*args)
+        if calls % 2:
+            raise TimeoutError("The answer is lost.")
+        return answer
+
+    monkeypatch.setattr(store, "aappend_apart", lose_answers)
+    first, second = process(), process()
+    for _ in range(5):
+        first.enter(one := Tab("ada"))
+        second.enter(another := Tab("ada"))
+        await until_present("ada")
+        first.leave(one)
+        second.leave(another)
+        await until_present()
+    await first.idle()
+    await second.idle()
+    assert await told(start) == [("join", "ada", 1), ("leave", "ada", 0)] * 5
+
+
+async def test_members_stay_while_the_store_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "_PAUSE_SECONDS", 0.05)
+    start = await aposition("room")
+    first, second = process(), process()
+    first.enter(ada := Tab("ada"))
+    second.enter(bob := Tab("bob"))
+    await until_present("ada", "bob")
+    asked = 0
+
+    async def fail(*args: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        raise ConnectionError("The store is away.")
+
+    with monkeypatch.context() as away:
+        away.setattr(get_store(), "aappend_apart", fail)
+        # Longer than a process may be silent.
+        await until(lambda: asked > 2 * 1.5 / 0.05)
+        second.enter(cyd := Tab("cyd"))
+    await until_present("ada", "bob", "cyd")
+    for attendants, tab in ((first, ada), (second, bob), (second, cyd)):
+        attendants.leave(tab)
+    await first.idle()
+    await second.idle()
+    assert Counter(event[:2] for event in await told(start)) == Counter(
+        (event, member) for event in ("join", "leave") for member in ("ada", "bob", "cyd")
+    )
+
+
+async def test_a_crowd_is_written_with_few_appends(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = get_store()
+    append = store.aappend_apart
+    calls = 0
+
+    async def counted(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return await append(*args)
+
+    monkeypatch.setattr(store, "aappend_apart", counted)
+    crowd = process()
+    tabs = [Tab(f"user-{number}") for number in range(700)]
+    for tab in tabs:
+        crowd.enter(tab)
+    await until_count(700)
+    # Two for the members, and some to say that the process is alive.
+    assert calls <= 2 + 30
+    for tab in tabs:
+        crowd.leave(tab)
+    await crowd.idle()
+    await until_count(0)
+
+
+async def test_members_are_known_though_few_events_are_kept(settings: Settings) -> None:
+    settings.DJANGO_SSE = {**settings.DJANGO_SSE, "HISTORY_SIZE": 4}
+    first, second = process(), process()
+    first.enter(stays := Tab("bob"))
+    await until_present("bob")
+    for number in range(8):
+        second.enter(tab := Tab(f"user-{number}"))
+        await until_present("bob", f"user-{number}")
+        second.leave(tab)
+        await until_present("bob")
+    first.leave(stays)
+    await first.idle()
+    await second.idle()
+    assert await acount("room") == 0
+
+
+async def test_who_is_present_is_said_again_before_it_is_too_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(presence, "refresh_seconds", lambda: 0.3)
+    start = await aposition("room")
+    first = process()
+    first.enter(tab := Tab("ada"))
+    await until_present("ada")
+    before = (await roster()).told_at
+    async with asyncio.timeout(10):
+        while (await roster()).told_at <= before + 0.3:
+            await asyncio.sleep(0.01)
+    first.leave(tab)
+    await first.idle()
+    assert await told(start) == [("join", "ada", 1), ("leave", "ada", 0)]
+
+
+# Mistakes
+
+
+def test_presence_is_refused_where_the_store_would_forget_it(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"HISTORY_AGE": 30}
+    with pytest.raises(ImproperlyConfigured, match=r"HISTORY_AGE.* at least 60 seconds, or 0"):
+        Room.as_view()
+    settings.DJANGO_SSE = {"HISTORY_AGE": 0}
+    Room.as_view()
+
+
+def test_presence_is_true_or_false() -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"presence must be True or False, not 'yes'"):
+        Room.as_view(presence="yes")
+
+
+async def test_a_member_of_whom_nothing_can_be_told_is_an_error_at_once() -> None:
+    class Broken(Room):
+        async def get_member(self) -> Any:
+            return object()
+
+    with pytest.raises(InvalidEvent):
+        await Broken.as_view()(get("/?user=ada"))
+
+
+def test_a_view_whose_members_need_the_request_is_not_resumed_without_it() -> None:
+    class Resumed(EventStreamView):
+        groups = ["room"]
+        presence = True
+        resume_seconds = 60
+
+    class Named(Resumed):
+        async def get_member(self) -> Any:
+            return self.request.GET.get("name")
+
+    Resumed.as_view()
+    with pytest.raises(ImproperlyConfigured, match="`get_member`, which needs each request"):
+        Named.as_view()

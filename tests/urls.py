@@ -22,6 +22,8 @@ urlpatterns = [
     path("stop/<str:group>/", views.stop),
     path("answer-page/<str:group>/", views.answer_page),
     path("members/<str:group>/", views.Members.as_view()),
+    path("room/<str:group>/", views.Room.as_view()),
+    path("present/<str:group>/", views.present),
     path("resumed/<str:group>/", views.Resumed.as_view()),
     path("unauthorized/<str:group>/", views.Unauthorized.as_view()),
     path(

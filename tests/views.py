@@ -32,6 +32,7 @@ from django_sse.decorators import event_generator, event_stream, event_stream_he
 from django_sse.exceptions import AlreadyProducing, GroupCancelled
 from django_sse.http.response import last_event_id
 from django_sse.mixins import LoginRequiredMixin
+from django_sse.presence import apresent
 from django_sse.producing import start_producing
 from django_sse.streaming import hub
 from django_sse.views import EventProducerView, EventStreamView
@@ -55,6 +56,16 @@ class Members(EventStreamView):
         user = await self.request.auser()
         if not user.is_authenticated:
             raise PermissionDenied
+
+
+class Room(EventStreamView):
+    """A group that tells who is there. Whoever comes says who it is."""
+
+    groups = ["{group}"]
+    presence = True
+
+    async def get_owner(self) -> str | None:
+        return self.request.GET.get("user")
 
 
 class Resumed(LoginRequiredMixin, EventStreamView):
@@ -264,6 +275,11 @@ def deactivate(request: HttpRequest) -> HttpResponse:
     """Deactivate a user as a bulk update does, which sends no signal."""
     User.objects.filter(username=request.GET["user"]).update(is_active=False)
     return HttpResponse(status=204)
+
+
+async def present(request: HttpRequest, group: str) -> HttpResponse:
+    members = await apresent(group)
+    return JsonResponse({member.user: member.streams for member in members})
 
 
 async def open_streams(request: HttpRequest) -> HttpResponse:

@@ -142,6 +142,7 @@ KEYS: dict[str, tuple[Any, list[Any], list[Any], str]] = {
     "PRODUCER_GRACE": (5, [0, 0.5, 60], NO_SECONDS, SECONDS_OR_OFF),
     "PRODUCER_KEEP": (3600, [1, 86400], NO_SECONDS_FROM_1, SECONDS_FROM_1),
     "PRODUCER_BYTES": (16 * 1024 * 1024, [1, 10**9], NO_COUNTS, COUNT),
+    "PRESENCE_GRACE": (10, [1, 0.5, 0], NO_SECONDS, SECONDS_OR_OFF),
     "NAMESPACE": (None, ["mysite.tenants.current", None], NO_FUNCTIONS, FUNCTION_OR_OFF),
     "NAMESPACE_CONTEXT": (None, [None], NO_FUNCTIONS, FUNCTION_OR_OFF),
 }
@@ -188,7 +189,7 @@ def test_it_is_refused_with_what_would_be_accepted(
 
 
 def test_every_duration_is_known() -> None:
-    assert len(DURATIONS) == 12
+    assert len(DURATIONS) == 13
 
 
 @pytest.mark.parametrize("key", DURATIONS)

@@ -32,7 +32,7 @@ _OF_DJANGO = {"get", "head", "delete"}
 # Where users import from, beside the package itself.
 _MODULES = (
     *("admin", "asgi", "broadcasts", "decorators", "exceptions", "mixins", "monitoring"),
-    *("producing", "testing", "views"),
+    *("presence", "producing", "testing", "views"),
     *("contrib.ai_sdk", "contrib.http_publish", "contrib.relay", "contrib.rest_framework"),
 )
 # What one of these modules has for another one.

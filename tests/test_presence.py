@@ -18,10 +18,10 @@ from django_sse.exceptions import InvalidEvent
 from django_sse.presence import acount, apresent, count, present
 from django_sse.stores import get_store
 from django_sse.streaming import presence
-from django_sse.streaming.presence import Attendants
-from django_sse.streaming.roster import UNNAMED, Attendance, log_of
+from django_sse.streaming.roster import log_of
 from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView
+from tests.attendants import Tab, go_on, kill, process, roster, until_without
 from tests.streams import EventReader, get, news, open_stream, reading, until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
@@ -202,32 +202,9 @@ async def test_a_cancelled_group_is_left_in_silence_and_spoken_of_once_it_is_reo
 # Several processes
 
 
-class Tab:
-    """A stream, as far as presence knows it."""
-
-    def __init__(self, user: str) -> None:
-        self.attendance: Attendance | None = Attendance(user, user) if user else UNNAMED
-        self.groups = ("room",)
-
-
-def process() -> Attendants:
-    """Another process, as far as the store can tell."""
-    return Attendants(asyncio.get_running_loop(), get_store())
-
-
-def kill(killed: Attendants) -> None:
-    """End it without a word."""
-    assert killed._keeping
-    killed._keeping.cancel()
-    for room in killed._rooms.values():
-        for member in room.members.values():
-            for timer in member.leaving:
-                timer.cancel()
-
-
 async def test_racing_joins_and_leaves_of_one_member_in_two_processes_are_told_once() -> None:
     start = await aposition("room")
-    first, second = process(), process()
+    first, second = process(get_store()), process(get_store())
     stays = Tab("bob")
     first.enter(stays)
     await until_present("bob")
@@ -253,7 +230,7 @@ async def test_racing_joins_and_leaves_of_one_member_in_two_processes_are_told_o
 
 async def test_a_member_who_comes_back_in_another_process_has_not_left() -> None:
     start = await aposition("room")
-    first, second = process(), process()
+    first, second = process(get_store()), process(get_store())
     tab, moved = Tab("ada"), Tab("ada")
     first.enter(tab)
     await until_present("ada")
@@ -270,7 +247,7 @@ async def test_a_member_who_comes_back_in_another_process_has_not_left() -> None
 
 async def test_the_members_of_a_killed_process_leave_once_and_who_is_elsewhere_stays() -> None:
     start = await aposition("room")
-    killed, *others = (process() for _ in range(4))
+    killed, *others = (process(get_store()) for _ in range(4))
     for user in ("ada", "bob", ""):
         killed.enter(Tab(user))
     tabs = [Tab("ada"), Tab("cyd"), Tab("dan")]
@@ -280,9 +257,7 @@ async def test_the_members_of_a_killed_process_leave_once_and_who_is_elsewhere_s
     kill(killed)
     await until_present("ada", "cyd", "dan")
     # `present` leaves it out before its members have left.
-    async with asyncio.timeout(10):
-        while killed._process in (await roster()).processes:
-            await asyncio.sleep(0.01)
+    await until_without(get_store(), killed)
     for other, tab in zip(others, tabs, strict=True):
         other.leave(tab)
     for other in others:
@@ -294,22 +269,15 @@ async def test_the_members_of_a_killed_process_leave_once_and_who_is_elsewhere_s
     assert events[-1][-1] == 0
 
 
-async def roster() -> Any:
-    log = log_of("room")
-    return await presence.read_roster(get_store(), log, (await get_store().astates([log]))[log])
-
-
 async def test_whoever_comes_after_a_killed_process_sees_its_members_leave() -> None:
     start = await aposition("room")
-    killed, later = process(), process()
+    killed, later = process(get_store()), process(get_store())
     killed.enter(Tab("ada"))
     await until_present("ada")
     kill(killed)
     tab = Tab("bob")
     later.enter(tab)
-    async with asyncio.timeout(10):
-        while killed._process in (await roster()).processes:
-            await asyncio.sleep(0.01)
+    await until_without(get_store(), killed)
     later.leave(tab)
     await later.idle()
     assert await told(start) == [
@@ -322,15 +290,13 @@ async def test_whoever_comes_after_a_killed_process_sees_its_members_leave() -> 
 
 async def test_a_process_that_was_taken_for_dead_says_again_who_is_there() -> None:
     start = await aposition("room")
-    paused, other = process(), process()
+    paused, other = process(get_store()), process(get_store())
     paused.enter(held := Tab("ada"))
     other.enter(tab := Tab("bob"))
     await until_present("ada", "bob")
     kill(paused)
-    async with asyncio.timeout(10):
-        while paused._process in (await roster()).processes:
-            await asyncio.sleep(0.01)
-    paused._keeping = asyncio.create_task(paused._keep())
+    await until_without(get_store(), paused)
+    go_on(paused)
     await until_present("ada", "bob")
     for attendants, left in ((paused, held), (other, tab)):
         attendants.leave(left)
@@ -361,7 +327,7 @@ async def test_nothing_is_told_twice_though_answers_of_the_store_are_lost(
         return answer
 
     monkeypatch.setattr(store, "aappend_apart", lose_answers)
-    first, second = process(), process()
+    first, second = process(get_store()), process(get_store())
     for _ in range(5):
         first.enter(one := Tab("ada"))
         second.enter(another := Tab("ada"))
@@ -377,7 +343,7 @@ async def test_nothing_is_told_twice_though_answers_of_the_store_are_lost(
 async def test_members_stay_while_the_store_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "_PAUSE_SECONDS", 0.05)
     start = await aposition("room")
-    first, second = process(), process()
+    first, second = process(get_store()), process(get_store())
     first.enter(ada := Tab("ada"))
     second.enter(bob := Tab("bob"))
     await until_present("ada", "bob")
@@ -414,7 +380,7 @@ async def test_a_crowd_is_written_with_few_appends(monkeypatch: pytest.MonkeyPat
         return await append(*args)
 
     monkeypatch.setattr(store, "aappend_apart", counted)
-    crowd = process()
+    crowd = process(get_store())
     tabs = [Tab(f"user-{number}") for number in range(700)]
     for tab in tabs:
         crowd.enter(tab)
@@ -429,7 +395,7 @@ async def test_a_crowd_is_written_with_few_appends(monkeypatch: pytest.MonkeyPat
 
 async def test_members_are_known_though_few_events_are_kept(settings: Settings) -> None:
     settings.DJANGO_SSE = {**settings.DJANGO_SSE, "HISTORY_SIZE": 4}
-    first, second = process(), process()
+    first, second = process(get_store()), process(get_store())
     first.enter(stays := Tab("bob"))
     await until_present("bob")
     for number in range(8):
@@ -448,12 +414,12 @@ async def test_who_is_present_is_said_again_before_it_is_too_old(
 ) -> None:
     monkeypatch.setattr(presence, "refresh_seconds", lambda: 0.3)
     start = await aposition("room")
-    first = process()
+    first = process(get_store())
     first.enter(tab := Tab("ada"))
     await until_present("ada")
-    before = (await roster()).told_at
+    before = (await roster(get_store())).told_at or 0.0
     async with asyncio.timeout(10):
-        while (await roster()).told_at <= before + 0.3:
+        while ((await roster(get_store())).told_at or 0.0) <= before + 0.3:
             await asyncio.sleep(0.01)
     first.leave(tab)
     await first.idle()

@@ -203,13 +203,17 @@ class ChatView(EventProducerView):
         """Return the view.
 
         Raises:
-            ImproperlyConfigured: The view has no ``answer``, has ``authorize``, or is
-                ``restartable``; a method is ``async`` and must not be, or the other way round; or
-                as for ``EventProducerView``.
+            ImproperlyConfigured: The view has no ``answer``, has ``authorize`` or
+                ``presence``, or is ``restartable``; a method is ``async`` and must not be, or the
+                other way round; or as for ``EventProducerView``.
         """
         if initkwargs.get("restartable", cls.restartable):
             raise ImproperlyConfigured(
                 f"{cls.__name__} cannot be restartable: only the POST that asks has the messages."
+            )
+        if initkwargs.get("presence", cls.presence):
+            raise ImproperlyConfigured(
+                f"{cls.__name__} cannot have `presence`: `useChat` knows no `join` and `leave`."
             )
         for name in METHODS_OF_CHATS:
             check_method(cls, name, initkwargs.get(name, getattr(cls, name)))

@@ -393,6 +393,11 @@ def test_a_chat_cannot_be_restarted() -> None:
         Chat.as_view(restartable=True)
 
 
+def test_a_chat_has_no_presence() -> None:
+    with pytest.raises(ImproperlyConfigured, match="knows no `join` and `leave`"):
+        Chat.as_view(presence=True)
+
+
 def test_an_answer_that_yields_nothing_is_refused() -> None:
     class Coroutine(ChatView):
         async def answer(self) -> Any:  # type: ignore[override]

@@ -18,11 +18,11 @@ from django_sse.conf import SETTING, conf
 from django_sse.event import Event, decode_block
 from django_sse.groups.entries import Entry, GroupState
 from django_sse.groups.names import OWNER_KEY_LENGTH, OWNER_PREFIX
+from django_sse.groups.namespaces import INTERNAL
 from django_sse.stores.base import EventStore
 from django_sse.stores.read_limits import READ_SECONDS
 
-# No namespace of a tenant is like it, so no project's group has this name.
-_LOGS: Final = "=presence/"
+_LOGS: Final = f"{INTERNAL}/presence."
 # The key of the streams that are counted, and of which nobody is named. No member has it.
 _UNNAMED_KEY: Final = ""
 # How many changes there are at least between two entries that say who is present.

@@ -113,6 +113,7 @@ def total(tab: Tab) -> list[str]:
     return cells
 
 
+@pytest.mark.in_turn
 def test_the_page_shows_processes_and_greys_one_that_was_killed(
     browser: Browser, site_directory: Path
 ) -> None:
@@ -142,6 +143,7 @@ def test_the_page_shows_processes_and_greys_one_that_was_killed(
         assert int(total(tab)[6]) >= int(published)
 
 
+@pytest.mark.in_turn
 def test_the_list_shows_how_many_streams_a_group_has(
     browser: Browser, site_directory: Path
 ) -> None:

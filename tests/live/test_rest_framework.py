@@ -46,6 +46,7 @@ async def test_a_client_with_a_token_reads_until_its_user_is_out(one_site: Site)
         assert refused.status == 401
 
 
+@pytest.mark.in_turn
 def test_a_browser_shows_the_events_of_a_stream(tab: Tab, site: Site, group: str) -> None:
     def shown() -> str:
         return str(tab.run("return document.querySelector('#event-stream')?.textContent ?? ''"))

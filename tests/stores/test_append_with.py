@@ -18,6 +18,9 @@ from django_sse.stores.database import DatabaseStore
 from django_sse.testing.stores import event, texts
 from django_sse.testing.threads import in_thread
 
+# What it shows is the databases'.
+pytestmark = pytest.mark.once
+
 
 def silent(hints: Sequence[Hint]) -> None:
     """Ring nobody."""

@@ -12,6 +12,9 @@ from tests.testing_kit.test_plugin import SETTINGS, URLS, project, run, write
 
 __all__ = ["project"]
 
+# What it shows is the servers'.
+pytestmark = pytest.mark.once
+
 
 class Refused:
     live_server_url: str

@@ -10,6 +10,9 @@ import pytest
 
 from tests.docs.pages import ROOT
 
+# Projects of their own, in processes of their own.
+pytestmark = pytest.mark.once
+
 SETTINGS = """
     SECRET_KEY = "secret"
     ROOT_URLCONF = "urls"

@@ -1,7 +1,9 @@
 """What is told of open streams: signals, the log, counters, and the reports of processes."""
 
+import asyncio
 import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
@@ -16,8 +18,12 @@ from django.dispatch import Signal
 from django_sse import Event, acancel, aposition, apublish, publish
 from django_sse.access.owners import Owner
 from django_sse.decorators import event_generator
+from django_sse.doorbells.base import ring_here
+from django_sse.groups.entries import Hint, NewEntry
 from django_sse.monitoring import Counters, aprocesses, counters, streams
 from django_sse.signals import event_published, stream_closed, stream_opened
+from django_sse.stores import get_store
+from django_sse.streaming.hub import report
 from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView
 from tests.clients import connected
@@ -193,6 +199,42 @@ async def test_what_clients_got_was_counted() -> None:
         "published": 3,
         "delivered": 10,
     }
+
+
+async def append_unheard(group: str) -> None:
+    """Publish an event, and ring nobody."""
+    await get_store().aappend([NewEntry(group, Event("unheard").encode())], lambda hints: None)
+
+
+async def test_what_no_doorbell_has_told_of_was_healed(synced_often: None) -> None:
+    await apublish("news", "before")
+    before = counters().healed
+    async with open_stream(news) as reader:
+        await append_unheard("news")
+        assert (await reader.next_event()).data == "unheard"
+        assert counters().healed == before + 1
+
+
+async def test_what_a_doorbell_has_told_of_without_bringing_it_was_not_healed(
+    synced_rarely: None,
+) -> None:
+    await apublish("news", "before")
+    before = counters().healed
+    async with open_stream(news) as reader:
+        await append_unheard("news")
+        head = (await get_store().astates(["news"]))["news"].head
+        ring_here([Hint("news", head, False)])
+        assert (await reader.next_event()).data == "unheard"
+        assert counters().healed == before
+
+
+async def test_who_reads_how_late_the_loop_was_takes_it_from_nobody_else() -> None:
+    async with open_stream(news):
+        # Longer than the hub waits between two looks.
+        time.sleep(1.3)
+        await until(lambda: report().loop_lag >= 0.2)
+        assert report().loop_lag >= 0.2
+    assert report().loop_lag == 0.0
 
 
 async def test_streams_says_what_is_open_and_whose_it_is() -> None:

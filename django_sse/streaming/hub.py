@@ -39,6 +39,8 @@ from django_sse.streaming.tally import tally_of
 
 # How often heartbeats and send timeouts are checked.
 _TICK_SECONDS: Final = 1.0
+# For how long it is remembered that the loop was late: longer than monitoring systems pause.
+_LAG_SECONDS: Final = 60.0
 # How often the store is asked for all groups, not only for changed ones, and how many at a time.
 _SWEEP_SECONDS: Final = 60.0
 _SWEEP_GROUPS: Final = 500
@@ -149,7 +151,8 @@ class Hub:
         self._synced = True
         self._swept = loop.time()
         self._heard_from_store = loop.time()
-        self._loop_lag = 0.0
+        # How late the last ticks were, in seconds.
+        self._lags = deque[float](maxlen=round(_LAG_SECONDS / _TICK_SECONDS))
         self._tasks: list[asyncio.Task[None]] = []
         self._ticking: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -384,10 +387,14 @@ class Hub:
         """Seconds since the hub last heard from the store."""
         return self.loop.time() - self._heard_from_store
 
-    def take_loop_lag(self) -> float:
-        """Return how many seconds the event loop was late at most since the last call."""
-        lag, self._loop_lag = self._loop_lag, 0.0
-        return lag
+    @property
+    def loop_lag(self) -> float:
+        """Seconds that the event loop was late at most in the last minute. Works from any thread.
+
+        Now counts, too: a loop that is blocked does not tick.
+        """
+        now = self.loop.time() - self._ticking.when() if self._ticking else 0.0
+        return max(0.0, now, *list(self._lags))
 
     def streams_of(self, group: str) -> int:
         """Return how many streams of clients follow a group. Works from any thread."""
@@ -449,7 +456,7 @@ class Hub:
 
     def _tick(self) -> None:
         if self._ticking:
-            self._loop_lag = max(self._loop_lag, self.loop.time() - self._ticking.when())
+            self._lags.append(self.loop.time() - self._ticking.when())
         self._ticking = self.loop.call_later(_TICK_SECONDS, self._tick, context=Context())
         now, send_timeout = self.loop.time(), conf().SEND_TIMEOUT or None
         each(list(self.streams), lambda stream: stream.tick(now, send_timeout))

@@ -57,8 +57,8 @@ class Counters:
     ``opened`` are the streams that have begun, ``closed`` those that have ended, by reason, and
     ``refused`` the requests that were told to come back, by reason. ``published`` are the events
     that the process has published. ``delivered`` are events, counted once for each stream that they
-    were handed to. ``healed`` says how often events were read from the store because no doorbell
-    had brought them, and ``resets`` how often a client was told that it has lost events.
+    were handed to. ``healed`` says how often the store had events that no doorbell had told of, and
+    ``resets`` how often a client was told that it has lost events.
     """
 
     opened: int = 0
@@ -79,8 +79,8 @@ class ProcessReport:
     as a prefix, of the 100 groups that have the most; ``open_groups`` is the number of all.
     ``users`` is the number of different users. ``slow_clients`` is the number of clients that have
     not taken a send for more than a second, and ``waiting_bytes`` what is being sent or waits for
-    all clients. ``loop_lag`` is how many seconds the event loop was late at most since the last
-    report, and ``store_lag`` how many seconds ago the process last heard from the store.
+    all clients. ``loop_lag`` is how many seconds the event loop was late at most in the last minute,
+    and ``store_lag`` how many seconds ago the process last heard from the store.
     """
 
     process: str
@@ -119,8 +119,9 @@ class Reporting(Protocol):
     def open_streams(self) -> list[OpenStream]:
         """Return the streams of clients. Works from any thread."""
 
-    def take_loop_lag(self) -> float:
-        """Return how many seconds the event loop was late at most since the last call."""
+    @property
+    def loop_lag(self) -> float:
+        """Seconds that the event loop was late at most in the last minute."""
 
 
 def counters() -> Counters:
@@ -154,7 +155,7 @@ def report_of(hubs: Collection[Reporting]) -> ProcessReport:
         users=len({(stream.namespace, stream.user) for stream in streams if stream.user}),
         slow_clients=sum(stream.seconds_sending > _SLOW_SECONDS for stream in streams),
         waiting_bytes=sum(stream.waiting_bytes for stream in streams),
-        loop_lag=max((hub.take_loop_lag() for hub in hubs), default=0.0),
+        loop_lag=max((hub.loop_lag for hub in hubs), default=0.0),
         store_lag=max((hub.store_lag for hub in hubs), default=0.0),
         counters=counters(),
     )

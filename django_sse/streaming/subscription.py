@@ -126,6 +126,9 @@ class Subscription:
         self._stale = False
         # The head that hints say the group has reached.
         self._expected_head: float = 0
+        # The head that doorbells have said, and whether they have left out events before it.
+        self._rung_head = 0
+        self._missed_doorbell = False
         self._healing: asyncio.Task[None] | None = None
 
     # New events
@@ -138,19 +141,26 @@ class Subscription:
         if self._stale:
             self.heal()
         for hint in early:
-            self.hear(hint)
+            self._take(hint)
 
     def hear(self, hint: Hint) -> None:
-        """Take a hint: deliver its new events, fetch missing ones, and skip known ones."""
+        """Take the hint of a doorbell."""
+        self._rung_head = max(self._rung_head, hint.head)
+        self._take(hint)
+
+    def _take(self, hint: Hint) -> None:
+        """Deliver a hint's new events, fetch missing ones, and skip known ones."""
         if not self.joined.done():
             self._keep_early(hint)
         elif hint.head > self.head:
             entries, gap = join(self.head, hint.entries)
             # Only the store knows a group's very first number.
-            if self.head != self.origin and not gap and entries and entries[-1].number == hint.head:
+            knows_first = self.head != self.origin
+            if knows_first and not gap and entries and entries[-1].number == hint.head:
                 self.cancelled = hint.cancelled
                 self._add(entries)
             else:
+                self._missed_doorbell |= knows_first and gap
                 self.heal(hint.head)
         elif hint.head == self.head and hint.cancelled != self.cancelled:
             # Hints may overtake each other. Only the store knows which one is true.
@@ -212,7 +222,7 @@ class Subscription:
                 expected_head, self._expected_head = self._expected_head, 0
                 before = self.head
                 await self._fetch(expected_head)
-                if self.head != before:
+                if self.head > max(before, self._rung_head) or self._missed_doorbell:
                     self._note_healed(before)
             except BaseException as error:
                 if must_propagate(error):
@@ -224,6 +234,7 @@ class Subscription:
                 await asyncio.sleep(_PAUSE_SECONDS)
 
     def _note_healed(self, before: int) -> None:
+        self._missed_doorbell = False
         tally_of(asyncio.get_running_loop()).healed += 1
         logger.debug(
             "Events of %s from %d to %d came without a doorbell, and were read from the store.",
@@ -316,7 +327,7 @@ class Subscription:
         if self.joined.done() and hint.head < self.head:
             self.heal()
         else:
-            self.hear(hint)
+            self._take(hint)
 
     @property
     def is_followed(self) -> bool:

@@ -20,14 +20,15 @@ class Tally:
         self.delivered = 0
         """Events, counted once for each stream that they were handed to."""
         self.healed = 0
-        """How often events had to be read from the store, since no doorbell had brought them."""
+        """How often the store had events that no doorbell had told of."""
         self.resets = 0
         """The streams that began with ``reset``."""
 
     def add(self, other: Self) -> None:
         """Add what another tally has counted."""
         self.opened += other.opened
-        self.closed += other.closed
+        # A copy, since another thread may be counting a new reason.
+        self.closed += Counter(dict(other.closed))
         self.delivered += other.delivered
         self.healed += other.healed
         self.resets += other.resets

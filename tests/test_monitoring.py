@@ -1,6 +1,5 @@
 """What is told of open streams: signals, the log, counters, and the reports of processes."""
 
-import asyncio
 import json
 import logging
 import time

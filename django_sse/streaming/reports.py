@@ -79,8 +79,8 @@ class ProcessReport:
     as a prefix, of the 100 groups that have the most; ``open_groups`` is the number of all.
     ``users`` is the number of different users. ``slow_clients`` is the number of clients that have
     not taken a send for more than a second, and ``waiting_bytes`` what is being sent or waits for
-    all clients. ``loop_lag`` is how many seconds the event loop was late at most in the last minute,
-    and ``store_lag`` how many seconds ago the process last heard from the store.
+    all clients. ``loop_lag`` is how many seconds the event loop was late at most in the last
+    minute, and ``store_lag`` how many seconds ago the process last heard from the store.
     """
 
     process: str

@@ -74,7 +74,8 @@ def test_the_metadata_says_what_a_package_index_shows(metadata: Message) -> None
     assert metadata["Version"] == django_sse.__version__
     assert metadata["License-File"] == "LICENSE"
     assert metadata.get_payload() == PAGES[README]
-    assert metadata.get_all("Provides-Extra") == ["mercure", "redis", "rest-framework"]
+    extras = {"mercure", "opentelemetry", "prometheus", "redis", "rest-framework"}
+    assert set(metadata.get_all("Provides-Extra", [])) == extras
     urls = {value.partition(",")[0] for value in metadata.get_all("Project-URL", [])}
     assert urls == {"Homepage", "Documentation", "Changelog", "Issues", "Source"}
 

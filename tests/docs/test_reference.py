@@ -33,7 +33,8 @@ _OF_DJANGO = {"get", "head", "delete"}
 _MODULES = (
     *("admin", "asgi", "broadcasts", "decorators", "exceptions", "mixins", "monitoring"),
     *("presence", "producing", "testing", "views"),
-    *("contrib.ai_sdk", "contrib.http_publish", "contrib.relay", "contrib.rest_framework"),
+    *("contrib.ai_sdk", "contrib.http_publish", "contrib.prometheus", "contrib.relay"),
+    "contrib.rest_framework",
 )
 # What one of these modules has for another one.
 _OF_OURS = {"AccessMixin", "start_for"}

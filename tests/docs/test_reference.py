@@ -31,10 +31,10 @@ SETTINGS = "docs/settings.md"
 _OF_DJANGO = {"get", "head", "delete"}
 # Where users import from, beside the package itself.
 _MODULES = (
-    *("admin", "asgi", "broadcasts", "decorators", "exceptions", "mixins", "monitoring"),
-    *("presence", "producing", "testing", "views"),
-    *("contrib.ai_sdk", "contrib.http_publish", "contrib.prometheus", "contrib.relay"),
-    "contrib.rest_framework",
+    *("admin", "asgi", "broadcasts", "decorators", "exceptions", "health", "mixins"),
+    *("monitoring", "presence", "producing", "testing", "views"),
+    *("contrib.ai_sdk", "contrib.http_publish", "contrib.opentelemetry", "contrib.prometheus"),
+    *("contrib.relay", "contrib.rest_framework"),
 )
 # What one of these modules has for another one.
 _OF_OURS = {"AccessMixin", "start_for"}

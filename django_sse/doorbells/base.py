@@ -78,6 +78,10 @@ class Doorbell:
         """Return a hub's end of this doorbell."""
         return Receiver()
 
+    def test_receiver(self, hub: Listener) -> Receiver:
+        """Return an end that hears as another process would, and so what this one rings, too."""
+        return self.receiver(hub)
+
 
 class Published:
     """Counts the events that this process publishes, and tells of them who wants to know."""

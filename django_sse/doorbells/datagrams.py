@@ -42,13 +42,17 @@ class DatagramDoorbell(Doorbell):
     def receiver(self, hub: Listener) -> Receiver:
         return _DatagramReceiver(self._store, hub)
 
+    def test_receiver(self, hub: Listener) -> Receiver:
+        return _DatagramReceiver(self._store, hub, hears_own=True)
+
 
 class _DatagramReceiver(Receiver):
     poll_seconds = POLL_SECONDS_WITHOUT_DOORBELL
 
-    def __init__(self, store: EventStore, hub: Listener) -> None:
+    def __init__(self, store: EventStore, hub: Listener, *, hears_own: bool = False) -> None:
         self._store = store
         self._hub = hub
+        self._hears_own = hears_own
         self._name = ""
         self._place: SocketDirectory | None = None
         self._socket: socket.socket | None = None
@@ -56,7 +60,7 @@ class _DatagramReceiver(Receiver):
     async def open(self) -> None:
         try:
             self._place = socket_directory(self._store)
-            self._name, self._socket = self._place.bind()
+            self._name, self._socket = self._place.bind(hears_own=self._hears_own)
             self._hub.loop.add_reader(self._socket, self._read)
         except (OSError, AttributeError, NotImplementedError) as error:
             # Some systems have no such sockets, and some loops cannot wait for them.

@@ -30,10 +30,12 @@ _DESCRIPTORS: Final = "/proc/self/fd"
 # Gives a descriptor of a file without opening it, such as of a socket. Only Linux has it.
 _O_PATH: Final[int | None] = getattr(os, "O_PATH", None)
 
-# The sockets of this process, which rings its own hubs directly. The child of a fork treats its
-# parent's sockets as another process's.
+# The sockets of this process, and those among them that it does not ring, since it rings its own
+# hubs directly. The child of a fork treats its parent's sockets as another process's.
 _own_sockets: Final[set[str]] = set()
+_rung_directly: Final[set[str]] = set()
 in_child(_own_sockets.clear)
+in_child(_rung_directly.clear)
 
 
 def socket_directory(store: EventStore) -> "SocketDirectory":
@@ -73,8 +75,11 @@ class SocketDirectory:
         self._place = str(directory)
         self._file = str(file) if file else None
 
-    def bind(self) -> tuple[str, socket.socket]:
+    def bind(self, *, hears_own: bool = False) -> tuple[str, socket.socket]:
         """Return the name of a new socket of this process, and the socket.
+
+        Args:
+            hears_own: Whether what this process sends comes to the socket, too.
 
         Raises:
             OSError: The socket cannot be made.
@@ -92,6 +97,8 @@ class SocketDirectory:
             bound.close()
             raise
         _own_sockets.add(name)
+        if not hears_own:
+            _rung_directly.add(name)
         return name, bound
 
     def has(self, name: str) -> bool:
@@ -107,18 +114,19 @@ class SocketDirectory:
         if name not in _own_sockets:
             return
         _own_sockets.discard(name)
+        _rung_directly.discard(name)
         with suppress(OSError), self._opened() as directory:
             _unlink(name, directory)
             self.directory.rmdir()
 
     def send(self, datagrams: Iterable[bytes]) -> None:
-        """Send datagrams to the sockets of all other processes, without waiting for any.
+        """Send datagrams to the sockets that are not rung directly, without waiting for any.
 
         Raises:
             OSError: The directory cannot be used.
         """
         with suppress(FileNotFoundError), self._opened() as directory:
-            if others := list(_names_of_others(directory)):
+            if others := list(_names_to_ring(directory)):
                 datagrams = list(datagrams)
                 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
                     # If a queue is full, the doorbells in it are enough.
@@ -253,9 +261,9 @@ def _refuse_all_but_sockets(name: str, status: os.stat_result) -> None:
         raise FileNotFoundError(f"{name} is not a socket.")
 
 
-def _names_of_others(directory: int) -> Iterator[str]:
+def _names_to_ring(directory: int) -> Iterator[str]:
     for name in os.listdir(directory):
-        if _SOCKET_NAME.fullmatch(name) and name not in _own_sockets:
+        if _SOCKET_NAME.fullmatch(name) and name not in _rung_directly:
             yield name
 
 

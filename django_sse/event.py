@@ -6,7 +6,7 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 import json
 import re
 from codecs import BOM_UTF8
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Self
@@ -294,9 +294,13 @@ class Decoder:
 
     ``last_event_id`` and ``reconnection_time`` (milliseconds, or None) are what a browser would
     hold. An id without data changes ``last_event_id``, but makes no event.
+
+    Args:
+        on_comment: Called with each comment, which are no part of events.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_comment: Callable[[str], object] | None = None) -> None:
+        self._on_comment = on_comment
         self.last_event_id = ""
         self.reconnection_time: int | None = None
         # The pieces of an unfinished line. They are joined once, however long the line becomes.
@@ -348,6 +352,8 @@ class Decoder:
                 self._id = value
             case "retry" if value.isascii() and value.isdigit():
                 self.reconnection_time = int(value.lstrip("0")[:_MAX_DIGITS] or "0")
+            case "" if self._on_comment:
+                self._on_comment(value)
         return None
 
     def _dispatch(self) -> Event | None:

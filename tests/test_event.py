@@ -653,3 +653,11 @@ def test_a_long_line_in_small_pieces_takes_no_time() -> None:
         assert decoder.feed(b"x" * 64) == []
     [event] = decoder.feed(b"\n\n")
     assert event.text == "x" * 8 * 2**20
+
+
+def test_comments_are_told_to_who_wants_them() -> None:
+    comments: list[str] = []
+    decoder = Decoder(comments.append)
+    assert decoder.feed(b":one\n: two\ndata: hi\n\n:") == [Event("hi")]
+    decoder.feed(b"\n")
+    assert comments == ["one", "two", ""]

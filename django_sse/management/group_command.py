@@ -9,6 +9,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import router
 
 from django_sse.exceptions import EventStreamError
+from django_sse.groups.entries import GroupState
 from django_sse.stores import get_store
 
 
@@ -75,6 +76,16 @@ class OwnerCommand(GroupCommand):
             options: All of the command's options.
         """
         raise NotImplementedError
+
+
+def said_of(state: GroupState, group: str) -> str:
+    """Return how a group stands, in the words of the commands."""
+    if state.head == state.origin:
+        return "nothing was ever published to it, or it was forgotten. Is its name right?"
+    kept = f"{state.head - state.oldest + 1} events are kept."
+    if state.cancelled:
+        return f"it is cancelled, so clients are answered 204: sse_reopen {group}. {kept}"
+    return f"it is open. {kept}"
 
 
 def _is_user(key: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from django_sse.groups.entries import GroupState
 from django_sse.groups.names import validate_group
 from django_sse.groups.namespaces import current_namespace, full_name
-from django_sse.management.group_command import GroupCommand
+from django_sse.management.group_command import GroupCommand, said_of
 from django_sse.monitoring import ProcessReport, processes
 from django_sse.stores import get_store
 
@@ -69,7 +69,7 @@ class Command(GroupCommand):
         lines = [*_process_lines(reports, options["wait"]), "", *_group_lines(reports)]
         for group, name in names.items():
             streams = sum(report.groups.get(name, 0) for report in reports)
-            lines += ["", f"{group}: {_said_of(states[name], group)} Streams: {streams}."]
+            lines += ["", f"{group}: {said_of(states[name], group)} Streams: {streams}."]
         return "\n".join(lines).rstrip()
 
 
@@ -115,15 +115,6 @@ def _state(state: GroupState) -> dict[str, Any]:
         "kept": state.head - state.oldest + 1,
         "is_known": state.head != state.origin,
     }
-
-
-def _said_of(state: GroupState, group: str) -> str:
-    if state.head == state.origin:
-        return "nothing was ever published to it, or it was forgotten. Is its name right?"
-    kept = f"{state.head - state.oldest + 1} events are kept."
-    if state.cancelled:
-        return f"it is cancelled, so clients are answered 204: sse_reopen {group}. {kept}"
-    return f"it is open. {kept}"
 
 
 def _table(rows: Sequence[Sequence[Any]]) -> list[str]:

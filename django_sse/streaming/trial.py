@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Final, Literal
@@ -19,6 +19,8 @@ from django_sse.stores.base import EventStore
 
 # Nobody follows it.
 _GROUP: Final = f"{INTERNAL}/health"
+# How long an answer waits until what was opened is closed.
+_CLOSE_SECONDS: Final = 0.2
 
 Part = Literal["write", "read", "doorbell"]
 
@@ -40,46 +42,47 @@ async def try_delivery(most_seconds: float) -> Health:
     """
     began = monotonic()
     part: Part = "write"
-    try:
-        async with asyncio.timeout(most_seconds):
-            store = get_store()
-            number = await _append(store)
-            part = "read"
-            if not await store.aread(_GROUP, number - 1, 1):
-                raise LookupError("What was just written is not in the event store.")
-            part = "doorbell"
-            await _hear(store)
-    except Exception as error:
-        log_seldom("The health check has failed (%s).", part, exc_info=error)
-        return Health(part, monotonic() - began)
-    return Health(None, monotonic() - began)
+    failed: Part | None = None
+    async with AsyncExitStack() as at_end:
+        try:
+            async with asyncio.timeout(most_seconds):
+                store = get_store()
+                number = await _append(store)
+                part = "read"
+                if not await store.aread(_GROUP, number - 1, 1):
+                    raise LookupError("What was just written is not in the event store.")
+                part = "doorbell"
+                await _hear(store, at_end)
+        except Exception as error:
+            log_seldom("The health check has failed (%s).", part, exc_info=error)
+            failed = part
+        return Health(failed, monotonic() - began)
 
 
-async def _hear(store: EventStore) -> None:
+async def _hear(store: EventStore, at_end: AsyncExitStack) -> None:
     """Publish until the doorbell is heard."""
     ear = _Ear()
-    if not store.crosses_processes:
-        # Its doorbell rings only the hubs of this process.
-        listen(ear)
-        receiver = Receiver()
-    else:
+    if store.crosses_processes:
         receiver = doorbell_of(store).test_receiver(ear)
-    try:
+        at_end.push_async_callback(_close, receiver)
         await receiver.open()
         await receiver.enter(_GROUP)
-        number = await _append(store)
-        while ear.head < number:
-            ear.wake.clear()
-            await ear.wake.wait()
-            if ear.may_have_missed:
-                ear.may_have_missed = False
-                number = await _append(store)
-    finally:
-        stop_listening(ear)
-        closing = spawn(receiver.close())
-        if ear.head:
-            # If the doorbell hangs, nobody waits for that.
-            await closing
+    else:
+        # Its doorbell rings only the hubs of this process.
+        listen(ear)
+        at_end.callback(stop_listening, ear)
+    number = await _append(store)
+    while ear.head < number:
+        ear.wake.clear()
+        await ear.wake.wait()
+        if ear.may_have_missed:
+            ear.may_have_missed = False
+            number = await _append(store)
+
+
+async def _close(receiver: Receiver) -> None:
+    # Some layers take a second for it, and one that hangs longer.
+    await asyncio.wait([spawn(receiver.close())], timeout=_CLOSE_SECONDS)
 
 
 async def _append(store: EventStore) -> int:

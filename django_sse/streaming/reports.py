@@ -145,7 +145,9 @@ def report_of(hubs: Collection[Reporting]) -> ProcessReport:
         hubs: All hubs of the process.
     """
     streams = [stream for hub in hubs for stream in hub.open_streams()]
-    groups = Counter(name for stream in streams for name in stream.full_names)
+    # Who watches the reports follows no group of the project.
+    followed = [stream.full_names for stream in streams if REPORTS not in stream.groups]
+    groups = Counter(name for names in followed for name in names)
     return ProcessReport(
         f"{gethostname()}:{getpid()}",
         time(),

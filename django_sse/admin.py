@@ -30,6 +30,7 @@ from django_sse.groups.names import OWNER_PREFIX, validate_group
 from django_sse.groups.namespaces import current_namespace, full_name, plain_name, prefix_of
 from django_sse.groups.position import format_position
 from django_sse.http.cors import is_foreign
+from django_sse.logs import logger
 from django_sse.mixins import UserPassesTestMixin
 from django_sse.models import EventGroup, StoredEvent
 from django_sse.monitoring import processes
@@ -384,6 +385,9 @@ class EventGroupAdmin(_ModelAdmin):
                 target, said = form.act()
             except (GroupCancelled, InvalidEvent) as error:
                 form.add_error(None, str(error))
+            except Exception as error:
+                logger.exception("An action of the admin has failed.")
+                form.add_error(None, f"The event store did not take it: {type(error).__name__}.")
             else:
                 self.log_change(request, target, said)  # type: ignore[arg-type]
                 self.message_user(request, said, messages.SUCCESS)

@@ -118,7 +118,9 @@ class AsyncProducer:
         self._writing: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
 
-    async def apublish(self, data: Any, *, event: str | None = None) -> None:
+    async def apublish(
+        self, data: Any, *, event: str | None = None, key: str | None = None
+    ) -> None:
         """Publish an event to the group.
 
         Events that follow each other quickly are gathered for ``flush_seconds``, and published
@@ -127,6 +129,7 @@ class AsyncProducer:
         Args:
             data: An ``Event``, or its data.
             event: The type of the event, if ``data`` is not an ``Event``.
+            key: The key of the event, if ``data`` is not an ``Event``.
 
         Raises:
             Cancelled: The group was cancelled, the owner's streams were ended, or nobody reads it.
@@ -134,7 +137,7 @@ class AsyncProducer:
                 published more than ``PRODUCER_BYTES``.
             RuntimeError: The producer has ended.
         """
-        wire = encode_published(as_event(data, event), conf().MAX_EVENT_BYTES)
+        wire = encode_published(as_event(data, event, key), conf().MAX_EVENT_BYTES)
         self._refuse_if_over()
         if self._published_bytes + len(wire) > conf().PRODUCER_BYTES:
             raise InvalidEvent(
@@ -733,9 +736,9 @@ class Producer:
         """Whether what the producer does is not wanted any more."""
         return self._producer.cancelled
 
-    def publish(self, data: Any, *, event: str | None = None) -> None:
+    def publish(self, data: Any, *, event: str | None = None, key: str | None = None) -> None:
         """Do what ``AsyncProducer.apublish`` does, from synchronous code."""
-        _wait_for(self._producer.apublish(data, event=event))
+        _wait_for(self._producer.apublish(data, event=event, key=key))
 
 
 @async_unsafe("produce() would block the running event loop: use `async with aproduce()` there.")

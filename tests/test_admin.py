@@ -24,7 +24,7 @@ from django_sse.groups.namespaces import full_name
 from django_sse.producing import produce
 from django_sse.stores import get_store
 from django_sse.streaming import reports
-from django_sse.streaming.reports import REPORTS, ask_for_reports
+from django_sse.streaming.reports import ask_for_reports
 from tests import tenancy
 from tests.admin_site import other_site
 from tests.live.servers import ROOT

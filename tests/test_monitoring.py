@@ -1,7 +1,9 @@
 """What is told of open streams: signals, the log, counters, and the reports of processes."""
 
+import asyncio
 import json
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from django_sse.decorators import event_generator
 from django_sse.doorbells.base import ring_here
 from django_sse.groups.entries import Hint, NewEntry
 from django_sse.monitoring import Counters, aprocesses, counters, streams
+from django_sse.producing import aproduce
 from django_sse.signals import event_published, stream_closed, stream_opened
 from django_sse.stores import get_store
 from django_sse.streaming.hub import report
@@ -265,6 +268,54 @@ async def test_a_process_reports_when_it_is_asked() -> None:
     assert await aprocesses(wait=0.3) == []
 
 
+async def test_each_question_is_answered_at_once() -> None:
+    async with open_stream(news):
+        for _ in range(6):
+            assert len(await aprocesses(wait=1.0)) == 1
+
+
+async def test_what_a_hub_numbers_for_its_publisher_is_told_of_once() -> None:
+    """As between the commit and a slow hook of the project's own."""
+
+    def publish_slowly() -> None:
+        with transaction.atomic():
+            transaction.on_commit(lambda: streamed.wait(10))
+            publish("news", "hi")
+
+    streamed = threading.Event()
+    with received(event_published) as calls:
+        async with open_stream(news) as reader:
+            publishing = asyncio.create_task(asyncio.to_thread(publish_slowly))
+            assert (await reader.next_event()).data == "hi"
+            streamed.set()
+            await publishing
+            await until(lambda: calls)
+    assert [call["event"].data for call in calls] == ["hi"]
+
+
+async def test_a_slow_receiver_does_not_slow_a_producer() -> None:
+    heard: list[str] = []
+    goes_on = threading.Event()
+
+    def wait(**kwargs: Any) -> None:
+        heard.append(kwargs["event"].data)
+        goes_on.wait(10)
+
+    event_published.connect(wait)
+    try:
+        async with aproduce("answer", flush_seconds=0) as producer:
+            await producer.apublish("one")
+            await producer.apublish("two")
+            await until(lambda: heard)
+            await producer.apublish("three")
+        # It has ended, though no receiver has.
+        assert heard == ["one"]
+        goes_on.set()
+        await until(lambda: heard == ["one", "two", "three"])
+    finally:
+        event_published.disconnect(wait)
+
+
 async def test_on_the_memory_store_a_process_reports_on_itself(memory_store: None) -> None:
     assert await aprocesses() == []
     async with open_stream(news):
@@ -307,13 +358,23 @@ async def test_the_status_shows_processes_and_groups() -> None:
     assert "news: it is open. 1 events are kept. Streams: 2." in shown
 
 
+async def test_the_status_does_not_know_the_streams_of_groups_that_a_report_leaves_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("django_sse.streaming.reports._GROUPS", 1)
+    async with open_stream(news), open_stream(news), connected("sport"):
+        assert "Streams: 0, or a few more." in await status("sport")
+        assert "Streams: 2." in await status("news")
+    assert "Streams: unknown, since nobody has answered." in await status("news", "--wait", "0.2")
+
+
 async def test_the_status_says_what_may_be_wrong() -> None:
     await apublish("sport", "hi")
     await acancel("sport")
     shown = await status("news", "sport", "--wait", "0.2")
     assert "No process has answered within 0.2 seconds: none has an open stream" in shown
     assert "news: nothing was ever published to it, or it was forgotten." in shown
-    assert "sport: it is cancelled, so clients are answered 204: sse_reopen sport." in shown
+    assert "sport: it is cancelled, so clients are told to stop (204): sse_reopen sport." in shown
 
 
 async def test_the_status_is_for_programs_too() -> None:

@@ -1,6 +1,9 @@
 """Calls the receivers of this library's signals, so that they never delay an event loop."""
 
 import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from contextvars import Context
 from functools import cache
 from typing import Any, Final
@@ -13,22 +16,44 @@ from django_sse.concurrency.threads import CleanThreads
 
 # One call at a time, so that receivers hear of an opening before its end.
 _threads: Final = CleanThreads(at_once=1, most=1, most_each=1, patience=600.0)
+# The event loop for which a thread works, if it does.
+_of_thread: Final = threading.local()
+
+
+@contextmanager
+def working_for(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Have signals that this thread sends be sent on an event loop, which waits for the thread."""
+    _of_thread.loop = loop
+    try:
+        yield
+    finally:
+        _of_thread.loop = None
 
 
 def send_signal(signal: Signal, sender: Any, **arguments: Any) -> None:
     """Send a signal whose receivers may wait and may raise.
 
-    On a running event loop they are called soon: synchronous ones in a thread, with database
-    connections of their own. Elsewhere they are called now.
+    On a running event loop, or in a thread that works for one, they are called soon: synchronous
+    ones in a thread, with database connections of their own. Elsewhere they are called now.
     """
     if not signal.has_listeners(sender):
+        return
+
+    def send_soon() -> None:
+        spawn(signal.asend_robust(sender, **arguments), _context().copy())
+
+    loop = getattr(_of_thread, "loop", None)
+    if loop is not None:
+        # The loop may have been closed meanwhile.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(send_soon)
         return
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         signal.send_robust(sender, **arguments)
     else:
-        spawn(signal.asend_robust(sender, **arguments), _context().copy())
+        send_soon()
 
 
 @cache

@@ -22,7 +22,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from django_sse.access.logins import check_session, renew_login, take_user
-from django_sse.access.owners import owner_key_of
+from django_sse.access.owners import is_nobody, owner_key_of
 from django_sse.conf import conf
 from django_sse.http.base_view import copy_of_request
 from django_sse.http.cors import is_preflight, preflight_answer
@@ -244,6 +244,7 @@ def _djangos(api_request: Request) -> HttpRequest:
 def _key_of(user: Any) -> Any:
     """Return what tells a user from all others, as far as anything does."""
     try:
-        return owner_key_of(user)
+        # A user without a key is told apart by its own `__eq__`.
+        return owner_key_of(user) or (None if is_nobody(user) else user)
     except (TypeError, ValueError):
         return user

@@ -84,7 +84,7 @@ def said_of(state: GroupState, group: str) -> str:
         return "nothing was ever published to it, or it was forgotten. Is its name right?"
     kept = f"{state.head - state.oldest + 1} events are kept."
     if state.cancelled:
-        return f"it is cancelled, so clients are answered 204: sse_reopen {group}. {kept}"
+        return f"it is cancelled, so clients are told to stop (204): sse_reopen {group}. {kept}"
     return f"it is open. {kept}"
 
 

@@ -13,6 +13,7 @@ from asgiref.sync import sync_to_async
 from django.core import checks
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
+from django_sse.concurrency.signal_calls import working_for
 from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled
 from django_sse.groups.entries import Entry, GroupState, Hint, Kind, Lease, NewEntry, Ring
@@ -202,7 +203,13 @@ class EventStore(ABC):
         """
         if self.never_blocks:
             return self.append(entries, ring)
-        return await self._writer.run(lambda: self.append(entries, ring))
+        loop = asyncio.get_running_loop()
+
+        def append() -> list[int | None]:
+            with working_for(loop):
+                return self.append(entries, ring)
+
+        return await self._writer.run(append)
 
     def refuse_apart(self) -> None:
         """Refuse what would append apart while this thread's transaction has a lock.

@@ -74,7 +74,7 @@ def supersede(events: Sequence[EncodedEvent], newest: dict[bytes, EncodedEvent])
                 newest[encoded.key] = encoded
                 if other is not None:
                     other.is_superseded = True
-            elif other is not encoded:
+            elif encoded.number < other.number:
                 encoded.is_superseded = True
 
 

@@ -15,7 +15,7 @@ from django_sse.concurrency.forks import in_child
 from django_sse.concurrency.tasks import must_propagate, spawn
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
-from django_sse.doorbells.base import listen, stop_listening
+from django_sse.doorbells.base import listen, published, stop_listening
 from django_sse.doorbells.layer_channel import LAYER_SECONDS, LayerChannel
 from django_sse.groups.entries import GroupState, Hint
 from django_sse.groups.namespaces import layer_group
@@ -492,6 +492,8 @@ class Hub:
         hints, cursor = await self._store.achanged(cursor, self._followed)
         self._heard_from_store = self.loop.time()
         changed = list(hints or ())
+        # What this look has numbered, since its publisher had not done so yet.
+        published.note(changed)
         if any(hint.group == ASKED for hint in changed):
             self._reporter.hear()
         try:

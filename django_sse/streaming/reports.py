@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from os import getpid
@@ -98,9 +99,14 @@ class ProcessReport:
     @classmethod
     def read(cls, entry: Entry) -> Self:
         """Return the report that an entry of the group of reports holds."""
-        fields: dict[str, Any] = json.loads(decode_block(entry.wire).data)
-        counted = Counters(**fields.pop("counters"))
-        return cls(**(fields | {"time": entry.time}), counters=counted)
+        told: dict[str, Any] = json.loads(decode_block(entry.wire).data)
+        counted = Counters(**_known(Counters, told["counters"]))
+        return cls(**(_known(cls, told) | {"time": entry.time, "counters": counted}))
+
+
+def _known(kind: type[Any], told: dict[str, Any]) -> dict[str, Any]:
+    """Return what was told without what another version, as during a deploy, tells besides."""
+    return {name: told[name] for name in kind.__dataclass_fields__ if name in told}
 
 
 class Reporting(Protocol):
@@ -188,11 +194,13 @@ class Reporter:
         self._hubs = hubs
         self._hub = hub
         self._watched_until = 0.0
+        self._was_asked = asyncio.Event()
         self._reporting: asyncio.Task[None] | None = None
 
     def hear(self) -> None:
         """Report from now on: somebody has asked."""
         self._watched_until = self._hub.loop.time() + _WATCHED_SECONDS
+        self._was_asked.set()
         self.watch()
 
     def watch(self) -> None:
@@ -209,6 +217,7 @@ class Reporter:
         loop = self._hub.loop
         ask_at = loop.time()
         while self._hub.is_watching or loop.time() < self._watched_until:
+            self._was_asked.clear()
             try:
                 if self._hub.is_watching and loop.time() >= ask_at:
                     ask_at = loop.time() + ASK_SECONDS
@@ -220,7 +229,10 @@ class Reporter:
                 if must_propagate(error):
                     raise
                 log_seldom("This process cannot report on its streams.", exc_info=error)
-            await asyncio.sleep(REPORT_SECONDS)
+            # Whoever asks does not wait for long.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REPORT_SECONDS):
+                    await self._was_asked.wait()
 
     async def _append(self, report: ProcessReport) -> None:
         event = Event(asdict(report), event="report")

@@ -74,6 +74,9 @@ class PublishedEvent:
     event: str | None
     """The event's type; ``"close"`` for a cancel."""
 
+    key: str | None
+    """The event's key."""
+
     text: str
     """The data as clients get them."""
 
@@ -98,7 +101,8 @@ class PublishedEvent:
     def __str__(self) -> str:
         of = repr(self.group) if self.group is not None else "the streams of a user or a session"
         kind = f" event={self.event!r}" if self.event and self.action == "publish" else ""
-        return f"{self.action} {of}{kind} {self.text}".rstrip()
+        key = f" key={self.key!r}" if self.key is not None else ""
+        return f"{self.action} {of}{kind}{key} {self.text}".rstrip()
 
 
 class PublishedEvents(Sequence[PublishedEvent]):
@@ -108,7 +112,13 @@ class PublishedEvents(Sequence[PublishedEvent]):
         self._all: list[PublishedEvent] = []
 
     def assert_published(
-        self, group: str, data: Any = _ANY, *, event: Any = _ANY, exclude: Any = _ANY
+        self,
+        group: str,
+        data: Any = _ANY,
+        *,
+        event: Any = _ANY,
+        key: Any = _ANY,
+        exclude: Any = _ANY,
     ) -> PublishedEvent:
         """Return the event that was published as by ``publish`` with the same arguments.
 
@@ -118,14 +128,17 @@ class PublishedEvents(Sequence[PublishedEvent]):
             AssertionError: There is no such event. What was published is shown.
         """
         text = None if data is _ANY else as_event(data).text
+        if isinstance(data, Event):
+            event, key = data.event, data.key
         excluded = None if exclude is _ANY else owner_key_of(exclude)
         return self._find(
-            _call("publish", group, data, event=event, exclude=exclude),
+            _call("publish", group, data, event=event, key=key, exclude=exclude),
             lambda one: (
                 one.action == "publish"
                 and one.group == group
                 and text in (None, one.text)
                 and event in (_ANY, one.event)
+                and key in (_ANY, one.key)
                 and excluded in (None, one.excluded)
             ),
         )
@@ -213,6 +226,7 @@ def _collect(entries: Sequence[NewEntry], waiting: AfterCommit | None) -> None:
             _ACTIONS[entry.kind],
             None if is_of_owner else plain_name(entry.group),
             event.event,
+            event.key,
             event.text,
             entry.group if is_of_owner else "",
             entry.exclude,

@@ -12,7 +12,7 @@ from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.management.base import CommandError
-from django.db import Error
+from django.db import Error, OperationalError
 from django.test import AsyncClient, AsyncRequestFactory, Client, RequestFactory
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -30,10 +30,13 @@ from django_sse.contrib.http_publish.bodies import (
 )
 from django_sse.contrib.http_publish.problems import Problem
 from django_sse.contrib.http_publish.tokens import create_token, publisher_with
+from django_sse.doorbells.base import Doorbell
+from django_sse.doorbells.datagrams import DatagramDoorbell
 from django_sse.event import Decoder, Event
 from django_sse.models import PublishRequest, PublishToken
 from django_sse.stores import get_store
 from django_sse.stores.base import EventStore
+from django_sse.testing import published
 from tests.redis import RedisServer
 from tests.streams import News, get, reading
 from tests.tenancy import NAMESPACE, entered
@@ -514,6 +517,52 @@ async def test_a_wrong_key_is_400(token: str, key: str) -> None:
 async def test_a_request_that_was_refused_keeps_no_key(token: str) -> None:
     assert problem(await post(event(event="close"), token, Idempotency_Key="a"), 400)
     assert (await post(event(), token, Idempotency_Key="a")).status_code == 200
+
+
+async def test_a_request_whose_commit_was_not_answered_is_published_once(
+    token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the connection to the database is cut after its COMMIT."""
+
+    def cut(self: EventStore, *args: Any) -> None:
+        raise ConnectionError("cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Doorbell, "ring", cut)
+        patch.setattr(DatagramDoorbell, "ring", cut)
+        problem(await post(event(), token, Idempotency_Key="a"), 503)
+    assert (await post(event(), token, Idempotency_Key="a")).status_code == 200
+    assert len(await events_in()) == 1
+
+
+async def test_a_request_that_failed_can_be_sent_again_at_once(
+    token: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory"}
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise ConnectionError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(get_store()), "_append", fail)
+        problem(await post(event(), token, Idempotency_Key="a"), 503)
+    assert (await post(event(), token, Idempotency_Key="a")).status_code == 200
+
+
+async def test_a_test_sees_what_was_published_with_a_key(token: str) -> None:
+    with published() as events:
+        await post(event(), token, Idempotency_Key="a")
+    events.assert_published("news", data="hi")
+
+
+async def test_a_use_that_cannot_be_noted_refuses_nobody(
+    token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*args: Any, **options: Any) -> None:
+        raise OperationalError("read-only")
+
+    monkeypatch.setattr("django.db.models.query.QuerySet.update", read_only)
+    assert (await post(event(), token)).status_code == 200
 
 
 async def test_a_key_is_forgotten_after_a_while_and_the_table_is_trimmed(token: str) -> None:

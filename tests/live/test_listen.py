@@ -132,7 +132,7 @@ async def test_past_events_are_for_programs_too(tmp_path: Path) -> None:
 
 async def test_a_cancelled_group_is_named_with_the_command_that_reopens_it(tmp_path: Path) -> None:
     await manage(tmp_path, "sse_cancel", "news")
-    assert "it is cancelled, so clients are answered 204: sse_reopen news." in await failure(
+    assert "it is cancelled, so clients are told to stop (204): sse_reopen news." in await failure(
         tmp_path, "news"
     )
 

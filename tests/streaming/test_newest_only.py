@@ -119,6 +119,20 @@ async def test_a_client_that_comes_back_gets_the_newest_of_each_key() -> None:
         assert (await back.next_event()).data == "new"
 
 
+async def test_nothing_is_lost_where_a_page_of_the_store_overlaps_what_is_in_memory() -> None:
+    async with connected("prices") as other:
+        position = await aposition("prices")
+        for first in range(0, 600, 10):
+            await apublish_many(
+                ("prices", Event(f"{n} {'x' * 4000}", key=f"key {n}"))
+                for n in range(first, first + 10)
+            )
+        await other.until_events(600)
+        async with connected("prices", after=position) as back:
+            await back.until_events(600)
+            assert [int(text.split()[0]) for text in back.data] == [*range(600)]
+
+
 async def test_history_is_the_newest_of_each_key_that_is_kept() -> None:
     await apublish_many(of_keys("A", "A", "B", "A", "B"))
     async with open_stream(EventStreamView.as_view(groups=["prices"], history=100)) as reader:

@@ -49,9 +49,14 @@ class Collected:
     def test_an_event_is_found_by_the_arguments_of_publish(self) -> None:
         user = User.objects.create(username="ada")
         with published() as events:
-            publish("news", {"title": "hi"}, event="headline", exclude=user)
-        for options in ({}, {"event": "headline"}, {"exclude": user}):
+            publish("news", {"title": "hi"}, event="headline", key="a", exclude=user)
+        for options in ({}, {"event": "headline"}, {"key": "a"}, {"exclude": user}):
             assert events.assert_published("news", {"title": "hi"}, **options) is events[0]
+        for fields in ({"event": "headline"}, {"key": "a"}, {"event": "other", "key": "a"}):
+            # An Event is looked for with all of its fields.
+            failure_of(events.assert_published, "news", Event({"title": "hi"}, **fields))
+        whole = Event({"title": "hi"}, event="headline", key="a")
+        assert events.assert_published("news", whole) is events[0]
         assert events.assert_published("news") is events[0]
 
     def test_a_failure_shows_what_was_published(self) -> None:

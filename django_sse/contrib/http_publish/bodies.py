@@ -19,6 +19,8 @@ FORM: Final = "application/x-www-form-urlencoded"
 
 _FIELDS: Final = ("group", "data", "event", "retry")
 _LONGEST_NAME: Final = 100
+# An update is kept once for each of its topics: so many bytes together, at most.
+_MOST_COPIED_BYTES: Final = 16 * 1024 * 1024
 _ONCE: Final = ("data", "id", "type", "retry", "private")
 _CONTROL_CHARACTER: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # As many digits as a retry that `Event` takes.
@@ -85,6 +87,11 @@ def from_form(body: bytes, most: int) -> list[Publication]:
     for field in _ONCE:
         if sum(name == field for name, _ in pairs) > 1:
             raise Problem(400, f"The field {field!r} comes more than once.", field=field)
+    is_too_much = len(topics) > 1 and len(topics) * len(body) > _MOST_COPIED_BYTES
+    if len(topics) > most or is_too_much:
+        raise Problem(
+            413, f"There are too many topics: send at most {most}, and fewer of much data."
+        )
     if not all(topics) or not topics:
         raise Problem(400, "An update needs a topic that is not empty.", field="topic")
     if any(map(_CONTROL_CHARACTER.search, topics)):

@@ -100,9 +100,10 @@ class KeyedRequest:
         self._rows.filter(key=self._key, claim=self._claim).update(answer=answer, expires=expires)
 
     def release(self) -> None:
-        """Let the request be sent again, since nothing is known to be published."""
+        """Let the request be sent again, unless it was published: the answer to a commit may have
+        been lost."""
         try:
-            self._rows.filter(key=self._key, claim=self._claim).delete()
+            self._rows.filter(key=self._key, claim=self._claim, answer="").delete()
         except Exception as error:
             log_seldom("A request that failed can be repeated in a minute only.", exc_info=error)
 

@@ -14,6 +14,7 @@ from django.utils.crypto import constant_time_compare
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups.names import validate_group
 from django_sse.groups.namespaces import current_namespace, full_name, plain_name, prefix_of
+from django_sse.logs import log_seldom
 from django_sse.models import PublishToken
 from django_sse.stores import get_store
 from django_sse.stores.clock import DatabaseTime, database_time
@@ -89,7 +90,11 @@ def publisher_with(token: str) -> TokenPublisher | None:
     if found.expires is not None and found.expires <= found.now:
         return None
     if found.used is None or found.used < found.now - _USED_AGE:
-        tokens().filter(pk=found.pk).update(used=found.now)
+        try:
+            tokens().filter(pk=found.pk).update(used=found.now)
+        except Exception as error:
+            # It is only a note: what is published heals a connection to a server of before.
+            log_seldom("It could not be noted that a token was used.", exc_info=error)
     return TokenPublisher(found.digest, found.groups.split())
 
 
@@ -100,8 +105,13 @@ def tokens_of_tenant() -> list[PublishToken]:
 
 
 def revoke_token(name: str) -> bool:
-    """Delete a token of the current tenant. Return whether there was one."""
-    deleted, _ = tokens().filter(name=full_name(current_namespace(), name)).delete()
+    """Delete a token of the current tenant. Return whether there was one.
+
+    Raises:
+        InvalidGroup: The name is none of a token.
+    """
+    full = full_name(current_namespace(), validate_group(name))
+    deleted, _ = tokens().filter(name=full).delete()
     return bool(deleted)
 
 

@@ -32,8 +32,8 @@ class Command(GroupCommand):
         parser.add_argument(
             "--wait",
             type=_seconds,
-            default=1.0,
-            help="seconds to wait for the answers of the processes (default: 1)",
+            default=2.0,
+            help="seconds to wait for the answers of the processes (default: 2)",
         )
         parser.add_argument("--json", action="store_true", help="print JSON")
         parser.add_argument(
@@ -68,8 +68,7 @@ class Command(GroupCommand):
             )
         lines = [*_process_lines(reports, options["wait"]), "", *_group_lines(reports)]
         for group, name in names.items():
-            streams = sum(report.groups.get(name, 0) for report in reports)
-            lines += ["", f"{group}: {said_of(states[name], group)} Streams: {streams}."]
+            lines += ["", f"{group}: {said_of(states[name], group)} {_streams_of(name, reports)}"]
         return "\n".join(lines).rstrip()
 
 
@@ -106,6 +105,17 @@ def _group_lines(reports: Iterable[ProcessReport]) -> Iterable[str]:
     for report in reports:
         groups.update(report.groups)
     return _table([("group", "streams"), *groups.most_common(20)]) if groups else []
+
+
+def _streams_of(name: str, reports: Sequence[ProcessReport]) -> str:
+    if not reports:
+        return "Streams: unknown, since nobody has answered."
+    streams = sum(report.groups.get(name, 0) for report in reports)
+    # A report names the groups with the most streams.
+    are_all = all(
+        name in report.groups or report.open_groups <= len(report.groups) for report in reports
+    )
+    return f"Streams: {streams}." if are_all else f"Streams: {streams}, or a few more."
 
 
 def _state(state: GroupState) -> dict[str, Any]:

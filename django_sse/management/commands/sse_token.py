@@ -42,7 +42,7 @@ class Command(BaseCommand):
         try:
             token = create_token(name, options["groups"], days)
         except InvalidGroup as error:
-            raise CommandError(f"Tokens are called as groups are. {error}") from error
+            raise CommandError(str(error)) from error
         except IntegrityError as error:
             raise CommandError(f"There is a token {name}: revoke it first.") from error
         self.stderr.write("This is shown once. Only its hash is kept.")
@@ -56,7 +56,11 @@ class Command(BaseCommand):
             )
 
     def _revoke(self, options: dict[str, Any]) -> None:
-        if not revoke_token(options["name"]):
+        try:
+            is_revoked = revoke_token(options["name"])
+        except InvalidGroup:
+            is_revoked = False
+        if not is_revoked:
             raise CommandError(f"There is no token {options['name']}.")
         self.stdout.write(f"Revoked {options['name']}.")
 

@@ -219,7 +219,9 @@ document.querySelector("#sse-charts")?.append(...charts.map(({ element }) => ele
 draw();
 setInterval(draw, 1000);
 
-const stream = new EventStream(url, { json: true, shared: true, pauseWhenHidden: true });
+// A site that is served over WSGI has no stream, and the lists do without it.
+const maxRetries = document.querySelector("#sse-charts") ? Infinity : 3;
+const stream = new EventStream(url, { json: true, shared: true, pauseWhenHidden: true, maxRetries });
 stream.addEventListener("open", () => tell("Live."));
 stream.addEventListener("error", ({ reason }) => tell(`Connecting again: ${reason}.`));
 stream.addEventListener("close", ({ reason }) => tell(`The stream has ended (${reason}). Reload the page.`));

@@ -570,15 +570,14 @@ export class EventStream extends EventTarget {
     this.#handlers[event.type]?.call?.(this, event);
   };
   /** Chromium lets a frozen page keep its locks, and loses its connections. */
-  #onLifecycle = ({ type }) => {
+  #onLifecycle = ({ type, target }) => {
     if (type === "beforeunload") {
       // Firefox and WebKit end the connections of a page before it is left, and it may stay.
       this.#isLeaving = true;
       after(LEAVING, () => (this.#isLeaving &&= this.#readyState !== OPEN));
       return;
     }
-    if (/^(f|pageh)/.test(type)) this.#isAway = true;
-    if (/^(r|pages)/.test(type)) this.#isAway = false;
+    if (/^[frp]/.test(type) && !target.localName) this.#isAway = /^f|hi/.test(type);
     if (this.#isAway || (this.#options.pauseWhenHidden && globalThis.document?.hidden)) this.#pause();
     else this.#connect();
   };
@@ -742,7 +741,7 @@ class EventStreamElement extends (globalThis.HTMLElement ?? Object) {
 
   #follow() {
     const [swap] = this.#words("swap", "innerHTML");
-    if (!SWAPS.test(swap)) throw new Error(`<event-stream>: swap ${swap} is not of ${SWAPS}`);
+    if (!SWAPS.test(swap)) throw new Error(`<event-stream>: not of swap: ${swap}`);
     if (!this.hasAttribute("src")) throw new Error("<event-stream>: no src");
     const src = resolved(this.getAttribute("src"));
     const options = {

@@ -34,6 +34,7 @@ from django_sse.groups.numbering import Numbering
 from django_sse.groups.replay import filling
 from django_sse.logs import log_seldom
 from django_sse.models import EventGroup
+from django_sse.stores import base
 from django_sse.stores.base import Cursor, Dropped, EventStore
 from django_sse.stores.clock import DatabaseTime, StoreClock, database_time
 from django_sse.stores.database.checks import check_database, refuse_schemas_of_tenants
@@ -562,6 +563,8 @@ class DatabaseStore(EventStore):
         with self._connection.hint_at_migrate():
             numbers, hints = self._append_in_transaction(entries, claim, remember)
         ring(hints)
+        if base.on_append:
+            base.on_append(entries, None)
         self._trim_in_turn()
         return numbers
 
@@ -580,6 +583,11 @@ class DatabaseStore(EventStore):
                     remember(numbers)
                 return numbers, hints
             except FAILURES as error:
+                connection = connections[self.using]
+                if is_unusable(connection, error):
+                    # Outside requests nobody else closes it, and every later call would fail too.
+                    connection.close()
+                    raise
                 if not is_conflict(error):
                     raise
 

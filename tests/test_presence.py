@@ -21,7 +21,7 @@ from django_sse.streaming import presence
 from django_sse.streaming.roster import log_of
 from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView
-from tests.attendants import Tab, go_on, kill, process, roster, until_without
+from tests.attendants import Tab, go_on, kill, process, roster, until_there, until_without
 from tests.streams import EventReader, get, news, open_stream, reading, until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
@@ -286,6 +286,31 @@ async def test_whoever_comes_after_a_killed_process_sees_its_members_leave() -> 
         ("leave", "ada", 1),
         ("leave", "bob", 0),
     ]
+
+
+async def test_who_comes_back_long_after_all_processes_have_ended_joins_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    killed, later = process(get_store()), process(get_store())
+    for user in ("ada", "bob", "cat"):
+        killed.enter(Tab(user))
+    await until_there(get_store(), "ada", "bob", "cat")
+    kill(killed)
+    # They come back long after PRODUCER_TTL.
+    start = await aposition("room")
+    clock = get_store().clock
+    ahead = clock.time() + 60
+    monkeypatch.setattr(clock, "time", lambda: ahead)
+    tabs = [Tab("ada"), Tab("bob")]
+    for tab in tabs:
+        later.enter(tab)
+    await until_without(get_store(), killed)
+    await until_there(get_store(), "ada", "bob")
+    for tab in tabs:
+        later.leave(tab)
+    await later.idle()
+    names = [event for event, *_ in await told(start)]
+    assert names == ["leave"] * 3 + ["join"] * 2 + ["leave"] * 2
 
 
 async def test_a_process_that_was_taken_for_dead_says_again_who_is_there() -> None:

@@ -17,6 +17,8 @@ from random import uniform
 from secrets import token_hex
 from typing import Any, Final, Protocol
 
+from asgiref.sync import sync_to_async
+
 from django_sse.concurrency.forks import in_child
 from django_sse.concurrency.tasks import in_time, must_propagate, spawn
 from django_sse.conf import conf
@@ -121,6 +123,8 @@ class Attendants:
         self._looked_at = -inf
         self._signs: dict[str, _Sign] = {}
         self._dead: set[str] = set()
+        # When old marks say again that a process is dead, after the store was away.
+        self._trusts_marks_at = -inf
         self._keeping: asyncio.Task[None] | None = None
 
     # Streams
@@ -262,6 +266,8 @@ class Attendants:
         if now - before > 2 * renewal_seconds():
             # This process was paused, or the store was away: perhaps for the others as well.
             self._signs.clear()
+            if before != -inf:
+                self._trusts_marks_at = now + conf().PRODUCER_TTL
         signs = {keys[name]: _Sign(state.first, now) for name, state in states.items()}
         for process, sign in signs.items():
             known = self._signs.get(process)
@@ -277,6 +283,25 @@ class Attendants:
                 for group, room in self._rooms.items()
                 if not self._dead.isdisjoint(room.processes)
             }
+
+    async def _find_long_dead(self, rooms: Collection[_Room]) -> None:
+        """Find the dead among the processes that were not looked at yet, by the age of their marks.
+
+        Whoever comes back after all processes had ended would otherwise only have moved, and nobody
+        would be told.
+
+        Raises:
+            Exception: The event store could not be read.
+        """
+        unknown = {process for room in rooms for process in room.processes} - self._signs.keys()
+        names = {mark_of(process): process for process in unknown - {self._process} - self._dead}
+        if not names or self._loop.time() < self._trusts_marks_at:
+            return
+        some = list(islice(names, _STATES))
+        states = await in_time(self.store.astates(some), READ_SECONDS)
+        now = await sync_to_async(self.store.clock.time)()
+        before = (now - conf().PRODUCER_TTL) * 1_000_000
+        self._dead |= {names[name] for name, state in states.items() if state.first < before}
 
     # Writing
 
@@ -322,9 +347,11 @@ class Attendants:
         entries: list[NewEntry] = []
         logged: list[tuple[_Room, Roster, int]] = []
         for room in rooms:
-            roster = room.roster = await read_roster(
-                self.store, room.log, states[room.log], room.roster
-            )
+            room.roster = await read_roster(self.store, room.log, states[room.log], room.roster)
+        await self._find_long_dead(rooms)
+        for room in rooms:
+            roster = room.roster
+            assert roster
             changes = self._changes(room, roster)
             if not (changes or self._is_to_be_told_again(roster)):
                 self._close_if_empty(room)
@@ -375,17 +402,18 @@ class Attendants:
         self, room: _Room, roster: Roster, here: dict[str, Attendant]
     ) -> Iterator[tuple[str, str, Attendant | None]]:
         now = self.store.clock.known()
+        # First: whoever comes back after such a long time joins again.
+        for process in self._dead.intersection(roster.processes):
+            for key in roster.processes[process]:
+                yield process, key, None
         for key, member in room.members.items():
             known = here.get(key)
             if known is None or (known.streams, known.info) != (member.streams, member.info):
-                since = roster.since(key) or now
+                since = roster.since(key, without=self._dead) or now
                 yield self._process, key, Attendant(member.streams, since, member.info)
         for key in here:
             if key not in room.members:
                 yield self._process, key, None
-        for process in self._dead.intersection(roster.processes):
-            for key in roster.processes[process]:
-                yield process, key, None
 
     def _close_if_empty(self, room: _Room) -> None:
         if not room.members:

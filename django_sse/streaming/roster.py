@@ -6,7 +6,7 @@ what they all are. Nobody appends to it who has not read it to its end, so all r
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
@@ -120,23 +120,28 @@ class Roster:
         """How many are present: the members, and the streams of which nobody is named."""
         return len(self._places) + self._unnamed
 
-    def since(self, key: str) -> float | None:
-        """Return since when a member is present, in seconds since the epoch; None if she is not."""
-        places = [members[key].since for members in self.processes.values() if key in members]
+    def since(self, key: str, *, without: Collection[str]) -> float | None:
+        """Return since when a member is present, in seconds since the epoch; None if she is not.
+
+        Args:
+            key: The member's key.
+            without: The processes that do not count.
+        """
+        places = [
+            members[key].since
+            for process, members in self.processes.items()
+            if key in members and process not in without
+        ]
         return min(places, default=None)
 
     def events(self, changes: Changes) -> Iterator[Event]:
         """Yield the ``join`` and ``leave`` events that follow from changes."""
         count = self.count
         places: Counter[str] = Counter()
-        # Who only moves to another process neither leaves nor joins.
-        in_order = sorted(
-            (
-                (process, key, attendant)
-                for process, members in changes.items()
-                for key, attendant in members.items()
-            ),
-            key=lambda change: change[2] is None,
+        in_order = (
+            (process, key, attendant)
+            for process, members in changes.items()
+            for key, attendant in members.items()
         )
         for process, key, attendant in in_order:
             known = self.processes.get(process, {}).get(key)

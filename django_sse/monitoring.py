@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
-from asgiref.sync import async_to_sync
 from django.utils.asyncio import async_unsafe
 
 from django_sse.stores import get_store
-from django_sse.streaming.hub import report, streams
+from django_sse.streaming.hub import ask_from_sync, report, streams
 from django_sse.streaming.open_stream import OpenStream
 from django_sse.streaming.reports import (
     REPORTS,
@@ -65,4 +65,4 @@ async def aprocesses(wait: float = 1.0) -> Sequence[ProcessReport]:
 @async_unsafe("processes() would block the running event loop: use `await aprocesses()` there.")
 def processes(wait: float = 1.0) -> Sequence[ProcessReport]:
     """Do what ``aprocesses`` does, from synchronous code."""
-    return async_to_sync(aprocesses)(wait)
+    return ask_from_sync(partial(aprocesses, wait))

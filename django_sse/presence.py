@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import sync_to_async
 from django.utils.asyncio import async_unsafe
 
 from django_sse.conf import conf
 from django_sse.groups.names import validate_group
 from django_sse.groups.namespaces import acurrent_namespace, full_name
 from django_sse.stores import get_store
+from django_sse.streaming.hub import ask_from_sync
 from django_sse.streaming.roster import Attendant, log_of, mark_of, read_roster
 
 __all__ = ["Member", "acount", "apresent", "count", "present"]
@@ -62,13 +64,13 @@ async def acount(group: str) -> int:
 @async_unsafe("present() would block the running event loop: use `await apresent()` there.")
 def present(group: str) -> Sequence[Member]:
     """Do what ``apresent`` does, from synchronous code."""
-    return async_to_sync(apresent)(group)
+    return ask_from_sync(partial(apresent, group))
 
 
 @async_unsafe("count() would block the running event loop: use `await acount()` there.")
 def count(group: str) -> int:
     """Do what ``acount`` does, from synchronous code."""
-    return async_to_sync(acount)(group)
+    return ask_from_sync(partial(acount, group))
 
 
 async def _read(group: str) -> tuple[list[Member], int]:

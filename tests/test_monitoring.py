@@ -21,7 +21,7 @@ from django_sse.access.owners import Owner
 from django_sse.decorators import event_generator
 from django_sse.doorbells.base import ring_here
 from django_sse.groups.entries import Hint, NewEntry
-from django_sse.monitoring import Counters, aprocesses, counters, streams
+from django_sse.monitoring import Counters, aprocesses, counters, processes, streams
 from django_sse.producing import aproduce
 from django_sse.signals import event_published, stream_closed, stream_opened
 from django_sse.stores import get_store
@@ -266,6 +266,15 @@ async def test_a_process_reports_when_it_is_asked() -> None:
         assert report.groups == {"news": 2}
         assert report.counters.opened >= 2
     assert await aprocesses(wait=0.3) == []
+
+
+async def test_synchronous_code_leaves_nothing_open() -> None:
+    def threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name.startswith("django-sse")}
+
+    before = threads()
+    assert await in_thread(lambda: processes(0.2)) == []
+    assert threads() <= before
 
 
 async def test_each_question_is_answered_at_once() -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections import ChainMap, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import chain, islice
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+from asgiref.sync import async_to_sync
 
 from django_sse.access.session_claims import SessionClaim
 from django_sse.channel_layer import default_layer
@@ -36,6 +38,8 @@ from django_sse.streaming.store_reader import StoreReader
 from django_sse.streaming.stream import Stream
 from django_sse.streaming.subscription import ALL_TAILS_BYTES, TAIL_BYTES, Subscription, each
 from django_sse.streaming.tally import tally_of
+
+Answer = TypeVar("Answer")
 
 # How often heartbeats and send timeouts are checked.
 _TICK_SECONDS: Final = 1.0
@@ -88,6 +92,22 @@ def streams() -> list[OpenStream]:
 def report() -> ProcessReport:
     """Return the report of this process."""
     return report_of(_open_hubs())
+
+
+def ask_from_sync(question: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
+    """Return what asynchronous code answers that reads the event store, to synchronous code.
+
+    Nothing stays open of it in a process that has no streams, such as that of a WSGI server.
+    """
+
+    async def ask() -> Answer:
+        try:
+            return await question()
+        finally:
+            if not any(hub.streams for hub in _open_hubs()):
+                await get_store().aclose()
+
+    return async_to_sync(ask)()
 
 
 def limit_reached_by(stream: Counted) -> str | None:

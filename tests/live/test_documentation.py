@@ -57,7 +57,7 @@ def until_open(site: Site, count: int = 1) -> None:
 
 
 def test_the_element_swaps_in_what_is_published(show: Show, site: Site) -> None:
-    tab = show("<event-stream")
+    tab = show('target="#headlines"')
     until_open(site)
     push(site, "<li>Hello</li>")
     wait_until(

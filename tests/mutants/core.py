@@ -7,7 +7,7 @@ CORE = {
         "streaming/test_rechecks.py",
         "streaming/test_permission_rechecks.py",
         "test_mixins.py",
-        "test_signals.py",
+        "test_receivers.py",
     ],
     "doorbells/base.py": [
         "doorbells/test_base.py",
@@ -57,7 +57,7 @@ CORE = {
         "streaming/test_permission_rechecks.py",
         "streaming/test_failures.py",
         "access",
-        "test_signals.py",
+        "test_receivers.py",
     ],
     "streaming": [
         "streaming",

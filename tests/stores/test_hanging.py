@@ -45,7 +45,21 @@ view = EventStreamView.as_view(groups=["news"])
 
 
 def threads_of_store() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name.startswith("django-sse-store")]
+    """Return the threads of this test: those of earlier ones may still wait for work."""
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread.name.startswith("django-sse-store") and thread not in _earlier
+    ]
+
+
+_earlier: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def threads_of_earlier_tests() -> None:
+    _earlier.clear()
+    _earlier.update(threads_of_store())
 
 
 @pytest.fixture(params=[POSTGRESQL, MYSQL])

@@ -17,6 +17,9 @@ from tests.live.client import act
 from tests.live.servers import Server, database_of, manage, serve, start
 from tests.ports import free_port
 
+# What it shows is of processes and stores.
+pytestmark = pytest.mark.once
+
 TIMEOUT = 30.0
 # Nothing but a doorbell brings an event in time.
 RARELY = {"LIVE_DJANGO_SSE": json.dumps({"SYNC_INTERVAL": 3600})}

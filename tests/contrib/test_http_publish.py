@@ -641,7 +641,7 @@ def test_a_token_is_made_listed_and_revoked() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["create", "a b", "--group", "x"], "Tokens are called as groups are"),
+        (["create", "a b", "--group", "x"], "is not a group name"),
         (["create", "a", "--group", "x", "--expires", "0"], "above 0"),
         (["create", "a", "--group", "x", "--expires", "nan"], "above 0"),
         (["create", "a"], "--group"),

@@ -294,7 +294,7 @@ async def test_what_a_hub_numbers_for_its_publisher_is_told_of_once() -> None:
     streamed = threading.Event()
     with received(event_published) as calls:
         async with open_stream(news) as reader:
-            publishing = asyncio.create_task(asyncio.to_thread(publish_slowly))
+            publishing = asyncio.create_task(in_thread(publish_slowly))
             assert (await reader.next_event()).data == "hi"
             streamed.set()
             await publishing

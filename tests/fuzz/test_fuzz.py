@@ -9,6 +9,9 @@ from django_sse import event
 from django_sse.streaming.encoded_events import Batch, EncodedEvent
 from tests.fuzz.run import Fuzzer, chosen_at_random
 
+# What it shows is the library's own.
+pytestmark = pytest.mark.once
+
 SEED = 4
 SESSIONS = 100
 

@@ -53,6 +53,7 @@ def check(**environment: str) -> str:
     return run("manage.py", "check", **environment).stdout
 
 
+@pytest.mark.once
 @pytest.mark.timeout(300)
 def test_tenants_are_kept_apart(database: dict[str, str]) -> None:
     options = ["-q", "-p", "no:cacheprovider", "--ds=tests.tenants.settings"]

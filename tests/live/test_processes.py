@@ -11,6 +11,9 @@ from tests.live.reconnecting import Burst, EventSource, everyone_receives_more
 from tests.live.servers import Server, manage, require, serve, start
 from tests.ports import free_port
 
+# What it shows is the servers' and the stores'.
+pytestmark = pytest.mark.once
+
 CLIENTS = 5
 
 

@@ -11,6 +11,9 @@ from tests.live.client import Response, act, connect, log_in
 from tests.live.servers import SERVERS, manage, require, serve
 from tests.streams import data
 
+# What it shows is the servers'.
+pytestmark = pytest.mark.once
+
 CLIENTS = 200
 # How many requests are under way at once before the storm.
 _AT_ONCE = 20

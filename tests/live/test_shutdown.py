@@ -108,6 +108,7 @@ async def until_served_again(server: Server) -> None:
                 await asyncio.sleep(0.05)
 
 
+@pytest.mark.once
 async def test_a_rolling_restart_under_load_loses_nothing(tmp_path: Path) -> None:
     # One that waits for its streams, and one that cuts them off.
     names = {free_port(): "uvicorn", free_port(): "daphne"}

@@ -433,6 +433,7 @@ BROKEN: list[tuple[type[EventStore], str]] = [
 TESTS = {name for name in dir(EventStoreContract) if name.startswith("test_")}
 
 
+@pytest.mark.once
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(("store", "test"), BROKEN)
 def test_a_store_that_breaks_the_contract_fails(store: type[EventStore], test: str) -> None:

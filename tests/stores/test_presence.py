@@ -15,6 +15,9 @@ from tests.redis import RedisServer
 from tests.stores.conftest import MYSQL, POSTGRESQL, SQLITE
 from tests.streams import until
 
+# What it shows is the stores'.
+pytestmark = pytest.mark.once
+
 Scene = Callable[[EventStore], Awaitable[None]]
 
 

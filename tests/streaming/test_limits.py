@@ -376,6 +376,7 @@ async def rush(alike: str, headers: dict[str, str]) -> list[Request]:
     return [request for request in requests if not request.ended]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("headers", [EVENT_SOURCE, {}], ids=["EventSource", "other"])
 @pytest.mark.parametrize(
     ("limits", "alike"),

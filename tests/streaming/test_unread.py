@@ -34,6 +34,8 @@ from tests.clients import connected
 from tests.streams import get, reading, until
 
 pytestmark = [
+    # What it shows is the library's own.
+    pytest.mark.once,
     pytest.mark.django_db(transaction=True),
     pytest.mark.urls(__name__),
     pytest.mark.usefixtures("everything_ends"),

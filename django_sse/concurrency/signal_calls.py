@@ -1,6 +1,7 @@
 """Calls the receivers of this library's signals, so that they never delay an event loop."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,9 @@ from django.dispatch import Signal
 from django_sse.concurrency.forks import in_child
 from django_sse.concurrency.tasks import spawn
 from django_sse.concurrency.threads import CleanThreads
+
+# Not `logs.logger`: `logs` imports this package.
+_logger: Final = logging.getLogger("django_sse")
 
 # One call at a time, so that receivers hear of an opening before its end.
 _threads: Final = CleanThreads(at_once=1, most=1, most_each=1, patience=600.0)
@@ -28,6 +32,12 @@ def working_for(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         yield
     finally:
         _of_thread.loop = None
+
+
+def is_heard(signal: Signal) -> bool:
+    """Return whether anybody wants to know what a signal tells: a receiver, or the log."""
+    # Not `has_listeners`, which takes several times as long: this is asked for each event.
+    return bool(signal.receivers) or _logger.isEnabledFor(logging.DEBUG)
 
 
 def send_signal(signal: Signal, sender: Any, **arguments: Any) -> None:

@@ -1,13 +1,12 @@
 """The base of all doorbells: it rings the hubs of this process."""
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from threading import Lock
 from typing import Final, Protocol
 
 from django_sse.concurrency.forks import ForkSafeLock, forget_in_child, in_child
-from django_sse.concurrency.signal_calls import send_signal
+from django_sse.concurrency.signal_calls import is_heard, send_signal
 from django_sse.event import Event, decode_block
 from django_sse.groups.entries import Hint
 from django_sse.groups.namespaces import is_internal, namespace_in, plain_name
@@ -106,8 +105,7 @@ class Published:
         if count:
             with self._lock:
                 self.count += count
-        # Not `has_listeners`, which takes longer than all else here.
-        if not (event_published.receivers or logger.isEnabledFor(logging.DEBUG)):
+        if not is_heard(event_published):
             return
         try:
             for hint in hints:

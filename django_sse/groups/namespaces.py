@@ -144,8 +144,8 @@ def full_name(namespace: str, name: str) -> str:
 
 
 def plain_name(full: str) -> str:
-    """Return the plain name of a group, which its tenant uses."""
-    return full.rpartition(_SEPARATOR)[2]
+    """Return the plain name of a group, which its tenant uses. The library's own have none."""
+    return full if full.startswith(_INTERNAL_PREFIXES) else full.rpartition(_SEPARATOR)[2]
 
 
 def prefix_of(full: str) -> str:

@@ -122,9 +122,7 @@ class Batch:
             elif not encoded.is_superseded:
                 chunks.append(encoded.chunk)
         # Whether clients do not see its last number in an event.
-        self.moves_unseen = self.closing is not None or any(
-            encoded.is_superseded for encoded in events[-1:]
-        )
+        self.moves_unseen = self.closing is not None or events[-1].is_superseded
         # It exceeds what may wait for a client, so no stream takes it as one chunk.
         self.is_large = size > conf().BACKLOG_BYTES
         self.count = len(chunks)

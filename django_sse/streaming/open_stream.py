@@ -1,7 +1,5 @@
 """What can be told of an open stream, and who is told when one begins and ends."""
 
-import logging
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from time import time
 
@@ -35,36 +33,33 @@ class OpenStream:
         return [full_name(self.namespace, group) for group in self.groups]
 
 
-def announce_opened(stream: OpenStream, position: Callable[[], str]) -> None:
+def announce_opened(stream: OpenStream, after: str) -> None:
     """Log that a client's stream has begun, and send ``stream_opened``.
 
     Args:
         stream: The stream.
-        position: Returns the id that it begins after.
+        after: The id that it begins after.
     """
-    if logger.isEnabledFor(logging.DEBUG):
-        after = position()
-        logger.debug(
-            "A stream of %s begins after %s, for user %s.",
-            ", ".join(stream.groups) or "a generator",
-            after or "nothing",
-            stream.user,
-            extra={**asdict(stream), "position": after},
-        )
+    logger.debug(
+        "A stream of %s begins after %s, for user %s.",
+        ", ".join(stream.groups) or "a generator",
+        after or "nothing",
+        stream.user,
+        extra={**asdict(stream), "position": after},
+    )
     send_signal(stream_opened, OpenStream, stream=stream)
 
 
 def announce_closed(stream: OpenStream, reason: str) -> None:
     """Log that a client's stream has ended, and send ``stream_closed``."""
-    if logger.isEnabledFor(logging.DEBUG):
-        seconds = time() - stream.opened_at
-        logger.debug(
-            "A stream of %s of user %s has ended after %.1f seconds and %d bytes: %s.",
-            ", ".join(stream.groups) or "a generator",
-            stream.user,
-            seconds,
-            stream.sent_bytes,
-            reason,
-            extra={**asdict(stream), "reason": reason, "seconds": seconds},
-        )
+    seconds = time() - stream.opened_at
+    logger.debug(
+        "A stream of %s of user %s has ended after %.1f seconds and %d bytes: %s.",
+        ", ".join(stream.groups) or "a generator",
+        stream.user,
+        seconds,
+        stream.sent_bytes,
+        reason,
+        extra={**asdict(stream), "reason": reason, "seconds": seconds},
+    )
     send_signal(stream_closed, OpenStream, stream=stream, reason=reason)

@@ -10,6 +10,7 @@ from time import time
 from typing import ClassVar, Final, Protocol
 
 from django_sse.access.owners import NOBODY, Owner
+from django_sse.concurrency.signal_calls import is_heard
 from django_sse.concurrency.tasks import Turns, must_propagate, spawn
 from django_sse.conf import conf
 from django_sse.event import Event, encode_published, with_id
@@ -18,12 +19,12 @@ from django_sse.groups.entries import Entry, GroupState, closing_wire
 from django_sse.groups.namespaces import plain_name
 from django_sse.groups.position import LEFT_MARK, TERMINAL_MARK, format_position
 from django_sse.logs import log_seldom, logger
+from django_sse.signals import stream_closed, stream_opened
 from django_sse.streaming.encoded_events import Batch, EncodedEvent
 from django_sse.streaming.filtering import EventFilter, MessageHandler, filtered, handled
 from django_sse.streaming.generation import Generation
 from django_sse.streaming.jitter import jittered_age, jittered_retry
 from django_sse.streaming.open_stream import OpenStream, announce_closed, announce_opened
-from django_sse.streaming.reports import REPORTS
 from django_sse.streaming.roster import Attendance
 from django_sse.streaming.send_queue import SEND_BYTES, LastBytes, Send, SendQueue
 from django_sse.streaming.subscription import HistoryLostError, Subscription
@@ -222,15 +223,15 @@ class Stream:
             if self.is_counted and not self.ended.done():
                 self._opened_at = time()
                 self._hub.tally.opened += 1
-                announce_opened(self.info, self._position)
+                if is_heard(stream_opened):
+                    announce_opened(self.info, self._position())
 
     @property
     def info(self) -> OpenStream:
         """What can be told of the stream."""
         since = self._queue.busy_since
         return OpenStream(
-            # No tenant has that group.
-            tuple(name if name == REPORTS else plain_name(name) for name in self._taken),
+            tuple(map(plain_name, self._taken)),
             namespace=self.owner.namespace,
             user=self.owner.user_id,
             opened_at=self._opened_at or time(),
@@ -388,16 +389,20 @@ class Stream:
     def take(self, subscription: Subscription, batch: Batch) -> None:
         """Take new events of a group. Events that were taken before are skipped."""
         if self.phase is Phase.LIVE:
-            is_busy = self._queue.busy_since is not None
-            if (batch.is_large and batch.last and not is_busy) or (batch.has_keys and is_busy):
-                # Take the batch bit by bit, not at once; or take only the newest event of each key
-                # once the client has read.
+            if (batch.is_large or batch.has_keys) and self._takes_later(batch):
                 self._hold_messages(batch)
                 self._enter(Phase.CATCHING_UP)
             else:
                 self._take_now(subscription, batch)
         elif self.phase in (Phase.OPENING, Phase.CATCHING_UP):
             self._hold_messages(batch)
+
+    def _takes_later(self, batch: Batch) -> bool:
+        """Return whether to take a batch as a stream that catches up does: a large one bit by bit,
+        or of one with keys only the newest events, once the client has read."""
+        if self._queue.busy_since is None:
+            return batch.is_large and bool(batch.last)
+        return batch.has_keys
 
     def _hold_messages(self, batch: Batch) -> None:
         # Messages are not stored, and so cannot be read later.
@@ -555,7 +560,8 @@ class Stream:
             self._queue.discard()
             if self._opened_at is not None:
                 self._hub.tally.closed[reason] += 1
-                announce_closed(self.info, reason)
+                if is_heard(stream_closed):
+                    announce_closed(self.info, reason)
         # If the stream is shut while its last bytes wait, the client gets `close` if there is time.
         elif self.phase is not Phase.FINISHING or reason == "shut":
             self._enter(Phase.FINISHING)

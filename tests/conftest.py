@@ -23,6 +23,12 @@ from tests.redis import RedisServer, binary, serve
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-browser", action="store_true", help="run tests marked `in_turn` in every browser"
+    )
+
+
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(request: pytest.FixtureRequest) -> Iterator[None]:
     """Start the database servers that a test uses, before the test databases are made."""

@@ -184,7 +184,8 @@ class Browser:
             "path": target,
             "query_string": query.encode(),
             "headers": headers,
-            "client": ("127.0.0.1", 1234),
+            # A port of 0 is of no connection, so that nobody looks for its socket.
+            "client": ("127.0.0.1", 0),
             **scope,
         }
 

@@ -56,7 +56,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         names = list(BROWSERS)
         if metafunc.definition.get_closest_marker("chromium"):
             names = ["chromium"]
-        elif metafunc.definition.get_closest_marker("in_turn"):
+        elif metafunc.definition.get_closest_marker("in_turn") and not metafunc.config.getoption(
+            "every_browser"
+        ):
             names = [names[crc32(metafunc.definition.name.encode()) % len(names)]]
         metafunc.parametrize("browser", names, indirect=True, scope="module")
 

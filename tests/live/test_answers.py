@@ -9,6 +9,8 @@ from tests.live.browser import Browser, EventSource, Tab, wait_until
 from tests.live.sites import RETRY, Site, run
 from tests.views import runs_of
 
+pytestmark = pytest.mark.in_turn
+
 TOKEN = "a" * 32
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.live.client import connect
 from tests.live.engines import ENGINES
-from tests.live.servers import SERVERS, manage, require, serve, unavailable
+from tests.live.servers import manage, require, serve, unavailable
 
 # What it shows is the servers', the kernel's and the stores'.
 pytestmark = pytest.mark.once
@@ -16,10 +16,10 @@ pytestmark = pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "engine"),
     [
-        *((name, "sqlite") for name in SERVERS),
-        ("uvicorn", "postgresql"),
-        ("uvicorn", "postgresql-pubsub"),
-        ("uvicorn", "redis-lists"),
+        ("uvicorn", "sqlite"),
+        ("daphne", "postgresql"),
+        ("hypercorn", "postgresql-pubsub"),
+        ("granian", "redis-lists"),
         ("uvicorn", "redis-pubsub"),
     ],
 )

@@ -26,6 +26,8 @@ END = "}) })"
 
 SITE = {"HEARTBEAT": 0.2}
 
+pytestmark = pytest.mark.in_turn
+
 
 def opened(tab: Tab, url: str, **options: object) -> EventSource:
     stream = tab.follow_event_stream(url, **options)

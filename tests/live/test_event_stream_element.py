@@ -8,6 +8,8 @@ import pytest
 from tests.live.browser import Browser, Tab, wait_until
 from tests.live.sites import Site
 
+pytestmark = pytest.mark.in_turn
+
 # What `/foreign/` sends.
 FOREIGN = "<b>foreign</b>"
 

@@ -11,6 +11,8 @@ from tests.live.sites import RETRY, Site
 
 SITE = {"ALLOWED_ORIGINS": ["*"]}
 
+pytestmark = pytest.mark.in_turn
+
 
 def follow(tab: Tab, url: str, options: str) -> EventSource:
     """Open an EventStream with options that are a script's."""

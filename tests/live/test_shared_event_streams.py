@@ -13,6 +13,8 @@ from tests.live.browser import Browser, EventSource, Tab, is_webkit, wait_until
 from tests.live.client import SECONDS
 from tests.live.sites import RETRY, Site
 
+pytestmark = pytest.mark.in_turn
+
 TABS = 20
 # WebKit takes seconds for each window.
 WINDOWS = 8

@@ -32,10 +32,10 @@ pytestmark = [
     pytest.mark.once,
 ]
 
-CLIENTS = 1000
+CLIENTS = 500
 MISSED = 50
 # Who comes while the store is asked shares the next question: how many there are is up to the load.
-HANDFUL = CLIENTS // 40
+HANDFUL = 25
 
 urlpatterns = [path("news/", EventStreamView.as_view(groups=["news"]))]
 application = get_asgi_application()

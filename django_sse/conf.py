@@ -190,6 +190,10 @@ class Conf:
     """The path of what makes JSON of data that is not text: a subclass of ``json.JSONEncoder``, or
     a function that returns text or bytes for a value, such as ``orjson.dumps``."""
 
+    CHECK_EVENT_TYPES: bool = _key(False, YES_OR_NO)
+    """Whether nothing can be published that is not as the ``event_types`` say of the views of the
+    URLconf that stream its group. For development and tests: it takes time, and jsonschema."""
+
     MAX_GROUPS: int = _key(50, COUNT)
     """Groups that one stream may have."""
 

@@ -15,7 +15,7 @@ from django.utils.asyncio import async_unsafe
 from django_sse.access.owners import loaded, owner_key_of, user_group, user_key
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
-from django_sse.event import Event, as_event, encode_published
+from django_sse.event import Event, as_event
 from django_sse.exceptions import GroupCancelled, InvalidEvent
 from django_sse.groups.entries import Kind, NewEntry, closing_wire
 from django_sse.groups.names import validate_group
@@ -28,6 +28,7 @@ from django_sse.groups.namespaces import (
 from django_sse.groups.position import format_position
 from django_sse.stores import get_store
 from django_sse.text import plain
+from django_sse.type_checks import encode_for
 
 
 class _Everybody(Enum):
@@ -322,8 +323,9 @@ def _entries(events: Iterable[tuple[str, Any]], exclude: Any) -> list[NewEntry]:
 
 
 def _entry(group: str, event: Event, exclude: str) -> NewEntry:
-    wire = encode_published(event, conf().MAX_EVENT_BYTES)
-    return NewEntry(validate_group(group), wire, exclude=exclude)
+    group = validate_group(group)
+    wire = encode_for(group, event)
+    return NewEntry(group, wire, exclude=exclude)
 
 
 def _closing_entry(group: str | None, user: Any, reason: str | None) -> NewEntry:

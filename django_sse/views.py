@@ -38,7 +38,12 @@ from django_sse.conf import SETTING, conf
 from django_sse.event import Event, encode_published
 from django_sse.exceptions import AlreadyProducing, GroupCancelled
 from django_sse.groups.entries import GroupState
-from django_sse.groups.names import check_pattern, expand_group, validate_group
+from django_sse.groups.names import (
+    USER_GROUP_PATTERN,
+    check_pattern,
+    expand_group,
+    validate_group,
+)
 from django_sse.groups.namespaces import full_name, require_namespace
 from django_sse.groups.position import LEFT_MARK, LOST, TERMINAL_MARK, parse_position
 from django_sse.groups.producer_tokens import HANDED_OVER
@@ -476,6 +481,7 @@ class UserEventStreamView(LoginRequiredMixin, EventStreamView):
     """
 
     channel_messages: bool = False
+    _own_groups: ClassVar[Sequence[str]] = (USER_GROUP_PATTERN,)
 
     async def get_groups(self) -> Iterable[str]:
         """Return the owner's own group, and those of ``groups``.

@@ -96,6 +96,7 @@ KEYS: dict[str, tuple[Any, list[Any], list[Any], str]] = {
         [*NO_FUNCTIONS, None],
         ENCODER,
     ),
+    "CHECK_EVENT_TYPES": (False, [True, False], NO_YES_OR_NO, YES_OR_NO),
     "MAX_GROUPS": (50, [1, 1000], NO_COUNTS, COUNT),
     "ALLOWED_ORIGINS": (
         (),

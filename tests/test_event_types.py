@@ -1,5 +1,6 @@
 """Views declare the types of their events, which scripts and APIs get to know."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -23,11 +24,23 @@ from django.core.management.base import CommandError
 from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
 from django.urls import URLPattern, include, path
+from pytest_django import Settings
 
 import django_sse
+from django_sse import (
+    Event,
+    InvalidEvent,
+    publish,
+    publish_many,
+    publish_to_user,
+    type_checks,
+    user_group,
+)
 from django_sse.decorators import event_generator, event_producer
+from django_sse.producing import aproduce
 from django_sse.schemas import schemas_of
-from django_sse.views import EventStreamView
+from django_sse.testing import published
+from django_sse.views import EventStreamView, UserEventStreamView
 from tests import npm
 
 TYPESCRIPT = Path(__file__).with_name("typescript")
@@ -283,3 +296,95 @@ def test_types_of_one_name_of_two_libraries_are_refused() -> None:
 def test_event_types_that_cannot_be_are_refused(wrong: Any) -> None:
     with pytest.raises(ImproperlyConfigured, match=r"event_types must be a dict"):
         EventStreamView.as_view(groups=["news"], event_types=wrong)
+
+
+# What is published is checked
+
+
+class UserView(UserEventStreamView):
+    event_types = {"headline": Headline}
+
+
+board = EventStreamView.as_view(groups=["board-{pk}"], event_types={"n": int})
+CHECKED_URLS = [
+    *URLS,
+    path("boards/<int:pk>/", board),
+    path("own/", UserView.as_view()),
+    path("any/<str:slug>/", EventStreamView.as_view(groups=["a-{slug}"])),
+]
+
+
+@pytest.fixture
+def checked(settings: Settings) -> Iterator[None]:
+    settings.DJANGO_SSE = {"STORE": "memory", "CHECK_EVENT_TYPES": True}
+    with urls(*CHECKED_URLS):
+        yield
+
+
+AS_DECLARED = {
+    "theTitle": "hi",
+    "author": {"name": "Ada"},
+    "price": "1.50",
+    "kind": "news",
+    "tags": [],
+    "scores": {},
+    "place": [1, 2],
+    "anything": None,
+}
+
+
+@pytest.mark.usefixtures("checked")
+def test_what_is_as_declared_is_published() -> None:
+    assert publish("news", AS_DECLARED, event="headline").number
+    # As JSON of their own, and without a type.
+    assert publish("news", json.dumps(AS_DECLARED), event="headline").number
+    assert publish("news", "any text").number
+    assert publish("news", "5").number
+    assert publish("board-7", 1, event="n").number
+    assert publish("news", Event(comment="no data")).number
+    # No view declares what these have.
+    assert publish("a-b", {"x": 1}, event="y").number
+    assert publish("elsewhere", {"x": 1}, event="y").number
+    publish_to_user(7, AS_DECLARED, event="headline")
+
+
+@pytest.mark.usefixtures("checked")
+@pytest.mark.parametrize(
+    ("group", "data", "event", "why"),
+    [
+        ("news", AS_DECLARED | {"kind": "sports"}, "headline", "'sports' is not one of .*kind"),
+        ("news", {"titel": "hi"}, "headline", "'theTitle' is a required property"),
+        ("news", "hi", "headline", "not of type 'object'"),
+        ("news", AS_DECLARED, "headlien", "HeadlinesView have only headline, message, card"),
+        ("news", {"a": 1}, None, "'message'.* not of type 'string'"),
+        ("board-7", "x", "n", "'x' is not of type 'integer'"),
+        (user_group(7), {}, "headline", "UserView declares"),
+        ("answer-7", "x", None, "long_answer have only removed, all"),
+    ],
+)
+def test_what_is_not_as_declared_is_refused(group: str, data: Any, event: Any, why: str) -> None:
+    with published() as events, pytest.raises(InvalidEvent, match=why):
+        publish_many([("elsewhere", "x"), (group, Event(data, event=event))])
+    assert not events
+
+
+@pytest.mark.usefixtures("checked", "everything_ends")
+async def test_what_producers_publish_is_checked() -> None:
+    async with aproduce("answer-7") as producer:
+        await producer.apublish({"pk": 1}, event="removed")
+        with pytest.raises(InvalidEvent, match="'pk' is a required property"):
+            await producer.apublish({}, event="removed")
+
+
+def test_nothing_is_checked_unless_it_is_asked_for(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory"}
+    with urls(*CHECKED_URLS):
+        assert publish("news", {"titel": "hi"}, event="headlien").number
+
+
+@pytest.mark.usefixtures("checked")
+def test_without_jsonschema_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    type_checks._validators.clear()
+    with pytest.raises(ImproperlyConfigured, match="pip install jsonschema"):
+        publish("news", AS_DECLARED, event="headline")

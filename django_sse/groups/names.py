@@ -40,6 +40,8 @@ USER_GROUP_PARTS: Final = ("sse", "user")
 """The first parts of the names of users' own groups."""
 
 _USER_GROUP_PREFIX: Final = ".".join((*USER_GROUP_PARTS, ""))
+USER_GROUP_PATTERN: Final = _USER_GROUP_PREFIX + "{user}"
+"""What only a ``UserEventStreamView`` streams."""
 
 
 def group_name(*parts: object) -> str:
@@ -169,6 +171,23 @@ def fields_of(pattern: str) -> list[str]:
         ImproperlyConfigured: The pattern cannot work.
     """
     return _parse(pattern)[0]
+
+
+def could_make(pattern: str, group: str) -> bool:
+    """Return whether a pattern makes a group's name from some keyword arguments.
+
+    Raises:
+        ImproperlyConfigured: The pattern cannot work.
+    """
+    pattern = plain(pattern)
+    _parse(pattern)
+    if group.startswith(_USER_GROUP_PREFIX) and not pattern.startswith(_USER_GROUP_PREFIX):
+        return False
+    expression = "".join(
+        re.escape(literal) + ("" if field is None else ".+")
+        for literal, field, _, _ in Formatter().parse(pattern)
+    )
+    return re.fullmatch(expression, group) is not None
 
 
 def check_pattern(pattern: str) -> None:

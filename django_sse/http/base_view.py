@@ -68,7 +68,11 @@ class StreamView(View):
 
     event_types: Mapping[str, Any] = {}
     """The types of the events, with those of their data: ``{"headline": Headline}``. They are for
-    ``sse_types`` and for schemas of an API, and are not checked when something is published."""
+    ``sse_types`` and for schemas of an API. ``DJANGO_SSE["CHECK_EVENT_TYPES"]`` checks what is
+    published."""
+
+    _own_groups: ClassVar[Sequence[str]] = ()
+    """Patterns of groups that the view streams beside its ``groups``."""
 
     _starts_work: ClassVar[bool] = False
     """Whether a request may start work that goes on without its stream."""

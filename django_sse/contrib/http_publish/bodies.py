@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
-from django_sse.conf import conf
 from django_sse.contrib.http_publish.problems import Problem
 from django_sse.event import NO_DATA, Event, encode_published, refuse_reserved_name
 from django_sse.exceptions import InvalidEvent, InvalidGroup
 from django_sse.groups.names import group_name, validate_group
+from django_sse.type_checks import encode_for
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
@@ -116,7 +116,7 @@ def refuse_unpublishable(publications: Sequence[Publication]) -> None:
     """
     for each in publications:
         try:
-            encode_published(each.event, conf().MAX_EVENT_BYTES)
+            encode_for(each.group, each.event)
         except InvalidEvent as error:
             status = 413 if _is_too_large(each.event) else 400
             raise Problem(status, str(error), line=each.line, field="data") from error

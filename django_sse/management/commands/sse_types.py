@@ -1,13 +1,13 @@
-from collections.abc import Iterator
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
-from django.urls import URLPattern, URLResolver, get_resolver
+from django.urls import URLPattern
 
 from django_sse.http.base_view import StreamView
 from django_sse.management.typescript import declaration, identifier, members, type_of
 from django_sse.schemas import schemas_of
+from django_sse.type_checks import declarations
 
 
 class Command(BaseCommand):
@@ -46,15 +46,9 @@ def _views() -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     owners: dict[str, Any] = {}
-    for pattern in _patterns(get_resolver()):
-        view = getattr(pattern.callback, "view_class", None)
-        if not (isinstance(view, type) and issubclass(view, StreamView)):
-            continue
-        options = getattr(pattern.callback, "view_initkwargs", {})
-        types = options.get("event_types", view.event_types)
-        if not types:
-            continue
-        name = _interface_of(view, pattern)
+    for declared in declarations():
+        view, types = declared.view, declared.types
+        name = _interface_of(view, declared.url)
         if owners.setdefault(name, (view, types)) != (view, types):
             raise CommandError(
                 f"Two views would both be {name}: {owners[name][0].__module__} and "
@@ -64,17 +58,9 @@ def _views() -> dict[str, dict[str, Any]]:
     return found
 
 
-def _interface_of(view: type[StreamView], pattern: URLPattern) -> str:
+def _interface_of(view: type[StreamView], url: URLPattern) -> str:
     # What is used as it is has only the name of its URL.
     own = view not in view._bases()
-    name = view.__name__.removesuffix("View") if own else pattern.name or ""
+    name = view.__name__.removesuffix("View") if own else url.name or ""
     words = identifier(name).split("_")
     return "".join(word[:1].upper() + word[1:] for word in words) + "Events"
-
-
-def _patterns(resolver: URLResolver) -> Iterator[URLPattern]:
-    for pattern in resolver.url_patterns:
-        if isinstance(pattern, URLResolver):
-            yield from _patterns(pattern)
-        else:
-            yield pattern

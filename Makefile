@@ -5,7 +5,7 @@ MINUTES ?= 10
 SECONDS ?= 600
 SAMPLE ?= 200
 # More than there are cores: tests on real servers wait most of the time.
-WORKERS ?= 4
+WORKERS ?= 5
 VENV := .venv
 PACKAGES := demo_project/node_modules
 

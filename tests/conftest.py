@@ -5,10 +5,12 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import redis
 from asgiref.sync import sync_to_async
+from django.core.management.commands import flush
 from django.db import connections
 from pytest_django import Settings
 
@@ -27,6 +29,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-browser", action="store_true", help="run tests marked `in_turn` in every browser"
     )
+
+
+# Which it takes longer to make again than most tests take.
+_TABLES_THAT_STAY = ("auth_permission", "django_content_type")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def permissions_stay() -> Iterator[None]:
+    """All tables are flushed after a test but those that nothing changes after migrations."""
+
+    def sql_flush(style: Any, connection: Any, **options: Any) -> list[str]:
+        introspection = connection.introspection
+        names = introspection.django_table_names(only_existing=True, include_views=False)
+        tables = [name for name in names if name not in _TABLES_THAT_STAY]
+        statements: list[str] = connection.ops.sql_flush(style, tables, **options)
+        return statements
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flush, "sql_flush", sql_flush)
+        patch.setattr(flush, "emit_post_migrate_signal", lambda *args, **options: None)
+        # It looks for receivers of that signal.
+        patch.setattr(flush, "import_module", lambda *args: None)
+        yield
 
 
 @pytest.fixture(scope="session")

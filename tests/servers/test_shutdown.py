@@ -14,7 +14,7 @@ from django_sse.decorators import event_generator
 from django_sse.groups.entries import GroupState
 from django_sse.stores import get_store
 from django_sse.streaming.hub import current_hub, open_streams
-from django_sse.streaming.stream import Stream
+from django_sse.streaming.stream import Phase, Stream
 from django_sse.views import EventStreamView
 from tests.clients import Client, connected
 from tests.streams import EventReader, get, open_stream, until
@@ -85,6 +85,8 @@ def assert_sent_back(client: Client) -> None:
 
 async def test_streams_are_sent_back_after_what_is_left() -> None:
     async with listening() as listener, connected("news") as client:
+        # What a stream has not read yet, its client gets when it is back.
+        await until(lambda: client.stream.phase is Phase.LIVE)
         await apublish("news", "last")
         listener.stop()
         await until(client.stream.ended.done)

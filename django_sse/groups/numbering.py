@@ -88,6 +88,8 @@ class Numbering:
             AlreadyProducing: The entry is a ``BEGIN``, and the group has a producer.
             HeadMoved: The entry is an ``EXPECT``, and the group has another head.
         """
+        if entry.kind is Kind.EVENT:
+            return self._publish(entry, staged=staged)
         if entry.kind is Kind.EXPECT:
             if entry.at != self.head:
                 raise HeadMoved(self.group)
@@ -121,13 +123,7 @@ class Numbering:
             self._begin_anew(entry.wire, entry.at or self._now(), closes=True)
             self.cancelled = True
             return self.head
-        if entry.kind is Kind.CLOSE:
-            return None if self.cancelled else self._close(entry.wire)
-        if self.cancelled and not staged:
-            raise GroupCancelled(self.group)
-        if entry.producer:
-            self.producer += 1
-        return self._add(entry.wire, closes=False, exclude=entry.exclude)
+        return None if self.cancelled else self._close(entry.wire)
 
     def finish(self) -> Hint:
         """Return the hint about the group as it is now."""
@@ -135,6 +131,15 @@ class Numbering:
             self._add(self.closing or closing_wire(None), closes=True)
         entries = tuple(self.numbered)
         return Hint(self.group, self.head, self.cancelled, entries, producer=self.producer)
+
+    def _publish(self, entry: NewEntry, *, staged: bool) -> int:
+        if entry.producer:
+            if entry.producer != self.producer:
+                raise GroupCancelled(self.group)
+            self.producer += 1
+        if self.cancelled and not staged:
+            raise GroupCancelled(self.group)
+        return self._add(entry.wire, closes=False, exclude=entry.exclude)
 
     def _begin(self, entry: NewEntry) -> int | None:
         if self.cancelled:

@@ -17,6 +17,7 @@ from django_sse.http.compression import GzipSender, accepts_gzip
 from django_sse.logs import logger
 from django_sse.servers.backpressure import Brake, brake_for
 from django_sse.servers.dead_peers import bound_silence
+from django_sse.servers.own_send import needs_no_task
 from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.send_queue import CLIENT_GONE
 from django_sse.streaming.stream import Phase, Stream
@@ -43,6 +44,7 @@ class HandOff:
         "_disconnected",
         "_ended",
         "_given_up",
+        "_in_place",
         "_is_event_stream",
         "_last_body",
         "_may_hand_off",
@@ -83,6 +85,7 @@ class HandOff:
         self._closed = False
         self._on_close: list[Callable[[], object]] = []
         self._brake: Brake | None = None
+        self._in_place = needs_no_task(send)
 
     def begin(self, stream: Stream) -> None:
         """Take note of the request's stream, which ends with the request unless it is taken
@@ -188,7 +191,7 @@ class HandOff:
             # The server has cut the stream off. Django, or its TaskGroup before Python 3.13, loses
             # that if it happens at the end of the request.
             raise asyncio.CancelledError
-        stream.serve(lambda chunk: self._send(_body(chunk, more=True)))
+        stream.serve(_chunks_to(self._send), in_place=self._in_place)
         await self._wait_for_end(stream)
         if not self._disconnected:
             await self._send_end()
@@ -289,6 +292,11 @@ class HandOff:
     def _release(self) -> None:
         if self._brake:
             self._brake.release()
+
+
+def _chunks_to(send: Send) -> Callable[[bytes], Awaitable[None]]:
+    # It is called for each stream and event, and what it touches then is rarely in the caches.
+    return lambda chunk: send({"type": "http.response.body", "body": chunk, "more_body": True})
 
 
 def _always() -> bool:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 from asgiref.sync import sync_to_async
 from django.core import checks
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_sse.concurrency.signal_calls import working_for
 from django_sse.conf import conf
@@ -125,7 +126,7 @@ class EventStore(ABC):
         """
         connection = connections[self.using]
         if not connection.in_atomic_block:
-            self._require_autocommit()
+            self._require_autocommit(connection)
             ordered_at = self.clock.known()
             try:
                 numbers, hints = self._append(entries)
@@ -218,13 +219,13 @@ class EventStore(ABC):
             RuntimeError: It would wait for the transaction, which waits for it.
         """
 
-    def _require_autocommit(self) -> None:
+    @staticmethod
+    def _require_autocommit(connection: BaseDatabaseWrapper) -> None:
         """Refuse to publish outside a transaction that nobody commits.
 
         Raises:
             TransactionManagementError: Autocommit is off.
         """
-        connection = connections[self.using]
         # get_autocommit() would connect, but a store may not use the database at all.
         connected = connection.connection is not None
         if not (connection.autocommit if connected else connection.settings_dict["AUTOCOMMIT"]):
@@ -250,7 +251,8 @@ class EventStore(ABC):
     def _take_back_ends(self, entries: Sequence[NewEntry]) -> None:
         """Forget the kept ends of owners who are let in again."""
         reopened = [entry.group for entry in entries if entry.kind is Kind.REOPEN]
-        write_retries.take_back(self, reopened)
+        if reopened:
+            write_retries.take_back(self, reopened)
 
     @abstractmethod
     def _append(

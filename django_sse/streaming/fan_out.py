@@ -6,8 +6,9 @@ from contextvars import Context
 from typing import Final, Protocol
 
 # Streams served in one turn, so that neither a large group nor many small ones hold the event loop
-# for long. What is published meanwhile joins what waits.
-STREAMS_A_TURN: Final = 256
+# for long. What is published between two turns joins what waits: the fewer, the more is joined, and
+# a turn itself costs as much as a stream or two.
+STREAMS_A_TURN: Final = 64
 
 
 class Source(Protocol):

@@ -1,10 +1,10 @@
 """A stream's send queue: one chunk is being sent, the others wait, within a limit of bytes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, Protocol, cast
 
-from django_sse.concurrency.tasks import must_propagate, start_eagerly
+from django_sse.concurrency.tasks import go_on, must_propagate, start_eagerly
 from django_sse.conf import conf
 from django_sse.groups.replay import filling
 from django_sse.logs import logger
@@ -20,6 +20,7 @@ SEND_BYTES: Final = READ_BYTES
 
 Send = Callable[[bytes], Awaitable[None]]
 LastBytes = Callable[[], bytes]
+_Begun = tuple[Coroutine[Any, Any, None], Any]
 
 
 class Sender(Protocol):
@@ -45,6 +46,7 @@ class SendQueue:
         "_backlog",
         "_ending",
         "_held",
+        "_in_place",
         "_loop",
         "_send",
         "_sending",
@@ -59,6 +61,7 @@ class SendQueue:
         self._loop = loop
         self._stream: Sender | None = stream
         self._send: Send | None = None
+        self._in_place = False
         self._sending: asyncio.Task[None] | None = None
         # By the loop's clock: since when a chunk is being sent, and when the last one was begun.
         self.busy_since: float | None = None
@@ -72,12 +75,17 @@ class SendQueue:
         # The reason to end, and what to send before that.
         self._ending: tuple[str, LastBytes] | None = None
 
-    def connect(self, send: Send) -> None:
+    def connect(self, send: Send, *, in_place: bool = False) -> None:
         """Give the queue its connection.
 
         Before that, ``finish`` may be called, but ``push`` must not.
+
+        Args:
+            send: Sends a chunk.
+            in_place: Whether ``send`` is a coroutine function that needs no task unless it waits.
         """
         self._send = send
+        self._in_place = in_place
         if self._ending:
             self._start(b"")
 
@@ -92,8 +100,9 @@ class SendQueue:
             return
         if self.busy_since is not None:
             self._enqueue(self._backlog, chunk)
+        elif self._in_place:
+            self._send_in_place(chunk)
         else:
-            self.pending_bytes += len(chunk)
             self._start(chunk)
 
     def hold(self, chunk: bytes) -> None:
@@ -132,17 +141,41 @@ class SendQueue:
     def _start(self, chunk: bytes) -> None:
         # Set here, and not in the task: without eager start it begins later.
         self.busy_since = self.last_sent = self._loop.time()
+        self.pending_bytes += len(chunk)
         task = start_eagerly(self._drain(chunk), self._loop)
         if not task.done():
             self._sending = task
 
-    async def _drain(self, chunk: bytes) -> None:
+    def _send_in_place(self, chunk: bytes) -> None:
+        """Send a chunk without a task, unless the client makes it wait."""
+        assert self._send is not None
+        sending = cast("Coroutine[Any, Any, None]", self._send(chunk))
+        try:
+            awaited = sending.send(None)
+        except StopIteration:
+            self.last_sent = self._loop.time()
+            self.sent_bytes += len(chunk)
+        except BaseException as error:
+            self._end(self._failed(error))
+        else:
+            self.busy_since = self.last_sent = self._loop.time()
+            self.pending_bytes += len(chunk)
+            self._sending = start_eagerly(self._drain(chunk, (sending, awaited)), self._loop)
+
+    async def _drain(self, chunk: bytes, begun: _Begun | None = None) -> None:
+        """Send a chunk, and all that waits behind it.
+
+        Args:
+            chunk: The chunk.
+            begun: What sends it and what that waits for, if it has begun.
+        """
         assert self._send is not None
         reason = None
         try:
             while True:
                 if chunk:
-                    await self._send(chunk)
+                    await (go_on(*begun) if begun else self._send(chunk))
+                    begun = None
                     self.pending_bytes -= len(chunk)
                     self.sent_bytes += len(chunk)
                 if self._stream is None or reason:
@@ -158,16 +191,20 @@ class SendQueue:
                 else:
                     break
                 self.busy_since = self.last_sent = self._loop.time()
-        except CLIENT_GONE:
-            reason = "disconnected"
         except BaseException as error:
-            if must_propagate(error):
-                raise
-            logger.exception("Sending to a stream failed, so the stream is ended.")
-            reason = "send failed"
+            reason = self._failed(error)
         self.busy_since = self._sending = None
         if reason:
             self._end(reason)
+
+    def _failed(self, error: BaseException) -> str:
+        """Return the reason to end the stream after an error of sending."""
+        if isinstance(error, CLIENT_GONE):
+            return "disconnected"
+        if must_propagate(error):
+            raise error
+        logger.error("Sending to a stream failed, so the stream is ended.", exc_info=error)
+        return "send failed"
 
     def _end(self, reason: str) -> None:
         if self._stream:

@@ -261,9 +261,14 @@ class Stream:
         if self._generation:
             self._generation.leave_request()
 
-    def serve(self, send: Send) -> None:
-        """Send the events that the client has missed, then new ones."""
-        self._queue.connect(send)
+    def serve(self, send: Send, *, in_place: bool = False) -> None:
+        """Send the events that the client has missed, then new ones.
+
+        Args:
+            send: As for ``SendQueue.connect``.
+            in_place: As for ``SendQueue.connect``.
+        """
+        self._queue.connect(send, in_place=in_place)
         if self.phase is Phase.OPENING:
             self._enter(Phase.CATCHING_UP)
 

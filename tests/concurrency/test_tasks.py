@@ -6,6 +6,7 @@ import time
 import pytest
 
 from django_sse import aposition, apublish_many, views
+from django_sse.concurrency.tasks import go_on
 from django_sse.http.refusals import REFUSED_STATUS
 from django_sse.streaming import store_reader
 from django_sse.streaming.hub import current_hub
@@ -46,3 +47,42 @@ async def test_a_replay_from_memory_lets_other_tasks_run() -> None:
                 turns += 1
     # Without giving way, there would be one.
     assert turns >= 25
+
+
+async def test_what_was_begun_outside_of_tasks_goes_on_in_one_that_can_be_cancelled() -> None:
+    reached: list[object] = []
+
+    async def run() -> None:
+        try:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
+            reached.append(asyncio.current_task())
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            reached.append("cancelled")
+            # As a coroutine may that has something to clean up.
+            await asyncio.sleep(0.01)
+            raise
+
+    running = run()
+    task = asyncio.create_task(go_on(running, running.send(None)))
+    await until(lambda: task in reached)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert reached == [task, "cancelled"]
+
+
+async def test_what_goes_on_returns_and_raises_as_it_does() -> None:
+    async def run(error: Exception | None) -> str:
+        await asyncio.sleep(0)
+        if error:
+            raise error
+        return "done"
+
+    running = run(None)
+    assert await go_on(running, running.send(None)) == "done"
+    running = run(ValueError("no"))
+    awaited = running.send(None)
+    with pytest.raises(ValueError, match="no"):
+        await go_on(running, awaited)

@@ -49,10 +49,10 @@ async def stream() -> AsyncIterator[Stream]:
     stream.queue.discard()
 
 
-@pytest.fixture
-def connection(stream: Stream) -> Connection:
+@pytest.fixture(params=[False, True], ids=["in a task", "in place"])
+def connection(stream: Stream, request: pytest.FixtureRequest) -> Connection:
     connection = Connection()
-    stream.queue.connect(connection.send)
+    stream.queue.connect(connection.send, in_place=request.param)
     return connection
 
 

@@ -556,10 +556,11 @@ class DatabaseStore(EventStore):
         claim: Callable[[], None],
         remember: Callable[[Sequence[int | None]], None],
     ) -> list[int | None]:
-        if connections[self.using].in_atomic_block:
+        connection = connections[self.using]
+        if connection.in_atomic_block:
             # The project's transaction has all of it, and gives no numbers before its commit.
             return super().append_with(entries, ring, claim, remember)
-        self._require_autocommit()
+        self._require_autocommit(connection)
         with self._connection.hint_at_migrate():
             numbers, hints = self._append_in_transaction(entries, claim, remember)
         ring(hints)

@@ -3,21 +3,24 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
-from django.core.signals import setting_changed
 from django.urls import URLPattern, URLResolver, get_resolver
+from django.utils.text import Truncator
 
 from django_sse.conf import SETTING, conf
-from django_sse.event import NO_DATA, Event, encode_published
+from django_sse.event import NO_DATA, Event, decode_block, encode_published
 from django_sse.exceptions import InvalidEvent
 from django_sse.groups.names import could_make
 from django_sse.schemas import schemas_of
+from django_sse.text import plain
 
 # An event without a type: WHATWG HTML, 9.2.6.
 _UNTYPED: Final = "message"
+# Of a message of the validator, which repeats the data.
+_MESSAGE_CHARACTERS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +33,9 @@ class Declaration:
     group_patterns: tuple[str, ...]
 
 
-def declarations() -> Iterator[Declaration]:
-    """Yield what the views of the URLconf declare as ``event_types``."""
-    for url in _urls(get_resolver()):
+def declarations(resolver: URLResolver) -> Iterator[Declaration]:
+    """Yield what the views of a URLconf declare as ``event_types``."""
+    for url in _urls(resolver):
         view: Any = getattr(url.callback, "view_class", None)
         # Only views of this package have it.
         own_groups = getattr(view, "_own_groups", None)
@@ -66,15 +69,16 @@ def encode_for(group: str, event: Event) -> bytes:
     settings = conf()
     wire = encode_published(event, settings.MAX_EVENT_BYTES)
     if settings.CHECK_EVENT_TYPES and event.data is not NO_DATA:
-        _check(group, event)
+        # As it is sent: to encode the data again might give something else.
+        _check(group, event, decode_block(wire).text)
     return wire
 
 
-def _check(group: str, event: Event) -> None:
+def _check(group: str, event: Event, text: str) -> None:
     name = event.event or _UNTYPED
     streaming = [
         declaration
-        for declaration in _all_declarations()
+        for declaration in _declarations_of(get_resolver())
         if any(could_make(pattern, group) for pattern in declaration.group_patterns)
     ]
     declaring = [declaration for declaration in streaming if name in declaration.types]
@@ -86,16 +90,18 @@ def _check(group: str, event: Event) -> None:
             f"event_types of {views} have only {known}. Correct its name, or declare it there."
         )
     for declaration in declaring:
-        if fault := _fault(declaration.types[name], event):
+        is_text = isinstance(plain(event.data), str)
+        if fault := _fault(declaration.types[name], text, is_text=is_text):
             raise InvalidEvent(
                 f"The data of an event of the type {name!r} cannot be published to group "
                 f"{group!r}: {fault} {declaration.view.__name__} declares its event_types."
             )
 
 
-@cache
-def _all_declarations() -> tuple[Declaration, ...]:
-    return tuple(declarations())
+# Another URLconf has another resolver.
+@lru_cache(maxsize=1)
+def _declarations_of(resolver: URLResolver) -> tuple[Declaration, ...]:
+    return tuple(declarations(resolver))
 
 
 # By hand, since types need not be hashable.
@@ -123,27 +129,27 @@ def _validator_of(kind: Any) -> Any:
     return known[1]
 
 
-def _fault(kind: Any, event: Event) -> str:
-    """Return what is wrong with the data of an event, or nothing."""
+def _fault(kind: Any, text: str, *, is_text: bool) -> str:
+    """Return what is wrong with the data of an event, or nothing.
+
+    Args:
+        kind: The type that is declared.
+        text: The data, as they are sent.
+        is_text: Whether they were given as text, which a client may take as it is.
+
+    Raises:
+        ImproperlyConfigured: As for ``_validator_of``.
+    """
+    validator = _validator_of(kind)
+    if is_text and validator.is_valid(text):
+        return ""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = text
+    if validator.is_valid(value):
+        return ""
     from jsonschema.exceptions import best_match
 
-    validator = _validator_of(kind)
-    try:
-        value = json.loads(event.text)
-    except ValueError:
-        value = event.text
-    # A client may take text as it is.
-    if validator.is_valid(value) or (
-        isinstance(event.data, str) and validator.is_valid(event.data)
-    ):
-        return ""
     error = best_match(validator.iter_errors(value))
-    return f"{error.message}, at {error.json_path}."
-
-
-def _forget(*, setting: str, **kwargs: Any) -> None:
-    if setting == "ROOT_URLCONF":
-        _all_declarations.cache_clear()
-
-
-setting_changed.connect(_forget)
+    return f"{Truncator(error.message).chars(_MESSAGE_CHARACTERS)}, at {error.json_path}."

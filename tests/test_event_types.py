@@ -24,12 +24,14 @@ from django.core.management.base import CommandError
 from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
 from django.urls import URLPattern, include, path
+from django.utils.functional import lazystr
 from pytest_django import Settings
 
 import django_sse
 from django_sse import (
     Event,
     InvalidEvent,
+    apublish,
     publish,
     publish_many,
     publish_to_user,
@@ -37,6 +39,7 @@ from django_sse import (
     user_group,
 )
 from django_sse.decorators import event_generator, event_producer
+from django_sse.groups.names import USER_GROUP_PATTERN, could_make
 from django_sse.producing import aproduce
 from django_sse.schemas import schemas_of
 from django_sse.testing import published
@@ -340,6 +343,8 @@ def test_what_is_as_declared_is_published() -> None:
     assert publish("news", json.dumps(AS_DECLARED), event="headline").number
     assert publish("news", "any text").number
     assert publish("news", "5").number
+    assert publish("news", lazystr("5")).number
+    assert publish("news", "[" * 100_000).number
     assert publish("board-7", 1, event="n").number
     assert publish("news", Event(comment="no data")).number
     # No view declares what these have.
@@ -385,6 +390,43 @@ def test_nothing_is_checked_unless_it_is_asked_for(settings: Settings) -> None:
 @pytest.mark.usefixtures("checked")
 def test_without_jsonschema_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jsonschema", None)
+    monkeypatch.delitem(sys.modules, "jsonschema.exceptions", raising=False)
     type_checks._validators.clear()
     with pytest.raises(ImproperlyConfigured, match="pip install jsonschema"):
         publish("news", AS_DECLARED, event="headline")
+
+
+@pytest.mark.usefixtures("checked")
+def test_what_is_wrong_is_said_in_short() -> None:
+    with pytest.raises(InvalidEvent) as caught:
+        publish("news", "x" * 100_000, event="headline")
+    assert len(str(caught.value)) < 1000
+
+
+async def test_of_two_urlconfs_the_present_one_counts(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "CHECK_EVENT_TYPES": True}
+    for name in ("one", "another"):
+        view = EventStreamView.as_view(groups=["news"], event_types={name: int})
+        with urls(path("", view)):
+            await apublish("news", 1, event=name)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "group", "could"),
+    [
+        ("news", "news", True),
+        ("news", "news-1", False),
+        ("room-{a}", "room-1-2", True),
+        ("room-{a}", "room-", True),
+        ("room-{a}-{b}", "room-1-2", True),
+        # An argument with a separator is refused.
+        ("room-{a}-{b}", "room-1-2-3", False),
+        ("{a}", "sse.user.7", False),
+        ("sse.user.{a}", "sse.user.7", False),
+        (USER_GROUP_PATTERN, "sse.user.7", True),
+    ],
+)
+def test_a_pattern_could_make_the_names_of_its_groups(
+    pattern: str, group: str, could: bool
+) -> None:
+    assert could_make(pattern, group) is could

@@ -174,17 +174,18 @@ def fields_of(pattern: str) -> list[str]:
 
 
 def could_make(pattern: str, group: str) -> bool:
-    """Return whether a pattern makes a group's name from some keyword arguments.
+    """Return whether a pattern makes a group's name from some keyword arguments, of any type.
 
     Raises:
         ImproperlyConfigured: The pattern cannot work.
     """
     pattern = plain(pattern)
-    _parse(pattern)
-    if group.startswith(_USER_GROUP_PREFIX) and not pattern.startswith(_USER_GROUP_PREFIX):
+    if group.startswith(_USER_GROUP_PREFIX) and pattern != USER_GROUP_PATTERN:
         return False
+    separators = "".join(_parse(pattern)[1])
+    argument = f"[^{re.escape(separators)}]*" if separators else ".*"
     expression = "".join(
-        re.escape(literal) + ("" if field is None else ".+")
+        re.escape(literal) + ("" if field is None else argument)
         for literal, field, _, _ in Formatter().parse(pattern)
     )
     return re.fullmatch(expression, group) is not None

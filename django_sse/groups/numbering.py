@@ -133,12 +133,12 @@ class Numbering:
         return Hint(self.group, self.head, self.cancelled, entries, producer=self.producer)
 
     def _publish(self, entry: NewEntry, *, staged: bool) -> int:
-        if entry.producer:
-            if entry.producer != self.producer:
-                raise GroupCancelled(self.group)
-            self.producer += 1
+        if entry.producer and entry.producer != self.producer:
+            raise GroupCancelled(self.group)
         if self.cancelled and not staged:
             raise GroupCancelled(self.group)
+        if entry.producer:
+            self.producer += 1
         return self._add(entry.wire, closes=False, exclude=entry.exclude)
 
     def _begin(self, entry: NewEntry) -> int | None:

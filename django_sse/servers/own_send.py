@@ -2,8 +2,8 @@
 
 from typing import Any, Final
 
-# Their `send` only writes, and waits where the client does not read. It asks for no current task,
-# as an `asyncio.timeout` around it would.
+# Their `send` only writes, and waits where the client does not read. It calls nothing back, and
+# asks for no current task, as an `asyncio.timeout` around it would.
 _MODULES: Final = ("uvicorn.protocols.http.httptools_impl", "uvicorn.protocols.http.h11_impl")
 
 

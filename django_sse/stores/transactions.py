@@ -1,6 +1,6 @@
 """Whether a transaction is open in any thread of this process, seen from an event loop."""
 
-from typing import Any
+from typing import Any, Final
 from weakref import ref
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -8,7 +8,7 @@ from django.db.backends.signals import connection_created
 
 from django_sse.concurrency.forks import ForkSafeLock
 
-_lock = ForkSafeLock()
+_lock: Final = ForkSafeLock()
 # Replaced as a whole, so that nobody who asks needs the lock: it is asked for each event.
 _connections: tuple[ref[BaseDatabaseWrapper], ...] = ()
 

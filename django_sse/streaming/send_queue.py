@@ -198,7 +198,11 @@ class SendQueue:
             self._end(reason)
 
     def _failed(self, error: BaseException) -> str:
-        """Return the reason to end the stream after an error of sending."""
+        """Return the reason to end the stream after an error of sending.
+
+        Raises:
+            BaseException: The error itself, if it must reach the event loop.
+        """
         if isinstance(error, CLIENT_GONE):
             return "disconnected"
         if must_propagate(error):

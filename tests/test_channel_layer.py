@@ -187,6 +187,7 @@ class RedisPubSubTests(ChannelLayerContract, Faults, TransactionTestCase):
 
 
 # Not channels_valkey.core (0.3): its group_discard warns that what it calls is deprecated.
+@unittest.skipUnless(redis.valkey_binary(), "Valkey is not installed.")
 class ValkeyPubSubTests(ChannelLayerContract, Faults, TransactionTestCase):
     backend = "channels_valkey.pubsub.ValkeyPubSubChannelLayer"
     program = redis.valkey_binary()

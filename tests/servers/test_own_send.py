@@ -17,7 +17,7 @@ class Wrapped:
         await self._send(message)
 
 
-async def test_uvicorns_own_needs_no_task() -> None:
+def test_uvicorns_own_needs_no_task() -> None:
     for module in (h11_impl, httptools_impl):
         send = module.RequestResponseCycle.__new__(module.RequestResponseCycle).send
         assert needs_no_task(send)

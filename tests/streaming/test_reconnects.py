@@ -32,10 +32,10 @@ pytestmark = [
     pytest.mark.once,
 ]
 
-CLIENTS = 500
+CLIENTS = 1000
 MISSED = 50
 # Who comes while the store is asked shares the next question: how many there are is up to the load.
-HANDFUL = 25
+HANDFUL = CLIENTS // 40
 
 urlpatterns = [path("news/", EventStreamView.as_view(groups=["news"]))]
 application = get_asgi_application()

@@ -77,6 +77,25 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="NewestEvent",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("group", django_sse.fields.GroupField(max_length=163)),
+                ("key_digest", models.CharField(max_length=32)),
+                ("number", models.BigIntegerField()),
+                ("wire", models.BinaryField()),
+                ("exclude", models.CharField(blank=True, db_default="", default="", max_length=33)),
+                ("created", models.BigIntegerField()),
+            ],
+            options={
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("group", "key_digest"), name="django_sse_newest_of_key"
+                    )
+                ],
+            },
+        ),
+        migrations.CreateModel(
             name="PublishToken",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),

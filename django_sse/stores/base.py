@@ -70,6 +70,10 @@ class EventStore(ABC):
     producer's token raise ``GroupCancelled`` if the group is not that producer's. While a group has
     a producer, and for ``PRODUCER_KEEP`` after that, all of its events are kept.
 
+    Keys: beside its history, a group has the newest event of each key of its events (``key_of``):
+    of at least the ``MAX_KEYS`` keys that were published last, each for ``GROUP_TTL``. A ``CLOSE``,
+    a ``REOPEN`` and a new run of numbers leave them.
+
     Expecting: an ``EXPECT`` has the whole call refused, with ``HeadMoved``, unless the group's head
     is still the one that ``astates`` has told. So what follows from the group's entries is appended
     once, also by several processes, and also if the answer is lost.
@@ -301,6 +305,11 @@ class EventStore(ABC):
         this last entry may exceed the limit. Later entries are not even loaded, since many clients
         may read at once.
         """
+
+    @abstractmethod
+    async def anewest(self, group: str, after: int, limit: int) -> list[Entry]:
+        """Return the newest entry of each key: a page of those numbered above ``after``, as
+        ``aread`` does. It is empty only if there are no more."""
 
     @abstractmethod
     async def achanged(

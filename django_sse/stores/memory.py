@@ -13,6 +13,7 @@ from django.db import DEFAULT_DB_ALIAS
 
 from django_sse.concurrency.forks import forget_in_child
 from django_sse.conf import conf
+from django_sse.event import KEY_FIELD, key_of
 from django_sse.groups.entries import Entry, GroupState, Hint, Lease, NewEntry
 from django_sse.groups.names import OWNER_PREFIX
 from django_sse.groups.numbering import Numbering, first_number
@@ -37,6 +38,19 @@ class _Group:
     change: int = 0
     producer: int = 0
     renewed: int = 0
+    # The newest entry of each key, in order, and when it was appended.
+    newest: dict[bytes, tuple[Entry, float]] = field(default_factory=dict)
+
+    def keep_newest(self, entry: Entry, now: float) -> None:
+        """Keep an entry as the newest of its key. Forget keys that are too many or too old."""
+        key, most = key_of(entry.wire), conf().MAX_KEYS
+        if key is None or most is None:
+            return
+        self.newest.pop(key, None)
+        self.newest[key] = entry, now
+        since = _since(now, conf().GROUP_TTL)
+        while len(self.newest) > most or next(iter(self.newest.values()))[1] < since:
+            del self.newest[next(iter(self.newest))]
 
     def trim(self, since: float) -> None:
         if self.keeps_all:
@@ -104,12 +118,13 @@ class MemoryStore(EventStore):
         with self._lock:
             kept = self._trimmed(group)
             skipped = max(after + 1 - kept.entries[0].number, 0) if kept.entries else 0
-            epoch = time() - monotonic()
-            page = list(
-                islice(zip(kept.entries, kept.times, strict=True), skipped, skipped + limit)
-            )
-            count = filling((len(entry.wire) for entry, _ in page), READ_BYTES)
-            return [entry._replace(time=epoch + appended) for entry, appended in page[:count]]
+            entries = zip(kept.entries, kept.times, strict=True)
+            return _page(islice(entries, skipped, skipped + limit))
+
+    async def anewest(self, group: str, after: int, limit: int) -> list[Entry]:
+        with self._lock:
+            newest = self._trimmed(group).newest.values()
+            return _page(islice((item for item in newest if item[0].number > after), limit))
 
     async def achanged(
         self, cursor: Cursor, groups: Container[str]
@@ -210,6 +225,9 @@ class MemoryStore(EventStore):
         group.producer, group.renewed = turn.producer, turn.renewed
         group.entries.extend(turn.numbered)
         group.times.extend([now] * len(turn.numbered))
+        for entry in turn.numbered:
+            if entry.wire.startswith(KEY_FIELD):
+                group.keep_newest(entry, now)
         group.trim(_kept_since(now, turn.group))
         if turn.numbered and groups is self._groups:
             self._aging[turn.group] = group
@@ -242,6 +260,14 @@ class MemoryStore(EventStore):
             else:
                 del self._aging[name]
                 group.trim(since)
+
+
+def _page(items: Iterable[tuple[Entry, float]]) -> list[Entry]:
+    """Return entries with their times, as many as a page holds."""
+    epoch = time() - monotonic()
+    page = list(items)
+    count = filling((len(entry.wire) for entry, _ in page), READ_BYTES)
+    return [entry._replace(time=epoch + appended) for entry, appended in page[:count]]
 
 
 def _kept_since(now: float, name: str) -> float:

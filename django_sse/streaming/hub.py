@@ -19,7 +19,7 @@ from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.base import listen, published, stop_listening
 from django_sse.doorbells.layer_channel import LAYER_SECONDS, LayerChannel
-from django_sse.groups.entries import GroupState, Hint
+from django_sse.groups.entries import Entry, GroupState, Hint
 from django_sse.groups.namespaces import layer_group
 from django_sse.logs import log_seldom, logger
 from django_sse.servers.shutdown import call_at_shutdown
@@ -41,6 +41,8 @@ from django_sse.streaming.tally import tally_of
 
 Answer = TypeVar("Answer")
 
+# How many of the newest events of keys are read at a time, if they are small.
+_NEWEST_PAGE: Final = 500
 # How often heartbeats and send timeouts are checked.
 _TICK_SECONDS: Final = 1.0
 # For how long it is remembered that the loop was late: longer than monitoring systems pause.
@@ -219,6 +221,14 @@ class Hub:
         }
         unknown = [group for group in groups if group not in known] + list(owner_keys)
         return known | (await self._reader.states(unknown) if unknown else {})
+
+    async def newest(self, group: str, after: int) -> list[Entry]:
+        """Return a page of the newest event of each key: see ``EventStore.anewest``.
+
+        Raises:
+            Exception: The event store could not be read.
+        """
+        return await self._reader.newest(group, after, _NEWEST_PAGE)
 
     async def kept_session(self, claim: SessionClaim) -> Mapping[str, Any] | None:
         """Return a session's data if a claim about it is true and its login is valid, else None.

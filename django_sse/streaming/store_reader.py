@@ -23,6 +23,7 @@ class StoreReader:
         self._store = store
         self._pages = asyncio.Semaphore(_PAGES_AT_ONCE)
         self._states = Coalescer(self._read_states)
+        self._newest = Coalescer(self._read_newest)
 
     async def page(self, group: str, after: int, limit: int) -> list[Entry]:
         """Return the events after a number: see ``EventStore.aread``.
@@ -32,6 +33,16 @@ class StoreReader:
         """
         async with self._pages:
             return await in_time(self._store.aread(group, after, limit), READ_SECONDS)
+
+    async def newest(self, group: str, after: int, limit: int) -> list[Entry]:
+        """Return a page of the newest event of each key, read after this call began: see
+        ``EventStore.anewest``.
+
+        Raises:
+            Exception: The event store could not be read, or took too long.
+        """
+        question = group, after, limit
+        return (await asyncio.shield(self._newest.add([question])))[question]
 
     async def states(self, groups: Iterable[str]) -> dict[str, GroupState]:
         """Return the groups' states, read after this call began.
@@ -44,6 +55,16 @@ class StoreReader:
         # thousand clients that come back at once would cost more than all else.
         states = await asyncio.shield(self._states.add(groups))
         return {group: states[group] for group in groups}
+
+    async def _read_newest(
+        self, questions: Collection[tuple[str, int, int]]
+    ) -> dict[tuple[str, int, int], list[Entry]]:
+        pages = {}
+        for group, after, limit in questions:
+            async with self._pages:
+                page = await in_time(self._store.anewest(group, after, limit), READ_SECONDS)
+            pages[group, after, limit] = page
+        return pages
 
     async def _read_states(self, groups: Collection[str]) -> dict[str, GroupState]:
         return await in_time(self._store.astates(list(groups)), READ_SECONDS)

@@ -2,7 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextvars import Context
 from enum import Enum
 from itertools import islice
@@ -72,6 +80,9 @@ class Registry(Protocol):
 
     async def join(self, stream: "Stream", groups: Sequence[str]) -> None:
         """Let a stream follow its groups."""
+
+    async def newest(self, group: str, after: int) -> list[Entry]:
+        """Return a page of the newest event of each key of a group."""
 
     def leave(self, stream: "Stream") -> None:
         """Remove a stream."""
@@ -516,6 +527,22 @@ class Stream:
         chunk = self._chunk(EncodedEvent("", Entry(0, wire)))
         self._hub.tally.delivered += bool(chunk)
         return chunk
+
+    async def newest_of_keys(self) -> AsyncGenerator[bytes, None]:
+        """Yield the newest event of each key of the groups, up to the stream's position, without
+        ids. A newer one is yet to come.
+
+        Raises:
+            Exception: The event store could not be read.
+        """
+        for group, last in list(self._taken.items()):
+            after = 0
+            while after < last and (page := await self._hub.newest(group, after)):
+                after = page[-1].number
+                known = (entry for entry in page if entry.number <= last)
+                chunks = [self._chunk(EncodedEvent(group, e._replace(number=0))) for e in known]
+                self._hub.tally.delivered += sum(map(bool, chunks))
+                yield b"".join(chunks)
 
     def _position(self) -> str:
         return format_position(self._taken)

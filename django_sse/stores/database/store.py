@@ -19,7 +19,9 @@ from django.db.models import (
     ExpressionWrapper,
     F,
     OuterRef,
+    QuerySet,
     Subquery,
+    Value,
 )
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Length
@@ -181,6 +183,9 @@ class DatabaseStore(EventStore):
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
         return await self._in_reader(lambda: self._read(group, after, limit))
 
+    async def anewest(self, group: str, after: int, limit: int) -> list[Entry]:
+        return await self._in_reader(lambda: self._read_newest(group, after, limit))
+
     async def achanged(
         self, cursor: Cursor, groups: Container[str]
     ) -> tuple[Iterable[Hint] | None, Cursor]:
@@ -205,14 +210,25 @@ class DatabaseStore(EventStore):
         return [Lease(*row) for row in rows.values_list("name", "producer", "renewed")]
 
     def _read(self, group: str, after: int, limit: int) -> list[Entry]:
+        return self._page(self._tables.stored.filter(group=group), after, limit)
+
+    def _read_newest(self, group: str, after: int, limit: int) -> list[Entry]:
+        rows = self._tables.newest.filter(group=group).annotate(closes=Value(False))
+        # A page ends before an event that was replaced meanwhile, and may be empty.
+        while not (page := self._page(rows, after, limit)):
+            if not rows.filter(number__gt=after).exists():
+                break
+        return page
+
+    def _page(self, rows: QuerySet[Any], after: int, limit: int) -> list[Entry]:
         # Raw SQL: Django takes longer to compile its own expression than to read the whole page.
         small = RawSQL(_SMALL_WIRE, [_LOADED_BYTES // limit], output_field=BinaryField())  # noqa: S611
-        rows = self._tables.stored.filter(group=group, number__gt=after).order_by("number")
-        columns = rows.values_list("number", small, "closes", "exclude", "created")
+        some = rows.filter(number__gt=after).order_by("number")
+        columns = some.values_list("number", small, "closes", "exclude", "created")
         page = list(columns[:limit])
         wires = {number: wire for number, wire, *_ in page}
         if None in wires.values():
-            wires = self._with_large_wires(group, wires)
+            wires = self._with_large_wires(rows, wires)
         count = filling(map(len, wires.values()), READ_BYTES)
         return [
             Entry(number, bytes(wires[number]), closes, exclude, created / 1_000_000)
@@ -220,14 +236,13 @@ class DatabaseStore(EventStore):
         ]
 
     def _with_large_wires(
-        self, group: str, wires: dict[int, bytes | None]
+        self, rows: QuerySet[Any], wires: dict[int, bytes | None]
     ) -> dict[int, bytes | None]:
         """Return the first wires, as many as fit into one page, and load those that are None."""
-        rows = self._tables.stored.filter(group=group)
         sizes = {number: len(wire) for number, wire in wires.items() if wire is not None}
         for some in batches([number for number in wires if number not in sizes]):
             sizes |= dict(rows.filter(number__in=some).values_list("number", Length("wire")))
-        # The page ends before an event that was trimmed meanwhile.
+        # The page ends before an event that was trimmed or replaced meanwhile.
         there = list(takewhile(sizes.__contains__, wires))
         count = filling((sizes[number] for number in there), READ_BYTES)
         wires = {number: wires[number] for number in there[:count]}
@@ -531,6 +546,7 @@ class DatabaseStore(EventStore):
         """Drop what HISTORY_SIZE does not keep, in bulk: now and then as the head moves."""
         if head // _in_bulk() != before // _in_bulk():
             self._statements.drop(group, head - conf().HISTORY_SIZE)
+            self._trimming.drop_keys(group)
 
     # Trimming
 

@@ -407,6 +407,12 @@ class Hub:
         """Return the streams of clients. Works from any thread."""
         return [stream.info for stream in list(self.streams) if stream.is_counted]
 
+    def busy_streams(self) -> list[OpenStream]:
+        """Return the streams of clients that are sending. Works from any thread."""
+        return [
+            stream.info for stream in list(self.streams) if stream.is_counted and stream.is_busy
+        ]
+
     @property
     def is_watching(self) -> bool:
         """Whether a stream of this hub shows the reports of processes."""

@@ -238,6 +238,11 @@ class Stream:
                     announce_opened(self.info, self._position())
 
     @property
+    def is_busy(self) -> bool:
+        """Whether something is being sent to the client."""
+        return self._queue.busy_since is not None
+
+    @property
     def info(self) -> OpenStream:
         """What can be told of the stream."""
         since = self._queue.busy_since

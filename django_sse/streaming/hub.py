@@ -14,6 +14,7 @@ from asgiref.sync import async_to_sync
 from django_sse.access.session_claims import SessionClaim
 from django_sse.channel_layer import default_layer
 from django_sse.concurrency.forks import in_child
+from django_sse.concurrency.loops import ByLoop
 from django_sse.concurrency.tasks import must_propagate, spawn
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
@@ -53,9 +54,9 @@ _SWEEP_GROUPS: Final = 500
 # How long a client that does not read may delay a server's shutdown.
 _FAREWELL_SECONDS: Final = 0.5
 
-_hubs: Final[dict[asyncio.AbstractEventLoop, "Hub"]] = {}
+_hubs: Final[ByLoop["Hub"]] = ByLoop()
 # What limits count, by event loop. A hub comes and goes while requested streams keep their places.
-_occupancies: Final[dict[asyncio.AbstractEventLoop, Occupancy]] = {}
+_occupancies: Final[ByLoop[Occupancy]] = ByLoop()
 # The child of a fork does not count the streams of its parent.
 in_child(_hubs.clear)
 in_child(_occupancies.clear)
@@ -68,32 +69,29 @@ def current_hub() -> "Hub":
     """
     loop = asyncio.get_running_loop()
     if loop not in _hubs or _hubs[loop].outdated:
-        forget_closed_loops()
         _hubs[loop] = Hub(loop)
     return _hubs[loop]
 
 
 def forget_closed_loops() -> None:
     """Drop the hubs of event loops that were closed, and what they count."""
-    of_loops: tuple[dict[asyncio.AbstractEventLoop, Any], ...] = (_hubs, _occupancies)
-    for kept in of_loops:
-        for closed in [loop for loop in list(kept) if loop.is_closed()]:
-            kept.pop(closed, None)
+    _hubs.drop_closed()
+    _occupancies.drop_closed()
 
 
 def open_streams() -> int:
     """Return how many streams are open in this process."""
-    return sum(hub.occupancy.streams for hub in _open_hubs())
+    return sum(hub.occupancy.streams for hub in _hubs.of_open_loops())
 
 
 def streams() -> list[OpenStream]:
     """Return the open streams of clients in this process."""
-    return [stream for hub in _open_hubs() for stream in hub.open_streams()]
+    return [stream for hub in _hubs.of_open_loops() for stream in hub.open_streams()]
 
 
 def report() -> ProcessReport:
     """Return the report of this process."""
-    return report_of(_open_hubs())
+    return report_of(_hubs.of_open_loops())
 
 
 def ask_from_sync(question: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
@@ -106,7 +104,7 @@ def ask_from_sync(question: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer
         try:
             return await question()
         finally:
-            if not any(hub.streams for hub in _open_hubs()):
+            if not any(hub.streams for hub in _hubs.of_open_loops()):
                 await get_store().aclose()
 
     return async_to_sync(ask)()
@@ -115,10 +113,7 @@ def ask_from_sync(question: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer
 def limit_reached_by(stream: Counted) -> str | None:
     """Return the name of the limit that this process would exceed with one more stream, or None."""
     with counting:
-        occupancies = [
-            occupancy for loop, occupancy in list(_occupancies.items()) if not loop.is_closed()
-        ]
-        return reached_limit(stream, occupancies, conf())
+        return reached_limit(stream, _occupancies.of_open_loops(), conf())
 
 
 def reserve(requested: Counted) -> Callable[[], None]:
@@ -144,24 +139,22 @@ def reserve(requested: Counted) -> Callable[[], None]:
     return release
 
 
-def _open_hubs() -> list["Hub"]:
-    return [hub for hub in list(_hubs.values()) if not hub.loop.is_closed()]
-
-
 class Hub:
     """Everything that runs once for all streams of an event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.streams: set[Stream] = set()
-        self.occupancy = _occupancies.setdefault(loop, Occupancy())
+        if loop not in _occupancies:
+            _occupancies[loop] = Occupancy()
+        self.occupancy = _occupancies[loop]
         self.tally = tally_of(loop)
         self._subscriptions: dict[str, Subscription] = {}
         self._store = get_store()
         self._reader = StoreReader(self._store)
         self._rechecks = Rechecks(self.streams, self._store, self._reader, self._sync_interval)
         self._fan_out = FanOut(loop)
-        self._reporter = Reporter(self._store, _open_hubs, self)
+        self._reporter = Reporter(self._store, _hubs.of_open_loops, self)
         self._followed = ChainMap[str, Any](
             self._subscriptions, self._rechecks.owned, {ASKED: self._reporter}
         )

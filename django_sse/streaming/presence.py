@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 from asgiref.sync import sync_to_async
 
 from django_sse.concurrency.forks import in_child
+from django_sse.concurrency.loops import ByLoop
 from django_sse.concurrency.tasks import in_time, must_propagate, spawn
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
@@ -422,7 +423,7 @@ class Attendants:
             self._waiting.pop(room.group, None)
 
 
-_attendants: Final[dict[asyncio.AbstractEventLoop, Attendants]] = {}
+_attendants: Final[ByLoop[Attendants]] = ByLoop()
 # The child of a fork has no streams of its parent.
 in_child(_attendants.clear)
 
@@ -430,7 +431,5 @@ in_child(_attendants.clear)
 def attendants_of(loop: asyncio.AbstractEventLoop, store: EventStore) -> Attendants:
     """Return the members that have streams of an event loop, which are kept in a store."""
     if loop not in _attendants or _attendants[loop].store is not store:
-        for closed in [other for other in list(_attendants) if other.is_closed()]:
-            _attendants.pop(closed, None)
         _attendants[loop] = Attendants(loop, store)
     return _attendants[loop]

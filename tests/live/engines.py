@@ -38,6 +38,11 @@ class Engine:
     layer_options: dict[str, Any] = field(default_factory=dict)
     forgetful: bool = False
 
+    @property
+    def crosses_machines(self) -> bool:
+        """Whether processes on several machines may share it."""
+        return self.postgresql or self.redis_store
+
     def lacks(self) -> str | None:
         """Return what has to be installed for it, if anything."""
         if self.postgresql and not postgresql.binaries():

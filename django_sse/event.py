@@ -263,7 +263,7 @@ def decode_block(wire: bytes) -> Event:
 
 def key_of(wire: bytes) -> bytes | None:
     """Return the key in an encoded block, or None if it has none."""
-    return wire[5 : wire.index(b"\n")] if wire.startswith(KEY_FIELD) else None
+    return wire[len(KEY_FIELD) : wire.index(b"\n")] if wire.startswith(KEY_FIELD) else None
 
 
 def with_id(id: str, block: bytes) -> bytes:

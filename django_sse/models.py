@@ -38,10 +38,11 @@ class StoredEvent(models.Model):
     id = models.BigAutoField(primary_key=True)
     group = GroupField(max_length=NAME_LENGTH)
     number = models.BigIntegerField()
-    wire = models.BinaryField()
     closes = models.BooleanField(default=False)
     exclude = models.CharField(max_length=OWNER_KEY_LENGTH, default="", db_default="", blank=True)
     created = models.BigIntegerField(db_index=True)
+    # Last: SQLite reads a row from its beginning, up to what is asked for.
+    wire = models.BinaryField()
 
     class Meta:
         constraints = [
@@ -64,9 +65,10 @@ class NewestEvent(models.Model):
     group = GroupField(max_length=NAME_LENGTH)
     key_digest = models.CharField(max_length=32)
     number = models.BigIntegerField()
-    wire = models.BinaryField()
     exclude = models.CharField(max_length=OWNER_KEY_LENGTH, default="", db_default="", blank=True)
     created = models.BigIntegerField()
+    # Last, as above.
+    wire = models.BinaryField()
 
     class Meta:
         constraints = [

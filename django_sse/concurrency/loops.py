@@ -22,6 +22,12 @@ class ByLoop(dict[AbstractEventLoop, Value], Generic[Value]):
         self.drop_closed()
         super().__setitem__(loop, value)
 
+    def of(self, loop: AbstractEventLoop, make: Callable[[], Value]) -> Value:
+        """Return the value of a loop; make one if there is none."""
+        if loop not in self:
+            self[loop] = make()
+        return self[loop]
+
     def drop_closed(self) -> None:
         """Drop the values of closed loops."""
         for loop in list(self):

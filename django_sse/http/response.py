@@ -30,7 +30,7 @@ from django_sse.logs import log_once, logger
 from django_sse.streaming.hub import current_hub
 from django_sse.streaming.jitter import jittered_retry, jittered_seconds
 from django_sse.streaming.limits import TooManyStreams
-from django_sse.streaming.stream import HEARTBEAT, Phase, Stream
+from django_sse.streaming.stream import HEARTBEAT, Phase, StoreAwayError, Stream
 from django_sse.streaming.tally import refusals
 
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
@@ -171,7 +171,7 @@ async def _chunks(*chunks: bytes) -> AsyncIterator[bytes]:
 
 
 def _sent_back(error: Exception) -> bytes:
-    """Note why a stream cannot begin, and return what has its client come back later.
+    """Note why a stream cannot begin, and return the bytes that make its client come back later.
 
     It is too late for a 503, since the status has gone out.
     """
@@ -335,9 +335,9 @@ class HandedOffResponse(EventStreamResponse):
                         if chunk:
                             yield chunk
                         await turns.give_way(len(chunk))
-            except Exception as error:
+            except StoreAwayError as error:
                 yield _sent_back(error)
-                stream.end("refused")
+                stream.end("store away")
                 return
         if self._initial_events:
             async with aclosing(self._initial_events) as events:

@@ -63,10 +63,10 @@ class Migration(migrations.Migration):
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
                 ("group", django_sse.fields.GroupField(max_length=163)),
                 ("number", models.BigIntegerField()),
-                ("wire", models.BinaryField()),
                 ("closes", models.BooleanField(default=False)),
                 ("exclude", models.CharField(blank=True, db_default="", default="", max_length=33)),
                 ("created", models.BigIntegerField(db_index=True)),
+                ("wire", models.BinaryField()),
             ],
             options={
                 "constraints": [
@@ -83,9 +83,9 @@ class Migration(migrations.Migration):
                 ("group", django_sse.fields.GroupField(max_length=163)),
                 ("key_digest", models.CharField(max_length=32)),
                 ("number", models.BigIntegerField()),
-                ("wire", models.BinaryField()),
                 ("exclude", models.CharField(blank=True, db_default="", default="", max_length=33)),
                 ("created", models.BigIntegerField()),
+                ("wire", models.BinaryField()),
             ],
             options={
                 "constraints": [

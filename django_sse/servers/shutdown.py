@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -41,9 +42,7 @@ def call_at_shutdown(callback: Callable[[], None]) -> Callable[[], None]:
         A function that unregisters the callback.
     """
     loop = asyncio.get_running_loop()
-    if loop not in _watches:
-        _watches[loop] = _Watch(loop)
-    watch = _watches[loop]
+    watch = _watches.of(loop, partial(_Watch, loop))
     watch.add(callback)
     return lambda: watch.discard(callback)
 

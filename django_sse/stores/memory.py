@@ -13,7 +13,7 @@ from django.db import DEFAULT_DB_ALIAS
 
 from django_sse.concurrency.forks import forget_in_child
 from django_sse.conf import conf
-from django_sse.event import KEY_FIELD, key_of
+from django_sse.event import key_of
 from django_sse.groups.entries import Entry, GroupState, Hint, Lease, NewEntry
 from django_sse.groups.names import OWNER_PREFIX
 from django_sse.groups.numbering import Numbering, first_number
@@ -42,17 +42,18 @@ class _Group:
     newest: dict[bytes, tuple[Entry, float]] = field(default_factory=dict)
 
     def keep_newest(self, entry: Entry, now: float) -> None:
-        """Keep an entry as the newest of its key. Forget keys that are too many or too old."""
-        key, most = key_of(entry.wire), conf().MAX_KEYS
-        if key is None or most is None:
-            return
-        self.newest.pop(key, None)
-        self.newest[key] = entry, now
-        since = _since(now, conf().GROUP_TTL)
-        while len(self.newest) > most or next(iter(self.newest.values()))[1] < since:
-            del self.newest[next(iter(self.newest))]
+        """Keep an entry as the newest of its key, if it has one."""
+        if (key := key_of(entry.wire)) is not None:
+            self.newest.pop(key, None)
+            self.newest[key] = entry, now
 
-    def trim(self, since: float) -> None:
+    def trim(self, since: float, now: float) -> None:
+        """Drop keys that are too many or too old, and entries that are, or older than ``since``."""
+        while self.newest:
+            key, (_, appended) = next(iter(self.newest.items()))
+            if len(self.newest) <= conf().MAX_KEYS and appended >= _since(now, conf().GROUP_TTL):
+                break
+            del self.newest[key]
         if self.keeps_all:
             return
         while self.entries and (len(self.entries) > conf().HISTORY_SIZE or self.times[0] < since):
@@ -203,7 +204,7 @@ class MemoryStore(EventStore):
             name.startswith(OWNER_PREFIX) and group.changed < _since(now, conf().CANCEL_TTL)
         ):
             return _Group()
-        group.trim(_kept_since(now, name))
+        group.trim(_kept_since(now, name), now)
         return group
 
     def _keep(self, turn: Numbering, now: float) -> None:
@@ -226,9 +227,8 @@ class MemoryStore(EventStore):
         group.entries.extend(turn.numbered)
         group.times.extend([now] * len(turn.numbered))
         for entry in turn.numbered:
-            if entry.wire.startswith(KEY_FIELD):
-                group.keep_newest(entry, now)
-        group.trim(_kept_since(now, turn.group))
+            group.keep_newest(entry, now)
+        group.trim(_kept_since(now, turn.group), now)
         if turn.numbered and groups is self._groups:
             self._aging[turn.group] = group
             self._aging.move_to_end(turn.group)
@@ -259,7 +259,7 @@ class MemoryStore(EventStore):
                 self._aging.move_to_end(name)
             else:
                 del self._aging[name]
-                group.trim(since)
+                group.trim(since, now)
 
 
 def _page(items: Iterable[tuple[Entry, float]]) -> list[Entry]:

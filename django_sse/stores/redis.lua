@@ -23,8 +23,8 @@ local CHANGES_KEPT = 3600 * 1000000
 local CHANGES_STEPS = 100
 -- Entries that are read together, to see how many fit into a page.
 local READ_STEP = 10
--- How many of the oldest keys one call looks at because of their age.
-local KEY_STEPS = 10
+-- How many keys of events one call forgets beyond those that it adds.
+local KEY_STEPS = 100
 -- As in `producer_tokens`.
 local HANDED_OVER = 1
 
@@ -303,8 +303,21 @@ local function expire(key, milliseconds)
   end
 end
 
--- Keeps events as the newest of their keys, and forgets keys that are too many or too old.
-local function keep_newest(group, time)
+-- Forgets the keys of events that come first.
+local function forget_keys(group, count)
+  local keys = redis.call('ZPOPMIN', group.keys, text(count))
+  for i = 1, #keys, 2 do
+    redis.call('HDEL', group.newest, keys[i])
+  end
+end
+
+-- Keeps events as the newest of their keys, and forgets keys that are too many or, now and then,
+-- too old.
+local function keep_newest(group, time, in_next)
+  -- What is left of the two after an eviction.
+  if redis.call('EXISTS', group.newest, group.keys) == 1 then
+    redis.call('DEL', group.newest, group.keys)
+  end
   for _, entry in ipairs(group.added) do
     local key = entry.wire:match('^key: ([^\n]*)\n')
     if key then
@@ -313,21 +326,17 @@ local function keep_newest(group, time)
       redis.call('HSET', group.newest, key, cmsgpack.pack({id, entry.wire, entry.exclude or ''}))
     end
   end
-  local count = redis.call('ZCARD', group.keys)
-  if count == 0 then
-    return
+  local surplus = redis.call('ZCARD', group.keys) - group.most_keys
+  if surplus > 0 then
+    forget_keys(group, math.min(surplus, #group.added + KEY_STEPS))
   end
-  local surplus = count - group.most_keys
-  local old = redis.call('ZRANGE', group.keys, 0, math.max(surplus, KEY_STEPS) - 1)
-  for place, key in ipairs(old) do
-    local kept = redis.call('HGET', group.newest, key)
-    local appended = kept and cmsgpack.unpack(kept)[1]:match('-(%d+)') or 0
-    local is_old = group.ttl and tonumber(appended) < now / 1000 - group.ttl
-    if place > surplus and not is_old then
+  for _ = 1, group.ttl and in_next and KEY_STEPS or 0 do
+    local oldest = redis.call('ZRANGE', group.keys, 0, 0)[1]
+    local id = oldest and cmsgpack.unpack(redis.call('HGET', group.newest, oldest))[1]
+    if not id or tonumber(id:match('-(%d+)')) >= now / 1000 - group.ttl then
       break
     end
-    redis.call('ZREM', group.keys, key)
-    redis.call('HDEL', group.newest, key)
+    forget_keys(group, 1)
   end
   expire(group.keys, group.ttl)
   expire(group.newest, group.ttl)
@@ -355,11 +364,11 @@ local function save(group)
       'wire', entry.wire, 'closes', entry.closes and '1' or '0', 'exclude', entry.exclude or ''
     )
   end
-  if group.keys then
-    keep_newest(group, time)
-  end
   local in_bulk = math.max(math.floor(history_size / 10), 1)
   local in_next = math.floor(group.head / in_bulk) ~= math.floor(group.head_before / in_bulk)
+  if group.keys then
+    keep_newest(group, time, in_next)
+  end
   if (in_next or group.has_surplus) and not keeps_all(group) then
     redis.call('XTRIM', group.events, 'MAXLEN', text(history_size))
   end

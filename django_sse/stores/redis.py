@@ -250,15 +250,14 @@ class RedisStore(EventStore):
         groups = list(dict.fromkeys(entry.group for entry in entries))
         index = {group: position for position, group in enumerate(groups, 1)}
         keys = [key for group in groups for key in self._keys(group)]
-        most_keys = conf().MAX_KEYS
-        if most_keys and any(entry.wire.startswith(KEY_FIELD) for entry in entries):
+        if any(entry.wire.startswith(KEY_FIELD) for entry in entries):
             keys += [key for group in groups for key in self._keys_of_newest(group)]
         reply, *_ = self._run(
             self._call(
                 "append",
                 keys,
                 len(groups),
-                most_keys or 0,
+                conf().MAX_KEYS,
                 int(staged),
                 *(
                     argument

@@ -37,13 +37,11 @@ from django_sse.streaming.rechecks import Rechecks
 from django_sse.streaming.reports import ASKED, REPORTS, ProcessReport, Reporter, report_of
 from django_sse.streaming.store_reader import StoreReader
 from django_sse.streaming.stream import Stream
-from django_sse.streaming.subscription import ALL_TAILS_BYTES, TAIL_BYTES, Subscription, each
+from django_sse.streaming.subscription import ALL_TAILS_BYTES, PAGE, TAIL_BYTES, Subscription, each
 from django_sse.streaming.tally import tally_of
 
 Answer = TypeVar("Answer")
 
-# How many of the newest events of keys are read at a time, if they are small.
-_NEWEST_PAGE: Final = 500
 # How often heartbeats and send timeouts are checked.
 _TICK_SECONDS: Final = 1.0
 # For how long it is remembered that the loop was late: longer than monitoring systems pause.
@@ -145,9 +143,7 @@ class Hub:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.streams: set[Stream] = set()
-        if loop not in _occupancies:
-            _occupancies[loop] = Occupancy()
-        self.occupancy = _occupancies[loop]
+        self.occupancy = _occupancies.of(loop, Occupancy)
         self.tally = tally_of(loop)
         self._subscriptions: dict[str, Subscription] = {}
         self._store = get_store()
@@ -221,7 +217,7 @@ class Hub:
         Raises:
             Exception: The event store could not be read.
         """
-        return await self._reader.newest(group, after, _NEWEST_PAGE)
+        return await self._reader.newest(group, after, PAGE)
 
     async def kept_session(self, claim: SessionClaim) -> Mapping[str, Any] | None:
         """Return a session's data if a claim about it is true and its login is valid, else None.
@@ -401,7 +397,8 @@ class Hub:
         return [stream.info for stream in list(self.streams) if stream.is_counted]
 
     def busy_streams(self) -> list[OpenStream]:
-        """Return the streams of clients that are sending. Works from any thread."""
+        """Return the streams of clients that are sending, or have something to send. Works from any
+        thread."""
         return [
             stream.info for stream in list(self.streams) if stream.is_counted and stream.is_busy
         ]

@@ -128,7 +128,7 @@ class Reporting(Protocol):
         """The streams of clients, counted."""
 
     def busy_streams(self) -> list[OpenStream]:
-        """Return those that are sending. Works from any thread."""
+        """Return those that are sending, or have something to send. Works from any thread."""
 
     @property
     def loop_lag(self) -> float:
@@ -155,7 +155,7 @@ def report_of(hubs: Collection[Reporting]) -> ProcessReport:
     Args:
         hubs: All hubs of the process.
     """
-    # It runs on an event loop with thousands of streams, so it looks at none that is idle.
+    # It runs on an event loop with thousands of streams, so it describes none that is idle.
     occupancies = [hub.occupancy for hub in hubs]
     busy = [stream for hub in hubs for stream in hub.busy_streams()]
     groups = _sum(occupancy.groups for occupancy in occupancies)

@@ -68,6 +68,10 @@ class Dialect(Protocol):
         """Return the last bytes of the stream, given what a client of this library would get."""
 
 
+class StoreAwayError(Exception):
+    """The event store could not be read while a stream began."""
+
+
 class Registry(Protocol):
     """The part of a hub that a stream uses."""
 
@@ -239,8 +243,8 @@ class Stream:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is being sent to the client."""
-        return self._queue.busy_since is not None
+        """Whether something is being sent to the client, or waits for it."""
+        return self._queue.busy_since is not None or bool(self._queue.pending_bytes)
 
     @property
     def info(self) -> OpenStream:
@@ -538,11 +542,17 @@ class Stream:
         ids. A newer one is yet to come.
 
         Raises:
-            Exception: The event store could not be read.
+            StoreAwayError: The event store could not be read.
         """
         for group, last in list(self._taken.items()):
             after = 0
-            while after < last and (page := await self._hub.newest(group, after)):
+            while after < last:
+                try:
+                    page = await self._hub.newest(group, after)
+                except Exception as error:
+                    raise StoreAwayError from error
+                if not page:
+                    break
                 after = page[-1].number
                 known = (entry for entry in page if entry.number <= last)
                 chunks = [self._chunk(EncodedEvent(group, e._replace(number=0))) for e in known]

@@ -42,9 +42,7 @@ _tallies: Final[ByLoop[Tally]] = ByLoop(lambda tally: _of_closed_loops[0].add(ta
 
 def tally_of(loop: asyncio.AbstractEventLoop) -> Tally:
     """Return what counts the streams of an event loop."""
-    if loop not in _tallies:
-        _tallies[loop] = Tally()
-    return _tallies[loop]
+    return _tallies.of(loop, Tally)
 
 
 def whole_tally() -> Tally:

@@ -492,9 +492,12 @@ class EventStoreContract(_TestCase):
                 while list(await newest(store, "prices")) != ["new"]:
                     await append(store, keyed("prices", "new", "1"))
                     await asyncio.sleep(0.02)
-        with override_settings(DJANGO_SSE={"MAX_KEYS": None}):
-            await append(store, keyed("none", "a", "1"))
-            self.assertEqual(await newest(store, "none"), {})
+        with override_settings(DJANGO_SSE={"MAX_KEYS": 5, "HISTORY_SIZE": 20}):
+            await append(store, begin("job", 700))
+            for n in range(30):
+                await append(store, keyed("job", str(n), "1")._replace(producer=700 + n))
+            kept = list(await newest(store, "job"))
+            self.assertTrue(5 <= len(kept) <= 7, f"MAX_KEYS is 5, {len(kept)} are kept.")
 
     # Cancelling and reopening
 

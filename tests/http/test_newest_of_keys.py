@@ -191,6 +191,31 @@ async def test_a_client_that_asks_while_the_store_reads_for_another_gets_what_is
         assert data(await reading) == ["A 1", "A 2"]
 
 
+async def test_a_group_that_is_read_slowly_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await quote("A", "1")
+    goes_on, is_reading = asyncio.Event(), asyncio.Event()
+    read = MemoryStore.anewest
+
+    async def read_slowly(self: MemoryStore, group: str, after: int, limit: int) -> list[Entry]:
+        if group == "slow":
+            is_reading.set()
+            await goes_on.wait()
+        return await read(self, group, after, limit)
+
+    monkeypatch.setattr(MemoryStore, "anewest", read_slowly)
+    await apublish("slow", "S 1", key="S")
+    slow = EventStreamView.as_view(groups=["slow"], newest_of_keys=True)
+    async with open_stream(slow) as waiting:
+        reading = asyncio.create_task(waiting.until("S 1"))
+        await asyncio.wait_for(is_reading.wait(), 10)
+        async with open_stream(prices) as stream:
+            assert data(await stream.until("A 1")) == ["A 1"]
+        goes_on.set()
+        assert data(await reading) == ["S 1"]
+
+
 async def test_a_store_that_is_away_sends_the_client_back(monkeypatch: pytest.MonkeyPatch) -> None:
     await quote("A", "1")
 

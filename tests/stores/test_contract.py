@@ -203,12 +203,6 @@ class ForgetsKeysWithTheRun(MemoryStore):
         return await super().anew_run(group, above)
 
 
-class KeepsAllKeys(MemoryStore):
-    def _keep(self, turn: Numbering, now: float) -> None:
-        with override_settings(DJANGO_SSE={}):
-            super()._keep(turn, now)
-
-
 class LeavesOutGroupsWithoutEvents(MemoryStore):
     def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
         states = super().states(groups)
@@ -309,7 +303,8 @@ class ForgetsAllGroupsAlike(MemoryStore):
 class DropsReasons(MemoryStore):
     def _trimmed(self, name: str) -> _Group:
         group = super()._trimmed(name)
-        group.trim(time.monotonic() - conf().HISTORY_AGE)
+        now = time.monotonic()
+        group.trim(now - conf().HISTORY_AGE, now)
         return group
 
 
@@ -430,7 +425,7 @@ BROKEN: list[tuple[type[EventStore], str]] = [
     (ReadsAllKeys, "the_newest_events_of_keys_are_read_page_by_page"),
     (ForgetsKeysOfTransactions, "transactions_and_producers_keep_the_newest_of_their_keys"),
     (ForgetsKeysWithTheRun, "the_newest_events_of_keys_outlive_a_cancel_and_a_new_run"),
-    (KeepsAllKeys, "keys_that_are_too_many_or_too_old_are_forgotten"),
+    (KeepsEverything, "keys_that_are_too_many_or_too_old_are_forgotten"),
     (LeavesOutGroupsWithoutEvents, "states_are_told_of_every_group_that_was_asked_for"),
     (KeepsEverything, "the_newest_events_are_kept_and_older_ones_are_not"),
     (CreatesWhatItReads, "a_group_never_published_to_is_empty_and_reading_creates_nothing"),

@@ -11,7 +11,6 @@ from typing import Any, Final, NamedTuple
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_sse.conf import conf
 from django_sse.event import KEY_FIELD, key_of
 from django_sse.groups.entries import Entry, Kind, NewEntry
 from django_sse.groups.names import OWNER_PREFIX
@@ -414,8 +413,6 @@ class Statements:
 
 def _newest_places(entries: Sequence[NewEntry | Entry]) -> list[tuple[int, str]]:
     """Return the places of the newest entry of each key, with a hash of the key."""
-    if conf().MAX_KEYS is None:
-        return []
     newest = {
         key: place for place, entry in enumerate(entries) if (key := key_of(entry.wire)) is not None
     }

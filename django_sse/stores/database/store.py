@@ -453,8 +453,7 @@ class DatabaseStore(EventStore):
         if not numbered:
             return None
         head = numbered[-1].number
-        if not producer:
-            self._drop_surplus(group, head - len(entries), head)
+        self._drop_surplus(group, head - len(entries), head, keeps_all=bool(producer))
         numbers: list[int | None] = [entry.number for entry in numbered]
         return {group: numbers}, [Hint(group, head, cancelled=False, entries=numbered)]
 
@@ -536,16 +535,16 @@ class DatabaseStore(EventStore):
             producer=turn.producer,
             renewed=turn.renewed,
         )
-        if row.renewed and not turn.renewed:
-            # All that its last producer had published was kept.
-            self._statements.drop(row.name, turn.head - conf().HISTORY_SIZE)
-        elif not turn.renewed:
-            self._drop_surplus(row.name, row.head, turn.head)
+        # All that its last producer had published was kept.
+        before = 0 if row.renewed and not turn.renewed else row.head
+        self._drop_surplus(row.name, before, turn.head, keeps_all=bool(turn.renewed))
 
-    def _drop_surplus(self, group: str, before: int, head: int) -> None:
-        """Drop what HISTORY_SIZE does not keep, in bulk: now and then as the head moves."""
+    def _drop_surplus(self, group: str, before: int, head: int, *, keeps_all: bool) -> None:
+        """Drop what HISTORY_SIZE and MAX_KEYS do not keep, in bulk: now and then as the head
+        moves."""
         if head // _in_bulk() != before // _in_bulk():
-            self._statements.drop(group, head - conf().HISTORY_SIZE)
+            if not keeps_all:
+                self._statements.drop(group, head - conf().HISTORY_SIZE)
             self._trimming.drop_keys(group)
 
     # Trimming

@@ -24,7 +24,7 @@ from django_sse.concurrency.tasks import in_time, must_propagate, spawn
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.exceptions import GroupCancelled
-from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, OwnEntry
 from django_sse.groups.numbering import HeadMoved
 from django_sse.logs import log_seldom
 from django_sse.stores.base import Cursor, EventStore
@@ -261,7 +261,7 @@ class Attendants:
         Raises:
             Exception: The event store could not be read or written.
         """
-        mark = NewEntry(mark_of(self._process), b"", Kind.REOPEN)
+        mark = OwnEntry(mark_of(self._process), b"", Kind.REOPEN)
         await self.store.aappend_apart([mark], lambda hints: None)
         hints, self._cursor = await in_time(
             self.store.achanged(self._cursor, self._logs), READ_SECONDS
@@ -377,7 +377,7 @@ class Attendants:
             Exception: The event store could not be read or written.
         """
         states = await in_time(self.store.astates([room.log for room in rooms]), READ_SECONDS)
-        entries: list[NewEntry] = []
+        entries: list[OwnEntry] = []
         logged: list[tuple[_Room, Roster, int]] = []
         for room in rooms:
             room.roster = await read_roster(self.store, room.log, states[room.log], room.roster)
@@ -389,12 +389,12 @@ class Attendants:
             if not (changes or self._is_to_be_told_again(roster)):
                 self._close_if_empty(room)
                 continue
-            entries.append(NewEntry(room.log, b"", Kind.EXPECT, at=roster.head))
+            entries.append(OwnEntry(room.log, b"", Kind.EXPECT, at=roster.head))
             logged.append((room, roster, len(entries)))
-            entries.append(NewEntry(room.log, roster.wire(changes, whole=not changes)))
+            entries.append(OwnEntry(room.log, roster.wire(changes, whole=not changes)))
             if room.group not in silent:
                 events = roster.events(changes)
-                entries += [NewEntry(room.group, event.encode()) for event in events]
+                entries += [OwnEntry(room.group, event.encode()) for event in events]
         if not entries:
             return
         try:

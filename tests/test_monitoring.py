@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from io import StringIO
 from typing import Any
 
@@ -29,7 +30,9 @@ from django_sse.stores import get_store
 from django_sse.streaming.hub import report
 from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView
+from tests import tenancy
 from tests.clients import connected
+from tests.redis import RedisServer
 from tests.streams import news, open_stream, until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
@@ -415,6 +418,53 @@ async def test_the_status_is_for_programs_too() -> None:
     [process] = shown["processes"]
     assert process["groups"] == {"news": 1}
     assert shown["groups"]["news"]["is_known"] is False
+
+
+async def test_the_status_lists_the_groups_that_were_last_published_to(
+    settings: Settings,
+) -> None:
+    assert "Nothing was published yet" in await status("--recent", "--wait", "0.1")
+    for group in ("news", "sport", "news"):
+        published = await apublish(group, "hi")
+    await acancel("sport")
+    await apublish("news", "last")
+    position = await aposition("news")
+    # Neither an owner's, nor the library's.
+    await acancel(user=7)
+    listed = [line.split() for line in (await status("--recent", "--wait", "0.1")).splitlines()[2:]]
+    today = datetime.now(UTC).date().isoformat()
+    assert listed[0] == ["group", "last", "changed", "is", "kept", "last", "id"]
+    news, sport = listed[1:]
+    assert (news[0], news[1], *news[3:]) == ("news", today, "open", "3", position)
+    assert (sport[0], sport[1], *sport[3:5]) == ("sport", today, "cancelled", "2")
+    shown = json.loads(await status("--recent", "--json", "--wait", "0.1"))
+    assert [each["group"] for each in shown["recent"]] == ["news", "sport"]
+    assert published.number
+    assert shown["recent"][0]["head"] == published.number + 1
+    assert "recent" not in json.loads(await status("--json", "--wait", "0.1"))
+
+
+async def test_the_status_lists_the_groups_of_one_tenant(settings: Settings) -> None:
+    settings.DJANGO_SSE = tenancy.NAMESPACE
+
+    def listed(tenant: str, group: str) -> list[str]:
+        output = StringIO()
+        with tenancy.entered(tenant):
+            publish(group, "hi")
+            call_command("sse_status", "--recent", "--json", wait=0.1, stdout=output)
+        return [each["group"] for each in json.loads(output.getvalue())["recent"]]
+
+    assert await in_thread(lambda: listed("acme", "news")) == ["news"]
+    assert await in_thread(lambda: listed("other", "sport")) == ["sport"]
+
+
+async def test_only_the_database_store_lists_groups(
+    redis_server: RedisServer, settings: Settings
+) -> None:
+    options = {"url": redis_server.url}
+    settings.DJANGO_SSE = {"STORE": {"BACKEND": "redis", "OPTIONS": options}}
+    with pytest.raises(CommandError, match="Only the database store can list its groups"):
+        await status("--recent", "--wait", "0.1")
 
 
 async def test_the_status_needs_a_store_that_others_see(memory_store: None) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -31,6 +31,24 @@ _CONVERTED: Final[Mapping[type[Any], str]] = {
 _MESSAGE_CHARACTERS: Final = 200
 
 
+# The attribute in which a view function has what its view declares.
+_DECLARED: Final = "django_sse_declared"
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What a view says of its events: their types, and the groups that have them."""
+
+    view: type[Any]
+    types: Mapping[str, Any]
+    group_patterns: tuple[str, ...]
+
+
+def declare(function: Callable[..., Any], declared: Declared) -> None:
+    """Note in a view function, as of ``as_view``, what its view declares."""
+    setattr(function, _DECLARED, declared)
+
+
 @dataclass(frozen=True, slots=True)
 class Declaration:
     """What a view of the URLconf says of its events."""
@@ -50,14 +68,11 @@ class UndeclaredTypeError(InvalidEvent):
 def declarations(resolver: URLResolver) -> Iterator[Declaration]:
     """Yield what the views of a URLconf declare as ``event_types``."""
     for url, arguments in _urls(resolver, {}):
-        view: Any = getattr(url.callback, "view_class", None)
-        # Only views of this package have it.
-        own_groups = getattr(view, "_own_groups", None)
-        if own_groups is not None:
-            options: Mapping[str, Any] = getattr(url.callback, "view_initkwargs", {})
-            groups = options.get("groups", getattr(view, "groups", ()))
-            if types := options.get("event_types", view.event_types):
-                yield Declaration(view, url, types, (*groups, *own_groups), arguments)
+        declared: Declared | None = getattr(url.callback, _DECLARED, None)
+        if declared and declared.types:
+            yield Declaration(
+                declared.view, url, declared.types, declared.group_patterns, arguments
+            )
 
 
 def _urls(

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 from asgiref.sync import sync_to_async
 from django.core import checks
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db import Error as DatabaseFailure
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_sse.concurrency.signal_calls import working_for
@@ -89,6 +90,9 @@ class EventStore(ABC):
 
     never_blocks: ClassVar[bool] = False
     """Whether appending waits for nothing, so that it needs no thread beside an event loop."""
+
+    failures: ClassVar[tuple[type[Exception], ...]] = (DatabaseFailure, OSError)
+    """What its methods raise if it cannot be reached or does not work."""
 
     file: Path | None = None
     """The file that holds the whole store, if there is one. Only processes of one host share it."""

@@ -127,6 +127,7 @@ class RedisStore(EventStore):
     """
 
     crosses_processes = True
+    failures = (*EventStore.failures, redis.RedisError)
 
     def __init__(
         self,

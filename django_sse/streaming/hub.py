@@ -31,7 +31,7 @@ from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.lapses import close_lapsed
 from django_sse.streaming.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
 from django_sse.streaming.open_stream import OpenStream
-from django_sse.streaming.presence import attendants_of
+from django_sse.streaming.presence import Attendants, attendants_of
 from django_sse.streaming.readership import tell_producers
 from django_sse.streaming.rechecks import Rechecks
 from django_sse.streaming.reports import ASKED, REPORTS, ProcessReport, Reporter, report_of
@@ -180,6 +180,11 @@ class Hub:
             return False
         return self._store is not get_store() or self._layer is not default_layer()
 
+    @property
+    def attendants(self) -> Attendants:
+        """The members that have streams of the loop."""
+        return attendants_of(self.loop, self._store)
+
     # Streams
 
     async def states(
@@ -257,7 +262,7 @@ class Hub:
         # The owner's streams may have been ended since the view checked.
         await self._rechecks.check_newcomer(stream)
         if stream.attendance and stream in self.streams:
-            attendants_of(self.loop, self._store).enter(stream)
+            self.attendants.enter(stream)
 
     def leave(self, stream: Stream) -> None:
         """Remove a stream. The last stream of a group, or of the hub, closes it."""
@@ -269,7 +274,7 @@ class Hub:
                 self.occupancy.remove(stream)
         self._rechecks.remove(stream)
         if stream.attendance:
-            attendants_of(self.loop, self._store).leave(stream)
+            self.attendants.leave(stream)
         for subscription in stream.subscriptions:
             subscription.streams.discard(stream)
             if not subscription.streams:
@@ -475,7 +480,7 @@ class Hub:
     async def _close(self) -> None:
         await asyncio.wait([spawn(self._receiver.close())], timeout=LAYER_SECONDS)
         await self._rechecks.aclose()
-        await attendants_of(self.loop, self._store).idle()
+        await self.attendants.idle()
         another = _hubs.get(self.loop)
         if another is None or another._store is not self._store:
             await self._store.aclose()

@@ -30,7 +30,13 @@ from django_sse.access.logins import (
 from django_sse.access.owners import Login
 from django_sse.access.session_claims import SessionClaim, kept_sessions
 from django_sse.concurrency.tasks import Coalescer, must_propagate
-from django_sse.concurrency.threads import OwnThread, Result, leave_pools, shares_thread
+from django_sse.concurrency.threads import (
+    OwnThread,
+    Result,
+    leave_pools,
+    publish_waiting,
+    shares_thread,
+)
 from django_sse.conf import conf
 from django_sse.groups.entries import GroupState, Hint, closing_wire
 from django_sse.groups.namespaces import namespace_context
@@ -347,6 +353,7 @@ class Rechecks:
             if ended := [stream for login in gone for stream in logins[login]]:
                 # If the session was logged out, the store knows, though no doorbell may have come.
                 try:
+                    await publish_waiting()
                     await self.look_up(
                         {owner_key for stream in ended for owner_key in stream.owner.keys}
                     )

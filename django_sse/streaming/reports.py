@@ -21,7 +21,7 @@ from django_sse.concurrency.tasks import must_propagate, spawn
 from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.base import published
 from django_sse.event import Event, decode_block
-from django_sse.groups.entries import Entry, NewEntry
+from django_sse.groups.entries import Entry, OwnEntry
 from django_sse.groups.names import OWNER_KEY_LENGTH, OWNER_PREFIX
 from django_sse.groups.namespaces import INTERNAL
 from django_sse.logs import log_seldom
@@ -190,7 +190,7 @@ async def ask_for_reports(store: EventStore) -> None:
     Raises:
         Exception: The event store could not be written.
     """
-    await store.aappend_apart([NewEntry(ASKED, Event("").encode())], doorbell_of(store).ring)
+    await store.aappend_apart([OwnEntry(ASKED, Event("").encode())], doorbell_of(store).ring)
 
 
 class Reporter:
@@ -252,5 +252,5 @@ class Reporter:
     async def _append(self, report: ProcessReport) -> None:
         event = Event(asdict(report), event="report")
         await self._store.aappend_apart(
-            [NewEntry(REPORTS, event.encode())], doorbell_of(self._store).ring
+            [OwnEntry(REPORTS, event.encode())], doorbell_of(self._store).ring
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import chain, islice
+from math import inf
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -39,6 +40,7 @@ from django_sse.streaming.store_reader import StoreReader
 from django_sse.streaming.stream import Stream
 from django_sse.streaming.subscription import ALL_TAILS_BYTES, PAGE, TAIL_BYTES, Subscription, each
 from django_sse.streaming.tally import tally_of
+from django_sse.streaming.timetable import Timetable
 
 Answer = TypeVar("Answer")
 
@@ -246,6 +248,7 @@ class Hub:
         self.streams.add(stream)
         if len(self.streams) == 1:
             self._start()
+        self._timetable.add(stream, self.loop.time())
         self._rechecks.add(stream)
         followed = [self._subscriptions.get(group) or self._subscribe(group) for group in groups]
         for subscription in followed:
@@ -269,6 +272,7 @@ class Hub:
         if stream not in self.streams:
             return
         self.streams.discard(stream)
+        self._timetable.remove(stream)
         if stream.is_counted:
             with counting:
                 self.occupancy.remove(stream)
@@ -458,7 +462,8 @@ class Hub:
             spawn(self._rechecks.watch_backends()),
             spawn(self._rechecks.ask_views()),
         ]
-        self._tick()
+        self._timetable = Timetable[Stream](self.loop.time(), _TICK_SECONDS)
+        self._schedule_tick()
         self._stop_watching = call_at_shutdown(self._send_back)
 
     def _stop(self) -> None:
@@ -488,9 +493,22 @@ class Hub:
     def _tick(self) -> None:
         if self._ticking:
             self._lags.append(self.loop.time() - self._ticking.when())
-        self._ticking = self.loop.call_later(_TICK_SECONDS, self._tick, context=Context())
-        now, send_timeout = self.loop.time(), conf().SEND_TIMEOUT or None
-        each(list(self.streams), lambda stream: stream.tick(now, send_timeout))
+        now, send_timeout = self.loop.time(), conf().SEND_TIMEOUT or inf
+        due = self._timetable.take_due(now)
+        self._schedule_tick()
+        each(due, lambda stream: self._look_at(stream, now, send_timeout))
+
+    def _schedule_tick(self) -> None:
+        when = self._timetable.next_tick
+        self._ticking = self.loop.call_at(when, self._tick, context=Context())
+
+    def _look_at(self, stream: Stream, now: float, send_timeout: float) -> None:
+        again = now
+        try:
+            again = stream.tick(now, send_timeout)
+        finally:
+            if stream in self.streams:
+                self._timetable.add(stream, again)
 
     def _send_back(self) -> None:
         """End all streams at shutdown, and have their clients reconnect."""
@@ -513,7 +531,7 @@ class Hub:
                     logger.exception("The hub cannot compare itself with the event store.")
                 self._synced = False
                 # The store may have changed in any way meanwhile, so look at all groups next time.
-                self._swept = float("-inf")
+                self._swept = -inf
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._sync_interval()):
                     await self._comparing.wait()

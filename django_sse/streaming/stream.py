@@ -14,6 +14,7 @@ from collections.abc import (
 from contextvars import Context
 from enum import Enum
 from itertools import islice
+from math import inf
 from time import time
 from typing import ClassVar, Final, Protocol
 
@@ -102,6 +103,14 @@ class Phase(Enum):
     ENDED = "Nothing more is sent to the client."
 
 
+# Ticks come a little late. A heartbeat that misses its tick by less than this does not wait for the
+# next one.
+_EARLY_SECONDS: Final = 0.1
+
+# A stream that waits for the store sends heartbeats, too.
+_BEATING_PHASES: Final = (Phase.CATCHING_UP, Phase.LIVE)
+
+
 class Stream:
     """A client's stream: of one or more groups, or of a generator.
 
@@ -154,6 +163,7 @@ class Stream:
         "dialect",
         "ended",
         "is_barred",
+        "next_look",
         "owner",
         "phase",
         "restarts",
@@ -181,6 +191,7 @@ class Stream:
         context: Context | None = None,
     ) -> None:
         self.phase = Phase.OPENING
+        self.next_look = 0
         self.owner = owner
         self.address = address
         self.dialect = dialect
@@ -198,7 +209,7 @@ class Stream:
         self._queue = SendQueue(hub.loop, self)
         self._taken = dict(position)
         self._generation = generation
-        self._heartbeat = heartbeat
+        self._heartbeat = inf if heartbeat is None else heartbeat
         self._filter_event = filter_event
         self._message_handler = message_handler
         self._catching_up: asyncio.Task[None] | None = None
@@ -564,29 +575,31 @@ class Stream:
 
     # Time
 
-    def tick(self, now: float, send_timeout: float | None) -> None:
+    def tick(self, now: float, send_timeout: float) -> float:
         """Send a heartbeat if one is due. End the stream if it is too old or a send takes too long.
 
         Args:
             now: The loop's time, in seconds.
-            send_timeout: How many seconds a client may take for a chunk; None for any time.
+            send_timeout: How many seconds a client may take for a chunk; inf for any time.
+
+        Returns:
+            When something may be due again, by the loop's time.
         """
         if now >= self._ends_at:
             self.end("max age", jittered_retry)
-        if (busy_since := self._queue.busy_since) is not None:
-            if send_timeout is not None and now - busy_since > send_timeout:
+        queue = self._queue
+        if queue.busy_since is not None:
+            if now - queue.busy_since > send_timeout:
                 self.end("send timeout")
-        elif (
-            # A stream that waits for the store sends heartbeats, too.
-            self.phase in (Phase.CATCHING_UP, Phase.LIVE)
-            and self._heartbeat is not None
-            and now - self._queue.last_sent >= self._heartbeat
-        ):
+            return now
+        silence = self._heartbeat - _EARLY_SECONDS
+        if now - queue.last_sent >= silence and self.phase in _BEATING_PHASES:
             # If hidden events have moved the position, the heartbeat carries it to the client.
             tells_position = self._moved_unseen and self.dialect is None
-            heartbeat = with_id(self._position(), b"") if tells_position else HEARTBEAT
-            self._queue.push(heartbeat)
+            queue.push(with_id(self._position(), b"") if tells_position else HEARTBEAT)
             self._moved_unseen = False
+        # The next send may begin at once, and then take too long.
+        return min(self._ends_at, queue.last_sent + silence, now + send_timeout)
 
     # Ending
 

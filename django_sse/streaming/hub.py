@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import ChainMap, deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import chain, islice
@@ -27,7 +27,7 @@ from django_sse.logs import log_seldom, logger
 from django_sse.servers.shutdown import call_at_shutdown
 from django_sse.stores import get_store
 from django_sse.stores.base import Cursor
-from django_sse.streaming.fan_out import FanOut
+from django_sse.streaming.fan_out import STREAMS_A_TURN, FanOut
 from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.lapses import close_lapsed
 from django_sse.streaming.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
@@ -493,10 +493,17 @@ class Hub:
     def _tick(self) -> None:
         if self._ticking:
             self._lags.append(self.loop.time() - self._ticking.when())
-        now, send_timeout = self.loop.time(), conf().SEND_TIMEOUT or inf
-        due = self._timetable.take_due(now)
+        due = self._timetable.take_due(self.loop.time())
         self._schedule_tick()
-        each(due, lambda stream: self._look_at(stream, now, send_timeout))
+        self._look_at_some(due)
+
+    def _look_at_some(self, due: Iterator[Stream]) -> None:
+        now, send_timeout = self.loop.time(), conf().SEND_TIMEOUT or inf
+        some = islice(due, STREAMS_A_TURN)
+        each(some, lambda stream: self._look_at(stream, now, send_timeout))
+        if self._timetable.has_due:
+            # Thousands of heartbeats may be due at once, such as after an event to all.
+            self.loop.call_soon(self._look_at_some, due, context=Context())
 
     def _schedule_tick(self) -> None:
         when = self._timetable.next_tick

@@ -51,6 +51,11 @@ class Timetable(Generic[Item]):
         if streams := self._ticks.get(item.next_look):
             streams.discard(item)
 
+    @property
+    def has_due(self) -> bool:
+        """Whether streams that are due were not taken yet."""
+        return any(tick <= self._last for tick in self._ticks)
+
     def take_due(self, now: float) -> Iterator[Item]:
         """Return the streams that are due at a tick that comes now. Those that are not taken from
         the iterator are due at the next tick.
@@ -64,7 +69,8 @@ class Timetable(Generic[Item]):
 
     def _taken(self, ticks: Iterable[int]) -> Iterator[Item]:
         for tick in ticks:
-            streams = self._ticks[tick]
+            # A later tick may have taken the rest meanwhile.
+            streams = self._ticks.get(tick, set())
             while streams:
                 yield streams.pop()
-            del self._ticks[tick]
+            self._ticks.pop(tick, None)

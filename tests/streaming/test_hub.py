@@ -24,6 +24,7 @@ from django_sse.doorbells.layer import doorbell_group
 from django_sse.groups.entries import GroupState, Hint
 from django_sse.groups.position import parse_position
 from django_sse.stores.database import DatabaseStore
+from django_sse.streaming.fan_out import STREAMS_A_TURN
 from django_sse.streaming.hub import current_hub, open_streams
 from django_sse.streaming.stream import Stream
 from django_sse.testing.threads import in_thread
@@ -187,6 +188,36 @@ async def test_a_stream_is_looked_at_only_when_it_may_have_something_due(
         # Once as it begins.
         assert looks[silent.stream] <= 1
         assert looks[other.stream] <= 1
+
+
+async def test_other_tasks_run_while_many_streams_have_something_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[Stream] = []
+    most = 0
+
+    async def count_between_turns() -> None:
+        nonlocal most
+        while True:
+            most = max(most, len(looks))
+            looks.clear()
+            await asyncio.sleep(0)
+
+    def tick(self: Stream, now: float, send_timeout: float) -> float:
+        looks.append(self)
+        seen.add(self)
+        return now
+
+    seen: set[Stream] = set()
+    monkeypatch.setattr("django_sse.streaming.hub._TICK_SECONDS", 0.05)
+    monkeypatch.setattr(Stream, "tick", tick)
+    async with AsyncClients(3 * STREAMS_A_TURN, "news"):
+        seen.clear()
+        counting = asyncio.create_task(count_between_turns())
+        await until(lambda: len(seen) == 3 * STREAMS_A_TURN)
+        counting.cancel()
+    # A tick may come in the middle of what another one has left.
+    assert 0 < most <= 2 * STREAMS_A_TURN
 
 
 async def test_publishing_from_a_thread_wakes_the_loop_of_the_stream() -> None:

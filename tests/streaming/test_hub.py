@@ -212,6 +212,7 @@ async def test_other_tasks_run_while_many_streams_have_something_due(
     monkeypatch.setattr("django_sse.streaming.hub._TICK_SECONDS", 0.05)
     monkeypatch.setattr(Stream, "tick", tick)
     async with AsyncClients(3 * STREAMS_A_TURN, "news"):
+        looks.clear()
         seen.clear()
         counting = asyncio.create_task(count_between_turns())
         await until(lambda: len(seen) == 3 * STREAMS_A_TURN)

@@ -15,8 +15,7 @@ from django.contrib.admin.utils import quote, unquote
 from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.handlers.asgi import ASGIRequest
-from django.db.models import F, Model, OuterRef, QuerySet, Subquery
-from django.db.models.functions import Coalesce, Left
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
@@ -26,8 +25,8 @@ from django.utils.html import format_html
 from django_sse.access.owners import Owner
 from django_sse.event import decode_block
 from django_sse.exceptions import GroupCancelled, InvalidEvent, InvalidGroup
-from django_sse.groups.names import OWNER_PREFIX, validate_group
-from django_sse.groups.namespaces import current_namespace, full_name, plain_name, prefix_of
+from django_sse.groups.names import validate_group
+from django_sse.groups.namespaces import current_namespace, full_name, plain_name
 from django_sse.groups.position import format_position
 from django_sse.http.cors import is_foreign
 from django_sse.logs import logger
@@ -37,6 +36,7 @@ from django_sse.monitoring import processes
 from django_sse.publishing import cancel, publish, reopen
 from django_sse.stores import get_store
 from django_sse.stores.database import DatabaseStore
+from django_sse.stores.database.listing import of_tenant
 from django_sse.streaming.reports import REPORTS
 from django_sse.views import EventStreamView
 
@@ -278,14 +278,7 @@ class EventGroupAdmin(_ModelAdmin):
         rows = super().get_queryset(request).using(store.using)
         if not isinstance(store, DatabaseStore):
             return rows.none()
-        if prefix := prefix_of(full_name(current_namespace(), "any")):
-            # Not `startswith`, for which SQLite takes a for A.
-            rows = rows.alias(tenant=Left("name", len(prefix))).filter(tenant=prefix)
-        else:
-            rows = rows.exclude(name__contains="/").exclude(name__startswith=OWNER_PREFIX)
-        events = StoredEvent.objects.using(store.using).filter(group=OuterRef("name"))
-        oldest = Subquery(events.order_by("number").values("number")[:1])
-        return rows.annotate(kept_events=F("head") + 1 - Coalesce(oldest, F("head") + 1))
+        return of_tenant(rows, current_namespace())
 
     @admin.display(ordering="name")
     def group(self, row: EventGroup) -> str:

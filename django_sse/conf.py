@@ -159,9 +159,14 @@ class Conf:
     HISTORY_AGE: float = _key(24 * 3600, SECONDS_OR_OFF)
     """Seconds for which an event is kept for replay. 0: only ``HISTORY_SIZE`` bounds it."""
 
+    MAX_KEYS: int = _key(1000, COUNT)
+    """How many keys a group has at least whose newest event is kept however old it is: those that
+    were published last. Some more may be kept, as of the history."""
+
     GROUP_TTL: float = _key(7 * 24 * 3600, SECONDS_OR_OFF)
     """Seconds without a new event after which the store forgets a group, with its numbers and
-    whether it is cancelled. 0: never."""
+    whether it is cancelled. A key of events is forgotten after as long without a new one. 0:
+    never."""
 
     SYNC_INTERVAL: float = _key(0, SECONDS_OR_CHOSEN)
     """Seconds between two comparisons with the store. 0: 5, 1 or 0.1, depending on how well the

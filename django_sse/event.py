@@ -28,6 +28,9 @@ _MAX_RETRY: Final = 2**63 - 1
 # The output of encode() without an id: lines that are not empty, then the empty line at the end.
 _ONE_BLOCK = re.compile(rb"(?:(?!id[:\n])[^\r\n]+\n)+\n")
 
+KEY_FIELD: Final = b"key: "
+"""The beginning of the block of each event that has a key."""
+
 # `error` and `open` belong to EventSource, `close` and `reset` to this library.
 RESERVED_NAMES: Final = frozenset({"error", "open", "close", "reset"})
 
@@ -260,7 +263,7 @@ def decode_block(wire: bytes) -> Event:
 
 def key_of(wire: bytes) -> bytes | None:
     """Return the key in an encoded block, or None if it has none."""
-    return wire[5 : wire.index(b"\n")] if wire.startswith(b"key: ") else None
+    return wire[len(KEY_FIELD) : wire.index(b"\n")] if wire.startswith(KEY_FIELD) else None
 
 
 def with_id(id: str, block: bytes) -> bytes:

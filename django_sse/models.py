@@ -40,16 +40,41 @@ class StoredEvent(models.Model):
     id = models.BigAutoField(primary_key=True)
     group = GroupField(max_length=NAME_LENGTH)
     number = models.BigIntegerField()
-    wire = models.BinaryField()
     closes = models.BooleanField(default=False)
     exclude = models.CharField(max_length=OWNER_KEY_LENGTH, default="", db_default="", blank=True)
     created = models.BigIntegerField(db_index=True)
+    # Last: SQLite reads a row from its beginning, up to what is asked for.
+    wire = models.BinaryField()
 
     class Meta:
         constraints = [
             models.UniqueConstraint(
                 fields=["group", "number"], name="django_sse_one_event_a_number"
             )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.group} {self.number}"
+
+
+class NewestEvent(models.Model):
+    """The newest event of a key, which stays when the history does not keep it any more.
+
+    ``key_digest`` is a hash, since a key may be longer than an index allows.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    group = GroupField(max_length=NAME_LENGTH)
+    key_digest = models.CharField(max_length=32)
+    number = models.BigIntegerField()
+    exclude = models.CharField(max_length=OWNER_KEY_LENGTH, default="", db_default="", blank=True)
+    created = models.BigIntegerField()
+    # Last, as above.
+    wire = models.BinaryField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["group", "key_digest"], name="django_sse_newest_of_key")
         ]
 
     def __str__(self) -> str:

@@ -1,13 +1,15 @@
 """Checks what is published against the ``event_types`` of the views that stream its group."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import URLPattern, URLResolver, get_resolver
+from django.urls.converters import IntConverter, SlugConverter, UUIDConverter
 from django.utils.text import Truncator
 
 from django_sse.conf import SETTING, conf
@@ -19,8 +21,32 @@ from django_sse.text import plain
 
 # An event without a type: WHATWG HTML, 9.2.6.
 _UNTYPED: Final = "message"
+# The text of what Django's converters make of a URL.
+_CONVERTED: Final[Mapping[type[Any], str]] = {
+    IntConverter: "0|[1-9][0-9]*",
+    SlugConverter: SlugConverter.regex,
+    UUIDConverter: UUIDConverter.regex,
+}
 # Of a message of the validator, which repeats the data.
 _MESSAGE_CHARACTERS: Final = 200
+
+
+# The attribute in which a view function has what its view declares.
+_DECLARED: Final = "django_sse_declared"
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What a view says of its events: their types, and the groups that have them."""
+
+    view: type[Any]
+    types: Mapping[str, Any]
+    group_patterns: tuple[str, ...]
+
+
+def declare(function: Callable[..., Any], declared: Declared) -> None:
+    """Note in a view function, as of ``as_view``, what its view declares."""
+    setattr(function, _DECLARED, declared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,27 +57,41 @@ class Declaration:
     url: URLPattern
     types: Mapping[str, Any]
     group_patterns: tuple[str, ...]
+    arguments: Mapping[str, str]
+    """Regular expressions of the view's keyword arguments as text, as far as they are known."""
+
+
+class UndeclaredTypeError(InvalidEvent):
+    """No view that streams the group declares an event of this type."""
 
 
 def declarations(resolver: URLResolver) -> Iterator[Declaration]:
     """Yield what the views of a URLconf declare as ``event_types``."""
-    for url in _urls(resolver):
-        view: Any = getattr(url.callback, "view_class", None)
-        # Only views of this package have it.
-        own_groups = getattr(view, "_own_groups", None)
-        if own_groups is not None:
-            options: Mapping[str, Any] = getattr(url.callback, "view_initkwargs", {})
-            groups = options.get("groups", getattr(view, "groups", ()))
-            if types := options.get("event_types", view.event_types):
-                yield Declaration(view, url, types, (*groups, *own_groups))
+    for url, arguments in _urls(resolver, {}):
+        declared: Declared | None = getattr(url.callback, _DECLARED, None)
+        if declared and declared.types:
+            yield Declaration(
+                declared.view, url, declared.types, declared.group_patterns, arguments
+            )
 
 
-def _urls(resolver: URLResolver) -> Iterator[URLPattern]:
+def _urls(
+    resolver: URLResolver, arguments: Mapping[str, str]
+) -> Iterator[tuple[URLPattern, Mapping[str, str]]]:
+    """Yield the URLs of a URLconf, each with what is known of its keyword arguments."""
     for pattern in resolver.url_patterns:
+        known = dict(arguments)
+        for name, converter in pattern.pattern.converters.items():
+            known.pop(name, None)
+            # What another one makes of the URL may be any text.
+            if expression := _CONVERTED.get(type(converter)):
+                known[name] = expression
         if isinstance(pattern, URLResolver):
-            yield from _urls(pattern)
+            given, urls = pattern.default_kwargs, _urls(pattern, known)
         else:
-            yield pattern
+            given, urls = pattern.default_args, iter([(pattern, known)])
+        for url, of_url in urls:
+            yield url, {name: text for name, text in of_url.items() if name not in given}
 
 
 def encode_for(group: str, event: Event) -> bytes:
@@ -79,19 +119,30 @@ def _check(group: str, event: Event, text: str) -> None:
     streaming = [
         declaration
         for declaration in _declarations_of(get_resolver())
-        if any(could_make(pattern, group) for pattern in declaration.group_patterns)
+        if any(
+            could_make(pattern, group, declaration.arguments)
+            for pattern in declaration.group_patterns
+        )
     ]
     declaring = [declaration for declaration in streaming if name in declaration.types]
     if streaming and not declaring:
         known = ", ".join(dict.fromkeys(each for one in streaming for each in one.types))
         views = ", ".join(dict.fromkeys(one.view.__name__ for one in streaming))
-        raise InvalidEvent(
+        raise UndeclaredTypeError(
             f"An event of the type {name!r} cannot be published to group {group!r}: the "
             f"event_types of {views} have only {known}. Correct its name, or declare it there."
         )
     for declaration in declaring:
         is_text = isinstance(plain(event.data), str)
-        if fault := _fault(declaration.types[name], text, is_text=is_text):
+        try:
+            fault = _fault(declaration.types[name], text, is_text=is_text)
+        except re.error as error:
+            raise ImproperlyConfigured(
+                f"{SETTING}['CHECK_EVENT_TYPES'] cannot check events of the type {name!r} of "
+                f"{declaration.view.__name__}: Python's re does not know the pattern "
+                f"{error.pattern!r} of its schema ({error})."
+            ) from error
+        if fault:
             raise InvalidEvent(
                 f"The data of an event of the type {name!r} cannot be published to group "
                 f"{group!r}: {fault} {declaration.view.__name__} declares its event_types."
@@ -139,6 +190,7 @@ def _fault(kind: Any, text: str, *, is_text: bool) -> str:
 
     Raises:
         ImproperlyConfigured: As for ``_validator_of``.
+        re.error: The schema has a pattern that Python does not know.
     """
     validator = _validator_of(kind)
     if is_text and validator.is_valid(text):

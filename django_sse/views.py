@@ -100,6 +100,11 @@ class EventStreamView(StreamView):
     """How many past events of each group a client without a position gets; ``ALL`` for all that are
     kept. A cancel before a ``reopen`` counts as one of them."""
 
+    newest_of_keys: bool = False
+    """Whether a client without a position, or one that has lost events, first gets the newest event
+    of each key of the groups (``Event.key``), without an id, in their order. With ``history``: of
+    each key that is not among its past events."""
+
     replay_events: int | None = None
     """How many events of a group a returning client may have missed and still gets. If it missed
     more, it gets ``reset``. None: as many as are kept."""
@@ -365,6 +370,7 @@ class EventStreamView(StreamView):
                 "attendance": attendance,
             },
             reset=begin.reset,
+            newest_of_keys=begin.fresh and self.newest_of_keys,
             initial_events=(
                 _in_tenant(owner.namespace, _generator_of(view, "initial_events"))
                 if with_state

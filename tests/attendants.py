@@ -31,7 +31,7 @@ def kill(killed: Attendants) -> None:
     killed._keeping.cancel()
     for room in killed._rooms.values():
         for member in room.members.values():
-            for timer in member.leaving:
+            for timer in member.leaving.values():
                 timer.cancel()
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from io import BytesIO, StringIO, TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +15,14 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import connection
 from pytest_django import Settings
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from django_sse import cancel, publish
 from django_sse.access.owners import user_key
 from django_sse.event import Decoder, Event
 from django_sse.groups.position import parse_position
 from django_sse.stores import get_store
+from tests.ports import free_port
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -264,6 +267,47 @@ def test_a_command_that_nobody_else_sees_is_refused_with_what_to_configure(
         call_command(command, "news", stdout=StringIO())
 
 
+# A store that is away
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sse_push news hi",
+        "sse_cancel news",
+        "sse_cancel --user 7 --force",
+        "sse_reopen news",
+        "sse_status --wait 0.1",
+        "sse_listen news",
+    ],
+)
+def test_a_redis_that_is_away_is_one_line(settings: Settings, command: str) -> None:
+    options = {"url": f"redis://127.0.0.1:{free_port()}/0"}
+    settings.DJANGO_SSE = {"STORE": {"BACKEND": "redis", "OPTIONS": options}}
+    with pytest.raises(CommandError) as raised:
+        call_command(*command.split())
+    said = str(raised.value)
+    assert said.startswith("The event store does not work: ConnectionError: Error 111 connecting")
+    assert "\n" not in said
+    assert isinstance(raised.value.__cause__, RedisConnectionError)
+
+
+def test_the_event_of_standard_input_that_was_lost_is_named(
+    standard_input: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = get_store().append
+
+    def fail_at_the_second(entries: Any, ring: Any) -> Any:
+        if b"two" in entries[0].wire:
+            raise ConnectionResetError("gone")
+        return append(entries, ring)
+
+    monkeypatch.setattr(get_store(), "append", fail_at_the_second)
+    standard_input(b"one\ntwo\nthree\n")
+    with pytest.raises(CommandError, match=r"ResetError: gone Event 2 may not have been published"):
+        push("news", "-")
+
+
 # As it is typed
 
 
@@ -302,3 +346,18 @@ def test_a_pipe_is_pushed_by_another_process_with_exit_codes_for_scripts() -> No
     assert "Traceback" not in refused.stderr
 
     assert manage("sse_push").returncode == 2
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("command", ["sse_listen news", "sse_token list"])
+def test_a_database_that_is_away_is_one_line_and_an_exit_code_for_scripts(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(connection.settings_dict, "NAME", str(tmp_path / "missing" / "database"))
+    failed = manage(*command.split())
+    assert (failed.returncode, failed.stdout, failed.stderr) == (
+        1,
+        "",
+        "CommandError: The database does not work: OperationalError: unable to open database "
+        "file\n",
+    )

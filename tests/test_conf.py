@@ -82,6 +82,7 @@ KEYS: dict[str, tuple[Any, list[Any], list[Any], str]] = {
     ),
     "HISTORY_SIZE": (1000, [1, 10**6], NO_COUNTS, COUNT),
     "HISTORY_AGE": (24 * 3600, [1, 0.5, 0], NO_SECONDS, SECONDS_OR_OFF),
+    "MAX_KEYS": (1000, [1, 10**6], NO_COUNTS, COUNT),
     "GROUP_TTL": (7 * 24 * 3600, [1, 0.5, 0], NO_SECONDS, SECONDS_OR_OFF),
     "SYNC_INTERVAL": (0, [1, 0.05, 0], NO_SECONDS, SECONDS_OR_CHOSEN),
     "HEARTBEAT": (15, [1, 0.5, 0], NO_SECONDS, SECONDS_OR_OFF),

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, make_dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -13,6 +13,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 from unittest.mock import patch
+from uuid import UUID
 
 import attrs
 import msgspec
@@ -23,7 +24,8 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
-from django.urls import URLPattern, include, path
+from django.urls import URLPattern, include, path, re_path, register_converter
+from django.urls.converters import IntConverter
 from django.utils.functional import lazystr
 from pytest_django import Settings
 
@@ -48,6 +50,13 @@ from tests import npm
 
 TYPESCRIPT = Path(__file__).with_name("typescript")
 CLIENT = Path(django_sse.__file__).parent / "static/django_sse/event-stream.js"
+
+
+class SignedConverter(IntConverter):
+    regex = "-?[0-9]+"
+
+
+register_converter(SignedConverter, "signed")
 
 
 @dataclass
@@ -411,6 +420,61 @@ async def test_of_two_urlconfs_the_present_one_counts(settings: Settings) -> Non
             await apublish("news", 1, event=name)
 
 
+class Named(pydantic.BaseModel):
+    name: str = pydantic.Field(pattern=r"^\p{Lu}")
+
+
+def test_a_pattern_that_python_does_not_know_is_named(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "CHECK_EVENT_TYPES": True}
+    view = EventStreamView.as_view(groups=["news"], event_types={"named": Named})
+    with (
+        urls(path("", view)),
+        pytest.raises(ImproperlyConfigured, match=r"'named' of EventStreamView: .*\\p\{Lu\}"),
+    ):
+        publish("news", {"name": "Ada"}, event="named")
+
+
+@pytest.mark.parametrize(
+    ("url", "group", "counts"),
+    [
+        ("<int:pk>/", "room-7", True),
+        ("<int:pk>/", "room-0", True),
+        ("<int:pk>/", "room-07", False),
+        ("<int:pk>/", "room-x", False),
+        ("<slug:pk>/", "room-x-1", True),
+        ("<slug:pk>/", "room-x.y", False),
+        ("<uuid:pk>/", f"room-{UUID(int=7)}", True),
+        ("<uuid:pk>/", "room-7", False),
+        ("<str:pk>/", "room-x.y", True),
+        ("<pk>/", "room-x.y", True),
+        ("<signed:pk>/", "room--7", True),
+    ],
+)
+def test_a_group_counts_that_the_url_could_name(
+    settings: Settings, url: str, group: str, counts: bool
+) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "CHECK_EVENT_TYPES": True}
+    view = EventStreamView.as_view(groups=["room-{pk}"], event_types={"n": int})
+    for routes in (
+        [path(url, view)],
+        [path(url, include([path("events/", view)]))],
+        [re_path("^a/(?P<pk>.+)/", include([path(url, view)]))],
+    ):
+        with urls(*routes), pytest.raises(InvalidEvent) if counts else nullcontext():
+            publish(group, "x", event="other")
+
+
+def test_an_argument_that_the_urlconf_gives_may_be_any(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "CHECK_EVENT_TYPES": True}
+    view = EventStreamView.as_view(groups=["room-{pk}"], event_types={"n": int})
+    for routes in (
+        [path("<int:pk>/", view, {"pk": "x"})],
+        [path("<int:pk>/", include([path("events/", view)]), {"pk": "x"})],
+    ):
+        with urls(*routes), pytest.raises(InvalidEvent):
+            publish("room-x", "x", event="other")
+
+
 @pytest.mark.parametrize(
     ("pattern", "group", "could"),
     [
@@ -429,4 +493,4 @@ async def test_of_two_urlconfs_the_present_one_counts(settings: Settings) -> Non
 def test_a_pattern_could_make_the_names_of_its_groups(
     pattern: str, group: str, could: bool
 ) -> None:
-    assert could_make(pattern, group) is could
+    assert could_make(pattern, group, {}) is could

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from sys import intern
 from types import SimpleNamespace
 from typing import Any, Final
 from uuid import UUID
@@ -184,7 +185,8 @@ def login_in(session: SessionBase | None, data: Mapping[str, Any]) -> Login:
     """Return the login in a session, given the session's data."""
     return Login(
         str(data[SESSION_KEY]),
-        str(data.get(BACKEND_SESSION_KEY)),
+        # The same for all, and kept for each.
+        intern(str(data.get(BACKEND_SESSION_KEY))),
         str(data.get(HASH_SESSION_KEY, "")),
         *_session_place(session),
     )

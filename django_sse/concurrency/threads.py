@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any, Final, Self, TypeVar
 from weakref import finalize
 
-from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
+from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django import db
 from django.core.cache import caches
 from django.db import connections
@@ -173,26 +173,36 @@ def _native_threads() -> Any:
     return None
 
 
-_sharing = 0
+# What publishes what waits for a commit, of each who shares the thread of `sync_to_async`.
+_sharing: Final[list[Callable[[], None]]] = []
 
 
 @contextmanager
-def shared_thread() -> Iterator[None]:
+def shared_thread(publish_waiting: Callable[[], None]) -> Iterator[None]:
     """Have what is asked about logins and permissions use the thread of ``sync_to_async``.
 
     In a test, that thread has the test's transaction open, which no other thread sees.
+
+    Args:
+        publish_waiting: Publishes what waits for the commit of that transaction, which never comes.
+            It is called in that thread.
     """
-    global _sharing
-    _sharing += 1
+    _sharing.append(publish_waiting)
     try:
         yield
     finally:
-        _sharing -= 1
+        _sharing.remove(publish_waiting)
 
 
 def shares_thread() -> bool:
     """Whether the thread of ``sync_to_async`` is to be used in place of a separate one."""
-    return _sharing > 0
+    return bool(_sharing)
+
+
+async def publish_waiting() -> None:
+    """Publish what waits for the commit of a test, if one shares its thread."""
+    for publish in dict.fromkeys(_sharing):
+        await sync_to_async(publish)()
 
 
 def close_old_connections() -> None:

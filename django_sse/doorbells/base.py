@@ -13,6 +13,7 @@ from django_sse.groups.namespaces import is_internal, namespace_in, plain_name
 from django_sse.groups.position import format_position
 from django_sse.logs import log_seldom, logger
 from django_sse.signals import event_published
+from django_sse.stores import get_store
 
 # How often a hub asks the store in any case: with a working doorbell, and without one.
 POLL_SECONDS_WITH_DOORBELL: Final = 5.0
@@ -121,15 +122,26 @@ published: Final = Published()
 
 def _tell_of(hint: Hint) -> None:
     group = plain_name(hint.group)
-    streams = sum(listener.streams_of(hint.group) for listener in open_listeners())
+    listeners = open_listeners()
+    streams = sum(listener.streams_of(hint.group) for listener in listeners)
+    if listeners:
+        who_gets_it = f"Streams of it in this process: {streams}."
+    elif get_store().crosses_processes:
+        who_gets_it = (
+            f"This process has no streams; `manage.py sse_status {group}` tells of those of others."
+        )
+    else:
+        who_gets_it = (
+            "This process has no streams, and no other one sees it: the event store is in memory."
+        )
     for entry in hint.entries:
         event_id = format_position({hint.group: entry.number})
         logger.debug(
-            "%s of %s is published as %s. Streams of it in this process: %d.",
+            "%s of %s is published as %s. %s",
             "The end" if entry.closes else "An event",
             group,
             event_id,
-            streams,
+            who_gets_it,
             extra={"group": group, "id": event_id, "streams": streams},
         )
         if not entry.closes:

@@ -48,6 +48,13 @@ class NewEntry(NamedTuple):
     producer: int = 0
 
 
+class OwnEntry(NewEntry):
+    """An entry that the library writes of its own accord, such as who is present: a test that asks
+    what was published is not told of it."""
+
+    __slots__ = ()
+
+
 class Entry(NamedTuple):
     """A numbered event of a group.
 

@@ -173,8 +173,13 @@ def fields_of(pattern: str) -> list[str]:
     return _parse(pattern)[0]
 
 
-def could_make(pattern: str, group: str) -> bool:
-    """Return whether a pattern makes a group's name from some keyword arguments, of any type.
+def could_make(pattern: str, group: str, arguments: Mapping[str, str]) -> bool:
+    """Return whether a pattern makes a group's name from some keyword arguments.
+
+    Args:
+        pattern: The pattern.
+        group: The name of the group.
+        arguments: Regular expressions of the arguments as text, as far as they are known.
 
     Raises:
         ImproperlyConfigured: The pattern cannot work.
@@ -183,11 +188,14 @@ def could_make(pattern: str, group: str) -> bool:
     if group.startswith(_USER_GROUP_PREFIX) and pattern != USER_GROUP_PATTERN:
         return False
     separators = "".join(_parse(pattern)[1])
-    argument = f"[^{re.escape(separators)}]*" if separators else ".*"
-    expression = "".join(
-        re.escape(literal) + ("" if field is None else argument)
-        for literal, field, _, _ in Formatter().parse(pattern)
-    )
+    any_text = f"[^{re.escape(separators)}]*" if separators else ".*"
+    expression = ""
+    for literal, field, spec, conversion in Formatter().parse(pattern):
+        expression += re.escape(literal)
+        if field is not None:
+            # With separators, an argument has less than its expression allows.
+            is_known = field in arguments and not (spec or conversion or separators)
+            expression += f"(?:{arguments[field]})" if is_known else any_text
     return re.fullmatch(expression, group) is not None
 
 

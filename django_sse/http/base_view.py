@@ -1,6 +1,6 @@
 """What views of groups and views of generators have in common."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, Self, TypeVar
 
@@ -36,6 +36,7 @@ from django_sse.http.view_checks import (
 )
 from django_sse.streaming.hub import limit_reached_by, reserve
 from django_sse.streaming.limits import RequestedStream, TooManyStreams
+from django_sse.type_checks import Declared, declare
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 Copied = TypeVar("Copied")
@@ -100,6 +101,11 @@ class StreamView(View):
                 if hasattr(cls, name):
                     check(cls, name, initkwargs.get(name, getattr(cls, name)))
         view = cross_origin(with_session(with_login(super().as_view(**initkwargs))))
+        groups = initkwargs.get("groups", getattr(cls, "groups", ()))
+        # An iterator can be read only once.
+        patterns = groups if isinstance(groups, Collection) else ()
+        types = initkwargs.get("event_types", cls.event_types)
+        declare(view, Declared(cls, types, (*patterns, *cls._own_groups)))
         return exempt_from_atomic_requests(view)
 
     # Methods for projects to override

@@ -8,6 +8,7 @@ holds back the end of the body, and the stream goes on with the server's own ``s
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final, cast
 
 from django.http import StreamingHttpResponse
@@ -39,6 +40,7 @@ class HandOff:
     """Stands between Django and the server for one request, and takes over its stream."""
 
     __slots__ = (
+        "_begun",
         "_brake",
         "_closed",
         "_disconnected",
@@ -72,6 +74,8 @@ class HandOff:
         self._scope: Scope | None = scope
         self._receive = receive
         self._send = send
+        # The request's stream, and again the same once it is taken over.
+        self._begun: Stream | None = None
         self._stream: Stream | None = None
         # Whether the response is an event stream, and whether this stream may be handed off.
         self._is_event_stream = False
@@ -83,14 +87,17 @@ class HandOff:
         self._over = False
         self._disconnected = False
         self._closed = False
-        self._on_close: list[Callable[[], object]] = []
+        self._on_close: tuple[Callable[[], object], ...] = ()
         self._brake: Brake | None = None
         self._in_place = needs_no_task(send)
 
     def begin(self, stream: Stream) -> None:
         """Take note of the request's stream, which ends with the request unless it is taken
         over."""
-        self.call_on_close(lambda: stream.end("request ended"))
+        if self._closed:
+            stream.end("request ended")
+        else:
+            self._begun = stream
 
     async def receive(self) -> Message:
         """Pass on what the server receives, and remember a disconnect."""
@@ -175,7 +182,7 @@ class HandOff:
         if self._closed:
             callback()
         else:
-            self._on_close.append(callback)
+            self._on_close += (callback,)
 
     async def serve(self) -> None:
         """Serve the stream that was taken over, if there is one, until it ends."""
@@ -191,9 +198,22 @@ class HandOff:
             # The server has cut the stream off. Django, or its TaskGroup before Python 3.13, loses
             # that if it happens at the end of the request.
             raise asyncio.CancelledError
-        stream.serve(_chunks_to(self._send), in_place=self._in_place)
-        await self._wait_for_end(stream)
-        if not self._disconnected:
+        stream.serve(self._send_chunk, in_place=self._in_place)
+        try:
+            async with asyncio.timeout(None) as self._receiving:
+                stream.ended.add_done_callback(self._stop_receiving)
+                while (await self._receive())["type"] != "http.disconnect":
+                    pass
+            self._disconnected = True
+        except TimeoutError:
+            if not stream.ended.done():
+                raise
+        finally:
+            self._receiving = None
+        if self._disconnected:
+            self._release()
+            stream.end("disconnected")
+        else:
             await self._send_end()
 
     async def send_back(self) -> None:
@@ -202,7 +222,7 @@ class HandOff:
         Daphne cuts off all streams when it shuts down, other servers do so after a timeout.
         """
         # Leave alone a response that is not the library's, or is in the middle of an event.
-        is_own = self._may_hand_off and self._on_close and self._last_body.endswith(b"\n\n")
+        is_own = self._may_hand_off and self._begun and self._last_body.endswith(b"\n\n")
         if not is_own or self._over or self._disconnected:
             return
         # A stream that has sent its own last bytes sends nothing more.
@@ -219,7 +239,11 @@ class HandOff:
         """
         self._closed = True
         self._release()
-        callbacks, self._on_close = self._on_close, []
+        begun, callbacks = self._begun, self._on_close
+        # Not even a circle of references is left.
+        self._begun, self._stream, self._on_close = None, None, ()
+        if begun:
+            callbacks = (partial(begun.end, "request ended"), *callbacks)
         for callback in callbacks:
             try:
                 callback()
@@ -258,6 +282,10 @@ class HandOff:
                     self._send = GzipSender(self._send).send
         return {**message, "headers": kept}
 
+    def _send_chunk(self, chunk: bytes) -> Awaitable[None]:
+        # Not a coroutine of its own: it is called for each stream and event.
+        return self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
     async def _send_end(self, last_chunk: bytes = b"") -> None:
         self._over = True
         self._release()
@@ -268,35 +296,13 @@ class HandOff:
             # Or a timeout. Without the end of the body, the server drops the connection.
             logger.info("A client did not take the end of its stream.")
 
-    async def _wait_for_end(self, stream: Stream) -> None:
-        """Wait until the stream has ended, which it does if the client disconnects."""
-        try:
-            async with asyncio.timeout(None) as self._receiving:
-                stream.ended.add_done_callback(lambda _: self._stop_receiving())
-                while (await self._receive())["type"] != "http.disconnect":
-                    pass
-        except TimeoutError:
-            if not stream.ended.done():
-                raise
-            return
-        finally:
-            self._receiving = None
-        self._disconnected = True
-        self._release()
-        stream.end("disconnected")
-
-    def _stop_receiving(self) -> None:
+    def _stop_receiving(self, _: object = None) -> None:
         if self._receiving:
             self._receiving.reschedule(0)
 
     def _release(self) -> None:
         if self._brake:
             self._brake.release()
-
-
-def _chunks_to(send: Send) -> Callable[[bytes], Awaitable[None]]:
-    # It is called for each stream and event, and what it touches then is rarely in the caches.
-    return lambda chunk: send({"type": "http.response.body", "body": chunk, "more_body": True})
 
 
 def _always() -> bool:

@@ -30,7 +30,7 @@ from django_sse.logs import log_once, logger
 from django_sse.streaming.hub import current_hub
 from django_sse.streaming.jitter import jittered_retry, jittered_seconds
 from django_sse.streaming.limits import TooManyStreams
-from django_sse.streaming.stream import HEARTBEAT, Phase, Stream
+from django_sse.streaming.stream import HEARTBEAT, Phase, StoreAwayError, Stream
 from django_sse.streaming.tally import refusals
 
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
@@ -170,6 +170,16 @@ async def _chunks(*chunks: bytes) -> AsyncIterator[bytes]:
         yield chunk
 
 
+def _sent_back(error: Exception) -> bytes:
+    """Note why a stream cannot begin, and return the bytes that make its client come back later.
+
+    It is too late for a 503, since the status has gone out.
+    """
+    reached = error.limit if isinstance(error, TooManyStreams) else None
+    refusals.note(reached or STORE_AWAY, None if reached else error)
+    return jittered_retry()
+
+
 class HandedOffResponse(EventStreamResponse):
     """A stream that sends its first bytes, and is then handed off to the ASGI wrapper.
 
@@ -178,6 +188,7 @@ class HandedOffResponse(EventStreamResponse):
         position: The number in each group that the stream starts after. A generator has no groups.
         retry: The browser's reconnection time, in milliseconds.
         reset: Whether to tell the client that it has lost events.
+        newest_of_keys: Whether the client is sent the newest event of each key.
         initial_events: The current state, for a client that does not know it; otherwise None.
         release: Gives up the place that limits keep for the stream until it begins, if they do.
         stream_options: The keyword arguments of ``Stream``.
@@ -190,6 +201,7 @@ class HandedOffResponse(EventStreamResponse):
         *,
         retry: int,
         reset: bool = False,
+        newest_of_keys: bool = False,
         initial_events: AsyncGenerator[Event, None] | None = None,
         release: Callable[[], None] | None = None,
         stream_options: Mapping[str, Any],
@@ -197,6 +209,7 @@ class HandedOffResponse(EventStreamResponse):
         self._position = position
         self._retry = retry
         self._reset = reset
+        self._newest_of_keys = newest_of_keys
         self._initial_events = initial_events
         self.stays_because = ""
         """Why the stream needs its request and must not be handed off, if it does."""
@@ -296,10 +309,7 @@ class HandedOffResponse(EventStreamResponse):
         try:
             await stream.open()
         except Exception as error:
-            # It is too late for a 503, since the status has gone out.
-            reached = error.limit if isinstance(error, TooManyStreams) else None
-            refusals.note(reached or STORE_AWAY, None if reached else error)
-            yield jittered_retry()
+            yield _sent_back(error)
             stream.end("refused")
             return
         if stream.dialect is not None:
@@ -313,17 +323,29 @@ class HandedOffResponse(EventStreamResponse):
             first += Event("{}", event="reset").encode()
         # This gives a position also to a client that leaves before its first event.
         checkpoint = with_id(format_position(self._position), b"") if self._position else b""
-        if self._initial_events is None:
+        if not (self._newest_of_keys or self._initial_events):
             yield first + checkpoint
             return
         yield first
         turns = Turns()
-        async with aclosing(self._initial_events) as events:
-            async for event in events:
-                if chunk := stream.encode(event):
-                    yield chunk
-                # Neither the view nor the server has to wait here, so let other tasks run.
-                await turns.give_way(len(chunk))
+        if self._newest_of_keys:
+            try:
+                async with aclosing(stream.newest_of_keys()) as chunks:
+                    async for chunk in chunks:
+                        if chunk:
+                            yield chunk
+                        await turns.give_way(len(chunk))
+            except StoreAwayError as error:
+                yield _sent_back(error)
+                stream.end("store away")
+                return
+        if self._initial_events:
+            async with aclosing(self._initial_events) as events:
+                async for event in events:
+                    if chunk := stream.encode(event):
+                        yield chunk
+                    # Neither the view nor the server has to wait here, so let other tasks run.
+                    await turns.give_way(len(chunk))
         yield checkpoint
 
     def _log_staying(self) -> None:

@@ -44,6 +44,7 @@ _RULES: Final = {
     "heartbeat": Rule(
         f"{SECONDS_OR_OFF.accepts}, or None", lambda n: n is None or SECONDS_OR_OFF.admits(n)
     ),
+    "newest_of_keys": Rule("True or False", lambda value: isinstance(value, bool)),
     "presence": Rule("True or False", lambda value: isinstance(value, bool)),
     "stoppable": Rule("True or False", lambda value: isinstance(value, bool)),
     "restartable": Rule("True or False", lambda value: isinstance(value, bool)),

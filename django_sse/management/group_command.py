@@ -1,11 +1,14 @@
 """The base classes of the commands that change groups."""
 
 from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.management.base import BaseCommand, CommandError
+from django.db import Error as DatabaseFailure
 from django.db import router
 
 from django_sse.exceptions import EventStreamError
@@ -26,7 +29,8 @@ class GroupCommand(BaseCommand):
                 'what this command does. Set DJANGO_SSE = {"STORE": "database"}.'
             )
         try:
-            self.act(**options)
+            with store_failures():
+                self.act(**options)
         except EventStreamError as error:
             raise CommandError(str(error)) from error
 
@@ -76,6 +80,27 @@ class OwnerCommand(GroupCommand):
             options: All of the command's options.
         """
         raise NotImplementedError
+
+
+@contextmanager
+def store_failures() -> Iterator[None]:
+    """Say in one line that the event store or the database does not work. With Django's option
+    ``--traceback``, the user sees where it failed.
+
+    Raises:
+        CommandError: It does not.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        # Of who has read the output.
+        raise
+    except get_store().failures as error:
+        what = "database" if isinstance(error, DatabaseFailure) else "event store"
+        said = " ".join([str(error), *getattr(error, "__notes__", ())]).split()
+        raise CommandError(
+            f"The {what} does not work: {' '.join([f'{type(error).__name__}:', *said])}"
+        ) from error
 
 
 def said_of(state: GroupState, group: str) -> str:

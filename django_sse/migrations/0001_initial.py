@@ -64,15 +64,34 @@ class Migration(migrations.Migration):
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
                 ("group", django_sse.fields.GroupField(max_length=163)),
                 ("number", models.BigIntegerField()),
-                ("wire", models.BinaryField()),
                 ("closes", models.BooleanField(default=False)),
                 ("exclude", models.CharField(blank=True, db_default="", default="", max_length=33)),
                 ("created", models.BigIntegerField(db_index=True)),
+                ("wire", models.BinaryField()),
             ],
             options={
                 "constraints": [
                     models.UniqueConstraint(
                         fields=("group", "number"), name="django_sse_one_event_a_number"
+                    )
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="NewestEvent",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("group", django_sse.fields.GroupField(max_length=163)),
+                ("key_digest", models.CharField(max_length=32)),
+                ("number", models.BigIntegerField()),
+                ("exclude", models.CharField(blank=True, db_default="", default="", max_length=33)),
+                ("created", models.BigIntegerField()),
+                ("wire", models.BinaryField()),
+            ],
+            options={
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("group", "key_digest"), name="django_sse_newest_of_key"
                     )
                 ],
             },

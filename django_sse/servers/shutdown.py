@@ -16,9 +16,11 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from typing import Any, Final
 from weakref import WeakSet
 
+from django_sse.concurrency.loops import ByLoop
 from django_sse.logs import logger
 from django_sse.servers.sockets import borrowed, own_sockets
 
@@ -28,7 +30,7 @@ _WATCH_SECONDS: Final = 0.25
 # ten thousand others takes a fifth of a second.
 _PAUSE_FACTOR: Final = 4
 
-_watches: Final[dict[asyncio.AbstractEventLoop, "_Watch"]] = {}
+_watches: Final[ByLoop["_Watch"]] = ByLoop()
 # The loops of daphne that were asked to wait.
 _awaited: Final[WeakSet[asyncio.AbstractEventLoop]] = WeakSet()
 
@@ -40,11 +42,7 @@ def call_at_shutdown(callback: Callable[[], None]) -> Callable[[], None]:
         A function that unregisters the callback.
     """
     loop = asyncio.get_running_loop()
-    if loop not in _watches:
-        for closed in [other for other in list(_watches) if other.is_closed()]:
-            _watches.pop(closed, None)
-        _watches[loop] = _Watch(loop)
-    watch = _watches[loop]
+    watch = _watches.of(loop, partial(_Watch, loop))
     watch.add(callback)
     return lambda: watch.discard(callback)
 

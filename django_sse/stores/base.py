@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 from asgiref.sync import sync_to_async
 from django.core import checks
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db import Error as DatabaseFailure
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_sse.concurrency.signal_calls import working_for
@@ -70,6 +71,10 @@ class EventStore(ABC):
     producer's token raise ``GroupCancelled`` if the group is not that producer's. While a group has
     a producer, and for ``PRODUCER_KEEP`` after that, all of its events are kept.
 
+    Keys: beside its history, a group has the newest event of each key of its events (``key_of``):
+    of at least the ``MAX_KEYS`` keys that were published last, each for ``GROUP_TTL``. A ``CLOSE``,
+    a ``REOPEN`` and a new run of numbers leave them.
+
     Expecting: an ``EXPECT`` has the whole call refused, with ``HeadMoved``, unless the group's head
     is still the one that ``astates`` has told. So what follows from the group's entries is appended
     once, also by several processes, and also if the answer is lost.
@@ -85,6 +90,9 @@ class EventStore(ABC):
 
     never_blocks: ClassVar[bool] = False
     """Whether appending waits for nothing, so that it needs no thread beside an event loop."""
+
+    failures: ClassVar[tuple[type[Exception], ...]] = (DatabaseFailure, OSError)
+    """What its methods raise if it cannot be reached or does not work."""
 
     file: Path | None = None
     """The file that holds the whole store, if there is one. Only processes of one host share it."""
@@ -301,6 +309,11 @@ class EventStore(ABC):
         this last entry may exceed the limit. Later entries are not even loaded, since many clients
         may read at once.
         """
+
+    @abstractmethod
+    async def anewest(self, group: str, after: int, limit: int) -> list[Entry]:
+        """Return the newest entry of each key: a page of those numbered above ``after``, as
+        ``aread`` does. It is empty only if there are no more."""
 
     @abstractmethod
     async def achanged(

@@ -13,6 +13,7 @@ from django.db import DEFAULT_DB_ALIAS
 
 from django_sse.concurrency.forks import forget_in_child
 from django_sse.conf import conf
+from django_sse.event import key_of
 from django_sse.groups.entries import Entry, GroupState, Hint, Lease, NewEntry
 from django_sse.groups.names import OWNER_PREFIX
 from django_sse.groups.numbering import Numbering, first_number
@@ -37,8 +38,22 @@ class _Group:
     change: int = 0
     producer: int = 0
     renewed: int = 0
+    # The newest entry of each key, in order, and when it was appended.
+    newest: dict[bytes, tuple[Entry, float]] = field(default_factory=dict)
 
-    def trim(self, since: float) -> None:
+    def keep_newest(self, entry: Entry, now: float) -> None:
+        """Keep an entry as the newest of its key, if it has one."""
+        if (key := key_of(entry.wire)) is not None:
+            self.newest.pop(key, None)
+            self.newest[key] = entry, now
+
+    def trim(self, since: float, now: float) -> None:
+        """Drop keys that are too many or too old, and entries that are, or older than ``since``."""
+        while self.newest:
+            key, (_, appended) = next(iter(self.newest.items()))
+            if len(self.newest) <= conf().MAX_KEYS and appended >= _since(now, conf().GROUP_TTL):
+                break
+            del self.newest[key]
         if self.keeps_all:
             return
         while self.entries and (len(self.entries) > conf().HISTORY_SIZE or self.times[0] < since):
@@ -104,12 +119,13 @@ class MemoryStore(EventStore):
         with self._lock:
             kept = self._trimmed(group)
             skipped = max(after + 1 - kept.entries[0].number, 0) if kept.entries else 0
-            epoch = time() - monotonic()
-            page = list(
-                islice(zip(kept.entries, kept.times, strict=True), skipped, skipped + limit)
-            )
-            count = filling((len(entry.wire) for entry, _ in page), READ_BYTES)
-            return [entry._replace(time=epoch + appended) for entry, appended in page[:count]]
+            entries = zip(kept.entries, kept.times, strict=True)
+            return _page(islice(entries, skipped, skipped + limit))
+
+    async def anewest(self, group: str, after: int, limit: int) -> list[Entry]:
+        with self._lock:
+            newest = self._trimmed(group).newest.values()
+            return _page(islice((item for item in newest if item[0].number > after), limit))
 
     async def achanged(
         self, cursor: Cursor, groups: Container[str]
@@ -188,7 +204,7 @@ class MemoryStore(EventStore):
             name.startswith(OWNER_PREFIX) and group.changed < _since(now, conf().CANCEL_TTL)
         ):
             return _Group()
-        group.trim(_kept_since(now, name))
+        group.trim(_kept_since(now, name), now)
         return group
 
     def _keep(self, turn: Numbering, now: float) -> None:
@@ -210,7 +226,9 @@ class MemoryStore(EventStore):
         group.producer, group.renewed = turn.producer, turn.renewed
         group.entries.extend(turn.numbered)
         group.times.extend([now] * len(turn.numbered))
-        group.trim(_kept_since(now, turn.group))
+        for entry in turn.numbered:
+            group.keep_newest(entry, now)
+        group.trim(_kept_since(now, turn.group), now)
         if turn.numbered and groups is self._groups:
             self._aging[turn.group] = group
             self._aging.move_to_end(turn.group)
@@ -241,7 +259,15 @@ class MemoryStore(EventStore):
                 self._aging.move_to_end(name)
             else:
                 del self._aging[name]
-                group.trim(since)
+                group.trim(since, now)
+
+
+def _page(items: Iterable[tuple[Entry, float]]) -> list[Entry]:
+    """Return entries with their times, as many as a page holds."""
+    epoch = time() - monotonic()
+    page = list(items)
+    count = filling((len(entry.wire) for entry, _ in page), READ_BYTES)
+    return [entry._replace(time=epoch + appended) for entry, appended in page[:count]]
 
 
 def _kept_since(now: float, name: str) -> float:

@@ -3,7 +3,9 @@
 -- ARGV: the operation; "1" if Redis keeps all that it acknowledges; HISTORY_SIZE; HISTORY_AGE,
 -- GROUP_TTL, CANCEL_TTL and PRODUCER_KEEP in milliseconds ("" for none); then the operation's own
 -- arguments. KEYS: for each group its hash and its stream; for "mark" and "changes" the set of
--- changes; for "producing", "lapsed" and "ended" the set of groups with a producer.
+-- changes; for "producing", "lapsed" and "ended" the set of groups with a producer; for "newest",
+-- and for "append" after those of all groups if some events have a key, the newest event of each
+-- key of a group, and the set of these keys by number.
 --
 -- The hash: `first`, `head`, `cancelled`, `closing` (the wire of the close that cancelled the
 -- group), `producer`, `renewed` (both as in `Numbering`) and `run`. The stream: an entry's id is its
@@ -21,6 +23,8 @@ local CHANGES_KEPT = 3600 * 1000000
 local CHANGES_STEPS = 100
 -- Entries that are read together, to see how many fit into a page.
 local READ_STEP = 10
+-- How many keys of events one call forgets beyond those that it adds.
+local KEY_STEPS = 100
 -- As in `producer_tokens`.
 local HANDED_OVER = 1
 
@@ -96,6 +100,25 @@ if operation == 'read' then
   return page
 end
 
+-- Returns the newest event of each key from a number on, as "read" does.
+if operation == 'newest' then
+  local limit, room = tonumber(ARGV[9]), tonumber(ARGV[10])
+  local page = {}
+  local keys = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. ARGV[8], '+inf', 'LIMIT', 0, limit)
+  for _, key in ipairs(keys) do
+    local kept = redis.call('HGET', KEYS[1], key)
+    if kept then
+      local id, wire, exclude = unpack(cmsgpack.unpack(kept))
+      page[#page + 1] = {id, {'wire', wire, 'closes', '0', 'exclude', exclude}}
+      room = room - #wire
+      if room <= 0 then
+        break
+      end
+    end
+  end
+  return page
+end
+
 -- The run changes after a restart or a failover: acknowledged events may be lost then. Its second
 -- half identifies the server's last promotion, since the server may have been master before, with
 -- other data.
@@ -128,13 +151,16 @@ local function begin_run(group, above)
   group.changed, group.starts_empty = true, true
 end
 
-local function load(index)
+local function load(index, count)
   local hash, events = KEYS[2 * index - 1], KEYS[2 * index]
   local kept = redis.call('HMGET', hash, 'first', 'head', 'cancelled', 'run', 'producer', 'renewed')
   local is_of_owner = hash:find(':~[^:]*}:group$') ~= nil
   local group = {
     hash = hash,
     events = events,
+    -- Only for an append of events with keys.
+    newest = count and KEYS[2 * (count + index) - 1],
+    keys = count and KEYS[2 * (count + index)],
     first = tonumber(kept[1] or 0),
     head = tonumber(kept[2] or origin),
     cancelled = kept[3] == '1',
@@ -277,6 +303,45 @@ local function expire(key, milliseconds)
   end
 end
 
+-- Forgets the keys of events that come first.
+local function forget_keys(group, count)
+  local keys = redis.call('ZPOPMIN', group.keys, text(count))
+  for i = 1, #keys, 2 do
+    redis.call('HDEL', group.newest, keys[i])
+  end
+end
+
+-- Keeps events as the newest of their keys, and forgets keys that are too many or, now and then,
+-- too old.
+local function keep_newest(group, time, in_next)
+  -- What is left of the two after an eviction.
+  if redis.call('EXISTS', group.newest, group.keys) == 1 then
+    redis.call('DEL', group.newest, group.keys)
+  end
+  for _, entry in ipairs(group.added) do
+    local key = entry.wire:match('^key: ([^\n]*)\n')
+    if key then
+      local id = text(entry.number) .. '-' .. time
+      redis.call('ZADD', group.keys, text(entry.number), key)
+      redis.call('HSET', group.newest, key, cmsgpack.pack({id, entry.wire, entry.exclude or ''}))
+    end
+  end
+  local surplus = redis.call('ZCARD', group.keys) - group.most_keys
+  if surplus > 0 then
+    forget_keys(group, math.min(surplus, #group.added + KEY_STEPS))
+  end
+  for _ = 1, group.ttl and in_next and KEY_STEPS or 0 do
+    local oldest = redis.call('ZRANGE', group.keys, 0, 0)[1]
+    local id = oldest and cmsgpack.unpack(redis.call('HGET', group.newest, oldest))[1]
+    if not id or tonumber(id:match('-(%d+)')) >= now / 1000 - group.ttl then
+      break
+    end
+    forget_keys(group, 1)
+  end
+  expire(group.keys, group.ttl)
+  expire(group.newest, group.ttl)
+end
+
 local function save(group)
   if not group.changed then
     return
@@ -301,6 +366,9 @@ local function save(group)
   end
   local in_bulk = math.max(math.floor(history_size / 10), 1)
   local in_next = math.floor(group.head / in_bulk) ~= math.floor(group.head_before / in_bulk)
+  if group.keys then
+    keep_newest(group, time, in_next)
+  end
   if (in_next or group.has_surplus) and not keeps_all(group) then
     redis.call('XTRIM', group.events, 'MAXLEN', text(history_size))
   end
@@ -345,13 +413,14 @@ end
 -- Otherwise, it returns one text, which clients parse faster than a table: the number of each entry (0 for none), then each group's head and whether it is cancelled.
 -- If closes were added: a table of this text and, for each group, the wire of its close or ''.
 if operation == 'append' then
-  local staged = ARGV[8] == '1'
+  local count, most_keys, staged = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10] == '1'
   local groups, words, reply, closes = {}, {}, {}, false
-  for i = 1, #KEYS / 2 do
-    groups[i] = load(i)
+  for i = 1, count do
+    groups[i] = load(i, count)
+    groups[i].most_keys = most_keys
   end
   -- Nothing is written before all entries are accepted.
-  for i = 9, #ARGV, 6 do
+  for i = 11, #ARGV, 6 do
     local index = tonumber(ARGV[i])
     local number = take(
       groups[index], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5], staged

@@ -16,6 +16,7 @@ from django.views.decorators.debug import sensitive_variables
 
 from django_sse.concurrency.forks import ForkSafeLock
 from django_sse.conf import conf
+from django_sse.event import KEY_FIELD
 from django_sse.exceptions import AlreadyProducing, GroupCancelled
 from django_sse.groups.entries import Entry, GroupState, Hint, Kind, Lease, NewEntry
 from django_sse.groups.numbering import HeadMoved
@@ -126,6 +127,7 @@ class RedisStore(EventStore):
     """
 
     crosses_processes = True
+    failures = (*EventStore.failures, redis.RedisError)
 
     def __init__(
         self,
@@ -166,18 +168,12 @@ class RedisStore(EventStore):
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
         call = self._call("read", self._keys(group), max(after + 1, 0), limit, READ_BYTES)
         [rows] = await self._arun(call)
-        return [
-            Entry(
-                int(number),
-                fields[b"wire"],
-                fields[b"closes"] == b"1",
-                fields.get(b"exclude", b"").decode(),
-                int(milliseconds) / 1000,
-            )
-            for stream_id, flat in rows
-            for fields in [dict(zip(flat[::2], flat[1::2], strict=True))]
-            for number, milliseconds in [stream_id.split(b"-")]
-        ]
+        return _entries(rows)
+
+    async def anewest(self, group: str, after: int, limit: int) -> list[Entry]:
+        keys = self._keys_of_newest(group)
+        [rows] = await self._arun(self._call("newest", keys, after, limit, READ_BYTES))
+        return _entries(rows)
 
     async def achanged(
         self, cursor: _Cursor | None, groups: Container[str]
@@ -254,10 +250,15 @@ class RedisStore(EventStore):
     ) -> tuple[list[int | None], list[Hint]]:
         groups = list(dict.fromkeys(entry.group for entry in entries))
         index = {group: position for position, group in enumerate(groups, 1)}
+        keys = [key for group in groups for key in self._keys(group)]
+        if any(entry.wire.startswith(KEY_FIELD) for entry in entries):
+            keys += [key for group in groups for key in self._keys_of_newest(group)]
         reply, *_ = self._run(
             self._call(
                 "append",
-                [key for group in groups for key in self._keys(group)],
+                keys,
+                len(groups),
+                conf().MAX_KEYS,
                 int(staged),
                 *(
                     argument
@@ -327,9 +328,16 @@ class RedisStore(EventStore):
         return f"{self._prefix}:producing"
 
     def _keys(self, group: str) -> list[str]:
-        # The text in braces chooses the slot in a cluster.
-        tag = f"{{{self._prefix}:{plain(group)}}}"
+        tag = self._tag(group)
         return [f"{tag}:group", f"{tag}:events"]
+
+    def _keys_of_newest(self, group: str) -> list[str]:
+        tag = self._tag(group)
+        return [f"{tag}:newest", f"{tag}:keys"]
+
+    def _tag(self, group: str) -> str:
+        # The text in braces chooses the slot in a cluster.
+        return f"{{{self._prefix}:{plain(group)}}}"
 
     def _call(self, operation: str, keys: Sequence[str], *arguments: Any) -> _Call:
         """Return the arguments of EVALSHA after the script's name."""
@@ -419,6 +427,21 @@ async def _close_at_end(client: redis.asyncio.Redis) -> AsyncGenerator[None]:
         yield
     finally:
         await client.aclose()
+
+
+def _entries(rows: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Entry]:
+    return [
+        Entry(
+            int(number),
+            fields[b"wire"],
+            fields[b"closes"] == b"1",
+            fields.get(b"exclude", b"").decode(),
+            int(milliseconds) / 1000,
+        )
+        for stream_id, flat in rows
+        for fields in [dict(zip(flat[::2], flat[1::2], strict=True))]
+        for number, milliseconds in [stream_id.split(b"-")]
+    ]
 
 
 def _milliseconds(seconds: float) -> int | str:

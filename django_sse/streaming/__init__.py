@@ -12,6 +12,9 @@ An event takes these steps. Steps 2 and 5 are callbacks that no import shows:
 5. The stream's `send_queue.SendQueue` calls the server's own `send`, which
    `http.hand_off.HandOff.serve` gave it.
 
+What is due without an event, such as a heartbeat, is found at the hub's tick: `timetable` knows
+which streams to look at.
+
 `rechecks` and `permission_rechecks` end streams that may not go on. The views and `http` import
 this package.
 """

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import chain, islice
+from math import inf
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -14,12 +15,13 @@ from asgiref.sync import async_to_sync
 from django_sse.access.session_claims import SessionClaim
 from django_sse.channel_layer import default_layer
 from django_sse.concurrency.forks import in_child
+from django_sse.concurrency.loops import ByLoop
 from django_sse.concurrency.tasks import must_propagate, spawn
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.base import listen, published, stop_listening
 from django_sse.doorbells.layer_channel import LAYER_SECONDS, LayerChannel
-from django_sse.groups.entries import GroupState, Hint
+from django_sse.groups.entries import Entry, GroupState, Hint
 from django_sse.groups.namespaces import layer_group
 from django_sse.logs import log_seldom, logger
 from django_sse.servers.shutdown import call_at_shutdown
@@ -30,14 +32,15 @@ from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.lapses import close_lapsed
 from django_sse.streaming.limits import Counted, Occupancy, TooManyStreams, counting, reached_limit
 from django_sse.streaming.open_stream import OpenStream
-from django_sse.streaming.presence import attendants_of
+from django_sse.streaming.presence import Attendants, attendants_of
 from django_sse.streaming.readership import tell_producers
 from django_sse.streaming.rechecks import Rechecks
 from django_sse.streaming.reports import ASKED, REPORTS, ProcessReport, Reporter, report_of
 from django_sse.streaming.store_reader import StoreReader
 from django_sse.streaming.stream import Stream
-from django_sse.streaming.subscription import ALL_TAILS_BYTES, TAIL_BYTES, Subscription, each
+from django_sse.streaming.subscription import ALL_TAILS_BYTES, PAGE, TAIL_BYTES, Subscription, each
 from django_sse.streaming.tally import tally_of
+from django_sse.streaming.timetable import Timetable
 
 Answer = TypeVar("Answer")
 
@@ -51,9 +54,9 @@ _SWEEP_GROUPS: Final = 500
 # How long a client that does not read may delay a server's shutdown.
 _FAREWELL_SECONDS: Final = 0.5
 
-_hubs: Final[dict[asyncio.AbstractEventLoop, "Hub"]] = {}
+_hubs: Final[ByLoop["Hub"]] = ByLoop()
 # What limits count, by event loop. A hub comes and goes while requested streams keep their places.
-_occupancies: Final[dict[asyncio.AbstractEventLoop, Occupancy]] = {}
+_occupancies: Final[ByLoop[Occupancy]] = ByLoop()
 # The child of a fork does not count the streams of its parent.
 in_child(_hubs.clear)
 in_child(_occupancies.clear)
@@ -66,32 +69,29 @@ def current_hub() -> "Hub":
     """
     loop = asyncio.get_running_loop()
     if loop not in _hubs or _hubs[loop].outdated:
-        forget_closed_loops()
         _hubs[loop] = Hub(loop)
     return _hubs[loop]
 
 
 def forget_closed_loops() -> None:
     """Drop the hubs of event loops that were closed, and what they count."""
-    of_loops: tuple[dict[asyncio.AbstractEventLoop, Any], ...] = (_hubs, _occupancies)
-    for kept in of_loops:
-        for closed in [loop for loop in list(kept) if loop.is_closed()]:
-            kept.pop(closed, None)
+    _hubs.drop_closed()
+    _occupancies.drop_closed()
 
 
 def open_streams() -> int:
     """Return how many streams are open in this process."""
-    return sum(hub.occupancy.streams for hub in _open_hubs())
+    return sum(hub.occupancy.streams for hub in _hubs.of_open_loops())
 
 
 def streams() -> list[OpenStream]:
     """Return the open streams of clients in this process."""
-    return [stream for hub in _open_hubs() for stream in hub.open_streams()]
+    return [stream for hub in _hubs.of_open_loops() for stream in hub.open_streams()]
 
 
 def report() -> ProcessReport:
     """Return the report of this process."""
-    return report_of(_open_hubs())
+    return report_of(_hubs.of_open_loops())
 
 
 def ask_from_sync(question: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
@@ -104,7 +104,7 @@ def ask_from_sync(question: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer
         try:
             return await question()
         finally:
-            if not any(hub.streams for hub in _open_hubs()):
+            if not any(hub.streams for hub in _hubs.of_open_loops()):
                 await get_store().aclose()
 
     return async_to_sync(ask)()
@@ -113,10 +113,7 @@ def ask_from_sync(question: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer
 def limit_reached_by(stream: Counted) -> str | None:
     """Return the name of the limit that this process would exceed with one more stream, or None."""
     with counting:
-        occupancies = [
-            occupancy for loop, occupancy in list(_occupancies.items()) if not loop.is_closed()
-        ]
-        return reached_limit(stream, occupancies, conf())
+        return reached_limit(stream, _occupancies.of_open_loops(), conf())
 
 
 def reserve(requested: Counted) -> Callable[[], None]:
@@ -142,24 +139,20 @@ def reserve(requested: Counted) -> Callable[[], None]:
     return release
 
 
-def _open_hubs() -> list["Hub"]:
-    return [hub for hub in list(_hubs.values()) if not hub.loop.is_closed()]
-
-
 class Hub:
     """Everything that runs once for all streams of an event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.streams: set[Stream] = set()
-        self.occupancy = _occupancies.setdefault(loop, Occupancy())
+        self.occupancy = _occupancies.of(loop, Occupancy)
         self.tally = tally_of(loop)
         self._subscriptions: dict[str, Subscription] = {}
         self._store = get_store()
         self._reader = StoreReader(self._store)
         self._rechecks = Rechecks(self.streams, self._store, self._reader, self._sync_interval)
         self._fan_out = FanOut(loop)
-        self._reporter = Reporter(self._store, _open_hubs, self)
+        self._reporter = Reporter(self._store, _hubs.of_open_loops, self)
         self._followed = ChainMap[str, Any](
             self._subscriptions, self._rechecks.owned, {ASKED: self._reporter}
         )
@@ -188,6 +181,11 @@ class Hub:
         if self.streams:
             return False
         return self._store is not get_store() or self._layer is not default_layer()
+
+    @property
+    def attendants(self) -> Attendants:
+        """The members that have streams of the loop."""
+        return attendants_of(self.loop, self._store)
 
     # Streams
 
@@ -220,6 +218,14 @@ class Hub:
         unknown = [group for group in groups if group not in known] + list(owner_keys)
         return known | (await self._reader.states(unknown) if unknown else {})
 
+    async def newest(self, group: str, after: int) -> list[Entry]:
+        """Return a page of the newest event of each key: see ``EventStore.anewest``.
+
+        Raises:
+            Exception: The event store could not be read.
+        """
+        return await self._reader.newest(group, after, PAGE)
+
     async def kept_session(self, claim: SessionClaim) -> Mapping[str, Any] | None:
         """Return a session's data if a claim about it is true and its login is valid, else None.
 
@@ -242,6 +248,7 @@ class Hub:
         self.streams.add(stream)
         if len(self.streams) == 1:
             self._start()
+        self._timetable.add(stream, self.loop.time())
         self._rechecks.add(stream)
         followed = [self._subscriptions.get(group) or self._subscribe(group) for group in groups]
         for subscription in followed:
@@ -258,19 +265,20 @@ class Hub:
         # The owner's streams may have been ended since the view checked.
         await self._rechecks.check_newcomer(stream)
         if stream.attendance and stream in self.streams:
-            attendants_of(self.loop, self._store).enter(stream)
+            self.attendants.enter(stream)
 
     def leave(self, stream: Stream) -> None:
         """Remove a stream. The last stream of a group, or of the hub, closes it."""
         if stream not in self.streams:
             return
         self.streams.discard(stream)
+        self._timetable.remove(stream)
         if stream.is_counted:
             with counting:
                 self.occupancy.remove(stream)
         self._rechecks.remove(stream)
         if stream.attendance:
-            attendants_of(self.loop, self._store).leave(stream)
+            self.attendants.leave(stream)
         for subscription in stream.subscriptions:
             subscription.streams.discard(stream)
             if not subscription.streams:
@@ -397,6 +405,13 @@ class Hub:
         """Return the streams of clients. Works from any thread."""
         return [stream.info for stream in list(self.streams) if stream.is_counted]
 
+    def busy_streams(self) -> list[OpenStream]:
+        """Return the streams of clients that are sending, or have something to send. Works from any
+        thread."""
+        return [
+            stream.info for stream in list(self.streams) if stream.is_counted and stream.is_busy
+        ]
+
     @property
     def is_watching(self) -> bool:
         """Whether a stream of this hub shows the reports of processes."""
@@ -447,7 +462,8 @@ class Hub:
             spawn(self._rechecks.watch_backends()),
             spawn(self._rechecks.ask_views()),
         ]
-        self._tick()
+        self._timetable = Timetable[Stream](self.loop.time(), _TICK_SECONDS)
+        self._schedule_tick()
         self._stop_watching = call_at_shutdown(self._send_back)
 
     def _stop(self) -> None:
@@ -469,7 +485,7 @@ class Hub:
     async def _close(self) -> None:
         await asyncio.wait([spawn(self._receiver.close())], timeout=LAYER_SECONDS)
         await self._rechecks.aclose()
-        await attendants_of(self.loop, self._store).idle()
+        await self.attendants.idle()
         another = _hubs.get(self.loop)
         if another is None or another._store is not self._store:
             await self._store.aclose()
@@ -477,9 +493,22 @@ class Hub:
     def _tick(self) -> None:
         if self._ticking:
             self._lags.append(self.loop.time() - self._ticking.when())
-        self._ticking = self.loop.call_later(_TICK_SECONDS, self._tick, context=Context())
-        now, send_timeout = self.loop.time(), conf().SEND_TIMEOUT or None
-        each(list(self.streams), lambda stream: stream.tick(now, send_timeout))
+        now, send_timeout = self.loop.time(), conf().SEND_TIMEOUT or inf
+        due = self._timetable.take_due(now)
+        self._schedule_tick()
+        each(due, lambda stream: self._look_at(stream, now, send_timeout))
+
+    def _schedule_tick(self) -> None:
+        when = self._timetable.next_tick
+        self._ticking = self.loop.call_at(when, self._tick, context=Context())
+
+    def _look_at(self, stream: Stream, now: float, send_timeout: float) -> None:
+        again = now
+        try:
+            again = stream.tick(now, send_timeout)
+        finally:
+            if stream in self.streams:
+                self._timetable.add(stream, again)
 
     def _send_back(self) -> None:
         """End all streams at shutdown, and have their clients reconnect."""
@@ -502,7 +531,7 @@ class Hub:
                     logger.exception("The hub cannot compare itself with the event store.")
                 self._synced = False
                 # The store may have changed in any way meanwhile, so look at all groups next time.
-                self._swept = float("-inf")
+                self._swept = -inf
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._sync_interval()):
                     await self._comparing.wait()

@@ -20,11 +20,12 @@ from typing import Any, Final, Protocol
 from asgiref.sync import sync_to_async
 
 from django_sse.concurrency.forks import in_child
+from django_sse.concurrency.loops import ByLoop
 from django_sse.concurrency.tasks import in_time, must_propagate, spawn
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.exceptions import GroupCancelled
-from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, OwnEntry
 from django_sse.groups.numbering import HeadMoved
 from django_sse.logs import log_seldom
 from django_sse.stores.base import Cursor, EventStore
@@ -68,12 +69,12 @@ class _Member:
     """A member of a group in this process.
 
     ``streams`` counts those that have ended within ``PRESENCE_GRACE``, too. ``leaving`` has what
-    will take each of these away.
+    will take each of these away, in the order in which they have ended.
     """
 
     info: Any
     streams: int = 0
-    leaving: list[asyncio.TimerHandle] = field(default_factory=list)
+    leaving: dict[Attending, asyncio.TimerHandle] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -126,6 +127,11 @@ class Attendants:
         # When old marks say again that a process is dead, after the store was away.
         self._trusts_marks_at = -inf
         self._keeping: asyncio.Task[None] | None = None
+        # Set while a stream is present, but for those that have ended within ``PRESENCE_GRACE``.
+        self._is_entered = asyncio.Event()
+        # Set while there is nothing to write.
+        self._is_written = asyncio.Event()
+        self._is_written.set()
 
     # Streams
 
@@ -133,12 +139,14 @@ class Attendants:
         """Have a stream be present in its groups."""
         assert stream.attendance
         self._entered.add(stream)
+        self._is_entered.set()
         for group in stream.groups:
             room = self._rooms.get(group) or self._open(group)
             member = room.members.setdefault(stream.attendance.key, _Member(stream.attendance.info))
             member.info = stream.attendance.info
             if member.leaving:
-                member.leaving.pop().cancel()
+                _, timer = member.leaving.popitem()
+                timer.cancel()
             else:
                 member.streams += 1
             self._write_soon(room)
@@ -151,23 +159,35 @@ class Attendants:
             return
         assert stream.attendance
         self._entered.discard(stream)
+        if not self._entered:
+            self._is_entered.clear()
         for group in stream.groups:
             room = self._rooms[group]
             member = room.members[stream.attendance.key]
-            member.leaving.append(
-                self._loop.call_later(
-                    conf().PRESENCE_GRACE,
-                    self._take_away,
-                    room,
-                    stream.attendance.key,
-                    context=Context(),
-                )
+            member.leaving[stream] = self._loop.call_later(
+                conf().PRESENCE_GRACE,
+                self._take_away,
+                room,
+                stream.attendance.key,
+                stream,
+                context=Context(),
             )
 
-    def _take_away(self, room: _Room, key: str) -> None:
+    def forgo_grace(self, stream: Attending) -> None:
+        """Have a stream that has left be present no more, though the time of grace is not over,
+        unless another stream of its member has taken its place."""
+        assert stream.attendance
+        key = stream.attendance.key
+        for group in stream.groups:
+            room = self._rooms.get(group)
+            member = room.members.get(key) if room else None
+            if room and member and stream in member.leaving:
+                member.leaving[stream].cancel()
+                self._take_away(room, key, stream)
+
+    def _take_away(self, room: _Room, key: str, stream: Attending) -> None:
         member = room.members[key]
-        # Timers end in the order in which they began.
-        member.leaving.pop(0)
+        del member.leaving[stream]
         member.streams -= 1
         if not member.streams:
             del room.members[key]
@@ -180,14 +200,26 @@ class Attendants:
 
     def _write_soon(self, room: _Room) -> None:
         self._waiting[room.group] = room
+        self._is_written.clear()
         self._has_work.set()
 
     # Keeping
 
     async def idle(self) -> None:
-        """Wait until nobody is present any more, and the store knows it."""
-        while self._keeping and not self._keeping.done():
-            await asyncio.wait([self._keeping])
+        """Wait until nobody is present any more and the store knows it, or until somebody comes."""
+        while self._keeping and not (self._keeping.done() or self._entered):
+            entered = spawn(self._is_entered.wait())
+            await asyncio.wait([self._keeping, entered], return_when=asyncio.FIRST_COMPLETED)
+            entered.cancel()
+
+    async def written(self) -> None:
+        """Wait until the store knows who is present."""
+        await self._is_written.wait()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody is present, not even for the time of grace."""
+        return not self._rooms
 
     async def _keep(self) -> None:
         look_at = self._loop.time()
@@ -199,6 +231,8 @@ class Attendants:
                 # Others must not take this process for dead while it has much to write.
                 while self._waiting and self._loop.time() < look_at:
                     await self._write(dict(islice(self._waiting.items(), _ROOMS)))
+                if not self._waiting:
+                    self._is_written.set()
             except BaseException as error:
                 if must_propagate(error):
                     raise
@@ -228,7 +262,7 @@ class Attendants:
         Raises:
             Exception: The event store could not be read or written.
         """
-        mark = NewEntry(mark_of(self._process), b"", Kind.REOPEN)
+        mark = OwnEntry(mark_of(self._process), b"", Kind.REOPEN)
         await self.store.aappend_apart([mark], lambda hints: None)
         hints, self._cursor = await in_time(
             self.store.achanged(self._cursor, self._logs), READ_SECONDS
@@ -344,7 +378,7 @@ class Attendants:
             Exception: The event store could not be read or written.
         """
         states = await in_time(self.store.astates([room.log for room in rooms]), READ_SECONDS)
-        entries: list[NewEntry] = []
+        entries: list[OwnEntry] = []
         logged: list[tuple[_Room, Roster, int]] = []
         for room in rooms:
             room.roster = await read_roster(self.store, room.log, states[room.log], room.roster)
@@ -356,12 +390,12 @@ class Attendants:
             if not (changes or self._is_to_be_told_again(roster)):
                 self._close_if_empty(room)
                 continue
-            entries.append(NewEntry(room.log, b"", Kind.EXPECT, at=roster.head))
+            entries.append(OwnEntry(room.log, b"", Kind.EXPECT, at=roster.head))
             logged.append((room, roster, len(entries)))
-            entries.append(NewEntry(room.log, roster.wire(changes, whole=not changes)))
+            entries.append(OwnEntry(room.log, roster.wire(changes, whole=not changes)))
             if room.group not in silent:
                 events = roster.events(changes)
-                entries += [NewEntry(room.group, event.encode()) for event in events]
+                entries += [OwnEntry(room.group, event.encode()) for event in events]
         if not entries:
             return
         try:
@@ -422,7 +456,7 @@ class Attendants:
             self._waiting.pop(room.group, None)
 
 
-_attendants: Final[dict[asyncio.AbstractEventLoop, Attendants]] = {}
+_attendants: Final[ByLoop[Attendants]] = ByLoop()
 # The child of a fork has no streams of its parent.
 in_child(_attendants.clear)
 
@@ -430,7 +464,5 @@ in_child(_attendants.clear)
 def attendants_of(loop: asyncio.AbstractEventLoop, store: EventStore) -> Attendants:
     """Return the members that have streams of an event loop, which are kept in a store."""
     if loop not in _attendants or _attendants[loop].store is not store:
-        for closed in [other for other in list(_attendants) if other.is_closed()]:
-            _attendants.pop(closed, None)
         _attendants[loop] = Attendants(loop, store)
     return _attendants[loop]

@@ -8,7 +8,7 @@ from random import uniform
 from typing import Final
 
 from django_sse.concurrency.tasks import must_propagate
-from django_sse.groups.entries import Kind, NewEntry
+from django_sse.groups.entries import Kind, OwnEntry
 from django_sse.groups.names import OWNER_KEY_LENGTH, OWNER_PREFIX
 from django_sse.groups.producer_tokens import asks_for_readers
 from django_sse.logs import log_seldom
@@ -46,7 +46,7 @@ async def tell_producers(store: EventStore, subscriptions: Mapping[str, Subscrip
         try:
             while some := list(islice(keys, _STEP)):
                 # The time of a REOPEN is kept, and it shuts nobody out.
-                marks = [NewEntry(key, b"", Kind.REOPEN) for key in some]
+                marks = [OwnEntry(key, b"", Kind.REOPEN) for key in some]
                 await store.aappend_apart(marks, lambda hints: None)
         except BaseException as error:
             if must_propagate(error):

@@ -30,7 +30,13 @@ from django_sse.access.logins import (
 from django_sse.access.owners import Login
 from django_sse.access.session_claims import SessionClaim, kept_sessions
 from django_sse.concurrency.tasks import Coalescer, must_propagate
-from django_sse.concurrency.threads import OwnThread, Result, leave_pools, shares_thread
+from django_sse.concurrency.threads import (
+    OwnThread,
+    Result,
+    leave_pools,
+    publish_waiting,
+    shares_thread,
+)
 from django_sse.conf import conf
 from django_sse.groups.entries import GroupState, Hint, closing_wire
 from django_sse.groups.namespaces import namespace_context
@@ -81,12 +87,16 @@ class Rechecks:
     ) -> None:
         self.owned: dict[str, set[Stream]] = {}
         """The streams, by the owner keys of their owners."""
+        # By login, too: to sort them out anew for each check would cost more than the check.
+        self._logins: dict[Login, set[Stream]] = {}
         self._streams = streams
         self._store = store
         self._reader = reader
         self._interval = interval
         self._thread = TimedThread("django-sse-logins", _ThreadConnections)
-        self._permission_rechecks = PermissionRechecks(self._look_for_sessions)
+        self._permission_rechecks = PermissionRechecks(
+            lambda streams: self._look_for_sessions(_by_login(streams))
+        )
         # The owner keys that doorbells have named. Two of these, so that a database that hangs does
         # not delay the end of streams.
         self._to_look_up = Coalescer(partial(_try, self.look_up))
@@ -103,6 +113,8 @@ class Rechecks:
         """Recheck a stream from now on."""
         for owner_key in stream.owner.keys:
             self.owned.setdefault(owner_key, set()).add(stream)
+        if login := stream.owner.login:
+            self._logins.setdefault(login, set()).add(stream)
         self._permission_rechecks.add(stream)
 
     def remove(self, stream: Stream) -> None:
@@ -111,11 +123,11 @@ class Rechecks:
             self.owned[owner_key].discard(stream)
             if not self.owned[owner_key]:
                 del self.owned[owner_key]
-        login = stream.owner.login
-        if login in self._absent_since:
-            others = self.owned.get(stream.owner.user or "", ())
-            if not any(other.owner.login == login for other in others):
-                del self._absent_since[login]
+        if login := stream.owner.login:
+            self._logins[login].discard(stream)
+            if not self._logins[login]:
+                del self._logins[login]
+                self._absent_since.pop(login, None)
         self._permission_rechecks.remove(stream)
 
     async def aclose(self) -> None:
@@ -189,7 +201,7 @@ class Rechecks:
             ):
                 # Separately, since users and sessions may be kept in different places.
                 try:
-                    await check_all(self._streams)
+                    await check_all(self._open_logins())
                     failing.discard(what)
                 except BaseException as error:
                     if must_propagate(error):
@@ -200,14 +212,19 @@ class Rechecks:
             took = loop.time() - began
             await asyncio.sleep(max(self._interval(), _PAUSE_FACTOR * took))
 
+    def _open_logins(self) -> _Logins:
+        """Return the streams by login, without those that come while the logins are checked."""
+        return {login: list(streams) for login, streams in self._logins.items()}
+
     async def _check_users(self, owner_keys: Collection[str]) -> None:
         streams = {stream for owner_key in owner_keys for stream in self.owned.get(owner_key, ())}
-        self._ask_backends_soon(streams)
-        await self._check_logins(streams)
+        logins = _by_login(streams)
+        self._ask_backends_soon(logins)
+        await self._check_logins(logins)
 
-    async def _check_logins(self, streams: Collection[Stream]) -> None:
-        """End those of the streams whose login is no longer valid according to the database."""
-        logins = _by_login(streams, custom_backends=False)
+    async def _check_logins(self, logins: _Logins) -> None:
+        """End the streams of those logins that are no longer valid according to the database."""
+        logins = _with_backends(logins, custom=False)
         async for some, checked in self._ask_each_tenant(_by_tenant(logins), check_logins):
             self._act_on({login: logins[login] for login in some}, checked)
 
@@ -273,7 +290,7 @@ class Rechecks:
         """
         loop = asyncio.get_running_loop()
         took, hangs = 0.0, False
-        logins = _by_login(self._streams, custom_backends=True)
+        logins = _with_backends(self._open_logins(), custom=True)
         self._asked_at = {login: at for login, at in self._asked_at.items() if login in logins}
         due = [login for login in logins if self._asked_at.get(login, -inf) <= before]
         due.sort(key=lambda login: self._asked_at.get(login, -inf))
@@ -306,8 +323,8 @@ class Rechecks:
                 took += loop.time() - asked
         return took
 
-    def _ask_backends_soon(self, streams: Iterable[Stream]) -> None:
-        if logins := _by_login(streams, custom_backends=True):
+    def _ask_backends_soon(self, logins: _Logins) -> None:
+        if logins := _with_backends(logins, custom=True):
             now = asyncio.get_running_loop().time()
             for login in logins:
                 # Not if it hangs: more threads would.
@@ -340,13 +357,13 @@ class Rechecks:
             # A custom backend may read a replica that lags longer. The next request asks it again.
             each(streams, _send_back if finds_users_itself(login.backend) else _log_out)
 
-    async def _look_for_sessions(self, streams: Collection[Stream]) -> None:
+    async def _look_for_sessions(self, logins: _Logins) -> None:
         """End streams whose session is gone or has a new key, so that their clients come back."""
-        logins = _by_login(streams, custom_backends=None)
         async for _, gone in self._ask_each_tenant(_by_tenant(logins), without_session):
             if ended := [stream for login in gone for stream in logins[login]]:
                 # If the session was logged out, the store knows, though no doorbell may have come.
                 try:
+                    await publish_waiting()
                     await self.look_up(
                         {owner_key for stream in ended for owner_key in stream.owner.keys}
                     )
@@ -422,23 +439,19 @@ def _rest() -> float:
     return _PAUSE_FACTOR * _BACKENDS_SECONDS
 
 
-def _by_login(streams: Iterable[Stream], *, custom_backends: bool | None) -> _Logins:
-    """Return streams by their login.
-
-    Args:
-        streams: All streams.
-        custom_backends: True for logins whose backends have their own way of finding users, False
-            for the others, None for all logins.
-    """
+def _by_login(streams: Iterable[Stream]) -> _Logins:
     found: dict[Login, list[Stream]] = {}
     for stream in streams:
         if login := stream.owner.login:
             found.setdefault(login, []).append(stream)
-    if custom_backends is None:
-        return found
-    paths = {login.backend for login in found}
-    wanted = {path for path in paths if finds_users_itself(path) is custom_backends}
-    return {login: streams for login, streams in found.items() if login.backend in wanted}
+    return found
+
+
+def _with_backends(logins: _Logins, *, custom: bool) -> _Logins:
+    """Return the logins whose backends have their own way of finding users, or the others."""
+    paths = {login.backend for login in logins}
+    wanted = {path for path in paths if finds_users_itself(path) is custom}
+    return {login: streams for login, streams in logins.items() if login.backend in wanted}
 
 
 def _by_tenant(items: Iterable[Item]) -> dict[str, list[Item]]:

@@ -8,7 +8,7 @@ nobody asks, and a process that has died says nothing.
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -21,11 +21,12 @@ from django_sse.concurrency.tasks import must_propagate, spawn
 from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.base import published
 from django_sse.event import Event, decode_block
-from django_sse.groups.entries import Entry, NewEntry
+from django_sse.groups.entries import Entry, OwnEntry
 from django_sse.groups.names import OWNER_KEY_LENGTH, OWNER_PREFIX
 from django_sse.groups.namespaces import INTERNAL
 from django_sse.logs import log_seldom
 from django_sse.stores.base import EventStore
+from django_sse.streaming.limits import Occupancy
 from django_sse.streaming.open_stream import OpenStream
 from django_sse.streaming.tally import refusals, whole_tally
 
@@ -122,8 +123,12 @@ class Reporting(Protocol):
     def store_lag(self) -> float:
         """Seconds since the hub last heard from the store."""
 
-    def open_streams(self) -> list[OpenStream]:
-        """Return the streams of clients. Works from any thread."""
+    @property
+    def occupancy(self) -> Occupancy:
+        """The streams of clients, counted."""
+
+    def busy_streams(self) -> list[OpenStream]:
+        """Return those that are sending, or have something to send. Works from any thread."""
 
     @property
     def loop_lag(self) -> float:
@@ -150,23 +155,33 @@ def report_of(hubs: Collection[Reporting]) -> ProcessReport:
     Args:
         hubs: All hubs of the process.
     """
-    streams = [stream for hub in hubs for stream in hub.open_streams()]
+    # It runs on an event loop with thousands of streams, so it describes none that is idle.
+    occupancies = [hub.occupancy for hub in hubs]
+    busy = [stream for hub in hubs for stream in hub.busy_streams()]
+    groups = _sum(occupancy.groups for occupancy in occupancies)
     # Who watches the reports follows no group of the project.
-    followed = [stream.full_names for stream in streams if REPORTS not in stream.groups]
-    groups = Counter(name for names in followed for name in names)
+    del groups[REPORTS]
     return ProcessReport(
         f"{gethostname()}:{getpid()}",
         time(),
-        streams=len(streams),
+        streams=sum(occupancy.streams for occupancy in occupancies),
         open_groups=len(groups),
         groups=dict(groups.most_common(_GROUPS)),
-        users=len({(stream.namespace, stream.user) for stream in streams if stream.user}),
-        slow_clients=sum(stream.seconds_sending > _SLOW_SECONDS for stream in streams),
-        waiting_bytes=sum(stream.waiting_bytes for stream in streams),
+        users=len(_sum(occupancy.users for occupancy in occupancies)),
+        slow_clients=sum(stream.seconds_sending > _SLOW_SECONDS for stream in busy),
+        waiting_bytes=sum(stream.waiting_bytes for stream in busy),
         loop_lag=max((hub.loop_lag for hub in hubs), default=0.0),
         store_lag=max((hub.store_lag for hub in hubs), default=0.0),
         counters=counters(),
     )
+
+
+def _sum(counters: Iterable[Counter[str]]) -> Counter[str]:
+    whole: Counter[str] = Counter()
+    for counter in counters:
+        # A copy, since another thread may be counting.
+        whole.update(dict(counter))
+    return whole
 
 
 async def ask_for_reports(store: EventStore) -> None:
@@ -175,7 +190,7 @@ async def ask_for_reports(store: EventStore) -> None:
     Raises:
         Exception: The event store could not be written.
     """
-    await store.aappend_apart([NewEntry(ASKED, Event("").encode())], doorbell_of(store).ring)
+    await store.aappend_apart([OwnEntry(ASKED, Event("").encode())], doorbell_of(store).ring)
 
 
 class Reporter:
@@ -237,5 +252,5 @@ class Reporter:
     async def _append(self, report: ProcessReport) -> None:
         event = Event(asdict(report), event="report")
         await self._store.aappend_apart(
-            [NewEntry(REPORTS, event.encode())], doorbell_of(self._store).ring
+            [OwnEntry(REPORTS, event.encode())], doorbell_of(self._store).ring
         )

@@ -2,10 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextvars import Context
 from enum import Enum
 from itertools import islice
+from math import inf
 from time import time
 from typing import ClassVar, Final, Protocol
 
@@ -60,6 +69,10 @@ class Dialect(Protocol):
         """Return the last bytes of the stream, given what a client of this library would get."""
 
 
+class StoreAwayError(Exception):
+    """The event store could not be read while a stream began."""
+
+
 class Registry(Protocol):
     """The part of a hub that a stream uses."""
 
@@ -73,6 +86,9 @@ class Registry(Protocol):
     async def join(self, stream: "Stream", groups: Sequence[str]) -> None:
         """Let a stream follow its groups."""
 
+    async def newest(self, group: str, after: int) -> list[Entry]:
+        """Return a page of the newest event of each key of a group."""
+
     def leave(self, stream: "Stream") -> None:
         """Remove a stream."""
 
@@ -85,6 +101,14 @@ class Phase(Enum):
     LIVE = "The stream takes the events that the hub hands out."
     FINISHING = "The stream takes nothing more, and still has its last bytes to send."
     ENDED = "Nothing more is sent to the client."
+
+
+# Ticks come a little late. A heartbeat that misses its tick by less than this does not wait for the
+# next one.
+_EARLY_SECONDS: Final = 0.1
+
+# A stream that waits for the store sends heartbeats, too.
+_BEATING_PHASES: Final = (Phase.CATCHING_UP, Phase.LIVE)
 
 
 class Stream:
@@ -139,6 +163,7 @@ class Stream:
         "dialect",
         "ended",
         "is_barred",
+        "next_look",
         "owner",
         "phase",
         "restarts",
@@ -166,6 +191,7 @@ class Stream:
         context: Context | None = None,
     ) -> None:
         self.phase = Phase.OPENING
+        self.next_look = 0
         self.owner = owner
         self.address = address
         self.dialect = dialect
@@ -183,7 +209,7 @@ class Stream:
         self._queue = SendQueue(hub.loop, self)
         self._taken = dict(position)
         self._generation = generation
-        self._heartbeat = heartbeat
+        self._heartbeat = inf if heartbeat is None else heartbeat
         self._filter_event = filter_event
         self._message_handler = message_handler
         self._catching_up: asyncio.Task[None] | None = None
@@ -225,6 +251,11 @@ class Stream:
                 self._hub.tally.opened += 1
                 if is_heard(stream_opened):
                     announce_opened(self.info, self._position())
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is being sent to the client, or waits for it."""
+        return self._queue.busy_since is not None or bool(self._queue.pending_bytes)
 
     @property
     def info(self) -> OpenStream:
@@ -517,34 +548,58 @@ class Stream:
         self._hub.tally.delivered += bool(chunk)
         return chunk
 
+    async def newest_of_keys(self) -> AsyncGenerator[bytes, None]:
+        """Yield the newest event of each key of the groups, up to the stream's position, without
+        ids. A newer one is yet to come.
+
+        Raises:
+            StoreAwayError: The event store could not be read.
+        """
+        for group, last in list(self._taken.items()):
+            after = 0
+            while after < last:
+                try:
+                    page = await self._hub.newest(group, after)
+                except Exception as error:
+                    raise StoreAwayError from error
+                if not page:
+                    break
+                after = page[-1].number
+                known = (entry for entry in page if entry.number <= last)
+                chunks = [self._chunk(EncodedEvent(group, e._replace(number=0))) for e in known]
+                self._hub.tally.delivered += sum(map(bool, chunks))
+                yield b"".join(chunks)
+
     def _position(self) -> str:
         return format_position(self._taken)
 
     # Time
 
-    def tick(self, now: float, send_timeout: float | None) -> None:
+    def tick(self, now: float, send_timeout: float) -> float:
         """Send a heartbeat if one is due. End the stream if it is too old or a send takes too long.
 
         Args:
             now: The loop's time, in seconds.
-            send_timeout: How many seconds a client may take for a chunk; None for any time.
+            send_timeout: How many seconds a client may take for a chunk; inf for any time.
+
+        Returns:
+            When something may be due again, by the loop's time.
         """
         if now >= self._ends_at:
             self.end("max age", jittered_retry)
-        if (busy_since := self._queue.busy_since) is not None:
-            if send_timeout is not None and now - busy_since > send_timeout:
+        queue = self._queue
+        if queue.busy_since is not None:
+            if now - queue.busy_since > send_timeout:
                 self.end("send timeout")
-        elif (
-            # A stream that waits for the store sends heartbeats, too.
-            self.phase in (Phase.CATCHING_UP, Phase.LIVE)
-            and self._heartbeat is not None
-            and now - self._queue.last_sent >= self._heartbeat
-        ):
+            return now
+        silence = self._heartbeat - _EARLY_SECONDS
+        if now - queue.last_sent >= silence and self.phase in _BEATING_PHASES:
             # If hidden events have moved the position, the heartbeat carries it to the client.
             tells_position = self._moved_unseen and self.dialect is None
-            heartbeat = with_id(self._position(), b"") if tells_position else HEARTBEAT
-            self._queue.push(heartbeat)
+            queue.push(with_id(self._position(), b"") if tells_position else HEARTBEAT)
             self._moved_unseen = False
+        # The next send may begin at once, and then take too long.
+        return min(self._ends_at, queue.last_sent + silence, now + send_timeout)
 
     # Ending
 

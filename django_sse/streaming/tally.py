@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Final, Self
 
 from django_sse.concurrency.forks import in_child
+from django_sse.concurrency.loops import ByLoop
 from django_sse.logs import LogThrottle, logger
 
 
@@ -34,19 +35,14 @@ class Tally:
         self.resets += other.resets
 
 
-# Each loop counts alone, so that counting needs no lock.
-_tallies: Final[dict[asyncio.AbstractEventLoop, Tally]] = {}
 _of_closed_loops: Final[list[Tally]] = [Tally()]
+# Each loop counts alone, so that counting needs no lock.
+_tallies: Final[ByLoop[Tally]] = ByLoop(lambda tally: _of_closed_loops[0].add(tally))
 
 
 def tally_of(loop: asyncio.AbstractEventLoop) -> Tally:
     """Return what counts the streams of an event loop."""
-    if loop not in _tallies:
-        for closed in [other for other in list(_tallies) if other.is_closed()]:
-            if (tally := _tallies.pop(closed, None)) is not None:
-                _of_closed_loops[0].add(tally)
-        _tallies[loop] = Tally()
-    return _tallies[loop]
+    return _tallies.of(loop, Tally)
 
 
 def whole_tally() -> Tally:

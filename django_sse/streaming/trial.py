@@ -11,7 +11,7 @@ from django_sse.concurrency.tasks import spawn
 from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.base import Receiver, listen, stop_listening
 from django_sse.event import Event
-from django_sse.groups.entries import Hint, NewEntry
+from django_sse.groups.entries import Hint, OwnEntry
 from django_sse.groups.namespaces import INTERNAL
 from django_sse.logs import log_seldom
 from django_sse.stores import get_store
@@ -86,7 +86,7 @@ async def _close(receiver: Receiver) -> None:
 
 
 async def _append(store: EventStore) -> int:
-    entry = NewEntry(_GROUP, Event("").encode())
+    entry = OwnEntry(_GROUP, Event("").encode())
     [number] = await store.aappend_apart([entry], doorbell_of(store).ring)
     assert number is not None
     return number

@@ -11,7 +11,7 @@ from django.db import connections
 
 from django_sse.access.owners import owner_key_of, user_key
 from django_sse.event import Event, as_event, decode_block
-from django_sse.groups.entries import Kind, NewEntry
+from django_sse.groups.entries import Kind, NewEntry, OwnEntry
 from django_sse.groups.names import OWNER_PREFIX
 from django_sse.groups.namespaces import plain_name
 from django_sse.publishing import EVERYBODY
@@ -46,8 +46,9 @@ def published() -> Iterator["PublishedEvents"]:
     """Collect what is published, cancelled and reopened in this process during a ``with`` block, in
     whichever thread.
 
-    What is published in a transaction counts at once, also in a ``TestCase``, whose commit never
-    comes. If it is rolled back, it does not count.
+    What the library writes of its own accord does not count, such as the joins and leaves of views
+    with ``presence``. What is published in a transaction counts at once, also in a ``TestCase``,
+    whose commit never comes. If it is rolled back, it does not count.
     """
     events = PublishedEvents()
     _collections.append(events)
@@ -218,7 +219,7 @@ class PublishedEvents(Sequence[PublishedEvent]):
 def _collect(entries: Sequence[NewEntry], waiting: AfterCommit | None) -> None:
     rolled_back = _noting_rollback(waiting) if waiting else _never
     for entry in entries:
-        if entry.kind not in _ACTIONS:
+        if entry.kind not in _ACTIONS or isinstance(entry, OwnEntry):
             continue
         is_of_owner = entry.group.startswith(OWNER_PREFIX)
         event = decode_block(entry.wire) if entry.wire else Event()

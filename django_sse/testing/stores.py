@@ -47,6 +47,11 @@ def event(group: str, text: str) -> NewEntry:
     return NewEntry(group, f"data: {text}\n\n".encode())
 
 
+def keyed(group: str, key: str, text: str) -> NewEntry:
+    """Return an entry that appends an event with a key."""
+    return NewEntry(group, f"key: {key}\ndata: {text}\n\n".encode())
+
+
 def close(group: str) -> NewEntry:
     """Return an entry that cancels a group."""
     return NewEntry(group, closing_wire("over"), Kind.CLOSE)
@@ -140,6 +145,17 @@ async def changes(store: EventStore, cursor: Cursor, group: str) -> list[Hint]:
         hint = Hint(group, now.head, now.cancelled, producer=now.producer)
         return [hint] if now.head != now.origin else []
     return list(hints)
+
+
+async def newest(store: EventStore, group: str, after: int = 0) -> dict[str, str]:
+    """Return the data of the newest event of each key, in order, by key."""
+    pairs = [
+        (lines[0].removeprefix("key: "), lines[1].removeprefix("data: "))
+        for entry in await store.anewest(group, after, 100)
+        for lines in [entry.wire.decode().split("\n")]
+    ]
+    assert len({key for key, _ in pairs}) == len(pairs), pairs
+    return dict(pairs)
 
 
 async def state(store: EventStore, group: str) -> GroupState:
@@ -384,6 +400,104 @@ class EventStoreContract(_TestCase):
         _, cursor = await store.achanged(None, {"news"})
         await append(store, event("news", "a"), event("sport", "b"))
         self.assertEqual([hint.group for hint in await changes(store, cursor, "news")], ["news"])
+
+    # The newest event of each key
+
+    @_with_store
+    async def test_the_newest_event_of_each_key_is_kept_beside_the_history(
+        self, store: EventStore
+    ) -> None:
+        self.assertEqual(await newest(store, "prices"), {})
+        with override_settings(DJANGO_SSE={"HISTORY_SIZE": 5, "HISTORY_AGE": 0.001}):
+            batch = [
+                keyed("prices", "a", "1"),
+                keyed("prices", "b", "1"),
+                keyed("prices", "a", "2"),
+            ]
+            await append(store, *batch, keyed("others", "a", "3"), event("prices", "no key"))
+            [left_out, *_] = await append_events(
+                store,
+                keyed("prices", "c", "1")._replace(exclude=OWNER),
+                *(event("prices", str(n)) for n in range(20)),
+            )
+            await asyncio.sleep(0.01)
+            await store.atrim()
+            await append(store, event("prices", "another"))
+            self.assertEqual(await newest(store, "prices"), {"b": "1", "a": "2", "c": "1"})
+            *_, entry = await store.anewest("prices", 0, 100)
+            self.assertEqual((entry.number, entry.exclude), (left_out, OWNER))
+            self.assertAlmostEqual(entry.time, time(), delta=60)
+            await append(store, keyed("prices", "b", "2"))
+            self.assertEqual(await newest(store, "prices"), {"a": "2", "c": "1", "b": "2"})
+            self.assertEqual(await newest(store, "prices", left_out), {"b": "2"})
+            self.assertEqual(await newest(store, "others"), {"a": "3"})
+
+    @_with_store
+    async def test_the_newest_events_of_keys_are_read_page_by_page(self, store: EventStore) -> None:
+        large, small = "x" * (READ_BYTES // 2), "y"
+        many = {f"key {n}": small for n in range(5)} | {f"large {n}": large for n in range(3)}
+        many |= {"ключ": small, "": small, "k" * 3000: small}
+        for key, text in many.items():
+            await append(store, keyed("prices", key, text))
+        found: dict[str, Entry] = {}
+        after = pages = 0
+        while page := await store.anewest("prices", after, 4):
+            self.assertLessEqual(len(page), 4)
+            self.assertLess(sum(len(entry.wire) for entry in page[:-1]), READ_BYTES)
+            found |= {entry.wire.split(b"\n")[0][5:].decode(): entry for entry in page}
+            after, pages = page[-1].number, pages + 1
+        self.assertEqual(list(found), list(many))
+        self.assertGreater(pages, 2)
+
+    @_with_store
+    async def test_transactions_and_producers_keep_the_newest_of_their_keys(
+        self, store: EventStore
+    ) -> None:
+        await append(store, keyed("prices", "a", "1"))
+
+        def publish_in_transaction() -> None:
+            with transaction.atomic(using=store.using):
+                store.append([keyed("prices", "a", "2"), keyed("prices", "b", "1")], Bell())
+                store.append([keyed("prices", "a", "3")], Bell())
+
+        await sync_to_async(publish_in_transaction)()
+        self.assertEqual(await newest(store, "prices"), {"b": "1", "a": "3"})
+        await append(store, begin("job", 700))
+        await append(store, keyed("job", "done", "10 %")._replace(producer=700))
+        await append(store, keyed("job", "done", "20 %")._replace(producer=701))
+        self.assertEqual(await newest(store, "job"), {"done": "20 %"})
+
+    @_with_store
+    async def test_the_newest_events_of_keys_outlive_a_cancel_and_a_new_run(
+        self, store: EventStore
+    ) -> None:
+        [number] = await append_events(store, keyed("prices", "a", "1"))
+        await append(store, close("prices"), reopening("prices"))
+        self.assertEqual(await newest(store, "prices"), {"a": "1"})
+        begun = await store.anew_run("prices", number + 1000)
+        self.assertEqual(await newest(store, "prices"), {"a": "1"})
+        await append(store, keyed("prices", "a", "2"))
+        self.assertEqual(await newest(store, "prices", begun.head), {"a": "2"})
+
+    @_with_store
+    async def test_keys_that_are_too_many_or_too_old_are_forgotten(self, store: EventStore) -> None:
+        with override_settings(DJANGO_SSE={"MAX_KEYS": 5, "HISTORY_SIZE": 20}):
+            for n in range(30):
+                await append(store, keyed("prices", str(n), "1"))
+            kept = list(await newest(store, "prices"))
+            self.assertTrue(5 <= len(kept) <= 7, f"MAX_KEYS is 5, {len(kept)} are kept.")
+            self.assertEqual(kept, [str(n) for n in range(30 - len(kept), 30)])
+        with override_settings(DJANGO_SSE={"GROUP_TTL": 0.5, "HISTORY_SIZE": 20}):
+            async with asyncio.timeout(_SECONDS):
+                while list(await newest(store, "prices")) != ["new"]:
+                    await append(store, keyed("prices", "new", "1"))
+                    await asyncio.sleep(0.02)
+        with override_settings(DJANGO_SSE={"MAX_KEYS": 5, "HISTORY_SIZE": 20}):
+            await append(store, begin("job", 700))
+            for n in range(30):
+                await append(store, keyed("job", str(n), "1")._replace(producer=700 + n))
+            kept = list(await newest(store, "job"))
+            self.assertTrue(5 <= len(kept) <= 7, f"MAX_KEYS is 5, {len(kept)} are kept.")
 
     # Cancelling and reopening
 

@@ -1,11 +1,11 @@
 """Event streams in tests: opened with Django's test client, and read as an EventSource does."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import ExitStack
 from copy import copy
 from operator import methodcaller
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self, cast
 
 from asgiref.sync import sync_to_async
@@ -13,7 +13,7 @@ from channels.layers import InMemoryChannelLayer
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import request_finished
 from django.db import close_old_connections
-from django.http import HttpRequest, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.test import AsyncClient, Client
 from django.test.client import AsyncClientHandler
@@ -22,9 +22,9 @@ from django_sse.channel_layer import default_layer
 from django_sse.concurrency.threads import shared_thread
 from django_sse.event import Decoder, Event
 from django_sse.http.hand_off import HandOff, Message, Scope
-from django_sse.http.refusals import REFUSED_STATUS
+from django_sse.http.refusals import REFUSED_STATUS, is_refused_softly
 from django_sse.http.response import HandedOffResponse
-from django_sse.http.stream_views import SCOPE_KEY
+from django_sse.http.stream_views import SCOPE_KEY, leads_to_stream
 from django_sse.stores import get_store
 from django_sse.streaming.hub import Hub, current_hub
 from django_sse.streaming.stream import Phase, Stream
@@ -66,8 +66,9 @@ def open_stream(
     that is refused raises nothing here: ``stream.status`` says so, and every expectation fails.
 
     Args:
-        client: Django's test client, with its login and its cookies. The kind of ``with`` decides
-            whether the test is async, and not the kind of client.
+        client: Django's test client, or one that extends it, such as REST framework's: it makes
+            the request, with its login and its cookies. The kind of ``with`` decides whether the
+            test is async, and not the kind of client.
         path: The URL's path, perhaps with a query.
         timeout: How many seconds each expectation waits at most.
         last_event_id: The id after which the stream begins, as of a client that comes back.
@@ -150,6 +151,7 @@ class AsyncEventStream:
         self._read = 0
         self._news = asyncio.Condition()
         self._connection: _Connection | None = None
+        self._left: list[_Connection] = []
         self._status_was_seen = False
         self._around = ExitStack()
 
@@ -157,13 +159,22 @@ class AsyncEventStream:
 
     @property
     def status(self) -> int:
-        """The status of the answer: 200 for a stream, or that of a refusal, such as 204 or 403.
+        """The status of the answer, as the client sees it: 200 for a stream, or that of a refusal,
+        such as 204 or 403.
 
-        A refusal that an EventSource gets as a stream, so that it comes back, has the status that
-        it stands for.
+        An EventSource that is to come back is refused with 200, too: see ``refused_status``.
         """
+        connection = self._connected
+        # That it is 200 does not show that such a refusal was expected.
+        self._status_was_seen |= connection.refused_status is None
+        return connection.status
+
+    @property
+    def refused_status(self) -> int | None:
+        """The status that a 200 stands for which refuses an EventSource for now, such as 503 or
+        429: the header ``Refused-Status``. None for every other answer."""
         self._status_was_seen = True
-        return self._connected.status
+        return self._connected.refused_status
 
     @property
     def response(self) -> HttpResponseBase:
@@ -271,7 +282,8 @@ class AsyncEventStream:
     async def reconnect(self) -> Self:
         """Come back as an EventSource does: leave, and open the stream after the last id.
 
-        Events that were not yet read with ``next`` come first.
+        Events that were not yet read with ``next`` come first. A member of a view with ``presence``
+        neither leaves nor joins.
 
         Raises:
             Exception: As for ``open_stream``.
@@ -285,7 +297,7 @@ class AsyncEventStream:
 
     async def _enter(self) -> None:
         with ExitStack() as stack:
-            stack.enter_context(shared_thread())
+            stack.enter_context(shared_thread(commit_published))
             if await sync_to_async(never_commits)(get_store()):
                 raise ImproperlyConfigured(
                     "A TestCase never commits, so no stream can read what the database store has. "
@@ -302,7 +314,8 @@ class AsyncEventStream:
     async def _exit(self, *, failed: bool) -> None:
         with self._around:
             await self._leave()
-        if not failed and self._connected.status != 200 and not self._status_was_seen:
+            await self._vanish()
+        if not failed and self._connected.is_refused and not self._status_was_seen:
             # Otherwise a test that expects nothing would not notice.
             self._expect_stream()
 
@@ -312,6 +325,20 @@ class AsyncEventStream:
                 f"The view goes on {self._timeout:g} seconds after its client has left. Let what "
                 "it awaits be cancelled."
             )
+        self._left.append(self._connected)
+
+    async def _vanish(self) -> None:
+        """Have nothing be left of a client that does not come back."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                for connection in self._left:
+                    await connection.forgo_grace()
+        except TimeoutError as error:
+            raise await self._failure(
+                f"The event store did not take who is present within {self._timeout:g} seconds."
+            ) from error
+        for connection in self._left:
+            await connection.closed()
 
     async def _connect(self) -> None:
         self._status_was_seen = False
@@ -323,7 +350,7 @@ class AsyncEventStream:
         connection = _Connection(self._take)
         try:
             async with asyncio.timeout(self._timeout):
-                await connection.open(_async(self._client), self._method, self._path, request)
+                await connection.open(self._client, self._method, self._path, request)
         except TimeoutError as error:
             await connection.leave(self._timeout)
             raise await self._failure(
@@ -400,11 +427,16 @@ class AsyncEventStream:
     def _expect_stream(self) -> None:
         self._status_was_seen = True
         connection = self._connected
-        if connection.status == 200 and connection.is_event_stream:
+        if not connection.is_refused and connection.is_event_stream:
             return
         said = connection.body.decode(errors="replace").strip()
-        kind = connection.response.headers.get("Content-Type", "no content")
         body = f" It said:\n{_short(said)}" if said else ""
+        if connection.refused_status:
+            raise AssertionError(
+                f"{self._asked} was refused for now, with a 200 that stands for "
+                f"{connection.refused_status} and has the client come back.{body}"
+            )
+        kind = connection.response.headers.get("Content-Type", "no content")
         raise AssertionError(
             f"{self._asked} was answered {connection.status} ({kind}), not with an event stream."
             f"{body}"
@@ -455,6 +487,11 @@ class EventStream:
     def status(self) -> int:
         """As of ``AsyncEventStream``."""
         return self._stream.status
+
+    @property
+    def refused_status(self) -> int | None:
+        """As of ``AsyncEventStream``."""
+        return self._stream.refused_status
 
     @property
     def response(self) -> HttpResponseBase:
@@ -516,8 +553,10 @@ class _Connection:
         self.failure: BaseException | None = None
         self.response: HttpResponseBase
         self.status = 0
+        self.refused_status: int | None = None
         self.hub: Hub | None = None
         self.hand_off: _HandOff | None = None
+        self.scope: Scope = {}
         self.contents: Any = None
         self._take = take
         self._left = asyncio.Event()
@@ -530,26 +569,32 @@ class _Connection:
         """The server's stream, if it is one of this library."""
         return self.hand_off.stream if self.hand_off else None
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether there is no stream, or one that only says to come back."""
+        return self.status != 200 or self.refused_status is not None
+
     async def open(
-        self, client: AsyncClient, method: str, path: str, request: dict[str, Any]
+        self, client: AsyncClient | Client, method: str, path: str, request: dict[str, Any]
     ) -> None:
         """Send the request, and wait for the first bytes: from then on no new event is missed."""
-        client.handler = cast("AsyncClientHandler", _Handler(client.handler, self))
-        response = self.response = await getattr(client, method)(path, **request)
-        self.status = int(response.headers.get(REFUSED_STATUS, response.status_code))
+        response = self.response = await _respond(client, self, method, path, request)
+        self.status, self.refused_status = self._statuses(method, response)
         kind = response.headers.get("Content-Type", "")
         self.is_event_stream = kind.startswith("text/event-stream")
         if not isinstance(response, StreamingHttpResponse):
-            self.body = response.content
+            self.body = cast("HttpResponse", response).content
             self.is_over = True
             self._release()
             return
         _undo_test_client(response, self.contents)
         self._serving = asyncio.create_task(self._serve(response))
-        if isinstance(response, HandedOffResponse) or self.status != 200:
+        if isinstance(response, HandedOffResponse) or self.is_refused:
             await self._begun.wait()
         self.hub = current_hub()
-        if self.status != 200:
+        if self.stream and self.stream.attendance:
+            await self.hub.attendants.written()
+        if self.is_refused:
             await self.served()
 
     async def served(self) -> None:
@@ -566,9 +611,18 @@ class _Connection:
                 self._serving.cancel()
             await asyncio.wait([self._serving], timeout=seconds)
         self._release()
-        if self.hub and not self.hub.streams:
-            await self.hub.closed()
         return self._serving is None or self._serving.done()
+
+    async def forgo_grace(self) -> None:
+        """Have a client that has left and does not come back be present no more."""
+        if self.hub and self.stream and self.stream.attendance:
+            self.hub.attendants.forgo_grace(self.stream)
+            await self.hub.attendants.written()
+
+    async def closed(self) -> None:
+        """Wait until nothing is left of a hub that has no other streams, nor their members."""
+        if self.hub and not self.hub.streams and self.hub.attendants.is_idle:
+            await self.hub.closed()
 
     async def receive(self) -> Message:
         """Receive the disconnect, once the client leaves."""
@@ -580,11 +634,27 @@ class _Connection:
         if message["type"] != "http.response.body":
             return
         chunk = message.get("body", b"")
-        if self.status != 200:
+        if self.is_refused:
             self.body += chunk
         if chunk:
             await self._take(self.decoder.feed(chunk))
             self._begun.set()
+
+    def _statuses(self, method: str, response: HttpResponseBase) -> tuple[int, int | None]:
+        """Return the status that the client gets, and the one that it stands for, if it does.
+
+        Outside of Django, the ASGI wrapper turns what others answer into such a refusal.
+        """
+        status = response.status_code
+        if stands_for := response.headers.get(REFUSED_STATUS):
+            return status, int(stands_for)
+        accept = dict(self.scope.get("headers", ())).get(b"accept", b"").decode("latin-1")
+        is_soft = (
+            status >= 500
+            and is_refused_softly(method.upper(), accept)
+            and ((self.hand_off and self.hand_off.is_for_stream) or leads_to_stream(self.scope))
+        )
+        return (200, status) if is_soft else (status, None)
 
     async def _serve(self, response: StreamingHttpResponse) -> None:
         assert self.hand_off
@@ -623,12 +693,20 @@ class _HandOff(HandOff):
 class _Handler:
     """Runs Django's test handler as below the ASGI wrapper."""
 
-    def __init__(self, handler: AsyncClientHandler, connection: _Connection) -> None:
+    def __init__(
+        self,
+        handler: AsyncClientHandler,
+        connection: _Connection,
+        noted: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self._handler = handler
         self._connection = connection
+        # What is noted in the request.
+        self._noted = noted
 
     async def __call__(self, scope: Scope) -> HttpResponseBase:
         connection = self._connection
+        connection.scope = scope
         hand_off = connection.hand_off = _HandOff(scope, connection.receive, connection.send)
         if self._handler._middleware_chain is None:  # type: ignore[attr-defined]
             self._handler.load_middleware(is_async=True)
@@ -637,6 +715,7 @@ class _Handler:
         respond = handler.get_response_async
 
         async def noted(request: HttpRequest) -> HttpResponseBase:
+            vars(request).update(self._noted)
             response: HttpResponseBase = await respond(request)
             connection.contents = vars(response).copy()
             return response
@@ -661,20 +740,76 @@ def _close(response: HttpResponseBase) -> None:
         request_finished.connect(close_old_connections)
 
 
-def _async(client: AsyncClient | Client) -> AsyncClient:
-    """Return an async client with the login of another client."""
+async def _respond(
+    client: AsyncClient | Client,
+    connection: _Connection,
+    method: str,
+    path: str,
+    request: dict[str, Any],
+) -> HttpResponseBase:
+    """Send a request as a test client makes it, and return Django's response."""
     if isinstance(client, AsyncClient):
-        return copy(client)
-    asynchronous = AsyncClient(client.handler.enforce_csrf_checks, client.raise_request_exception)
-    asynchronous.cookies = client.cookies
-    # The one has names as in WSGI, the other one those of headers.
-    headers: dict[str, Any] = {
-        name.removeprefix("HTTP_").replace("_", "-"): value
-        for name, value in client.defaults.items()
-        if name.startswith("HTTP_")
+        one: Any = copy(client)
+        one.handler = _Handler(client.handler, connection)
+        return cast("HttpResponseBase", await getattr(one, method)(path, **request))
+    # In the test's thread: a client may query what it adds to a request.
+    environ = await sync_to_async(_environ)(client, method, path, request)
+    other: Any = AsyncClient(client.handler.enforce_csrf_checks, client.raise_request_exception)
+    other.cookies.load(environ.pop("HTTP_COOKIE", ""))
+    other.handler = _Handler(other.handler, connection, _forced_by(client))
+    response: HttpResponseBase = await other.request(**_scope(environ))
+    client.cookies.update(response.cookies)
+    return response
+
+
+class _Made(BaseException):
+    """A client has made a request."""
+
+
+def _environ(client: Client, method: str, path: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Return the environ of a request as a client makes it, with all that it adds."""
+
+    def take(environ: dict[str, Any]) -> None:
+        raise _Made(environ)
+
+    making: Any = copy(client)
+    making.handler = take
+    try:
+        getattr(making, method)(path, **request)
+    except _Made as made:
+        environ: dict[str, Any] = made.args[0]
+        return environ
+    raise TypeError(f"{type(client).__name__}.{method} has sent no request.")
+
+
+def _scope(environ: dict[str, Any]) -> dict[str, Any]:
+    """Return what is the environ of a request in WSGI as the scope that it has in ASGI."""
+    scheme, port = environ["wsgi.url_scheme"], environ["SERVER_PORT"]
+    is_usual = (scheme, port) in (("http", "80"), ("https", "443"))
+    headers = {"host": environ["SERVER_NAME"] + ("" if is_usual else f":{port}")}
+    for name, value in environ.items():
+        if name.startswith("HTTP_") or name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            headers[name.removeprefix("HTTP_").replace("_", "-").lower()] = str(value)
+    return {
+        "method": environ["REQUEST_METHOD"],
+        "scheme": scheme,
+        "server": (environ["SERVER_NAME"], port),
+        "client": [environ["REMOTE_ADDR"], 0],
+        "path": environ["PATH_INFO"].encode("latin-1").decode(),
+        "query_string": environ["QUERY_STRING"].encode("latin-1").decode(),
+        "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
+        "_body_file": environ["wsgi.input"],
     }
-    cast("dict[str, Any]", asynchronous.defaults).update(headers)
-    return asynchronous
+
+
+def _forced_by(client: Client) -> dict[str, Any]:
+    """Return what REST framework's ``force_authenticate`` has a client set in each request."""
+    forced = {"_force_auth_user": "_force_user", "_force_auth_token": "_force_token"}
+    return {
+        name: getattr(client.handler, of_handler)
+        for name, of_handler in forced.items()
+        if hasattr(client.handler, of_handler)
+    }
 
 
 def _type(event: Event) -> str:

@@ -7,13 +7,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from channels.layers import InMemoryChannelLayer
 from django.test import override_settings
 
 from django_sse import apublish, publish
+from django_sse.streaming.hub import report
+from django_sse.streaming.open_stream import OpenStream
+from django_sse.streaming.stream import Stream
 from tests.clients import AsyncClients
 from tests.layers import layer
 from tests.live.servers import ROOT
@@ -50,6 +53,23 @@ async def test_a_publish_is_one_message_of_the_layer_for_any_number_of_streams()
                 await client.until_events(3)
         await until(lambda: Counted.messages)
         assert Counted.messages <= 3
+
+
+@pytest.mark.usefixtures("memory_store")
+async def test_a_report_looks_at_no_stream_that_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+    info = vars(Stream)["info"].fget
+
+    def counted(stream: Stream) -> OpenStream:
+        nonlocal looks
+        looks += 1
+        return cast("OpenStream", info(stream))
+
+    async with AsyncClients(_STREAMS, "news"):
+        monkeypatch.setattr(Stream, "info", property(counted))
+        reported = report()
+    assert (reported.streams, reported.groups) == (_STREAMS, {"news": _STREAMS})
+    assert looks == 0
 
 
 def test_what_an_idle_stream_keeps_is_bounded() -> None:

@@ -14,6 +14,7 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import Error, OperationalError
 from django.test import AsyncClient, AsyncRequestFactory, Client, RequestFactory
+from django.urls import path
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -37,6 +38,7 @@ from django_sse.models import PublishRequest, PublishToken
 from django_sse.stores import get_store
 from django_sse.stores.base import EventStore
 from django_sse.testing import published
+from tests.contrib.http_publish import urlpatterns
 from tests.redis import RedisServer
 from tests.streams import News, get, reading
 from tests.tenancy import NAMESPACE, entered
@@ -99,6 +101,13 @@ def problem(response: Any, status: int) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(response.content)
     assert found["status"] == status
     return found
+
+
+class Declaring:
+    urlpatterns = [
+        *urlpatterns,
+        path("news/", News.as_view(event_types={"headline": str})),
+    ]
 
 
 def event(**fields: Any) -> str:
@@ -280,6 +289,22 @@ async def test_an_event_that_is_too_large_is_413_and_its_line_is_told(
     found = problem(await post(body, token, content_type=NDJSON), 413)
     assert (found["line"], found["field"]) == (2, "data")
     assert "MAX_EVENT_BYTES" in found["detail"]
+
+
+async def test_what_the_views_do_not_declare_names_the_field_that_is_wrong(
+    token: str, settings: Settings
+) -> None:
+    settings.DJANGO_SSE = {"CHECK_EVENT_TYPES": True}
+    settings.ROOT_URLCONF = Declaring
+    unknown = problem(await post(event(event="headlien"), token), 400)
+    assert unknown["field"] == "event"
+    assert "cannot be published" in unknown["detail"]
+    wrong = problem(await post(event(event="headline", data=[]), token), 400)
+    assert wrong["field"] == "data"
+    of_topic = Publication("news", Event("hi", event="headlien"), "https://example.com", "topic")
+    with pytest.raises(Problem) as refused:
+        refuse_unpublishable([of_topic])
+    assert refused.value.members["field"] == "type"
 
 
 @pytest.mark.parametrize("method", ["get", "put", "delete", "options", "head"])

@@ -27,6 +27,7 @@ from rest_framework.authentication import (
 from rest_framework.authtoken.models import Token
 from rest_framework.exceptions import APIException, NotFound
 from rest_framework.permissions import BasePermission, IsAuthenticated
+from rest_framework.test import APIClient
 from rest_framework.throttling import UserRateThrottle
 from rest_framework.versioning import AcceptHeaderVersioning, URLPathVersioning
 from rest_framework_simplejwt.authentication import JWTAuthentication
@@ -36,6 +37,7 @@ from django_sse import Event, acancel, apublish
 from django_sse.contrib.rest_framework import EventStreamAPIView
 from django_sse.mixins import LoginRequiredMixin
 from django_sse.streaming import permission_rechecks
+from django_sse.testing import streams as kit
 from tests.streams import EventReader, goes_on, open_stream, reading, until
 
 pytestmark = [
@@ -551,6 +553,57 @@ async def test_throttles_and_versions_are_not_asked_again() -> None:
         await until(lambda: not Asked.answers)
         await goes_on(stream)
     assert len(asked) == 1
+
+
+# In tests
+
+
+@pytest.fixture
+def members_only(settings: Settings) -> None:
+    settings.ROOT_URLCONF = MembersOnly
+
+
+class MembersOnly:
+    urlpatterns = [path("tokens/", Tokens.as_view())]
+
+
+@pytest.mark.usefixtures("members_only")
+async def test_the_credentials_of_the_frameworks_test_client_are_used() -> None:
+    client = APIClient()
+    async with kit.open_stream(client, "/tokens/") as stream:
+        assert stream.status == 401
+    client.credentials(HTTP_AUTHORIZATION=(await token())["Authorization"])
+    async with kit.open_stream(client, "/tokens/") as stream:
+        await apublish("news", "hi")
+        assert (await stream.next()).data == "hi"
+        await stream.nothing()
+
+
+@pytest.mark.usefixtures("members_only")
+async def test_whom_the_frameworks_test_client_logs_in_by_force_has_the_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers: list[bool] = []
+    ask_view = permission_rechecks._answer_of
+
+    async def noted(question: Any) -> bool:
+        answers.append(await ask_view(question))
+        return answers[-1]
+
+    monkeypatch.setattr(permission_rechecks, "_answer_of", noted)
+    ada = await User.objects.acreate(username="ada")
+    client = APIClient()
+    client.force_authenticate(ada)
+    async with kit.open_stream(client, "/tokens/") as stream:
+        await apublish("news", "hi", exclude=ada)
+        await stream.nothing()
+        await until(lambda: answers)
+        assert answers[0] is True
+        await acancel(user=ada)
+        await stream.closed()
+    await sync_to_async(client.force_authenticate)()
+    async with kit.open_stream(client, "/tokens/") as stream:
+        assert stream.status == 401
 
 
 # Views that cannot be

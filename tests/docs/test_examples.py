@@ -1,6 +1,7 @@
 """The code of the README and of the documentation runs, and does what the text says."""
 
 import ast
+import asyncio
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import AsyncMock, Mock, patch
 from urllib.parse import urlencode
+from uuid import UUID
 
 import ninja  # noqa: F401
 import pytest
@@ -34,6 +36,7 @@ from django.urls import re_path
 # What registers itself is imported once: `run` forgets the modules that an example imports.
 import django_sse.contrib.rest_framework  # noqa: F401
 from django_sse import apublish, position, publish
+from django_sse.producing import produce
 from django_sse.testing import open_stream
 from django_sse.views import EventStreamView
 from tests.docs.pages import PAGES, README, blocks
@@ -162,6 +165,58 @@ async def test_the_async_test_on_the_page_about_tests_passes(
     examples = run(TESTING)
     with override_settings(ROOT_URLCONF=Urls):
         await examples["test_a_headline_is_streamed_to_async_code"](AsyncClient(), open_stream)
+
+
+async def test_the_stream_of_a_job_ends_with_it_and_says_how(
+    run: Run, transactional_db: None
+) -> None:
+    examples = run("docs/job-progress.md")
+    ada, grace = [await User.objects.acreate(username=name) for name in ("ada", "grace")]
+    client, stranger = AsyncClient(), AsyncClient()
+    await client.aforce_login(ada)
+    await stranger.aforce_login(grace)
+
+    class Urls:
+        urlpatterns = examples["urlpatterns"]
+
+    def import_row(row: str) -> None:
+        if row == "broken":
+            raise ValueError(row)
+
+    examples["import_row"] = import_row
+    job, url = UUID(int=1), f"/imports/{UUID(int=1)}/progress/"
+    group, rows = examples["group_of"](ada, job), ["one", "two", "broken"]
+    with override_settings(ROOT_URLCONF=Urls):
+        async with open_stream(client, url) as stream, open_stream(stranger, url) as other:
+            with pytest.raises(ValueError, match="broken"):
+                await asyncio.to_thread(examples["import_rows"], group, rows)
+            assert [(await stream.next("progress")).json()["done"] for _ in range(2)] == [1, 2]
+            await stream.closed("failed")
+            await other.nothing()
+        # Whoever comes later.
+        async with open_stream(client, url) as stream:
+            while (event := await stream.next()).event == "progress":
+                assert event.json()["of"] == 3
+            assert event.json() == {"reason": "failed"}
+        # A task that is delivered twice.
+        await asyncio.to_thread(examples["import_rows"], group, rows)
+
+        shared = examples["group_of"](ada, UUID(int=2))
+        async with open_stream(client, f"/imports/{UUID(int=2)}/progress/") as stream:
+            await asyncio.to_thread(examples["import_part"], shared, "first", ["one"])
+            await asyncio.to_thread(examples["import_part"], shared, "second", ["one"])
+            assert [(await stream.next()).json()["part"] for _ in range(2)] == ["first", "second"]
+            await asyncio.to_thread(examples["import_is_over"], shared)
+            await stream.closed("complete")
+
+        def show_bar() -> None:
+            with produce(examples["group_of"](ada, UUID(int=3))) as producer:
+                examples["publish_bar"](producer, 1, 2)
+
+        async with open_stream(client, f"/imports/{UUID(int=3)}/progress/") as stream:
+            await asyncio.to_thread(show_bar)
+            bar = await stream.next("bar")
+            assert bar.data == '<progress value="1" max="2"></progress>'
 
 
 # The views, asked by anybody

@@ -1,7 +1,10 @@
-"""URLs of the test project with the pages that ``docs/in-the-browser.md`` shows."""
+"""URLs of the test project with the pages that the documentation shows: ``docs/in-the-browser.md``,
+and ``docs/job-progress.md`` with its views."""
 
 import json
 from collections.abc import AsyncIterator
+from threading import Semaphore
+from typing import Any
 
 from django.http import HttpRequest, HttpResponse
 from django.template import RequestContext, Template
@@ -64,7 +67,40 @@ def documented(request: HttpRequest, number: int) -> HttpResponse:
     return HttpResponse(text)
 
 
+JOB = "docs/job-progress.md"
+
+_rows = Semaphore(0)
+
+
+def import_row(row: str) -> None:
+    """Import a row, once a test lets it be imported."""
+    _rows.acquire()
+
+
+def let_import(request: HttpRequest) -> HttpResponse:
+    """Let one more row be imported."""
+    _rows.release()
+    return HttpResponse()
+
+
+def documented_job(request: HttpRequest, template: str, values: dict[str, Any]) -> HttpResponse:
+    """Return the page of a job: both of its bars."""
+    page = "<!doctype html><title>job</title>" + "".join(blocks("html", JOB))
+    return HttpResponse(Template(page).render(RequestContext(request, values)))
+
+
+def job_views() -> list[Any]:
+    """Return the URLs of a job, run as the documentation has it."""
+    defined: dict[str, Any] = {"__name__": "example"}
+    for block in blocks("python", JOB):
+        exec(compile(block, JOB, "exec"), defined)
+    defined |= {"import_row": import_row, "render": documented_job}
+    return list(defined["urlpatterns"])
+
+
 urlpatterns = [
+    *job_views(),
+    path("documented/let-import/", let_import),
     path("events/", EventStreamView.as_view(groups=["news"])),
     path("answers/", answers),
     path("documented/<int:number>/", documented),

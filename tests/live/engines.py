@@ -1,14 +1,16 @@
 """What a project may run on: a store and a channel layer, with the services of their own."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psycopg
 
 from tests import postgresql, redis
+from tests.live.servers import manage, unavailable
 from tests.postgresql import PostgreSQLPair
 from tests.redis import RedisPair, RedisServer
 
@@ -40,6 +42,11 @@ class Engine:
     layer: str | None = None
     layer_options: dict[str, Any] = field(default_factory=dict)
     forgetful: bool = False
+
+    @property
+    def crosses_machines(self) -> bool:
+        """Whether processes on several machines may share it."""
+        return self.postgresql or self.redis_store
 
     def lacks(self) -> str | None:
         """Return what has to be installed for it, if anything."""
@@ -88,6 +95,31 @@ class Engine:
                     store = {"BACKEND": "redis", "OPTIONS": options}
             services.environment["LIVE_DJANGO_SSE"] = json.dumps({"STORE": store, **_SETTINGS})
             yield services
+
+
+@asynccontextmanager
+async def running(name: str, directory: Path, **settings: Any) -> AsyncIterator[dict[str, str]]:
+    """Run an engine's services for the length of the block, with the tables that it needs.
+
+    Args:
+        name: The name of the engine. If it is not installed, the test is skipped.
+        directory: Where the project's processes have their files.
+        settings: More keys of ``DJANGO_SSE``.
+
+    Yields:
+        The environment of the project's processes.
+    """
+    engine = ENGINES[name]
+    if lacking := engine.lacks():
+        unavailable(f"{lacking} is not installed")
+    with engine.run() as services:
+        of_engine = json.loads(services.environment["LIVE_DJANGO_SSE"])
+        environment = {
+            **services.environment,
+            "LIVE_DJANGO_SSE": json.dumps({**of_engine, **settings}),
+        }
+        await manage(directory, "migrate", "--verbosity", "0", **environment)
+        yield environment
 
 
 RETRY = 0.2

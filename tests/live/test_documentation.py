@@ -1,8 +1,10 @@
-"""The HTML of ``docs/in-the-browser.md`` does in a browser what the page says."""
+"""The HTML of ``docs/in-the-browser.md`` and ``docs/job-progress.md`` does in a browser what the
+pages say."""
 
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,3 +92,65 @@ def test_a_prompt_is_posted_with_a_token_and_answered(browser: Browser, site: Si
     with Tab.open(browser, site.origin, "/documented/request/") as tab:
         wait_until(lambda: printed(tab) == ["Bearer a token: Why?"], lambda: printed(tab))
         assert 200 in site.statuses("/answers/")
+
+
+TOKEN = "a" * 32
+
+
+@pytest.fixture
+def job(browser: Browser, site: Site) -> Iterator[Callable[[str], Tab]]:
+    """Start a job, and open its page."""
+    with Tab.open(browser, site.origin) as tab:
+        tab.run("return fetch('/login/').then(() => null)")
+        # After the login, which makes another one.
+        tab.run("document.cookie = `csrftoken=${arguments[0]}; path=/`", TOKEN)
+
+        def start(rows: str) -> Tab:
+            page = tab.run(
+                """
+                const [rows, token] = arguments;
+                const body = new URLSearchParams({ rows });
+                const headers = { "X-CSRFToken": token };
+                return fetch("/imports/", { method: "POST", body, headers }).then(({ url }) => url);
+                """,
+                rows,
+                TOKEN,
+            )
+            tab.go(page)
+            return tab
+
+        yield start
+
+
+def bar(tab: Tab) -> list[Any]:
+    """Return how far the bar is, and what is said beside it."""
+    return list(tab.run("return [bar.value, bar.max, said.textContent]"))
+
+
+def until_shown(tab: Tab, *expected: Any) -> None:
+    wait_until(lambda: bar(tab) == [*expected], lambda: bar(tab))
+
+
+def test_a_page_shows_the_progress_of_a_job_and_its_end(
+    job: Callable[[str], Tab], site: Site
+) -> None:
+    tab = job("one\ntwo")
+    site.act("/documented/let-import/")
+    until_shown(tab, 1, 2, "1 of 2")
+    tab.go(tab.run("return location.href"))
+    until_shown(tab, 1, 2, "1 of 2")
+    site.act("/documented/let-import/")
+    until_shown(tab, 2, 2, "complete")
+    assert tab.run("return document.querySelector('#stop').disabled")
+    tab.go(tab.run("return location.href"))
+    until_shown(tab, 2, 2, "complete")
+
+
+def test_a_page_stops_its_job(job: Callable[[str], Tab], site: Site) -> None:
+    tab = job("one\ntwo\nthree")
+    site.act("/documented/let-import/")
+    until_shown(tab, 1, 3, "1 of 3")
+    tab.run("document.querySelector('#stop').click()")
+    until_shown(tab, 1, 3, "stopped")
+    # The job notices once it has done the next row.
+    site.act("/documented/let-import/")

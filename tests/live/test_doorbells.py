@@ -1,13 +1,12 @@
 """A push by another process reaches the streams of a server, whatever there is to tell of it."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from tests.live.client import connect
-from tests.live.engines import ENGINES
-from tests.live.servers import manage, require, serve, unavailable
+from tests.live.engines import running
+from tests.live.servers import manage, require, serve
 
 # What it shows is the servers', the kernel's and the stores'.
 pytestmark = pytest.mark.once
@@ -27,12 +26,7 @@ async def test_what_another_process_pushes_arrives_without_asking_the_store(
     name: str, engine: str, tmp_path: Path
 ) -> None:
     require(name)
-    if lacking := ENGINES[engine].lacks():
-        unavailable(f"{lacking} is not installed")
-    with ENGINES[engine].run() as services:
-        settings = {**json.loads(services.environment["LIVE_DJANGO_SSE"]), "SYNC_INTERVAL": 3600}
-        environment = {**services.environment, "LIVE_DJANGO_SSE": json.dumps(settings)}
-        await manage(tmp_path, "migrate", "--verbosity", "0", **environment)
+    async with running(engine, tmp_path, SYNC_INTERVAL=3600) as environment:
         with serve(name, tmp_path, **environment) as server:  # type: ignore[arg-type]
             async with connect(server.port, "/events/news/") as stream:
                 await stream.opened()

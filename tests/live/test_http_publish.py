@@ -18,7 +18,7 @@ import pytest
 
 from tests.docs.pages import blocks
 from tests.live.client import SECONDS, connect
-from tests.live.engines import ENGINES
+from tests.live.engines import running
 from tests.live.servers import (
     ROOT,
     Server,
@@ -211,11 +211,8 @@ async def test_of_the_same_requests_to_two_servers_one_is_published(
     engine: str, tmp_path: Path
 ) -> None:
     require("uvicorn")
-    if missing := ENGINES[engine].lacks():
-        unavailable(f"{missing} is not installed")
-    with ENGINES[engine].run() as services:
-        environment = {**services.environment, "LIVE_URLCONF": URLS}
-        await manage(tmp_path, "migrate", "--verbosity", "0", **environment)
+    async with running(engine, tmp_path) as of_engine:
+        environment = {**of_engine, "LIVE_URLCONF": URLS}
         token = await make_token(tmp_path, **environment)
         with (
             another(tmp_path, environment) as one,
@@ -272,11 +269,8 @@ async def test_a_process_that_dies_neither_loses_nor_doubles(
     engine: str, place: str, published: bool, tmp_path: Path
 ) -> None:
     require("uvicorn")
-    if missing := ENGINES[engine].lacks():
-        unavailable(f"{missing} is not installed")
-    with ENGINES[engine].run() as services:
-        environment = {**services.environment, "LIVE_URLCONF": URLS}
-        await manage(tmp_path, "migrate", "--verbosity", "0", **environment)
+    async with running(engine, tmp_path) as of_engine:
+        environment = {**of_engine, "LIVE_URLCONF": URLS}
         token = await make_token(tmp_path, **environment)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", dedent(CRASH), token, event(), place),

@@ -70,6 +70,8 @@ class Client:
         self.resets = 0
         self.slow_ends = 0
         self.slowest_recovery = 0.0
+        self.returns: list[tuple[float, float]] = []
+        """When it has left, and when it was back (monotonic seconds)."""
         self.slowest_delivery = 0.0
         self.other_answers: Counter[int] = Counter()
         self._ports = ports
@@ -189,8 +191,9 @@ class Client:
 
     def _note_recovery(self) -> None:
         if self._left_at is not None:
-            recovery = time.monotonic() - self._left_at
-            self.slowest_recovery = max(self.slowest_recovery, recovery)
+            now = time.monotonic()
+            self.slowest_recovery = max(self.slowest_recovery, now - self._left_at)
+            self.returns.append((self._left_at, now))
             self._left_at = None
 
     def _take_event(self, text: bytes, now: float) -> None:

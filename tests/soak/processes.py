@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.live.servers import ROOT, launch, project_environment
 from tests.ports import free_port
@@ -38,6 +41,15 @@ class Server:
             launch("uvicorn", self._directory, self.port, self._application, **self._environment)
         )
         self._pid = server.pid
+
+    def stop(self) -> None:
+        """Let it end in good order, as at a deploy, and wait until it has."""
+        os.kill(self._pid, signal.SIGTERM)
+        # Its parent here reaps it.
+        process = psutil.Process(self._pid)
+        while process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.05)
+        self._running.close()
 
     def kill(self) -> None:
         """Kill it with SIGKILL."""

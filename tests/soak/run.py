@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -59,12 +59,19 @@ async def soak(
         catching_up: Seconds that clients have afterwards to get all that they have missed.
     """
     with engine.run() as services:
-        return await _Soak(engine, services, directory, seed, application, catching_up).run(
-            seconds, pause
-        )
+        running = Soak(engine, services, directory, seed, application, catching_up)
+        return await running.run(lambda faults: faults.run(seconds, pause))
 
 
-class _Soak:
+class Soak:
+    """Servers, publishers and clients, and what they have to say when all is over.
+
+    Args:
+        servers: Where there are servers already, and ``ports`` at which clients reach them.
+        clients: How many clients follow the groups.
+        answering: Whether producers answer meanwhile.
+    """
+
     def __init__(
         self,
         engine: Engine,
@@ -73,6 +80,10 @@ class _Soak:
         seed: str,
         application: str,
         catching_up: float,
+        servers: Sequence[Server] = (),
+        ports: Sequence[int] = (),
+        clients: int = CLIENTS,
+        answering: bool = True,
     ) -> None:
         environment = {**services.environment, "LIVE_URLCONF": "tests.soak.urls"}
         self.engine = engine
@@ -80,7 +91,10 @@ class _Soak:
         self.directory = directory
         self.seed = seed
         self.catching_up = catching_up
-        self.servers = [Server(directory, application, environment) for _ in range(SERVERS)]
+        self.servers = servers or [
+            Server(directory, application, environment) for _ in range(SERVERS)
+        ]
+        ports = ports or [server.port for server in self.servers]
         self.publishers = [Publisher(how, directory, environment, seed) for how in PUBLISHERS]
         self.texts = Texts()
         rng = random.Random(seed)
@@ -88,18 +102,19 @@ class _Soak:
             Client(
                 f"client {number}",
                 rng.choice(_FOLLOWED),
-                [server.port for server in self.servers],
+                ports,
                 self.texts,
                 slow=number % 10 == 0,
                 seed=f"{seed} {number}",
             )
-            for number in range(CLIENTS)
+            for number in range(clients)
         ]
-        ports = [server.port for server in self.servers]
         self.answers = Answers(ports, directory, environment, self.texts, seed)
         self.complaints: list[str] = []
+        self.answering = answering
 
-    async def run(self, seconds: float, pause: float) -> Row:
+    async def run(self, go_wrong: Callable[[Faults], Awaitable[None]]) -> Row:
+        """Let things go wrong while events are published, and judge what has become of them."""
         began = time.monotonic()
         faults = Faults(
             self.servers,
@@ -121,10 +136,11 @@ class _Soak:
                 for publisher in self.publishers:
                     stack.callback(publisher.kill)
                     publisher.start()
-                answering = tasks.create_task(self.answers.run())
-                await faults.run(seconds, pause)
-                answering.cancel()
-                await self.answers.end()
+                answering = tasks.create_task(self.answers.run()) if self.answering else None
+                await go_wrong(faults)
+                if answering:
+                    answering.cancel()
+                    await self.answers.end()
                 for publisher in self.publishers:
                     if not await asyncio.to_thread(publisher.stop):
                         self.complaints.append("A publisher did not come to an end.")

@@ -14,6 +14,7 @@ from django.db import connections
 from django.test import TransactionTestCase, override_settings
 
 from django_sse.conf import conf
+from django_sse.event import key_of
 from django_sse.groups.entries import Entry, GroupState, Hint, Kind, Lease, NewEntry, Ring
 from django_sse.groups.numbering import Numbering
 from django_sse.stores.base import Cursor, EventStore
@@ -179,6 +180,29 @@ class ReadsAsMuchAsThereIs(MemoryStore):
         return page[:limit]
 
 
+class KeepsNoKeys(MemoryStore):
+    async def anewest(self, group: str, after: int, limit: int) -> list[Entry]:
+        read = await super().aread(group, after, limit)
+        return list({key_of(entry.wire): entry for entry in read}.values())
+
+
+class ReadsAllKeys(MemoryStore):
+    async def anewest(self, group: str, after: int, limit: int) -> list[Entry]:
+        return await super().anewest(group, after, 1000)
+
+
+class ForgetsKeysOfTransactions(MemoryStore):
+    def _stage(self, entries: Sequence[NewEntry]) -> Callable[[], Iterable[Sequence[Hint]]]:
+        bare = [entry._replace(wire=b"data: 3\n\n") for entry in entries]
+        return super()._stage(bare)
+
+
+class ForgetsKeysWithTheRun(MemoryStore):
+    async def anew_run(self, group: str, above: int) -> GroupState:
+        self._groups.pop(group)
+        return await super().anew_run(group, above)
+
+
 class LeavesOutGroupsWithoutEvents(MemoryStore):
     def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
         states = super().states(groups)
@@ -279,7 +303,8 @@ class ForgetsAllGroupsAlike(MemoryStore):
 class DropsReasons(MemoryStore):
     def _trimmed(self, name: str) -> _Group:
         group = super()._trimmed(name)
-        group.trim(time.monotonic() - conf().HISTORY_AGE)
+        now = time.monotonic()
+        group.trim(now - conf().HISTORY_AGE, now)
         return group
 
 
@@ -396,6 +421,11 @@ BROKEN: list[tuple[type[EventStore], str]] = [
         ReadsAsMuchAsThereIs,
         "reading_stops_where_it_is_enough_bytes",
     ),
+    (KeepsNoKeys, "the_newest_event_of_each_key_is_kept_beside_the_history"),
+    (ReadsAllKeys, "the_newest_events_of_keys_are_read_page_by_page"),
+    (ForgetsKeysOfTransactions, "transactions_and_producers_keep_the_newest_of_their_keys"),
+    (ForgetsKeysWithTheRun, "the_newest_events_of_keys_outlive_a_cancel_and_a_new_run"),
+    (KeepsEverything, "keys_that_are_too_many_or_too_old_are_forgotten"),
     (LeavesOutGroupsWithoutEvents, "states_are_told_of_every_group_that_was_asked_for"),
     (KeepsEverything, "the_newest_events_are_kept_and_older_ones_are_not"),
     (CreatesWhatItReads, "a_group_never_published_to_is_empty_and_reading_creates_nothing"),

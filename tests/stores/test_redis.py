@@ -28,7 +28,17 @@ from django_sse.groups.numbering import first_number
 from django_sse.groups.replay import is_lost
 from django_sse.stores import get_store
 from django_sse.stores.redis import RedisStore
-from django_sse.testing.stores import append, changes, close, event, reopening, state, texts
+from django_sse.testing.stores import (
+    append,
+    changes,
+    close,
+    event,
+    keyed,
+    newest,
+    reopening,
+    state,
+    texts,
+)
 from django_sse.testing.threads import in_thread
 from tests.clients import connected
 from tests.live.servers import finish, start
@@ -348,6 +358,30 @@ async def test_history_is_bounded_by_count_and_trimmed_in_bulk(
     assert len(kept) >= 20
     now = await state(store, "news")
     assert now.oldest == now.head - len(kept) + 1
+
+
+@pytest.mark.parametrize("evicted", ["newest", "keys"])
+async def test_of_what_is_kept_of_keys_all_is_evicted_or_nothing(
+    store: RedisStore, client: Any, evicted: str
+) -> None:
+    await append(store, *(keyed("prices", str(n), "1") for n in range(200)))
+    client.delete(f"{{sse:prices}}:{evicted}")
+    assert await newest(store, "prices") == {}
+    await append(store, keyed("prices", "new", "1"))
+    assert await newest(store, "prices") == {"new": "1"}
+    assert client.hlen("{sse:prices}:newest") == client.zcard("{sse:prices}:keys") == 1
+
+
+async def test_keys_that_are_too_many_are_forgotten_some_at_a_time(
+    store: RedisStore, client: Any
+) -> None:
+    await append(store, *(keyed("prices", str(n), "1") for n in range(500)))
+    with override_settings(DJANGO_SSE={"MAX_KEYS": 10}):
+        await append(store, keyed("prices", "new", "1"))
+        assert 10 < client.hlen("{sse:prices}:newest") < 500
+        while client.hlen("{sse:prices}:newest") > 10:
+            await append(store, keyed("prices", "new", "1"))
+    assert list(await newest(store, "prices")) == [*map(str, range(491, 500)), "new"]
 
 
 async def test_history_is_bounded_by_age(store: RedisStore, client: Any) -> None:

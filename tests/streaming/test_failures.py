@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 from django.http import StreamingHttpResponse
+from django.test import override_settings
 from pytest_django import Settings
 
 from django_sse import Event, acancel, aposition, apublish, apublish_many
@@ -16,6 +17,7 @@ from django_sse.concurrency import threads
 from django_sse.concurrency.tasks import Coalescer
 from django_sse.doorbells.base import listen, ring_here, stop_listening
 from django_sse.groups.entries import Hint, NewEntry
+from django_sse.groups.position import parse_position
 from django_sse.http.hand_off import HandOff
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
@@ -139,6 +141,29 @@ async def test_a_stream_that_fails_at_the_tick_takes_no_heartbeat_from_another(
         for client in (one, two):
             client.chunks.clear()
             await client.until(lambda client=client: client.chunks.count(b":\n\n") > 2)  # type: ignore[misc]
+
+
+async def test_a_stream_that_has_failed_at_the_tick_is_let_go_if_its_client_does_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def never(chunk: bytes) -> None:
+        await asyncio.Event().wait()
+
+    whole = Stream.tick
+    failures = [RuntimeError("broken")]
+
+    def tick(self: Stream, *args: float) -> float:
+        if failures:
+            raise failures.pop()
+        return whole(self, *args)
+
+    monkeypatch.setattr(Stream, "tick", tick)
+    monkeypatch.setattr(hub, "_TICK_SECONDS", 0.01)
+    with override_settings(DJANGO_SSE={"STORE": "memory", "SEND_TIMEOUT": 0.05}):
+        stream = Stream(current_hub(), parse_position(await aposition("news"), ["news"]))
+        await stream.open()
+        stream.serve(never)
+        assert await asyncio.wait_for(stream.ended, 30) == "send timeout"
 
 
 async def test_a_stream_that_cannot_be_sent_back_keeps_no_other_from_it(

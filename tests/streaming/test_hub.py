@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
@@ -154,6 +155,38 @@ async def test_the_last_stream_out_leaves_nothing_behind(monkeypatch: pytest.Mon
     async with asyncio.timeout(10):
         while asyncio.all_tasks() - tasks or channel_layer.groups:
             await asyncio.sleep(0.01)
+
+
+async def test_a_hub_whose_last_stream_ends_at_a_tick_does_not_tick_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Stream, "tick", lambda self, *_: self.end("over"))
+    monkeypatch.setattr("django_sse.streaming.hub._TICK_SECONDS", 0.01)
+    hub = current_hub()
+    async with connected("news") as client:
+        assert await client.stream.ended == "over"
+    assert hub._ticking
+    assert hub._ticking.cancelled()
+
+
+async def test_a_stream_is_looked_at_only_when_it_may_have_something_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = Counter[Stream]()
+    whole = Stream.tick
+
+    def tick(self: Stream, *args: float) -> float:
+        looks[self] += 1
+        return whole(self, *args)
+
+    monkeypatch.setattr(Stream, "tick", tick)
+    monkeypatch.setattr("django_sse.streaming.hub._TICK_SECONDS", 0.01)
+    async with connected("news", heartbeat=3600) as silent, connected("news") as other:
+        async with connected("news", heartbeat=0.01) as beating:
+            await beating.until(lambda: beating.chunks.count(b":\n\n") >= 10)
+        # Once as it begins.
+        assert looks[silent.stream] <= 1
+        assert looks[other.stream] <= 1
 
 
 async def test_publishing_from_a_thread_wakes_the_loop_of_the_stream() -> None:

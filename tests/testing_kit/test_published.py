@@ -9,7 +9,8 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 from django.db import transaction
-from django.test import TestCase, TransactionTestCase, override_settings
+from django.test import AsyncClient, TestCase, TransactionTestCase, override_settings
+from django.urls import path
 
 from django_sse import (
     Event,
@@ -19,11 +20,30 @@ from django_sse import (
     publish_many,
     reopen,
 )
+from django_sse.monitoring import aprocesses
 from django_sse.producing import aproduce
-from django_sse.stores import base
-from django_sse.testing import PublishedEvents, published
+from django_sse.stores import base, get_store
+from django_sse.streaming.readership import readers_key
+from django_sse.streaming.trial import try_delivery
+from django_sse.testing import PublishedEvents, open_stream, published
+from django_sse.views import EventStreamView
 
 MEMORY = {"STORE": "memory"}
+
+
+class Room(EventStreamView):
+    groups = ["room"]
+    presence = True
+
+    async def get_owner(self) -> str:
+        return "ada"
+
+
+class UrlConf:
+    urlpatterns = [
+        path("room/", Room.as_view()),
+        path("answer/", EventStreamView.as_view(groups=["answer"])),
+    ]
 
 
 def failure_of(check: Any, *args: Any, **kwargs: Any) -> str:
@@ -177,6 +197,32 @@ class InTransactionTestCase(Collected, TransactionTestCase):
         events.assert_published("answer", "word")
         events.assert_cancelled("answer")
         assert len(events) == 2
+
+    @override_settings(DJANGO_SSE={"PRODUCER_TTL": 1.2}, ROOT_URLCONF=UrlConf)
+    async def test_what_the_library_writes_of_its_own_accord_does_not_count(self) -> None:
+        client, key = AsyncClient(), readers_key("answer")
+        with published() as events:
+            async with open_stream(client, "/room/") as room:
+                await room.next("join")
+                assert await aprocesses(wait=0.3)
+                assert (await try_delivery(10)).failed is None
+                assert events == []
+                async with (
+                    aproduce("answer", stop_when_unread=60) as producer,
+                    open_stream(client, "/answer/") as reader,
+                ):
+                    await producer.apublish("word")
+                    await reader.next()
+                    async with asyncio.timeout(10):
+                        while not (await get_store().astates([key]))[key].first:
+                            await asyncio.sleep(0.01)
+                await apublish("room", "hi")
+                await room.next("message")
+        assert [(one.action, one.group, one.text) for one in events] == [
+            ("publish", "answer", "word"),
+            ("cancel", "answer", '{"reason":"complete"}'),
+            ("publish", "room", "hi"),
+        ]
 
     async def test_what_is_published_in_other_threads_of_a_loop_counts(self) -> None:
         with published() as events:

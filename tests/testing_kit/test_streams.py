@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import markcoroutinefunction, sync_to_async
 from channels.layers import get_channel_layer
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
@@ -18,6 +18,8 @@ from pytest_django import Settings
 from django_sse import Event, acancel, apublish, areopen
 from django_sse.decorators import event_generator, event_stream, event_stream_headers
 from django_sse.exceptions import Close
+from django_sse.presence import acount, apresent
+from django_sse.stores import get_store
 from django_sse.streaming.hub import open_streams
 from django_sse.testing import open_stream
 from django_sse.views import EventStreamView
@@ -91,6 +93,14 @@ async def stubborn(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(chunks())
 
 
+class Room(EventStreamView):
+    groups = ["room"]
+    presence = True
+
+    async def get_owner(self) -> Any:
+        return self.request.GET["user"]
+
+
 class Failing(EventStreamView):
     groups = ["news"]
 
@@ -105,6 +115,7 @@ urlpatterns = [
     *of_project,
     path("stubborn/", stubborn),
     path("failing/", Failing.as_view()),
+    path("room/", Room.as_view()),
     path("steps/", steps),
     path("late/", late),
     path("unanswered/", unanswered),
@@ -333,6 +344,85 @@ async def test_a_client_is_told_to_start_over(settings: Settings) -> None:
         await stream.next("reset")
 
 
+# Who is present
+
+
+# Nobody waits until it is over.
+LONG_GRACE = {"STORE": "memory", "PRESENCE_GRACE": 1000}
+
+
+async def test_a_member_has_joined_and_left_with_the_block(settings: Settings) -> None:
+    settings.DJANGO_SSE = LONG_GRACE
+    async with opened("/room/?user=ada") as ada:
+        assert (await ada.next("join")).json() == {"member": "ada", "count": 1}
+        await ada.nothing()
+        async with opened("/room/?user=bob"), opened("/room/?user=bob"):
+            assert await acount("room") == 2
+            assert (await ada.next("join")).json() == {"member": "bob", "count": 2}
+        assert [member.user for member in await apresent("room")] == ["ada"]
+        assert (await ada.next("leave")).json() == {"member": "bob", "count": 1}
+        await ada.nothing()
+    assert await apresent("room") == []
+
+
+async def test_a_member_who_reconnects_neither_leaves_nor_joins(settings: Settings) -> None:
+    settings.DJANGO_SSE = LONG_GRACE
+    async with opened("/room/?user=ada") as ada, opened("/room/?user=bob") as bob:
+        assert [(await ada.next("join")).json()["member"] for _ in range(2)] == ["ada", "bob"]
+        await bob.next("join")
+        await ada.reconnect()
+        await bob.nothing()
+        await ada.nothing()
+        assert await acount("room") == 2
+
+
+async def test_a_lone_member_who_reconnects_neither_leaves_nor_joins(settings: Settings) -> None:
+    settings.DJANGO_SSE = LONG_GRACE
+    async with opened("/room/?user=ada") as ada:
+        await ada.next("join")
+        tasks = len(asyncio.all_tasks())
+        for _ in range(3):
+            await ada.reconnect()
+            await ada.nothing()
+        # What closes a hub does not wait for those who follow.
+        async with asyncio.timeout(10):
+            while len(asyncio.all_tasks()) > tasks:
+                await asyncio.sleep(0.01)
+    assert await apresent("room") == []
+
+
+async def test_a_member_whose_stream_the_server_has_ended_leaves_with_the_block(
+    settings: Settings,
+) -> None:
+    settings.DJANGO_SSE = LONG_GRACE
+    async with opened("/room/?user=ada") as ada, opened("/room/?user=bob") as bob:
+        await acancel("room")
+        for stream in (ada, bob):
+            while (await stream.next()).event != "close":
+                pass
+            await stream.ended()
+        assert (await bob.reconnect()).status == 204
+        assert await acount("room") == 2
+    assert await apresent("room") == []
+
+
+async def test_a_store_that_does_not_take_who_is_present_fails_in_time(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DJANGO_SSE = {**LONG_GRACE, "PRESENCE_GRACE": 0.1}
+    said = "The event store did not take who is present within 1.5 seconds."
+
+    async def fail(*args: Any) -> Any:
+        raise ConnectionError
+
+    with monkeypatch.context() as patched, pytest.raises(AssertionError, match=said):
+        async with opened("/room/?user=ada", timeout=SOON):
+            patched.setattr(get_store(), "aappend_apart", fail)
+    async with asyncio.timeout(10):
+        while await apresent("room"):
+            await asyncio.sleep(0.01)
+
+
 # The end
 
 
@@ -407,10 +497,51 @@ async def test_a_cancelled_group_is_answered_204() -> None:
         assert stream.status == 200
 
 
-async def test_a_stream_over_a_limit_is_refused_with_503(settings: Settings) -> None:
+async def test_a_refusal_for_now_has_the_status_that_the_client_sees(settings: Settings) -> None:
     settings.DJANGO_SSE = {"STORE": "memory", "MAX_STREAMS": 1}
+    async with opened() as first, opened() as refused:
+        assert (refused.status, refused.refused_status) == (200, 503)
+        assert refused.retry
+        assert (first.status, first.refused_status) == (200, None)
+        for expectation in (refused.next, refused.nothing, refused.closed, refused.ended):
+            assert await failure_of(expectation()) == (
+                "GET /events/news/ was refused for now, with a 200 that stands for 503 and has the "
+                f"client come back. It said:\nretry: {refused.retry}"
+            )
+        async with opened(headers={"Accept": "*/*"}) as program:
+            assert (program.status, program.refused_status) == (503, None)
+    settings.DJANGO_SSE = {"STORE": "memory", "MAX_STREAMS": 1, "REFUSE_SOFTLY": False}
     async with opened(), opened() as refused:
-        assert refused.status == 503
+        assert (refused.status, refused.refused_status) == (503, None)
+
+
+async def test_a_refusal_for_now_is_noticed_though_its_status_is_200(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "MAX_STREAMS": 1}
+    with pytest.raises(AssertionError, match="refused for now, with a 200 that stands for 503"):
+        async with opened(), opened() as refused:
+            assert refused.status == 200
+
+
+def closed_for_repair(get_response: Any) -> Any:
+    async def middleware(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("Back soon.", status=503)
+
+    markcoroutinefunction(middleware)
+    return middleware
+
+
+closed_for_repair.async_capable = True  # type: ignore[attr-defined]
+
+
+async def test_what_others_refuse_an_event_source_has_the_status_that_it_sees(
+    settings: Settings,
+) -> None:
+    settings.MIDDLEWARE = [f"{__name__}.closed_for_repair"]
+    async with opened() as stream:
+        assert (stream.status, stream.refused_status) == (200, 503)
+        assert "It said:\nBack soon." in await failure_of(stream.next())
+    async with opened("/page-with-policy/") as page:
+        assert (page.status, page.refused_status) == (503, None)
 
 
 async def test_an_expectation_of_a_refused_stream_says_why() -> None:
@@ -513,8 +644,6 @@ async def test_a_stream_is_handed_off_as_by_a_server(caplog: pytest.LogCaptureFi
 
 
 def rewriting(get_response: Callable[[HttpRequest], Awaitable[Any]]) -> Any:
-    from asgiref.sync import markcoroutinefunction
-
     async def middleware(request: HttpRequest) -> Any:
         response = await get_response(request)
         if isinstance(response, StreamingHttpResponse):

@@ -51,6 +51,31 @@ async def echoing(request: HttpRequest) -> None:
     await apublish("seen", [request.headers.get("X-Of-Client"), user.username])
 
 
+@event_generator
+async def describing(request: HttpRequest) -> AsyncIterator[Event]:
+    yield Event(
+        {
+            "host": request.get_host(),
+            "address": request.META["REMOTE_ADDR"],
+            "query": request.GET.get("q"),
+            "cookies": request.COOKIES,
+            "header": request.headers.get("X-Of-Test"),
+            "scheme": request.scheme,
+        }
+    )
+
+
+async def described(request: HttpRequest) -> Any:
+    response = await describing(request)
+    response.set_cookie("of-view", "set")
+    return response
+
+
+@event_generator
+async def posted(request: HttpRequest) -> AsyncIterator[Event]:
+    yield Event(request.POST["prompt"])
+
+
 class LoginRequired(LoginRequiredMixin, EventStreamView):
     groups = ["news"]
 
@@ -60,6 +85,8 @@ class UrlConf:
         *of_project,
         path("names/", names),
         path("echoing/", echoing),
+        path("describing/", described),
+        path("posted/", posted),
         path("login-required/", LoginRequired.as_view()),
     ]
 
@@ -147,6 +174,36 @@ class Expectations:
             assert stream.response.status_code == 200
             assert seen.next().json() == ["client", "ada"]
 
+    def test_the_request_is_made_as_the_client_makes_it(self) -> None:
+        class OfTenant(Client):
+            def get(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+                User.objects.create(username="asked")
+                return super().get(path, *args, **{"HTTP_HOST": "acme.localhost", **kwargs})
+
+        client: Client = OfTenant(REMOTE_ADDR="10.0.0.1")
+        client.cookies["of-client"] = "a b"
+        with open_stream(client, "/describing/?q=ä", HTTP_X_OF_TEST="test") as stream:
+            assert stream.next().json() == {
+                "host": "acme.localhost",
+                "address": "10.0.0.1",
+                "query": "ä",
+                "cookies": {"of-client": "a b"},
+                "header": "test",
+                "scheme": "http",
+            }
+            assert client.cookies["of-view"].value == "set"
+        assert User.objects.filter(username="asked").exists()
+        client = Client(SERVER_NAME="news.localhost")
+        with open_stream(client, "/describing/", secure=True) as stream:
+            said = stream.next().json()
+            assert (said["host"], said["scheme"]) == ("news.localhost", "https")
+        with open_stream(client, "/describing/", SERVER_PORT="8000") as stream:
+            assert stream.next().json()["host"] == "news.localhost:8000"
+
+    def test_a_form_is_posted_as_the_client_posts_it(self) -> None:
+        with open_stream(self.client, "/posted/", method="post", data={"prompt": "hü"}) as stream:
+            assert stream.next().data == "hü"
+
     def test_a_generator_sees_the_users_of_the_test(self) -> None:
         ada(self.client)
         with open_stream(self.client, "/names/") as stream:
@@ -193,6 +250,14 @@ class Expectations:
         with checking_often(), open_stream(self.client, NEWS, timeout=10) as stream:
             self.client.session.flush()
             stream.ended()
+
+    def test_a_logout_closes_the_stream_though_its_session_is_missed_first(self) -> None:
+        ada(self.client)
+        with checking_often(), open_stream(self.client, NEWS, timeout=10) as stream:
+            self.client.logout()
+            # Before an expectation, which publishes what waits for the commit.
+            stream._run(stream._stream._connected.served())
+            stream.closed("logged out")
 
     def test_a_custom_backend_finds_the_user_of_the_test(self) -> None:
         backend = f"{FindsEveryone.__module__}.{FindsEveryone.__qualname__}"

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
+from django_sse.conf import conf
 from django_sse.contrib.http_publish.problems import Problem
 from django_sse.event import NO_DATA, Event, encode_published, refuse_reserved_name
 from django_sse.exceptions import InvalidEvent, InvalidGroup
 from django_sse.groups.names import group_name, validate_group
-from django_sse.type_checks import encode_for
+from django_sse.type_checks import UndeclaredTypeError, encode_for
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
@@ -39,6 +40,11 @@ class Publication(NamedTuple):
     name: str
     field: str
     line: int | None = None
+
+    @property
+    def type_field(self) -> str:
+        """The field in which the client gives the event's type."""
+        return "event" if self.field == "group" else "type"
 
 
 def from_json(body: bytes) -> list[Publication]:
@@ -117,14 +123,20 @@ def refuse_unpublishable(publications: Sequence[Publication]) -> None:
     for each in publications:
         try:
             encode_for(each.group, each.event)
+        except UndeclaredTypeError as error:
+            raise Problem(400, str(error), line=each.line, field=each.type_field) from error
         except InvalidEvent as error:
             status = 413 if _is_too_large(each.event) else 400
             raise Problem(status, str(error), line=each.line, field="data") from error
 
 
 def _is_too_large(event: Event) -> bool:
+    return _fits(event, sys.maxsize) and not _fits(event, conf().MAX_EVENT_BYTES)
+
+
+def _fits(event: Event, most_bytes: int) -> bool:
     try:
-        encode_published(event, sys.maxsize)
+        encode_published(event, most_bytes)
     except InvalidEvent:
         return False
     return True

@@ -8,6 +8,7 @@ from django.core.management.base import CommandError
 
 from django_sse import EventStreamError, Published, publish
 from django_sse.management.group_command import GroupCommand
+from django_sse.stores import get_store
 
 
 class Command(GroupCommand):
@@ -50,6 +51,9 @@ class Command(GroupCommand):
                 yield publish(options["group"], data, event=options["event"], key=options["key"])
         except EventStreamError as error:
             raise CommandError(f"Event {number} was not published: {error}") from error
+        except get_store().failures as error:
+            error.add_note(f"Event {number} may not have been published.")
+            raise
         except UnicodeDecodeError as error:
             raise CommandError(f"The input after event {number} is not text: {error}") from error
         except ValueError as error:

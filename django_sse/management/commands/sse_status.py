@@ -4,20 +4,29 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any, Final
+
+from django.core.management.base import CommandError
 
 from django_sse.groups.entries import GroupState
 from django_sse.groups.names import validate_group
-from django_sse.groups.namespaces import current_namespace, full_name
+from django_sse.groups.namespaces import current_namespace, full_name, plain_name
+from django_sse.groups.position import format_position
 from django_sse.management.group_command import GroupCommand, said_of
+from django_sse.models import EventGroup
 from django_sse.monitoring import ProcessReport, processes
 from django_sse.stores import get_store
+from django_sse.stores.database import DatabaseStore
+from django_sse.stores.database.listing import of_tenant
 
 _COLUMNS: Final = (
     *("process", "streams", "groups", "users", "slow", "waiting", "opened", "closed", "refused"),
     *("published", "delivered", "resets", "loop lag", "store lag"),
 )
 _WATCH_SECONDS: Final = 2.0
+# How many groups are listed that were last published to.
+_RECENT: Final = 20
 # Moves a terminal's cursor home, and clears what follows.
 _CLEAR: Final = "\x1b[H\x1b[J"
 
@@ -34,6 +43,11 @@ class Command(GroupCommand):
             type=_seconds,
             default=2.0,
             help="seconds to wait for the answers of the processes (default: 2)",
+        )
+        parser.add_argument(
+            "--recent",
+            action="store_true",
+            help="also list the groups that were last published to",
         )
         parser.add_argument("--json", action="store_true", help="print JSON")
         parser.add_argument(
@@ -59,17 +73,65 @@ class Command(GroupCommand):
         reports = processes(options["wait"])
         names = {group: full_name(current_namespace(), group) for group in groups}
         states = get_store().states(list(names.values()))
+        recent = _recent() if options["recent"] else None
         if options["json"]:
-            return json.dumps(
-                {
-                    "processes": [asdict(report) for report in reports],
-                    "groups": {group: _state(states[name]) for group, name in names.items()},
-                }
-            )
-        lines = [*_process_lines(reports, options["wait"]), "", *_group_lines(reports)]
+            shown = {
+                "processes": [asdict(report) for report in reports],
+                "groups": {group: _state(states[name]) for group, name in names.items()},
+            }
+            return json.dumps(shown if recent is None else {**shown, "recent": recent})
+        lines = [*_process_lines(reports, options["wait"])]
+        if any(report.groups for report in reports):
+            lines += ["", *_group_lines(reports)]
+        if recent is not None:
+            lines += ["", *_recent_lines(recent)]
         for group, name in names.items():
             lines += ["", f"{group}: {said_of(states[name], group)} {_streams_of(name, reports)}"]
         return "\n".join(lines).rstrip()
+
+
+def _recent() -> list[dict[str, Any]]:
+    """Return what is known of the groups that were last changed, the last one first.
+
+    Raises:
+        CommandError: The event store cannot list groups.
+    """
+    store = get_store()
+    if not isinstance(store, DatabaseStore):
+        raise CommandError(
+            "Only the database store can list its groups. Name those that you mean: sse_status "
+            "GROUP."
+        )
+    rows = of_tenant(EventGroup.objects.using(store.using), current_namespace())
+    return [
+        {
+            "group": plain_name(row.name),
+            "cancelled": row.cancelled,
+            "head": row.head,
+            "kept": row.kept_events,  # type: ignore[attr-defined]
+            "last_id": format_position({row.name: row.head}) if row.head else "-",
+            "changed": datetime.fromtimestamp(row.changed / 1_000_000, UTC).isoformat(
+                " ", "milliseconds"
+            ),
+        }
+        for row in rows.order_by("-changed")[:_RECENT]
+    ]
+
+
+def _recent_lines(recent: Sequence[dict[str, Any]]) -> Iterable[str]:
+    if not recent:
+        return ["Nothing was published yet, or it was forgotten."]
+    rows = [
+        (
+            each["group"],
+            each["changed"],
+            "cancelled" if each["cancelled"] else "open",
+            each["kept"],
+            each["last_id"],
+        )
+        for each in recent
+    ]
+    return _table([("group", "last changed", "is", "kept", "last id"), *rows])
 
 
 def _process_lines(reports: Sequence[ProcessReport], wait: float) -> Iterable[str]:
@@ -104,7 +166,7 @@ def _group_lines(reports: Iterable[ProcessReport]) -> Iterable[str]:
     groups: Counter[str] = Counter()
     for report in reports:
         groups.update(report.groups)
-    return _table([("group", "streams"), *groups.most_common(20)]) if groups else []
+    return _table([("group", "streams"), *groups.most_common(20)])
 
 
 def _streams_of(name: str, reports: Sequence[ProcessReport]) -> str:

@@ -8,6 +8,7 @@ from django.db import IntegrityError
 from django_sse import InvalidGroup
 from django_sse.contrib.http_publish.tokens import create_token, revoke_token, tokens_of_tenant
 from django_sse.groups.namespaces import plain_name
+from django_sse.management.group_command import store_failures
 
 
 class Command(BaseCommand):
@@ -33,7 +34,8 @@ class Command(BaseCommand):
         revoke.add_argument("name")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        getattr(self, f"_{options['action']}")(options)
+        with store_failures():
+            getattr(self, f"_{options['action']}")(options)
 
     def _create(self, options: dict[str, Any]) -> None:
         name, days = options["name"], options["expires"]

@@ -5,14 +5,16 @@ Django takes some ten times as long to compile these statements as a database ta
 
 from collections.abc import Collection, Sequence
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_sse.event import KEY_FIELD, key_of
 from django_sse.groups.entries import Entry, Kind, NewEntry
 from django_sse.groups.names import OWNER_PREFIX
-from django_sse.models import EventGroup, OutboxEvent, StoredEvent
+from django_sse.models import EventGroup, NewestEvent, OutboxEvent, StoredEvent
 from django_sse.stores.clock import TIME_SQL
 from django_sse.stores.database.runs import DatabaseRun
 from django_sse.stores.database.tables import BATCH, batches
@@ -48,15 +50,37 @@ _INSERT_STORED: Final = (
     "INSERT INTO {stored} ({group}, number, wire, closes, exclude, created) VALUES {rows}"
 )
 _STORED_ROW: Final = "(%s, %s, %s, %s, %s, {now})"
-# The two, and the notification, in one round trip to PostgreSQL.
+_INSERT_NEWEST: Final = (
+    "INSERT INTO {newest} ({group}, key_digest, number, wire, exclude, created) VALUES {rows} "
+    "{replace}"
+)
+_NEWEST_ROW: Final = "(%s, %s, %s, %s, %s, {now})"
+_REPLACE: Final = (
+    "ON CONFLICT ({group}, key_digest) DO UPDATE SET number = excluded.number, "
+    "wire = excluded.wire, exclude = excluded.exclude, created = excluded.created"
+)
+# MariaDB has no other way, which newer versions of MySQL still understand.
+_REPLACE_ON_MYSQL: Final = (
+    "ON DUPLICATE KEY UPDATE number = VALUES(number), wire = VALUES(wire), "
+    "exclude = VALUES(exclude), created = VALUES(created)"
+)
+# All of it, and the notification, in one round trip to PostgreSQL.
 _APPEND: Final = (
-    "WITH advanced AS (" + _ADVANCE_GROUP + "), stored AS ("  # noqa: S608
+    "WITH advanced AS (" + _ADVANCE_GROUP + "), "  # noqa: S608
+    "new (place, wire, exclude) AS (VALUES {rows}), stored AS ("
     "INSERT INTO {stored} ({group}, number, wire, closes, exclude, created) "
-    "SELECT %s, head - %s + place, wire, FALSE, exclude, {now} "
-    "FROM advanced, (VALUES {rows}) AS new (place, wire, exclude)) "
+    "SELECT %s, head - %s + place, wire, FALSE, exclude, {now} FROM advanced, new){newest_of_keys} "
     "SELECT head{notify} FROM advanced"
 )
 _APPENDED_ROW: Final = "(%s, %s, %s)"
+_NEWEST_OF_KEYS: Final = (
+    ", newest AS (INSERT INTO {newest} ({group}, key_digest, number, wire, exclude, created) "
+    "SELECT %s, key_digest, head - %s + place, wire, exclude, {now} "
+    "FROM advanced, new JOIN (VALUES {keys}) AS keys (place, key_digest) USING (place) "
+    + _REPLACE
+    + ")"
+)
+_KEY_ROW: Final = "(%s, %s)"
 # PostgreSQL's protocol has at most 65,535 parameters, and the texts of statements are cached.
 _MOST_APPENDED: Final = 1000
 # Numbers what waits for a group in its usual state, also in one round trip to PostgreSQL. All of it
@@ -66,7 +90,8 @@ _NUMBER_WAITING: Final = (
     "WITH locked AS (SELECT name, head FROM {groups} WHERE name = %s AND first > 0 "
     "AND NOT cancelled AND producer = 0 AND run = {run} "
     "AND (head + (SELECT COUNT(*) FROM {outbox} WHERE {group} = name)) / %s = head / %s "
-    "AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} = name AND kind <> {event}) "
+    "AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} = name "
+    "AND (kind <> {event} OR SUBSTRING(wire FROM 1 FOR 5) = '{key_field}')) "
     "AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} >= %s AND {group} LIKE %s) FOR UPDATE), "
     "taken AS (DELETE FROM {outbox} USING locked WHERE {group} = locked.name "
     "RETURNING id, wire, exclude), "
@@ -186,10 +211,21 @@ class Statements:
             if count > _MOST_APPENDED:
                 return ()
             binary = self._binary
-            parameters += [group, count]
             for place, entry in enumerate(entries, 1):
                 parameters += [place, binary(entry.wire), entry.exclude]
-            rows = self._select(_APPEND, parameters, row=_APPENDED_ROW, rows=count, notify=notify)
+            parameters += [group, count]
+            if places := _newest_places(entries):
+                parameters += [group, count]
+                for place, digest in places:
+                    parameters += [place + 1, digest]
+            rows = self._select(
+                _APPEND,
+                parameters,
+                row=_APPENDED_ROW,
+                rows=count,
+                keys=len(places),
+                notify=notify,
+            )
         elif self._returns_changed_rows:
             rows = self._select(_ADVANCE_GROUP, parameters)
         else:
@@ -217,7 +253,7 @@ class Statements:
 
         Returns:
             The numbered events; or none if nothing was done, for a reason of ``append_as_usual``,
-            or because more than events waits for it, or anything for an owner.
+            or because more than events without a key waits for it, or anything for an owner.
         """
         if self._connection.vendor != "postgresql":
             return ()
@@ -295,13 +331,20 @@ class Statements:
         return cancelled
 
     def store(self, group: str, entries: Sequence[Entry]) -> None:
-        """Insert numbered entries of a group."""
+        """Insert numbered entries of a group, and keep the newest of each key."""
         binary = self._binary
         rows = [
             (group, entry.number, binary(entry.wire), entry.closes, entry.exclude)
             for entry in entries
         ]
         self._insert(_INSERT_STORED, _STORED_ROW, rows)
+        if places := _newest_places(entries):
+            newest = [
+                (group, digest, entry.number, binary(entry.wire), entry.exclude)
+                for place, digest in places
+                for entry in [entries[place]]
+            ]
+            self._insert(_INSERT_NEWEST, _NEWEST_ROW, newest)
 
     def drop(self, group: str, number: int) -> None:
         """Delete the events of a group up to a number."""
@@ -379,6 +422,14 @@ class Statements:
         return _completed(sql, self._connection.vendor, run=run, **parts)
 
 
+def _newest_places(entries: Sequence[NewEntry | Entry]) -> list[tuple[int, str]]:
+    """Return the places of the newest entry of each key, with a hash of the key."""
+    newest = {
+        key: place for place, entry in enumerate(entries) if (key := key_of(entry.wire)) is not None
+    }
+    return [(place, blake2b(key, digest_size=16).hexdigest()) for key, place in newest.items()]
+
+
 @lru_cache(maxsize=500)
 def _completed(
     sql: str,
@@ -387,6 +438,7 @@ def _completed(
     names: int,
     row: str = "",
     rows: int = 0,
+    keys: int = 0,
     notify: bool = False,
     run: str = "",
 ) -> str:
@@ -398,6 +450,7 @@ def _completed(
         names: How many names or ids it has.
         row: The placeholders of one entry.
         rows: How many entries it has.
+        keys: How many keys these entries have.
         notify: Whether it notifies.
         run: What gives the present run of the database.
     """
@@ -407,6 +460,11 @@ def _completed(
             **fixed,
             "in": ", ".join(["%s"] * names),
             "rows": ", ".join([row.format_map(fixed)] * rows),
+            "newest_of_keys": (
+                _NEWEST_OF_KEYS.format_map({**fixed, "keys": ", ".join([_KEY_ROW] * keys)})
+                if keys
+                else ""
+            ),
             "notify": _NOTIFY if notify else "",
             "run": run,
         }
@@ -416,7 +474,14 @@ def _completed(
 @lru_cache(maxsize=3)
 def _names(vendor: str) -> dict[str, str]:
     quote = "`" if vendor == "mysql" else '"'
-    models = {"groups": EventGroup, "stored": StoredEvent, "outbox": OutboxEvent}
+    models = {
+        "groups": EventGroup,
+        "stored": StoredEvent,
+        "newest": NewestEvent,
+        "outbox": OutboxEvent,
+    }
     tables = {name: f"{quote}{model._meta.db_table}{quote}" for name, model in models.items()}
     kinds = {kind.name.lower(): str(int(kind)) for kind in Kind}
-    return {**tables, **kinds, "group": f"{quote}group{quote}", "now": TIME_SQL[vendor]}
+    names = {**tables, **kinds, "group": f"{quote}group{quote}", "now": TIME_SQL[vendor]}
+    replace = _REPLACE_ON_MYSQL if vendor == "mysql" else _REPLACE
+    return {**names, "replace": replace.format_map(names), "key_field": KEY_FIELD.decode()}

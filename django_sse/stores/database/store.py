@@ -19,7 +19,9 @@ from django.db.models import (
     ExpressionWrapper,
     F,
     OuterRef,
+    QuerySet,
     Subquery,
+    Value,
 )
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Length
@@ -193,6 +195,9 @@ class DatabaseStore(EventStore):
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
         return await self._in_reader(lambda: self._read(group, after, limit))
 
+    async def anewest(self, group: str, after: int, limit: int) -> list[Entry]:
+        return await self._in_reader(lambda: self._read_newest(group, after, limit))
+
     async def achanged(
         self, cursor: Cursor, groups: Container[str]
     ) -> tuple[Iterable[Hint] | None, Cursor]:
@@ -217,14 +222,25 @@ class DatabaseStore(EventStore):
         return [Lease(*row) for row in rows.values_list("name", "producer", "renewed")]
 
     def _read(self, group: str, after: int, limit: int) -> list[Entry]:
+        return self._page(self._tables.stored.filter(group=group), after, limit)
+
+    def _read_newest(self, group: str, after: int, limit: int) -> list[Entry]:
+        rows = self._tables.newest.filter(group=group).annotate(closes=Value(False))
+        # A page ends before an event that was replaced meanwhile, and may be empty.
+        while not (page := self._page(rows, after, limit)):
+            if not rows.filter(number__gt=after).exists():
+                break
+        return page
+
+    def _page(self, rows: QuerySet[Any], after: int, limit: int) -> list[Entry]:
         # Raw SQL: Django takes longer to compile its own expression than to read the whole page.
         small = RawSQL(_SMALL_WIRE, [_LOADED_BYTES // limit], output_field=BinaryField())  # noqa: S611
-        rows = self._tables.stored.filter(group=group, number__gt=after).order_by("number")
-        columns = rows.values_list("number", small, "closes", "exclude", "created")
+        some = rows.filter(number__gt=after).order_by("number")
+        columns = some.values_list("number", small, "closes", "exclude", "created")
         page = list(columns[:limit])
         wires = {number: wire for number, wire, *_ in page}
         if None in wires.values():
-            wires = self._with_large_wires(group, wires)
+            wires = self._with_large_wires(rows, wires)
         count = filling(map(len, wires.values()), READ_BYTES)
         return [
             Entry(number, bytes(wires[number]), closes, exclude, created / 1_000_000)
@@ -232,14 +248,13 @@ class DatabaseStore(EventStore):
         ]
 
     def _with_large_wires(
-        self, group: str, wires: dict[int, bytes | None]
+        self, rows: QuerySet[Any], wires: dict[int, bytes | None]
     ) -> dict[int, bytes | None]:
         """Return the first wires, as many as fit into one page, and load those that are None."""
-        rows = self._tables.stored.filter(group=group)
         sizes = {number: len(wire) for number, wire in wires.items() if wire is not None}
         for some in batches([number for number in wires if number not in sizes]):
             sizes |= dict(rows.filter(number__in=some).values_list("number", Length("wire")))
-        # The page ends before an event that was trimmed meanwhile.
+        # The page ends before an event that was trimmed or replaced meanwhile.
         there = list(takewhile(sizes.__contains__, wires))
         count = filling((sizes[number] for number in there), READ_BYTES)
         wires = {number: wires[number] for number in there[:count]}
@@ -481,8 +496,7 @@ class DatabaseStore(EventStore):
         if not numbered:
             return None
         head = numbered[-1].number
-        if not producer:
-            self._drop_surplus(group, head - len(entries), head)
+        self._drop_surplus(group, head - len(entries), head, keeps_all=bool(producer))
         numbers: list[int | None] = [entry.number for entry in numbered]
         return {group: numbers}, [Hint(group, head, cancelled=False, entries=numbered)]
 
@@ -564,16 +578,17 @@ class DatabaseStore(EventStore):
             producer=turn.producer,
             renewed=turn.renewed,
         )
-        if row.renewed and not turn.renewed:
-            # All that its last producer had published was kept.
-            self._statements.drop(row.name, turn.head - conf().HISTORY_SIZE)
-        elif not turn.renewed:
-            self._drop_surplus(row.name, row.head, turn.head)
+        # All that its last producer had published was kept.
+        before = 0 if row.renewed and not turn.renewed else row.head
+        self._drop_surplus(row.name, before, turn.head, keeps_all=bool(turn.renewed))
 
-    def _drop_surplus(self, group: str, before: int, head: int) -> None:
-        """Drop what HISTORY_SIZE does not keep, in bulk: now and then as the head moves."""
+    def _drop_surplus(self, group: str, before: int, head: int, *, keeps_all: bool) -> None:
+        """Drop what HISTORY_SIZE and MAX_KEYS do not keep, in bulk: now and then as the head
+        moves."""
         if head // _in_bulk() != before // _in_bulk():
-            self._statements.drop(group, head - conf().HISTORY_SIZE)
+            if not keeps_all:
+                self._statements.drop(group, head - conf().HISTORY_SIZE)
+            self._trimming.drop_keys(group)
 
     # Trimming
 

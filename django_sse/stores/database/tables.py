@@ -5,7 +5,7 @@ from typing import Final, TypeVar
 
 from django.db.models import QuerySet
 
-from django_sse.models import EventGroup, OutboxEvent, StoredEvent
+from django_sse.models import EventGroup, NewestEvent, OutboxEvent, StoredEvent
 from django_sse.stores.clock import database_time
 
 Item = TypeVar("Item")
@@ -33,6 +33,10 @@ class Tables:
         return StoredEvent.objects.using(self.using)
 
     @property
+    def newest(self) -> QuerySet[NewestEvent]:
+        return NewestEvent.objects.using(self.using)
+
+    @property
     def outbox(self) -> QuerySet[OutboxEvent]:
         return OutboxEvent.objects.using(self.using)
 
@@ -40,7 +44,7 @@ class Tables:
         """Return the time by the database's clock, in microseconds since the epoch."""
         return database_time(self.using)
 
-    def delete(self, rows: QuerySet[StoredEvent]) -> int:
+    def delete(self, rows: QuerySet[StoredEvent] | QuerySet[NewestEvent]) -> int:
         """Delete rows. `QuerySet.delete` would load them if a signal has a receiver."""
         return rows._raw_delete(self.using)
 

@@ -15,7 +15,7 @@ _ON_STORES = ("yielding", "paced", "groups-of-one", "publish")
 
 CONTENDERS: list[Contender] = [
     Floor("floor", "C, epoll, one write an event", (*_DELIVERY, "idle"), "bare"),
-    Asgi("bare", "bare ASGI on uvicorn", _ALL),
+    Asgi("bare", "bare ASGI on uvicorn", (*_ALL, "floor-of-connects")),
     DjangoSite("ours", "django_sse on uvicorn", _OURS, "bare"),
     DjangoSite(
         "ours-many",

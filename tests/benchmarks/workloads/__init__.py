@@ -26,6 +26,7 @@ WORKLOADS = {
     "groups-of-one-async": Workload(delivery.groups_of_one_async),
     "idle": Workload(idle.idle, fresh=True, rounds=1),
     "connect": Workload(connect.connect, fresh=True, rounds=3),
+    "floor-of-connects": Workload(connect.floor_of_connects, fresh=True, rounds=3),
     "storm": Workload(connect.storm, fresh=True, rounds=1),
     "storm-with-tickets": Workload(connect.storm_with_tickets, fresh=True, rounds=1),
     "publish": Workload(publish.publish, fresh=True, rounds=3),

@@ -20,6 +20,15 @@ def connect(trial: Trial, scale: Scale) -> dict[str, Cell]:
     }
 
 
+def floor_of_connects(trial: Trial, scale: Scale) -> dict[str, Cell]:
+    """What the server takes for a connection by itself, one after the other and all at once."""
+    trial.open_more("/all/", _WARM_UP)
+    one = trial.open_more("/all/", scale.connects)
+    trial.close()
+    all_at_once = trial.open_more("/all/", scale.storm_streams, in_flight=_AT_ONCE)
+    return {"fresh connect, us": Cell(one), "reconnect, us": Cell(all_at_once)}
+
+
 def storm(trial: Trial, scale: Scale) -> dict[str, Cell]:
     """All clients come back at once, and get what they missed."""
     return {"reconnect, us": _storm(trial, scale, "/all/")}

@@ -149,7 +149,8 @@ class Conf:
 
     STORE: str | dict[str, Any] = _key("database", STORE)
     """Where events are kept. Every store has the option ``using``, a database alias. The database
-    store also has ``listen_alias``; the redis store has ``url``, ``prefix`` and ``durable``."""
+    store also has ``listen_alias`` and ``durable``; the redis store has ``url``, ``prefix`` and
+    ``durable``."""
 
     HISTORY_SIZE: int = _key(1000, COUNT)
     """Events kept for replay, per group, at least. They are trimmed in bulk, so up to a tenth more

@@ -14,7 +14,8 @@ class EventGroup(models.Model):
     """A group's last number, and whether it is cancelled. Its row is the group's lock.
 
     ``producer`` is the token of its producer, 0 for none. ``renewed`` is when a producer was last
-    alive, or has ended; 0 if the group never had one.
+    alive, or has ended; 0 if the group never had one. ``run`` is where its last number was given:
+    see ``stores.database.runs``.
     """
 
     name = GroupField(max_length=NAME_LENGTH, primary_key=True)
@@ -23,6 +24,7 @@ class EventGroup(models.Model):
     cancelled = models.BooleanField(default=False)
     producer = models.BigIntegerField(default=0, db_default=0)
     renewed = models.BigIntegerField(default=0, db_default=0)
+    run = models.CharField(max_length=64, default="", db_default="", blank=True)
     changed = models.BigIntegerField(db_index=True)
 
     class Meta:

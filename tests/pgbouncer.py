@@ -38,6 +38,8 @@ def serve(postgresql_port: int) -> Iterator[int]:
             "unix_socket_dir =\n"
             "auth_type = any\n"
             "pool_mode = transaction\n"
+            # Seconds, 15 by default, until it asks a server again that was away.
+            "server_login_retry = 1\n"
         )
         if account:
             os.chown(directory, pwd.getpwnam(account).pw_uid, -1)

@@ -49,6 +49,7 @@ class Migration(migrations.Migration):
                 ("cancelled", models.BooleanField(default=False)),
                 ("producer", models.BigIntegerField(db_default=0, default=0)),
                 ("renewed", models.BigIntegerField(db_default=0, default=0)),
+                ("run", models.CharField(blank=True, db_default="", default="", max_length=64)),
                 ("changed", models.BigIntegerField(db_index=True)),
             ],
             options={

@@ -367,6 +367,17 @@ class EventStore(ABC):
     async def atrim(self) -> None:
         """Drop the same as ``trim``, without delaying reads."""
 
+    def forget(self) -> int | None:
+        """Have each group begin a new run of numbers when it is next used. Blocks.
+
+        Nobody but the operator may know that the store has lost events, for example after a backup
+        was restored.
+
+        Returns:
+            How many groups, or None if the store knows by itself.
+        """
+        return None
+
     async def aclose(self) -> None:
         """Close what async calls hold open. The store can be used again afterwards."""
         await self._writer.aclose()

@@ -40,7 +40,8 @@ _MODULES = (
 _OF_OURS = {"AccessMixin", "start_for"}
 # Of the database's, the kernel's, the server's and REST framework's, and of django-eventstream.
 _OF_OTHERS = (
-    r"ATOMIC_REQUESTS|REST_FRAMEWORK|ASGI_APPLICATION|TCP_USER_TIMEOUT|REMOTE_ADDR|EVENTSTREAM_\w+"
+    r"ATOMIC_REQUESTS|CONN_HEALTH_CHECKS|REST_FRAMEWORK|ASGI_APPLICATION|TCP_USER_TIMEOUT"
+    r"|REMOTE_ADDR|EVENTSTREAM_\w+"
 )
 
 

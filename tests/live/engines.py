@@ -11,6 +11,7 @@ import psycopg
 
 from tests import postgresql, redis
 from tests.live.servers import manage, unavailable
+from tests.postgresql import PostgreSQLPair
 from tests.redis import RedisPair, RedisServer
 
 _DURABLE_REDIS = {"appendonly": "yes", "appendfsync": "always"}
@@ -24,6 +25,7 @@ class Services:
 
     environment: dict[str, str]
     redis: RedisServer | RedisPair | None = None
+    postgresql: PostgreSQLPair | None = None
     end_sessions: Callable[[], None] | None = None
     """Ends every connection to PostgreSQL."""
 
@@ -34,6 +36,7 @@ class Engine:
 
     name: str
     postgresql: bool = False
+    standby: bool = False
     redis: dict[str, str] | None = None
     redis_store: bool = False
     layer: str | None = None
@@ -57,7 +60,18 @@ class Engine:
         services = Services({})
         store: Any = "database"
         with ExitStack() as stack:
-            if self.postgresql:
+            if self.standby:
+                directory = postgresql.binaries()
+                assert directory
+                synchronous = not self.forgetful
+                pair = stack.enter_context(
+                    postgresql.serve_pair(directory, synchronous=synchronous)
+                )
+                services.postgresql = pair
+                services.end_sessions = lambda: _end_sessions(pair.primary.port)
+                services.environment["LIVE_DATABASES"] = json.dumps({"default": pair.database})
+                store = {"BACKEND": "database", "OPTIONS": {"durable": synchronous}}
+            elif self.postgresql:
                 directory = postgresql.binaries()
                 assert directory
                 port = stack.enter_context(postgresql.serve(directory))
@@ -130,6 +144,15 @@ _PUBSUB = "channels_redis.pubsub.RedisPubSubChannelLayer"
 ENGINES = {
     "sqlite": Engine("SQLite + in-memory layer"),
     "postgresql": Engine("PostgreSQL + NOTIFY", postgresql=True),
+    "postgresql-failover": Engine(
+        "PostgreSQL with an asynchronous standby + NOTIFY",
+        postgresql=True,
+        standby=True,
+        forgetful=True,
+    ),
+    "postgresql-synchronous": Engine(
+        "PostgreSQL with a synchronous standby + NOTIFY", postgresql=True, standby=True
+    ),
     "postgresql-pubsub": Engine(
         "PostgreSQL + channels_redis pub/sub", postgresql=True, redis={}, layer=_PUBSUB
     ),

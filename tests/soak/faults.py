@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 from tests.live.engines import Services
+from tests.postgresql import PostgreSQLPair
 from tests.redis import RedisPair, RedisServer
 from tests.soak.clients import Client
 from tests.soak.processes import Publisher, Server
@@ -46,6 +47,10 @@ class Faults:
         }
         if end_sessions := services.end_sessions:
             self._kinds["PostgreSQL sessions ended"] = lambda: asyncio.to_thread(end_sessions)
+        if postgresql := services.postgresql:
+            self._kinds["PostgreSQL primary killed, standby promoted"] = lambda: self._promote(
+                postgresql, forgetful=forgetful
+            )
         if redis := services.redis:
             self._kinds["Redis killed"] = lambda: self._restart(redis, redis.kill)
             self._kinds["Redis stopped"] = lambda: self._restart(redis, redis.stop)
@@ -101,6 +106,17 @@ class Faults:
             await asyncio.to_thread(redis.lose_master, lambda: time.sleep(down))
         else:
             await asyncio.to_thread(redis.fail_over)
+
+    async def _promote(self, postgresql: PostgreSQLPair, *, forgetful: bool) -> None:
+        """Let the standby take over, and the primary come back as its standby."""
+        if forgetful:
+            # What is published meanwhile is lost.
+            await asyncio.to_thread(postgresql.cut_off)
+            await self._down()
+        await asyncio.to_thread(postgresql.primary.stop)
+        await self._down()
+        await asyncio.to_thread(postgresql.promote)
+        await asyncio.to_thread(postgresql.follow)
 
     async def _restart(self, redis: RedisServer | RedisPair, end: Callable[[], None]) -> None:
         await asyncio.to_thread(end)

@@ -71,7 +71,9 @@ class Publisher:
         self._random = random.Random(f"{seed} {path.stem} {path.stat().st_size}")
         self._stopped = False
         # A store without transactions appends in the commit's hook, whose failure Django only logs.
-        self._appends_in_hook = conf().STORE != "database"
+        store = conf().STORE
+        name = store["BACKEND"] if isinstance(store, dict) else store
+        self._appends_in_hook = name != "database"
         self._hook_failed = False
         logging.getLogger("django.db.backends.base").addFilter(self._note_failed_hook)
 

@@ -397,6 +397,31 @@ async def test_visits_drop_what_is_too_old_however_short_they_are(
                     pass
 
 
+async def test_what_was_found_to_trim_is_trimmed_without_looking_again(
+    database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look passes by all that was deleted since the last vacuum, and takes a publisher's time."""
+    store, looks = database_store, 0
+    look = store._trimming._groups_to_trim
+
+    def count_looks(skipped: Any) -> list[str]:
+        nonlocal looks
+        looks += 1
+        return look(skipped)
+
+    monkeypatch.setattr(store._trimming, "_groups_to_trim", count_looks)
+    groups = ["news", "sport", "weather"]
+    # More of one group than groups that are found at a time.
+    await append(store, *(event("news", str(n)) for n in range(200)))
+    await append(store, *(event(group, "a") for group in groups[1:]))
+    await age(store, 25 * 3600)
+    for _ in groups:
+        _, more = await in_thread(lambda: store._trimming.run(0))
+        assert more
+    assert [await count_of(store, group) for group in groups] == [0, 0, 0]
+    assert looks == 1
+
+
 async def test_the_command_says_what_it_has_dropped(database_store: DatabaseStore) -> None:
     store = database_store
     await append(store, *(event("news", str(n)) for n in range(3)), event("sport", "a"))

@@ -16,29 +16,35 @@ from django_sse.groups.entries import Entry, Kind, NewEntry
 from django_sse.groups.names import OWNER_PREFIX
 from django_sse.models import EventGroup, NewestEvent, OutboxEvent, StoredEvent
 from django_sse.stores.clock import TIME_SQL
+from django_sse.stores.database.runs import DatabaseRun
 from django_sse.stores.database.tables import BATCH, batches
 from django_sse.stores.postgresql_notify import CHANNEL
 
 # Names in braces are of tables and columns, whose quotes depend on the database; {in} is as many
-# placeholders as there are names or ids, and {rows} as many rows as there are entries.
+# placeholders as there are names or ids, and {rows} as many rows as there are entries. {run} is the
+# present run of the database. It is compared in the statement that gives a number, since a pooler
+# may have gone on to another server before it.
+_RUN: Final = "{run}"
 _SELECT_GROUPS: Final = (
-    "SELECT name, first, head, cancelled, producer, renewed, changed FROM {groups} "
+    "SELECT name, first, head, cancelled, producer, renewed, changed, run = {run} FROM {groups} "
     "WHERE name IN ({in})"
 )
 # A write as the first statement takes SQLite's lock in any transaction mode.
 _TOUCH_GROUPS: Final = "UPDATE {groups} SET head = head WHERE name IN ({in})"
-_RETURNING_GROUPS: Final = " RETURNING name, first, head, cancelled, producer, renewed, changed"
+_RETURNING_GROUPS: Final = (
+    " RETURNING name, first, head, cancelled, producer, renewed, changed, run = {run}"
+)
 # Only while nothing waits for the group in the outbox. In PostgreSQL, a row that was committed
 # while this statement waited for the lock is not seen. It was published at the same time, and may
 # be numbered later.
 _ADVANCE_GROUP: Final = (
     "UPDATE {groups} SET head = head + %s, producer = producer + %s, changed = {now} "
-    "WHERE name = %s AND first > 0 AND NOT cancelled AND producer = %s "
+    "WHERE name = %s AND first > 0 AND NOT cancelled AND producer = %s AND run = {run} "
     "AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} = %s) RETURNING head, name"
 )
 _UPDATE_GROUP: Final = (
     "UPDATE {groups} SET first = %s, head = %s, cancelled = %s, producer = %s, renewed = %s, "
-    "changed = {now} WHERE name = %s"
+    "run = {run}, changed = {now} WHERE name = %s"
 )
 _INSERT_STORED: Final = (
     "INSERT INTO {stored} ({group}, number, wire, closes, exclude, created) VALUES {rows}"
@@ -82,7 +88,7 @@ _MOST_APPENDED: Final = 1000
 # deleted only once the group is locked, so that no two publishers wait for each other.
 _NUMBER_WAITING: Final = (
     "WITH locked AS (SELECT name, head FROM {groups} WHERE name = %s AND first > 0 "
-    "AND NOT cancelled AND producer = 0 "
+    "AND NOT cancelled AND producer = 0 AND run = {run} "
     "AND (head + (SELECT COUNT(*) FROM {outbox} WHERE {group} = name)) / %s = head / %s "
     "AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE {group} = name "
     "AND (kind <> {event} OR SUBSTRING(wire FROM 1 FOR 5) = '{key_field}')) "
@@ -141,6 +147,8 @@ class LockedGroup(NamedTuple):
     producer: int
     renewed: int
     changed: int
+    is_of_this_run: bool
+    """Whether the database has all that it has acknowledged of the group."""
 
 
 class Statements:
@@ -148,10 +156,12 @@ class Statements:
 
     Args:
         using: The database alias.
+        run: What tells the present run of the database.
     """
 
-    def __init__(self, using: str) -> None:
+    def __init__(self, using: str, run: DatabaseRun) -> None:
         self._using = using
+        self._run_of_database = run
 
     def lock(self, names: Sequence[str], *, wait: bool = True) -> list[LockedGroup]:
         """Lock groups until the transaction ends, and return those that exist, by name.
@@ -174,8 +184,8 @@ class Statements:
                     self._run(_TOUCH_GROUPS, some)
                     rows += self._select(_SELECT_GROUPS, some)
         groups = (
-            LockedGroup(name, first, head, bool(cancelled), producer, renewed, changed)
-            for name, first, head, cancelled, producer, renewed, changed in rows
+            LockedGroup(name, first, head, bool(cancelled), producer, renewed, changed, bool(run))
+            for name, first, head, cancelled, producer, renewed, changed, run in rows
         )
         return sorted(groups)
 
@@ -350,7 +360,7 @@ class Statements:
         producer: int,
         renewed: int,
     ) -> None:
-        """Write where a group stands now."""
+        """Write where a group stands now, in the present run of the database."""
         self._run(_UPDATE_GROUP, [first, head, cancelled, producer, renewed, group])
 
     @property
@@ -397,18 +407,19 @@ class Statements:
 
     def _run(self, sql: str, parameters: Sequence[Any], **parts: Any) -> int:
         """Run a statement, and return how many rows it has changed."""
-        connection = self._connection
-        parts.setdefault("names", len(parameters))
-        with connection.cursor() as cursor:
-            cursor.execute(_completed(sql, connection.vendor, **parts), parameters)
+        with self._connection.cursor() as cursor:
+            cursor.execute(self._complete(sql, parameters, parts), parameters)
             return int(cursor.rowcount)
 
     def _select(self, sql: str, parameters: Sequence[Any], **parts: Any) -> list[Any]:
-        connection = self._connection
-        parts.setdefault("names", len(parameters))
-        with connection.cursor() as cursor:
-            cursor.execute(_completed(sql, connection.vendor, **parts), parameters)
+        with self._connection.cursor() as cursor:
+            cursor.execute(self._complete(sql, parameters, parts), parameters)
             return list(cursor.fetchall())
+
+    def _complete(self, sql: str, parameters: Sequence[Any], parts: dict[str, Any]) -> str:
+        parts.setdefault("names", len(parameters))
+        run = self._run_of_database.sql() if _RUN in sql else ""
+        return _completed(sql, self._connection.vendor, run=run, **parts)
 
 
 def _newest_places(entries: Sequence[NewEntry | Entry]) -> list[tuple[int, str]]:
@@ -429,6 +440,7 @@ def _completed(
     rows: int = 0,
     keys: int = 0,
     notify: bool = False,
+    run: str = "",
 ) -> str:
     """Return a statement with names and placeholders, as a database has them.
 
@@ -440,6 +452,7 @@ def _completed(
         rows: How many entries it has.
         keys: How many keys these entries have.
         notify: Whether it notifies.
+        run: What gives the present run of the database.
     """
     fixed = _names(vendor)
     return sql.format_map(
@@ -453,6 +466,7 @@ def _completed(
                 else ""
             ),
             "notify": _NOTIFY if notify else "",
+            "run": run,
         }
     )
 

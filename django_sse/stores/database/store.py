@@ -42,6 +42,7 @@ from django_sse.stores.clock import DatabaseTime, StoreClock, database_time
 from django_sse.stores.database.checks import check_database, refuse_schemas_of_tenants
 from django_sse.stores.database.connection import StoreConnection, is_in_memory
 from django_sse.stores.database.errors import FAILURES, is_conflict, is_locked, is_unusable
+from django_sse.stores.database.runs import FORGOTTEN, DatabaseRun
 from django_sse.stores.database.statements import LockedGroup, Statements
 from django_sse.stores.database.tables import Tables, batches
 from django_sse.stores.database.trimming import Trimming
@@ -83,6 +84,7 @@ class _Cursor(NamedTuple):
     time: int
     monotonic: float
     version: tuple[Any, int] | None
+    run: str
     is_read_only: bool = False
     is_unfinished: bool = False
     """Whether something is left of what nobody may have looked at for long."""
@@ -114,6 +116,9 @@ class DatabaseStore(EventStore):
     Args:
         using: The database alias of the tables.
         listen_alias: The alias that PostgreSQL's LISTEN uses; None for ``using``.
+        durable: The operator's promise that a PostgreSQL server which takes over has all that the
+            last one has acknowledged (synchronous replication). Streams then go on after a
+            failover. All processes must have the same value.
 
     Raises:
         ImproperlyConfigured: django-tenants keeps the tables outside the public schema.
@@ -121,7 +126,13 @@ class DatabaseStore(EventStore):
 
     crosses_processes = True
 
-    def __init__(self, *, using: str = DEFAULT_DB_ALIAS, listen_alias: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        using: str = DEFAULT_DB_ALIAS,
+        listen_alias: str | None = None,
+        durable: bool = False,
+    ) -> None:
         super().__init__(using=using)
         refuse_schemas_of_tenants(using)
         if using in connections and connections[using].vendor != "sqlite":
@@ -130,7 +141,8 @@ class DatabaseStore(EventStore):
         self._notifications = Notifications(using, self.listen_alias, self._in_reader)
         self._connection = StoreConnection(using)
         self._tables = Tables(using)
-        self._statements = Statements(using)
+        self._run = DatabaseRun(using, durable=durable)
+        self._statements = Statements(using, self._run)
         self._of_thread = local()
         self._trimming = Trimming(self._tables, self._statements, self._connection)
         self._reader = TimedThread("django-sse-store", self._connection.open)
@@ -258,7 +270,7 @@ class DatabaseStore(EventStore):
         version = self._connection.data_version()
         if cursor and version and version == cursor.version:
             return [], cursor
-        began, now = monotonic(), self._tables.now()
+        began, now, run = monotonic(), self._tables.now(), self._run.now()
         waiting = self._tables.outbox.order_by().values_list("group", flat=True).distinct()
         first_look, is_complete = cursor is None or cursor.is_unfinished, True
         hints = []
@@ -278,9 +290,15 @@ class DatabaseStore(EventStore):
             # Without a version, the next look comes back to what is left whether anything changes
             # or not.
             version = None
-        next_cursor = _Cursor(now, began, version, is_read_only, first_look and not is_complete)
-        if cursor and (cursor.clock_jumped(now) or (cursor.is_read_only and not is_read_only)):
-            # This may be another server, which took more events meanwhile.
+        next_cursor = _Cursor(
+            now, began, version, run, is_read_only, first_look and not is_complete
+        )
+        if cursor and (
+            cursor.clock_jumped(now)
+            or (cursor.is_read_only and not is_read_only)
+            or cursor.run != run
+        ):
+            # This may be another server, which has other events.
             return None, next_cursor
         if cursor:
             rows = self._tables.groups.filter(changed__gte=cursor.time - _SLACK)
@@ -299,11 +317,31 @@ class DatabaseStore(EventStore):
         with self._connection.without_waiting(), transaction.atomic(using=self.using):
             for row in self._statements.lock([name], wait=False):
                 if row.head < above:
-                    self._tables.delete(self._tables.stored.filter(group=name))
-                    self._tables.groups.filter(name=name).update(
-                        head=max(self._tables.now(), above + 1), changed=DatabaseTime()
-                    )
+                    self._renumber(row, above)
         return self.states([name])[name]
+
+    def _renumber(self, row: LockedGroup, above: int) -> None:
+        """Begin a new run of numbers of a locked group, and keep nothing older."""
+        self._tables.delete(self._tables.stored.filter(group=row.name))
+        self._statements.update(
+            row.name,
+            first=row.first,
+            head=max(self._tables.now(), above + 1),
+            cancelled=row.cancelled,
+            producer=row.producer,
+            renewed=row.renewed,
+        )
+
+    def forget(self) -> int:
+        names = list(self._tables.groups.filter(head__gt=0).order_by("name").values_list("name"))
+        for some in batches([name for [name] in names]):
+            with transaction.atomic(using=self.using):
+                # In the order of all who lock groups, so that there is no deadlock.
+                self._statements.lock(some)
+                self._tables.groups.filter(name__in=some).update(
+                    run=FORGOTTEN, changed=DatabaseTime()
+                )
+        return len(names)
 
     async def _in_reader(self, read: Callable[[], Result]) -> Result:
         """Run a read in the store's reader thread, on the connection that this thread keeps."""
@@ -390,6 +428,11 @@ class DatabaseStore(EventStore):
                         may_be_committed = True
                         return numbered[0], owner_hints + numbered[1]
                     rows = self._statements.lock(names, wait=wait)
+                    # In a transaction that nobody refuses, so that what is refused is asked anew.
+                    if forgotten := [row for row in rows if row.head and not row.is_of_this_run]:
+                        for row in forgotten:
+                            self._renumber(row, row.head)
+                        continue
                     if len(rows) == len(names):
                         waiting = self._statements.take_waiting(names)
                         # What a transaction published after a kick is not for the user whom it

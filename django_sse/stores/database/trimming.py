@@ -18,7 +18,8 @@ from django_sse.stores.database.errors import is_locked
 from django_sse.stores.database.statements import LockedGroup, Statements
 from django_sse.stores.database.tables import BATCH, Tables
 
-# What is dropped in one transaction, and how many groups are looked for at a time.
+# How many events are dropped in one transaction, and are looked at for their groups; and how many
+# groups are found at a time.
 _TRIM_EVENTS: Final = 1000
 _TRIM_GROUPS: Final = 100
 
@@ -31,6 +32,8 @@ class Trimming:
         self._tables = tables
         self._statements = statements
         self._connection = connection
+        # Found, and not trimmed yet: to look passes by all that was deleted since the last vacuum.
+        self._found: list[str] = []
 
     def run(self, seconds: float = inf, *, wait: bool = False) -> tuple[Dropped, bool]:
         """Drop old events and idle groups, one group after the other.
@@ -45,8 +48,10 @@ class Trimming:
         using, ends = self._tables.using, monotonic() + seconds
         events = groups = 0
         skipped: set[str] = set()
-        while names := self._groups_to_trim(skipped):
-            for name in names:
+        names, self._found = self._found, []
+        while names := names or self._groups_to_trim(skipped):
+            while names:
+                name = names.pop(0)
                 dropped = Dropped()
                 try:
                     with (
@@ -65,6 +70,7 @@ class Trimming:
                     skipped.add(name)
                 events, groups = events + dropped.events, groups + dropped.groups
                 if monotonic() >= ends:
+                    self._found = names
                     return Dropped(events, groups), True
         return Dropped(events, groups), False
 
@@ -81,7 +87,7 @@ class Trimming:
             .exclude(group__in=self._keeping_all(now).values("name"))
             .order_by("created")
         )
-        names = set(old.values_list("group", flat=True)[:_TRIM_GROUPS])
+        names = set(old.values_list("group", flat=True)[:_TRIM_EVENTS])
         # The second condition lets SQLite use the index.
         of_owners = self._tables.groups.filter(
             name__startswith=OWNER_PREFIX, name__gte=OWNER_PREFIX

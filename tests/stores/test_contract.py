@@ -22,7 +22,7 @@ from django_sse.stores.memory import MemoryStore, _Group
 from django_sse.stores.redis import RedisStore
 from django_sse.testing import EventStoreContract
 from tests import mysql, postgresql
-from tests.redis import RedisServer
+from tests.redis import RedisCluster, RedisSentinels, RedisServer
 
 
 class MemoryStoreTests(EventStoreContract, TransactionTestCase):
@@ -77,6 +77,24 @@ class ValkeyStoreTests(RedisStoreTests):
     @pytest.fixture(autouse=True)
     def _server(self, valkey_server: RedisServer) -> None:
         self.url = valkey_server.url
+
+
+@pytest.mark.once
+class RedisClusterTests(RedisStoreTests):
+    """On three masters, each with a replica."""
+
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_cluster: RedisCluster) -> None:
+        self.url = redis_cluster.url
+
+
+@pytest.mark.once
+class RedisSentinelTests(RedisStoreTests):
+    """On the master that Sentinels watch."""
+
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_sentinels: RedisSentinels) -> None:
+        self.url = redis_sentinels.url
 
 
 # Stores that break the contract, and the tests that tell

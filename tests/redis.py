@@ -388,6 +388,12 @@ class RedisCluster:
         master.kill()
         _until(lambda: self.ask(replica, "INFO", "replication")["role"] == "master")
 
+    def hand_over(self, master: RedisServer) -> None:
+        """Let a master and its replica change places; nothing is lost."""
+        replica = self.replica_of(master)
+        self.ask(replica, "CLUSTER", "FAILOVER")
+        _until(lambda: self.ask(replica, "INFO", "replication")["role"] == "master")
+
     def move_slot(
         self, slot: int, target: RedisServer, between: Callable[[], object] = lambda: None
     ) -> None:
@@ -479,11 +485,18 @@ class RedisSentinels:
         port = self.master.port
         return next(server for server in self.servers if server.port != port)
 
+    def masters(self) -> list[RedisServer]:
+        """Return the master, as those of a cluster."""
+        return [self.master]
+
     def until_whole(self) -> None:
         """Wait until both servers run, the replica is in step, and the Sentinels agree on it."""
-        for server in (*self.servers, *self.sentinels):
+        for server in self.servers:
             if not server.is_running:
                 server.start()
+                if server is not self.master:
+                    # The Sentinels would do so after some seconds.
+                    server.command("REPLICAOF", "127.0.0.1", self.master.port)
         _until(self._is_whole)
 
     def _is_whole(self) -> bool:
@@ -503,11 +516,20 @@ class RedisSentinels:
                 return False
         return True
 
-    def fail_over(self) -> None:
+    def fail_over(self, master: RedisServer) -> None:
         """Kill the master, and wait until the replica has taken over."""
-        old, new = self.master, self.replica
-        old.kill()
-        _until(lambda: {self._master_port(sentinel) for sentinel in self.sentinels} == {new.port})
+        new = self.replica
+        master.kill()
+        self._until_master(new)
+
+    def hand_over(self, master: RedisServer) -> None:
+        """Let the master and its replica change places."""
+        new = self.replica
+        _until(lambda: self.sentinels[0].command("SENTINEL", "FAILOVER", self.service)[:1] == b"+")
+        self._until_master(new)
+
+    def _until_master(self, server: RedisServer) -> None:
+        _until(lambda: {self._master_port(each) for each in self.sentinels} == {server.port})
 
     def kill(self) -> None:
         """Kill all servers."""

@@ -11,6 +11,9 @@ import redis.cluster
 import redis.sentinel
 from django.core import checks
 from django.views.decorators.debug import sensitive_variables
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from django_sse.stores.redis_url import Address, Place
 
@@ -114,7 +117,8 @@ class SentinelDiscovery:
     @sensitive_variables()
     def owners(self, known: Collection[Address]) -> dict[int, Address]:
         kind: Any = redis.sentinel.Sentinel
-        sentinels = kind(self._hosts, sentinel_kwargs=self._options)
+        options = {**self._options, "retry": Retry(NoBackoff(), 0)}
+        sentinels = kind(self._hosts, sentinel_kwargs=options)
         try:
             return {0: Address(*sentinels.discover_master(self._service))}
         except _ERRORS as error:
@@ -126,7 +130,8 @@ class SentinelDiscovery:
     @sensitive_variables()
     async def aowners(self, known: Collection[Address]) -> dict[int, Address]:
         kind: Any = redis.asyncio.sentinel.Sentinel
-        sentinels = kind(self._hosts, sentinel_kwargs=self._options)
+        options = {**self._options, "retry": AsyncRetry(NoBackoff(), 0)}
+        sentinels = kind(self._hosts, sentinel_kwargs=options)
         try:
             return {0: Address(*await sentinels.discover_master(self._service))}
         except _ERRORS as error:
@@ -138,8 +143,9 @@ class SentinelDiscovery:
     @sensitive_variables()
     def check(self) -> list[checks.CheckMessage]:
         names: set[str] = set()
+        options = {**self._options, "retry": Retry(NoBackoff(), 0)}
         for host, port in self._hosts:
-            sentinel: Any = redis.Redis(host=host, port=port, **self._options)
+            sentinel: Any = redis.Redis(host=host, port=port, **options)
             try:
                 names |= set(sentinel.sentinel_masters())
             except _ERRORS:

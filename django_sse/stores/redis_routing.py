@@ -65,13 +65,15 @@ class _Chain:
     asked: Address | None = None
     attempts: int = 1
 
+    @property
+    def sent(self) -> list[int]:
+        """The calls of the next attempt: one alone on the way of its keys, since keys of others may
+        still be where they were, and would come into being a second time."""
+        return self.left[:1] if self.asked else self.left
+
     def commands(self, calls: Sequence[Call]) -> list[tuple[Any, ...]]:
-        commands: list[tuple[Any, ...]] = []
-        for index in self.left:
-            if self.asked:
-                commands.append(("ASKING",))
-            commands.append(("EVALSHA", SHA, *calls[index]))
-        return commands
+        asking = [("ASKING",)] if self.asked else []
+        return [*asking, *(("EVALSHA", SHA, *calls[index]) for index in self.sent)]
 
 
 @dataclass
@@ -128,32 +130,27 @@ class _Plan:
         for address, chains in batches.items():
             answer = iter(replies[address]) if isinstance(replies[address], list) else None
             for chain in chains:
-                asking, chain.asked = chain.asked is not None, None
-                self._take_chain(chain, address, needs, answer or replies[address], asking=asking)
+                self._take_chain(chain, address, needs, answer or replies[address])
         return needs
 
-    def _take_chain(
-        self, chain: _Chain, address: Address, needs: _Needs, answer: Any, *, asking: bool
-    ) -> None:
-        refused: Any = None
-        first = len(chain.left)
-        for n, index in enumerate(chain.left):
-            if isinstance(answer, _NotSent | BaseException):
-                reply: Any = answer
-            else:
-                if asking:
-                    next(answer)
-                reply = next(answer)
-            if refused is None and self._is_refused(reply):
-                refused, first = reply, n
-            if refused is None:
-                self.replies[index] = reply
+    def _take_chain(self, chain: _Chain, address: Address, needs: _Needs, answer: Any) -> None:
+        sent = chain.sent
         if isinstance(answer, _NotSent | BaseException):
             needs.owners = True
-        chain.left = chain.left[first:]
-        if refused is None:
+            replies: list[Any] = [answer] * len(sent)
+        else:
+            if chain.asked:
+                next(answer)
+            replies = [next(answer) for _ in sent]
+        chain.asked = None
+        done = next((n for n, reply in enumerate(replies) if self._is_refused(reply)), len(sent))
+        for index, reply in zip(sent[:done], replies, strict=False):
+            self.replies[index] = reply
+        chain.left = chain.left[done:]
+        if not chain.left:
             self.chains.remove(chain)
-        elif not self._goes_on(chain, address, needs, refused):
+        elif done < len(sent) and not self._goes_on(chain, address, needs, replies[done]):
+            refused = replies[done]
             self._give_up(chain, refused.error if isinstance(refused, _NotSent) else refused)
 
     def _is_refused(self, reply: Any) -> bool:
@@ -215,6 +212,7 @@ class RoutedServers(Servers):
     def __init__(self, discovery: Discovery, slot_of: Callable[[str], int], place: Place) -> None:
         self._discovery = discovery
         self._slot_of = slot_of
+        self._example = place.hosts[0]
         self._tls = place.tls
         self._options = {**OPTIONS, "db": place.db, **place.options}
         self._lock = ForkSafeLock()
@@ -279,6 +277,8 @@ class RoutedServers(Servers):
             await readers.disconnect()
 
     def check(self) -> list[checks.CheckMessage]:
+        # Fails if redis-py has no such option.
+        self._client(self._example).connection_pool.make_connection()
         return self._discovery.check()
 
     def _slots(self, calls: Sequence[Call]) -> list[int]:

@@ -11,6 +11,8 @@ from django.views.decorators.debug import sensitive_variables
 from redis.connection import parse_url
 
 _SEVERAL: Final = re.compile(r"(rediss?)\+(\w+)://")
+# What a Sentinel accepts.
+_SERVICE: Final = re.compile(r"[A-Za-z0-9.\-_]+", re.ASCII)
 _PORTS: Final = {"cluster": 6379, "sentinel": 26379}
 # The messages of redis-py are left out, since they may contain a part of the password.
 BAD_URL: Final = "The redis store's `url` is not accepted by redis-py. It is not shown here."
@@ -71,6 +73,9 @@ def place_in(url: str) -> Place | None:
         options.pop(name, None)
     path = [unquote(part) for part in parts.path.split("/") if part]
     service = path.pop(0) if kind == "sentinel" and path and not path[0].isdigit() else None
+    if service and not _SERVICE.fullmatch(service):
+        # It may be a part of the password.
+        raise ImproperlyConfigured(BAD_URL)
     if kind == "sentinel" and service is None:
         raise ImproperlyConfigured(
             _BAD.format(

@@ -6,24 +6,39 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from traceback import format_exception
 from typing import Any
 
 import pytest
 import redis
 from asgiref.sync import sync_to_async
 from django.test import override_settings
+from redis.crc import key_slot
 
 from django_sse import PartlyPublished, aposition, apublish_many, publish
 from django_sse.exceptions import GroupCancelled
 from django_sse.groups.numbering import HeadMoved
-from django_sse.stores import get_store, redis_routing
+from django_sse.stores import get_store, redis_routing, redis_script
 from django_sse.stores.redis import RedisStore
 from django_sse.stores.redis_keys import ClusterKeys
 from django_sse.streaming.roster import log_of
-from django_sse.testing.stores import append, begin, close, event, expecting, produced, state, texts
+from django_sse.testing.stores import (
+    append,
+    append_events,
+    begin,
+    close,
+    event,
+    expecting,
+    produced,
+    state,
+    texts,
+)
 from django_sse.testing.threads import in_thread
 from tests.clients import connected
-from tests.redis import RedisCluster, RedisSentinels, RedisServer
+from tests.live.nginx import make_certificate
+from tests.ports import free_port
+from tests.redis import RedisCluster, RedisSentinels, RedisServer, serve
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -148,8 +163,8 @@ def test_the_groups_of_a_cluster_are_spread_evenly_over_its_slots() -> None:
 def test_all_keys_of_a_group_are_in_the_slot_of_its_changes(group: str) -> None:
     shard = KEYS.shard(group)
     keys = [*KEYS.of_group(group), KEYS.changes(shard), KEYS.producing(shard)]
-    assert len({redis.cluster.key_slot(key.encode()) for key in keys}) == 1
-    assert {KEYS.slot(key) for key in keys} == {redis.cluster.key_slot(keys[0].encode())}
+    assert len({key_slot(key.encode()) for key in keys}) == 1
+    assert {KEYS.slot(key) for key in keys} == {key_slot(keys[0].encode())}
     # One step tells who is there and writes it to their log.
     assert KEYS.shard(log_of(group)) == shard
 
@@ -176,7 +191,7 @@ async def test_many_groups_are_published_to_by_one_pipeline_for_each_server(
     redis_cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[int] = []
-    send = redis_routing.send
+    send = redis_script.send
 
     def note(connection: Any, commands: Any) -> None:
         sent.append(connection.port)
@@ -273,7 +288,7 @@ async def test_a_group_whose_keys_are_on_two_servers_is_waited_for(
     group = group_on(redis_cluster, one)
     await until_running_for_a_while(one, another)
     async with store_on(redis_cluster) as store:
-        numbers = await append(store, event(group, "a"))
+        [first] = await append_events(store, event(group, "a"))
         tasks: list[Any] = []
         loop = asyncio.get_running_loop()
 
@@ -289,7 +304,7 @@ async def test_a_group_whose_keys_are_on_two_servers_is_waited_for(
         assert count >= 3
         read = await store.aread(group, 0, 100)
         assert texts(read) == ["a", *["x"] * count]
-        assert [entry.number for entry in read] == [numbers[0] + n for n in range(count + 1)]
+        assert [entry.number for entry in read] == [first + n for n in range(count + 1)]
 
 
 async def test_a_slot_that_moves_to_a_server_that_began_later_is_taken_for_lost(
@@ -434,10 +449,93 @@ async def test_a_failover_of_sentinels_costs_what_the_master_forgot_and_a_reset(
     with published_to(redis_sentinels.url):
         async with following("news") as [follower], publishing("news") as [publisher]:
             await publisher.more()
-            await asyncio.to_thread(redis_sentinels.fail_over)
+            await asyncio.to_thread(redis_sentinels.fail_over, redis_sentinels.master)
             await follower.until(lambda: len(follower.stretches) > 1)
             await publisher.more(50)
             await publisher.stop()
             last = publisher.acknowledged[-1]
             await follower.until(lambda: last in follower.texts[-1:])
             assert_nothing_is_missed(publisher, follower)
+
+
+# TLS, users and passwords
+
+ADD_USER = ("ACL", "SETUSER", "events", "on", ">pa55word", "~*", "+@all")
+
+
+@contextmanager
+def serve_securely(directory: Path) -> Iterator[int]:
+    """Run a cluster of one server with a user. Returns the port where it speaks TLS."""
+    make_certificate(directory)
+    tls_port = free_port()
+    tls = {
+        "tls-port": str(tls_port),
+        "tls-cert-file": f"{directory}/certificate.pem",
+        "tls-key-file": f"{directory}/key.pem",
+        "tls-ca-cert-file": f"{directory}/certificate.pem",
+        "tls-auth-clients": "no",
+        # It says where it speaks TLS to who asks by TLS.
+        "tls-cluster": "yes",
+    }
+    cluster = {"cluster-enabled": "yes", "cluster-port": str(free_port())}
+    with serve(**tls, **cluster) as server:
+        server.command(*ADD_USER)
+        server.command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        while b"cluster_state:ok" not in server.command("CLUSTER", "INFO"):
+            time.sleep(0.02)
+        yield tls_port
+
+
+async def test_a_cluster_with_tls_and_users_and_no_error_shows_the_password(
+    tmp_path: Path,
+) -> None:
+    with serve_securely(tmp_path) as port:
+        # redis-py asks for 127.0.0.1, which is not in the certificate.
+        trusting = f"?ssl_ca_certs={tmp_path}/certificate.pem&ssl_check_hostname=no"
+        where = f"localhost:{port}/0{trusting}"
+        store = RedisStore(url=f"rediss+cluster://events:pa55word@{where}")
+        assert store.check() == []
+        await append(store, event("news", "a"), event("sport", "b"))
+        assert texts(await store.aread("news", 0, 10)) == ["a"]
+        await store.aclose()
+        for url in (
+            f"rediss+cluster://events:another-pa55word@{where}",
+            f"rediss+cluster://events:pa55word@localhost:{port}",
+            f"redis+cluster://events:pa55word@localhost:{port}",
+        ):
+            store = RedisStore(url=url)
+            assert store.check() == []
+            for attempt in (append(store, event("news", "a")), store.aread("news", 0, 10)):
+                with pytest.raises(redis.ConnectionError, match=f"localhost:{port}") as raised:
+                    await attempt
+                assert "pa55word" not in "".join(format_exception(raised.value))
+            assert "pa55word" not in store.address
+            await store.aclose()
+
+
+async def test_sentinels_have_a_password_of_their_own(tmp_path: Path) -> None:
+    with serve() as server:
+        server.command(*ADD_USER)
+        (tmp_path / "sentinel.conf").write_text(f"sentinel monitor main 127.0.0.1 {server.port} 1")
+        sentinel = RedisServer(tmp_path, None, "sentinel.conf", "--sentinel")
+        sentinel.start()
+        sentinel.command("ACL", "SETUSER", "asking", "on", ">pa55word2", "+@all")
+        sentinel.command("ACL", "SETUSER", "default", "off")
+        try:
+            address = f"127.0.0.1:{sentinel.port}/main/0"
+            who = "sentinel_username=asking&sentinel_password=pa55word2"
+            store = RedisStore(url=f"redis+sentinel://events:pa55word@{address}?{who}")
+            assert store.check() == []
+            await append(store, event("news", "a"))
+            assert texts(await store.aread("news", 0, 10)) == ["a"]
+            with redis.Redis(port=server.port) as client:
+                users = {one["user"] for one in client.client_list() if one["cmd"] == "evalsha"}
+            assert users == {"events"}
+            await store.aclose()
+            store = RedisStore(url=f"redis+sentinel://events:pa55word@{address}")
+            with pytest.raises(redis.ConnectionError, match="No Sentinel knows a master") as raised:
+                await store.aread("news", 0, 10)
+            assert "pa55word" not in "".join(format_exception(raised.value))
+            await store.aclose()
+        finally:
+            sentinel.kill()

@@ -382,10 +382,19 @@ class RedisCluster:
             and any("myself" in node[2] and node[3] == name for node in self.nodes(server))
         )
 
-    def fail_over(self, master: RedisServer) -> None:
-        """Kill a master, and wait until its replica has taken over."""
+    def fail_over(
+        self, master: RedisServer, meanwhile: Callable[[], object] = lambda: None
+    ) -> None:
+        """Kill a master, and wait until its replica has taken over.
+
+        Args:
+            meanwhile: Called before. The replica gets nothing of what is written then.
+        """
         replica = self.replica_of(master)
+        replica.pause()
+        meanwhile()
         master.kill()
+        replica.resume()
         _until(lambda: self.ask(replica, "INFO", "replication")["role"] == "master")
 
     def hand_over(self, master: RedisServer) -> None:
@@ -512,15 +521,38 @@ class RedisSentinels:
                 return False
             if state["is_sdown"] or state["is_odown"] or len(replicas) != 1:
                 return False
+            if "failover_in_progress" in str(state["flags"]):
+                return False
             if replicas[0]["is_sdown"] or replicas[0]["master-link-status"] != "ok":
                 return False
         return True
 
-    def fail_over(self, master: RedisServer) -> None:
-        """Kill the master, and wait until the replica has taken over."""
+    def fail_over(
+        self, master: RedisServer, meanwhile: Callable[[], object] = lambda: None
+    ) -> None:
+        """Kill the master, and wait until the replica has taken over: as that of a cluster."""
         new = self.replica
+        new.pause()
+        meanwhile()
         master.kill()
+        new.resume()
         self._until_master(new)
+
+    def replace(self, master: RedisServer) -> None:
+        """Let the master hang until the replica has taken over, and then go on as a master.
+
+        The Sentinels cannot tell it, until ``tell``.
+        """
+        new = self.replica
+        master.command("ACL", "SETUSER", "default", "-slaveof", "-replicaof")
+        master.pause()
+        self._until_master(new)
+        master.resume()
+
+    def tell(self, old: RedisServer) -> None:
+        """Let a master that was replaced know of it."""
+        old.command("ACL", "SETUSER", "default", "+@all")
+        old.command("REPLICAOF", "127.0.0.1", self.master.port)
 
     def hand_over(self, master: RedisServer) -> None:
         """Let the master and its replica change places."""

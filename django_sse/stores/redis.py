@@ -54,11 +54,15 @@ class _Cursor(NamedTuple):
 
 
 class RedisStore(EventStore):
-    """Keeps events in Redis.
+    """Keeps events in Redis: on one server, in a Redis Cluster, or where Sentinels say.
 
     Redis may forget what it acknowledged when it restarts or another server takes over. The store
     notices this by the server's ``run_id`` and its last promotion. If one of them changes, each
     group begins a new run of numbers as soon as it is used, and clients get a ``reset``.
+
+    In a cluster, groups are kept in a few slots, each with a set of changes. A call appends to all
+    groups of a slot or to none. A group goes on with its numbers if its slot moves to a server that
+    cannot have lost any of its events since.
 
     Inside a transaction on ``using``, a cancel or a reopen takes effect at the commit. If the
     process dies between the commit and its hook, what it published is lost.
@@ -68,8 +72,10 @@ class RedisStore(EventStore):
     twice.
 
     Args:
-        url: The URL of the server, in the form that redis-py accepts.
-        prefix: The prefix of the keys in Redis.
+        url: The URL of the server, in the form that redis-py accepts. Or
+            ``redis+cluster://host:6379,host:6379``, or
+            ``redis+sentinel://host:26379,host:26379/service/0``.
+        prefix: The prefix of the keys in Redis, without braces in a cluster.
         durable: The operator's promise that Redis forgets nothing (``appendfsync always``, and no
             failover to a replica that may be behind). Streams then go on after a restart. All
             processes must have the same value.
@@ -169,10 +175,10 @@ class RedisStore(EventStore):
 
     async def alapsed(self, seconds: float) -> list[Lease]:
         age = seconds * 1_000_000
-        lapsed: list[Lease] = []
-        for shard in self._keys.shards:
-            lapsed += await self._alapsed(self._keys.producing(shard), age)
-        return lapsed
+        of_shards = await asyncio.gather(
+            *(self._alapsed(self._keys.producing(shard), age) for shard in self._keys.shards)
+        )
+        return list(chain.from_iterable(of_shards))
 
     async def _alapsed(self, producing: str, age: float) -> list[Lease]:
         lapsed: list[Lease] = []
@@ -201,7 +207,8 @@ class RedisStore(EventStore):
 
     async def aclose(self) -> None:
         await super().aclose()
-        await self._servers.adisconnect()
+        if "_servers" in vars(self):
+            await self._servers.adisconnect()
 
     # Appending
 

@@ -1,6 +1,7 @@
 """Finds out which server has which slot now: in a Redis Cluster, or behind Sentinels."""
 
 from collections.abc import Collection, Iterable
+from math import inf
 from typing import Any, Final, Protocol
 
 import redis
@@ -28,6 +29,9 @@ _ERRORS: Final = (redis.RedisError, redis.exceptions.RedisClusterException, OSEr
 class Discovery(Protocol):
     """Finds the servers with the data."""
 
+    holds_for: float
+    """After how many seconds an answer is to be asked for again."""
+
     def owners(self, known: Collection[Address]) -> dict[int, Address]:
         """Return the server that has each slot.
 
@@ -52,6 +56,9 @@ class ClusterDiscovery:
         place: What the URL says.
         slots: The slots that matter.
     """
+
+    # A server that has lost a slot hears of it within moments, and says so.
+    holds_for = inf
 
     def __init__(self, place: Place, slots: Collection[int]) -> None:
         self._hosts = list(place.hosts)
@@ -108,6 +115,10 @@ class ClusterDiscovery:
 
 class SentinelDiscovery:
     """Asks the Sentinels for the master of their service. All slots are the master's."""
+
+    # A master that comes back after a failover does not know of it until the Sentinels tell it,
+    # which takes them 8 seconds and more. It then forgets all that it has acknowledged meanwhile.
+    holds_for = 2.0
 
     def __init__(self, place: Place) -> None:
         self._hosts = list(place.hosts)

@@ -1,9 +1,10 @@
 """Sends each call of the redis store to the server that has its keys now."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any, Final
 
 import redis
@@ -103,6 +104,8 @@ class _Plan:
             chains.setdefault(slot, _Chain(slot, [])).left.append(index)
         self.chains = list(chains.values())
         self.moved: dict[int, Address] = {}
+        # Whether a slot is nobody's, as during a failover.
+        self.lacks_owner = False
         self._can_repeat = can_repeat
         self._until = monotonic() + _FOLLOWING_SECONDS
 
@@ -114,6 +117,7 @@ class _Plan:
             if owner:
                 batches.setdefault(owner, []).append(chain)
             else:
+                self.lacks_owner = True
                 self._give_up(chain, ClusterError("No server of the Redis Cluster has the slot."))
         return dict(sorted(batches.items()))
 
@@ -217,9 +221,9 @@ class RoutedServers(Servers):
         self._options = {**OPTIONS, "db": place.db, **place.options}
         self._lock = ForkSafeLock()
         self._looking = ForkSafeLock()
-        # Who has which slot, as far as it is known, and whether that has to be asked again.
+        # Who has which slot, as far as it is known, and when that is to be asked again.
         self._owners: dict[int, Address] = {}
-        self._is_stale = True
+        self._ask_at = 0.0
         self._clients: dict[Address, redis.Redis] = {}
         self._readers: dict[asyncio.AbstractEventLoop, _Readers] = {}
 
@@ -232,14 +236,16 @@ class RoutedServers(Servers):
                 plan.fail(error)
             batches = plan.batches(self._owners)
             needs = plan.take(batches, self._send(plan, batches))
-            self._note(needs)
+            if needs.owners or plan.lacks_owner:
+                self._ask_at = 0.0
             if plan.chains:
                 for address in needs.script:
                     self._load_script(address)
                 if needs.runs:
                     plan.trust(self._runs())
                 if needs.pause:
-                    sleep(_PAUSE_SECONDS)
+                    # Not imported by its name: gevent and eventlet may replace it.
+                    time.sleep(_PAUSE_SECONDS)
         return plan.replies
 
     async def arun(self, calls: Sequence[Call]) -> list[Any]:
@@ -258,7 +264,8 @@ class RoutedServers(Servers):
                 )
             )
             needs = plan.take(batches, dict(zip(batches, answers, strict=True)))
-            self._note(needs)
+            if needs.owners or plan.lacks_owner:
+                self._ask_at = 0.0
             if plan.chains:
                 for address in needs.script:
                     await readers.ask(address, [("SCRIPT LOAD", SCRIPT)])
@@ -286,17 +293,17 @@ class RoutedServers(Servers):
 
     def _look(self, plan: _Plan) -> None:
         """Find out who has which slot, if that is not known."""
-        if self._is_stale:
+        if monotonic() >= self._ask_at:
             # One thread asks for all.
             with self._looking:
-                if self._is_stale:
+                if monotonic() >= self._ask_at:
                     self._learn(self._discovery.owners(self._known()), plan)
 
     async def _alook(self, plan: _Plan, readers: "_Readers") -> None:
         """Do what ``_look`` does, on the running loop."""
-        if self._is_stale:
+        if monotonic() >= self._ask_at:
             async with readers.looking:
-                if self._is_stale:
+                if monotonic() >= self._ask_at:
                     self._learn(await self._discovery.aowners(self._known()), plan)
 
     def _known(self) -> set[Address]:
@@ -306,16 +313,12 @@ class RoutedServers(Servers):
         with self._lock:
             # A server that knows of a move says so sooner than others have heard of it.
             self._owners = {**owners, **plan.moved}
-            self._is_stale = False
+            self._ask_at = monotonic() + self._discovery.holds_for
             addresses = set(self._owners.values())
             # The connections of the others are closed once nobody uses them.
             self._clients = {
                 address: client for address, client in self._clients.items() if address in addresses
             }
-
-    def _note(self, needs: _Needs) -> None:
-        if needs.owners:
-            self._is_stale = True
 
     # Synchronous
 
@@ -370,7 +373,7 @@ class RoutedServers(Servers):
             self._client(address).script_load(SCRIPT)
         except _BROKEN:
             # The next attempt fails alike.
-            self._is_stale = True
+            self._ask_at = 0.0
 
     def _runs(self) -> list[bytes]:
         runs: list[bytes] = []

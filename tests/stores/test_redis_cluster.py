@@ -16,10 +16,12 @@ from asgiref.sync import sync_to_async
 from django.test import override_settings
 from redis.crc import key_slot
 
-from django_sse import PartlyPublished, aposition, apublish_many, publish
+from django_sse import Event, PartlyPublished, acancel, aposition, apublish_many, publish
+from django_sse.broadcasts import _publish_now
 from django_sse.exceptions import GroupCancelled
 from django_sse.groups.numbering import HeadMoved
 from django_sse.stores import get_store, redis_routing, redis_script
+from django_sse.stores import redis as redis_store
 from django_sse.stores.redis import RedisStore
 from django_sse.stores.redis_keys import ClusterKeys
 from django_sse.streaming.roster import log_of
@@ -118,6 +120,13 @@ class Publishing:
         async with asyncio.timeout(SECONDS):
             while len(self.acknowledged) < enough:
                 await asyncio.sleep(0.01)
+
+    def wait_for_more(self, count: int = 20) -> None:
+        """Do what ``more`` does, in a thread."""
+        enough = len(self.acknowledged) + count
+        deadline = time.monotonic() + SECONDS
+        while len(self.acknowledged) < enough and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     async def stop(self) -> None:
         self._done.set()
@@ -255,6 +264,42 @@ async def test_an_error_says_what_was_published_and_streams_get_it(
         assert await get_store().aread(there, 0, 10) == []
         with refusing_writes(another), pytest.raises(redis.ResponseError, match="NOREPLICAS"):
             await apublish_many([(there, "alone")])
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What refuses an entry has happened right after the servers were asked."""
+    monkeypatch.setattr(redis_store, "_can_be_refused", lambda entry: False)
+
+
+async def test_a_group_that_is_cancelled_in_that_moment_is_told_of(
+    redis_cluster: RedisCluster, unchecked: None
+) -> None:
+    one, another, _ = redis_cluster.masters()
+    here, there = group_on(redis_cluster, one), group_on(redis_cluster, another)
+    with published_to(redis_cluster.url):
+        await acancel(there)
+        with pytest.raises(PartlyPublished) as raised:
+            await apublish_many([(here, "a"), (there, "b")])
+        assert (raised.value.published, raised.value.failed) == ((here,), (there,))
+        assert isinstance(raised.value.__cause__, GroupCancelled)
+        # A broadcast leaves out what is cancelled, and does not publish the others again.
+        await sync_to_async(_publish_now)([(there, Event("c")), (here, Event("d"))])
+        assert texts(await get_store().aread(here, 0, 10)) == ["a", "d"]
+
+
+async def test_what_expects_a_head_goes_before_what_follows_from_it(
+    redis_cluster: RedisCluster, unchecked: None
+) -> None:
+    one, another, _ = redis_cluster.masters()
+    here, there = group_on(redis_cluster, one), group_on(redis_cluster, another)
+    async with store_on(redis_cluster) as store:
+        with pytest.raises(HeadMoved):
+            await append(store, event(there, "told"), expecting(here, 7), event(here, "x"))
+        assert await store.aread(there, 0, 10) == []
+        head = (await state(store, here)).head
+        numbers = await append(store, event(there, "told"), expecting(here, head), event(here, "x"))
+        assert [bool(number) for number in numbers] == [True, False, True]
 
 
 # What moves
@@ -425,7 +470,8 @@ async def test_a_master_of_a_cluster_that_is_killed_costs_what_it_forgot_and_a_r
         ):
             for publisher in publishers:
                 await publisher.more()
-            await asyncio.to_thread(redis_cluster.fail_over, one)
+            forgotten = publishers[0].wait_for_more
+            await asyncio.to_thread(redis_cluster.fail_over, one, forgotten)
             for publisher in publishers:
                 await publisher.more(50)
             # Published after the reset.
@@ -438,8 +484,9 @@ async def test_a_master_of_a_cluster_that_is_killed_costs_what_it_forgot_and_a_r
                 assert_nothing_is_missed(publisher, follower)
             # Those of the other masters go on.
             assert len(followers[1].stretches) == 1
-        history = await get_store().aread(lost, 0, 100_000)
-        assert texts(history)[-1] == publishers[0].acknowledged[-1]
+        history = texts(await get_store().aread(lost, 0, 100_000))
+        assert history[-1] == publishers[0].acknowledged[-1]
+        assert len({*publishers[0].acknowledged} - {*history}) >= 20
 
 
 async def test_a_failover_of_sentinels_costs_what_the_master_forgot_and_a_reset(
@@ -449,13 +496,37 @@ async def test_a_failover_of_sentinels_costs_what_the_master_forgot_and_a_reset(
     with published_to(redis_sentinels.url):
         async with following("news") as [follower], publishing("news") as [publisher]:
             await publisher.more()
-            await asyncio.to_thread(redis_sentinels.fail_over, redis_sentinels.master)
+            await asyncio.to_thread(
+                redis_sentinels.fail_over, redis_sentinels.master, publisher.wait_for_more
+            )
             await follower.until(lambda: len(follower.stretches) > 1)
             await publisher.more(50)
             await publisher.stop()
             last = publisher.acknowledged[-1]
             await follower.until(lambda: last in follower.texts[-1:])
             assert_nothing_is_missed(publisher, follower)
+
+
+async def test_a_master_that_goes_on_after_a_failover_is_left_before_it_knows(
+    redis_sentinels: RedisSentinels,
+) -> None:
+    await asyncio.to_thread(redis_sentinels.until_whole)
+    old = redis_sentinels.master
+    try:
+        with published_to(redis_sentinels.url):
+            async with following("news") as [follower], publishing("news") as [publisher]:
+                await publisher.more()
+                await asyncio.to_thread(redis_sentinels.replace, old)
+                await follower.until(lambda: len(follower.stretches) > 1)
+                await publisher.more()
+                await publisher.stop()
+                last = publisher.acknowledged[-1]
+                await follower.until(lambda: last in follower.texts[-1:])
+                assert_nothing_is_missed(publisher, follower)
+                assert b"role:master" in old.command("INFO", "replication")
+            assert texts(await get_store().aread("news", 0, 100_000))[-1] == last
+    finally:
+        redis_sentinels.tell(old)
 
 
 # TLS, users and passwords

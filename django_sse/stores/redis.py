@@ -44,6 +44,7 @@ _REFUSALS: Final[dict[int, Callable[[str], Exception]]] = {
     -2: AlreadyProducing,
     -3: HeadMoved,
 }
+_SURE: Final = (GroupCancelled, AlreadyProducing, HeadMoved)
 
 
 class _Cursor(NamedTuple):
@@ -234,7 +235,7 @@ class RedisStore(EventStore):
 
         Raises:
             PartlyPublished: Some shards have failed.
-            Exception: All of them have failed: the first one's error.
+            Exception: All of them have failed: the error of one.
         """
         numbers: dict[int, list[int | None]] = {}
         hints: list[Hint] = []
@@ -257,7 +258,8 @@ class RedisStore(EventStore):
                 except Exception as error:
                     failures[shard] = error
         if failures:
-            [first, *_] = failures.values()
+            # What says that nothing was done comes last: others may not be sure.
+            first = min(failures.values(), key=lambda error: isinstance(error, _SURE))
             if not numbers:
                 raise first
             failed = [entry.group for shard in failures for entry in shards[shard]]

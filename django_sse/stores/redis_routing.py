@@ -2,8 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from time import monotonic
 from typing import Any, Final
 
@@ -224,6 +226,8 @@ class RoutedServers(Servers):
         # Who has which slot, as far as it is known, and when that is to be asked again.
         self._owners: dict[int, Address] = {}
         self._ask_at = 0.0
+        # When they were asked in vain the last time, and what came of it.
+        self._failure: tuple[float, redis.ConnectionError] = (-inf, redis.ConnectionError())
         self._clients: dict[Address, redis.Redis] = {}
         self._readers: dict[asyncio.AbstractEventLoop, _Readers] = {}
 
@@ -292,19 +296,52 @@ class RoutedServers(Servers):
         return [self._slot_of(call[1]) for call in calls]
 
     def _look(self, plan: _Plan) -> None:
-        """Find out who has which slot, if that is not known."""
-        if monotonic() >= self._ask_at:
-            # One thread asks for all.
-            with self._looking:
-                if monotonic() >= self._ask_at:
+        """Find out who has which slot, if that is not known.
+
+        Raises:
+            redis.ConnectionError: Nobody tells.
+        """
+        asked = monotonic()
+        if asked < self._ask_at:
+            return
+        # One thread asks for all that wait.
+        with self._looking:
+            if self._is_unanswered(asked):
+                with self._noting_failure():
                     self._learn(self._discovery.owners(self._known()), plan)
 
     async def _alook(self, plan: _Plan, readers: "_Readers") -> None:
         """Do what ``_look`` does, on the running loop."""
-        if monotonic() >= self._ask_at:
-            async with readers.looking:
-                if monotonic() >= self._ask_at:
+        asked = monotonic()
+        if asked < self._ask_at:
+            return
+        async with readers.looking:
+            if self._is_unanswered(asked):
+                with self._noting_failure():
                     self._learn(await self._discovery.aowners(self._known()), plan)
+
+    def _is_unanswered(self, asked: float) -> bool:
+        """Whether nobody has found out since a time.
+
+        Raises:
+            redis.ConnectionError: Somebody has tried since, in vain.
+        """
+        if monotonic() < self._ask_at:
+            return False
+        failed_at, error = self._failure
+        if failed_at < asked:
+            return True
+        # As many as wait would try one after the other, and each of them for seconds.
+        raise redis.ConnectionError(*error.args) from None
+
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        began = monotonic()
+        try:
+            yield
+        except redis.ConnectionError as error:
+            self._failure = began, error
+            raise
 
     def _known(self) -> set[Address]:
         return set(self._owners.values())

@@ -529,6 +529,31 @@ async def test_a_master_that_goes_on_after_a_failover_is_left_before_it_knows(
         redis_sentinels.tell(old)
 
 
+@pytest.mark.parametrize(
+    "url", ["redis+cluster://127.0.0.1:1", "redis+sentinel://127.0.0.1:1/main"]
+)
+async def test_however_many_wait_while_no_server_is_found_few_look_for_one(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisStore(url=url)
+    servers = store._servers
+    assert isinstance(servers, redis_routing.RoutedServers)
+    looks: list[float] = []
+    aowners = servers._discovery.aowners
+
+    async def note(known: Any) -> Any:
+        looks.append(time.monotonic())
+        await asyncio.sleep(0.01)
+        return await aowners(known)
+
+    monkeypatch.setattr(servers._discovery, "aowners", note)
+    reading = [store.aread("news", 0, 10) for _ in range(200)]
+    failures = await asyncio.gather(*reading, return_exceptions=True)
+    assert {type(failure) for failure in failures} == {redis.ConnectionError}
+    assert len(looks) <= 2
+    await store.aclose()
+
+
 # TLS, users and passwords
 
 ADD_USER = ("ACL", "SETUSER", "events", "on", ">pa55word", "~*", "+@all")

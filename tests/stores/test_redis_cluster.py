@@ -352,6 +352,29 @@ async def test_a_group_whose_keys_are_on_two_servers_is_waited_for(
         assert [entry.number for entry in read] == [first + n for n in range(count + 1)]
 
 
+async def test_a_group_that_is_new_while_its_slot_moves_is_refused_after_a_while(
+    redis_cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis cannot tell where it belongs: none of its keys is here or there."""
+    monkeypatch.setattr(redis_routing, "_FOLLOWING_SECONDS", 0.2)
+    one, another, *_ = redis_cluster.masters()
+    group = group_on(redis_cluster, one)
+    refusals: list[BaseException] = []
+    async with store_on(redis_cluster) as store:
+
+        def publish_meanwhile() -> None:
+            with pytest.raises(redis.exceptions.TryAgainError) as raised:
+                store.append([event(group, "too early")], lambda hints: None)
+            refusals.append(raised.value)
+
+        move = redis_cluster.move_slot
+        await in_thread(lambda: move(slot_of(group), another, publish_meanwhile))
+        assert len(refusals) == 1
+        assert await store.aread(group, 0, 10) == []
+        await append(store, event(group, "a"))
+        assert texts(await store.aread(group, 0, 10)) == ["a"]
+
+
 async def test_a_slot_that_moves_to_a_server_that_began_later_is_taken_for_lost(
     redis_cluster: RedisCluster,
 ) -> None:

@@ -175,6 +175,8 @@ class _Plan:
             needs.runs = True
         elif isinstance(refused, AskError):
             chain.asked = Address(refused.host or address.host, refused.port)
+            # The other server says whether all of its keys are there.
+            return True
         elif isinstance(refused, MovedError):
             self.moved[chain.slot] = Address(refused.host or address.host, refused.port)
             # Where one slot has gone, others have gone, too.

@@ -47,6 +47,11 @@ _ATTEMPTS: Final = 2
 # The script's error for a group that another server's run has written: see `redis.lua`.
 _FOREIGN: Final = "FOREIGN"
 _ASK_RUNS: Final = "?"
+_REDIRECTIONS: Final[dict[str, Callable[[str], ResponseError]]] = {
+    "ASK": AskError,
+    "MOVED": MovedError,
+    "TRYAGAIN": TryAgainError,
+}
 # A connection that has failed says so by one of these.
 _BROKEN: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
 
@@ -147,7 +152,7 @@ class _Plan:
         else:
             if chain.asked:
                 next(answer)
-            replies = [next(answer) for _ in sent]
+            replies = [_typed(next(answer)) for _ in sent]
         chain.asked = None
         done = next((n for n, reply in enumerate(replies) if self._is_refused(reply)), len(sent))
         for index, reply in zip(sent[:done], replies, strict=False):
@@ -492,6 +497,16 @@ def _run_in(replies: Any) -> list[bytes]:
         if isinstance(replies, list)
         else []
     )
+
+
+def _typed(reply: Any) -> Any:
+    """Return a reply. An error that sends elsewhere has its class, which older versions of redis-py
+    give it on their own connections to a cluster alone."""
+    if type(reply) is ResponseError:
+        code, _, rest = str(reply).partition(" ")
+        if kind := _REDIRECTIONS.get(code):
+            return kind(rest)
+    return reply
 
 
 def _is_foreign(reply: Any) -> bool:

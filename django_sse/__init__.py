@@ -2,7 +2,13 @@
 
 from django_sse.access.owners import user_group
 from django_sse.event import Event
-from django_sse.exceptions import EventStreamError, GroupCancelled, InvalidEvent, InvalidGroup
+from django_sse.exceptions import (
+    EventStreamError,
+    GroupCancelled,
+    InvalidEvent,
+    InvalidGroup,
+    PartlyPublished,
+)
 from django_sse.groups.names import group_name
 from django_sse.groups.namespaces import channel_group
 from django_sse.publishing import (
@@ -31,6 +37,7 @@ __all__ = [
     "GroupCancelled",
     "InvalidEvent",
     "InvalidGroup",
+    "PartlyPublished",
     "Published",
     "acancel",
     "aposition",

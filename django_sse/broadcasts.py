@@ -17,8 +17,9 @@ from django.utils.encoding import is_protected_type
 from django.utils.functional import Promise
 
 from django_sse.event import Event
-from django_sse.exceptions import GroupCancelled
+from django_sse.exceptions import GroupCancelled, PartlyPublished
 from django_sse.groups.names import check_pattern, expand_group, fields_of, validate_group
+from django_sse.groups.namespaces import plain_name
 from django_sse.publishing import publish_many
 from django_sse.stores import get_store
 
@@ -404,6 +405,13 @@ def _publish_now(pairs: list[tuple[str, Event]]) -> None:
             publish_many(pairs)
         except GroupCancelled as error:
             pairs = [pair for pair in pairs if pair[0] != error.group]
+        except PartlyPublished as error:
+            cancelled = error.__cause__
+            if not isinstance(cancelled, GroupCancelled):
+                raise
+            # It was cancelled while others of these groups were published to.
+            failed = {*error.failed} - {plain_name(cancelled.group)}
+            pairs = [pair for pair in pairs if pair[0] in failed]
         else:
             return
 

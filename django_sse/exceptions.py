@@ -5,11 +5,13 @@ EventStreamError
 ├── InvalidGroup     (a ValueError)
 ├── GroupCancelled
 │   └── Cancelled
-└── AlreadyProducing
+├── AlreadyProducing
+└── PartlyPublished
 
 ``Close`` is not an error: a generator raises it to end its stream.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.utils.functional import Promise
@@ -54,6 +56,31 @@ class AlreadyProducing(EventStreamError):
         )
 
 
+class PartlyPublished(EventStreamError):
+    """Some servers of a Redis Cluster have taken their groups' events, and others have not.
+
+    All events of one group, and of all groups in one slot, are published together or not at all.
+    ``__cause__`` is the first error of the others. If it is a ``ConnectionError`` or
+    ``TimeoutError``, nobody knows whether their events are published.
+
+    Args:
+        published: The groups whose events are published.
+        failed: The other groups.
+        hints: What hubs have to be told of the published events.
+    """
+
+    def __init__(
+        self, published: Iterable[str], failed: Iterable[str], hints: Sequence[Any] = ()
+    ) -> None:
+        self.published = tuple(dict.fromkeys(published))
+        self.failed = tuple(dict.fromkeys(failed))
+        self.hints = hints
+        super().__init__(
+            f"The events for {_listed(self.published)} are published. Those for "
+            f"{_listed(self.failed)} are not, or nobody knows."
+        )
+
+
 class Close(Exception):
     """Raised by a generator to end its stream for good, and to tell the client why.
 
@@ -72,3 +99,7 @@ class Close(Exception):
         self.reason = str(reason)
         self.result = result
         super().__init__(self.reason)
+
+
+def _listed(groups: Iterable[str]) -> str:
+    return ", ".join(map(repr, groups))

@@ -16,7 +16,12 @@ from django_sse.access.owners import loaded, owner_key_of, user_group, user_key
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.event import Event, as_event
-from django_sse.exceptions import GroupCancelled, InvalidEvent
+from django_sse.exceptions import (
+    EventStreamError,
+    GroupCancelled,
+    InvalidEvent,
+    PartlyPublished,
+)
 from django_sse.groups.entries import Kind, NewEntry, closing_wire
 from django_sse.groups.names import validate_group
 from django_sse.groups.namespaces import (
@@ -180,6 +185,8 @@ def publish_many(events: Iterable[tuple[str, Any]], *, exclude: Any = None) -> l
         exclude: As for ``publish``, for all of the events.
 
     Raises:
+        PartlyPublished: The store is a Redis Cluster, and some of its servers have failed. Those of
+            each group are published together or not at all.
         Exception: As for ``publish``.
     """
     return _append(_entries(events, exclude))
@@ -218,8 +225,8 @@ def publish_with(
             claim,
             lambda numbers: remember(_published(entries, named, numbers)),
         )
-    except GroupCancelled as error:
-        raise _with_plain_name(error) from None
+    except (GroupCancelled, PartlyPublished) as error:
+        raise _with_plain_names(error) from error.__cause__
     return _published(entries, named, numbers)
 
 
@@ -358,8 +365,8 @@ def _append(entries: Sequence[NewEntry]) -> list[Published]:
     named = _with_full_names(current_namespace(), entries)
     try:
         numbers = store.append(named, doorbell_of(store).ring)
-    except GroupCancelled as error:
-        raise _with_plain_name(error) from None
+    except (GroupCancelled, PartlyPublished) as error:
+        raise _with_plain_names(error) from error.__cause__
     return _published(entries, named, numbers)
 
 
@@ -370,8 +377,8 @@ async def _aappend(entries: Sequence[NewEntry]) -> list[Published]:
     named = _with_full_names(await acurrent_namespace(), entries)
     try:
         numbers = await store.aappend(named, doorbell_of(store).ring)
-    except GroupCancelled as error:
-        raise _with_plain_name(error) from None
+    except (GroupCancelled, PartlyPublished) as error:
+        raise _with_plain_names(error) from error.__cause__
     return _published(entries, named, numbers)
 
 
@@ -388,8 +395,10 @@ def _with_full_names(namespace: str, entries: Sequence[NewEntry]) -> Sequence[Ne
     ]
 
 
-def _with_plain_name(error: GroupCancelled) -> GroupCancelled:
-    """Return the error with the name that the tenant uses for the group."""
+def _with_plain_names(error: GroupCancelled | PartlyPublished) -> EventStreamError:
+    """Return the error with the names that the tenant uses for the groups."""
+    if isinstance(error, PartlyPublished):
+        return PartlyPublished(map(plain_name, error.published), map(plain_name, error.failed))
     group = plain_name(error.group)
     return error if group == error.group else GroupCancelled(group)
 

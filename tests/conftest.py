@@ -19,7 +19,16 @@ from django_sse.stores import get_store
 from django_sse.streaming.hub import open_streams
 from tests import mysql, postgresql
 from tests.live.servers import unavailable
-from tests.redis import RedisServer, binary, serve, valkey_binary
+from tests.redis import (
+    RedisCluster,
+    RedisSentinels,
+    RedisServer,
+    binary,
+    serve,
+    serve_cluster,
+    serve_sentinels,
+    valkey_binary,
+)
 
 # A shell's job in the background ignores Ctrl-C, and so would the servers that tests start and end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -115,6 +124,39 @@ def shared_valkey() -> Iterator[RedisServer]:
 def valkey_server(shared_valkey: RedisServer) -> RedisServer:
     """A Valkey server without data."""
     return _emptied(shared_valkey)
+
+
+@pytest.fixture(scope="session")
+def shared_redis_cluster() -> Iterator[RedisCluster]:
+    """A Redis Cluster of three masters and their replicas."""
+    if not binary():
+        unavailable("redis-server is not installed")
+    with serve_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_cluster(shared_redis_cluster: RedisCluster) -> RedisCluster:
+    """A Redis Cluster without data, in which everything runs."""
+    shared_redis_cluster.until_whole()
+    shared_redis_cluster.flush()
+    return shared_redis_cluster
+
+
+@pytest.fixture(scope="session")
+def shared_redis_sentinels() -> Iterator[RedisSentinels]:
+    """A master and its replica, which Sentinels watch."""
+    if not binary():
+        unavailable("redis-server is not installed")
+    with serve_sentinels() as sentinels:
+        yield sentinels
+
+
+@pytest.fixture
+def redis_sentinels(shared_redis_sentinels: RedisSentinels) -> RedisSentinels:
+    """A master without data, which Sentinels watch."""
+    shared_redis_sentinels.master.command("FLUSHALL")
+    return shared_redis_sentinels
 
 
 def _emptied(server: RedisServer) -> RedisServer:

@@ -14,6 +14,7 @@ from pytest_django import Settings
 from django_sse import publish
 from django_sse.asgi import EventStreamApplication
 from django_sse.stores.memory import MemoryStore
+from tests.redis import RedisSentinels
 
 WRAPPED = "demo_project.asgi.application"
 BROKEN = f"{__name__}.no_such_application"
@@ -97,6 +98,13 @@ SECRET_URLS = [
     "redis://:no?pa55word=@host",
     "pa55word@host:6379",
     "redis://host?db=pa55word",
+    "redis+cluster://user:pa55word@host:6379/7",
+    "redis+sentinel://user:pa55word@host:26379",
+    "redis+sentinel://host:26379/main?sentinel_password=pa55word&pool=5",
+    "rediss+sentinel://user:12/pa55word@host:26379/main",
+    "rediss+sentinel://user:12/pa55word@host",
+    "redis+cluster://user:12/pa55word@host",
+    "redis+pa55word://host",
 ]
 
 
@@ -290,11 +298,64 @@ def test_e005_is_a_url_that_redis_py_cannot_read(settings: Settings, url: Any) -
         "redis://nobody.invalid:1/0",
         "rediss://user:secret@nobody.invalid?socket_timeout=2&max_connections=5",
         "unix:///no/such.sock?db=1",
+        "redis+cluster://nobody.invalid:1,[::1]:2/0?socket_timeout=2",
+        "rediss+cluster://user:secret@nobody.invalid",
+        "redis+sentinel://127.0.0.1:1,[::1]:1/main",
+        "redis+sentinel://user:secret@127.0.0.1:1/main/3?sentinel_password=secret",
     ],
 )
 def test_e005_is_not_given_for_a_redis_that_is_away(settings: Settings, url: str) -> None:
     settings.DJANGO_SSE = {"STORE": {"BACKEND": "redis", "OPTIONS": {"url": url}}}
     assert found() == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("redis+cluster://host:6379/1", "names database 1, and a Redis Cluster has no other than"),
+        ("redis+cluster://host:6379?db=2", "names database 2, and a Redis Cluster has no other"),
+        ("redis+cluster://host:6379/main", "names a service, which only redis+sentinel:// has"),
+        ("redis+cluster://host:6379/main/0", "names a service, which only redis+sentinel:// has"),
+        ("redis+sentinel://host:26379", "names no service of the Sentinels"),
+        ("redis+sentinel://host:26379/0", "names no service of the Sentinels"),
+        ("redis+sentinel://host/main/first", "has a path other than /name/0"),
+        ("redis+cluster+sentinel://host/main", "is not accepted by redis-py"),
+        ("redis+both://host/main", "begins like none of redis://, redis+cluster:// and"),
+        ("redis+cluster://host:first", "is not accepted by redis-py"),
+        ("redis+cluster://host,", "is not accepted by redis-py"),
+        ("redis+sentinel://host/main?pool=5", "is not accepted by redis-py"),
+    ],
+)
+def test_e005_says_what_cannot_be_of_several_servers(
+    settings: Settings, url: str, says: str
+) -> None:
+    settings.DJANGO_SSE = {"STORE": {"BACKEND": "redis", "OPTIONS": {"url": url}}}
+    messages = found()
+    assert list(messages) == ["django_sse.E005"]
+    assert says in messages["django_sse.E005"].msg
+    assert "redis+sentinel://host:26379,host:26379/service/0" in str(
+        messages["django_sse.E005"].hint
+    )
+
+
+def test_e005_is_a_prefix_that_chooses_a_server(settings: Settings) -> None:
+    options = {"url": "redis+cluster://host", "prefix": "{sse}"}
+    settings.DJANGO_SSE = {"STORE": {"BACKEND": "redis", "OPTIONS": options}}
+    assert "`prefix` has a brace: '{sse}'" in found()["django_sse.E005"].msg
+
+
+@pytest.mark.once
+def test_e009_is_a_service_that_the_sentinels_do_not_know(
+    settings: Settings, redis_sentinels: RedisSentinels
+) -> None:
+    settings.DJANGO_SSE = {"STORE": {"BACKEND": "redis", "OPTIONS": {"url": redis_sentinels.url}}}
+    assert found() == {}
+    url = redis_sentinels.url.replace("/main/", "/mane/")
+    settings.DJANGO_SSE = {"STORE": {"BACKEND": "redis", "OPTIONS": {"url": url}}}
+    messages = found()
+    assert list(messages) == ["django_sse.E009"]
+    assert "know no service 'mane'" in messages["django_sse.E009"].msg
+    assert "They know main." in str(messages["django_sse.E009"].hint)
 
 
 # W001 and W002: ASGI

@@ -35,6 +35,9 @@ INTERNAL: Final = "=internal"
 on with a hash."""
 _INTERNAL_PREFIXES: Final = (OWNER_PREFIX, f"{INTERNAL}{_SEPARATOR}")
 
+# A group of the library that belongs to another one.
+_BESIDE: Final = re.compile(rf"{INTERNAL}{_SEPARATOR}.*\.([0-9a-f]{{32}})", re.ASCII)
+
 _LEFT_TENANT: Final = (
     "What is called after the request is not in its tenant if a middleware has left it. Set "
     f"{SETTING}['NAMESPACE_CONTEXT'] to the path of a context manager that enters a tenant."
@@ -164,6 +167,20 @@ def is_internal(full: str) -> bool:
     return full.startswith(_INTERNAL_PREFIXES)
 
 
+def group_beside(kind: str, full: str) -> str:
+    """Return the name of a group of the library's own that belongs to another group."""
+    return f"{INTERNAL}{_SEPARATOR}{kind}.{_digest(full)}"
+
+
+def placing_digest(full: str) -> str:
+    """Return 32 hexadecimal digits that decide where a store with several servers keeps a group.
+
+    They are the same for a group and for those beside it, so that one step writes to both.
+    """
+    beside = _BESIDE.fullmatch(full)
+    return beside[1] if beside else _digest(full)
+
+
 def layer_group(full: str) -> str:
     """Return the Channels group that carries a group's plain Channels messages."""
     if not prefix_of(full):
@@ -189,6 +206,10 @@ def channel_group(group: str) -> str:
         SynchronousOnlyOperation: It was called on a running event loop.
     """
     return layer_group(full_name(current_namespace(), validate_group(group)))
+
+
+def _digest(full: str) -> str:
+    return sha256(full.encode()).hexdigest()[:32]
 
 
 @lru_cache(maxsize=1024)

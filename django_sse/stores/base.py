@@ -17,7 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_sse.concurrency.signal_calls import working_for
 from django_sse.conf import conf
-from django_sse.exceptions import GroupCancelled
+from django_sse.exceptions import GroupCancelled, PartlyPublished
 from django_sse.groups.entries import Entry, GroupState, Hint, Kind, Lease, NewEntry, Ring
 from django_sse.stores.clock import StoreClock
 from django_sse.stores.postgresql_notify import Notifications
@@ -53,7 +53,9 @@ class EventStore(ABC):
     events that it had acknowledged, the group begins a new run of numbers at the current time and
     keeps nothing older. Every earlier position then shows that its history is lost.
 
-    Appending: one call appends all of its entries or none. They may belong to different groups. A
+    Appending: one call appends all of its entries or none. They may belong to different groups.
+    Where these are on different servers, one may fail after another has appended
+    (``PartlyPublished``), but never because an entry is refused that was refused before. A
     ``CLOSE`` takes a number like an event, but only once: a second ``CLOSE`` for a cancelled group
     is dropped. Appending an event to a cancelled group raises ``GroupCancelled``.
 
@@ -129,6 +131,7 @@ class EventStore(ABC):
                 that is not the group's. Nothing was appended.
             AlreadyProducing: A ``BEGIN`` was for a group that has a producer.
             HeadMoved: An ``EXPECT`` expected another head. Nothing was appended.
+            PartlyPublished: Some of the store's servers have appended their groups' entries.
             TransactionManagementError: Autocommit is off. Or an entry of a producer, or an
                 ``EXPECT``, is appended in a transaction, where it could not be refused any more.
         """
@@ -138,8 +141,10 @@ class EventStore(ABC):
             ordered_at = self.clock.known()
             try:
                 numbers, hints = self._append(entries)
-            except BaseException:
+            except BaseException as error:
                 self._keep_ends(entries, ring, ordered_at)
+                if isinstance(error, PartlyPublished):
+                    ring(error.hints)
                 raise
             self._take_back_ends(entries)
             ring(hints)
@@ -407,8 +412,10 @@ class AfterCommit:
         try:
             for hints in self._commit():
                 self._ring(hints)
-        except BaseException:
+        except BaseException as error:
             store._keep_ends(self._entries, self._ring, ordered_at)
+            if isinstance(error, PartlyPublished):
+                self._ring(error.hints)
             raise
         store._take_back_ends(self._entries)
 

@@ -1,17 +1,23 @@
 -- The operations of the redis store. Each is one step: nothing else runs in Redis meanwhile.
 --
--- ARGV: the operation; "1" if Redis keeps all that it acknowledges; HISTORY_SIZE; HISTORY_AGE,
--- GROUP_TTL, CANCEL_TTL and PRODUCER_KEEP in milliseconds ("" for none); then the operation's own
--- arguments. KEYS: for each group its hash and its stream; for "mark" and "changes" the set of
--- changes; for "producing", "lapsed" and "ended" the set of groups with a producer; for "newest",
--- and for "append" after those of all groups if some events have a key, the newest event of each
--- key of a group, and the set of these keys by number.
+-- ARGV: the operation; the trust; HISTORY_SIZE; HISTORY_AGE, GROUP_TTL, CANCEL_TTL and PRODUCER_KEEP
+-- in milliseconds ("" for none); then the operation's own arguments. KEYS: for each group its hash and
+-- its stream; for "mark" and "changes" the set of changes; for "producing", "lapsed" and "ended" the
+-- set of groups with a producer; for "newest", and for "append" and "check" after those of all
+-- groups if some events have a key, the newest event of each key of a group, and the set of these keys
+-- by number. In a cluster, all keys of a call are in one slot.
+--
+-- The trust: "1" if Redis keeps all that it acknowledges. Otherwise what another run than the
+-- server's own has written may be gone, so the group begins anew: "0". But in a cluster, another
+-- server may have handed over the slot. "?" has the call refused with FOREIGN, so that the client
+-- asks all servers for their runs, and calls again with these, separated by commas.
 --
 -- The hash: `first`, `head`, `cancelled`, `closing` (the wire of the close that cancelled the
 -- group), `producer`, `renewed` (both as in `Numbering`) and `run`. The stream: an entry's id is its
 -- number and the milliseconds of its append.
 
-local operation, durable = ARGV[1], ARGV[2] == '1'
+local operation, trust = ARGV[1], ARGV[2]
+local durable = trust == '1'
 local history_size, history_age, group_ttl = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local cancel_ttl, producer_keep = tonumber(ARGV[6]), tonumber(ARGV[7])
 
@@ -25,6 +31,8 @@ local CHANGES_STEPS = 100
 local READ_STEP = 10
 -- How many keys of events one call forgets beyond those that it adds.
 local KEY_STEPS = 100
+-- By how many seconds the clocks of two servers may differ.
+local SKEW = 2
 -- As in `producer_tokens`.
 local HANDED_OVER = 1
 
@@ -34,6 +42,10 @@ local now = clock[1] * 1000000 + clock[2] -- microseconds
 -- Without this Lua writes 1.7e+15. Numbers are exact up to 2^53, which is the year 2255.
 local function text(number)
   return string.format('%.0f', number)
+end
+
+if operation == 'time' then
+  return clock
 end
 
 local function last_change()
@@ -122,18 +134,24 @@ end
 -- The run changes after a restart or a failover: acknowledged events may be lost then. Its second
 -- half identifies the server's last promotion, since the server may have been master before, with
 -- other data.
+local NEVER_PROMOTED = ('0'):rep(40)
 local run, origin = '', 0
+local info, promotion
 if not durable then
-  local server = redis.call('INFO', 'server'):match('run_id:(%x+)')
-  local promotion = redis.call('INFO', 'replication'):match('master_replid2:(%x+)') or ('0'):rep(40)
+  info = redis.call('INFO', 'server')
+  local server, replication = info:match('run_id:(%x+)'), redis.call('INFO', 'replication')
+  promotion = replication:match('master_replid2:(%x+)') or NEVER_PROMOTED
   run = server .. promotion
   origin = 1 + tonumber(server:sub(1, 8), 16) + tonumber(promotion:sub(1, 8), 16)
 end
 
-if operation == 'changes' then
+if operation == 'changes' or operation == 'run' then
   -- A replica may be behind, and may be the master of before a failover. Clients must reconnect.
   if redis.call('INFO', 'replication'):find('role:slave', 1, true) then
     return redis.error_reply('READONLY This server is a replica.')
+  end
+  if operation == 'run' then
+    return run
   end
   local last, since, names = last_change(), tonumber(ARGV[8]), false
   if since == last then
@@ -151,10 +169,24 @@ local function begin_run(group, above)
   group.changed, group.starts_empty = true, true
 end
 
+-- Whether a slot was handed over with all that a run has written to a group. Only that run's server
+-- writes its name, and `trust` says that it still runs, so it had everything. And this server has
+-- lost nothing since: it has run since before the newest event, and was not promoted meanwhile.
+local function was_handed_over(events, writer)
+  if writer == '' or not trust:find(writer, 1, true) or promotion ~= NEVER_PROMOTED then
+    return false
+  end
+  local newest = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+  local began = clock[1] - tonumber(info:match('uptime_in_seconds:(%d+)')) - 1
+  return newest ~= nil and tonumber(newest[1]:match('-(%d+)')) / 1000 > began + SKEW
+end
+
+local FOREIGN = 'FOREIGN Another run has written to this group.'
+
 local function load(index, count)
   local hash, events = KEYS[2 * index - 1], KEYS[2 * index]
   local kept = redis.call('HMGET', hash, 'first', 'head', 'cancelled', 'run', 'producer', 'renewed')
-  local is_of_owner = hash:find(':~[^:]*}:group$') ~= nil
+  local is_of_owner = hash:find(':~[^:]*:group$') ~= nil
   local group = {
     hash = hash,
     events = events,
@@ -175,7 +207,12 @@ local function load(index, count)
   }
   group.head_before = group.head
   if kept[1] and kept[4] ~= run then
-    begin_run(group, group.head)
+    group.foreign = trust == '?'
+    if was_handed_over(group.events, kept[4]) then
+      group.changed = true
+    else
+      begin_run(group, group.head)
+    end
   end
   return group
 end
@@ -390,18 +427,27 @@ end
 
 if operation == 'state' then
   local group = load(1)
+  if group.foreign then
+    return redis.error_reply(FOREIGN)
+  end
   save(group)
   return state(group)
 end
 
 if operation == 'lease' then
   local group = load(1)
+  if group.foreign then
+    return redis.error_reply(FOREIGN)
+  end
   save(group)
   return {group.producer, group.renewed}
 end
 
 if operation == 'new_run' then
   local group, above = load(1), tonumber(ARGV[8])
+  if group.foreign then
+    return redis.error_reply(FOREIGN)
+  end
   if group.head < above then
     begin_run(group, above)
   end
@@ -409,14 +455,18 @@ if operation == 'new_run' then
   return state(group)
 end
 
+-- "check" writes nothing, and says whether "append" would refuse an entry.
 -- Returns a table of why an entry is refused, and the index of its group.
 -- Otherwise, it returns one text, which clients parse faster than a table: the number of each entry (0 for none), then each group's head and whether it is cancelled.
 -- If closes were added: a table of this text and, for each group, the wire of its close or ''.
-if operation == 'append' then
+if operation == 'append' or operation == 'check' then
   local count, most_keys, staged = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10] == '1'
   local groups, words, reply, closes = {}, {}, {}, false
   for i = 1, count do
     groups[i] = load(i, count)
+    if groups[i].foreign then
+      return redis.error_reply(FOREIGN)
+    end
     groups[i].most_keys = most_keys
   end
   -- Nothing is written before all entries are accepted.
@@ -429,6 +479,9 @@ if operation == 'append' then
       return {number, index}
     end
     table.insert(words, text(number))
+  end
+  if operation == 'check' then
+    return 0
   end
   for i, group in ipairs(groups) do
     local closing = finish(group)

@@ -24,7 +24,7 @@ from django_sse.concurrency.loops import ByLoop
 from django_sse.concurrency.tasks import in_time, must_propagate, spawn
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
-from django_sse.exceptions import GroupCancelled
+from django_sse.exceptions import GroupCancelled, PartlyPublished
 from django_sse.groups.entries import Entry, GroupState, Hint, Kind, OwnEntry
 from django_sse.groups.numbering import HeadMoved
 from django_sse.logs import log_seldom
@@ -349,7 +349,7 @@ class Attendants:
             del self._waiting[group]
         try:
             await self._append(rooms.values())
-        except HeadMoved:
+        except (HeadMoved, PartlyPublished):
             await asyncio.sleep(uniform(0, _GIVING_WAY_SECONDS))
             for room in rooms.values():
                 await self._append_alone(room)

@@ -18,11 +18,10 @@ from django_sse.conf import SETTING, conf
 from django_sse.event import Event, decode_block
 from django_sse.groups.entries import Entry, GroupState
 from django_sse.groups.names import OWNER_KEY_LENGTH, OWNER_PREFIX
-from django_sse.groups.namespaces import INTERNAL
+from django_sse.groups.namespaces import group_beside
 from django_sse.stores.base import EventStore
 from django_sse.stores.read_limits import READ_SECONDS
 
-_LOGS: Final = f"{INTERNAL}/presence."
 # The key of the streams that are counted, and of which nobody is named. No member has it.
 _UNNAMED_KEY: Final = ""
 # How many changes there are at least between two entries that say who is present.
@@ -88,7 +87,7 @@ def refresh_seconds() -> float | None:
 
 def log_of(group: str) -> str:
     """Return the name of the log of a group, given its full name."""
-    return _LOGS + sha256(group.encode()).hexdigest()[:32]
+    return group_beside("presence", group)
 
 
 def mark_of(process: str) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from importlib import import_module
@@ -142,8 +142,8 @@ def swept(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Awaitable[None]]:
     # What comes last in a sweep.
     look_for_sessions = Rechecks._look_for_sessions
 
-    async def look_and_note(rechecks: Rechecks, streams: Collection[Stream]) -> None:
-        await look_for_sessions(rechecks, streams)
+    async def look_and_note(rechecks: Rechecks, logins: Mapping[Login, Collection[Stream]]) -> None:
+        await look_for_sessions(rechecks, logins)
         finished.append(None)
 
     monkeypatch.setattr(Rechecks, "_look_for_sessions", look_and_note)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import psycopg
 from tests import postgresql, redis
 from tests.live.servers import manage, unavailable
 from tests.postgresql import PostgreSQLPair
-from tests.redis import RedisPair, RedisServer
+from tests.redis import RedisCluster, RedisPair, RedisSentinels, RedisServer
 
 _DURABLE_REDIS = {"appendonly": "yes", "appendfsync": "always"}
 # Killed, it is back where it was a second or two ago.
@@ -26,6 +26,7 @@ class Services:
     environment: dict[str, str]
     redis: RedisServer | RedisPair | None = None
     postgresql: PostgreSQLPair | None = None
+    several_redis: RedisCluster | RedisSentinels | None = None
     end_sessions: Callable[[], None] | None = None
     """Ends every connection to PostgreSQL."""
 
@@ -39,6 +40,9 @@ class Engine:
     standby: bool = False
     redis: dict[str, str] | None = None
     redis_store: bool = False
+    several_redis: Callable[..., AbstractContextManager[RedisCluster | RedisSentinels]] | None = (
+        None
+    )
     layer: str | None = None
     layer_options: dict[str, Any] = field(default_factory=dict)
     forgetful: bool = False
@@ -52,7 +56,8 @@ class Engine:
         """Return what has to be installed for it, if anything."""
         if self.postgresql and not postgresql.binaries():
             return "PostgreSQL"
-        return "redis-server" if self.redis is not None and not redis.binary() else None
+        needs_redis = self.redis is not None or self.several_redis
+        return "redis-server" if needs_redis and not redis.binary() else None
 
     @contextmanager
     def run(self) -> Iterator[Services]:
@@ -93,6 +98,10 @@ class Engine:
                 if self.redis_store:
                     options = {"url": server.url, "durable": not self.forgetful}
                     store = {"BACKEND": "redis", "OPTIONS": options}
+            if self.several_redis:
+                servers = stack.enter_context(self.several_redis())
+                services.several_redis = servers
+                store = {"BACKEND": "redis", "OPTIONS": {"url": servers.url}}
             services.environment["LIVE_DJANGO_SSE"] = json.dumps({"STORE": store, **_SETTINGS})
             yield services
 
@@ -172,6 +181,14 @@ ENGINES = {
         redis=_FORGETFUL_REDIS,
         redis_store=True,
         layer=_PUBSUB,
+        forgetful=True,
+    ),
+    "redis-cluster": Engine(
+        "Redis Cluster + in-memory layer", several_redis=redis.serve_cluster, forgetful=True
+    ),
+    "redis-sentinel": Engine(
+        "Redis behind Sentinels + in-memory layer",
+        several_redis=redis.serve_sentinels,
         forgetful=True,
     ),
 }

@@ -67,7 +67,7 @@ def nginx(
     command = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if not command:
         unavailable("nginx is not installed")
-    _make_certificate(directory)
+    make_certificate(directory)
     running = Nginx(free_port(), free_port(), free_port())
     configuration, output = directory / "nginx.conf", directory / "nginx.log"
     configuration.write_text(
@@ -102,7 +102,7 @@ def nginx(
             print(output.read_text())  # noqa: T201
 
 
-def _make_certificate(directory: Path) -> None:
+def make_certificate(directory: Path) -> None:
     """Make a certificate for this machine, which nobody has signed."""
     if not shutil.which("openssl"):
         unavailable("openssl is not installed")

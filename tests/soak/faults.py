@@ -7,11 +7,13 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
+from django_sse.stores.redis_keys import ClusterKeys
 from tests.live.engines import Services
 from tests.postgresql import PostgreSQLPair
-from tests.redis import RedisPair, RedisServer
+from tests.redis import RedisCluster, RedisPair, RedisSentinels, RedisServer
 from tests.soak.clients import Client
 from tests.soak.processes import Publisher, Server
+from tests.soak.publisher import GROUPS
 
 Fault = Callable[[], Awaitable[None]]
 
@@ -64,6 +66,13 @@ class Faults:
                 )
             if forgetful:
                 self._kinds["Redis emptied"] = lambda: _command(redis, "FLUSHALL")
+        if several := services.several_redis:
+            self._kinds["Redis master killed"] = lambda: self._lose_a_master(several)
+            self._kinds["Redis master paused"] = lambda: self._pause_a_master(several)
+            self._kinds["Redis failed over"] = lambda: self._hand_over(several)
+            self._kinds["Redis connections cut"] = lambda: self._cut_from(several)
+            if isinstance(several, RedisCluster):
+                self._kinds["Redis slot moved"] = lambda: self._move_a_slot(several)
 
     async def run(self, seconds: float, pause: float) -> None:
         """Let things go wrong for some seconds, with a pause in between; all is well afterwards."""
@@ -118,6 +127,39 @@ class Faults:
         await asyncio.to_thread(postgresql.promote)
         await asyncio.to_thread(postgresql.follow)
 
+    async def _lose_a_master(self, several: RedisCluster | RedisSentinels) -> None:
+        """Kill a master, and start it again once its replica has taken over."""
+        master = self._random.choice(await asyncio.to_thread(several.masters))
+        await asyncio.to_thread(several.fail_over, master)
+        await self._down()
+        await asyncio.to_thread(several.until_whole)
+
+    async def _pause_a_master(self, several: RedisCluster | RedisSentinels) -> None:
+        """Let a master hang, for which its replica may or may not take over meanwhile."""
+        await self._pause(self._random.choice(await asyncio.to_thread(several.masters)))
+        await asyncio.to_thread(several.until_whole)
+
+    async def _hand_over(self, several: RedisCluster | RedisSentinels) -> None:
+        """Let a master and its replica change places."""
+        master = self._random.choice(await asyncio.to_thread(several.masters))
+        await asyncio.to_thread(several.hand_over, master)
+        await asyncio.to_thread(several.until_whole)
+
+    async def _cut_from(self, several: RedisCluster | RedisSentinels) -> None:
+        for master in await asyncio.to_thread(several.masters):
+            await _command(master, "CLIENT KILL TYPE normal")
+
+    async def _move_a_slot(self, cluster: RedisCluster) -> None:
+        """Move the slot of a group that is published to."""
+        slot = _slot_of(self._random.choice(GROUPS))
+
+        def move() -> None:
+            others = [each for each in cluster.masters() if each is not cluster.master_of(slot)]
+            cluster.move_slot(slot, self._random.choice(others))
+            cluster.until_whole()
+
+        await asyncio.to_thread(move)
+
     async def _restart(self, redis: RedisServer | RedisPair, end: Callable[[], None]) -> None:
         await asyncio.to_thread(end)
         await self._down()
@@ -130,6 +172,11 @@ class Faults:
 
     async def _down(self) -> None:
         await asyncio.sleep(self._random.uniform(*_DOWN_SECONDS))
+
+
+def _slot_of(group: str) -> int:
+    keys = ClusterKeys("sse")
+    return keys.slot(keys.of_group(group)[0])
 
 
 async def _command(redis: RedisServer | RedisPair, *commands: str) -> None:

@@ -254,6 +254,17 @@ def test_an_answer_without_an_end_and_one_that_ran_twice_are_found() -> None:
     assert not found_in_answer(*HISTORY, runs={"plain": 5, "again": 0}, forgetful=True)
 
 
+def test_a_run_that_was_forgotten_before_its_end_was_none_the_less_received() -> None:
+    cut_off = [Numbered(START - 9 + number, f"news cut {number} 0 ") for number in (1, 2)]
+    runs = {"cut": 0, "plain": 5}
+    assert not found_in_answer(*cut_off, *HISTORY, runs=runs, forgetful=True, reset_after=2)
+    assert found_in_answer(*cut_off, *HISTORY, runs=runs) == {
+        "run twice": 1,
+        "invented": 2,
+        "lost": 2,
+    }
+
+
 def test_only_an_answer_that_is_forgotten_altogether_may_have_no_end() -> None:
     reasons = ["complete"]
     assert not found_in_answer(*HISTORY, history=[], reasons=reasons, forgetful=True)

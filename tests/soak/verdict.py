@@ -214,7 +214,7 @@ def judge_answer(answer: Answered, findings: Findings, *, forgetful: bool) -> No
 
 def _said(answer: Answered, events: Iterable[Numbered]) -> Truth:
     """Return the words up to the last that anybody knows of, and all of an answer that is told to
-    be complete."""
+    be complete: not of a run that was forgotten with its group and cut off, before another one."""
     last: Counter[str] = Counter()
     for event in events:
         run, number = source(event.text)
@@ -222,7 +222,7 @@ def _said(answer: Answered, events: Iterable[Numbered]) -> Truth:
     return {
         (run, number): Tried(answer.group, "done")
         for run, words in answer.runs.items()
-        for number in range(1, 1 + (words if "complete" in answer.reasons else last[run]))
+        for number in range(1, 1 + (words if words and "complete" in answer.reasons else last[run]))
     }
 
 

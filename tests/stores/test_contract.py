@@ -23,7 +23,7 @@ from django_sse.stores.memory import MemoryStore, _Group
 from django_sse.stores.redis import RedisStore
 from django_sse.testing import EventStoreContract
 from tests import mysql, postgresql
-from tests.redis import RedisServer
+from tests.redis import RedisCluster, RedisSentinels, RedisServer
 
 
 class MemoryStoreTests(EventStoreContract, TransactionTestCase):
@@ -78,6 +78,42 @@ class ValkeyStoreTests(RedisStoreTests):
     @pytest.fixture(autouse=True)
     def _server(self, valkey_server: RedisServer) -> None:
         self.url = valkey_server.url
+
+
+@pytest.mark.once
+class RedisClusterTests(RedisStoreTests):
+    """On three masters, each with a replica."""
+
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_cluster: RedisCluster) -> None:
+        self.url = redis_cluster.url
+
+
+# Some are enough: what is behind the Sentinels is one server.
+_ON_SENTINELS = (
+    "test_changes_are_told_once_the_cursor_was_made",
+    "test_numbers_begin_at_the_clock_and_are_contiguous",
+    "test_of_several_hubs_that_ask_for_a_new_run_one_is_enough",
+    "test_one_refused_event_refuses_the_whole_call",
+    "test_threads_append_without_losing_or_doubling_a_number",
+    "test_what_another_process_appended_is_read_and_told",
+)
+
+
+@pytest.mark.once
+class RedisSentinelTests(TransactionTestCase):
+    """On the master that Sentinels watch."""
+
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_sentinels: RedisSentinels) -> None:
+        self.url = redis_sentinels.url
+
+    def make_store(self) -> RedisStore:
+        return RedisStore(url=self.url)
+
+
+for _name in _ON_SENTINELS:
+    setattr(RedisSentinelTests, _name, getattr(EventStoreContract, _name))
 
 
 # Stores that break the contract, and the tests that tell

@@ -28,6 +28,7 @@ from django_sse.groups.numbering import first_number
 from django_sse.groups.replay import is_lost
 from django_sse.stores import get_store
 from django_sse.stores.redis import RedisStore
+from django_sse.stores.redis_servers import OneServer
 from django_sse.testing.stores import (
     append,
     changes,
@@ -471,7 +472,7 @@ async def test_changes_are_kept_for_an_hour_and_who_asks_later_compares_all(
     _, cursor = await store.achanged(None, {"old", "news"})
     an_hour_ago = client.zscore("sse:changed", "old") - 3700 * 10**6
     client.zadd("sse:changed", {"old": an_hour_ago})
-    cursor = cursor._replace(score=int(an_hour_ago))
+    cursor = cursor._replace(scores=(int(an_hour_ago),))
     # Nothing has changed since.
     assert await store.achanged(cursor, {"old", "news"}) == ([], cursor)
     await append(store, event("news", "b"))
@@ -584,7 +585,10 @@ async def test_a_client_that_is_replaced_leaves_no_connection_open(
         gc.disable()
         try:
             # As after a failover.
-            store._replace(store._publisher)
+            servers = store._servers
+            assert isinstance(servers, OneServer)
+            servers._replace(servers._publisher)
+            del servers
             await until(sync_to_async(lambda: len(client.client_list()) == before))
         finally:
             gc.enable()
@@ -622,7 +626,8 @@ async def test_each_event_loop_has_connections_that_end_with_it(
     for _ in range(3):
         await in_thread(read_on_a_loop_of_its_own)
     await until(sync_to_async(lambda: connections_to(client) == before))
-    assert len(store._readers) == 2
+    assert isinstance(store._servers, OneServer)
+    assert len(store._servers._readers) == 2
     await asyncio.gather(*(state(store, "news") for _ in range(10)))
 
 

@@ -25,7 +25,12 @@ from django_sse.contrib.http_publish.idempotency import AnsweredError, KeyedRequ
 from django_sse.contrib.http_publish.mercure import check_keys, publisher_by_jwt
 from django_sse.contrib.http_publish.problems import Problem, forbidden, unauthorized
 from django_sse.contrib.http_publish.tokens import publisher_with
-from django_sse.exceptions import EventStreamError, GroupCancelled, InvalidEvent
+from django_sse.exceptions import (
+    EventStreamError,
+    GroupCancelled,
+    InvalidEvent,
+    PartlyPublished,
+)
 from django_sse.groups.namespaces import current_namespace
 from django_sse.http.base_view import exempt_from_atomic_requests
 from django_sse.http.refusals import STORE_AWAY, retry_after, told
@@ -125,6 +130,8 @@ class PublishView(View):
             place = next(each for each in publications if each.group == error.group)
             detail = f"The {place.field} {place.name!r} is cancelled: nothing is published."
             raise Problem(409, detail, line=place.line, field=place.field) from error
+        except PartlyPublished as error:
+            raise Problem(503, str(error)) from error
         except InvalidEvent:
             refuse_unpublishable(publications)
             raise

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
-from django_sse.stores.redis_keys import ClusterKeys
+from django_sse.stores.redis.keys import ClusterKeys
 from tests.live.engines import Services
 from tests.postgresql import PostgreSQLPair
 from tests.redis import RedisCluster, RedisPair, RedisSentinels, RedisServer

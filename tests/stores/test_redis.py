@@ -28,7 +28,7 @@ from django_sse.groups.numbering import first_number
 from django_sse.groups.replay import is_lost
 from django_sse.stores import get_store
 from django_sse.stores.redis import RedisStore
-from django_sse.stores.redis_servers import OneServer
+from django_sse.stores.redis.servers import OneServer
 from django_sse.testing.stores import (
     append,
     changes,
@@ -732,7 +732,8 @@ async def test_a_stream_ends_in_a_reset_when_redis_has_forgotten(
 
 
 def test_without_redis_py_the_store_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "django_sse.stores.redis")
+    for name in ("django_sse.stores.redis", "django_sse.stores.redis.store"):
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis", None)
     with (
         override_settings(DJANGO_SSE={"STORE": "redis"}),

@@ -20,10 +20,10 @@ from django_sse import Event, PartlyPublished, acancel, aposition, apublish_many
 from django_sse.broadcasts import _publish_now
 from django_sse.exceptions import GroupCancelled
 from django_sse.groups.numbering import HeadMoved
-from django_sse.stores import get_store, redis_routing, redis_script
+from django_sse.stores import get_store
 from django_sse.stores import redis as redis_store
-from django_sse.stores.redis import RedisStore
-from django_sse.stores.redis_keys import ClusterKeys
+from django_sse.stores.redis import RedisStore, routing, script
+from django_sse.stores.redis.keys import ClusterKeys
 from django_sse.streaming.roster import log_of
 from django_sse.testing.stores import (
     append,
@@ -200,7 +200,7 @@ async def test_many_groups_are_published_to_by_one_pipeline_for_each_server(
     redis_cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[int] = []
-    send = redis_script.send
+    send = script.send
 
     def note(connection: Any, commands: Any) -> None:
         sent.append(connection.port)
@@ -208,7 +208,7 @@ async def test_many_groups_are_published_to_by_one_pipeline_for_each_server(
 
     async with store_on(redis_cluster) as store:
         await append(store, event("news", "first"))
-        monkeypatch.setattr(redis_routing, "send", note)
+        monkeypatch.setattr(routing, "send", note)
         many = [event(f"news-{number}", str(number)) for number in range(300)]
         await append(store, *many)
         ports = {server.port for server in redis_cluster.masters()}
@@ -356,7 +356,7 @@ async def test_a_group_that_is_new_while_its_slot_moves_is_refused_after_a_while
     redis_cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis cannot tell where it belongs: none of its keys is here or there."""
-    monkeypatch.setattr(redis_routing, "_FOLLOWING_SECONDS", 0.2)
+    monkeypatch.setattr(routing, "_FOLLOWING_SECONDS", 0.2)
     one, another, *_ = redis_cluster.masters()
     group = group_on(redis_cluster, one)
     refusals: list[BaseException] = []
@@ -560,7 +560,7 @@ async def test_however_many_wait_while_no_server_is_found_few_look_for_one(
 ) -> None:
     store = RedisStore(url=url)
     servers = store._servers
-    assert isinstance(servers, redis_routing.RoutedServers)
+    assert isinstance(servers, routing.RoutedServers)
     looks: list[float] = []
     aowners = servers._discovery.aowners
 

@@ -25,8 +25,8 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from django_sse.concurrency.forks import ForkSafeLock
-from django_sse.stores.redis_discovery import Discovery
-from django_sse.stores.redis_script import (
+from django_sse.stores.redis.discovery import Discovery
+from django_sse.stores.redis.script import (
     SCRIPT,
     SHA,
     Call,
@@ -35,8 +35,8 @@ from django_sse.stores.redis_script import (
     receive,
     send,
 )
-from django_sse.stores.redis_servers import OPTIONS, Servers, client_of, close_at_end
-from django_sse.stores.redis_url import Address, Place
+from django_sse.stores.redis.servers import OPTIONS, Servers, client_of, close_at_end
+from django_sse.stores.redis.url import Address, Place
 
 # For how long a call follows its keys while they move to another server, and the pause between two
 # attempts while they are under way.
@@ -44,7 +44,7 @@ _FOLLOWING_SECONDS: Final = 5.0
 _PAUSE_SECONDS: Final = 0.05
 # How often a call is made again for any other reason.
 _ATTEMPTS: Final = 2
-# The script's error for a group that another server's run has written: see `redis.lua`.
+# The script's error for a group that another server's run has written: see `script.lua`.
 _FOREIGN: Final = "FOREIGN"
 _ASK_RUNS: Final = "?"
 _REDIRECTIONS: Final[dict[str, Callable[[str], ResponseError]]] = {

@@ -16,7 +16,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from django_sse.stores.redis_url import Address, Place
+from django_sse.stores.redis.url import Address, Place
 
 # A server that hangs is not waited for: another one answers as well.
 _SECONDS: Final = 1.0

@@ -14,8 +14,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from django_sse.concurrency.forks import ForkSafeLock
-from django_sse.stores.redis_script import Call, aexecute, execute, is_of_wrong_server
-from django_sse.stores.redis_url import pool_of
+from django_sse.stores.redis.script import Call, aexecute, execute, is_of_wrong_server
+from django_sse.stores.redis.url import pool_of
 
 # Defaults for what the URL does not say. RESP2 connections need one exchange less, and every
 # version of redis-py reads their replies alike.
@@ -38,7 +38,7 @@ class Servers(ABC):
     """
 
     trust: str = "0"
-    """What the script gets to know of the runs of other servers: see ``redis.lua``."""
+    """What the script gets to know of the runs of other servers: see ``script.lua``."""
 
     @abstractmethod
     def run(self, calls: Sequence[Call]) -> list[Any]:

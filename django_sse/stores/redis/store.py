@@ -6,6 +6,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
+import redis
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS
@@ -18,20 +19,12 @@ from django_sse.groups.numbering import HeadMoved
 from django_sse.stores.base import Cursor, EventStore
 from django_sse.stores.clock import StoreClock
 from django_sse.stores.read_limits import READ_BYTES
-
-try:
-    import redis
-
-    from django_sse.stores.redis_discovery import ClusterDiscovery, SentinelDiscovery
-    from django_sse.stores.redis_keys import ClusterKeys, Keys
-    from django_sse.stores.redis_routing import RoutedServers
-    from django_sse.stores.redis_script import Call
-    from django_sse.stores.redis_servers import OPTIONS, OneServer, Servers
-    from django_sse.stores.redis_url import BAD_URL, Place, place_in, pool_of
-except ImportError as error:
-    raise ImproperlyConfigured(
-        f"The redis store needs redis-py ({error}): pip install 'redis>=5.2'."
-    ) from error
+from django_sse.stores.redis.discovery import ClusterDiscovery, SentinelDiscovery
+from django_sse.stores.redis.keys import ClusterKeys, Keys
+from django_sse.stores.redis.routing import RoutedServers
+from django_sse.stores.redis.script import Call
+from django_sse.stores.redis.servers import OPTIONS, OneServer, Servers
+from django_sse.stores.redis.url import BAD_URL, Place, place_in, pool_of
 
 # How many groups are looked for at a time whose producers may have died.
 _LAPSED_STEPS: Final = 100

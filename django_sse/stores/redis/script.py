@@ -20,7 +20,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-SCRIPT: Final = Path(__file__).with_name("redis.lua").read_text()
+SCRIPT: Final = Path(__file__).with_suffix(".lua").read_text()
 # The name that EVALSHA uses for the script.
 SHA: Final = sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
 # redis-py before 5.3 asks for a name here, and later versions warn of one.

@@ -80,6 +80,10 @@ class PartlyPublished(EventStreamError):
             f"{_listed(self.failed)} are not, or nobody knows."
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # It may be raised in a process of a pool.
+        return type(self), (self.published, self.failed)
+
 
 class Close(Exception):
     """Raised by a generator to end its stream for good, and to tell the client why.

@@ -10,6 +10,7 @@ from typing import Any, Final
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import URLPattern, URLResolver, get_resolver
 from django.urls.converters import IntConverter, SlugConverter, UUIDConverter
+from django.urls.resolvers import RegexPattern
 from django.utils.text import Truncator
 
 from django_sse.conf import SETTING, conf
@@ -81,6 +82,10 @@ def _urls(
     """Yield the URLs of a URLconf, each with what is known of its keyword arguments."""
     for pattern in resolver.url_patterns:
         known = dict(arguments)
+        if isinstance(pattern.pattern, RegexPattern):
+            # Its groups may be any text, also where an outer URL has an argument of that name.
+            for name in pattern.pattern.regex.groupindex:
+                known.pop(name, None)
         for name, converter in pattern.pattern.converters.items():
             known.pop(name, None)
             # What another one makes of the URL may be any text.

@@ -17,7 +17,7 @@ class Tab:
 
     def __init__(self, user: str) -> None:
         self.attendance: Attendance | None = Attendance(user, user) if user else UNNAMED
-        self.groups = (GROUP,)
+        self.groups: tuple[str, ...] = (GROUP,)
 
 
 def process(store: EventStore) -> Attendants:

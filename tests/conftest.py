@@ -155,6 +155,7 @@ def shared_redis_sentinels() -> Iterator[RedisSentinels]:
 @pytest.fixture
 def redis_sentinels(shared_redis_sentinels: RedisSentinels) -> RedisSentinels:
     """A master without data, which Sentinels watch."""
+    shared_redis_sentinels.until_whole()
     shared_redis_sentinels.master.command("FLUSHALL")
     return shared_redis_sentinels
 

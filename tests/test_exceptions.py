@@ -1,4 +1,5 @@
 import inspect
+import pickle
 
 import pytest
 from django.utils.translation import gettext_lazy
@@ -12,6 +13,7 @@ from django_sse.exceptions import (
     GroupCancelled,
     InvalidEvent,
     InvalidGroup,
+    PartlyPublished,
 )
 
 
@@ -29,6 +31,7 @@ def test_there_is_one_base_and_few_leaves() -> None:
         GroupCancelled,
         InvalidEvent,
         InvalidGroup,
+        PartlyPublished,
     }
     # `Close` is no error: who catches errors of the library must not catch it.
     assert {each for each in defined if not issubclass(each, EventStreamError)} == {Close}
@@ -64,3 +67,8 @@ def test_the_tree_at_the_top_of_the_module_is_the_tree() -> None:
     for name, error in inspect.getmembers(exceptions, inspect.isclass):
         if error.__module__ == exceptions.__name__:
             assert name in exceptions.__doc__
+
+
+def test_what_was_partly_published_is_told_by_a_process_of_a_pool_too() -> None:
+    told = pickle.loads(pickle.dumps(PartlyPublished(["a", "a"], ["b"])))
+    assert (told.published, told.failed) == (("a",), ("b",))

@@ -14,7 +14,8 @@ from pytest_django import Settings
 
 from django_sse import Event, acancel, aposition, apublish, areopen
 from django_sse.conf import conf
-from django_sse.exceptions import InvalidEvent
+from django_sse.exceptions import InvalidEvent, PartlyPublished
+from django_sse.groups.entries import Kind
 from django_sse.presence import acount, apresent, count, present
 from django_sse.stores import get_store
 from django_sse.streaming import presence
@@ -392,6 +393,34 @@ async def test_members_stay_while_the_store_is_away(monkeypatch: pytest.MonkeyPa
     assert Counter(event[:2] for event in await told(start)) == Counter(
         (event, member) for event in ("join", "leave") for member in ("ada", "bob", "cyd")
     )
+
+
+async def test_a_group_that_cannot_be_written_keeps_no_other_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = get_store()
+    append = store.aappend_apart
+    failures = [PartlyPublished(["one"], ["two"]), ConnectionError("Its server is away.")]
+
+    async def fail_twice(entries: Any, ring: Any) -> Any:
+        if failures and any(entry.kind is Kind.EXPECT for entry in entries):
+            raise failures.pop(0)
+        return await append(entries, ring)
+
+    monkeypatch.setattr(store, "aappend_apart", fail_twice)
+    attendants = process(store)
+    tabs = [Tab("ada") for _ in range(3)]
+    for number, tab in enumerate(tabs):
+        tab.groups = (f"room-{number}",)
+        attendants.enter(tab)
+    async with asyncio.timeout(10):
+        for number in range(3):
+            while await acount(f"room-{number}") != 1:
+                await asyncio.sleep(0.01)
+    assert not failures
+    for tab in tabs:
+        attendants.leave(tab)
+    await attendants.idle()
 
 
 async def test_a_crowd_is_written_with_few_appends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,20 +178,20 @@ _sharing: Final[list[Callable[[], None]]] = []
 
 
 @contextmanager
-def shared_thread(publish_waiting: Callable[[], None]) -> Iterator[None]:
+def shared_thread(publish: Callable[[], None]) -> Iterator[None]:
     """Have what is asked about logins and permissions use the thread of ``sync_to_async``.
 
     In a test, that thread has the test's transaction open, which no other thread sees.
 
     Args:
-        publish_waiting: Publishes what waits for the commit of that transaction, which never comes.
+        publish: Publishes what waits for the commit of that transaction, which never comes.
             It is called in that thread.
     """
-    _sharing.append(publish_waiting)
+    _sharing.append(publish)
     try:
         yield
     finally:
-        _sharing.remove(publish_waiting)
+        _sharing.remove(publish)
 
 
 def shares_thread() -> bool:

@@ -96,8 +96,11 @@ class HandOff:
         over."""
         if self._closed:
             stream.end("request ended")
-        else:
-            self._begun = stream
+            return
+        if self._begun:
+            # A middleware has read some of another response, and sends this one.
+            self.call_on_close(partial(self._begun.end, "request ended"))
+        self._begun = stream
 
     async def receive(self) -> Message:
         """Pass on what the server receives, and remember a disconnect."""

@@ -48,7 +48,12 @@ class _Group:
             self.newest[key] = entry, now
 
     def trim(self, since: float, now: float) -> None:
-        """Drop keys that are too many or too old, and entries that are, or older than ``since``."""
+        """Drop the keys and the entries that are too many, old keys, and entries of before a time.
+
+        Args:
+            since: The time, in seconds by ``monotonic``.
+            now: The present time.
+        """
         while self.newest:
             key, (_, appended) = next(iter(self.newest.items()))
             if len(self.newest) <= conf().MAX_KEYS and appended >= _since(now, conf().GROUP_TTL):

@@ -350,8 +350,12 @@ class Attendants:
         try:
             await self._append(rooms.values())
         except (HeadMoved, PartlyPublished):
-            await asyncio.sleep(uniform(0, _GIVING_WAY_SECONDS))
+            # If one fails for another reason, the others still wait.
             for room in rooms.values():
+                self._write_soon(room)
+            await asyncio.sleep(uniform(0, _GIVING_WAY_SECONDS))
+            for group, room in rooms.items():
+                self._waiting.pop(group, None)
                 await self._append_alone(room)
         except BaseException:
             for room in rooms.values():

@@ -348,6 +348,9 @@ class Rechecks:
     def _note_absent(self, login: Login, streams: Collection[Stream]) -> None:
         """End streams whose user was not found twice: a replica may not have the user yet."""
         loop = asyncio.get_running_loop()
+        if login not in self._logins:
+            # Its last stream has left meanwhile.
+            return
         if login not in self._absent_since:
             self._absent_since[login] = loop.time()
             for owner_key in {stream.owner.user for stream in streams if stream.owner.user}:

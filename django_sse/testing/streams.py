@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from copy import copy
 from operator import methodcaller
 from types import MappingProxyType, TracebackType
@@ -151,7 +151,7 @@ class AsyncEventStream:
         self._read = 0
         self._news = asyncio.Condition()
         self._connection: _Connection | None = None
-        self._left: list[_Connection] = []
+        self._connections: list[_Connection] = []
         self._status_was_seen = False
         self._around = ExitStack()
 
@@ -308,13 +308,16 @@ class AsyncEventStream:
         try:
             await self._connect()
         except BaseException:
-            self._around.close()
+            with self._around, suppress(AssertionError):
+                await self._vanish()
             raise
 
     async def _exit(self, *, failed: bool) -> None:
         with self._around:
-            await self._leave()
-            await self._vanish()
+            try:
+                await self._leave()
+            finally:
+                await self._vanish()
         if not failed and self._connected.is_refused and not self._status_was_seen:
             # Otherwise a test that expects nothing would not notice.
             self._expect_stream()
@@ -325,19 +328,18 @@ class AsyncEventStream:
                 f"The view goes on {self._timeout:g} seconds after its client has left. Let what "
                 "it awaits be cancelled."
             )
-        self._left.append(self._connected)
 
     async def _vanish(self) -> None:
         """Have nothing be left of a client that does not come back."""
         try:
             async with asyncio.timeout(self._timeout):
-                for connection in self._left:
+                for connection in self._connections:
                     await connection.forgo_grace()
         except TimeoutError as error:
             raise await self._failure(
                 f"The event store did not take who is present within {self._timeout:g} seconds."
             ) from error
-        for connection in self._left:
+        for connection in self._connections:
             await connection.closed()
 
     async def _connect(self) -> None:
@@ -348,6 +350,7 @@ class AsyncEventStream:
             headers["Last-Event-ID"] = self._id.encode().decode("latin-1")
         request = {**self._request, "headers": headers}
         connection = _Connection(self._take)
+        self._connections.append(connection)
         try:
             async with asyncio.timeout(self._timeout):
                 await connection.open(self._client, self._method, self._path, request)
@@ -753,11 +756,14 @@ async def _respond(
         one.handler = _Handler(client.handler, connection)
         return cast("HttpResponseBase", await getattr(one, method)(path, **request))
     # In the test's thread: a client may query what it adds to a request.
-    environ = await sync_to_async(_environ)(client, method, path, request)
+    follow = request.get("follow", False)
+    environ = await sync_to_async(_environ)(client, method, path, {**request, "follow": False})
     other: Any = AsyncClient(client.handler.enforce_csrf_checks, client.raise_request_exception)
     other.cookies.load(environ.pop("HTTP_COOKIE", ""))
     other.handler = _Handler(other.handler, connection, _forced_by(client))
     response: HttpResponseBase = await other.request(**_scope(environ))
+    if follow:
+        response = await other._ahandle_redirects(response, headers=request["headers"])
     client.cookies.update(response.cookies)
     return response
 

@@ -34,6 +34,7 @@ from django_sse.contrib.http_publish.tokens import create_token, publisher_with
 from django_sse.doorbells.base import Doorbell
 from django_sse.doorbells.datagrams import DatagramDoorbell
 from django_sse.event import Decoder, Event
+from django_sse.exceptions import PartlyPublished
 from django_sse.models import PublishRequest, PublishToken
 from django_sse.stores import get_store
 from django_sse.stores.base import EventStore
@@ -572,6 +573,28 @@ async def test_a_request_that_failed_can_be_sent_again_at_once(
         patch.setattr(type(get_store()), "_append", fail)
         problem(await post(event(), token, Idempotency_Key="a"), 503)
     assert (await post(event(), token, Idempotency_Key="a")).status_code == 200
+
+
+async def test_what_was_partly_published_is_not_published_again_with_the_same_key(
+    token: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory"}
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise PartlyPublished(["orders-1"], ["news"]) from ConnectionError("away")
+
+    body = f"{event()}\n{event(group='orders-1')}\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(type(get_store()), "_append", fail)
+        for headers in ({}, {"Idempotency_Key": "a"}):
+            response = await post(body, token, content_type=NDJSON, **headers)
+            found = problem(response, 503)
+            assert (found["published"], found["failed"]) == (["orders-1"], ["news"])
+            # It is not to be sent again as it is.
+            assert "Retry-After" not in response
+    again = await post(body, token, content_type=NDJSON, Idempotency_Key="a")
+    assert "with another key" in problem(again, 422)["detail"]
+    assert await events_in("news") == await events_in("orders-1") == []
 
 
 async def test_a_test_sees_what_was_published_with_a_key(token: str) -> None:

@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.live.engines import ENGINES
-from tests.live.servers import require, unavailable
-from tests.soak.machines import lack
-from tests.soak.rollout import CLIENTS, MOST_STREAMS, rollout
+from tests.live.servers import require
 from tests.soak.run import soak
 from tests.soak.verdict import (
     Answered,
@@ -62,24 +60,6 @@ async def test_a_minute_of_faults_loses_repeats_and_reorders_nothing(tmp_path: P
     assert sum(len(answer.history) for answer in row.answers) > 100
     kinds = ("server", "publisher", "publisher under gevent")
     assert {f"{kind} killed" for kind in kinds} < row.faults.keys()
-
-
-@pytest.mark.once
-@pytest.mark.timeout(240)
-async def test_a_deploy_on_two_machines_loses_repeats_and_reorders_nothing(tmp_path: Path) -> None:
-    if why := lack():
-        pytest.skip(why)
-    engine = ENGINES["postgresql"]
-    if lacking := engine.lacks():
-        unavailable(f"{lacking} is not installed")
-    result = await rollout(engine, tmp_path, deploys=1, cut_seconds=3, seed="short")
-    assert (result.row.complaints, result.row.findings.examples) == ([], [])
-    assert result.row.faults == {"server deployed": 4, "machine cut off": 1}
-    assert result.row.deliveries > 10 * result.row.events > 100
-    # Each was sent back by a server, and they did not all come at once.
-    assert result.sent_back >= CLIENTS
-    assert result.crowd < 1
-    assert result.most_streams <= MOST_STREAMS
 
 
 @pytest.mark.once

@@ -37,7 +37,9 @@ pytestmark = [
 ]
 
 
-TABLES = ["django_sse_eventgroup", "django_sse_storedevent", "django_sse_outboxevent"]
+TABLES = [
+    f"django_sse_{name}" for name in ("eventgroup", "storedevent", "newestevent", "outboxevent")
+]
 
 
 @pytest.fixture(scope="module")

@@ -250,8 +250,10 @@ async def test_what_one_server_refuses_no_other_takes(redis_cluster: RedisCluste
 @contextmanager
 def refusing_writes(server: RedisServer) -> Iterator[None]:
     server.command("CONFIG", "SET", "min-replicas-to-write", 5)
-    yield
-    server.command("CONFIG", "SET", "min-replicas-to-write", 0)
+    try:
+        yield
+    finally:
+        server.command("CONFIG", "SET", "min-replicas-to-write", 0)
 
 
 async def test_an_error_says_what_was_published_and_streams_get_it(

@@ -9,13 +9,13 @@ from django.db.models import Model
 from django.test import override_settings
 
 from django_sse.groups.replay import is_lost
-from django_sse.models import EventGroup, OutboxEvent, StoredEvent
+from django_sse.models import EventGroup, NewestEvent, OutboxEvent, StoredEvent
 from django_sse.stores.database import DatabaseStore
 from django_sse.testing.stores import append_events, event, texts
 from django_sse.testing.threads import in_thread
 from tests.redis import RedisServer
 
-MODELS: list[type[Model]] = [EventGroup, StoredEvent, OutboxEvent]
+MODELS: list[type[Model]] = [EventGroup, StoredEvent, NewestEvent, OutboxEvent]
 
 
 def backup(alias: str) -> list[Model]:

@@ -84,6 +84,10 @@ class KeyedRequest:
             taken = self._rows.filter(key=self._key, claim=row.claim)
             if taken.update(**claimed, answer=""):
                 return
+        elif not row.body:
+            raise Problem(
+                422, "A part of this request was published. Send the rest with another key."
+            )
         elif row.body != self._body:
             raise Problem(422, "This Idempotency-Key was used for another request.")
         elif row.answer:
@@ -106,6 +110,12 @@ class KeyedRequest:
             self._rows.filter(key=self._key, claim=self._claim, answer="").delete()
         except Exception as error:
             log_seldom("A request that failed can be repeated in a minute only.", exc_info=error)
+
+    def spend(self) -> None:
+        """Let nothing be published with the key any more: a part of the request was, and would be
+        a second time."""
+        expires = database_time(self._using) + int(self._seconds * 1_000_000)
+        self._rows.filter(key=self._key, claim=self._claim).update(body="", expires=expires)
 
     def delete_expired(self) -> None:
         """Delete some of the requests that are not remembered any more."""

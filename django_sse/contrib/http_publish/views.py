@@ -131,7 +131,15 @@ class PublishView(View):
             detail = f"The {place.field} {place.name!r} is cancelled: nothing is published."
             raise Problem(409, detail, line=place.line, field=place.field) from error
         except PartlyPublished as error:
-            raise Problem(503, str(error)) from error
+            refusals.note(STORE_AWAY, error)
+            names = {each.group: each.name for each in publications}
+            raise Problem(
+                503,
+                "Some of the events are published. Send those of `failed` again, with another "
+                "`Idempotency-Key`.",
+                published=[names[group] for group in error.published],
+                failed=[names[group] for group in error.failed],
+            ) from error
         except InvalidEvent:
             refuse_unpublishable(publications)
             raise
@@ -149,6 +157,9 @@ class PublishView(View):
         except AnsweredError as answered:
             return answered.answer
         except Problem:
+            raise
+        except PartlyPublished:
+            request.spend()
             raise
         except Exception:
             request.release()

@@ -47,7 +47,7 @@ class Command(GroupCommand):
         parser.add_argument(
             "--recent",
             action="store_true",
-            help="also list the groups that were last published to",
+            help="also list the groups that were last changed",
         )
         parser.add_argument("--json", action="store_true", help="print JSON")
         parser.add_argument(
@@ -70,10 +70,10 @@ class Command(GroupCommand):
             pass
 
     def _shown(self, groups: Sequence[str], options: dict[str, Any]) -> str:
+        recent = _recent() if options["recent"] else None
         reports = processes(options["wait"])
         names = {group: full_name(current_namespace(), group) for group in groups}
         states = get_store().states(list(names.values()))
-        recent = _recent() if options["recent"] else None
         if options["json"]:
             shown = {
                 "processes": [asdict(report) for report in reports],
@@ -109,7 +109,7 @@ def _recent() -> list[dict[str, Any]]:
             "cancelled": row.cancelled,
             "head": row.head,
             "kept": row.kept_events,  # type: ignore[attr-defined]
-            "last_id": format_position({row.name: row.head}) if row.head else "-",
+            "last_id": format_position({row.name: row.head}) if row.head else None,
             "changed": datetime.fromtimestamp(row.changed / 1_000_000, UTC).isoformat(
                 " ", "milliseconds"
             ),
@@ -127,7 +127,7 @@ def _recent_lines(recent: Sequence[dict[str, Any]]) -> Iterable[str]:
             each["changed"],
             "cancelled" if each["cancelled"] else "open",
             each["kept"],
-            each["last_id"],
+            each["last_id"] or "-",
         )
         for each in recent
     ]

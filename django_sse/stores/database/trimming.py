@@ -9,6 +9,7 @@ from typing import Final
 from django.db import OperationalError, connections, transaction
 from django.db.models import Q, QuerySet
 
+from django_sse.concurrency.forks import ForkSafeLock
 from django_sse.conf import conf
 from django_sse.groups.names import OWNER_PREFIX
 from django_sse.models import EventGroup
@@ -34,6 +35,8 @@ class Trimming:
         self._connection = connection
         # Found, and not trimmed yet: to look passes by all that was deleted since the last vacuum.
         self._found: list[str] = []
+        # Publishers trim as well, each in its own thread.
+        self._lock = ForkSafeLock()
 
     def run(self, seconds: float = inf, *, wait: bool = False) -> tuple[Dropped, bool]:
         """Drop old events and idle groups, one group after the other.
@@ -48,7 +51,8 @@ class Trimming:
         using, ends = self._tables.using, monotonic() + seconds
         events = groups = 0
         skipped: set[str] = set()
-        names, self._found = self._found, []
+        with self._lock:
+            names, self._found = self._found, []
         while names := names or self._groups_to_trim(skipped):
             while names:
                 name = names.pop(0)
@@ -70,7 +74,8 @@ class Trimming:
                     skipped.add(name)
                 events, groups = events + dropped.events, groups + dropped.groups
                 if monotonic() >= ends:
-                    self._found = names
+                    with self._lock:
+                        self._found += names
                     return Dropped(events, groups), True
         return Dropped(events, groups), False
 

@@ -131,12 +131,13 @@ class SentinelDiscovery:
         options = {**self._options, "retry": Retry(NoBackoff(), 0)}
         sentinels = kind(self._hosts, sentinel_kwargs=options)
         try:
-            return {0: Address(*sentinels.discover_master(self._service))}
+            master = sentinels.discover_master(self._service)
         except _ERRORS as error:
             raise self._unknown(error) from None
         finally:
             for sentinel in sentinels.sentinels:
                 sentinel.close()
+        return self._found(master, sentinels)
 
     @sensitive_variables()
     async def aowners(self, known: Collection[Address]) -> dict[int, Address]:
@@ -144,12 +145,13 @@ class SentinelDiscovery:
         options = {**self._options, "retry": AsyncRetry(NoBackoff(), 0)}
         sentinels = kind(self._hosts, sentinel_kwargs=options)
         try:
-            return {0: Address(*await sentinels.discover_master(self._service))}
+            master = await sentinels.discover_master(self._service)
         except _ERRORS as error:
             raise self._unknown(error) from None
         finally:
             for sentinel in sentinels.sentinels:
                 await sentinel.aclose()
+        return self._found(master, sentinels)
 
     @sensitive_variables()
     def check(self) -> list[checks.CheckMessage]:
@@ -174,6 +176,14 @@ class SentinelDiscovery:
             )
         ]
 
+    def _found(self, master: tuple[str, int], sentinels: Any) -> dict[int, Address]:
+        # redis-py puts the one that has answered first: one that is down would cost each look a
+        # second.
+        answered = sentinels.sentinels[0].connection_pool.connection_kwargs
+        first = Address(answered["host"], answered["port"])
+        self._hosts.sort(key=lambda host: host != first)
+        return {0: Address(*master)}
+
     def _unknown(self, error: BaseException) -> redis.ConnectionError:
         what = f"No Sentinel knows a master of {self._service!r} now"
         return _error(what, self._hosts, error, self._options)
@@ -193,7 +203,8 @@ def _error(
 ) -> redis.ConnectionError:
     """Return what publishing raises, which says what redis-py does, but no password."""
     text = str(error)
-    if (password := options.get("password")) and str(password) in text:
+    secrets = [value for name, value in options.items() if name.endswith("password") and value]
+    if any(str(secret) in text for secret in secrets):
         # redis-py before 6 shows what a connection was made with.
         text = type(error).__name__
     asked = ", ".join(f"{host}:{port}" for host, port in hosts)

@@ -2,7 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
@@ -326,6 +334,7 @@ class RoutedServers(Servers):
             if self._is_unanswered(asked):
                 with self._noting_failure():
                     self._learn(await self._discovery.aowners(self._known()), plan)
+                await readers.drop_all_but(self._known())
 
     def _is_unanswered(self, asked: float) -> bool:
         """Whether nobody has found out since a time.
@@ -462,6 +471,12 @@ class _Readers:
                 return await pipe.execute(raise_on_error=False)
         except _BROKEN as error:
             return error
+
+    async def drop_all_but(self, addresses: Collection[Address]) -> None:
+        """Drop the clients of servers that have no slot any more."""
+        for address in self._clients.keys() - addresses:
+            # Reads under way go on.
+            await self._clients.pop(address).connection_pool.disconnect(inuse_connections=False)
 
     async def disconnect(self) -> None:
         # Reads under way go on. Their connections are closed when the loop ends.

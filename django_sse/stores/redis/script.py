@@ -95,7 +95,7 @@ def receive(connection: Any, count: int) -> list[Any]:
     for _ in range(count):
         try:
             replies.append(connection.read_response())
-        except ResponseError as error:
+        except (ResponseError, BusyLoadingError) as error:
             replies.append(error)
     return replies
 

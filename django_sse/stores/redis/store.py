@@ -13,7 +13,12 @@ from django.db import DEFAULT_DB_ALIAS
 
 from django_sse.conf import conf
 from django_sse.event import KEY_FIELD
-from django_sse.exceptions import AlreadyProducing, GroupCancelled, PartlyPublished
+from django_sse.exceptions import (
+    AlreadyProducing,
+    EventStreamError,
+    GroupCancelled,
+    PartlyPublished,
+)
 from django_sse.groups.entries import Entry, GroupState, Hint, Kind, Lease, NewEntry
 from django_sse.groups.numbering import HeadMoved
 from django_sse.stores.base import Cursor, EventStore
@@ -209,8 +214,8 @@ class RedisStore(EventStore):
         for entry in entries:
             shards.setdefault(self._keys.shard(entry.group), []).append(entry)
         if len(shards) == 1:
-            replies = self._run(*self._append_calls(*shards.popitem(), staged=staged))
-            return _appended(entries, replies[0])
+            replies = self._servers.run(self._append_calls(*shards.popitem(), staged=staged))
+            return _appended(entries, _append_reply(replies))
         if not staged and any(map(_can_be_refused, entries)):
             checked = self._run(*(self._check_call(part) for part in shards.values()))
             for part, reply in zip(shards.values(), checked, strict=True):
@@ -241,7 +246,7 @@ class RedisStore(EventStore):
             replies = iter(self._servers.run(list(chain.from_iterable(calls.values()))))
             for shard, of_shard in calls.items():
                 try:
-                    reply, *_ = _raise_first_error([next(replies) for _ in of_shard])
+                    reply = _append_reply([next(replies) for _ in of_shard])
                     numbers[shard], more = _appended(shards[shard], reply)
                     hints += more
                 except Exception as error:
@@ -339,6 +344,13 @@ class RedisStore(EventStore):
 
     # Configuration
 
+    def forget(self) -> None:
+        if self._durable:
+            raise EventStreamError(
+                'The redis store has the option "durable": True, so it notices no loss. Set it to '
+                "False, which resets all clients, and then back."
+            )
+
     def check(self) -> list[checks.CheckMessage]:
         try:
             if self._place:
@@ -403,6 +415,25 @@ def _appended(entries: Sequence[NewEntry], reply: Any) -> tuple[list[int | None]
             numbered[group].append(Entry(head, closing, closes=True))
         hints.append(Hint(group, head, bool(cancelled), tuple(numbered[group])))
     return [number or None for number in numbers], hints
+
+
+def _append_reply(replies: Sequence[Any]) -> Any:
+    """Return the reply to an append, given that and the replies to what follows from it.
+
+    Raises:
+        Exception: The append has failed.
+        redis.ConnectionError: What follows has failed.
+    """
+    first, *others = replies
+    if isinstance(first, Exception):
+        raise first
+    for reply in others:
+        if isinstance(reply, Exception):
+            # Not the error itself: a refusal would say that nothing was published.
+            raise redis.ConnectionError(
+                "The events are published, but streams hear of them late."
+            ) from reply
+    return first
 
 
 def _went_back(before: _Cursor, now: _Cursor) -> bool:

@@ -119,7 +119,12 @@ def job(browser: Browser, site: Site) -> Iterator[Callable[[str], Tab]]:
             tab.go(page)
             return tab
 
-        yield start
+        try:
+            yield start
+        finally:
+            # They are those of all ports, and so of the sites of other tests.
+            tab.go(site.origin)
+            browser.delete_all_cookies()
 
 
 def bar(tab: Tab) -> list[Any]:

@@ -14,7 +14,7 @@ from tests.live.servers import SERVERS, Server, require, serve
 # What it shows is the servers', the kernel's and the stores'.
 pytestmark = pytest.mark.once
 
-STREAMS = 300
+STREAMS = 150
 # A group's, and those of a generator that has read the database.
 URLS = ("/members/news/", "/counted/")
 

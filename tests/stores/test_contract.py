@@ -48,6 +48,7 @@ class PostgreSQLTests(EventStoreContract, TransactionTestCase):
         return DatabaseStore(using=postgresql.ALIAS)
 
 
+@pytest.mark.once
 @unittest.skipUnless(mysql.binaries(), "MariaDB is not installed.")
 class MySQLTests(EventStoreContract, TransactionTestCase):
     databases = {"default", mysql.ALIAS}
@@ -67,6 +68,7 @@ class RedisStoreTests(EventStoreContract, TransactionTestCase):
         return RedisStore(url=self.url, durable=self.durable)
 
 
+@pytest.mark.once
 class DurableRedisStoreTests(RedisStoreTests):
     durable = True
 

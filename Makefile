@@ -34,7 +34,7 @@ $(PACKAGES)/installed.json: demo_project/package.json demo_project/package-lock.
 test: $(VENV)/test  ## Set everything up and run the tests (ARGS= for pytest), on a newer Python too where there is one
 	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(CHOSEN) $(ARGS)
 ifneq ($(NEWER_PYTHON),)
-	$(MAKE) VENV=$(VENV_NEWER) PYTHON=$(NEWER_PYTHON) NEWER_PYTHON= CHOSEN='-m "not once"' test
+	$(MAKE) VENV=$(VENV_NEWER) PYTHON=$(NEWER_PYTHON) NEWER_PYTHON= CHOSEN='-m "not once" --ignore tests/docs --ignore tests/live --ignore tests/mutants' test
 endif
 
 .PHONY: soak

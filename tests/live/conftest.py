@@ -138,6 +138,8 @@ def site(request: pytest.FixtureRequest, directory: Path) -> Iterator[Site]:
 def tab(browser: Browser, site: Site) -> Iterator[Tab]:
     """A tab with a page of the test project."""
     with Tab.open(browser, site.origin) as tab:
+        # They are those of all ports of a host, and so of the sites of other tests.
+        browser.delete_all_cookies()
         yield tab
 
 

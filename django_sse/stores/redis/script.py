@@ -95,7 +95,7 @@ def receive(connection: Any, count: int) -> list[Any]:
     for _ in range(count):
         try:
             replies.append(connection.read_response())
-        except (ResponseError, BusyLoadingError) as error:
+        except ResponseError as error:
             replies.append(error)
     return replies
 

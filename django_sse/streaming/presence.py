@@ -16,6 +16,7 @@ from math import inf
 from random import uniform
 from secrets import token_hex
 from typing import Any, Final, Protocol
+from weakref import ref
 
 from asgiref.sync import sync_to_async
 
@@ -74,7 +75,7 @@ class _Member:
 
     info: Any
     streams: int = 0
-    leaving: dict[Attending, asyncio.TimerHandle] = field(default_factory=dict)
+    leaving: dict[ref[Attending], asyncio.TimerHandle] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -164,12 +165,13 @@ class Attendants:
         for group in stream.groups:
             room = self._rooms[group]
             member = room.members[stream.attendance.key]
-            member.leaving[stream] = self._loop.call_later(
+            # Weakly: what belongs to its request need not be kept for so long.
+            member.leaving[ref(stream)] = self._loop.call_later(
                 conf().PRESENCE_GRACE,
                 self._take_away,
                 room,
                 stream.attendance.key,
-                stream,
+                ref(stream),
                 context=Context(),
             )
 
@@ -181,11 +183,11 @@ class Attendants:
         for group in stream.groups:
             room = self._rooms.get(group)
             member = room.members.get(key) if room else None
-            if room and member and stream in member.leaving:
-                member.leaving[stream].cancel()
-                self._take_away(room, key, stream)
+            if room and member and ref(stream) in member.leaving:
+                member.leaving[ref(stream)].cancel()
+                self._take_away(room, key, ref(stream))
 
-    def _take_away(self, room: _Room, key: str, stream: Attending) -> None:
+    def _take_away(self, room: _Room, key: str, stream: ref[Attending]) -> None:
         member = room.members[key]
         del member.leaving[stream]
         member.streams -= 1

@@ -30,6 +30,28 @@ async def quote(symbol: str, price: str) -> str:
     return published.id
 
 
+def hold_reads_of(
+    held: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[asyncio.Event, asyncio.Event]:
+    """Have the store hold back what it has read of a group.
+
+    Returns:
+        An event that is set once it has read, and one that lets it answer.
+    """
+    is_reading, goes_on = asyncio.Event(), asyncio.Event()
+    read = MemoryStore.anewest
+
+    async def read_slowly(self: MemoryStore, group: str, after: int, limit: int) -> list[Entry]:
+        page = await read(self, group, after, limit)
+        if group == held:
+            is_reading.set()
+            await goes_on.wait()
+        return page
+
+    monkeypatch.setattr(MemoryStore, "anewest", read_slowly)
+    return is_reading, goes_on
+
+
 async def publish_quotes() -> str:
     """Publish what only the newest of count, more than the history keeps. Return the last id."""
     for price in ("1", "2", "3"):
@@ -169,16 +191,7 @@ async def test_a_client_that_asks_while_the_store_reads_for_another_gets_what_is
 ) -> None:
     """Clients share a read of the store, but none that began before their own position."""
     await quote("A", "1")
-    goes_on, is_reading = asyncio.Event(), asyncio.Event()
-    read = MemoryStore.anewest
-
-    async def read_slowly(self: MemoryStore, group: str, after: int, limit: int) -> list[Entry]:
-        page = await read(self, group, after, limit)
-        is_reading.set()
-        await goes_on.wait()
-        return page
-
-    monkeypatch.setattr(MemoryStore, "anewest", read_slowly)
+    is_reading, goes_on = hold_reads_of("prices", monkeypatch)
     async with open_stream(prices) as first:
         reading = asyncio.create_task(first.until("A 2"))
         await asyncio.wait_for(is_reading.wait(), 10)
@@ -195,16 +208,7 @@ async def test_a_group_that_is_read_slowly_holds_up_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await quote("A", "1")
-    goes_on, is_reading = asyncio.Event(), asyncio.Event()
-    read = MemoryStore.anewest
-
-    async def read_slowly(self: MemoryStore, group: str, after: int, limit: int) -> list[Entry]:
-        if group == "slow":
-            is_reading.set()
-            await goes_on.wait()
-        return await read(self, group, after, limit)
-
-    monkeypatch.setattr(MemoryStore, "anewest", read_slowly)
+    is_reading, goes_on = hold_reads_of("slow", monkeypatch)
     await apublish("slow", "S 1", key="S")
     slow = EventStreamView.as_view(groups=["slow"], newest_of_keys=True)
     async with open_stream(slow) as waiting:

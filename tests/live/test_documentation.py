@@ -119,12 +119,7 @@ def job(browser: Browser, site: Site) -> Iterator[Callable[[str], Tab]]:
             tab.go(page)
             return tab
 
-        try:
-            yield start
-        finally:
-            # They are those of all ports, and so of the sites of other tests.
-            tab.go(site.origin)
-            browser.delete_all_cookies()
+        yield start
 
 
 def bar(tab: Tab) -> list[Any]:

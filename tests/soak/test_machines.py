@@ -20,18 +20,21 @@ def machine() -> Iterator[Machine]:
         yield machine
 
 
-async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while line := await reader.readline():
-        writer.write(line.upper())
-    writer.close()
-
-
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return not probe.connect_ex(("127.0.0.1", port))
 
 
 async def test_a_machine_reaches_others_over_its_link_alone(machine: Machine) -> None:
+    left: asyncio.Queue[None] = asyncio.Queue()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            writer.write(line.upper())
+        writer.close()
+        await writer.wait_closed()
+        left.put_nowait(None)
+
     server = await asyncio.start_server(answer, "127.0.0.1", port := free_port())
     link = Link(machine, latency=0.05, loss=0.5, seed="link")
     async with server:
@@ -52,6 +55,10 @@ async def test_a_machine_reaches_others_over_its_link_alone(machine: Machine) ->
                 await asyncio.sleep(0.5)
                 assert not asking.done()
             assert (await asyncio.wait_for(asking, 30))[0] == b"HELLO\n"
+            # Otherwise their connections would be left open.
+            async with asyncio.timeout(30):
+                for _ in range(2):
+                    await left.get()
 
 
 async def test_others_reach_a_machine_over_its_link_alone(machine: Machine) -> None:
@@ -71,3 +78,4 @@ async def test_others_reach_a_machine_over_its_link_alone(machine: Machine) -> N
                 await writer.drain()
                 assert await asyncio.to_thread(there.recv, 100) == b"hello"
             writer.close()
+            await writer.wait_closed()

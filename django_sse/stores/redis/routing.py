@@ -33,6 +33,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from django_sse.concurrency.forks import ForkSafeLock
+from django_sse.concurrency.loops import ByLoop
 from django_sse.stores.redis.discovery import Discovery
 from django_sse.stores.redis.script import (
     SCRIPT,
@@ -244,7 +245,7 @@ class RoutedServers(Servers):
         # When they were asked in vain the last time, and what came of it.
         self._failure: tuple[float, redis.ConnectionError] = (-inf, redis.ConnectionError())
         self._clients: dict[Address, redis.Redis] = {}
-        self._readers: dict[asyncio.AbstractEventLoop, _Readers] = {}
+        self._readers: ByLoop[_Readers] = ByLoop()
 
     def run(self, calls: Sequence[Call]) -> list[Any]:
         plan = _Plan(calls, self._slots(calls), can_repeat=False)
@@ -443,8 +444,6 @@ class RoutedServers(Servers):
     async def _of_loop(self) -> "_Readers":
         loop = asyncio.get_running_loop()
         if loop not in self._readers:
-            for closed in [other for other in list(self._readers) if other.is_closed()]:
-                self._readers.pop(closed, None)
             readers = _Readers(self._options, tls=self._tls)
             self._readers[loop] = readers
             readers.closing = close_at_end(readers)

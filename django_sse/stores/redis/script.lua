@@ -425,34 +425,17 @@ local function state(group)
   return {group.first, group.head, oldest, group.cancelled and 1 or 0, origin, group.producer}
 end
 
-if operation == 'state' then
+if operation == 'state' or operation == 'lease' or operation == 'new_run' then
   local group = load(1)
   if group.foreign then
     return redis.error_reply(FOREIGN)
   end
-  save(group)
-  return state(group)
-end
-
-if operation == 'lease' then
-  local group = load(1)
-  if group.foreign then
-    return redis.error_reply(FOREIGN)
-  end
-  save(group)
-  return {group.producer, group.renewed}
-end
-
-if operation == 'new_run' then
-  local group, above = load(1), tonumber(ARGV[8])
-  if group.foreign then
-    return redis.error_reply(FOREIGN)
-  end
+  local above = operation == 'new_run' and tonumber(ARGV[8]) or 0
   if group.head < above then
     begin_run(group, above)
   end
   save(group)
-  return state(group)
+  return operation == 'lease' and {group.producer, group.renewed} or state(group)
 end
 
 -- "check" writes nothing, and says whether "append" would refuse an entry.

@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from django_sse.concurrency.forks import ForkSafeLock
+from django_sse.concurrency.loops import ByLoop
 from django_sse.stores.redis.script import Call, aexecute, execute, is_of_wrong_server
 from django_sse.stores.redis.url import pool_of
 
@@ -72,9 +73,7 @@ class OneServer(Servers):
         self._client_lock = ForkSafeLock()
         self._client: redis.Redis | None = None
         # A connection belongs to its loop, so each loop has a client. The generator closes it.
-        self._readers: dict[
-            asyncio.AbstractEventLoop, tuple[redis.asyncio.Redis, AsyncGenerator[None]]
-        ] = {}
+        self._readers: ByLoop[tuple[redis.asyncio.Redis, AsyncGenerator[None]]] = ByLoop()
 
     def run(self, calls: Sequence[Call]) -> list[Any]:
         client = self._publisher
@@ -108,8 +107,6 @@ class OneServer(Servers):
     async def _reader(self) -> redis.asyncio.Redis:
         loop = asyncio.get_running_loop()
         if loop not in self._readers:
-            for closed in [other for other in list(self._readers) if other.is_closed()]:
-                self._readers.pop(closed, None)
             pool = pool_of(
                 redis.asyncio.BlockingConnectionPool,
                 self._url,

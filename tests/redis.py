@@ -56,6 +56,12 @@ class RedisServer:
         return self._process is not None
 
     @property
+    def pid(self) -> int:
+        """The id of its process, while it runs."""
+        assert self._process
+        return self._process.pid
+
+    @property
     def bus_port(self) -> int:
         """Where other servers of its cluster reach it."""
         return int(self._options["cluster-port"])
@@ -254,11 +260,14 @@ _SLOTS = 16384
 
 
 class RedisCluster:
-    """Three masters and a replica of each, which take over from one another."""
+    """Three masters and a replica of each, which take over from one another.
 
-    def __init__(self, directory: Path, **options: str) -> None:
+    Without ``replicas`` there are the masters alone.
+    """
+
+    def __init__(self, directory: Path, *, replicas: bool = True, **options: str) -> None:
         self.servers: list[RedisServer] = []
-        for number in range(6):
+        for number in range(6 if replicas else 3):
             own = directory / str(number)
             own.mkdir()
             self.servers.append(
@@ -294,8 +303,9 @@ class RedisCluster:
         first_port = self.servers[0].bus_port
         for server in self.servers[1:]:
             self.ask(server, "CLUSTER", "MEET", "127.0.0.1", self.servers[0].port, first_port)
-        _until(lambda: all(len(self.nodes(server)) == 6 for server in self.servers))
-        for master, replica in zip(masters, replicas, strict=True):
+        count = len(self.servers)
+        _until(lambda: all(len(self.nodes(server)) == count for server in self.servers))
+        for master, replica in zip(masters, replicas, strict=False):
             _until(lambda m=master, r=replica: self._follows(r, m))  # type: ignore[misc]
         self.until_whole()
 
@@ -329,7 +339,7 @@ class RedisCluster:
             info = self.ask(server, "INFO", "replication")
             if info["role"] == "slave" and info["master_link_status"] != "up":
                 return False
-            if info["role"] == "master" and info["connected_slaves"] < 1:
+            if info["role"] == "master" and info["connected_slaves"] < len(self.servers) // 3 - 1:
                 return False
         return (
             len(
@@ -434,10 +444,10 @@ class RedisCluster:
 
 
 @contextmanager
-def serve_cluster(**options: str) -> Iterator[RedisCluster]:
+def serve_cluster(*, replicas: bool = True, **options: str) -> Iterator[RedisCluster]:
     """Run a cluster for the length of the block."""
     with TemporaryDirectory(ignore_cleanup_errors=True) as directory:
-        cluster = RedisCluster(Path(directory), **options)
+        cluster = RedisCluster(Path(directory), replicas=replicas, **options)
         try:
             cluster.start()
             yield cluster

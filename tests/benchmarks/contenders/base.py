@@ -48,21 +48,25 @@ class Running:
     def order(self, what: str, **arguments: int) -> str:
         """Give an order (see ``apps/orders.py``); return the answer once it is carried out."""
         query = "&".join(f"{name}={value}" for name, value in arguments.items())
+        return self.get(f"/orders/{what}?{query}")
+
+    def get(self, path: str) -> str:
+        """Return what a path answers."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=_ORDER_SECONDS)
-        connection.request("GET", f"/orders/{what}?{query}", headers={"Connection": "close"})
-        response = connection.getresponse()
-        answer = response.read().decode()
-        connection.close()
+        with closing(connection):
+            connection.request("GET", path, headers={"Connection": "close"})
+            response = connection.getresponse()
+            answer = response.read().decode()
         if response.status != 200:
-            raise RuntimeError(f"{what}: {response.status} {answer}")
+            raise RuntimeError(f"{path}: {response.status} {answer}")
         return answer
 
-    def with_ticket(self, cookie: str) -> str:
+    def with_ticket(self, cookie: str, path: str = "/resumable/") -> str:
         """Return the line of a session's cookie, with the ticket that its stream is given."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=_ORDER_SECONDS)
         with closing(connection):
             headers = {"Cookie": cookie, "Accept": "text/event-stream", "Host": "127.0.0.1"}
-            connection.request("GET", "/resumable/", headers=headers)
+            connection.request("GET", path, headers=headers)
             ticket = connection.getresponse().headers["Set-Cookie"]
         return f"{cookie}; {ticket.partition(';')[0]}\n"
 

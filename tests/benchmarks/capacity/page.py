@@ -1,0 +1,119 @@
+"""The tables of the capacity model, and the page of the documentation that has them."""
+
+from collections.abc import Sequence
+from string import Template
+
+from tests.benchmarks.capacity.check import Check
+from tests.benchmarks.capacity.constants import Constants
+from tests.benchmarks.capacity.model import Machine, Site, plan
+from tests.benchmarks.machine import HERE
+from tests.benchmarks.table import markdown, number
+from tests.live.servers import ROOT
+
+_PAGE = "how-far-it-goes.md"
+_DAY = 24
+# From a small site to a million streams.
+SITES = (
+    Site(10_000, 10_000, 1_000, _DAY),
+    Site(100_000, 100_000, 5_000, _DAY),
+    Site(100_000, 1_000, 500, _DAY),
+    Site(1_000_000, 1_000_000, 20_000, _DAY),
+    Site(1_000_000, 10_000, 1_000, _DAY),
+    Site(1_000_000, 100, 10, _DAY),
+)
+
+
+def costs_table(costs: Constants) -> str:
+    """Return what was measured."""
+    return markdown(
+        [
+            ["what", "costs"],
+            ["a process without streams, MiB", number(costs.process_memory / 1024)],
+            ["a process to which nothing happens, us a second", number(costs.process_idle)],
+            ["a stream, KiB", number(costs.stream_memory)],
+            ["a stream with its heartbeats, us a second", number(costs.stream_idle)],
+            ["an event, for each process that has streams of its group, us", number(costs.event)],
+            ["... for each process that has none of them, us", number(costs.changed)],
+            ["... for each stream of the group, us", number(costs.delivery)],
+            ["a connect, logged in, us", number(costs.connect)],
+            ["a reconnect with a resume ticket, us", number(costs.reconnect)],
+            ["Redis: an event, us", number(costs.store_event)],
+            ["Redis: to tell a process of an event, us", number(costs.store_told)],
+            ["... of a group that it has no streams of, us", number(costs.store_changed)],
+            ["Redis: a process to which nothing happens, us a second", number(costs.store_idle)],
+            ["`publish`, us of the publisher", number(costs.publish)],
+            ["`publish_many`, an event, us of the publisher", number(costs.publish_many)],
+            ["... to a cluster", number(costs.publish_many_cluster)],
+            ["`publish`, waits for, ms", number(costs.wait)],
+            ["... on a cluster", number(costs.wait_cluster)],
+        ]
+    )
+
+
+def checks_table(done: Sequence[Check]) -> str:
+    """Return the predictions beside what was measured."""
+    rows = [["processes", "Redis", "readers of a group", "what", "predicted", "measured", "error"]]
+    rows += [
+        [
+            str(check.processes),
+            str(check.nodes),
+            str(check.readers),
+            check.what,
+            number(check.predicted),
+            number(check.measured),
+            f"{check.error:+.0%}",
+        ]
+        for check in done
+    ]
+    return markdown(rows)
+
+
+def plans_table(costs: Constants, sites: Sequence[Site], machine: Machine) -> str:
+    """Return what sites need."""
+    rows = [
+        [
+            "streams",
+            "groups",
+            "events a second",
+            "deliveries a second",
+            "processes",
+            "machines",
+            "Redis servers",
+            "grows first",
+            "a process: CPU, memory, streams",
+            "a deploy: CPU, reconnected in",
+        ]
+    ]
+    for site in sites:
+        wanted = plan(costs, site, machine)
+        each = wanted.demand
+        rows.append(
+            [
+                f"{site.streams:,}",
+                f"{site.groups:,}",
+                f"{site.events:,.0f}",
+                f"{site.deliveries:,.0f}",
+                f"{each.processes:,}",
+                f"{wanted.machines:,}",
+                str(each.nodes),
+                wanted.full_first,
+                f"{each.process:.0%}, {each.process_mib:,.0f} MiB, {each.streams:,.0f}",
+                f"{wanted.deploy_core_seconds:,.0f} s, {number(wanted.deploy_seconds)} s",
+            ]
+        )
+    return markdown(rows)
+
+
+def write(costs: Constants, done: Sequence[Check], about: str) -> None:
+    """Write the page.
+
+    Args:
+        about: Where and when it was measured.
+    """
+    page = Template((HERE / "capacity" / _PAGE).read_text()).substitute(
+        about=about,
+        costs=costs_table(costs),
+        checks=checks_table(done),
+        sites=plans_table(costs, SITES, Machine()),
+    )
+    (ROOT / "docs" / _PAGE).write_text(page)

@@ -290,6 +290,11 @@ class RedisCluster:
         """The address for the store: two servers lead to all others."""
         return "redis+cluster://" + ",".join(f"127.0.0.1:{s.port}" for s in self.servers[::3])
 
+    @property
+    def ports(self) -> list[int]:
+        """The ports that its clients need."""
+        return [server.port for server in self.servers]
+
     def start(self) -> None:
         """Start the servers, and make them a cluster."""
         for server in self.servers:
@@ -482,6 +487,11 @@ class RedisSentinels:
         """The address for the store."""
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
         return f"redis+sentinel://{hosts}/{self.service}/0"
+
+    @property
+    def ports(self) -> list[int]:
+        """The ports that its clients need."""
+        return [server.port for server in (*self.sentinels, *self.servers)]
 
     def start(self) -> None:
         """Start all servers."""

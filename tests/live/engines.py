@@ -49,9 +49,8 @@ class Engine:
 
     @property
     def crosses_machines(self) -> bool:
-        """Whether processes on several machines reach it by the ports that they are told."""
-        has_one_address = not self.standby and self.several_redis is None
-        return has_one_address and (self.postgresql or self.redis_store)
+        """Whether processes on several machines reach it: a pair of Redis is at a Unix socket."""
+        return self.postgresql or self.several_redis is not None
 
     def lacks(self) -> str | None:
         """Return what has to be installed for it, if anything."""

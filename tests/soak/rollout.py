@@ -165,9 +165,12 @@ async def _cut(link: Link, seconds: float) -> None:
 
 
 def _ports_of(services: Services) -> list[int]:
-    """Return the ports of an engine's services, as its processes are told them."""
+    """Return the ports of an engine's services, of which its processes are told some."""
     told = " ".join(services.environment.values())
-    return sorted({int(port) for port in re.findall(r"(?<=[: ])\d{5}\b", told)})
+    ports = {int(port) for port in re.findall(r"\b\d{5}\b", told)}
+    if services.several_redis:
+        ports.update(services.several_redis.ports)
+    return sorted(ports)
 
 
 class _HAProxy:

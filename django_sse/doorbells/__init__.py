@@ -1,8 +1,8 @@
 """Doorbells tell hubs that groups have new events.
 
 A process rings its own hubs directly, and those of other processes by what the project has: a
-channel layer, PostgreSQL, or sockets. A lost doorbell costs time, but no events: every hub compares
-itself with the store.
+store that does so itself, a channel layer, or sockets. A lost doorbell costs time, but no events:
+every hub compares itself with the store.
 """
 
 from django_sse.channel_layer import crossing_layer
@@ -17,8 +17,8 @@ def doorbell_of(store: EventStore) -> Doorbell:
     """Return the doorbell that reaches all hubs that read a store."""
     if not store.crosses_processes:
         return Doorbell()
+    if notifications := store.notifications:
+        return NotificationDoorbell(notifications)
     if layer := crossing_layer():
         return LayerDoorbell(layer)
-    if store.notifications:
-        return NotificationDoorbell(store.notifications)
     return DatagramDoorbell(store)

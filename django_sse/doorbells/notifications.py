@@ -1,4 +1,4 @@
-"""The doorbell that PostgreSQL rings itself, by NOTIFY, when events get their numbers."""
+"""The doorbell that the store rings itself, as events get their numbers."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from django_sse.doorbells.base import (
 )
 from django_sse.groups.entries import Hint
 from django_sse.logs import log_seldom
-from django_sse.stores.postgresql_notify import Notifications
+from django_sse.stores.notifications import Notifications
 
 
 class NotificationDoorbell(Doorbell):
@@ -31,7 +31,7 @@ class NotificationDoorbell(Doorbell):
             try:
                 self._notifications.notify(without_number)
             except Exception as error:
-                log_seldom("PostgreSQL could not be notified of a change.", exc_info=error)
+                log_seldom("The store could not notify hubs of a change.", exc_info=error)
 
     def receiver(self, hub: Listener) -> Receiver:
         return _NotificationReceiver(self._notifications, hub)
@@ -41,12 +41,21 @@ class _NotificationReceiver(Receiver):
     poll_seconds = POLL_SECONDS_WITHOUT_DOORBELL
 
     def __init__(self, notifications: Notifications, hub: Listener) -> None:
-        self._notifications = notifications
+        self._subscriber = notifications.subscriber(hub.hear_soon, self._set_hearing)
         self._hub = hub
         self._listening: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        self._listening = spawn(self._notifications.listen(self._hub.hear_soon, self._set_hearing))
+        self._listening = spawn(self._subscriber.listen())
+
+    async def enter(self, group: str) -> None:
+        await self._subscriber.enter(group)
+
+    async def enter_again(self, group: str) -> None:
+        self._subscriber.doubt()
+
+    async def leave(self, group: str) -> None:
+        await self._subscriber.leave(group)
 
     async def close(self) -> None:
         if self._listening:

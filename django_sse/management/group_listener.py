@@ -119,7 +119,8 @@ async def _stream(position: Mapping[str, int], printer: Printer) -> str:
             if hub.tally.healed > healed and hub.loop.time() > settles_at:
                 printer.note(
                     "No doorbell was heard: events were found by comparison with the store, and "
-                    "late. On several hosts, have a channel layer that reaches all of them."
+                    "late. On several hosts, use PostgreSQL or Redis, or have a channel layer that "
+                    "reaches all of them."
                 )
             healed = hub.tally.healed
     finally:

@@ -20,7 +20,7 @@ from django_sse.conf import conf
 from django_sse.exceptions import GroupCancelled, PartlyPublished
 from django_sse.groups.entries import Entry, GroupState, Hint, Kind, Lease, NewEntry, Ring
 from django_sse.stores.clock import StoreClock
-from django_sse.stores.postgresql_notify import Notifications
+from django_sse.stores.notifications import Notifications
 from django_sse.stores.timed_thread import Connection, TimedThread
 from django_sse.stores.transactions import is_any_open
 from django_sse.stores.write_retries import write_retries

@@ -5,8 +5,7 @@ See https://www.postgresql.org/docs/current/sql-notify.html.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
-from secrets import token_hex
+from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol, TypeVar
 
 from django.db import connections
@@ -15,22 +14,14 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django_sse.concurrency.tasks import must_propagate, spawn
 from django_sse.concurrency.threads import unpooled
 from django_sse.groups.entries import Hint, Ring
-from django_sse.logs import log_seldom, logger
+from django_sse.logs import log_seldom
+from django_sse.stores.notifications import Connection, Notifications, Subscriber
 
 Result = TypeVar("Result")
 
 CHANNEL: Final = "django_sse"
-# The first character of a test, which a listener sends to itself. No group name contains it.
-_TEST_PREFIX: Final = "?"
-
-# How long a test may take to come back.
-_TEST_SECONDS: Final = 5.0
 # How long a server may take to answer a new connection.
 _CONNECT_SECONDS: Final = 5
-# The pause between tests: a connection may stop delivering notifications without an error.
-_RETEST_SECONDS: Final = 60.0
-# The pause after a connection was lost.
-_RECONNECT_SECONDS: Final = 1.0
 
 
 class InThread(Protocol):
@@ -39,7 +30,7 @@ class InThread(Protocol):
     def __call__(self, work: Callable[[], Result], /) -> Awaitable[Result]: ...
 
 
-class Notifications:
+class PostgreSQLNotifications(Notifications):
     """Sends hints from process to process through the database.
 
     Args:
@@ -51,77 +42,25 @@ class Notifications:
 
     def __init__(self, using: str, listen_alias: str, in_thread: InThread) -> None:
         self._using = using
-        self._listen_alias = listen_alias
+        self.listen_alias = listen_alias
         self._in_thread = in_thread
 
     def notify(self, hints: Sequence[Hint]) -> None:
         """Send hints, without their entries, when the open transaction commits."""
         self._notify([hint.encode() for hint in hints])
 
-    async def listen(self, hear: Ring, set_hearing: Callable[[bool], None]) -> None:
-        """Pass on hints until cancelled.
+    def subscriber(
+        self, hear: Ring, set_hearing: Callable[[bool], None]
+    ) -> "_PostgreSQLSubscriber":
+        return _PostgreSQLSubscriber(self, hear, set_hearing)
 
-        Args:
-            hear: Called with the hints that arrive.
-            set_hearing: Called when it turns out that hints arrive, or that they do not.
-        """
-        hears: bool | None = None
-        while True:
-            pause = _RECONNECT_SECONDS
-            try:
-                async with self._listening(hear) as reader:
-                    while await self._passes_test(reader):
-                        if not hears:
-                            hears = True
-                            set_hearing(True)
-                        await reader.listen(_RETEST_SECONDS)
-                pause = _RETEST_SECONDS
-                why = (
-                    "A test notification did not come back. If a pooler lends connections for one "
-                    "transaction at a time, set the store's option `listen_alias` to an alias that "
-                    "bypasses the pooler."
-                )
-            except BaseException as error:
-                if must_propagate(error):
-                    raise
-                why = str(error)
-            if hears is not False:
-                hears = False
-                set_hearing(False)
-                logger.warning(
-                    "LISTEN on the database alias %r hears nothing, so the store is polled for "
-                    "new events. %s",
-                    self._listen_alias,
-                    why,
-                )
-            await asyncio.sleep(pause)
-
-    @asynccontextmanager
-    async def _listening(self, hear: Ring) -> AsyncIterator["_NotificationReader"]:
-        # Not in the store's reader thread, whose reads must not wait for a server that hangs.
-        connecting = asyncio.ensure_future(asyncio.to_thread(self._connect))
-        try:
-            # Shielded: the connection must be closed even if the task is cancelled.
-            connection = await asyncio.shield(connecting)
-        except asyncio.CancelledError:
-            connecting.add_done_callback(_close_connected)
-            raise
-        reader = _NotificationReader(connection.connection, hear)
-        try:
-            yield reader
-        finally:
-            reader.close()
-            await asyncio.shield(asyncio.to_thread(connection.close))
-
-    async def _passes_test(self, reader: "_NotificationReader") -> bool:
-        test = f"{_TEST_PREFIX}{token_hex(8)}"
-        reader.expect(test)
+    async def send_test(self, test: str) -> None:
+        """Notify of a test, on a publisher's connection."""
         await self._in_thread(lambda: self._notify([test]))
-        return await reader.has_heard()
 
-    def _connect(self) -> BaseDatabaseWrapper:
+    def connect(self) -> BaseDatabaseWrapper:
         # A pooled connection would return to the pool while still listening.
-        connection = unpooled(self._listen_alias)
+        connection = unpooled(self.listen_alias)
         # A server that hangs must not hold one of the event loop's few threads.
         connection.settings_dict["OPTIONS"].setdefault("connect_timeout", _CONNECT_SECONDS)
         # Another thread may close the connection.
@@ -147,61 +86,67 @@ class Notifications:
             )
 
 
+class _PostgreSQLSubscriber(Subscriber["_NotificationReader"]):
+    channels = (CHANNEL,)
+    _remedy = (
+        "If a pooler lends connections for one transaction at a time, set the store's option "
+        "`listen_alias` to an alias that bypasses the pooler."
+    )
+
+    def __init__(
+        self,
+        notifications: PostgreSQLNotifications,
+        hear: Ring,
+        set_hearing: Callable[[bool], None],
+    ) -> None:
+        super().__init__(hear, set_hearing)
+        self._notifications = notifications
+        self.place = f"LISTEN on the database alias {notifications.listen_alias!r}"
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator["_NotificationReader"]:
+        # Not in the store's reader thread, whose reads must not wait for a server that hangs.
+        connecting = asyncio.ensure_future(asyncio.to_thread(self._notifications.connect))
+        try:
+            # Shielded: the connection must be closed even if the task is cancelled.
+            connection = await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(_close_connected)
+            raise
+        reader = _NotificationReader(connection.connection, self._hear)
+        try:
+            yield reader
+        finally:
+            reader.close()
+            await asyncio.shield(asyncio.to_thread(connection.close))
+
+    async def _send(self, test: str) -> None:
+        await self._notifications.send_test(test)
+
+
 def _close_connected(connecting: asyncio.Future[BaseDatabaseWrapper]) -> None:
     if not connecting.cancelled() and not connecting.exception():
         # In a thread, since Django refuses to close a connection on an event loop.
         spawn(asyncio.to_thread(connecting.result().close))
 
 
-class _NotificationReader:
+class _NotificationReader(Connection):
     """Reads the notifications of a psycopg connection whenever its socket is readable."""
 
     def __init__(self, connection: Any, hear: Ring) -> None:
+        super().__init__()
         self._connection = connection.pgconn
         self._hear = hear
         self._loop = asyncio.get_running_loop()
-        self._test: asyncio.Event = asyncio.Event()
-        self._expected = ""
-        self._lost: asyncio.Future[None] = self._loop.create_future()
         self._socket = connection.fileno()
         self._loop.add_reader(self._socket, self._read)
 
-    def expect(self, test: str) -> None:
-        """Watch for this test notification from now on."""
-        self._expected = test
-        if not self._lost.done():
-            self._test.clear()
-
-    async def has_heard(self) -> bool:
-        """Wait for the expected test notification, and say whether it came within five seconds.
-
-        Raises:
-            Exception: The connection was lost.
-        """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_TEST_SECONDS):
-                await self._test.wait()
-                if self._lost.done():
-                    self._lost.result()
-                return True
-        return False
-
-    async def listen(self, seconds: float) -> None:
-        """Wait this many seconds, while notifications are passed on.
-
-        Raises:
-            Exception: The connection was lost.
-        """
-        await asyncio.wait([self._lost], timeout=seconds)
-        if self._lost.done():
-            self._lost.result()
-
     def close(self) -> None:
         """Stop reading."""
-        if not self._lost.done():
+        if not self.lost.done():
             # Not after the connection was lost: its file descriptor may belong to another socket.
             self._loop.remove_reader(self._socket)
-            self._lost.cancel()
+            self.lost.cancel()
 
     def _read(self) -> None:
         try:
@@ -213,15 +158,10 @@ class _NotificationReader:
                 raise
             # A lost connection's socket would stay readable for ever.
             self._loop.remove_reader(self._socket)
-            self._lost.set_exception(error)
-            self._lost.exception()
-            self._test.set()
+            self.lose(error)
 
     def _take(self, text: str) -> None:
-        if text == self._expected:
-            self._test.set()
-        if text.startswith(_TEST_PREFIX):
-            # A test of this listener, of another hub, or of anybody.
+        if self._is_test(text, CHANNEL):
             return
         try:
             self._hear([Hint.decode(text)])

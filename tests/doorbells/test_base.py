@@ -17,6 +17,7 @@ from django_sse.exceptions import InvalidGroup
 from django_sse.groups.entries import Hint
 from django_sse.stores.database import DatabaseStore
 from django_sse.stores.memory import MemoryStore
+from django_sse.stores.redis import RedisStore
 from tests.doorbells.conftest import Ear, hint
 from tests.postgresql import ALIAS, binaries
 
@@ -89,6 +90,11 @@ def test_postgresql_rings_itself_unless_a_layer_does(settings: Settings) -> None
     settings.CHANNEL_LAYERS = {"default": {"BACKEND": "tests.layers.GatedLayer"}}
     assert isinstance(doorbell_of(store), LayerDoorbell)
     assert store.notifications is None
+
+
+def test_redis_rings_itself_also_beside_a_layer(settings: Settings) -> None:
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": "tests.layers.GatedLayer"}}
+    assert isinstance(doorbell_of(RedisStore()), NotificationDoorbell)
 
 
 def test_a_layer_that_cannot_be_made_is_logged_and_done_without(

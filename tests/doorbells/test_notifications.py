@@ -20,7 +20,7 @@ from django_sse.doorbells.notifications import NotificationDoorbell
 from django_sse.groups.entries import Hint, NewEntry
 from django_sse.stores import get_store
 from django_sse.stores.database import DatabaseStore
-from django_sse.stores.postgresql_notify import Notifications, _NotificationReader
+from django_sse.stores.postgresql_notify import PostgreSQLNotifications, _NotificationReader
 from django_sse.streaming.hub import current_hub
 from django_sse.testing.threads import in_thread
 from tests import pgbouncer
@@ -151,7 +151,7 @@ async def test_a_connection_lost_while_it_is_tested_is_made_again_at_once(
     ear: Ear, store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So that no test could be in time.
-    monkeypatch.setattr("django_sse.stores.postgresql_notify._TEST_SECONDS", 3600)
+    monkeypatch.setattr("django_sse.stores.notifications._TEST_SECONDS", 3600)
     notifications = store.notifications
     assert notifications
     tests: list[object] = []
@@ -174,12 +174,12 @@ async def test_a_connection_lost_while_it_is_tested_is_made_again_at_once(
     await receiver.close()
 
 
-@pytest.mark.parametrize("where", ["_connect", "_take"])
+@pytest.mark.parametrize("where", ["connect", "_take"])
 async def test_a_driver_that_panics_is_connected_anew(
     where: str, ear: Ear, store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("django_sse.stores.postgresql_notify._RECONNECT_SECONDS", 0.01)
-    owner = Notifications if where == "_connect" else _NotificationReader
+    monkeypatch.setattr("django_sse.stores.notifications._RECONNECT_SECONDS", 0.01)
+    owner = PostgreSQLNotifications if where == "connect" else _NotificationReader
     whole = getattr(owner, where)
     calls: list[None] = []
 
@@ -231,7 +231,7 @@ async def test_what_others_test_themselves_by_makes_no_hub_deaf(
     assert notifications
     notify = notifications._notify
     monkeypatch.setattr(notifications, "_notify", lambda texts: notify([*texts, "?another"]))
-    monkeypatch.setattr("django_sse.stores.postgresql_notify._TEST_SECONDS", 1)
+    monkeypatch.setattr("django_sse.stores.notifications._TEST_SECONDS", 1)
     receiver = await open_receiver(store, ear)
     await until(lambda: receiver.poll_seconds == POLL_SECONDS_WITH_DOORBELL)
     await receiver.close()
@@ -323,7 +323,7 @@ def pooler() -> Iterator[None]:
 async def test_through_a_transaction_pooler_nothing_is_heard_which_is_said_and_polled(
     ear: Ear, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("django_sse.stores.postgresql_notify._TEST_SECONDS", 1)
+    monkeypatch.setattr("django_sse.stores.notifications._TEST_SECONDS", 1)
     store = DatabaseStore(using=ALIAS, listen_alias=pgbouncer.ALIAS)
     receiver = await open_receiver(store, ear)
     await until(lambda: "hears nothing" in caplog.text)
@@ -348,13 +348,13 @@ async def test_a_listener_that_cannot_connect_says_so_once_and_tries_again(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("django_sse.stores.postgresql_notify._RECONNECT_SECONDS", 0.01)
+    monkeypatch.setattr("django_sse.stores.notifications._RECONNECT_SECONDS", 0.01)
     settings_dict = connections[ALIAS].settings_dict
     port = settings_dict["PORT"]
     tries: list[int] = []
     notifications = store.notifications
     assert notifications
-    connect = notifications._connect
+    connect = notifications.connect
 
     def count_and_connect() -> BaseDatabaseWrapper:
         tries.append(1)
@@ -364,7 +364,7 @@ async def test_a_listener_that_cannot_connect_says_so_once_and_tries_again(
         connections[ALIAS].close()
         connections[ALIAS].settings_dict["PORT"] = port
 
-    monkeypatch.setattr(notifications, "_connect", count_and_connect)
+    monkeypatch.setattr(notifications, "connect", count_and_connect)
     await store._in_reader(lambda: use_port(1))
     receiver = await open_receiver(store, ear)
     await until(lambda: len(tries) > 2)

@@ -179,6 +179,16 @@ def datagram(choices: Choices, head: int) -> bytes:
     return choices.pick([line, line * 2, f"{line}\n" * 20, f"{line}\r\n\n", f" {line}"]).encode()
 
 
+def published(choices: Choices, head: int) -> bytes:
+    """Return a forged message on a channel of Redis, given the head of a group."""
+    signature = choices.pick([b"", b"0" * 40, choices.bytes(20).hex().encode()])
+    if choices.one_in(2):
+        return signature + b"\n" + datagram(choices, head)
+    entry = choices.pick([b"%d 0 \ndata: forged\n\n", b"%d 1 x\nid: forged\n\n", b"%d\n\n"])
+    hint = f"{choices.pick(GROUPS)} {head + 1} 0".encode()
+    return signature + b"\n" + hint + b"\n\n" + entry % (head + 1)
+
+
 def last_event_id(choices: Choices, known: list[str]) -> bytes:
     """Return what a client claims to be the last id that it has seen."""
     kind = choices.number(12)

@@ -31,6 +31,9 @@ from django_sse.http.hand_off import Application
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
 from django_sse.stores.postgresql_notify import _NotificationReader
+from django_sse.stores.redis.keys import Keys
+from django_sse.stores.redis.notifications import _Connections
+from django_sse.stores.redis.servers import OneServer
 from django_sse.streaming.hub import current_hub, open_streams
 from tests.fuzz import inputs, views
 from tests.fuzz.choices import Choices
@@ -200,6 +203,10 @@ class Session:
         if self._choices.one_in(2):
             message = inputs.doorbell(self._choices, head)
             await get_channel_layer().group_send(doorbell_group(group), message)
+            return
+        if self._choices.one_in(2):
+            self._tally["forged messages of Redis"] += 1
+            publish_by_redis(group, inputs.published(self._choices, head))
             return
         datagram = inputs.datagram(self._choices, head)
         if self._choices.one_in(2):
@@ -395,8 +402,16 @@ def notify(payload: bytes) -> None:
         )
         ear = _NotificationReader(connection, current_hub().hear_soon)
         ear._read()
-        assert not ear._lost.done(), "a notification has ended the listening"
+        assert not ear.lost.done(), "a notification has ended the listening"
         ear.close()
+
+
+def publish_by_redis(group: str, message: bytes) -> None:
+    """Have a hub's subscriber hear a message on the channel of a group in Redis."""
+    keys, servers = Keys("sse"), OneServer("redis://")
+    ear = _Connections(keys, servers, current_hub().hear_soon)
+    ear.take(keys.channel(group).encode(), message)
+    assert not ear.lost.done(), "a message has ended the listening"
 
 
 def is_of_a_foreign_page(scope: dict[str, Any]) -> bool:

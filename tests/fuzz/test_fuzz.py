@@ -34,6 +34,7 @@ def test_no_request_and_no_event_breaks_anything(fuzzer: Fuzzer) -> None:
     assert fuzzer.tally["events"] > 5 * SESSIONS
     assert fuzzer.tally["forged before a stream"]
     assert fuzzer.tally["forged datagrams"]
+    assert fuzzer.tally["forged messages of Redis"]
 
 
 @pytest.mark.once

@@ -165,31 +165,26 @@ ENGINES = {
     "postgresql-pubsub": Engine(
         "PostgreSQL + channels_redis pub/sub", postgresql=True, redis={}, layer=_PUBSUB
     ),
-    "redis-lists": Engine(
-        "Redis + channels_redis lists, capacity 1",
-        redis=_DURABLE_REDIS,
-        redis_store=True,
+    "postgresql-lists": Engine(
+        "PostgreSQL + channels_redis lists, capacity 1",
+        postgresql=True,
+        redis={},
         layer=_LISTS,
         # Starved: a second message that waits is dropped.
         layer_options={"capacity": 1},
     ),
-    "redis-pubsub": Engine(
-        "Redis + channels_redis pub/sub", redis=_DURABLE_REDIS, redis_store=True, layer=_PUBSUB
-    ),
+    "redis": Engine("Redis + its pub/sub", redis=_DURABLE_REDIS, redis_store=True),
     "redis-forgetful": Engine(
-        "Redis that forgets + channels_redis pub/sub",
+        "Redis that forgets + its pub/sub",
         redis=_FORGETFUL_REDIS,
         redis_store=True,
-        layer=_PUBSUB,
         forgetful=True,
     ),
     "redis-cluster": Engine(
-        "Redis Cluster + in-memory layer", several_redis=redis.serve_cluster, forgetful=True
+        "Redis Cluster + its sharded pub/sub", several_redis=redis.serve_cluster, forgetful=True
     ),
     "redis-sentinel": Engine(
-        "Redis behind Sentinels + in-memory layer",
-        several_redis=redis.serve_sentinels,
-        forgetful=True,
+        "Redis behind Sentinels + its pub/sub", several_redis=redis.serve_sentinels, forgetful=True
     ),
 }
 

@@ -62,7 +62,7 @@ async def streams_by_process(stream: Response, streams: set[int]) -> dict[str, i
     [
         ("daphne", "sqlite"),
         ("granian", "sqlite"),
-        ("hypercorn", "redis-pubsub"),
+        ("hypercorn", "redis"),
         ("uvicorn", "postgresql"),
     ],
 )

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.once
         ("uvicorn", "sqlite"),
         ("daphne", "postgresql"),
         ("hypercorn", "postgresql-pubsub"),
-        ("granian", "redis-lists"),
-        ("uvicorn", "redis-pubsub"),
+        ("granian", "redis"),
+        ("uvicorn", "redis-cluster"),
     ],
 )
 async def test_what_another_process_pushes_arrives_without_asking_the_store(

@@ -206,7 +206,7 @@ def test_the_example_in_python_publishes(server: Server, token: str) -> None:
 # Idempotency keys, with processes side by side and processes that die
 
 
-@pytest.mark.parametrize("engine", ["postgresql", "redis-pubsub"])
+@pytest.mark.parametrize("engine", ["postgresql", "redis"])
 async def test_of_the_same_requests_to_two_servers_one_is_published(
     engine: str, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from tests.live.servers import manage, serve, unavailable
 pytestmark = pytest.mark.once
 
 
-@pytest.mark.parametrize("engine", ["postgresql", "redis-pubsub"])
+@pytest.mark.parametrize("engine", ["postgresql", "redis"])
 async def test_the_status_agrees_with_the_clients_also_after_a_kill(
     engine: str, tmp_path: Path
 ) -> None:

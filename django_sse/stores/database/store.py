@@ -46,7 +46,7 @@ from django_sse.stores.database.runs import FORGOTTEN, DatabaseRun
 from django_sse.stores.database.statements import LockedGroup, Statements
 from django_sse.stores.database.tables import Tables, batches
 from django_sse.stores.database.trimming import Trimming
-from django_sse.stores.postgresql_notify import Notifications
+from django_sse.stores.postgresql_notify import PostgreSQLNotifications
 from django_sse.stores.read_limits import READ_BYTES
 from django_sse.stores.timed_thread import Connection, TimedThread
 
@@ -138,7 +138,7 @@ class DatabaseStore(EventStore):
         if using in connections and connections[using].vendor != "sqlite":
             self.clock = StoreClock(lambda: database_time(using) / 1_000_000)
         self.listen_alias = listen_alias or using
-        self._notifications = Notifications(using, self.listen_alias, self._in_reader)
+        self._notifications = PostgreSQLNotifications(using, self.listen_alias, self._in_reader)
         self._connection = StoreConnection(using)
         self._tables = Tables(using)
         self._run = DatabaseRun(using, durable=durable)
@@ -160,7 +160,7 @@ class DatabaseStore(EventStore):
         return " ".join(str(settings[key]) for key in ("ENGINE", "HOST", "PORT", "NAME"))
 
     @property
-    def notifications(self) -> Notifications | None:  # type: ignore[override]
+    def notifications(self) -> PostgreSQLNotifications | None:  # type: ignore[override]
         # NOTIFY locks the whole server at each commit, so it is not used if a layer does its work.
         listens = connections[self.using].vendor == "postgresql" and _HAS_PSYCOPG_3
         return self._notifications if listens and crossing_layer() is None else None

@@ -1,4 +1,4 @@
-"""The names of the redis store's keys, on one server and in a cluster."""
+"""The names of the redis store's keys and channels, on one server and in a cluster."""
 
 from binascii import crc_hqx
 from itertools import count
@@ -6,6 +6,7 @@ from typing import Final
 
 from django.core.exceptions import ImproperlyConfigured
 
+from django_sse.groups.names import OWNER_PREFIX
 from django_sse.groups.namespaces import placing_digest
 from django_sse.text import plain
 
@@ -16,12 +17,28 @@ _SHARDS: Final = 32
 
 
 class Keys:
-    """The keys on one server: each group has a slot of its own, and there is one set of changes."""
+    """The keys on one server: each group has a slot of its own, and there is one set of changes.
+
+    Args:
+        prefix: What all of them begin with.
+        db: The number of the database, which has to be in the names of channels alone: all
+            databases of a server share these.
+    """
 
     shards = range(1)
+    publishing = "PUBLISH"
+    """The command that publishes to a channel."""
+    subscribing = "SUBSCRIBE"
+    unsubscribing = "UNSUBSCRIBE"
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, db: int = 0) -> None:
         self._prefix = prefix
+        self._db = db
+
+    @property
+    def acl(self) -> str:
+        """The rules by which a user of Redis may use all channels."""
+        return f"&{{{self._prefix}:* &{self._prefix}:*"
 
     def shard(self, group: str) -> int:
         """Return the shard that a group belongs to."""
@@ -46,6 +63,17 @@ class Keys:
         """Return the key of the set of a shard's groups that have a producer."""
         return f"{self._prefix}:producing"
 
+    def channel(self, group: str) -> str:
+        """Return the channel of a group's doorbell, in the group's slot. All owners of a shard
+        share one: to subscribe for each would cost more than to hear of others' ends."""
+        if group.startswith(OWNER_PREFIX):
+            return self.owners_channel(self.shard(group))
+        return f"{self._tag(group)}:doorbell:{self._db}"
+
+    def owners_channel(self, shard: int) -> str:
+        """Return the channel of all owners of a shard."""
+        return f"{self._prefix}:doorbell:{self._db}"
+
     def _tag(self, group: str) -> str:
         # The text in braces chooses the slot.
         return f"{{{self._prefix}:{plain(group)}}}"
@@ -62,6 +90,9 @@ class ClusterKeys(Keys):
     """
 
     shards = range(_SHARDS)
+    publishing = "SPUBLISH"
+    subscribing = "SSUBSCRIBE"
+    unsubscribing = "SUNSUBSCRIBE"
 
     def __init__(self, prefix: str) -> None:
         super().__init__(prefix)
@@ -96,6 +127,9 @@ class ClusterKeys(Keys):
 
     def producing(self, shard: int) -> str:
         return f"{self._tags[shard]}:producing"
+
+    def owners_channel(self, shard: int) -> str:
+        return f"{self._tags[shard]}:doorbell:{self._db}"
 
 
 def _slot(tag: str) -> int:

@@ -43,8 +43,15 @@ from django_sse.stores.redis.script import (
     is_of_wrong_server,
     receive,
     send,
+    typed,
 )
-from django_sse.stores.redis.servers import OPTIONS, Servers, client_of, close_at_end
+from django_sse.stores.redis.servers import (
+    OPTIONS,
+    Servers,
+    client_of,
+    close_at_end,
+    make_subscribing,
+)
 from django_sse.stores.redis.url import Address, Place
 
 # For how long a call follows its keys while they move to another server, and the pause between two
@@ -56,11 +63,6 @@ _ATTEMPTS: Final = 2
 # The script's error for a group that another server's run has written: see `script.lua`.
 _FOREIGN: Final = "FOREIGN"
 _ASK_RUNS: Final = "?"
-_REDIRECTIONS: Final[dict[str, Callable[[str], ResponseError]]] = {
-    "ASK": AskError,
-    "MOVED": MovedError,
-    "TRYAGAIN": TryAgainError,
-}
 # A connection that has failed says so by one of these.
 _BROKEN: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
 
@@ -134,7 +136,7 @@ class _Plan:
                 batches.setdefault(owner, []).append(chain)
             else:
                 self.lacks_owner = True
-                self._give_up(chain, ClusterError("No server of the Redis Cluster has the slot."))
+                self._give_up(chain, _nobody_has_it())
         return dict(sorted(batches.items()))
 
     def fail(self, error: BaseException) -> None:
@@ -161,7 +163,7 @@ class _Plan:
         else:
             if chain.asked:
                 next(answer)
-            replies = [_typed(next(answer)) for _ in sent]
+            replies = [typed(next(answer)) for _ in sent]
         chain.asked = None
         done = next((n for n, reply in enumerate(replies) if self._is_refused(reply)), len(sent))
         for index, reply in zip(sent[:done], replies, strict=False):
@@ -257,7 +259,7 @@ class RoutedServers(Servers):
             batches = plan.batches(self._owners)
             needs = plan.take(batches, self._send(plan, batches))
             if needs.owners or plan.lacks_owner:
-                self._ask_at = 0.0
+                self.doubt()
             if plan.chains:
                 for address in needs.script:
                     self._load_script(address)
@@ -273,7 +275,7 @@ class RoutedServers(Servers):
         readers = await self._of_loop()
         while plan.chains:
             try:
-                await self._alook(plan, readers)
+                await self._alook(readers, plan.moved)
             except redis.RedisError as error:
                 plan.fail(error)
             batches = plan.batches(self._owners)
@@ -285,7 +287,7 @@ class RoutedServers(Servers):
             )
             needs = plan.take(batches, dict(zip(batches, answers, strict=True)))
             if needs.owners or plan.lacks_owner:
-                self._ask_at = 0.0
+                self.doubt()
             if plan.chains:
                 for address in needs.script:
                     await readers.ask(address, [("SCRIPT LOAD", SCRIPT)])
@@ -298,6 +300,24 @@ class RoutedServers(Servers):
                 if needs.pause:
                     await asyncio.sleep(_PAUSE_SECONDS)
         return plan.replies
+
+    async def homes(self, keys: Sequence[str]) -> list[Address | None]:
+        await self._alook(await self._of_loop(), {})
+        homes = self.known_homes(keys)
+        if None in homes:
+            self.doubt()
+            raise _nobody_has_it()
+        return homes
+
+    def known_homes(self, keys: Sequence[str]) -> list[Address | None]:
+        return [self._owners.get(self._slot_of(key)) for key in keys]
+
+    def doubt(self) -> None:
+        self._ask_at = 0.0
+
+    def subscribing_connection(self, home: Address | None) -> Any:
+        assert home
+        return make_subscribing(_reading_pool(home, self._options, tls=self._tls))
 
     async def adisconnect(self) -> None:
         if readers := self._readers.get(asyncio.get_running_loop()):
@@ -324,9 +344,9 @@ class RoutedServers(Servers):
         with self._looking:
             if self._is_unanswered(asked):
                 with self._noting_failure():
-                    self._learn(self._discovery.owners(self._known()), plan)
+                    self._learn(self._discovery.owners(self._known()), plan.moved)
 
-    async def _alook(self, plan: _Plan, readers: "_Readers") -> None:
+    async def _alook(self, readers: "_Readers", moved: Mapping[int, Address]) -> None:
         """Do what ``_look`` does, on the running loop."""
         asked = monotonic()
         if asked < self._ask_at:
@@ -334,7 +354,7 @@ class RoutedServers(Servers):
         async with readers.looking:
             if self._is_unanswered(asked):
                 with self._noting_failure():
-                    self._learn(await self._discovery.aowners(self._known()), plan)
+                    self._learn(await self._discovery.aowners(self._known()), moved)
                 await readers.drop_all_but(self._known())
 
     def _is_unanswered(self, asked: float) -> bool:
@@ -363,10 +383,10 @@ class RoutedServers(Servers):
     def _known(self) -> set[Address]:
         return set(self._owners.values())
 
-    def _learn(self, owners: dict[int, Address], plan: _Plan) -> None:
+    def _learn(self, owners: dict[int, Address], moved: Mapping[int, Address]) -> None:
         with self._lock:
             # A server that knows of a move says so sooner than others have heard of it.
-            self._owners = {**owners, **plan.moved}
+            self._owners = {**owners, **moved}
             self._ask_at = monotonic() + self._discovery.holds_for
             addresses = set(self._owners.values())
             # The connections of the others are closed once nobody uses them.
@@ -427,7 +447,7 @@ class RoutedServers(Servers):
             self._client(address).script_load(SCRIPT)
         except _BROKEN:
             # The next attempt fails alike.
-            self._ask_at = 0.0
+            self.doubt()
 
     def _runs(self) -> list[bytes]:
         runs: list[bytes] = []
@@ -488,16 +508,23 @@ class _Readers:
 
     def _client(self, address: Address) -> redis.asyncio.Redis:
         if address not in self._clients:
-            kind = redis.asyncio.SSLConnection if self._tls else redis.asyncio.Connection
-            pool: Any = redis.asyncio.BlockingConnectionPool(
-                host=address.host,
-                port=address.port,
-                connection_class=kind,
-                **self._options,
-                retry=AsyncRetry(NoBackoff(), 0),
-            )
+            pool = _reading_pool(address, self._options, tls=self._tls)
             self._clients[address] = redis.asyncio.Redis.from_pool(pool)
         return self._clients[address]
+
+
+def _reading_pool(address: Address, options: Mapping[str, Any], *, tls: bool) -> Any:
+    return redis.asyncio.BlockingConnectionPool(
+        host=address.host,
+        port=address.port,
+        connection_class=redis.asyncio.SSLConnection if tls else redis.asyncio.Connection,
+        **options,
+        retry=AsyncRetry(NoBackoff(), 0),
+    )
+
+
+def _nobody_has_it() -> ClusterError:
+    return ClusterError("No server of the Redis Cluster has the slot.")
 
 
 # The arguments of EVAL after the script: no keys, the operation, and whether Redis is durable.
@@ -511,16 +538,6 @@ def _run_in(replies: Any) -> list[bytes]:
         if isinstance(replies, list)
         else []
     )
-
-
-def _typed(reply: Any) -> Any:
-    """Return a reply. An error that sends elsewhere has its class, which older versions of redis-py
-    give it on their own connections to a cluster alone."""
-    if type(reply) is ResponseError:
-        code, _, rest = str(reply).partition(" ")
-        if kind := _REDIRECTIONS.get(code):
-            return kind(rest)
-    return reply
 
 
 def _is_foreign(reply: Any) -> bool:

@@ -2,7 +2,7 @@
 --
 -- ARGV: the operation; the trust; HISTORY_SIZE; HISTORY_AGE, GROUP_TTL, CANCEL_TTL and PRODUCER_KEEP
 -- in milliseconds ("" for none); then the operation's own arguments. KEYS: for each group its hash and
--- its stream; for "mark" and "changes" the set of changes; for "producing", "lapsed" and "ended" the
+-- its stream; for "mark", "ring" and "changes" the set of changes; for "producing", "lapsed" and "ended" the
 -- set of groups with a producer; for "newest", and for "append" and "check" after those of all
 -- groups if some events have a key, the newest event of each key of a group, and the set of these keys
 -- by number. In a cluster, all keys of a call are in one slot.
@@ -33,6 +33,9 @@ local READ_STEP = 10
 local KEY_STEPS = 100
 -- By how many seconds the clocks of two servers may differ.
 local SKEW = 2
+-- Larger entries are read by those whom a doorbell tells of them: to sign them takes Redis as long as
+-- to append them.
+local MAX_CARRIED_BYTES = 8 * 1024
 -- As in `producer_tokens`.
 local HANDED_OVER = 1
 
@@ -64,6 +67,14 @@ if operation == 'mark' then
     redis.call('ZREM', KEYS[1], unpack(old))
   end
   return 0
+end
+
+-- Publishes a message. A replica may be the master of before a failover, whose channels are deaf.
+if operation == 'ring' then
+  if redis.call('INFO', 'replication'):find('role:slave', 1, true) then
+    return redis.error_reply('READONLY This server is a replica.')
+  end
+  return redis.call(ARGV[8], ARGV[9], ARGV[10])
 end
 
 if operation == 'producing' then
@@ -438,6 +449,30 @@ if operation == 'state' or operation == 'lease' or operation == 'new_run' then
   return operation == 'lease' and {group.producer, group.renewed} or state(group)
 end
 
+-- Publishes where a group stands, and its new entries if they are small: see `doorbell_messages`.
+local function ring(group, command, secret, channel)
+  local head = table.concat(
+    {group.hash:match('([^:{}]*)}?:group$'), text(group.head), group.cancelled and '1' or '0'}, ' '
+  )
+  local message, size = '\n' .. head, 0
+  for _, entry in ipairs(group.added) do
+    size = size + #entry.wire
+  end
+  if secret ~= '' and size > 0 and size <= MAX_CARRIED_BYTES then
+    local parts = {head, '\n\n'}
+    for _, entry in ipairs(group.added) do
+      local closes = entry.closes and ' 1 ' or ' 0 '
+      parts[#parts + 1] = text(entry.number) .. closes .. (entry.exclude or '') .. '\n'
+      parts[#parts + 1] = entry.wire
+    end
+    local signed = table.concat(parts)
+    local inner = redis.sha1hex(secret:sub(1, 64) .. channel .. '\n' .. signed)
+    message = redis.sha1hex(secret:sub(65) .. inner) .. '\n' .. signed
+  end
+  -- Hubs find in the store what could not be published.
+  redis.pcall(command, channel, message)
+end
+
 -- "check" writes nothing, and says whether "append" would refuse an entry.
 -- Returns a table of why an entry is refused, and the index of its group.
 -- Otherwise, it returns one text, which clients parse faster than a table: the number of each entry (0 for none), then each group's head and whether it is cancelled.
@@ -453,7 +488,7 @@ if operation == 'append' or operation == 'check' then
     groups[i].most_keys = most_keys
   end
   -- Nothing is written before all entries are accepted.
-  for i = 11, #ARGV, 6 do
+  for i = 13 + count, #ARGV, 6 do
     local index = tonumber(ARGV[i])
     local number = take(
       groups[index], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5], staged
@@ -473,6 +508,11 @@ if operation == 'append' or operation == 'check' then
     table.insert(words, group.cancelled and '1' or '0')
     reply[i + 1] = closing
     closes = closes or closing ~= ''
+  end
+  for i, group in ipairs(groups) do
+    if group.changed then
+      ring(group, ARGV[11], ARGV[12], ARGV[12 + i])
+    end
   end
   reply[1] = table.concat(words, ' ')
   return closes and reply or reply[1]

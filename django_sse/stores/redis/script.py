@@ -1,7 +1,7 @@
 """Runs the script of the redis store on one server, and tells the errors of a server apart."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, Final
@@ -41,6 +41,11 @@ _WRONG_SERVER: Final = (
 _WRONG_SERVER_CODES: Final = re.compile(
     r"\b(READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|UNBLOCKED|NOREPLICAS|MISCONF)\b"
 )
+_REDIRECTIONS: Final[dict[str, Callable[[str], ResponseError]]] = {
+    "ASK": AskError,
+    "MOVED": MovedError,
+    "TRYAGAIN": TryAgainError,
+}
 
 Call = tuple[Any, ...]
 """The arguments of EVALSHA after the script's name: how many keys, the keys, the others."""
@@ -110,6 +115,16 @@ def is_of_wrong_server(reply: Any) -> bool:
     return isinstance(reply, _WRONG_SERVER) or (
         isinstance(reply, ResponseError) and _WRONG_SERVER_CODES.search(str(reply)) is not None
     )
+
+
+def typed(reply: Any) -> Any:
+    """Return a reply. An error that sends elsewhere has its class, which older versions of redis-py
+    give it on their own connections to a cluster alone."""
+    if type(reply) is ResponseError:
+        code, _, rest = str(reply).partition(" ")
+        if kind := _REDIRECTIONS.get(code):
+            return kind(rest)
+    return reply
 
 
 def _replies(connection: Any, calls: Sequence[Call]) -> list[Any]:

@@ -25,7 +25,9 @@ from django_sse.stores.base import Cursor, EventStore
 from django_sse.stores.clock import StoreClock
 from django_sse.stores.read_limits import READ_BYTES
 from django_sse.stores.redis.discovery import ClusterDiscovery, SentinelDiscovery
+from django_sse.stores.redis.doorbell_messages import doorbell_secret
 from django_sse.stores.redis.keys import ClusterKeys, Keys
+from django_sse.stores.redis.notifications import RedisNotifications
 from django_sse.stores.redis.routing import RoutedServers
 from django_sse.stores.redis.script import Call
 from django_sse.stores.redis.servers import OPTIONS, OneServer, Servers
@@ -105,8 +107,10 @@ class RedisStore(EventStore):
 
     @cached_property
     def _keys(self) -> Keys:
-        is_cluster = self._place and self._place.service is None
-        return ClusterKeys(self._prefix) if is_cluster else Keys(self._prefix)
+        if self._place:
+            is_cluster = self._place.service is None
+            return ClusterKeys(self._prefix) if is_cluster else Keys(self._prefix, self._place.db)
+        return Keys(self._prefix, self._server["db"])
 
     @cached_property
     def _servers(self) -> Servers:
@@ -123,10 +127,18 @@ class RedisStore(EventStore):
         if place := self._place:
             hosts = [f"{host}:{port}" for host, port in sorted(place.hosts)]
             return f"{hosts} {place.service} {place.db} {self._prefix}"
-        server = {"host": "localhost", "port": 6379, "db": 0}
-        server |= pool_of(redis.ConnectionPool, self.url).connection_kwargs
+        server = self._server
         where = [server.get("path") or (server["host"], server["port"]), server["db"]]
         return f"{where} {self._prefix}"
+
+    @property
+    def _server(self) -> dict[str, Any]:
+        given: dict[str, Any] = pool_of(redis.ConnectionPool, self.url).connection_kwargs
+        return {"host": "localhost", "port": 6379, "db": 0} | given
+
+    @cached_property
+    def notifications(self) -> RedisNotifications:  # type: ignore[override]
+        return RedisNotifications(self._keys, self._servers, self._ring)
 
     # Reading
 
@@ -289,6 +301,9 @@ class RedisStore(EventStore):
             len(groups),
             conf().MAX_KEYS,
             int(staged),
+            self._keys.publishing,
+            doorbell_secret(),
+            *map(self._keys.channel, groups),
             *(
                 argument
                 for entry in entries
@@ -324,6 +339,10 @@ class RedisStore(EventStore):
 
     def _mark(self, shard: int, groups: Sequence[str]) -> Call:
         return self._call("mark", [self._keys.changes(shard)], *groups)
+
+    def _ring(self, shard: int, channel: str, message: str) -> Call:
+        keys = self._keys
+        return self._call("ring", [keys.changes(shard)], keys.publishing, channel, message)
 
     def _state_calls(self, groups: Sequence[str]) -> list[Call]:
         return [self._call("state", self._keys.of_group(group)) for group in groups]

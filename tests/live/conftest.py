@@ -41,13 +41,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             items[place] = test
 
 
-def _as_written(item: pytest.Item) -> tuple[int, int, int]:
+def _as_written(item: pytest.Item) -> tuple[str, str, int]:
     of = (
-        item.callspec.indices
+        item.callspec.params
         if isinstance(item, pytest.Function) and hasattr(item, "callspec")
         else {}
     )
-    return of.get("browser", 0), of.get("running_server", 0), item.stash[_number]
+    # By name: the only browser of a test that runs in turn is its first one, whichever it is.
+    return str(of.get("browser", "")), str(of.get("running_server", "")), item.stash[_number]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

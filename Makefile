@@ -37,7 +37,7 @@ unexport PYTHONDONTWRITEBYTECODE
 test: $(VENV)/test  ## Set everything up and run the tests (ARGS= for pytest), on a newer Python too where there is one
 	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(CHOSEN) $(ARGS)
 ifneq ($(NEWER_PYTHON),)
-	$(MAKE) VENV=$(VENV_NEWER) PYTHON=$(NEWER_PYTHON) NEWER_PYTHON= CHOSEN='-m "not once" --ignore tests/docs --ignore tests/live --ignore tests/mutants' test
+	$(MAKE) VENV=$(VENV_NEWER) PYTHON=$(NEWER_PYTHON) NEWER_PYTHON= CHOSEN='-m "not once"' test
 endif
 
 .PHONY: soak

@@ -29,6 +29,7 @@ from tests.redis import (
     serve_sentinels,
     valkey_binary,
 )
+from tests.workers import ByFileOrBrowser, put_long_ones_first
 
 # A shell's job in the background ignores Ctrl-C, and so would the servers that tests start and end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,6 +39,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-browser", action="store_true", help="run tests marked `in_turn` in every browser"
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return ByFileOrBrowser(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        put_long_ones_first(items)
 
 
 # Which it takes longer to make again than most tests take.

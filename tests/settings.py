@@ -48,7 +48,8 @@ if mysql.binaries():
     }
 
 INSTALLED_APPS = [
-    *demo.INSTALLED_APPS,
+    # For `runserver` alone; each process of the tests would import it.
+    *(app for app in demo.INSTALLED_APPS if app != "daphne"),
     "django.contrib.admin",
     "django.contrib.messages",
     "rest_framework",

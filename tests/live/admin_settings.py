@@ -6,7 +6,7 @@ from demo_project import settings as demo
 from tests.live import settings as live
 from tests.live.settings import *  # noqa: F403
 
-INSTALLED_APPS = [*demo.INSTALLED_APPS, "django.contrib.admin", "django.contrib.messages"]
+INSTALLED_APPS = [*live.INSTALLED_APPS, "django.contrib.admin", "django.contrib.messages"]
 MIDDLEWARE = [*live.MIDDLEWARE, "django.contrib.messages.middleware.MessageMiddleware"]
 _template: dict[str, Any] = demo.TEMPLATES[0]
 _processors = [

@@ -26,8 +26,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of a module back into the order in which they are written, for each browser and
-    server in turn.
+    """Put the tests of a module back into the order in which they are written, for each browser,
+    server or whatever else they share in turn.
 
     They share a server and its database, and what one leaves there the next one finds.
     """
@@ -41,13 +41,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             items[place] = test
 
 
-def _as_written(item: pytest.Item) -> tuple[int, int, int]:
-    of = (
-        item.callspec.indices
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-        else {}
-    )
-    return of.get("browser", 0), of.get("running_server", 0), item.stash[_number]
+def _as_written(item: pytest.Item) -> tuple[list[str], int]:
+    shared = []
+    if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+        fixtures = item._fixtureinfo.name2fixturedefs
+        # By value: the only browser of a test that runs in turn is its first one, whichever it is.
+        shared = [
+            str(value)
+            for name, value in item.callspec.params.items()
+            if name in fixtures and fixtures[name][-1].scope == "module"
+        ]
+    return sorted(shared), item.stash[_number]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -53,7 +53,7 @@ class Server:
 
     def threads(self) -> int:
         """Return how many threads there are."""
-        return sum(process.num_threads() for process in self._processes())
+        return sum(process.num_threads() for process in self.processes())
 
     def connections(self) -> int:
         """Return how many connections to the database are open: each opens the write-ahead log."""
@@ -84,10 +84,11 @@ class Server:
 
     def _open_files(self, path: str) -> int:
         return sum(
-            file.path == path for process in self._processes() for file in process.open_files()
+            file.path == path for process in self.processes() for file in process.open_files()
         )
 
-    def _processes(self) -> list[psutil.Process]:
+    def processes(self) -> list[psutil.Process]:
+        """Return all that it consists of now."""
         # hypercorn and granian serve in a child.
         process = psutil.Process(self.pid)
         return [process, *process.children(recursive=True)]

@@ -2,12 +2,19 @@
 
 import json
 import os
+import sys
 
 from demo_project import settings as demo
 from demo_project.settings import *  # noqa: F403
 
 DEBUG = False
-INSTALLED_APPS = [*demo.INSTALLED_APPS, "rest_framework", "tests.live.teams"]
+ROOT_URLCONF = os.environ.get("LIVE_URLCONF", "tests.urls")
+INSTALLED_APPS = [*demo.INSTALLED_APPS, "tests.live.teams"]
+# Each process imports its apps, which takes longer than all else for these two.
+if "runserver" not in sys.argv:
+    INSTALLED_APPS.remove("daphne")
+if ROOT_URLCONF == "tests.live.api":
+    INSTALLED_APPS.append("rest_framework")
 
 SIMPLE_JWT = {"SIGNING_KEY": "no secret, but as long as it has to be"}
 
@@ -17,7 +24,6 @@ if "LIVE_DATABASES" in os.environ:
 if "LIVE_CHANNEL_LAYERS" in os.environ:
     CHANNEL_LAYERS = json.loads(os.environ["LIVE_CHANNEL_LAYERS"])
 DJANGO_SSE = json.loads(os.environ.get("LIVE_DJANGO_SSE", "{}"))
-ROOT_URLCONF = os.environ.get("LIVE_URLCONF", "tests.urls")
 ASGI_APPLICATION = "tests.asgi.application"
 
 # Everything live is behind compression, too, so that it never gets hold of a stream unnoticed.

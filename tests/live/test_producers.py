@@ -4,8 +4,9 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ pytestmark = pytest.mark.once
 
 SETTINGS = {"PRODUCER_TTL": 3, "SYNC_INTERVAL": 0.1}
 
+Running = Callable[[str], tuple[Server, Server]]
+
 
 @contextmanager
 def two_servers(name: str, directory: Path, **settings: Any) -> Iterator[tuple[Server, Server]]:
@@ -32,6 +35,20 @@ def two_servers(name: str, directory: Path, **settings: Any) -> Iterator[tuple[S
             for _ in range(2)
         )
         yield one, other
+
+
+@pytest.fixture(scope="module")
+def two_running(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Running]:
+    """Gives two servers by their name, for all tests that leave them running."""
+    with ExitStack() as running:
+
+        @cache
+        def start(name: str) -> tuple[Server, Server]:
+            return running.enter_context(two_servers(name, tmp_path_factory.mktemp(name)))
+
+        yield start
 
 
 async def ask(port: int, group: str, *, words: int = 100, delay: float = 0.01) -> int:
@@ -102,48 +119,50 @@ async def until_reading(readers: Sequence[Reader]) -> None:
 
 
 @pytest.mark.parametrize("name", SERVERS)
-async def test_readers_of_all_kinds_get_all_of_it_once(name: str, tmp_path: Path) -> None:
-    with two_servers(name, tmp_path) as (one, other):
-        assert await ask(one.port, "answer", words=200) == 202
-        readers = await asyncio.gather(
-            Reader(one.port).read("answer"),
-            Reader(other.port).read("answer"),
-            # Reloads five times, and comes to the other process.
-            Reader(one.port, other.port).read("answer", at_a_time=40),
-        )
-        late = await Reader(other.port).read("answer")
-        for reader in [*readers, late]:
-            assert reader.words == list(range(200))
-            assert reader.reason == "complete"
-        assert runs(one, "answer") == ["begun", "closed"]
+async def test_readers_of_all_kinds_get_all_of_it_once(
+    name: str, two_running: Running, group: str
+) -> None:
+    one, other = two_running(name)
+    assert await ask(one.port, group, words=200) == 202
+    readers = await asyncio.gather(
+        Reader(one.port).read(group),
+        Reader(other.port).read(group),
+        # Reloads five times, and comes to the other process.
+        Reader(one.port, other.port).read(group, at_a_time=40),
+    )
+    late = await Reader(other.port).read(group)
+    for reader in [*readers, late]:
+        assert reader.words == list(range(200))
+        assert reader.reason == "complete"
+    assert runs(one, group) == ["begun", "closed"]
 
 
 @pytest.mark.parametrize("name", SERVERS)
-async def test_another_process_stops_it(name: str, tmp_path: Path) -> None:
-    with two_servers(name, tmp_path) as (one, other):
-        assert await ask(one.port, "answer", words=10_000) == 202
-        reading = [asyncio.create_task(Reader(s.port).read("answer")) for s in (one, other)]
-        async with connect(other.port, "/answers/answer/") as stream:
-            await stream.events(5)
-        await act(other.port, "/cancel/answer/", reason="stopped")
-        # A second by far, without an assertion that a slow machine could fail.
-        await until_closed(one, "answer")
-        for reader in await asyncio.gather(*reading):
-            assert reader.words == list(range(len(reader.words)))
-            assert reader.reason == "stopped"
-        assert await ask(one.port, "answer") == 409
+async def test_another_process_stops_it(name: str, two_running: Running, group: str) -> None:
+    one, other = two_running(name)
+    assert await ask(one.port, group, words=10_000) == 202
+    reading = [asyncio.create_task(Reader(s.port).read(group)) for s in (one, other)]
+    async with connect(other.port, f"/answers/{group}/") as stream:
+        await stream.events(5)
+    await act(other.port, f"/cancel/{group}/", reason="stopped")
+    # A second by far, without an assertion that a slow machine could fail.
+    await until_closed(one, group)
+    for reader in await asyncio.gather(*reading):
+        assert reader.words == list(range(len(reader.words)))
+        assert reader.reason == "stopped"
+    assert await ask(one.port, group) == 409
 
 
-async def test_of_two_posts_at_the_same_time_one_runs(tmp_path: Path) -> None:
-    with two_servers("uvicorn", tmp_path) as (one, other):
-        for number in range(200):
-            group = f"answer-{number}"
-            statuses = await asyncio.gather(
-                *(ask(port, group, words=1, delay=0) for port in (one.port, other.port) * 2)
-            )
-            assert sorted(statuses) == [202, 409, 409, 409]
-            await until_closed(one, group)
-            assert runs(one, group) == ["begun", "closed"]
+async def test_of_two_posts_at_the_same_time_one_runs(two_running: Running) -> None:
+    one, other = two_running("uvicorn")
+    for number in range(200):
+        group = f"answer-{number}"
+        statuses = await asyncio.gather(
+            *(ask(port, group, words=1, delay=0) for port in (one.port, other.port) * 2)
+        )
+        assert sorted(statuses) == [202, 409, 409, 409]
+        await until_closed(one, group)
+        assert runs(one, group) == ["begun", "closed"]
 
 
 @pytest.mark.parametrize("name", SERVERS)
@@ -227,18 +246,20 @@ async def test_a_job_goes_on_in_another_process_when_its_server_shuts_down(
         assert runs(one, "job") == ["begun", "closed", "begun", "closed"]
 
 
-async def test_what_nobody_reads_in_any_process_is_stopped(tmp_path: Path) -> None:
-    with two_servers("uvicorn", tmp_path) as (one, other):
-        path = "/paid/{}/?words=10000"
-        async with connect(one.port, path.format("answer")) as starter:
-            await starter.event()
-        async with connect(other.port, "/answers/answer/") as stream:
-            # For longer than it would go on unread.
-            async with asyncio.timeout(SECONDS):
-                while (await stream.event()).text != "500":
-                    pass
-            assert runs(one, "answer") == ["begun"]
-        await until_closed(one, "answer")
-        late = await Reader(other.port).read("answer")
-        assert late.reason == "unread"
-        assert late.words == list(range(len(late.words)))
+async def test_what_nobody_reads_in_any_process_is_stopped(
+    two_running: Running, group: str
+) -> None:
+    one, other = two_running("uvicorn")
+    path = "/paid/{}/?words=10000"
+    async with connect(one.port, path.format(group)) as starter:
+        await starter.event()
+    async with connect(other.port, f"/answers/{group}/") as stream:
+        # For longer than it would go on unread.
+        async with asyncio.timeout(SECONDS):
+            while (await stream.event()).text != "500":
+                pass
+        assert runs(one, group) == ["begun"]
+    await until_closed(one, group)
+    late = await Reader(other.port).read(group)
+    assert late.reason == "unread"
+    assert late.words == list(range(len(late.words)))

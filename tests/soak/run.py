@@ -50,6 +50,7 @@ async def soak(
     seed: str,
     application: str = "tests.asgi:application",
     catching_up: float = _CATCHING_UP_SECONDS,
+    clients: int = CLIENTS,
 ) -> Row:
     """Publish under faults for some seconds, let all clients catch up, and compare.
 
@@ -57,9 +58,10 @@ async def soak(
         directory: For the logs, the database and what the publishers note.
         pause: Seconds between two faults, on the average.
         catching_up: Seconds that clients have afterwards to get all that they have missed.
+        clients: How many clients follow the groups.
     """
     with engine.run() as services:
-        running = Soak(engine, services, directory, seed, application, catching_up)
+        running = Soak(engine, services, directory, seed, application, catching_up, clients=clients)
         return await running.run(lambda faults: faults.run(seconds, pause))
 
 

@@ -513,7 +513,11 @@ TESTS = {name for name in dir(EventStoreContract) if name.startswith("test_")}
 @pytest.mark.once
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(("store", "test"), BROKEN)
-def test_a_store_that_breaks_the_contract_fails(store: type[EventStore], test: str) -> None:
+def test_a_store_that_breaks_the_contract_fails(
+    store: type[EventStore], test: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("django_sse.testing.stores._SECONDS", 3)
+
     class BrokenStoreTests(EventStoreContract, TransactionTestCase):
         def make_store(self) -> EventStore:
             return store()

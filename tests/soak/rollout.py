@@ -209,8 +209,9 @@ def _haproxy(ports: Sequence[int], directory: Path) -> Iterator[_HAProxy]:
     assert command
     port, statistics = free_port(), directory / "haproxy.sock"
     # A link takes each connection, so only an answer shows that a server is there.
-    checks = "    option httpchk GET /\n    http-check expect ! rstatus ^5"
-    checked = "check inter 200ms fall 2 rise 1 on-marked-down shutdown-sessions"
+    checks = "    option httpchk GET /\n    http-check expect ! rstatus ^5\n    timeout check 2s"
+    # A server that is only slow is not down: its clients would make the others slow, too.
+    checked = "check inter 500ms fall 3 rise 1 on-marked-down shutdown-sessions"
     lines = "\n".join(f"    server port{p} 127.0.0.1:{p} {checked}" for p in ports)
     text = documented("HAProxy", "text").replace("bind :80", f"bind 127.0.0.1:{port}")
     text = text.replace(

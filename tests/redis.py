@@ -235,10 +235,18 @@ class RedisPair:
 
 def _until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _START_SECONDS
-    while not condition():
+    while not _holds(condition):
         if time.monotonic() > deadline:
             raise TimeoutError("Redis did not fail over.")
         time.sleep(0.02)
+
+
+def _holds(condition: Callable[[], bool]) -> bool:
+    try:
+        return condition()
+    except (ConnectionError, redis.ConnectionError):
+        # A Sentinel cuts off the clients of a server whose role it changes.
+        return False
 
 
 @contextmanager

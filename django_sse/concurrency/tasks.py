@@ -118,6 +118,21 @@ async def in_time(answer: Awaitable[Result], seconds: float) -> Result:
         answering.cancel()
 
 
+async def heeding_cancel(work: Awaitable[Result]) -> Result:
+    """Await work of redis-py, which has been seen to swallow a cancellation.
+
+    Raises:
+        asyncio.CancelledError: The running task was cancelled meanwhile.
+        BaseException: Whatever the work raises.
+    """
+    task = asyncio.current_task()
+    cancelling = task.cancelling() if task else 0
+    result = await work
+    if task and task.cancelling() > cancelling:
+        raise asyncio.CancelledError
+    return result
+
+
 def must_propagate(error: BaseException) -> bool:
     """Return whether an exception is not a failure, but ends the process or the running task."""
     if isinstance(error, asyncio.CancelledError):

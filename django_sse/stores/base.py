@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from math import inf
 from pathlib import Path
 from random import uniform
@@ -27,6 +27,9 @@ from django_sse.stores.write_retries import write_retries
 
 # The longest pause between two trims in one process.
 _TRIM_SECONDS: Final = 60.0
+# A state costs a store some hundred times as much as a name. But a list of names must stay short.
+_FEW_CHANGES: Final = 100
+_CHANGES_A_GROUP: Final = 10
 # How long publishers that never wait may hold an event loop.
 _TURN_SECONDS: Final = 0.005
 
@@ -322,13 +325,14 @@ class EventStore(ABC):
 
     @abstractmethod
     async def achanged(
-        self, cursor: Cursor, groups: Container[str]
+        self, cursor: Cursor, groups: Collection[str]
     ) -> tuple[Iterable[Hint] | None, Cursor]:
         """Return hints for the groups that changed since the cursor was made, and the next cursor.
 
         None instead of the hints means that any of the groups may have changed. The first cursor
         is None. A change may be reported more than once, and is never left out. The cost depends
-        on how much changed, not on the number of groups.
+        on how much changed, not on the number of groups in the store. Where many more have changed
+        than were asked for (``most_changes``), it depends on the latter.
         """
 
     @abstractmethod
@@ -418,6 +422,12 @@ class AfterCommit:
                 self._ring(error.hints)
             raise
         store._take_back_ends(self._entries)
+
+
+def most_changes(groups: Collection[str]) -> int:
+    """Return how many changed groups ``achanged`` looks through. Beyond it, to ask for the state of
+    each group costs less, of which there may be few."""
+    return max(_FEW_CHANGES, _CHANGES_A_GROUP * len(groups))
 
 
 def _trim_seconds() -> float:

@@ -1,7 +1,7 @@
 """Keeps events in this process: for one process, for tests, and for development."""
 
 from collections import OrderedDict, deque
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from math import inf
@@ -133,7 +133,7 @@ class MemoryStore(EventStore):
             return _page(islice((item for item in newest if item[0].number > after), limit))
 
     async def achanged(
-        self, cursor: Cursor, groups: Container[str]
+        self, cursor: Cursor, groups: Collection[str]
     ) -> tuple[Iterable[Hint], Cursor]:
         with self._lock:
             hints = []

@@ -40,6 +40,8 @@ OWNER: Final = OWNER_PREFIX + "0123456789abcdef" * 2
 
 # How long to wait. This is generous: only a condition that never holds takes as long.
 _SECONDS = 30
+# More than a store looks through for two groups.
+_MANY_GROUPS = 150
 
 
 def event(group: str, text: str) -> NewEntry:
@@ -400,6 +402,20 @@ class EventStoreContract(_TestCase):
         _, cursor = await store.achanged(None, {"news"})
         await append(store, event("news", "a"), event("sport", "b"))
         self.assertEqual([hint.group for hint in await changes(store, cursor, "news")], ["news"])
+
+    @_with_store
+    async def test_changes_are_told_however_many_other_groups_have_changed(
+        self, store: EventStore
+    ) -> None:
+        await append(store, event("news", "first"))
+        _, cursor = await store.achanged(None, {"news", "quiet"})
+        [number] = await append_events(store, event("news", "a"))
+        await append(store, *(event(f"other-{n}", "b") for n in range(_MANY_GROUPS)))
+        hints = await changes(store, cursor, "news")
+        self.assertEqual([(hint.group, hint.head) for hint in hints], [("news", number)])
+        _, cursor = await store.achanged(cursor, {"news", "quiet"})
+        await append(store, close("quiet"))
+        self.assertEqual([h.cancelled for h in await changes(store, cursor, "quiet")], [True])
 
     # The newest event of each key
 

@@ -85,7 +85,7 @@ async def until_deaf(receiver: Receiver) -> None:
 
 
 @asynccontextmanager
-async def deaf(store: RedisStore, *groups: str) -> AsyncIterator[tuple[Ear, Receiver]]:
+async def following(store: RedisStore, *groups: str) -> AsyncIterator[tuple[Ear, Receiver]]:
     """An ear that follows groups, as the hub of another process than that which publishes."""
     ear = Ear(asyncio.get_running_loop())
     receiver = NotificationDoorbell(store.notifications).receiver(ear)
@@ -101,7 +101,7 @@ async def deaf(store: RedisStore, *groups: str) -> AsyncIterator[tuple[Ear, Rece
 @asynccontextmanager
 async def receiving(store: RedisStore, *groups: str) -> AsyncIterator[tuple[Ear, Receiver]]:
     """Such an ear, once it hears."""
-    async with deaf(store, *groups) as (ear, receiver):
+    async with following(store, *groups) as (ear, receiver):
         await until(lambda: is_heard(receiver))
         yield ear, receiver
 
@@ -432,7 +432,7 @@ async def test_a_user_who_may_not_publishes_and_the_log_says_what_to_allow(
 
     allow("reset", *f"on nopass ~{{sse:* ~sse:* +@all {lacking}".split())
     store = RedisStore(url=redis_server.url.replace("//", "//sse:x@"))
-    async with deaf(store, "news") as (ear, receiver):
+    async with following(store, "news") as (ear, receiver):
         await until(lambda: "hears nothing" in caplog.text)
         assert told in caplog.text
         [number] = await append(store, event("news", "x"))
@@ -457,7 +457,7 @@ async def test_a_cluster_of_an_older_redis_is_polled(
         # What Redis 6.2 says to a command is what this one says to any that it does not know.
         older.setattr(ClusterKeys, "subscribing", "SSUBSCRIBE7")
         older.setattr(ClusterKeys, "publishing", "SPUBLISH7")
-        async with deaf(store, "news"):
+        async with following(store, "news"):
             await until(lambda: "hears nothing" in caplog.text)
             assert "Redis 7 or newer" in caplog.text
             [number] = await append(store, event("news", "x"))

@@ -18,6 +18,7 @@ from django.core.management import call_command
 from django.db import Error, InterfaceError, OperationalError, connections, transaction
 from django.db.models import F
 from django.test import override_settings
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
@@ -114,6 +115,28 @@ async def test_a_publisher_that_hangs_holds_up_no_hub(database_store: DatabaseSt
     await hanging
     await store.achanged(cursor, {"news", "sport"})
     assert texts(await store.aread("news", 0, 10)) == ["a", "waits"]
+
+
+async def test_of_many_changed_groups_only_the_own_ones_are_fetched(
+    database_store: DatabaseStore,
+) -> None:
+    store = database_store
+    _, cursor = await store.achanged(None, {"news"})
+    [number] = await append(store, event("news", "a"))
+
+    def changed() -> tuple[Any, list[str]]:
+        with CaptureQueriesContext(connections[store.using]) as queries:
+            hints, _ = store._changed(cursor, {"news"})
+        own = [q["sql"] for q in queries if " IN (" in q["sql"] and "producer" in q["sql"]]
+        return hints, own
+
+    hints, own = await in_thread(changed)
+    assert [(hint.group, hint.head) for hint in hints] == [("news", number)]
+    assert not own
+    await append(store, *(event(f"other-{n}", "b") for n in range(100)))
+    hints, own = await in_thread(changed)
+    assert [(hint.group, hint.head) for hint in hints] == [("news", number)]
+    assert len(own) == 1
 
 
 async def test_history_is_bounded_by_count_and_trimmed_in_bulk(

@@ -482,6 +482,28 @@ async def test_changes_are_kept_for_an_hour_and_who_asks_later_compares_all(
     assert await store.achanged(cursor, {"old", "news"}) == ([], cursor)
 
 
+async def test_of_many_changed_groups_not_even_the_names_are_fetched(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await append(store, event("news", "first"))
+    _, cursor = await store.achanged(None, {"news", "quiet"})
+    [number] = await append(store, event("news", "a"))
+    await append(store, *(event(f"other-{n}", "b") for n in range(100)))
+    replies: list[Any] = []
+    whole = store._servers.arun
+
+    async def note(calls: Any) -> list[Any]:
+        replies.append(await whole(calls))
+        return list(replies[-1])
+
+    monkeypatch.setattr(store._servers, "arun", note)
+    hints, _ = await store.achanged(cursor, {"news", "quiet"})
+    assert {hint.group: hint.head for hint in hints or ()}["news"] == number
+    [[_, _, names]], states = replies
+    assert names == 101
+    assert len(states) == 2
+
+
 async def test_a_change_is_told_after_a_clock_that_went_back(
     store: RedisStore, client: Any
 ) -> None:

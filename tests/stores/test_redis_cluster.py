@@ -186,6 +186,25 @@ def test_all_keys_of_a_group_are_in_the_slot_of_its_changes(group: str) -> None:
     assert KEYS.shard(log_of(group)) == shard
 
 
+async def test_many_changes_in_one_shard_are_no_reason_to_ask_for_groups_of_others(
+    redis_cluster: RedisCluster,
+) -> None:
+    async with store_on(redis_cluster) as store:
+        beside = next(f"n-{n}" for n in range(99) if KEYS.shard(f"n-{n}") == KEYS.shard("news"))
+        asked = {"news", beside, "quiet"}
+        assert KEYS.shard("quiet") != KEYS.shard("news")
+        everywhere = {KEYS.shard(f"first-{n}"): f"first-{n}" for n in range(1000)}
+        await append(store, *(event(name, "x") for name in everywhere.values()))
+        _, cursor = await store.achanged(None, asked)
+        numbered = (f"other-{n}" for n in range(10_000))
+        others = [name for name in numbered if KEYS.shard(name) == KEYS.shard("news")][:50]
+        [number, *_] = await append(store, *(event(name, "x") for name in ("news", *others)))
+        hints, _ = await store.achanged(cursor, asked)
+        heads = {hint.group: hint.head for hint in hints or ()}
+        assert heads.keys() == {"news", beside}
+        assert heads["news"] == number
+
+
 async def test_a_comparison_costs_one_call_for_each_shard(redis_cluster: RedisCluster) -> None:
     async with store_on(redis_cluster) as store:
         await append(store, event("news", "a"))

@@ -1,7 +1,7 @@
 """Keeps events in the project's database, with a transactional outbox."""
 
 import asyncio
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
@@ -37,7 +37,7 @@ from django_sse.groups.replay import filling
 from django_sse.logs import log_seldom
 from django_sse.models import EventGroup
 from django_sse.stores import base
-from django_sse.stores.base import Cursor, Dropped, EventStore
+from django_sse.stores.base import Cursor, Dropped, EventStore, most_changes
 from django_sse.stores.clock import DatabaseTime, StoreClock, database_time
 from django_sse.stores.database.checks import check_database, refuse_schemas_of_tenants
 from django_sse.stores.database.connection import StoreConnection, is_in_memory
@@ -199,9 +199,11 @@ class DatabaseStore(EventStore):
         return await self._in_reader(lambda: self._read_newest(group, after, limit))
 
     async def achanged(
-        self, cursor: Cursor, groups: Container[str]
+        self, cursor: Cursor, groups: Collection[str]
     ) -> tuple[Iterable[Hint] | None, Cursor]:
-        return await self._in_reader(lambda: self._changed(cursor, groups))
+        # A hub changes its groups while the thread reads.
+        asked = set(groups)
+        return await self._in_reader(lambda: self._changed(cursor, asked))
 
     async def anew_run(self, group: str, above: int) -> GroupState:
         return await self._in_reader(lambda: self._begin_run(group, above))
@@ -264,7 +266,7 @@ class DatabaseStore(EventStore):
         return dict(takewhile(lambda item: item[1] is not None, wires.items()))
 
     def _changed(
-        self, cursor: _Cursor | None, groups: Container[str]
+        self, cursor: _Cursor | None, groups: Collection[str]
     ) -> tuple[list[Hint] | None, _Cursor]:
         is_read_only = self._connection.reopen()
         version = self._connection.data_version()
@@ -302,7 +304,13 @@ class DatabaseStore(EventStore):
             return None, next_cursor
         if cursor:
             rows = self._tables.groups.filter(changed__gte=cursor.time - _SLACK)
-            changed = rows.values_list("name", "head", "cancelled", "producer")
+            columns = rows.values_list("name", "head", "cancelled", "producer")
+            most = most_changes(groups)
+            changed = list(columns[: most + 1])
+            if len(changed) > most:
+                changed = [
+                    row for some in batches(list(groups)) for row in columns.filter(name__in=some)
+                ]
             hints += [
                 Hint(name, head, cancelled, producer=producer)
                 for name, head, cancelled, producer in changed

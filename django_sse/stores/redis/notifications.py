@@ -14,7 +14,7 @@ from typing import Any, Final
 import redis
 from redis.exceptions import NoPermissionError, ResponseError
 
-from django_sse.concurrency.tasks import Turns, must_propagate, spawn
+from django_sse.concurrency.tasks import Turns, heeding_cancel, must_propagate, spawn
 from django_sse.groups.entries import Hint, Ring
 from django_sse.logs import log_seldom
 from django_sse.stores.notifications import Connection, Notifications, Subscriber
@@ -28,6 +28,8 @@ from django_sse.stores.redis.url import Address
 _OPEN_SECONDS: Final = 5.0
 # How long a connection may be silent until it is read again.
 _READ_SECONDS: Final = 3600.0
+# More than a test has.
+_TEST_BYTES: Final = 40
 # How often it is looked whether the keys are on other servers by now.
 _LOOK_SECONDS: Final = 1.0
 # What Redis says without a code: of what a script may not do, and of what a version does not know.
@@ -107,22 +109,25 @@ class _RedisSubscriber(Subscriber["_Connections"]):
                 connections.lost.result()
             watching = spawn(connections.watch())
             yield connections
-        except BaseException:
-            # Another server may have the keys by now.
+        except Exception:
             self._servers.doubt()
             raise
+        else:
+            # A test did not come back: another server may have the keys by now.
+            self._servers.doubt()
         finally:
             self._connections = None
             if watching:
                 watching.cancel()
-            await connections.close()
+            # Shielded: all of them must be closed even if the task is cancelled.
+            await asyncio.shield(spawn(connections.close()))
 
     async def _send(self, test: str) -> None:
         calls = [
             self._ring(shard, channel, test)
             for shard, channel in zip(self._keys.shards, self.channels, strict=True)
         ]
-        _raise_first_error(await self._servers.arun(calls))
+        _raise_first_error(await heeding_cancel(self._servers.arun(calls)))
 
     def _explain(self, error: BaseException) -> str:
         text = super()._explain(error)
@@ -223,7 +228,7 @@ class _Connections(Connection):
 
     def take(self, channel: bytes, message: bytes) -> None:
         """Take a message."""
-        if self._is_test(message.decode(errors="replace"), channel.decode()):
+        if self._is_test(message[:_TEST_BYTES].decode(errors="replace"), channel.decode()):
             return
         try:
             self._hear([decode(channel, message)])
@@ -257,7 +262,7 @@ class _Connection:
         Raises:
             redis.RedisError: The server is not reached.
         """
-        await self._connection.connect()
+        await heeding_cancel(self._connection.connect())
         self._reading = spawn(self._read())
 
     async def subscribe(self, channels: Sequence[str]) -> None:
@@ -273,9 +278,10 @@ class _Connection:
         """Close the connection."""
         if self._reading:
             self._reading.cancel()
-            await asyncio.wait([self._reading])
         with suppress(redis.RedisError, OSError):
             await self._connection.disconnect(nowait=True)
+        if self._reading:
+            await asyncio.wait([self._reading])
 
     async def _send(self, commands: Iterable[Sequence[str]]) -> None:
         # Otherwise redis-py would connect anew, and nobody would know of it.
@@ -295,9 +301,10 @@ class _Connection:
                     timeout=_READ_SECONDS, disconnect_on_error=False
                 )
                 if reply is not None:
-                    self._take_reply(*reply)
+                    kind, channel, what = reply
+                    self._take_reply(kind, channel, what)
                     # A flood of messages may leave nothing to wait for.
-                    await turns.give_way(len(reply[1]))
+                    await turns.give_way(len(what) if isinstance(what, bytes) else 0)
         except BaseException as error:
             if must_propagate(error):
                 raise

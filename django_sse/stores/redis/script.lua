@@ -168,7 +168,10 @@ if operation == 'changes' or operation == 'run' then
   if since == last then
     names = {}
   elseif since and since >= now - CHANGES_KEPT then
-    names = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[8], '+inf')
+    local most = tonumber(ARGV[9])
+    names = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[8], '+inf', 'LIMIT', 0, most + 1)
+    -- More of them are not told: to ask for the few that a hub follows costs less.
+    names = #names > most and #names or names
   end
   return {run, last, names}
 end

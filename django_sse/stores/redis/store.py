@@ -1,9 +1,9 @@
 """Keeps events in Redis Streams: for processes on any number of machines."""
 
 import asyncio
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
 import redis
@@ -11,6 +11,7 @@ from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS
 
+from django_sse.concurrency.tasks import heeding_cancel
 from django_sse.conf import conf
 from django_sse.event import KEY_FIELD
 from django_sse.exceptions import (
@@ -21,7 +22,7 @@ from django_sse.exceptions import (
 )
 from django_sse.groups.entries import Entry, GroupState, Hint, Kind, Lease, NewEntry
 from django_sse.groups.numbering import HeadMoved
-from django_sse.stores.base import Cursor, EventStore
+from django_sse.stores.base import Cursor, EventStore, most_changes
 from django_sse.stores.clock import StoreClock
 from django_sse.stores.read_limits import READ_BYTES
 from django_sse.stores.redis.discovery import ClusterDiscovery, SentinelDiscovery
@@ -33,6 +34,8 @@ from django_sse.stores.redis.script import Call
 from django_sse.stores.redis.servers import OPTIONS, OneServer, Servers
 from django_sse.stores.redis.url import BAD_URL, Place, place_in, pool_of
 
+# How many states are asked for at a time.
+_STATES: Final = 500
 # How many groups are looked for at a time whose producers may have died.
 _LAPSED_STEPS: Final = 100
 # What begins or renews a lease.
@@ -159,12 +162,13 @@ class RedisStore(EventStore):
         return _entries(rows)
 
     async def achanged(
-        self, cursor: _Cursor | None, groups: Container[str]
+        self, cursor: _Cursor | None, groups: Collection[str]
     ) -> tuple[Iterable[Hint] | None, Cursor]:
         since = [""] * len(self._keys.shards) if cursor is None else cursor.scores
+        most = most_changes(groups) // len(self._keys.shards)
         replies = await self._arun(
             *(
-                self._call("changes", [self._keys.changes(shard)], score)
+                self._call("changes", [self._keys.changes(shard)], score, most)
                 for shard, score in zip(self._keys.shards, since, strict=True)
             )
         )
@@ -173,12 +177,28 @@ class RedisStore(EventStore):
         if cursor is None or None in changed or _went_back(cursor, now):
             # Redis may have forgotten events that this hub has seen, even before the first cursor.
             return None, now
-        names = map(bytes.decode, chain.from_iterable(changed))
-        states = await self.astates([name for name in names if name in groups])
-        return [
-            Hint(name, state.head, state.cancelled, producer=state.producer)
-            for name, state in states.items()
-        ], now
+        names = iter(self._names(changed, groups))
+        hints: list[Hint] = []
+        while some := list(islice(names, _STATES)):
+            hints += [
+                Hint(name, state.head, state.cancelled, producer=state.producer)
+                for name, state in (await self.astates(some)).items()
+            ]
+        return hints, now
+
+    def _names(self, changed: Iterable[Sequence[bytes] | int], groups: Collection[str]) -> set[str]:
+        """Return which of some groups may have changed, given those of each shard that have, or the
+        number of these if they are too many."""
+        names: set[str] = set()
+        too_many = set()
+        for shard, of_shard in zip(self._keys.shards, changed, strict=True):
+            if isinstance(of_shard, int):
+                too_many.add(shard)
+            else:
+                names.update(name for name in map(bytes.decode, of_shard) if name in groups)
+        if too_many:
+            names.update(group for group in groups if self._keys.shard(group) in too_many)
+        return names
 
     async def alapsed(self, seconds: float) -> list[Lease]:
         age = seconds * 1_000_000
@@ -353,13 +373,7 @@ class RedisStore(EventStore):
 
     async def _arun(self, *calls: Call) -> list[Any]:
         """Run the script for each of the calls in one round trip, on the running loop."""
-        task = asyncio.current_task()
-        cancelling = task.cancelling() if task else 0
-        replies = await self._servers.arun(calls)
-        if task and task.cancelling() > cancelling:
-            # redis-py has been seen to swallow the cancellation.
-            raise asyncio.CancelledError
-        return _raise_first_error(replies)
+        return _raise_first_error(await heeding_cancel(self._servers.arun(calls)))
 
     # Configuration
 

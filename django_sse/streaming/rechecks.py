@@ -14,6 +14,7 @@ from collections.abc import (
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
+from itertools import islice
 from math import inf
 from typing import Any, Final, TypeVar
 
@@ -111,10 +112,15 @@ class Rechecks:
 
     def add(self, stream: Stream) -> None:
         """Recheck a stream from now on."""
+        if login := stream.owner.login:
+            of_login = self._logins.setdefault(login, set())
+            for other in islice(of_login, 1):
+                if other.owner == stream.owner:
+                    # Another tab of the same browser. What is known of its owner is kept once.
+                    stream.owner = other.owner
+            of_login.add(stream)
         for owner_key in stream.owner.keys:
             self.owned.setdefault(owner_key, set()).add(stream)
-        if login := stream.owner.login:
-            self._logins.setdefault(login, set()).add(stream)
         self._permission_rechecks.add(stream)
 
     def remove(self, stream: Stream) -> None:

@@ -111,7 +111,9 @@ async def test_what_runs_in_its_own_context_leaves_nothing_in_that_of_the_task()
     assert language.get() == "en"
 
 
-async def test_what_runs_in_its_own_context_is_cancelled_with_its_task_and_leaves_no_circle() -> None:
+async def test_what_runs_in_its_own_context_is_cancelled_with_its_task_and_leaves_no_circle() -> (
+    None
+):
     class Held:
         pass
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from django.core.asgi import get_asgi_application as get_django_application
 
+from django_sse.concurrency.tasks import in_own_context
 from django_sse.http.hand_off import Application, HandOff, Receive, Scope, Send
 from django_sse.http.lifespan import with_producers
 from django_sse.http.refusals import with_soft_refusals
@@ -34,24 +35,26 @@ class EventStreamApplication:
             await self.application(scope, receive, send)
             return
         hand_off = HandOff(scope, receive, send)
-        handed_on = {**scope, SCOPE_KEY: hand_off}
         try:
-            response = await resumed(handed_on)
-            if response:
-                await hand_off.respond(response)
-            else:
-                receive, send = with_soft_refusals(
-                    scope,
-                    hand_off.receive,
-                    hand_off.send,
-                    lambda: hand_off.is_for_stream or leads_to_stream(scope),
-                )
-                await self.application(handed_on, receive, send)
-            # What the stream does not need is not kept as long as it runs.
-            del receive, send, handed_on, response
+            # Neither what Django sets in its context nor what the stream does not need is kept as
+            # long as it runs.
+            await in_own_context(self._answer(scope, hand_off))
             await hand_off.serve()
         except asyncio.CancelledError:
             await hand_off.send_back()
             raise
         finally:
             hand_off.close()
+
+    async def _answer(self, scope: Scope, hand_off: HandOff) -> None:
+        handed_on = {**scope, SCOPE_KEY: hand_off}
+        if response := await resumed(handed_on):
+            await hand_off.respond(response)
+            return
+        receive, send = with_soft_refusals(
+            scope,
+            hand_off.receive,
+            hand_off.send,
+            lambda: hand_off.is_for_stream or leads_to_stream(scope),
+        )
+        await self.application(handed_on, receive, send)

@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Iterable
 from contextlib import suppress
-from contextvars import Context
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
@@ -56,7 +56,29 @@ def start_eagerly(
     return loop.create_task(coroutine, context=context)
 
 
-async def go_on(coroutine: Coroutine[Any, Any, Result], awaited: Any) -> Result:
+async def in_own_context(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine in the current task, in a copy of its context.
+
+    So what the coroutine sets in its context does not last as long as the task.
+
+    Args:
+        coroutine: The coroutine. It has not begun.
+
+    Raises:
+        BaseException: Whatever the coroutine raises.
+    """
+    run = copy_context().run
+    try:
+        awaited = run(coroutine.send, None)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+    return await go_on(coroutine, awaited, run)
+
+
+async def go_on(
+    coroutine: Coroutine[Any, Any, Result], awaited: Any, run: Callable[..., Any] | None = None
+) -> Result:
     """Go on, in the current task, with a coroutine that was begun outside of any.
 
     A task costs more than what a coroutine does that does not wait.
@@ -64,6 +86,7 @@ async def go_on(coroutine: Coroutine[Any, Any, Result], awaited: Any) -> Result:
     Args:
         coroutine: The coroutine.
         awaited: What ``coroutine.send(None)`` has returned: it waits for that.
+        run: ``Context.run`` of the context to run it in; None for that of the task.
 
     Raises:
         BaseException: Whatever the coroutine raises.
@@ -76,10 +99,13 @@ async def go_on(coroutine: Coroutine[Any, Any, Result], awaited: Any) -> Result:
         else:
             step = partial(coroutine.send, None)
         try:
-            awaited = step()
+            awaited = run(step) if run else step()
         except StopIteration as end:
             result: Result = end.value
             return result
+        finally:
+            # It may hold an error, whose traceback holds this frame.
+            del step
 
 
 class _Yielded:

@@ -8,6 +8,7 @@ holds back the end of the body, and the stream goes on with the server's own ``s
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
+from contextvars import Context
 from functools import partial
 from typing import Any, Final, cast
 
@@ -34,6 +35,8 @@ _FAREWELL_SECONDS: Final = 1.0
 # How long a server that cuts streams off must wait, so that it still writes what it was given.
 # Daphne goes on as soon as the first stream is over, so this must be enough for all.
 _LINGER_SECONDS: Final = 0.5
+# Of the callback that a stream ends with: not a copy of the request's for each stream.
+_NO_CONTEXT: Final = Context()
 
 
 class HandOff:
@@ -177,7 +180,7 @@ class HandOff:
             Whether the stream is taken over.
         """
         if self._may_hand_off and self._last_body == last_chunk:
-            self._stream = stream
+            self._stream, self._last_body = stream, b""
         return self._stream is not None
 
     def call_on_close(self, callback: Callable[[], object]) -> None:
@@ -204,7 +207,7 @@ class HandOff:
         stream.serve(self._send_chunk, in_place=self._in_place)
         try:
             async with asyncio.timeout(None) as self._receiving:
-                stream.ended.add_done_callback(self._stop_receiving)
+                stream.ended.add_done_callback(self._stop_receiving, context=_NO_CONTEXT)
                 while (await self._receive())["type"] != "http.disconnect":
                     pass
             self._disconnected = True
@@ -225,7 +228,8 @@ class HandOff:
         Daphne cuts off all streams when it shuts down, other servers do so after a timeout.
         """
         # Leave alone a response that is not the library's, or is in the middle of an event.
-        is_own = self._may_hand_off and self._begun and self._last_body.endswith(b"\n\n")
+        is_whole = self._stream or self._last_body.endswith(b"\n\n")
+        is_own = self._may_hand_off and self._begun and is_whole
         if not is_own or self._over or self._disconnected:
             return
         # A stream that has sent its own last bytes sends nothing more.

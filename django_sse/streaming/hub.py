@@ -144,7 +144,8 @@ class Hub:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.streams: set[Stream] = set()
+        # A dict for a set: one that has just grown takes half as much for each of its keys.
+        self.streams: dict[Stream, None] = {}
         self.occupancy = _occupancies.of(loop, Occupancy)
         self.tally = tally_of(loop)
         self._subscriptions: dict[str, Subscription] = {}
@@ -245,14 +246,14 @@ class Hub:
                 if limit := limit_reached_by(stream):
                     raise TooManyStreams(limit)
                 self.occupancy.add(stream)
-        self.streams.add(stream)
+        self.streams[stream] = None
         if len(self.streams) == 1:
             self._start()
         self._timetable.add(stream, self.loop.time())
         self._rechecks.add(stream)
         followed = [self._subscriptions.get(group) or self._subscribe(group) for group in groups]
         for subscription in followed:
-            subscription.streams.add(stream)
+            subscription.streams[stream] = None
             subscription.recheck_cancelled()
             stream.follow(subscription)
             if stream.wants_messages:
@@ -271,7 +272,7 @@ class Hub:
         """Remove a stream. The last stream of a group, or of the hub, closes it."""
         if stream not in self.streams:
             return
-        self.streams.discard(stream)
+        del self.streams[stream]
         self._timetable.remove(stream)
         if stream.is_counted:
             with counting:
@@ -280,7 +281,7 @@ class Hub:
         if stream.attendance:
             self.attendants.leave(stream)
         for subscription in stream.subscriptions:
-            subscription.streams.discard(stream)
+            subscription.streams.pop(stream, None)
             if not subscription.streams:
                 self._unsubscribe(subscription)
         if not self.streams:

@@ -14,6 +14,7 @@ from collections.abc import (
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
+from itertools import islice
 from math import inf
 from typing import Any, Final, TypeVar
 
@@ -85,10 +86,10 @@ class Rechecks:
         reader: StoreReader,
         interval: Callable[[], float],
     ) -> None:
-        self.owned: dict[str, set[Stream]] = {}
+        self.owned: dict[str, dict[Stream, None]] = {}
         """The streams, by the owner keys of their owners."""
         # By login, too: to sort them out anew for each check would cost more than the check.
-        self._logins: dict[Login, set[Stream]] = {}
+        self._logins: dict[Login, dict[Stream, None]] = {}
         self._streams = streams
         self._store = store
         self._reader = reader
@@ -111,20 +112,25 @@ class Rechecks:
 
     def add(self, stream: Stream) -> None:
         """Recheck a stream from now on."""
-        for owner_key in stream.owner.keys:
-            self.owned.setdefault(owner_key, set()).add(stream)
         if login := stream.owner.login:
-            self._logins.setdefault(login, set()).add(stream)
+            of_login = self._logins.setdefault(login, {})
+            for other in islice(reversed(of_login), 1):
+                if other.owner == stream.owner:
+                    # Another tab of the same browser. What is known of its owner is kept once.
+                    stream.owner = other.owner
+            of_login[stream] = None
+        for owner_key in stream.owner.keys:
+            self.owned.setdefault(owner_key, {})[stream] = None
         self._permission_rechecks.add(stream)
 
     def remove(self, stream: Stream) -> None:
         """Stop rechecking a stream."""
         for owner_key in stream.owner.keys:
-            self.owned[owner_key].discard(stream)
+            self.owned[owner_key].pop(stream, None)
             if not self.owned[owner_key]:
                 del self.owned[owner_key]
         if login := stream.owner.login:
-            self._logins[login].discard(stream)
+            self._logins[login].pop(stream, None)
             if not self._logins[login]:
                 del self._logins[login]
                 self._absent_since.pop(login, None)

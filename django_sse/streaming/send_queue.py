@@ -66,8 +66,8 @@ class SendQueue:
         # By the loop's clock: since when a chunk is being sent, and when the last one was begun.
         self.busy_since: float | None = None
         self.last_sent = loop.time()
-        self._backlog: list[bytes] = []
-        # None until a chunk is held: most streams never hold one.
+        # None until a chunk waits, or is held: to most streams that never happens.
+        self._backlog: list[bytes] | None = None
         self._held: list[bytes] | None = None
         # The bytes that are being sent or wait, and those that were sent.
         self.pending_bytes = 0
@@ -99,6 +99,8 @@ class SendQueue:
         if not chunk or self._stream is None:
             return
         if self.busy_since is not None:
+            if self._backlog is None:
+                self._backlog = []
             self._enqueue(self._backlog, chunk)
         elif self._in_place:
             self._send_in_place(chunk)
@@ -113,7 +115,8 @@ class SendQueue:
     def release(self) -> None:
         """Send the chunks that were held."""
         held, self._held = self._held, None
-        self._backlog += held or ()
+        if held:
+            self._backlog = [*(self._backlog or ()), *held]
         if self._backlog and self.busy_since is None:
             self._start(b"")
 
@@ -126,9 +129,7 @@ class SendQueue:
 
     def discard(self) -> None:
         """Send nothing more: the stream has ended."""
-        self._stream = self._ending = None
-        self._backlog.clear()
-        self._held = None
+        self._stream = self._ending = self._backlog = self._held = None
         if self._sending and self._sending is not asyncio.current_task():
             self._sending.cancel()
 

@@ -143,6 +143,7 @@ class Stream:
         "__weakref__",
         "_catching_up",
         "_closing",
+        "_context",
         "_ends_at",
         "_filter_event",
         "_generation",
@@ -159,7 +160,6 @@ class Stream:
         "_taken",
         "address",
         "attendance",
-        "context",
         "dialect",
         "ended",
         "is_barred",
@@ -198,7 +198,7 @@ class Stream:
         self.restarts = restarts
         self.attendance = attendance
         self.still_allowed = still_allowed
-        self.context = context or Context()
+        self._context = context
         self.subscriptions: tuple[Subscription, ...] = ()
         self.wants_messages = wants_messages
         self.ended: asyncio.Future[str] = hub.loop.create_future()
@@ -227,6 +227,13 @@ class Stream:
     def groups(self) -> Collection[str]:
         """The names of the stream's groups."""
         return self._taken.keys()
+
+    @property
+    def context(self) -> Context:
+        """The context of what is called after the request."""
+        if self._context is None:
+            self._context = Context()
+        return self._context
 
     @property
     def user(self) -> str | None:

@@ -94,7 +94,7 @@ class Subscription:
 
     def __init__(self, group: str, store: EventStore, reader: StoreReader, fan_out: FanOut) -> None:
         self.group = group
-        self.streams: set[Follower] = set()
+        self.streams: dict[Follower, None] = {}
         self.first = 0
         self.head = 0
         self.origin = 0

@@ -1,12 +1,15 @@
 """Tasks let other tasks run, and a busy event loop makes no answer late."""
 
 import asyncio
+import gc
 import time
+from contextvars import ContextVar
+from weakref import ref
 
 import pytest
 
 from django_sse import aposition, apublish_many, views
-from django_sse.concurrency.tasks import go_on
+from django_sse.concurrency.tasks import go_on, in_own_context
 from django_sse.http.refusals import REFUSED_STATUS
 from django_sse.streaming import store_reader
 from django_sse.streaming.hub import current_hub
@@ -86,3 +89,48 @@ async def test_what_goes_on_returns_and_raises_as_it_does() -> None:
     awaited = running.send(None)
     with pytest.raises(ValueError, match="no"):
         await go_on(running, awaited)
+
+
+async def test_what_runs_in_its_own_context_leaves_nothing_in_that_of_the_task() -> None:
+    async def run(error: Exception | None) -> str:
+        assert language.get() == "en"
+        language.set("de")
+        await asyncio.sleep(0)
+        assert asyncio.current_task() is task
+        assert language.get() == "de"
+        if error:
+            raise error
+        return "done"
+
+    language, task = ContextVar("language", default=""), asyncio.current_task()
+    language.set("en")
+    assert await in_own_context(run(None)) == "done"
+    with pytest.raises(ValueError, match="no"):
+        await in_own_context(run(ValueError("no")))
+    assert await in_own_context(asyncio.sleep(0, "at once")) == "at once"
+    assert language.get() == "en"
+
+
+async def test_what_runs_in_its_own_context_is_cancelled_with_its_task_and_leaves_no_circle() -> (
+    None
+):
+    class Held:
+        pass
+
+    async def run() -> None:
+        held = Held()
+        begun.append(ref(held))
+        await asyncio.Event().wait()
+
+    begun: list[ref[Held]] = []
+    task = asyncio.create_task(in_own_context(run()))
+    await until(lambda: begun)
+    gc.disable()
+    try:
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        del task
+        assert begun[0]() is None
+    finally:
+        gc.enable()

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
 from typing import Any, ClassVar
 
 import pytest
@@ -205,6 +206,25 @@ async def test_django_has_finished_the_request_while_the_stream_goes_on() -> Non
             assert [event.text for event in await request.next_events()] == ["after the request"]
     finally:
         request_finished.disconnect(note)
+
+
+async def test_what_django_sets_in_its_context_is_gone_while_the_stream_goes_on() -> None:
+    contexts = []
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        async def watched_receive() -> Any:
+            contexts.append(dict(copy_context()))
+            return await receive()
+
+        contexts.append(dict(copy_context()))
+        await get_asgi_application()(scope, watched_receive, send)
+
+    async with streaming(watched):
+        # The request, Django's wait for a disconnect, and the stream's.
+        await until(lambda: len(contexts) == 4)
+        before, _, of_django, of_stream = contexts
+        assert of_django != before
+        assert of_stream == before
 
 
 @pytest.fixture

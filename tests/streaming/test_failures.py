@@ -248,7 +248,7 @@ async def test_no_memory_for_a_batch_sends_the_clients_of_the_group_back(
 
 
 async def test_streams_that_cannot_be_listed_lose_nothing() -> None:
-    class Streams(set[Follower]):
+    class Streams(dict[Follower, None]):
         has_failed = False
 
         def __iter__(self) -> Iterator[Follower]:

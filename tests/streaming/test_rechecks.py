@@ -96,6 +96,14 @@ async def test_a_new_stream_looks_at_no_other_stream_of_its_owner(
             assert len(looked_at) == 1
 
 
+async def test_tabs_of_a_browser_keep_their_owner_once() -> None:
+    one, other = await logged_in(), await logged_in("eve")
+    async with stream(one), stream(one), stream(other):
+        owners = {id(each.owner): each.owner for each in current_hub().streams}
+        assert len(owners) == 2
+        assert len({owner.user for owner in owners.values()}) == 2
+
+
 # Users
 
 

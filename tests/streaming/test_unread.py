@@ -69,7 +69,7 @@ class Unread:
 
 
 def pending(client: Unread, stream: Stream) -> int:
-    waiting = stream._queue._backlog
+    waiting = stream._queue._backlog or ()
     return client.bytes_taken + sum(map(len, waiting))
 
 

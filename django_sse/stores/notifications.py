@@ -73,10 +73,26 @@ class Connection:
 ConnectionT = TypeVar("ConnectionT", bound=Connection)
 
 
-class Subscriber(ABC, Generic[ConnectionT]):
-    """A hub's end of a store's notifications.
+class Subscriber(ABC):
+    """A hub's end of a store's notifications."""
 
-    It tests itself: what it sends as a publisher does has to arrive.
+    @abstractmethod
+    async def listen(self) -> None:
+        """Pass on hints until cancelled."""
+
+    async def enter(self, group: str) -> None:
+        """Hear of a group. Does nothing where all of them are heard of."""
+
+    async def leave(self, group: str) -> None:
+        """Hear of a group no more."""
+
+    @abstractmethod
+    def doubt(self) -> None:
+        """Test soon whether anything is heard: a notification seems to be lost."""
+
+
+class TestedSubscriber(Subscriber, Generic[ConnectionT]):
+    """A subscriber that tests itself: what it sends as a publisher does has to arrive.
 
     Args:
         hear: Called with the hints that arrive.
@@ -92,11 +108,10 @@ class Subscriber(ABC, Generic[ConnectionT]):
     def __init__(self, hear: Ring, set_hearing: Callable[[bool], None]) -> None:
         self._hear = hear
         self._set_hearing = set_hearing
-        self._hears: bool | None = None
+        self.hears: bool | None = None
         self._doubted = asyncio.Event()
 
     async def listen(self) -> None:
-        """Pass on hints until cancelled."""
         while True:
             pause = _RECONNECT_SECONDS
             try:
@@ -118,14 +133,7 @@ class Subscriber(ABC, Generic[ConnectionT]):
             self._note(hears=False, why=why)
             await asyncio.sleep(pause)
 
-    async def enter(self, group: str) -> None:
-        """Hear of a group. Does nothing where all of them are heard of."""
-
-    async def leave(self, group: str) -> None:
-        """Hear of a group no more."""
-
     def doubt(self) -> None:
-        """Test soon whether anything is heard: a notification seems to be lost."""
         self._doubted.set()
 
     _remedy = ""
@@ -172,7 +180,7 @@ class Subscriber(ABC, Generic[ConnectionT]):
             connection.lost.result()
 
     def _note(self, *, hears: bool, why: str = "") -> None:
-        before, self._hears = self._hears, hears
+        before, self.hears = self.hears, hears
         if hears == before:
             return
         self._set_hearing(hears)
@@ -196,5 +204,5 @@ class Notifications(ABC):
         """
 
     @abstractmethod
-    def subscriber(self, hear: Ring, set_hearing: Callable[[bool], None]) -> Subscriber[Any]:
+    def subscriber(self, hear: Ring, set_hearing: Callable[[bool], None]) -> Subscriber:
         """Return a hub's end, on the running loop."""

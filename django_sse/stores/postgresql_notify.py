@@ -15,7 +15,7 @@ from django_sse.concurrency.tasks import must_propagate, spawn
 from django_sse.concurrency.threads import unpooled
 from django_sse.groups.entries import Hint, Ring
 from django_sse.logs import log_seldom
-from django_sse.stores.notifications import Connection, Notifications, Subscriber
+from django_sse.stores.notifications import Connection, Notifications, TestedSubscriber
 
 Result = TypeVar("Result")
 
@@ -86,7 +86,7 @@ class PostgreSQLNotifications(Notifications):
             )
 
 
-class _PostgreSQLSubscriber(Subscriber["_NotificationReader"]):
+class _PostgreSQLSubscriber(TestedSubscriber["_NotificationReader"]):
     channels = (CHANNEL,)
     _remedy = (
         "If a pooler lends connections for one transaction at a time, set the store's option "

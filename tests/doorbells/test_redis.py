@@ -364,7 +364,36 @@ async def test_lost_connections_are_made_again_and_nothing_is_missed(
         await until_heard()
         await append(elsewhere, event("news", "afterwards"))
         assert await client.until_events(2) == ["meanwhile", "afterwards"]
-    assert caplog.text.count("hears nothing, so the store is polled") == 1
+    # Once for each server.
+    assert caplog.text.count("hears nothing, so the store is polled") == len(masters)
+
+
+@pytest.mark.parametrize("url", ["redis_cluster"], indirect=True)
+async def test_a_master_that_is_lost_silences_no_other(
+    redis_cluster: RedisCluster, elsewhere: RedisStore
+) -> None:
+    lost = slots_of(redis_cluster, "news")[1]
+    others = (f"other-{number}" for number in range(1000))
+    other = next(name for name in others if slots_of(redis_cluster, name)[1] is not lost)
+
+    def serve_what_is_left(yes_or_no: str) -> None:
+        for master in redis_cluster.masters():
+            master.command("CONFIG", "SET", "cluster-require-full-coverage", yes_or_no)
+
+    async with receiving(elsewhere, "news", other) as (ear, receiver):
+        serve_what_is_left("no")
+        replica = redis_cluster.replica_of(lost)
+        replica.pause()
+        lost.kill()
+        try:
+            await until_deaf(receiver)
+            await append(elsewhere, event(other, "x"))
+            await until(lambda: bool(ear.heard))
+            assert not is_heard(receiver)
+        finally:
+            replica.resume()
+            await asyncio.to_thread(redis_cluster.until_whole)
+            serve_what_is_left("yes")
 
 
 @alone
@@ -391,9 +420,9 @@ async def test_a_connection_that_is_dead_without_an_error_is_noticed(
     monkeypatch.setattr("django_sse.stores.notifications._TEST_SECONDS", 0.3)
     async with receiving(elsewhere, "news") as (_, receiver):
         subscriber = receiver._subscriber  # type: ignore[attr-defined]
-        [connection] = subscriber._connections._connections.values()
+        [server] = subscriber._subscribers.values()
         # As a firewall does that has forgotten the connection.
-        monkeypatch.setattr(connection, "_take_reply", lambda *reply: None)
+        monkeypatch.setattr(server._connection, "_take_reply", lambda *reply: None)
         await until_deaf(receiver)
         await until(lambda: is_heard(receiver))
 
@@ -404,8 +433,8 @@ async def test_a_doorbell_that_was_missed_is_a_reason_to_test_at_once(
     monkeypatch.setattr("django_sse.stores.notifications._TEST_SECONDS", 0.3)
     async with receiving(elsewhere, "news") as (_, receiver):
         subscriber = receiver._subscriber  # type: ignore[attr-defined]
-        [connection] = subscriber._connections._connections.values()
-        monkeypatch.setattr(connection, "_take_reply", lambda *reply: None)
+        [server] = subscriber._subscribers.values()
+        monkeypatch.setattr(server._connection, "_take_reply", lambda *reply: None)
         # The next test would be in a minute.
         await receiver.enter_again("news")
         await until_deaf(receiver)

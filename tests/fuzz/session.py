@@ -32,8 +32,7 @@ from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
 from django_sse.stores.postgresql_notify import _NotificationReader
 from django_sse.stores.redis.keys import Keys
-from django_sse.stores.redis.notifications import _Connections
-from django_sse.stores.redis.servers import OneServer
+from django_sse.stores.redis.notifications import _Connection
 from django_sse.streaming.hub import current_hub, open_streams
 from tests.fuzz import inputs, views
 from tests.fuzz.choices import Choices
@@ -408,9 +407,8 @@ def notify(payload: bytes) -> None:
 
 def publish_by_redis(group: str, message: bytes) -> None:
     """Have a hub's subscriber hear a message on the channel of a group in Redis."""
-    keys, servers = Keys("sse"), OneServer("redis://")
-    ear = _Connections(keys, servers, current_hub().hear_soon)
-    ear.take(keys.channel(group).encode(), message)
+    ear = _Connection(None, ("SUBSCRIBE", "UNSUBSCRIBE"), current_hub().hear_soon)
+    ear.take(Keys("sse").channel(group).encode(), message)
     assert not ear.lost.done(), "a message has ended the listening"
 
 

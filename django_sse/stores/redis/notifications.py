@@ -7,8 +7,9 @@ See https://redis.io/docs/latest/develop/pubsub/.
 import asyncio
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 import redis
@@ -17,14 +18,19 @@ from redis.exceptions import NoPermissionError, ResponseError
 from django_sse.concurrency.tasks import Turns, heeding_cancel, must_propagate, spawn
 from django_sse.groups.entries import Hint, Ring
 from django_sse.logs import log_seldom
-from django_sse.stores.notifications import Connection, Notifications, Subscriber
+from django_sse.stores.notifications import (
+    Connection,
+    Notifications,
+    Subscriber,
+    TestedSubscriber,
+)
 from django_sse.stores.redis.doorbell_messages import decode, unsigned
 from django_sse.stores.redis.keys import Keys
 from django_sse.stores.redis.script import Call, is_of_wrong_server, typed
 from django_sse.stores.redis.servers import Servers
 from django_sse.stores.redis.url import Address
 
-# How long servers may take to take all subscriptions of a hub.
+# How long a server may take to take all subscriptions of a hub.
 _OPEN_SECONDS: Final = 5.0
 # How long a connection may be silent until it is read again.
 _READ_SECONDS: Final = 3600.0
@@ -62,8 +68,8 @@ class RedisNotifications(Notifications):
         return _RedisSubscriber(self._keys, self._servers, self._ring, hear, set_hearing)
 
 
-class _RedisSubscriber(Subscriber["_Connections"]):
-    place = "The subscriber to the event store in Redis"
+class _RedisSubscriber(Subscriber):
+    """Subscribes to each server that has keys, so that one that is lost silences no other."""
 
     def __init__(
         self,
@@ -73,42 +79,143 @@ class _RedisSubscriber(Subscriber["_Connections"]):
         hear: Ring,
         set_hearing: Callable[[bool], None],
     ) -> None:
-        super().__init__(hear, set_hearing)
         self._keys = keys
         self._servers = servers
         self._ring = ring
-        self.channels = [keys.owners_channel(shard) for shard in keys.shards]
-        # The groups that are followed, and the connections if there are any.
+        self._hear = hear
+        self._set_hearing = set_hearing
+        # A key of each shard, in its slot, and the server that has it.
+        self._places = [keys.changes(shard) for shard in keys.shards]
+        self._homes: list[Address | None] = []
         self._groups: set[str] = set()
-        self._connections: _Connections | None = None
+        self._subscribers: dict[Address | None, _ServerSubscriber] = {}
+        self._listening: dict[_ServerSubscriber, asyncio.Task[None]] = {}
+
+    async def listen(self) -> None:
+        try:
+            while True:
+                # If nobody tells where the keys are, those go on that are subscribed to.
+                with suppress(redis.RedisError, OSError):
+                    homes = await heeding_cancel(self._servers.homes(self._places))
+                    if homes != self._homes:
+                        self._follow(homes)
+                await asyncio.sleep(_LOOK_SECONDS)
+        finally:
+            for listening in self._listening.values():
+                listening.cancel()
+            if self._listening:
+                await asyncio.wait(self._listening.values())
 
     async def enter(self, group: str) -> None:
         self._groups.add(group)
-        if self._connections:
-            await self._connections.subscribe([group])
+        if self._homes:
+            await self._subscriber_of(group).enter(group)
 
     async def leave(self, group: str) -> None:
         self._groups.discard(group)
-        if self._connections:
-            await self._connections.unsubscribe(group)
+        if self._homes:
+            await self._subscriber_of(group).leave(group)
+
+    def doubt(self) -> None:
+        for subscriber in self._subscribers.values():
+            subscriber.doubt()
+
+    def _subscriber_of(self, group: str) -> "_ServerSubscriber":
+        return self._subscribers[self._homes[self._keys.shard(group)]]
+
+    def _follow(self, homes: list[Address | None]) -> None:
+        """Subscribe to the servers that have the keys now. Those that have what they had go on."""
+        shards: dict[Address | None, list[int]] = {}
+        for shard, home in zip(self._keys.shards, homes, strict=True):
+            shards.setdefault(home, []).append(shard)
+        before, self._homes, self._subscribers = self._subscribers, homes, {}
+        for home, of_home in shards.items():
+            subscriber = before.get(home)
+            if subscriber is None or subscriber.shards != of_home:
+                subscriber = _ServerSubscriber(
+                    self._keys,
+                    self._servers,
+                    self._ring,
+                    home,
+                    of_home,
+                    self._groups,
+                    self._hear,
+                    lambda hears: self._tell(),
+                )
+                listening = self._listening[subscriber] = spawn(subscriber.listen())
+                listening.add_done_callback(partial(self._forget, subscriber))
+            self._subscribers[home] = subscriber
+        for subscriber, listening in self._listening.items():
+            if self._subscribers.get(subscriber.home) is not subscriber:
+                listening.cancel()
+        self._tell()
+
+    def _forget(self, subscriber: "_ServerSubscriber", listening: asyncio.Task[None]) -> None:
+        del self._listening[subscriber]
+
+    def _tell(self) -> None:
+        self._set_hearing(all(subscriber.hears for subscriber in self._subscribers.values()))
+
+
+class _ServerSubscriber(TestedSubscriber["_Connection"]):
+    """A hub's end of the notifications of one server.
+
+    Args:
+        home: The server; None if the store has one address.
+        shards: Those that the server has.
+        groups: All groups that the hub follows, on whichever server.
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        servers: Servers,
+        ring: Callable[[int, str, str], Call],
+        home: Address | None,
+        shards: list[int],
+        groups: Collection[str],
+        hear: Ring,
+        set_hearing: Callable[[bool], None],
+    ) -> None:
+        super().__init__(hear, set_hearing)
+        self.home = home
+        self.shards = shards
+        self.channels = [keys.owners_channel(shard) for shard in shards]
+        where = f"{home.host}:{home.port}" if home else "Redis"
+        self.place = f"The subscriber to the event store in {where}"
+        self._keys = keys
+        self._servers = servers
+        self._ring = ring
+        self._groups = groups
+        self._connection: _Connection | None = None
+
+    async def enter(self, group: str) -> None:
+        if self._connection:
+            await self._connection.subscribe([self._keys.channel(group)])
+
+    async def leave(self, group: str) -> None:
+        if self._connection:
+            await self._connection.unsubscribe(self._keys.channel(group))
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator["_Connections"]:
-        connections = _Connections(self._keys, self._servers, self._hear)
-        watching: asyncio.Task[None] | None = None
+    async def _connected(self) -> AsyncIterator["_Connection"]:
+        connection = _Connection(
+            self._servers.subscribing_connection(self.home),
+            (self._keys.subscribing, self._keys.unsubscribing),
+            self._hear,
+        )
         try:
             try:
                 async with asyncio.timeout(_OPEN_SECONDS):
-                    await connections.open()
+                    await connection.open()
                     # From now on, who enters subscribes by itself.
-                    self._connections = connections
-                    await connections.subscribe(list(self._groups))
+                    self._connection = connection
+                    await connection.subscribe([*self.channels, *self._channels_of_groups()])
             except TimeoutError:
                 raise redis.TimeoutError("Redis has not answered in time.") from None
-            if connections.lost.done():
-                connections.lost.result()
-            watching = spawn(connections.watch())
-            yield connections
+            if connection.lost.done():
+                connection.lost.result()
+            yield connection
         except Exception:
             self._servers.doubt()
             raise
@@ -116,16 +223,20 @@ class _RedisSubscriber(Subscriber["_Connections"]):
             # A test did not come back: another server may have the keys by now.
             self._servers.doubt()
         finally:
-            self._connections = None
-            if watching:
-                watching.cancel()
-            # Shielded: all of them must be closed even if the task is cancelled.
-            await asyncio.shield(spawn(connections.close()))
+            self._connection = None
+            # Shielded: it must be closed even if the task is cancelled.
+            await asyncio.shield(spawn(connection.close()))
+
+    def _channels_of_groups(self) -> list[str]:
+        shards = set(self.shards)
+        return [
+            self._keys.channel(group) for group in self._groups if self._keys.shard(group) in shards
+        ]
 
     async def _send(self, test: str) -> None:
         calls = [
             self._ring(shard, channel, test)
-            for shard, channel in zip(self._keys.shards, self.channels, strict=True)
+            for shard, channel in zip(self.shards, self.channels, strict=True)
         ]
         _raise_first_error(await heeding_cancel(self._servers.arun(calls)))
 
@@ -144,115 +255,26 @@ class _RedisSubscriber(Subscriber["_Connections"]):
         return isinstance(error, ResponseError) and not is_of_wrong_server(error)
 
 
-class _Connections(Connection):
-    """A connection to each server that has keys, lost as soon as one of them is."""
-
-    def __init__(self, keys: Keys, servers: Servers, hear: Ring) -> None:
-        super().__init__()
-        self._keys = keys
-        self._servers = servers
-        self._hear = hear
-        # A key of each shard, in its slot, and where these are.
-        self._places = [keys.changes(shard) for shard in keys.shards]
-        self._homes: list[Address | None] = []
-        # What is done once a channel is subscribed to, or all is lost.
-        self._unconfirmed: dict[bytes, asyncio.Future[None]] = {}
-        self._connections: dict[Address | None, _Connection] = {}
-
-    async def open(self) -> None:
-        """Connect to all servers, and subscribe to the channels of owners.
-
-        Raises:
-            redis.RedisError: A server is not reached.
-        """
-        self._homes = await self._servers.homes(self._places)
-        for home in dict.fromkeys(self._homes):
-            connection = _Connection(
-                self._servers.subscribing_connection(home),
-                (self._keys.subscribing, self._keys.unsubscribing),
-                self,
-            )
-            self._connections[home] = connection
-            await connection.open()
-        await self._subscribe(
-            [(shard, self._keys.owners_channel(shard)) for shard in self._keys.shards]
-        )
-
-    async def watch(self) -> None:
-        """Be lost once the keys of a shard are on another server."""
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            if self._servers.known_homes(self._places) != self._homes:
-                self.lose(redis.ConnectionError("Another server has taken over."))
-                return
-
-    async def subscribe(self, groups: Iterable[str]) -> None:
-        """Subscribe to groups. Returns once their servers have confirmed it, or one is lost."""
-        await self._subscribe(
-            [(self._keys.shard(group), self._keys.channel(group)) for group in groups]
-        )
-
-    async def _subscribe(self, channels: Iterable[tuple[int, str]]) -> None:
-        of_home: dict[Address | None, list[str]] = {}
-        confirmed: list[asyncio.Future[None]] = []
-        for shard, channel in channels:
-            of_home.setdefault(self._homes[shard], []).append(channel)
-            future = asyncio.get_running_loop().create_future()
-            confirmed.append(self._unconfirmed.setdefault(channel.encode(), future))
-        for home, some in of_home.items():
-            await self._connections[home].subscribe(some)
-        if confirmed and not self.lost.done():
-            await asyncio.wait(confirmed)
-
-    async def unsubscribe(self, group: str) -> None:
-        """Unsubscribe from a group."""
-        connection = self._connections[self._homes[self._keys.shard(group)]]
-        await connection.unsubscribe(self._keys.channel(group))
-
-    async def close(self) -> None:
-        """Close all connections."""
-        self.lose(redis.ConnectionError("The connections are closed."))
-        for connection in self._connections.values():
-            await connection.close()
-
-    def lose(self, error: BaseException) -> None:
-        super().lose(error)
-        for future in self._unconfirmed.values():
-            future.set_result(None)
-        self._unconfirmed.clear()
-
-    def confirm(self, channel: bytes) -> None:
-        """Note that a channel is subscribed to."""
-        if future := self._unconfirmed.pop(channel, None):
-            future.set_result(None)
-
-    def take(self, channel: bytes, message: bytes) -> None:
-        """Take a message."""
-        if self._is_test(message[:_TEST_BYTES].decode(errors="replace"), channel.decode()):
-            return
-        try:
-            self._hear([decode(channel, message)])
-        except ValueError:
-            log_seldom("Ignored a message on a channel of Redis that is not a doorbell.")
-
-
-class _Connection:
+class _Connection(Connection):
     """A connection to one server, which is never made again by itself.
 
     Not a ``PubSub`` of redis-py, which connects anew in silence, so that nobody knows that messages
     are lost. That of redis-py before 7 has no sharded channels either.
 
     Args:
-        connection: The connection, not yet open.
+        connection: redis-py's connection, not yet open.
         commands: What subscribes to a channel and what unsubscribes.
-        owner: Takes what arrives, and is told once nothing does any more.
+        hear: Called with the hints that arrive.
     """
 
-    def __init__(self, connection: Any, commands: tuple[str, str], owner: _Connections) -> None:
+    def __init__(self, connection: Any, commands: tuple[str, str], hear: Ring) -> None:
+        super().__init__()
         self._connection = connection
         self._subscribing, self._unsubscribing = commands
-        self._owner = owner
+        self._hear = hear
         self._reading: asyncio.Task[None] | None = None
+        # What is done once a channel is subscribed to, or the connection is lost.
+        self._unconfirmed: dict[bytes, asyncio.Future[None]] = {}
         # How many unsubscriptions of a channel the server has not confirmed.
         self._leaving: Counter[bytes] = Counter()
 
@@ -266,8 +288,14 @@ class _Connection:
         self._reading = spawn(self._read())
 
     async def subscribe(self, channels: Sequence[str]) -> None:
-        """Subscribe to channels. The owner is told once the server has confirmed each."""
+        """Subscribe. Returns once the server has confirmed each, or the connection is lost."""
+        confirmed: list[asyncio.Future[None]] = []
+        for channel in channels:
+            future = asyncio.get_running_loop().create_future()
+            confirmed.append(self._unconfirmed.setdefault(channel.encode(), future))
         await self._send([(self._subscribing, channel) for channel in channels])
+        if confirmed and not self.lost.done():
+            await asyncio.wait(confirmed)
 
     async def unsubscribe(self, channel: str) -> None:
         """Unsubscribe from a channel."""
@@ -276,12 +304,28 @@ class _Connection:
 
     async def close(self) -> None:
         """Close the connection."""
+        self.lose(redis.ConnectionError("The connection is closed."))
         if self._reading:
             self._reading.cancel()
         with suppress(redis.RedisError, OSError):
             await self._connection.disconnect(nowait=True)
         if self._reading:
             await asyncio.wait([self._reading])
+
+    def lose(self, error: BaseException) -> None:
+        super().lose(error)
+        for future in self._unconfirmed.values():
+            future.set_result(None)
+        self._unconfirmed.clear()
+
+    def take(self, channel: bytes, message: bytes) -> None:
+        """Take a message."""
+        if self._is_test(message[:_TEST_BYTES].decode(errors="replace"), channel.decode()):
+            return
+        try:
+            self._hear([decode(channel, message)])
+        except ValueError:
+            log_seldom("Ignored a message on a channel of Redis that is not a doorbell.")
 
     async def _send(self, commands: Iterable[Sequence[str]]) -> None:
         # Otherwise redis-py would connect anew, and nobody would know of it.
@@ -291,7 +335,7 @@ class _Connection:
             packed = self._connection.pack_commands(commands)
             await self._connection.send_packed_command(packed, check_health=False)
         except (redis.RedisError, OSError) as error:
-            self._owner.lose(error)
+            self.lose(error)
 
     async def _read(self) -> None:
         turns = Turns()
@@ -308,11 +352,11 @@ class _Connection:
         except BaseException as error:
             if must_propagate(error):
                 raise
-            self._owner.lose(typed(error))
+            self.lose(typed(error))
 
-    def _take_reply(self, kind: bytes, channel: bytes, text: Any) -> None:
+    def _take_reply(self, kind: bytes, channel: bytes, what: Any) -> None:
         if kind.endswith(b"message"):
-            self._owner.take(channel, text)
+            self.take(channel, what)
         elif kind.endswith(b"unsubscribe"):
             if not self._leaving[channel]:
                 # A server unsubscribes all from the channels of a slot that it gives away.
@@ -320,8 +364,8 @@ class _Connection:
             self._leaving[channel] -= 1
             if not self._leaving[channel]:
                 del self._leaving[channel]
-        elif kind.endswith(b"subscribe"):
-            self._owner.confirm(channel)
+        elif kind.endswith(b"subscribe") and (confirmed := self._unconfirmed.pop(channel, None)):
+            confirmed.set_result(None)
 
 
 def _raise_first_error(replies: Sequence[Any]) -> None:

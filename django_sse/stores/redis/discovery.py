@@ -93,11 +93,13 @@ class ClusterDiscovery:
         )
         try:
             await client.initialize()
-            return self._owners(client.nodes_manager)
         except _ERRORS as error:
-            raise self._unknown(error) from None
+            # It also asks a master for its commands, which may be the one that is lost.
+            if not self._owners(client.nodes_manager):
+                raise self._unknown(error) from None
         finally:
             await client.aclose()
+        return self._owners(client.nodes_manager)
 
     def check(self) -> list[checks.CheckMessage]:
         return []

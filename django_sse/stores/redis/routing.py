@@ -34,6 +34,7 @@ from redis.retry import Retry
 
 from django_sse.concurrency.forks import ForkSafeLock
 from django_sse.concurrency.loops import ByLoop
+from django_sse.concurrency.tasks import spawn
 from django_sse.stores.redis.discovery import Discovery
 from django_sse.stores.redis.script import (
     SCRIPT,
@@ -354,8 +355,19 @@ class RoutedServers(Servers):
         async with readers.looking:
             if self._is_unanswered(asked):
                 with self._noting_failure():
-                    self._learn(await self._discovery.aowners(self._known()), moved)
+                    # Shielded: redis-py leaves connections open if it is cancelled.
+                    answer = await asyncio.shield(spawn(self._ask_for_owners()))
+                    if isinstance(answer, Exception):
+                        raise answer
+                    self._learn(answer, moved)
                 await readers.drop_all_but(self._known())
+
+    async def _ask_for_owners(self) -> dict[int, Address] | redis.ConnectionError:
+        try:
+            return await self._discovery.aowners(self._known())
+        except redis.ConnectionError as error:
+            # Returned, since whoever asked may have been cancelled.
+            return error
 
     def _is_unanswered(self, asked: float) -> bool:
         """Whether nobody has found out since a time.

@@ -23,7 +23,9 @@ from django_sse.groups.numbering import HeadMoved
 from django_sse.stores import get_store
 from django_sse.stores.redis import RedisStore, routing, script
 from django_sse.stores.redis import store as redis_store
+from django_sse.stores.redis.discovery import ClusterDiscovery
 from django_sse.stores.redis.keys import ClusterKeys
+from django_sse.stores.redis.url import place_in
 from django_sse.streaming.roster import log_of
 from django_sse.testing.stores import (
     append,
@@ -550,6 +552,25 @@ async def test_a_master_of_a_cluster_that_is_killed_costs_what_it_forgot_and_a_r
         history = texts(await get_store().aread(lost, 0, 100_000))
         assert history[-1] == publishers[0].acknowledged[-1]
         assert len({*publishers[0].acknowledged} - {*history}) >= 20
+
+
+async def test_a_cluster_is_found_whichever_master_is_lost(
+    promoted_cluster: RedisCluster,
+) -> None:
+    place = place_in(promoted_cluster.url)
+    assert place
+    discovery = ClusterDiscovery(place, KEYS.slots)
+    known = await discovery.aowners([])
+    for lost in promoted_cluster.masters():
+        replica = promoted_cluster.replica_of(lost)
+        replica.pause()
+        lost.kill()
+        try:
+            # That of the lost master is its own until the others know better.
+            assert (await discovery.aowners(known.values())).keys() == known.keys()
+        finally:
+            replica.resume()
+            await asyncio.to_thread(promoted_cluster.until_whole)
 
 
 async def test_a_failover_of_sentinels_costs_what_the_master_forgot_and_a_reset(

@@ -17,12 +17,6 @@ GROUPS = (2000, 100)
 _STREAMS = 2000
 _SECONDS = 4
 _SETTLE_SECONDS = 2
-# So late an event may be, 99 times in 100: then the deployment keeps up with its publisher.
-_LATE_MILLISECONDS = 250
-# Of the rate that is asked for.
-_HELD = 0.97
-_STEP = 1.12
-_STEPS = 14
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ def _of(deployment: Deployment, costs: Constants, processes: int, nodes: int) ->
                 deployment.server.memory_kilobytes() / 1024,
             )
         expected = events_held(costs, readers, processes, nodes)
-        held = _held(deployment, groups, readers, expected)
+        held = deployment.push_most(f"of-{groups}-", groups, readers, expected).rate
         yield Check(
             processes,
             nodes,
@@ -86,27 +80,3 @@ def _of(deployment: Deployment, costs: Constants, processes: int, nodes: int) ->
         )
         deployment.close()
         time.sleep(_SETTLE_SECONDS)
-
-
-def _held(deployment: Deployment, groups: int, readers: int, expected: float) -> float:
-    """Return the highest rate, in events a second, at which the deployment keeps up."""
-
-    def holds(rate: float) -> bool:
-        ran = deployment.push(f"of-{groups}-", groups, readers, rate, _SECONDS)
-        if lost := ran.events * readers - ran.seen.received:
-            raise RuntimeError(f"{lost} events were lost.")
-        kept = ran.events / ran.seconds >= rate * _HELD
-        return kept and ran.seen.p99 <= _LATE_MILLISECONDS
-
-    # The first run warms up.
-    rate = expected / 2
-    holds(rate)
-    held = 0.0
-    for _ in range(_STEPS):
-        if holds(rate):
-            held, rate = rate, rate * _STEP
-        elif held:
-            break
-        else:
-            rate /= _STEP**2
-    return held

@@ -20,6 +20,12 @@ from tests.live.servers import ROOT
 
 _SITE = "tests.benchmarks.apps.django_site"
 _READY_SECONDS = 60
+# A deployment keeps up if this share of the rate is reached, and 99 of 100 events are not later.
+_HELD = 0.97
+_LATE_MILLISECONDS = 250
+_SECONDS = 4
+_STEP = 1.12
+_STEPS = 14
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,15 @@ class Ran:
     def client_seconds(self) -> float:
         return self.seen.cpu
 
+    @property
+    def rate(self) -> float:
+        """Events a second."""
+        return self.events / self.seconds
+
+    def kept_up(self, rate: float) -> bool:
+        """Whether what was to be published at a rate was, and arrived in time."""
+        return self.rate >= rate * _HELD and self.seen.p99 <= _LATE_MILLISECONDS
+
 
 class Deployment:
     """Server processes that run, with what belongs to them."""
@@ -87,11 +102,27 @@ class Deployment:
         """Close all streams."""
         self._load.close()
 
-    def push(self, prefix: str, groups: int, readers: int, rate: float, seconds: float) -> Ran:
-        """Publish to groups with so many readers each, and wait for what they get."""
+    def push(
+        self,
+        prefix: str,
+        groups: int,
+        readers: int,
+        rate: float,
+        seconds: float,
+        *,
+        alone: bool = False,
+    ) -> Ran:
+        """Publish to groups with so many readers each, and wait for what they get.
+
+        Args:
+            prefix: The names of the groups begin with it.
+            rate: Events a second.
+            alone: Whether each event is published by itself.
+        """
         self._load.expect()
         server, stores = self.server.cpu_seconds(), cpu_seconds(self._redis)
         order = {"prefix": prefix, "groups": groups, "rate": rate, "seconds": seconds}
+        order["alone"] = alone
         said = self._ask(order)
         seen = self._load.collect(said["events"] * readers)
         return Ran(
@@ -103,6 +134,33 @@ class Deployment:
             said["cpu_seconds"],
             said["wait"],
         )
+
+    def push_most(self, prefix: str, groups: int, readers: int, expected: float) -> Ran:
+        """Publish at the highest rate at which the deployment keeps up.
+
+        Args:
+            expected: About as many events a second as that is.
+
+        Raises:
+            RuntimeError: An event was lost, or it keeps up at no rate that was tried.
+        """
+        # The first run warms up.
+        self.push(prefix, groups, readers, expected / 2, _SECONDS)
+        rate = expected * 0.8
+        best: Ran | None = None
+        for _ in range(_STEPS):
+            ran = self.push(prefix, groups, readers, rate, _SECONDS)
+            if lost := ran.events * readers - ran.seen.received:
+                raise RuntimeError(f"{lost} events were lost.")
+            if ran.kept_up(rate):
+                best, rate = ran, rate * _STEP
+            elif best:
+                return best
+            else:
+                rate /= _STEP**2
+        if best is None:
+            raise RuntimeError("The deployment keeps up at no rate.")
+        return best
 
     def rest(self, seconds: float) -> tuple[float, float]:
         """Do nothing for a while. Return the CPU seconds that the servers and Redis took."""

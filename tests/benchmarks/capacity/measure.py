@@ -1,6 +1,7 @@
 """Measures the constants on this machine, with one process and one Redis."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from tests.benchmarks.capacity.constants import Constants
@@ -15,15 +16,11 @@ _AT_ONCE = 1000
 _SETTLE_SECONDS = 2
 _WARM_UP = 200
 _FEW = 20
-_ASIDE_RATE = 1000
-# The first ones warm up, and find the rate.
-_TRIES = 4
-# Groups of one reader and of many, and events a second to begin with.
-_ONE_READER = (_STREAMS, 2000)
-_MANY_READERS = (_STREAMS // 20, 1000)
-# The share of its core that a process uses when an event is measured: under load, more happens at
-# once, so each event costs less.
-_BUSY = 0.8
+# Events a second that are published one by one.
+_ALONE_RATE = 500
+# Groups of one reader and of many, and about as many events a second as a process keeps up with.
+_ONE_READER = (_STREAMS, 3000)
+_MANY_READERS = (_STREAMS // 20, 2000)
 
 
 def constants(directory: Path, load: Path) -> Constants:
@@ -31,20 +28,17 @@ def constants(directory: Path, load: Path) -> Constants:
     single, cluster = directory / "single", directory / "cluster"
     single.mkdir()
     cluster.mkdir()
-    with deploy(cluster, load, processes=1, nodes=3) as deployment:
-        for _ in range(2):
-            # Nobody follows these groups.
-            in_cluster = deployment.push("aside-", _STREAMS, 0, _ASIDE_RATE, _SECONDS)
-        wait_cluster = deployment.push("aside-", _STREAMS, 0, 50, _SECONDS).wait
     with deploy(single, load, processes=1, nodes=1) as deployment:
-        return _single(deployment, in_cluster, wait_cluster)
+        costs, rate = _single(deployment)
+    with deploy(cluster, load, processes=1, nodes=3) as deployment:
+        several = _aside(deployment, rate)
+        each = _aside(deployment, _ALONE_RATE, alone=True)
+    return replace(costs, publish_many_cluster=_publishing(several), wait_cluster=each.wait)
 
 
-def _single(deployment: Deployment, in_cluster: Ran, wait_cluster: float) -> Constants:
+def _single(deployment: Deployment) -> tuple[Constants, float]:
+    """Return the constants without those of a cluster, and the rate at which they hold."""
     server = deployment.server
-    for _ in range(2):
-        unheard = deployment.push("aside-", _STREAMS, 0, _ASIDE_RATE, _SECONDS)
-    single = deployment.push("aside-", _STREAMS, 0, 50, _SECONDS)
     path = f"/{_ONE_READER[0]}/%d/"
     deployment.open(path, _WARM_UP)
     deployment.close()
@@ -53,7 +47,6 @@ def _single(deployment: Deployment, in_cluster: Ran, wait_cluster: float) -> Con
     _, redis_alone = _rest(deployment)
     deployment.open(path, _FEW)
     few_idle, store_idle = _rest(deployment)
-    passed_by = deployment.push("aside-", _STREAMS, 0, _ASIDE_RATE, _SECONDS)
     connect = deployment.open(path, _STREAMS - _FEW)
     time.sleep(_SETTLE_SECONDS)
     memory = (server.memory_kilobytes() - empty) / _STREAMS
@@ -62,35 +55,51 @@ def _single(deployment: Deployment, in_cluster: Ran, wait_cluster: float) -> Con
     deployment.open(path, _STREAMS)
     one = _push(deployment, *_ONE_READER)
     deployment.close()
+    time.sleep(_SETTLE_SECONDS)
+    unheard = _aside(deployment, one.rate)
+    each = _aside(deployment, _ALONE_RATE, alone=True)
+    deployment.open(path, _FEW)
+    passed_by = _aside(deployment, one.rate)
+    deployment.close()
     deployment.open(f"/{_MANY_READERS[0]}/%d/", _STREAMS)
     many = _push(deployment, *_MANY_READERS)
     deployment.close()
     event, delivery = _split(one, many, idle)
-    return Constants(
+    store_event = unheard.redis_seconds / unheard.events
+    costs = Constants(
         process_memory=empty,
         stream_memory=memory,
         process_idle=few_idle * _MICROSECONDS,
         stream_idle=max(idle - few_idle, 0) / (_STREAMS - _FEW) * _MICROSECONDS,
         event=event,
         delivery=delivery,
-        changed=max(passed_by.server_seconds / passed_by.events - few_idle / _ASIDE_RATE, 0)
+        changed=max(passed_by.server_seconds - few_idle * passed_by.seconds, 0)
+        / passed_by.events
         * _MICROSECONDS,
         connect=connect * _MICROSECONDS,
         reconnect=_reconnect(deployment),
-        store_event=unheard.redis_seconds / unheard.events * _MICROSECONDS,
-        store_told=max(one.redis_seconds / one.events - unheard.redis_seconds / unheard.events, 0)
-        * _MICROSECONDS,
+        store_event=store_event * _MICROSECONDS,
+        store_told=max(one.redis_seconds / one.events - store_event, 0) * _MICROSECONDS,
         store_changed=max(passed_by.redis_seconds - unheard.redis_seconds, 0)
         / passed_by.events
         * _MICROSECONDS,
         store_idle=max(store_idle - redis_alone, 0) * _MICROSECONDS,
-        publish=_publish(single),
-        publish_many=unheard.publisher_seconds / unheard.events * _MICROSECONDS,
-        publish_many_cluster=in_cluster.publisher_seconds / in_cluster.events * _MICROSECONDS,
-        wait=single.wait,
-        wait_cluster=wait_cluster,
+        publish=_publishing(each),
+        publish_many=_publishing(unheard),
+        publish_many_cluster=0,
+        wait=each.wait,
+        wait_cluster=0,
         client=many.client_seconds / many.seen.received * _MICROSECONDS,
     )
+    return costs, one.rate
+
+
+def _aside(deployment: Deployment, rate: float, *, alone: bool = False) -> Ran:
+    """Publish to groups that nobody follows."""
+    # The first run warms up.
+    for _ in range(2):
+        ran = deployment.push("aside-", _STREAMS, 0, rate, _SECONDS, alone=alone)
+    return ran
 
 
 def _rest(deployment: Deployment) -> tuple[float, float]:
@@ -100,11 +109,8 @@ def _rest(deployment: Deployment) -> tuple[float, float]:
 
 
 def _push(deployment: Deployment, groups: int, rate: float) -> Ran:
-    readers = _STREAMS // groups
-    for _ in range(_TRIES):
-        ran = deployment.push(f"of-{groups}-", groups, readers, rate, _SECONDS)
-        rate *= _BUSY / (ran.server_seconds / ran.seen.seconds)
-    return ran
+    # Under load, more happens at once, so each event costs less.
+    return deployment.push_most(f"of-{groups}-", groups, _STREAMS // groups, rate)
 
 
 def _split(one: Ran, many: Ran, idle: float) -> tuple[float, float]:
@@ -116,8 +122,8 @@ def _split(one: Ran, many: Ran, idle: float) -> tuple[float, float]:
     return (one_each - delivery) * _MICROSECONDS, delivery * _MICROSECONDS
 
 
-def _publish(ran: Ran) -> float:
-    # At so few events a second each turn publishes one by itself.
+def _publishing(ran: Ran) -> float:
+    """Return what the publisher takes for an event."""
     return ran.publisher_seconds / ran.events * _MICROSECONDS
 
 

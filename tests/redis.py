@@ -235,18 +235,17 @@ class RedisPair:
 
 def _until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _START_SECONDS
-    while not _holds(condition):
+    while True:
+        reason: Exception | None = None
+        try:
+            if condition():
+                return
+        except (ConnectionError, redis.ConnectionError) as error:
+            # A Sentinel cuts off the clients of a server whose role it changes.
+            reason = error
         if time.monotonic() > deadline:
-            raise TimeoutError("Redis did not fail over.")
+            raise TimeoutError("Redis did not fail over.") from reason
         time.sleep(0.02)
-
-
-def _holds(condition: Callable[[], bool]) -> bool:
-    try:
-        return condition()
-    except (ConnectionError, redis.ConnectionError):
-        # A Sentinel cuts off the clients of a server whose role it changes.
-        return False
 
 
 @contextmanager
@@ -295,7 +294,7 @@ class RedisCluster:
 
     @property
     def url(self) -> str:
-        """The address for the store: two servers lead to all others."""
+        """The address for the store: some of the servers, which lead to all others."""
         return "redis+cluster://" + ",".join(f"127.0.0.1:{s.port}" for s in self.servers[::3])
 
     @property

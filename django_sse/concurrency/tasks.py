@@ -153,10 +153,11 @@ async def heeding_cancel(work: Awaitable[Result]) -> Result:
     """
     task = asyncio.current_task()
     cancelling = task.cancelling() if task else 0
-    result = await work
-    if task and task.cancelling() > cancelling:
-        raise asyncio.CancelledError
-    return result
+    try:
+        return await work
+    finally:
+        if task and task.cancelling() > cancelling:
+            raise asyncio.CancelledError
 
 
 def must_propagate(error: BaseException) -> bool:

@@ -52,7 +52,7 @@ class _NotificationReceiver(Receiver):
         await self._subscriber.enter(group)
 
     async def enter_again(self, group: str) -> None:
-        self._subscriber.doubt()
+        self._subscriber.doubt(group)
 
     async def leave(self, group: str) -> None:
         await self._subscriber.leave(group)

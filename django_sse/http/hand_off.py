@@ -8,7 +8,6 @@ holds back the end of the body, and the stream goes on with the server's own ``s
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
-from contextvars import Context
 from functools import partial
 from typing import Any, Final, cast
 
@@ -35,8 +34,6 @@ _FAREWELL_SECONDS: Final = 1.0
 # How long a server that cuts streams off must wait, so that it still writes what it was given.
 # Daphne goes on as soon as the first stream is over, so this must be enough for all.
 _LINGER_SECONDS: Final = 0.5
-# Of the callback that a stream ends with: not a copy of the request's for each stream.
-_NO_CONTEXT: Final = Context()
 
 
 class HandOff:
@@ -207,7 +204,7 @@ class HandOff:
         stream.serve(self._send_chunk, in_place=self._in_place)
         try:
             async with asyncio.timeout(None) as self._receiving:
-                stream.ended.add_done_callback(self._stop_receiving, context=_NO_CONTEXT)
+                stream.ended.add_done_callback(self._stop_receiving)
                 while (await self._receive())["type"] != "http.disconnect":
                     pass
             self._disconnected = True

@@ -18,6 +18,9 @@ _TEST_SECONDS: Final = 5.0
 # The pause between tests: a connection may stop delivering notifications without an error. Also the
 # pause after a failure that lasts.
 _RETEST_SECONDS: Final = 60.0
+# After a test, a notification that seems to be lost is no reason for another one for so long: the
+# answer to a question may just have overtaken it.
+_DOUBT_SECONDS: Final = 5.0
 # The pause after a connection was lost.
 _RECONNECT_SECONDS: Final = 1.0
 
@@ -87,8 +90,8 @@ class Subscriber(ABC):
         """Hear of a group no more."""
 
     @abstractmethod
-    def doubt(self) -> None:
-        """Test soon whether anything is heard: a notification seems to be lost."""
+    def doubt(self, group: str) -> None:
+        """Test soon whether a group is heard of: a notification seems to be lost."""
 
 
 class TestedSubscriber(Subscriber, Generic[ConnectionT]):
@@ -133,7 +136,7 @@ class TestedSubscriber(Subscriber, Generic[ConnectionT]):
             self._note(hears=False, why=why)
             await asyncio.sleep(pause)
 
-    def doubt(self) -> None:
+    def doubt(self, group: str) -> None:
         self._doubted.set()
 
     _remedy = ""
@@ -167,6 +170,7 @@ class TestedSubscriber(Subscriber, Generic[ConnectionT]):
 
     async def _until_next_test(self, connection: ConnectionT) -> None:
         self._doubted.clear()
+        await asyncio.wait([connection.lost], timeout=_DOUBT_SECONDS)
         doubted: asyncio.Future[Any] = asyncio.ensure_future(self._doubted.wait())
         try:
             await asyncio.wait(

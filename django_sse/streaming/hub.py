@@ -62,6 +62,14 @@ in_child(_hubs.clear)
 in_child(_occupancies.clear)
 
 
+class _Followed(ChainMap[str, Any]):
+    """All groups that a hub follows, of which each is in one of the maps."""
+
+    def __len__(self) -> int:
+        # A ChainMap would make a set of all first.
+        return sum(map(len, self.maps))
+
+
 def current_hub() -> "Hub":
     """Return the running loop's hub; make one if there is none.
 
@@ -154,7 +162,7 @@ class Hub:
         self._rechecks = Rechecks(self.streams, self._store, self._reader, self._sync_interval)
         self._fan_out = FanOut(loop)
         self._reporter = Reporter(self._store, _hubs.of_open_loops, self)
-        self._followed = ChainMap[str, Any](
+        self._followed = _Followed(
             self._subscriptions, self._rechecks.owned, {ASKED: self._reporter}
         )
         self._layer = default_layer()

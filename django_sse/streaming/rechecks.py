@@ -14,7 +14,6 @@ from collections.abc import (
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from itertools import islice
 from math import inf
 from typing import Any, Final, TypeVar
 
@@ -114,10 +113,10 @@ class Rechecks:
         """Recheck a stream from now on."""
         if login := stream.owner.login:
             of_login = self._logins.setdefault(login, {})
-            for other in islice(reversed(of_login), 1):
-                if other.owner == stream.owner:
-                    # Another tab of the same browser. What is known of its owner is kept once.
-                    stream.owner = other.owner
+            newest = next(reversed(of_login), None)
+            if newest and newest.owner == stream.owner:
+                # Another tab of the same browser. What is known of its owner is kept once.
+                stream.owner = newest.owner
             of_login[stream] = None
         for owner_key in stream.owner.keys:
             self.owned.setdefault(owner_key, {})[stream] = None

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -27,6 +27,7 @@ from django_sse.stores import get_store
 from django_sse.stores.redis import RedisStore
 from django_sse.stores.redis.doorbell_messages import decode, doorbell_secret, unsigned
 from django_sse.stores.redis.keys import ClusterKeys, Keys
+from django_sse.stores.redis.url import Address
 from django_sse.streaming.hub import current_hub
 from django_sse.testing.stores import append, event, reopening, state
 from django_sse.testing.threads import in_thread
@@ -252,6 +253,48 @@ async def test_a_channel_layer_is_not_rung(elsewhere: RedisStore) -> None:
         assert layer.sent == []
 
 
+async def test_a_url_may_ask_for_the_newer_protocol(
+    redis_server: RedisServer, redis_cluster: RedisCluster
+) -> None:
+    for url in (redis_server.url, redis_cluster.url):
+        store = RedisStore(url=f"{url}?protocol=3")
+        async with receiving(store, "news") as (ear, _):
+            await append(store, event("news", "x"))
+            await until(lambda ear=ear: bool(ear.heard))  # type: ignore[misc]
+        await store.aclose()
+
+
+async def test_a_test_is_heard_by_its_own_subscriber_alone(
+    redis_server: RedisServer, elsewhere: RedisStore
+) -> None:
+    def sent() -> int:
+        return int(redis_server.command("PUBLISH", *told, "?a test")[1:])
+
+    async with receiving(elsewhere, "news") as (_, receiver), receiving(elsewhere, "news"):
+        subscriber = receiver._subscriber  # type: ignore[attr-defined]
+        told = subscriber._subscribers[None].channels
+        assert sent() == 1
+
+
+async def test_whatever_goes_wrong_a_subscriber_goes_on(
+    redis_cluster: RedisCluster, hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisStore(url=redis_cluster.url)
+    ask = store._servers.homes
+    answers = iter([ValueError("what no server should say"), None])
+
+    async def homes(keys: Sequence[str]) -> list[Address | None]:
+        if error := next(answers, None):
+            raise error
+        return await ask(keys)
+
+    monkeypatch.setattr(store._servers, "homes", homes)
+    async with receiving(store, "news") as (ear, _):
+        await append(store, event("news", "x"))
+        await until(lambda: bool(ear.heard))
+    await store.aclose()
+
+
 # What is believed
 
 
@@ -341,6 +384,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits long until they try again."""
     monkeypatch.setattr("django_sse.stores.notifications._RETEST_SECONDS", 0.1)
     monkeypatch.setattr("django_sse.stores.notifications._RECONNECT_SECONDS", 0.05)
+    monkeypatch.setattr("django_sse.stores.notifications._DOUBT_SECONDS", 0.05)
     monkeypatch.setattr("django_sse.stores.redis.notifications._LOOK_SECONDS", 0.05)
 
 
@@ -427,10 +471,11 @@ async def test_a_connection_that_is_dead_without_an_error_is_noticed(
         await until(lambda: is_heard(receiver))
 
 
-async def test_a_doorbell_that_was_missed_is_a_reason_to_test_at_once(
+async def test_a_doorbell_that_was_missed_is_a_reason_to_test_soon(
     elsewhere: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("django_sse.stores.notifications._TEST_SECONDS", 0.3)
+    monkeypatch.setattr("django_sse.stores.notifications._DOUBT_SECONDS", 0.05)
     async with receiving(elsewhere, "news") as (_, receiver):
         subscriber = receiver._subscriber  # type: ignore[attr-defined]
         [server] = subscriber._subscribers.values()

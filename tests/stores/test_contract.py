@@ -525,7 +525,7 @@ TESTS = {name for name in dir(EventStoreContract) if name.startswith("test_")}
 def test_a_store_that_breaks_the_contract_fails(
     store: type[EventStore], test: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("django_sse.testing.stores._SECONDS", 3)
+    monkeypatch.setattr("django_sse.testing.stores._SECONDS", 8)
 
     class BrokenStoreTests(EventStoreContract, TransactionTestCase):
         def make_store(self) -> EventStore:

@@ -568,6 +568,8 @@ async def test_a_cluster_is_found_whichever_master_is_lost(
         try:
             # That of the lost master is its own until the others know better.
             assert (await discovery.aowners(known.values())).keys() == known.keys()
+            found = await in_thread(lambda: discovery.owners(known.values()))
+            assert found.keys() == known.keys()
         finally:
             replica.resume()
             await asyncio.to_thread(promoted_cluster.until_whole)

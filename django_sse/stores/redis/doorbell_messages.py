@@ -24,11 +24,20 @@ _INNER: Final = "redis doorbell, inner"
 _OUTER: Final = "redis doorbell, outer"
 
 
+class _Secret(str):
+    """A text that nobody sees who is shown the locals of an error."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'********'"
+
+
 def doorbell_secret() -> str:
     """Return what the script signs with: 128 characters, or none without a ``SECRET_KEY``, which a
     worker's settings may lack. Then it sends no entries."""
     try:
-        return signing_key(_INNER).hex() + signing_key(_OUTER).hex()
+        return _Secret(signing_key(_INNER).hex() + signing_key(_OUTER).hex())
     except ImproperlyConfigured:
         return ""
 

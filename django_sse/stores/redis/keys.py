@@ -74,6 +74,10 @@ class Keys:
         """Return the channel of all owners of a shard."""
         return f"{self._prefix}:doorbell:{self._db}"
 
+    def test_channel(self, shard: int, token: str) -> str:
+        """Return a channel of a subscriber's own, in the slot of a shard's changes."""
+        return f"{self.owners_channel(shard)}:{token}"
+
     def _tag(self, group: str) -> str:
         # The text in braces chooses the slot.
         return f"{{{self._prefix}:{plain(group)}}}"

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from secrets import token_hex
 from typing import Any, Final
 
 import redis
@@ -30,8 +31,9 @@ from django_sse.stores.redis.script import Call, is_of_wrong_server, typed
 from django_sse.stores.redis.servers import Servers
 from django_sse.stores.redis.url import Address
 
-# How long a server may take to take all subscriptions of a hub.
+# How long a server may take to answer, and to take so many subscriptions.
 _OPEN_SECONDS: Final = 5.0
+_CHANNELS: Final = 1000
 # How long a connection may be silent until it is read again.
 _READ_SECONDS: Final = 3600.0
 # More than a test has.
@@ -94,11 +96,15 @@ class _RedisSubscriber(Subscriber):
     async def listen(self) -> None:
         try:
             while True:
-                # If nobody tells where the keys are, those go on that are subscribed to.
-                with suppress(redis.RedisError, OSError):
+                try:
                     homes = await heeding_cancel(self._servers.homes(self._places))
                     if homes != self._homes:
                         self._follow(homes)
+                except BaseException as error:
+                    if must_propagate(error):
+                        raise
+                    # Those go on that are subscribed to.
+                    log_seldom("Redis does not say which server has the groups.", exc_info=error)
                 await asyncio.sleep(_LOOK_SECONDS)
         finally:
             for listening in self._listening.values():
@@ -116,9 +122,9 @@ class _RedisSubscriber(Subscriber):
         if self._homes:
             await self._subscriber_of(group).leave(group)
 
-    def doubt(self) -> None:
-        for subscriber in self._subscribers.values():
-            subscriber.doubt()
+    def doubt(self, group: str) -> None:
+        if self._homes:
+            self._subscriber_of(group).doubt(group)
 
     def _subscriber_of(self, group: str) -> "_ServerSubscriber":
         return self._subscribers[self._homes[self._keys.shard(group)]]
@@ -180,7 +186,9 @@ class _ServerSubscriber(TestedSubscriber["_Connection"]):
         super().__init__(hear, set_hearing)
         self.home = home
         self.shards = shards
-        self.channels = [keys.owners_channel(shard) for shard in shards]
+        # Its own: what all subscribers heard would be the square of their number.
+        token = token_hex(8)
+        self.channels = [keys.test_channel(shard, token) for shard in shards]
         where = f"{home.host}:{home.port}" if home else "Redis"
         self.place = f"The subscriber to the event store in {where}"
         self._keys = keys
@@ -208,13 +216,16 @@ class _ServerSubscriber(TestedSubscriber["_Connection"]):
             try:
                 async with asyncio.timeout(_OPEN_SECONDS):
                     await connection.open()
-                    # From now on, who enters subscribes by itself.
-                    self._connection = connection
-                    await connection.subscribe([*self.channels, *self._channels_of_groups()])
+                # From now on, who enters subscribes by itself.
+                self._connection = connection
+                channels = self._all_channels()
+                for first in range(0, len(channels), _CHANNELS):
+                    async with asyncio.timeout(_OPEN_SECONDS):
+                        await connection.subscribe(channels[first : first + _CHANNELS])
+                    if connection.lost.done():
+                        connection.lost.result()
             except TimeoutError:
                 raise redis.TimeoutError("Redis has not answered in time.") from None
-            if connection.lost.done():
-                connection.lost.result()
             yield connection
         except Exception:
             self._servers.doubt()
@@ -227,11 +238,11 @@ class _ServerSubscriber(TestedSubscriber["_Connection"]):
             # Shielded: it must be closed even if the task is cancelled.
             await asyncio.shield(spawn(connection.close()))
 
-    def _channels_of_groups(self) -> list[str]:
+    def _all_channels(self) -> list[str]:
         shards = set(self.shards)
-        return [
-            self._keys.channel(group) for group in self._groups if self._keys.shard(group) in shards
-        ]
+        owners = [self._keys.owners_channel(shard) for shard in self.shards]
+        groups = [group for group in self._groups if self._keys.shard(group) in shards]
+        return [*owners, *self.channels, *map(self._keys.channel, groups)]
 
     async def _send(self, test: str) -> None:
         calls = [
@@ -333,8 +344,9 @@ class _Connection(Connection):
             return
         try:
             packed = self._connection.pack_commands(commands)
-            await self._connection.send_packed_command(packed, check_health=False)
-        except (redis.RedisError, OSError) as error:
+            sending = self._connection.send_packed_command(packed, check_health=False)
+            await heeding_cancel(sending)
+        except Exception as error:
             self.lose(error)
 
     async def _read(self) -> None:

@@ -51,7 +51,6 @@ from django_sse.stores.redis.servers import (
     Servers,
     client_of,
     close_at_end,
-    make_subscribing,
 )
 from django_sse.stores.redis.url import Address, Place
 
@@ -304,21 +303,19 @@ class RoutedServers(Servers):
 
     async def homes(self, keys: Sequence[str]) -> list[Address | None]:
         await self._alook(await self._of_loop(), {})
-        homes = self.known_homes(keys)
+        homes = [self._owners.get(self._slot_of(key)) for key in keys]
         if None in homes:
             self.doubt()
             raise _nobody_has_it()
         return homes
-
-    def known_homes(self, keys: Sequence[str]) -> list[Address | None]:
-        return [self._owners.get(self._slot_of(key)) for key in keys]
 
     def doubt(self) -> None:
         self._ask_at = 0.0
 
     def subscribing_connection(self, home: Address | None) -> Any:
         assert home
-        return make_subscribing(_reading_pool(home, self._options, tls=self._tls))
+        options = {**self._options, "protocol": 2}
+        return _reading_pool(home, options, tls=self._tls).make_connection()
 
     async def adisconnect(self) -> None:
         if readers := self._readers.get(asyncio.get_running_loop()):

@@ -16,7 +16,7 @@ from redis.retry import Retry
 from django_sse.concurrency.forks import ForkSafeLock
 from django_sse.concurrency.loops import ByLoop
 from django_sse.stores.redis.script import Call, aexecute, execute, is_of_wrong_server
-from django_sse.stores.redis.url import Address, pool_of
+from django_sse.stores.redis.url import Address, pool_of, without_option
 
 # Defaults for what the URL does not say. RESP2 connections need one exchange less, and every
 # version of redis-py reads their replies alike.
@@ -66,17 +66,14 @@ class Servers(ABC):
         """
 
     @abstractmethod
-    def known_homes(self, keys: Sequence[str]) -> list[Address | None]:
-        """Return what ``homes`` does, as far as it is known, without asking."""
-
-    @abstractmethod
     def doubt(self) -> None:
         """Have it asked again where the keys are."""
 
     @abstractmethod
     def subscribing_connection(self, home: Address | None) -> Any:
         """Return a new connection to a server, for the running loop, which is not yet open. It
-        belongs to the caller."""
+        belongs to the caller, and speaks RESP2: of the newer protocol's messages, redis-py before 6
+        reads none with a limit of time."""
 
     @abstractmethod
     async def adisconnect(self) -> None:
@@ -119,9 +116,6 @@ class OneServer(Servers):
         return replies
 
     async def homes(self, keys: Sequence[str]) -> list[Address | None]:
-        return self.known_homes(keys)
-
-    def known_homes(self, keys: Sequence[str]) -> list[Address | None]:
         return [None] * len(keys)
 
     def doubt(self) -> None:
@@ -129,8 +123,9 @@ class OneServer(Servers):
 
     def subscribing_connection(self, home: Address | None) -> Any:
         retry = AsyncRetry(NoBackoff(), 0)
-        kind = redis.asyncio.BlockingConnectionPool
-        return make_subscribing(pool_of(kind, self._url, **OPTIONS, retry=retry))
+        url = without_option(self._url, "protocol")
+        pool = pool_of(redis.asyncio.BlockingConnectionPool, url, **OPTIONS, retry=retry)
+        return pool.make_connection()
 
     async def adisconnect(self) -> None:
         if reader := self._readers.get(asyncio.get_running_loop()):
@@ -177,13 +172,6 @@ class OneServer(Servers):
         with self._client_lock:
             if self._client is client:
                 self._client = None
-
-
-def make_subscribing(pool: redis.asyncio.ConnectionPool) -> Any:
-    """Return a new connection to a pool's server, outside of the pool."""
-    # Of the newer protocol's messages, redis-py before 6 reads none with a limit of time.
-    pool.connection_kwargs["protocol"] = 2
-    return pool.make_connection()  # type: ignore[no-untyped-call]
 
 
 class Closing(Protocol):

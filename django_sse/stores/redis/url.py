@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 import redis
 from django.core.exceptions import ImproperlyConfigured
@@ -114,6 +114,13 @@ def pool_of(kind: type[Any], url: str, **options: Any) -> Any:
         return kind.from_url(url, **options)
     except (AttributeError, ValueError):
         raise ImproperlyConfigured(BAD_URL) from None
+
+
+def without_option(url: str, name: str) -> str:
+    """Return a URL of redis-py without one of the options in its query."""
+    parts = urlsplit(url)
+    kept = [(other, value) for other, value in parse_qsl(parts.query) if other != name]
+    return urlunsplit(parts._replace(query=urlencode(kept)))
 
 
 def _address(text: str, port: int) -> Address:

@@ -32,7 +32,7 @@ def test_two_streams_are_in_the_same_process_now_and_then() -> None:
 
 
 def test_each_cost_is_that_of_its_own_part() -> None:
-    site = Site(streams=1000, groups=1000, events=500, deploy_hours=24)
+    site = Site(streams=1000, groups=1000, events=500)
     process = demand(replace(FREE, event=200, delivery=100), site, 10, 2)
     assert process.process == pytest.approx(0.015)
     assert process.node == 0
@@ -43,34 +43,80 @@ def test_each_cost_is_that_of_its_own_part() -> None:
     assert memory.process_mib == pytest.approx(3)
 
 
+def test_a_cluster_has_three_servers_of_which_one_may_have_more_to_do() -> None:
+    costs = replace(FREE, store_event=100)
+    site = Site(streams=1000, groups=1000, events=10_000)
+    assert demand(costs, site, 1, 1).node == pytest.approx(1)
+    # 11 of 32 slots.
+    assert demand(costs, site, 1, 3).node == pytest.approx(11 / 32)
+    assert plan(replace(costs, process_memory=50_000), site, Machine()).demand.nodes == 3
+
+
+def test_a_process_asks_for_its_own_groups_if_many_more_have_changed() -> None:
+    costs = replace(FREE, name=1, state=100, store_name=1, store_state=10)
+    few = Site(streams=20_000, groups=20_000, events=1000)
+    # 5,000 names each 5 seconds, in each of 10 processes.
+    assert demand(costs, few, 10, 1).process == pytest.approx(0.001)
+    assert demand(costs, few, 10, 1).node == pytest.approx(0.01)
+    many = Site(streams=1000, groups=1_000_000, events=100_000)
+    # A process has 100 of the groups, and each of these has 1/1000 of a stream.
+    own = 1_000_000 * hearing(0.001, 10) / 10
+    assert demand(costs, many, 10, 1).process == pytest.approx(own * 100 / 5 / 1e6)
+
+
 def test_a_plan_has_not_one_process_too_many() -> None:
     costs = replace(
         FREE, event=100, delivery=10, store_event=100, store_told=20, process_memory=50_000
     )
-    site = Site(streams=1_000_000, groups=10_000, events=5000, deploy_hours=24)
+    site = Site(streams=1_000_000, groups=10_000, events=5000)
     machine = Machine()
-    wanted = plan(costs, site, machine).demand
+    whole = plan(costs, site, machine)
+    wanted = whole.demand
     assert wanted.process <= machine.busy
     assert wanted.node <= machine.busy
     assert wanted.streams <= machine.streams
     fewer = demand(costs, site, wanted.processes - 1, wanted.nodes)
     assert fewer.process > machine.busy or fewer.streams > machine.streams
     assert demand(costs, site, wanted.processes, wanted.nodes - 1).node > machine.busy
+    assert whole.machines == -(-wanted.processes // machine.cores)
+
+
+def test_a_plan_says_what_is_fullest() -> None:
+    costs = replace(FREE, stream_idle=1, process_memory=1000)
+    site = Site(streams=100_000, groups=1, events=0.1)
+    assert plan(costs, site, Machine()).fullest == "open files of the processes"
+
+
+def test_a_machine_has_no_part_of_a_process() -> None:
+    costs = replace(FREE, process_memory=450 * 1024)
+    site = Site(streams=180_000, groups=1, events=0.1)
+    # Nine processes, of which 2 GiB have room for four.
+    assert plan(costs, site, Machine(memory_gib=2)).machines == 3
+    with pytest.raises(ValueError, match="more than a machine has"):
+        plan(costs, site, Machine(memory_gib=0.4))
+
+
+def test_a_deploy_takes_what_its_reconnects_do() -> None:
+    costs = replace(FREE, reconnect=3000, process_memory=1000)
+    wanted = plan(costs, Site(streams=20_000, groups=1, events=0.1), Machine())
+    assert wanted.deploy_core_seconds == pytest.approx(60)
+    assert wanted.deploy_seconds == pytest.approx(60)
 
 
 def test_a_site_that_no_number_of_processes_can_hold_is_refused() -> None:
-    # Each of the processes hears of all events, and has to do too much with that alone.
-    costs = replace(FREE, changed=100)
-    site = Site(streams=100_000, groups=100_000, events=10_000, deploy_hours=24)
+    # Each of the processes has to do too much without any stream.
+    costs = replace(FREE, process_idle=700_000, process_memory=1000)
+    site = Site(streams=1, groups=1, events=1)
     with pytest.raises(ValueError, match="CPU of the processes"):
         plan(costs, site, Machine())
 
 
-def test_more_cores_hold_more() -> None:
+def test_more_cores_hold_more_unless_the_others_fill_theirs() -> None:
     costs = replace(FREE, event=300, delivery=10)
-    # One process has one of the two cores; two of them have both.
     assert events_held(costs, 10, processes=1, nodes=1) == pytest.approx(2500)
     assert events_held(costs, 1, processes=2, nodes=1) == pytest.approx(2_000_000 / 310)
+    full = replace(costs, store_event=400)
+    assert events_held(full, 1, processes=2, nodes=1) == pytest.approx(2500)
 
 
 def test_a_deployment_counts_what_it_delivers(tmp_path: Path) -> None:

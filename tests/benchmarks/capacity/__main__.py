@@ -41,11 +41,13 @@ def main() -> int:
     parser.add_argument("--streams", type=int)
     parser.add_argument("--groups", type=int)
     parser.add_argument("--events", type=float, help="a second, to all groups together")
-    parser.add_argument("--deploy-hours", type=float, default=24, help="between two deploys")
     parser.add_argument("--cores", type=int, default=Machine.cores, help="of a machine")
     parser.add_argument("--memory", type=float, default=Machine.memory_gib, help="of it, in GiB")
     parser.add_argument("--busy", type=float, default=Machine.busy, help="of a core, at most")
     options = parser.parse_args()
+    asked = [options.streams, options.groups, options.events]
+    if any(asked) and not all(asked):
+        parser.error("--streams, --groups and --events belong together.")
     raise_file_limit()
     if options.measure or options.check:
         # The core of the server is the server's alone.
@@ -64,11 +66,13 @@ def main() -> int:
             saved = {"about": about, "checks": [asdict(each) for each in done]}
             CHECKS.write_text(json.dumps(saved, indent=1))
     print(page.costs_table(costs))
-    if options.streams and options.groups and options.events:
-        site = Site(options.streams, options.groups, options.events, options.deploy_hours)
+    if all(asked):
+        site = Site(options.streams, options.groups, options.events)
         machine = Machine(options.cores, options.memory, options.busy)
         print(page.plans_table(costs, [site], machine))
     if options.report:
+        if not CHECKS.exists():
+            parser.error("The model has not been checked here yet: use --check.")
         saved = json.loads(CHECKS.read_text())
         page.write(costs, [Check(**fields) for fields in saved["checks"]], saved["about"])
     return 0

@@ -14,14 +14,17 @@ class Constants:
     stream_memory: float
     process_idle: float
     """For a process in a second, with few streams and no events."""
+    process_idle_cluster: float
     stream_idle: float
     """For a stream in a second, with its heartbeats."""
     event: float
     """For an event of a group that the process has streams of."""
     delivery: float
     """For an event and a stream."""
-    changed: float
-    """For an event of a group that it has no streams of."""
+    name: float
+    """To look through the name of a group that has changed, when it asks the store."""
+    state: float
+    """To ask for the state of a group of its own."""
     connect: float
     reconnect: float
     """With a resume ticket."""
@@ -31,10 +34,14 @@ class Constants:
     """To number and keep an event, for the server that has its group."""
     store_told: float
     """To tell a process of an event."""
-    store_changed: float
-    """To tell a process of an event of a group that it has no streams of, when it asks."""
+    store_name: float
+    """To tell a process the name of a group that has changed, when it asks."""
+    store_state: float
+    """To tell a process the state of a group."""
     store_idle: float
-    """For a process in a second that nothing happens: all servers together."""
+    """For a process in a second in which nothing happens."""
+    store_idle_cluster: float
+    """The same, all servers of a cluster together."""
 
     # Who publishes.
     publish: float

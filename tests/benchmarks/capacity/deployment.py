@@ -121,9 +121,9 @@ class Deployment:
         """
         self._load.expect()
         server, stores = self.server.cpu_seconds(), cpu_seconds(self._redis)
-        order = {"prefix": prefix, "groups": groups, "rate": rate, "seconds": seconds}
-        order["alone"] = alone
-        said = self._ask(order)
+        said = self._order(
+            "push", prefix=prefix, groups=groups, rate=rate, seconds=seconds, alone=alone
+        )
         seen = self._load.collect(said["events"] * readers)
         return Ran(
             said["events"],
@@ -168,13 +168,28 @@ class Deployment:
         time.sleep(seconds)
         return self.server.cpu_seconds() - server, cpu_seconds(self._redis) - stores
 
-    def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
+    def look_through(self, groups: int) -> tuple[float, float]:
+        """Have the publisher ask for the names of so many groups that have changed. Return the CPU
+        seconds that a name takes it, and Redis."""
+        self._order("note_cursor")
+        self._order("change", groups=groups)
+        return self._asked("ask_changed", groups)
+
+    def ask_states(self, groups: int) -> tuple[float, float]:
+        """Have it ask for the states of so many groups that have changed. Return the same."""
+        return self._asked("ask_states", groups)
+
+    def _asked(self, order: str, groups: int) -> tuple[float, float]:
+        stores = cpu_seconds(self._redis)
+        spent = self._order(order, groups=groups)
+        return spent / groups, (cpu_seconds(self._redis) - stores) / groups
+
+    def _order(self, name: str, **arguments: Any) -> Any:
         assert self._publisher.stdin
         assert self._publisher.stdout
-        self._publisher.stdin.write(f"{json.dumps(order)}\n")
+        self._publisher.stdin.write(f"{json.dumps([name, arguments])}\n")
         self._publisher.stdin.flush()
-        said: dict[str, Any] = json.loads(self._publisher.stdout.readline())
-        return said
+        return json.loads(self._publisher.stdout.readline())
 
 
 @contextmanager

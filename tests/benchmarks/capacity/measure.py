@@ -16,6 +16,7 @@ _AT_ONCE = 1000
 _SETTLE_SECONDS = 2
 _WARM_UP = 200
 _FEW = 20
+_NAMES = 10_000
 # Events a second that are published one by one.
 _ALONE_RATE = 500
 # Groups of one reader and of many, and about as many events a second as a process keeps up with.
@@ -31,9 +32,18 @@ def constants(directory: Path, load: Path) -> Constants:
     with deploy(single, load, processes=1, nodes=1) as deployment:
         costs, rate = _single(deployment)
     with deploy(cluster, load, processes=1, nodes=3) as deployment:
+        _, redis_alone = _rest(deployment)
+        deployment.open(f"/{_ONE_READER[0]}/%d/", _FEW)
+        process_idle, store_idle = _rest(deployment)
+        deployment.close()
         several = _aside(deployment, rate)
-        each = _aside(deployment, _ALONE_RATE, alone=True)
-    return replace(costs, publish_many_cluster=_publishing(several), wait_cluster=each.wait)
+    return replace(
+        costs,
+        process_idle_cluster=process_idle * _MICROSECONDS,
+        store_idle_cluster=max(store_idle - redis_alone, 0) * _MICROSECONDS,
+        publish_many_cluster=_publishing(several),
+        wait_cluster=several.wait,
+    )
 
 
 def _single(deployment: Deployment) -> tuple[Constants, float]:
@@ -58,9 +68,8 @@ def _single(deployment: Deployment) -> tuple[Constants, float]:
     time.sleep(_SETTLE_SECONDS)
     unheard = _aside(deployment, one.rate)
     each = _aside(deployment, _ALONE_RATE, alone=True)
-    deployment.open(path, _FEW)
-    passed_by = _aside(deployment, one.rate)
-    deployment.close()
+    name, store_name = deployment.look_through(_NAMES)
+    state, store_state = deployment.ask_states(_NAMES)
     deployment.open(f"/{_MANY_READERS[0]}/%d/", _STREAMS)
     many = _push(deployment, *_MANY_READERS)
     deployment.close()
@@ -70,24 +79,24 @@ def _single(deployment: Deployment) -> tuple[Constants, float]:
         process_memory=empty,
         stream_memory=memory,
         process_idle=few_idle * _MICROSECONDS,
+        process_idle_cluster=0,
         stream_idle=max(idle - few_idle, 0) / (_STREAMS - _FEW) * _MICROSECONDS,
         event=event,
         delivery=delivery,
-        changed=max(passed_by.server_seconds - few_idle * passed_by.seconds, 0)
-        / passed_by.events
-        * _MICROSECONDS,
+        name=name * _MICROSECONDS,
+        state=state * _MICROSECONDS,
         connect=connect * _MICROSECONDS,
         reconnect=_reconnect(deployment),
         store_event=store_event * _MICROSECONDS,
         store_told=max(one.redis_seconds / one.events - store_event, 0) * _MICROSECONDS,
-        store_changed=max(passed_by.redis_seconds - unheard.redis_seconds, 0)
-        / passed_by.events
-        * _MICROSECONDS,
+        store_name=store_name * _MICROSECONDS,
+        store_state=store_state * _MICROSECONDS,
         store_idle=max(store_idle - redis_alone, 0) * _MICROSECONDS,
+        store_idle_cluster=0,
         publish=_publishing(each),
         publish_many=_publishing(unheard),
         publish_many_cluster=0,
-        wait=each.wait,
+        wait=unheard.wait,
         wait_cluster=0,
         client=many.client_seconds / many.seen.received * _MICROSECONDS,
     )

@@ -11,8 +11,15 @@ from tests.benchmarks.capacity.constants import Constants
 
 _MICROSECONDS = 1e6
 _REDIS = "CPU of Redis"
-# More than this many processes or servers are not tried.
-_MOST = 20_000
+# More processes are not tried.
+_MOST_PROCESSES = 20_000
+# In so many slots the store keeps its groups.
+SLOTS = 32
+# How often a process compares itself with the store, and through how many names of changed groups
+# it looks: so many, or so many for each group that it follows.
+_COMPARE_SECONDS = 5
+_FEW_CHANGES = 100
+_CHANGES_A_GROUP = 10
 
 
 @dataclass(frozen=True)
@@ -23,8 +30,6 @@ class Site:
     groups: int
     events: float
     """A second, to all groups together."""
-    deploy_hours: float
-    """The time between two deploys."""
 
     @property
     def readers(self) -> float:
@@ -57,6 +62,7 @@ class Demand:
     nodes: int
     process: float
     node: float
+    """Of the Redis server that has the most to do."""
     publishers: float
     """All of them together."""
     process_mib: float
@@ -70,12 +76,12 @@ class Plan:
 
     demand: Demand
     machines: int
-    full_first: str
-    """What has to grow first."""
+    fullest: str
+    """What is nearest to its limit."""
     deploy_core_seconds: float
     """CPU time that the reconnects of a deploy take, all processes together."""
     deploy_seconds: float
-    """How long they take if they have what the processes do not need otherwise."""
+    """How long that takes if they have what the processes do not need otherwise."""
 
 
 def hearing(readers: float, processes: int) -> float:
@@ -89,27 +95,41 @@ def hearing(readers: float, processes: int) -> float:
 def demand(costs: Constants, site: Site, processes: int, nodes: int) -> Demand:
     """Return what a process and a Redis server have to do."""
     told = hearing(site.readers, processes)
-    others = processes - told
     streams = site.streams / processes
+    names, states = _looked_through(site, site.groups * told / processes)
+    is_cluster = nodes > 1
     serving = (
-        site.events * (told * costs.event + others * costs.changed)
+        site.events * told * costs.event
         + site.deliveries * costs.delivery
         + site.streams * costs.stream_idle
-        + processes * costs.process_idle
+        + processes * (costs.process_idle_cluster if is_cluster else costs.process_idle)
+        + processes * (names * costs.name + states * costs.state)
     )
     storing = (
-        site.events * (costs.store_event + told * costs.store_told + others * costs.store_changed)
-        + processes * costs.store_idle
+        site.events * (costs.store_event + told * costs.store_told)
+        + processes * (costs.store_idle_cluster if is_cluster else costs.store_idle)
+        + processes * (names * costs.store_name + states * costs.store_state)
     )
+    # Groups are in so many slots, of which a server has some.
+    fullest = ceil(SLOTS / nodes) / SLOTS
     return Demand(
         processes,
         nodes,
         serving / processes / _MICROSECONDS,
-        storing / nodes / _MICROSECONDS,
+        storing * fullest / _MICROSECONDS,
         site.events * costs.publish / _MICROSECONDS,
         (costs.process_memory + streams * costs.stream_memory) / 1024,
         streams,
     )
+
+
+def _looked_through(site: Site, followed: float) -> tuple[float, float]:
+    """Return of how many groups a process gets the name in a second, and the state, as it compares
+    itself with the store: if many more have changed than it follows, it asks for its own."""
+    changed = min(site.groups, site.events * _COMPARE_SECONDS)
+    if changed <= max(_FEW_CHANGES, _CHANGES_A_GROUP * followed):
+        return changed / _COMPARE_SECONDS, 0.0
+    return 0.0, followed / _COMPARE_SECONDS
 
 
 def plan(costs: Constants, site: Site, machine: Machine) -> Plan:
@@ -119,56 +139,47 @@ def plan(costs: Constants, site: Site, machine: Machine) -> Plan:
         ValueError: No number of them does.
     """
     processes, nodes = 1, 1
-    reason = "nothing"
     while True:
         wanted = demand(costs, site, processes, nodes)
-        part, times = max(_shortfalls(wanted, machine), key=lambda shortfall: shortfall[1])
+        part, times = max(_loads(wanted, machine), key=lambda load: load[1])
         if times <= 1:
             break
-        reason = part
-        if part == _REDIS:
-            nodes += 1
-        else:
+        if part != _REDIS:
             processes += 1
-        if processes > _MOST or nodes > _MOST:
-            raise ValueError(f"No number of them suffices: {reason}.")
+        else:
+            # A cluster has at least three masters.
+            nodes = max(nodes + 1, 3)
+        if processes > _MOST_PROCESSES or nodes > SLOTS:
+            raise ValueError(f"No number of them suffices: {part}.")
+    on_a_machine = min(machine.cores, int(machine.memory_gib * 1024 / wanted.process_mib))
+    if not on_a_machine:
+        raise ValueError(f"A process needs {wanted.process_mib:.0f} MiB, more than a machine has.")
     reconnects = site.streams * costs.reconnect / _MICROSECONDS
-    left = processes * max(1 - wanted.process, 0.01)
-    of_memory = machine.memory_gib * 1024 / wanted.process_mib
-    return Plan(
-        wanted,
-        ceil(processes / min(machine.cores, of_memory)),
-        reason,
-        reconnects,
-        reconnects / left,
-    )
+    left = processes * (1 - wanted.process)
+    return Plan(wanted, ceil(processes / on_a_machine), part, reconnects, reconnects / left)
 
 
-def _shortfalls(wanted: Demand, machine: Machine) -> Iterator[tuple[str, float]]:
-    """Give how many times too much each part has to do."""
+def _loads(wanted: Demand, machine: Machine) -> Iterator[tuple[str, float]]:
+    """Give how full each part is, where 1 is its limit."""
     yield _REDIS, wanted.node / machine.busy
     yield "CPU of the processes", wanted.process / machine.busy
     yield "open files of the processes", wanted.streams / machine.streams
 
 
-def events_held(
-    costs: Constants, readers: float, processes: int, nodes: int, cores: int = 2
-) -> float:
-    """Return how many events a second this machine holds, where the load client, the publisher and
-    Redis have the same cores.
+def events_held(costs: Constants, readers: float, processes: int, nodes: int) -> float:
+    """Return how many events a second this machine holds.
 
-    A single process has one core to itself.
+    It has two cores. The load client, the publisher and Redis have the second one. A single process
+    has the first one, and several have both.
     """
     told = hearing(readers, processes)
-    others = processes - told
-    serving = told * costs.event + others * costs.changed + readers * costs.delivery
+    serving = told * costs.event + readers * costs.delivery
     rest = (
         costs.store_event
         + told * costs.store_told
-        + others * costs.store_changed
         + (costs.publish_many if nodes == 1 else costs.publish_many_cluster)
         + readers * costs.client
     )
-    if processes == 1:
-        return _MICROSECONDS / max(serving, rest / (cores - 1))
-    return _MICROSECONDS * cores / (serving + rest)
+    of_both = 0.0 if processes == 1 else (serving + rest) / 2
+    of_one = serving if processes == 1 else 0.0
+    return _MICROSECONDS / max(of_one, rest, of_both)

@@ -11,15 +11,14 @@ from tests.benchmarks.table import markdown, number
 from tests.live.servers import ROOT
 
 _PAGE = "how-far-it-goes.md"
-_DAY = 24
 # From a small site to a million streams.
 SITES = (
-    Site(10_000, 10_000, 1_000, _DAY),
-    Site(100_000, 100_000, 5_000, _DAY),
-    Site(100_000, 1_000, 500, _DAY),
-    Site(1_000_000, 1_000_000, 20_000, _DAY),
-    Site(1_000_000, 10_000, 1_000, _DAY),
-    Site(1_000_000, 100, 10, _DAY),
+    Site(10_000, 10_000, 1_000),
+    Site(100_000, 100_000, 5_000),
+    Site(100_000, 1_000, 500),
+    Site(1_000_000, 1_000_000, 20_000),
+    Site(1_000_000, 10_000, 1_000),
+    Site(1_000_000, 100, 10),
 )
 
 
@@ -30,16 +29,20 @@ def costs_table(costs: Constants) -> str:
             ["what", "costs"],
             ["a process without streams, MiB", number(costs.process_memory / 1024)],
             ["a process to which nothing happens, us a second", number(costs.process_idle)],
+            ["... with a cluster", number(costs.process_idle_cluster)],
+            ["to look through the name of a group that has changed, us", number(costs.name)],
+            ["to ask for the state of a group, us", number(costs.state)],
             ["a stream, KiB", number(costs.stream_memory)],
             ["a stream with its heartbeats, us a second", number(costs.stream_idle)],
             ["an event, for each process that has streams of its group, us", number(costs.event)],
-            ["... for each process that has none of them, us", number(costs.changed)],
-            ["... for each stream of the group, us", number(costs.delivery)],
+            ["an event, for each stream of the group, us", number(costs.delivery)],
             ["a connect, logged in, us", number(costs.connect)],
             ["a reconnect with a resume ticket, us", number(costs.reconnect)],
             ["Redis: an event, us", number(costs.store_event)],
             ["Redis: to tell a process of an event, us", number(costs.store_told)],
-            ["... of a group that it has no streams of, us", number(costs.store_changed)],
+            ["... and on a cluster", number(costs.store_idle_cluster)],
+            ["Redis: the name of a group that has changed, us", number(costs.store_name)],
+            ["... and the state of a group, us", number(costs.store_state)],
             ["Redis: a process to which nothing happens, us a second", number(costs.store_idle)],
             ["`publish`, us of the publisher", number(costs.publish)],
             ["`publish_many`, an event, us of the publisher", number(costs.publish_many)],
@@ -79,7 +82,8 @@ def plans_table(costs: Constants, sites: Sequence[Site], machine: Machine) -> st
             "processes",
             "machines",
             "Redis servers",
-            "grows first",
+            "publishers: cores",
+            "fullest",
             "a process: CPU, memory, streams",
             "a deploy: CPU, reconnected in",
         ]
@@ -96,7 +100,8 @@ def plans_table(costs: Constants, sites: Sequence[Site], machine: Machine) -> st
                 f"{each.processes:,}",
                 f"{wanted.machines:,}",
                 str(each.nodes),
-                wanted.full_first,
+                number(each.publishers),
+                wanted.fullest,
                 f"{each.process:.0%}, {each.process_mib:,.0f} MiB, {each.streams:,.0f}",
                 f"{wanted.deploy_core_seconds:,.0f} s, {number(wanted.deploy_seconds)} s",
             ]

@@ -194,7 +194,7 @@ _UNSIGNED = jwt.encode({"mercure": {"publish": ["*"]}}, None, "none")  # type: i
         signed("*", key="another secret, which has 32 bytes too"),
         signed("*", algorithm="HS512", key=SECRET * 2),
         signed("*", exp=time.time() - 1),
-        signed("*", nbf=time.time() + 600),
+        signed("*", nbf=time.time() + 86_400),
         signed("*", aud="another hub"),
         signed("*", exp="soon"),
         signed(mercure=None),

@@ -112,11 +112,14 @@ def test_a_site_that_no_number_of_processes_can_hold_is_refused() -> None:
 
 
 def test_more_cores_hold_more_unless_the_others_fill_theirs() -> None:
-    costs = replace(FREE, event=300, delivery=10)
+    costs = replace(FREE, full=1, event=300, delivery=10)
     assert events_held(costs, 10, processes=1, nodes=1) == pytest.approx(2500)
     assert events_held(costs, 1, processes=2, nodes=1) == pytest.approx(2_000_000 / 310)
     full = replace(costs, store_event=400)
     assert events_held(full, 1, processes=2, nodes=1) == pytest.approx(2500)
+    # Where a process keeps up with no more, it holds no more.
+    late = replace(costs, full=0.8)
+    assert events_held(late, 10, processes=1, nodes=1) == pytest.approx(2000)
 
 
 def test_a_deployment_counts_what_it_delivers(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ class Constants:
     """CPU time is in microseconds, memory in KiB."""
 
     # A process that serves streams.
+    full: float
+    """The share of its core that it uses at the highest rate at which it keeps up."""
     process_memory: float
     stream_memory: float
     process_idle: float

@@ -24,7 +24,7 @@ _READY_SECONDS = 60
 _HELD = 0.97
 _LATE_MILLISECONDS = 250
 _SECONDS = 4
-_STEP = 1.12
+_STEP = 1.06
 _STEPS = 14
 
 
@@ -146,7 +146,7 @@ class Deployment:
         """
         # The first run warms up.
         self.push(prefix, groups, readers, expected / 2, _SECONDS)
-        rate = expected * 0.8
+        rate = expected * 0.85
         best: Ran | None = None
         for _ in range(_STEPS):
             ran = self.push(prefix, groups, readers, rate, _SECONDS)
@@ -157,7 +157,7 @@ class Deployment:
             elif best:
                 return best
             else:
-                rate /= _STEP**2
+                rate /= _STEP**3
         if best is None:
             raise RuntimeError("The deployment keeps up at no rate.")
         return best

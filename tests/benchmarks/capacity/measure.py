@@ -76,6 +76,7 @@ def _single(deployment: Deployment) -> tuple[Constants, float]:
     event, delivery = _split(one, many, idle)
     store_event = unheard.redis_seconds / unheard.events
     costs = Constants(
+        full=(_busy(one) + _busy(many)) / 2,
         process_memory=empty,
         stream_memory=memory,
         process_idle=few_idle * _MICROSECONDS,
@@ -129,6 +130,11 @@ def _split(one: Ran, many: Ran, idle: float) -> tuple[float, float]:
     readers = many.seen.received / many.events
     delivery = (many_each - one_each) / (readers - 1)
     return (one_each - delivery) * _MICROSECONDS, delivery * _MICROSECONDS
+
+
+def _busy(ran: Ran) -> float:
+    """Return the share of a core that the server used."""
+    return ran.server_seconds / ran.seen.seconds
 
 
 def _publishing(ran: Ran) -> float:

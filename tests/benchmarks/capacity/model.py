@@ -182,4 +182,4 @@ def events_held(costs: Constants, readers: float, processes: int, nodes: int) ->
     )
     of_both = 0.0 if processes == 1 else (serving + rest) / 2
     of_one = serving if processes == 1 else 0.0
-    return _MICROSECONDS / max(of_one, rest, of_both)
+    return costs.full * _MICROSECONDS / max(of_one, rest, of_both)

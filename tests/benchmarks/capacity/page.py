@@ -27,6 +27,7 @@ def costs_table(costs: Constants) -> str:
     return markdown(
         [
             ["what", "costs"],
+            ["the share of its core at which a process still keeps up", f"{costs.full:.0%}"],
             ["a process without streams, MiB", number(costs.process_memory / 1024)],
             ["a process to which nothing happens, us a second", number(costs.process_idle)],
             ["... with a cluster", number(costs.process_idle_cluster)],

@@ -424,7 +424,7 @@ class AfterCommit:
         store._take_back_ends(self._entries)
 
 
-def most_changes(groups: Collection[str]) -> int:
+def most_changes(groups: Collection[Any]) -> int:
     """Return how many changed groups ``achanged`` looks through. Beyond it, to ask for the state of
     each group costs less, of which there may be few."""
     return max(_FEW_CHANGES, _CHANGES_A_GROUP * len(groups))

@@ -27,7 +27,7 @@ from django_sse.stores.notifications import (
 )
 from django_sse.stores.redis.doorbell_messages import decode, unsigned
 from django_sse.stores.redis.keys import Keys
-from django_sse.stores.redis.script import Call, is_of_wrong_server, typed
+from django_sse.stores.redis.script import Call, is_of_wrong_server, raise_first_error, typed
 from django_sse.stores.redis.servers import Servers
 from django_sse.stores.redis.url import Address
 
@@ -64,7 +64,7 @@ class RedisNotifications(Notifications):
             self._ring(self._keys.shard(hint.group), self._keys.channel(hint.group), unsigned(hint))
             for hint in hints
         ]
-        _raise_first_error(self._servers.run(calls))
+        raise_first_error(self._servers.run(calls))
 
     def subscriber(self, hear: Ring, set_hearing: Callable[[bool], None]) -> "_RedisSubscriber":
         return _RedisSubscriber(self._keys, self._servers, self._ring, hear, set_hearing)
@@ -249,7 +249,7 @@ class _ServerSubscriber(TestedSubscriber["_Connection"]):
             self._ring(shard, channel, test)
             for shard, channel in zip(self.shards, self.channels, strict=True)
         ]
-        _raise_first_error(await heeding_cancel(self._servers.arun(calls)))
+        raise_first_error(await heeding_cancel(self._servers.arun(calls)))
 
     def _explain(self, error: BaseException) -> str:
         text = super()._explain(error)
@@ -329,8 +329,7 @@ class _Connection(Connection):
             future.set_result(None)
         self._unconfirmed.clear()
 
-    def take(self, channel: bytes, message: bytes) -> None:
-        """Take a message."""
+    def _take(self, channel: bytes, message: bytes) -> None:
         if self._is_test(message[:_TEST_BYTES].decode(errors="replace"), channel.decode()):
             return
         try:
@@ -368,7 +367,7 @@ class _Connection(Connection):
 
     def _take_reply(self, kind: bytes, channel: bytes, what: Any) -> None:
         if kind.endswith(b"message"):
-            self.take(channel, what)
+            self._take(channel, what)
         elif kind.endswith(b"unsubscribe"):
             if not self._leaving[channel]:
                 # A server unsubscribes all from the channels of a slot that it gives away.
@@ -378,9 +377,3 @@ class _Connection(Connection):
                 del self._leaving[channel]
         elif kind.endswith(b"subscribe") and (confirmed := self._unconfirmed.pop(channel, None)):
             confirmed.set_result(None)
-
-
-def _raise_first_error(replies: Sequence[Any]) -> None:
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply

@@ -117,6 +117,13 @@ def is_of_wrong_server(reply: Any) -> bool:
     )
 
 
+def raise_first_error(replies: list[Any]) -> list[Any]:
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
 def typed(reply: Any) -> Any:
     """Return a reply. An error that sends elsewhere has its class, which older versions of redis-py
     give it on their own connections to a cluster alone."""

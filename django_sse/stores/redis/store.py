@@ -30,7 +30,7 @@ from django_sse.stores.redis.doorbell_messages import doorbell_secret
 from django_sse.stores.redis.keys import ClusterKeys, Keys
 from django_sse.stores.redis.notifications import RedisNotifications
 from django_sse.stores.redis.routing import RoutedServers
-from django_sse.stores.redis.script import Call
+from django_sse.stores.redis.script import Call, raise_first_error
 from django_sse.stores.redis.servers import OPTIONS, OneServer, Servers
 from django_sse.stores.redis.url import BAD_URL, Place, place_in, pool_of
 
@@ -369,11 +369,11 @@ class RedisStore(EventStore):
 
     def _run(self, *calls: Call) -> list[Any]:
         """Run the script for each of the calls in one round trip, from any thread."""
-        return _raise_first_error(self._servers.run(calls))
+        return raise_first_error(self._servers.run(calls))
 
     async def _arun(self, *calls: Call) -> list[Any]:
         """Run the script for each of the calls in one round trip, on the running loop."""
-        return _raise_first_error(await heeding_cancel(self._servers.arun(calls)))
+        return raise_first_error(await heeding_cancel(self._servers.arun(calls)))
 
     # Configuration
 
@@ -501,10 +501,3 @@ def _state(reply: Sequence[int]) -> GroupState:
 
 def _by_group(groups: Sequence[str], replies: Sequence[Any]) -> dict[str, GroupState]:
     return {group: _state(reply) for group, reply in zip(groups, replies, strict=True)}
-
-
-def _raise_first_error(replies: list[Any]) -> list[Any]:
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-    return replies

@@ -61,10 +61,6 @@ class Ran:
     """For how many milliseconds an event let the publisher wait: the median."""
 
     @property
-    def client_seconds(self) -> float:
-        return self.seen.cpu
-
-    @property
     def rate(self) -> float:
         """Events a second."""
         return self.events / self.seconds

@@ -99,7 +99,7 @@ def _single(deployment: Deployment) -> tuple[Constants, float]:
         publish_many_cluster=0,
         wait=unheard.wait,
         wait_cluster=0,
-        client=many.client_seconds / many.seen.received * _MICROSECONDS,
+        client=many.seen.cpu / many.seen.received * _MICROSECONDS,
     )
     return costs, one.rate
 

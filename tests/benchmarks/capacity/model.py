@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, expm1, log1p
 
+from django_sse.doorbells.base import POLL_SECONDS_WITH_DOORBELL
+from django_sse.stores.base import most_changes
+from django_sse.stores.redis.keys import ClusterKeys
 from tests.benchmarks.capacity.constants import Constants
 
 _MICROSECONDS = 1e6
@@ -14,12 +17,7 @@ _REDIS = "CPU of Redis"
 # More processes are not tried.
 _MOST_PROCESSES = 20_000
 # In so many slots the store keeps its groups.
-SLOTS = 32
-# How often a process compares itself with the store, and through how many names of changed groups
-# it looks: so many, or so many for each group that it follows.
-_COMPARE_SECONDS = 5
-_FEW_CHANGES = 100
-_CHANGES_A_GROUP = 10
+_SLOTS = len(ClusterKeys.shards)
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def demand(costs: Constants, site: Site, processes: int, nodes: int) -> Demand:
         + processes * (names * costs.store_name + states * costs.store_state)
     )
     # Groups are in so many slots, of which a server has some.
-    fullest = ceil(SLOTS / nodes) / SLOTS
+    fullest = ceil(_SLOTS / nodes) / _SLOTS
     return Demand(
         processes,
         nodes,
@@ -126,10 +124,10 @@ def demand(costs: Constants, site: Site, processes: int, nodes: int) -> Demand:
 def _looked_through(site: Site, followed: float) -> tuple[float, float]:
     """Return of how many groups a process gets the name in a second, and the state, as it compares
     itself with the store: if many more have changed than it follows, it asks for its own."""
-    changed = min(site.groups, site.events * _COMPARE_SECONDS)
-    if changed <= max(_FEW_CHANGES, _CHANGES_A_GROUP * followed):
-        return changed / _COMPARE_SECONDS, 0.0
-    return 0.0, followed / _COMPARE_SECONDS
+    changed = min(site.groups, site.events * POLL_SECONDS_WITH_DOORBELL)
+    if changed <= most_changes(range(round(followed))):
+        return changed / POLL_SECONDS_WITH_DOORBELL, 0.0
+    return 0.0, followed / POLL_SECONDS_WITH_DOORBELL
 
 
 def plan(costs: Constants, site: Site, machine: Machine) -> Plan:
@@ -149,7 +147,7 @@ def plan(costs: Constants, site: Site, machine: Machine) -> Plan:
         else:
             # A cluster has at least three masters.
             nodes = max(nodes + 1, 3)
-        if processes > _MOST_PROCESSES or nodes > SLOTS:
+        if processes > _MOST_PROCESSES or nodes > _SLOTS:
             raise ValueError(f"No number of them suffices: {part}.")
     on_a_machine = min(machine.cores, int(machine.memory_gib * 1024 / wanted.process_mib))
     if not on_a_machine:

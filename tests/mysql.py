@@ -34,11 +34,14 @@ def serve(directory: Path) -> Iterator[int]:
             os.chown(home, pwd.getpwnam(account).pw_uid, -1)
         port = free_port()
         data, socket = f"{home}/data", f"{home}/socket"
+        # A server that starts empties the directory of temporary tables, also of those of others.
+        temporary = f"--tmpdir={home}"
         subprocess.run(
             [
                 "mariadb-install-db",
                 "--no-defaults",
                 f"--datadir={data}",
+                temporary,
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
             ],
@@ -53,6 +56,7 @@ def serve(directory: Path) -> Iterator[int]:
                     directory / "mariadbd",
                     "--no-defaults",
                     f"--datadir={data}",
+                    temporary,
                     f"--socket={socket}",
                     f"--port={port}",
                     "--bind-address=127.0.0.1",

@@ -1,5 +1,6 @@
 """The soak test in short, and that its verdict misses nothing."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.soak.verdict import (
     Answered,
     Findings,
     Numbered,
+    Row,
     Stretch,
     Tried,
     compare,
@@ -19,6 +21,7 @@ from tests.soak.verdict import (
     judge_client,
     judge_history,
     read_truth,
+    table,
 )
 
 # Of 200 in the long form: what is delivered to each of them takes most of the time.
@@ -254,6 +257,15 @@ def test_only_an_answer_that_is_forgotten_altogether_may_have_no_end() -> None:
     reasons = ["complete"]
     assert not found_in_answer(*HISTORY, history=[], reasons=reasons, forgetful=True)
     assert found_in_answer(*HISTORY, reasons=reasons, forgetful=True) == {"endless": 1}
+
+
+def test_the_table_calls_no_answer_endless_that_is_forgotten() -> None:
+    readings = {"first": [Stretch(START, list(HISTORY))]}
+    answers = [
+        Answered("news", {"plain": 5}, list(history), readings, []) for history in (HISTORY, [])
+    ]
+    row = Row("redis", 1, 5, 5, Counter(), Findings(), 0, 0, 0, [], answers)
+    assert "2 of 5 words: 1x endless, 1x forgotten" in table([row])
 
 
 def test_words_that_a_store_has_forgotten_are_missed_without_a_reset() -> None:

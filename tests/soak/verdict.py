@@ -289,7 +289,10 @@ class Row:
 
 def _told(answers: Sequence[Answered]) -> str:
     words = sum(len(answer.history) for answer in answers)
-    reasons = Counter(next(iter(answer.reasons), "endless") for answer in answers)
+    reasons = Counter(
+        next(iter(answer.reasons), "endless" if answer.history else "forgotten")
+        for answer in answers
+    )
     return f"{len(answers)} of {words:,} words: " + ", ".join(
         f"{count}x {reason}" for reason, count in reasons.items()
     )

@@ -15,6 +15,7 @@ from django.db import connections
 from pytest_django import Settings
 
 from django_sse import logs
+from django_sse.http import response
 from django_sse.stores import get_store
 from django_sse.streaming.hub import open_streams
 from tests import mysql, postgresql
@@ -93,6 +94,16 @@ def nothing_is_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is logged once, or seldom, is logged in each test."""
     monkeypatch.setattr(logs, "_seldom", logs.LogThrottle())
     logs.log_once.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def first_retry_is_exact(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream begins with the time that is set, so that another one shows that it was sent back.
+
+    Not in a test that is marked with ``jittered``, nor in other processes.
+    """
+    if not request.node.get_closest_marker("jittered"):
+        monkeypatch.setattr(response, "jittered", lambda milliseconds: milliseconds)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from django_sse.http.refusals import (
 from django_sse.http.stream_views import hand_off_of
 from django_sse.logs import log_once, logger
 from django_sse.streaming.hub import current_hub
-from django_sse.streaming.jitter import jittered_retry, jittered_seconds
+from django_sse.streaming.jitter import jittered, jittered_retry, jittered_seconds
 from django_sse.streaming.limits import TooManyStreams
 from django_sse.streaming.stream import HEARTBEAT, Phase, StoreAwayError, Stream
 from django_sse.streaming.tally import refusals
@@ -316,7 +316,7 @@ class HandedOffResponse(EventStreamResponse):
             # Something, so that a server sends the headers.
             yield HEARTBEAT
             return
-        first = Event(retry=self._retry).encode()
+        first = Event(retry=jittered(self._retry)).encode()
         if self._reset:
             stream.note_reset()
             # Without an id: a client that leaves before it has the new state gets the reset again.

@@ -27,6 +27,15 @@ def jittered_retry() -> bytes:
     return Event(retry=round(jittered_seconds() * 1000)).encode()
 
 
+def jittered(milliseconds: int) -> int:
+    """Return a random time of one to two times as many milliseconds.
+
+    A browser keeps the time that it was last told, and waits for it whenever the connection is
+    lost. Told the same, all clients of a server that crashed would come back at the same moment.
+    """
+    return round(uniform(1, 2) * milliseconds)
+
+
 def jittered_age() -> float:
     """Return after how many seconds a stream ends: a random time near MAX_AGE, or inf for never."""
     max_age = conf().MAX_AGE

@@ -143,6 +143,17 @@ async def test_the_setting_says_when_browsers_reconnect(settings: Settings) -> N
         assert stream.reconnection_time == 7000
 
 
+@pytest.mark.jittered
+async def test_clients_of_a_server_that_crashes_come_back_at_different_times() -> None:
+    # A browser waits for as long as it was told when its stream began.
+    times = set()
+    for _ in range(10):
+        async with open_stream(news) as stream:
+            times.add(stream.reconnection_time or 0)
+    assert len(times) > 1
+    assert all(3000 <= milliseconds <= 6000 for milliseconds in times)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "wanted"),
     [

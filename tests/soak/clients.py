@@ -71,7 +71,7 @@ class Client:
         self.slow_ends = 0
         self.slowest_recovery = 0.0
         self.returns: list[tuple[float, float]] = []
-        """When it has left, and when it was back (monotonic seconds)."""
+        """When it has left, and when it first tried to come back (monotonic seconds)."""
         self.slowest_delivery = 0.0
         self.other_answers: Counter[int] = Counter()
         self._ports = ports
@@ -87,6 +87,7 @@ class Client:
         self._records: dict[str, list[_Record]] = {group: [] for group in groups}
         self._starts_anew = True
         self._left_at: float | None = None
+        self._tried_at: float | None = None
         self._response: Response | None = None
 
     @property
@@ -134,6 +135,8 @@ class Client:
             if self._left_at is None:
                 self._left_at = time.monotonic()
             await asyncio.sleep(self._retry)
+            if self._tried_at is None:
+                self._tried_at = time.monotonic()
 
     async def _connect(self) -> None:
         async with connect(
@@ -190,11 +193,10 @@ class Client:
                 self.reason = json.loads(text)["reason"]
 
     def _note_recovery(self) -> None:
-        if self._left_at is not None:
-            now = time.monotonic()
-            self.slowest_recovery = max(self.slowest_recovery, now - self._left_at)
-            self.returns.append((self._left_at, now))
-            self._left_at = None
+        if self._left_at is not None and self._tried_at is not None:
+            self.slowest_recovery = max(self.slowest_recovery, time.monotonic() - self._left_at)
+            self.returns.append((self._left_at, self._tried_at))
+            self._left_at = self._tried_at = None
 
     def _take_event(self, text: bytes, now: float) -> None:
         key = self._texts.key(text)

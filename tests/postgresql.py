@@ -29,10 +29,15 @@ def binaries() -> Path | None:
 
 
 @contextmanager
-def serve(directory: Path) -> Iterator[int]:
-    """Run a server for the length of the block; gives its port."""
+def serve(directory: Path, *, durable: bool = False) -> Iterator[int]:
+    """Run a server for the length of the block; gives its port.
+
+    Args:
+        directory: The directory of the binaries.
+        durable: Whether a commit waits for the disk, as by default.
+    """
     with _home() as home:
-        server = PostgreSQLServer(directory, home / "data")
+        server = PostgreSQLServer(directory, home / "data", durable=durable)
         server.make()
         server.start()
         try:
@@ -63,9 +68,10 @@ def serve_pair(directory: Path, *, synchronous: bool = False) -> Iterator["Postg
 class PostgreSQLServer:
     """A server with a port and a directory of its own, which may be away for a while."""
 
-    def __init__(self, directory: Path, data: Path) -> None:
+    def __init__(self, directory: Path, data: Path, *, durable: bool = False) -> None:
         self.port = free_port()
         self.data = data
+        self._fsync = "on" if durable else "off"
         self._directory = directory
         # It refuses to run as root.
         self._account = "postgres" if os.getuid() == 0 else None
@@ -85,7 +91,8 @@ class PostgreSQLServer:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        options = f"-p {self.port} -k {self.data.parent} -c listen_addresses=127.0.0.1 -c fsync=off"
+        options = f"-p {self.port} -k {self.data.parent} -c listen_addresses=127.0.0.1"
+        options += f" -c fsync={self._fsync}"
         with open(self.data.parent / f"{self.data.name}.log", "ab") as log:
             self._run(*self._control, "-o", options, "start", output=log)
 

@@ -7,15 +7,23 @@ from pathlib import Path
 import pytest
 
 from tests import redis
-from tests.benchmarks.capacity.constants import Constants
+from tests.benchmarks.capacity.constants import Constants, RedisCosts
 from tests.benchmarks.capacity.deployment import deploy
-from tests.benchmarks.capacity.model import Machine, Site, demand, events_held, hearing, plan
+from tests.benchmarks.capacity.model import Machine, Site, demand, events_at, hearing, plan
 from tests.benchmarks.machine import build
 from tests.live.servers import unavailable
 
 pytestmark = pytest.mark.once
 
-FREE = Constants(**{field.name: 0.0 for field in fields(Constants)})
+REDIS = {field.name for field in fields(RedisCosts)}
+NOTHING = RedisCosts(**dict.fromkeys(REDIS, 0.0))
+FREE = Constants(NOTHING, NOTHING, *[0.0] * (len(fields(Constants)) - 2))
+
+
+def costing(**costs: float) -> Constants:
+    """All else is free. One server costs what a cluster does."""
+    redis = {name: costs.pop(name) for name in REDIS & costs.keys()}
+    return replace(FREE, one=replace(NOTHING, **redis), cluster=replace(NOTHING, **redis), **costs)
 
 
 def test_a_group_of_one_is_heard_by_one_process() -> None:
@@ -33,18 +41,18 @@ def test_two_streams_are_in_the_same_process_now_and_then() -> None:
 
 def test_each_cost_is_that_of_its_own_part() -> None:
     site = Site(streams=1000, groups=1000, events=500)
-    process = demand(replace(FREE, event=200, delivery=100), site, 10, 2)
+    process = demand(costing(event=200, delivery=100), site, 10, 2)
     assert process.process == pytest.approx(0.015)
     assert process.node == 0
-    store = demand(replace(FREE, store_event=200, store_told=50), site, 10, 2)
+    store = demand(costing(store_event=200, store_told=50), site, 10, 2)
     assert store.node == pytest.approx(0.0625)
     assert store.process == 0
-    memory = demand(replace(FREE, process_memory=2048, stream_memory=10.24), site, 10, 2)
+    memory = demand(costing(process_memory=2048, stream_memory=10.24), site, 10, 2)
     assert memory.process_mib == pytest.approx(3)
 
 
 def test_a_cluster_has_three_servers_of_which_one_may_have_more_to_do() -> None:
-    costs = replace(FREE, store_event=100)
+    costs = costing(store_event=100)
     site = Site(streams=1000, groups=1000, events=10_000)
     assert demand(costs, site, 1, 1).node == pytest.approx(1)
     # 11 of 32 slots.
@@ -53,7 +61,7 @@ def test_a_cluster_has_three_servers_of_which_one_may_have_more_to_do() -> None:
 
 
 def test_a_process_asks_for_its_own_groups_if_many_more_have_changed() -> None:
-    costs = replace(FREE, name=1, state=100, store_name=1, store_state=10)
+    costs = costing(name=1, state=100, store_name=1, store_state=10)
     few = Site(streams=20_000, groups=20_000, events=1000)
     # 5,000 names each 5 seconds, in each of 10 processes.
     assert demand(costs, few, 10, 1).process == pytest.approx(0.001)
@@ -65,9 +73,7 @@ def test_a_process_asks_for_its_own_groups_if_many_more_have_changed() -> None:
 
 
 def test_a_plan_has_not_one_process_too_many() -> None:
-    costs = replace(
-        FREE, event=100, delivery=10, store_event=100, store_told=20, process_memory=50_000
-    )
+    costs = costing(event=100, delivery=10, store_event=100, store_told=20, process_memory=50_000)
     site = Site(streams=1_000_000, groups=10_000, events=5000)
     machine = Machine()
     whole = plan(costs, site, machine)
@@ -82,13 +88,13 @@ def test_a_plan_has_not_one_process_too_many() -> None:
 
 
 def test_a_plan_says_what_is_fullest() -> None:
-    costs = replace(FREE, stream_idle=1, process_memory=1000)
+    costs = costing(stream_idle=1, process_memory=1000)
     site = Site(streams=100_000, groups=1, events=0.1)
     assert plan(costs, site, Machine()).fullest == "open files of the processes"
 
 
 def test_a_machine_has_no_part_of_a_process() -> None:
-    costs = replace(FREE, process_memory=450 * 1024)
+    costs = costing(process_memory=450 * 1024)
     site = Site(streams=180_000, groups=1, events=0.1)
     # Nine processes, of which 2 GiB have room for four.
     assert plan(costs, site, Machine(memory_gib=2)).machines == 3
@@ -97,7 +103,7 @@ def test_a_machine_has_no_part_of_a_process() -> None:
 
 
 def test_a_deploy_takes_what_its_reconnects_do() -> None:
-    costs = replace(FREE, reconnect=3000, process_memory=1000)
+    costs = costing(reconnect=3000, process_memory=1000)
     wanted = plan(costs, Site(streams=20_000, groups=1, events=0.1), Machine())
     assert wanted.deploy_core_seconds == pytest.approx(60)
     assert wanted.deploy_seconds == pytest.approx(60)
@@ -105,21 +111,38 @@ def test_a_deploy_takes_what_its_reconnects_do() -> None:
 
 def test_a_site_that_no_number_of_processes_can_hold_is_refused() -> None:
     # Each of the processes has to do too much without any stream.
-    costs = replace(FREE, process_idle=700_000, process_memory=1000)
+    costs = costing(process_idle=700_000, process_memory=1000)
     site = Site(streams=1, groups=1, events=1)
     with pytest.raises(ValueError, match="CPU of the processes"):
         plan(costs, site, Machine())
 
 
-def test_more_cores_hold_more_unless_the_others_fill_theirs() -> None:
-    costs = replace(FREE, full=1, event=300, delivery=10)
-    assert events_held(costs, 10, processes=1, nodes=1) == pytest.approx(2500)
-    assert events_held(costs, 1, processes=2, nodes=1) == pytest.approx(2_000_000 / 310)
-    full = replace(costs, store_event=400)
-    assert events_held(full, 1, processes=2, nodes=1) == pytest.approx(2500)
-    # Where a process keeps up with no more, it holds no more.
-    late = replace(costs, full=0.8)
-    assert events_held(late, 10, processes=1, nodes=1) == pytest.approx(2000)
+def test_a_cluster_has_costs_of_its_own() -> None:
+    costs = replace(FREE, one=replace(NOTHING, event=100), cluster=replace(NOTHING, event=300))
+    site = Site(streams=1000, groups=1000, events=1000)
+    assert demand(costs, site, 1, 1).process == pytest.approx(0.1)
+    assert demand(costs, site, 1, 3).process == pytest.approx(0.3)
+
+
+def test_one_process_fills_a_core_and_several_share_both() -> None:
+    costs = costing(event=300, delivery=10)
+    # Of 10 readers each.
+    assert events_at(costs, 1000, 100, 1, 1, 0.8) == pytest.approx(2000, abs=1)
+    # Each event is told to one process.
+    assert events_at(costs, 1000, 1000, 2, 1, 0.62) == pytest.approx(4000, abs=1)
+    # Redis and the processes share both.
+    assert events_at(costing(event=100, store_event=300), 1000, 1000, 2, 1, 0.8) == pytest.approx(
+        4000, abs=1
+    )
+    # Redis has the second one.
+    assert events_at(costing(event=1, store_event=400), 1000, 1000, 1, 1, 0.8) == pytest.approx(
+        2000, abs=1
+    )
+
+
+def test_what_there_is_without_events_leaves_less_for_them() -> None:
+    costs = costing(event=100, process_idle=100_000, stream_idle=100)
+    assert events_at(costs, 1000, 1000, 1, 1, 0.6) == pytest.approx(4000, abs=1)
 
 
 def test_a_deployment_counts_what_it_delivers(tmp_path: Path) -> None:

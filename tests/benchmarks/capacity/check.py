@@ -8,7 +8,7 @@ from tempfile import mkdtemp
 
 from tests.benchmarks.capacity.constants import Constants
 from tests.benchmarks.capacity.deployment import Deployment, deploy
-from tests.benchmarks.capacity.model import events_held
+from tests.benchmarks.capacity.model import Machine, events_at
 
 PROCESSES = (1, 2, 4)
 NODES = (1, 3)
@@ -59,8 +59,10 @@ def _of(deployment: Deployment, costs: Constants, processes: int, nodes: int) ->
                 (processes * costs.process_memory + _STREAMS * costs.stream_memory) / 1024,
                 deployment.server.memory_kilobytes() / 1024,
             )
-        expected = events_held(costs, readers, processes, nodes)
-        held = deployment.push_most(f"of-{groups}-", groups, readers, expected).rate
+        share = Machine.busy
+        expected = events_at(costs, _STREAMS, groups, processes, nodes, share)
+        ran = deployment.push_until(share, f"of-{groups}-", groups, readers, expected)
+        held = ran.rate * share / ran.busy
         yield Check(
             processes,
             nodes,
@@ -75,7 +77,7 @@ def _of(deployment: Deployment, costs: Constants, processes: int, nodes: int) ->
             nodes,
             readers,
             "publish at half of it, ms",
-            costs.wait if nodes == 1 else costs.wait_cluster,
+            costs.redis(nodes).wait,
             half.wait,
         )
         deployment.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import redis
+from tests.benchmarks.capacity.model import busy
 from tests.benchmarks.contenders import Running
 from tests.benchmarks.contenders.asgi import DjangoSite
 from tests.benchmarks.load import Load, Report, load_client
@@ -23,9 +24,9 @@ _READY_SECONDS = 60
 # A deployment keeps up if this share of the rate is reached, and 99 of 100 events are not later.
 _HELD = 0.97
 _LATE_MILLISECONDS = 250
-_SECONDS = 4
-_STEP = 1.06
-_STEPS = 14
+_SECONDS = 6
+_TRIES = 6
+_NEAR = 0.1
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class _Site(DjangoSite):
 class Ran:
     """What a run has shown. Seconds are of CPU time, but for ``seconds`` and the waits."""
 
+    processes: int
     events: int
     seconds: float
     seen: Report
@@ -65,6 +67,14 @@ class Ran:
         """Events a second."""
         return self.events / self.seconds
 
+    @property
+    def busy(self) -> float:
+        """The share of the fullest core that was used."""
+        beside = self.redis_seconds + self.publisher_seconds + self.seen.cpu
+        return busy(
+            self.server_seconds / self.seen.seconds, beside / self.seen.seconds, self.processes
+        )
+
     def kept_up(self, rate: float) -> bool:
         """Whether what was to be published at a rate was, and arrived in time."""
         return self.rate >= rate * _HELD and self.seen.p99 <= _LATE_MILLISECONDS
@@ -75,11 +85,13 @@ class Deployment:
 
     def __init__(
         self,
+        processes: int,
         server: Running,
         servers: Sequence[redis.RedisServer],
         load: Load,
         publisher: subprocess.Popen[str],
     ) -> None:
+        self._processes = processes
         self.server = server
         self._redis = [server.pid for server in servers]
         self._load = load
@@ -98,30 +110,19 @@ class Deployment:
         """Close all streams."""
         self._load.close()
 
-    def push(
-        self,
-        prefix: str,
-        groups: int,
-        readers: int,
-        rate: float,
-        seconds: float,
-        *,
-        alone: bool = False,
-    ) -> Ran:
+    def push(self, prefix: str, groups: int, readers: int, rate: float, seconds: float) -> Ran:
         """Publish to groups with so many readers each, and wait for what they get.
 
         Args:
             prefix: The names of the groups begin with it.
             rate: Events a second.
-            alone: Whether each event is published by itself.
         """
         self._load.expect()
         server, stores = self.server.cpu_seconds(), cpu_seconds(self._redis)
-        said = self._order(
-            "push", prefix=prefix, groups=groups, rate=rate, seconds=seconds, alone=alone
-        )
+        said = self._order("push", prefix=prefix, groups=groups, rate=rate, seconds=seconds)
         seen = self._load.collect(said["events"] * readers)
         return Ran(
+            self._processes,
             said["events"],
             said["seconds"],
             seen,
@@ -131,32 +132,29 @@ class Deployment:
             said["wait"],
         )
 
-    def push_most(self, prefix: str, groups: int, readers: int, expected: float) -> Ran:
-        """Publish at the highest rate at which the deployment keeps up.
+    def push_until(
+        self, share: float, prefix: str, groups: int, readers: int, expected: float
+    ) -> Ran:
+        """Publish at the rate at which the fullest core is so busy.
 
         Args:
+            share: A share of a core.
             expected: About as many events a second as that is.
 
         Raises:
-            RuntimeError: An event was lost, or it keeps up at no rate that was tried.
+            RuntimeError: An event was lost, or no such rate was found at which it keeps up.
         """
-        # The first run warms up.
-        self.push(prefix, groups, readers, expected / 2, _SECONDS)
-        rate = expected * 0.85
-        best: Ran | None = None
-        for _ in range(_STEPS):
+        rate = expected
+        for attempt in range(_TRIES):
             ran = self.push(prefix, groups, readers, rate, _SECONDS)
             if lost := ran.events * readers - ran.seen.received:
                 raise RuntimeError(f"{lost} events were lost.")
-            if ran.kept_up(rate):
-                best, rate = ran, rate * _STEP
-            elif best:
-                return best
-            else:
-                rate /= _STEP**3
-        if best is None:
-            raise RuntimeError("The deployment keeps up at no rate.")
-        return best
+            near = abs(ran.busy / share - 1) <= _NEAR
+            # The first run warms up.
+            if attempt and near and ran.kept_up(rate):
+                return ran
+            rate *= share / ran.busy
+        raise RuntimeError(f"The deployment does not keep up, {share:.0%} busy.")
 
     def rest(self, seconds: float) -> tuple[float, float]:
         """Do nothing for a while. Return the CPU seconds that the servers and Redis took."""
@@ -231,7 +229,7 @@ def deploy(directory: Path, load: Path, *, processes: int, nodes: int) -> Iterat
         # Otherwise the end of the block would wait for it.
         stack.callback(publisher.kill)
         client = stack.enter_context(load_client(load, server.port))
-        yield Deployment(server, servers, client, publisher)
+        yield Deployment(processes, server, servers, client, publisher)
 
 
 def _wait_for_workers(server: Running, processes: int) -> None:

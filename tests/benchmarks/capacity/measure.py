@@ -1,15 +1,16 @@
 """Measures the constants on this machine, with one process and one Redis."""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.capacity.constants import Constants
+from tests.benchmarks.capacity.constants import Constants, RedisCosts
 from tests.benchmarks.capacity.deployment import Deployment, Ran, deploy
+from tests.benchmarks.capacity.model import Machine
 
 _MICROSECONDS = 1e6
 _STREAMS = 2000
-_SECONDS = 5
+_SECONDS = 6
 # As long as the interval of the heartbeats.
 _REST_SECONDS = 15
 _AT_ONCE = 1000
@@ -17,11 +18,22 @@ _SETTLE_SECONDS = 2
 _WARM_UP = 200
 _FEW = 20
 _NAMES = 10_000
-# Events a second that are published one by one.
-_ALONE_RATE = 500
-# Groups of one reader and of many, and about as many events a second as a process keeps up with.
-_ONE_READER = (_STREAMS, 3000)
-_MANY_READERS = (_STREAMS // 20, 2000)
+# Groups of one reader and of many, and about as many events a second as a plan lets a process have.
+_ONE_READER = (_STREAMS, 1000)
+_MANY_READERS = (_STREAMS // 20, 600)
+
+
+@dataclass(frozen=True)
+class _Streams:
+    """What streams cost without events. CPU seconds are those of a second."""
+
+    process_memory: float
+    stream_memory: float
+    connect: float
+    few_idle: float
+    idle: float
+    """Of the server, with all streams."""
+    store_idle: float
 
 
 def constants(directory: Path, load: Path) -> Constants:
@@ -30,24 +42,31 @@ def constants(directory: Path, load: Path) -> Constants:
     single.mkdir()
     cluster.mkdir()
     with deploy(single, load, processes=1, nodes=1) as deployment:
-        costs, rate = _single(deployment)
+        streams = _opened(deployment)
+        one, client = _redis_costs(deployment, streams)
+        name, store_name = deployment.look_through(_NAMES)
+        state, store_state = deployment.ask_states(_NAMES)
+        reconnect = _reconnect(deployment)
     with deploy(cluster, load, processes=1, nodes=3) as deployment:
-        _, redis_alone = _rest(deployment)
-        deployment.open(f"/{_ONE_READER[0]}/%d/", _FEW)
-        process_idle, store_idle = _rest(deployment)
-        deployment.close()
-        several = _aside(deployment, rate)
-    return replace(
-        costs,
-        process_idle_cluster=process_idle * _MICROSECONDS,
-        store_idle_cluster=max(store_idle - redis_alone, 0) * _MICROSECONDS,
-        publish_many_cluster=_publishing(several),
-        wait_cluster=several.wait,
+        several, _ = _redis_costs(deployment, _opened(deployment))
+    return Constants(
+        one=one,
+        cluster=several,
+        process_memory=streams.process_memory,
+        stream_memory=streams.stream_memory,
+        stream_idle=max(streams.idle - streams.few_idle, 0) / (_STREAMS - _FEW) * _MICROSECONDS,
+        name=name * _MICROSECONDS,
+        state=state * _MICROSECONDS,
+        connect=streams.connect * _MICROSECONDS,
+        reconnect=reconnect,
+        store_name=store_name * _MICROSECONDS,
+        store_state=store_state * _MICROSECONDS,
+        client=client,
     )
 
 
-def _single(deployment: Deployment) -> tuple[Constants, float]:
-    """Return the constants without those of a cluster, and the rate at which they hold."""
+def _opened(deployment: Deployment) -> _Streams:
+    """Open streams of a group each, and return what they cost."""
     server = deployment.server
     path = f"/{_ONE_READER[0]}/%d/"
     deployment.open(path, _WARM_UP)
@@ -61,54 +80,39 @@ def _single(deployment: Deployment) -> tuple[Constants, float]:
     time.sleep(_SETTLE_SECONDS)
     memory = (server.memory_kilobytes() - empty) / _STREAMS
     idle, _ = _rest(deployment)
-    deployment.close()
-    deployment.open(path, _STREAMS)
+    return _Streams(empty, memory, connect, few_idle, idle, max(store_idle - redis_alone, 0))
+
+
+def _redis_costs(deployment: Deployment, streams: _Streams) -> tuple[RedisCosts, float]:
+    """Return the costs with the deployment's Redis, and that of the load client."""
     one = _push(deployment, *_ONE_READER)
+    half = deployment.push(f"of-{_ONE_READER[0]}-", _ONE_READER[0], 1, one.rate / 2, _SECONDS)
     deployment.close()
     time.sleep(_SETTLE_SECONDS)
     unheard = _aside(deployment, one.rate)
-    each = _aside(deployment, _ALONE_RATE, alone=True)
-    name, store_name = deployment.look_through(_NAMES)
-    state, store_state = deployment.ask_states(_NAMES)
     deployment.open(f"/{_MANY_READERS[0]}/%d/", _STREAMS)
     many = _push(deployment, *_MANY_READERS)
     deployment.close()
-    event, delivery = _split(one, many, idle)
+    event, delivery = _split(one, many, streams.idle)
     store_event = unheard.redis_seconds / unheard.events
-    costs = Constants(
-        full=(_busy(one) + _busy(many)) / 2,
-        process_memory=empty,
-        stream_memory=memory,
-        process_idle=few_idle * _MICROSECONDS,
-        process_idle_cluster=0,
-        stream_idle=max(idle - few_idle, 0) / (_STREAMS - _FEW) * _MICROSECONDS,
+    costs = RedisCosts(
+        process_idle=streams.few_idle * _MICROSECONDS,
         event=event,
         delivery=delivery,
-        name=name * _MICROSECONDS,
-        state=state * _MICROSECONDS,
-        connect=connect * _MICROSECONDS,
-        reconnect=_reconnect(deployment),
+        store_idle=streams.store_idle * _MICROSECONDS,
         store_event=store_event * _MICROSECONDS,
         store_told=max(one.redis_seconds / one.events - store_event, 0) * _MICROSECONDS,
-        store_name=store_name * _MICROSECONDS,
-        store_state=store_state * _MICROSECONDS,
-        store_idle=max(store_idle - redis_alone, 0) * _MICROSECONDS,
-        store_idle_cluster=0,
-        publish=_publishing(each),
-        publish_many=_publishing(unheard),
-        publish_many_cluster=0,
-        wait=unheard.wait,
-        wait_cluster=0,
-        client=many.seen.cpu / many.seen.received * _MICROSECONDS,
+        publish=one.publisher_seconds / one.events * _MICROSECONDS,
+        wait=half.wait,
     )
-    return costs, one.rate
+    return costs, many.seen.cpu / many.seen.received * _MICROSECONDS
 
 
-def _aside(deployment: Deployment, rate: float, *, alone: bool = False) -> Ran:
+def _aside(deployment: Deployment, rate: float) -> Ran:
     """Publish to groups that nobody follows."""
     # The first run warms up.
     for _ in range(2):
-        ran = deployment.push("aside-", _STREAMS, 0, rate, _SECONDS, alone=alone)
+        ran = deployment.push("aside-", _STREAMS, 0, rate, _SECONDS)
     return ran
 
 
@@ -119,8 +123,8 @@ def _rest(deployment: Deployment) -> tuple[float, float]:
 
 
 def _push(deployment: Deployment, groups: int, rate: float) -> Ran:
-    # Under load, more happens at once, so each event costs less.
-    return deployment.push_most(f"of-{groups}-", groups, _STREAMS // groups, rate)
+    # At the load of a plan: the more happens at once, the less each event costs.
+    return deployment.push_until(Machine.busy, f"of-{groups}-", groups, _STREAMS // groups, rate)
 
 
 def _split(one: Ran, many: Ran, idle: float) -> tuple[float, float]:
@@ -130,16 +134,6 @@ def _split(one: Ran, many: Ran, idle: float) -> tuple[float, float]:
     readers = many.seen.received / many.events
     delivery = (many_each - one_each) / (readers - 1)
     return (one_each - delivery) * _MICROSECONDS, delivery * _MICROSECONDS
-
-
-def _busy(ran: Ran) -> float:
-    """Return the share of a core that the server used."""
-    return ran.server_seconds / ran.seen.seconds
-
-
-def _publishing(ran: Ran) -> float:
-    """Return what the publisher takes for an event."""
-    return ran.publisher_seconds / ran.events * _MICROSECONDS
 
 
 def _reconnect(deployment: Deployment) -> float:

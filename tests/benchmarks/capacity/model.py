@@ -16,6 +16,7 @@ _MICROSECONDS = 1e6
 _REDIS = "CPU of Redis"
 # More processes are not tried.
 _MOST_PROCESSES = 20_000
+_MOST_EVENTS = 1e6
 # In so many slots the store keeps its groups.
 _SLOTS = len(ClusterKeys.shards)
 
@@ -92,33 +93,36 @@ def hearing(readers: float, processes: int) -> float:
 
 def demand(costs: Constants, site: Site, processes: int, nodes: int) -> Demand:
     """Return what a process and a Redis server have to do."""
-    told = hearing(site.readers, processes)
+    serving, storing = _work(costs, site, processes, nodes)
     streams = site.streams / processes
-    names, states = _looked_through(site, site.groups * told / processes)
-    is_cluster = nodes > 1
-    serving = (
-        site.events * told * costs.event
-        + site.deliveries * costs.delivery
-        + site.streams * costs.stream_idle
-        + processes * (costs.process_idle_cluster if is_cluster else costs.process_idle)
-        + processes * (names * costs.name + states * costs.state)
-    )
-    storing = (
-        site.events * (costs.store_event + told * costs.store_told)
-        + processes * (costs.store_idle_cluster if is_cluster else costs.store_idle)
-        + processes * (names * costs.store_name + states * costs.store_state)
-    )
     # Groups are in so many slots, of which a server has some.
     fullest = ceil(_SLOTS / nodes) / _SLOTS
     return Demand(
         processes,
         nodes,
-        serving / processes / _MICROSECONDS,
-        storing * fullest / _MICROSECONDS,
-        site.events * costs.publish / _MICROSECONDS,
+        serving / processes,
+        storing * fullest,
+        site.events * costs.redis(nodes).publish / _MICROSECONDS,
         (costs.process_memory + streams * costs.stream_memory) / 1024,
         streams,
     )
+
+
+def _work(costs: Constants, site: Site, processes: int, nodes: int) -> tuple[float, float]:
+    """Return what all processes have to do, and all Redis servers: shares of a core."""
+    told = hearing(site.readers, processes)
+    names, states = _looked_through(site, site.groups * told / processes)
+    redis = costs.redis(nodes)
+    serving = (
+        site.events * told * redis.event
+        + site.deliveries * redis.delivery
+        + site.streams * costs.stream_idle
+        + processes * (redis.process_idle + names * costs.name + states * costs.state)
+    )
+    storing = site.events * (redis.store_event + told * redis.store_told) + processes * (
+        redis.store_idle + names * costs.store_name + states * costs.store_state
+    )
+    return serving / _MICROSECONDS, storing / _MICROSECONDS
 
 
 def _looked_through(site: Site, followed: float) -> tuple[float, float]:
@@ -164,20 +168,31 @@ def _loads(wanted: Demand, machine: Machine) -> Iterator[tuple[str, float]]:
     yield "open files of the processes", wanted.streams / machine.streams
 
 
-def events_held(costs: Constants, readers: float, processes: int, nodes: int) -> float:
-    """Return how many events a second this machine holds.
+def busy(serving: float, beside: float, processes: int) -> float:
+    """Return how busy the fullest core of a machine of two is.
 
-    It has two cores. The load client, the publisher and Redis have the second one. A single process
-    has the first one, and several have both.
+    Redis, the publisher and the load client are on the second one. A single process has the first
+    one to itself, and several have both.
+
+    Args:
+        serving: What all processes do: a share of a core.
+        beside: What all the others do.
     """
-    told = hearing(readers, processes)
-    serving = told * costs.event + readers * costs.delivery
-    rest = (
-        costs.store_event
-        + told * costs.store_told
-        + (costs.publish_many if nodes == 1 else costs.publish_many_cluster)
-        + readers * costs.client
-    )
-    of_both = 0.0 if processes == 1 else (serving + rest) / 2
-    of_one = serving if processes == 1 else 0.0
-    return costs.full * _MICROSECONDS / max(of_one, rest, of_both)
+    return max(serving, beside) if processes == 1 else (serving + beside) / 2
+
+
+def events_at(
+    costs: Constants, streams: int, groups: int, processes: int, nodes: int, share: float
+) -> float:
+    """Return at how many events a second such a machine is so busy."""
+    low, high = 0.0, _MOST_EVENTS
+    while high - low > 1:
+        site = Site(streams, groups, (low + high) / 2)
+        serving, storing = _work(costs, site, processes, nodes)
+        publishing = site.events * costs.redis(nodes).publish
+        beside = storing + (publishing + site.deliveries * costs.client) / _MICROSECONDS
+        if busy(serving, beside, processes) > share:
+            high = site.events
+        else:
+            low = site.events
+    return low

@@ -176,7 +176,7 @@ class Conf:
     """Seconds of silence after which a stream sends a comment. 0: never."""
 
     RETRY: int = _key(3000, MILLISECONDS)
-    """Milliseconds that browsers wait before they reconnect."""
+    """Milliseconds that browsers wait before they reconnect. Each is told one to two times this."""
 
     SEND_TIMEOUT: float = _key(30, SECONDS_OR_OFF)
     """Seconds that one send may take before the stream is ended. 0: no limit."""

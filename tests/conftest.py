@@ -14,7 +14,7 @@ from django.core.management.commands import flush
 from django.db import connections
 from pytest_django import Settings
 
-from django_sse import logs
+from django_sse import Event, logs
 from django_sse.http import response
 from django_sse.stores import get_store
 from django_sse.streaming.hub import open_streams
@@ -103,7 +103,7 @@ def first_retry_is_exact(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     Not in a test that is marked with ``jittered``, nor in other processes.
     """
     if not request.node.get_closest_marker("jittered"):
-        monkeypatch.setattr(response, "jittered", lambda milliseconds: milliseconds)
+        monkeypatch.setattr(response, "first_retry", lambda time: Event(retry=time).encode())
 
 
 @pytest.fixture

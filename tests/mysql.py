@@ -34,7 +34,7 @@ def serve(directory: Path) -> Iterator[int]:
             os.chown(home, pwd.getpwnam(account).pw_uid, -1)
         port = free_port()
         data, socket = f"{home}/data", f"{home}/socket"
-        # A server that starts empties the directory of temporary tables, also of those of others.
+        # A server that starts deletes the temporary tables in there, also those of other servers.
         temporary = f"--tmpdir={home}"
         subprocess.run(
             [

@@ -29,15 +29,15 @@ def binaries() -> Path | None:
 
 
 @contextmanager
-def serve(directory: Path, *, durable: bool = False) -> Iterator[int]:
+def serve(directory: Path, *, fsync: bool = False) -> Iterator[int]:
     """Run a server for the length of the block; gives its port.
 
     Args:
         directory: The directory of the binaries.
-        durable: Whether a commit waits for the disk, as by default.
+        fsync: Whether commits wait for the disk, and write-ahead files are as large as by default.
     """
     with _home() as home:
-        server = PostgreSQLServer(directory, home / "data", durable=durable)
+        server = PostgreSQLServer(directory, home / "data", fsync=fsync)
         server.make()
         server.start()
         try:
@@ -68,10 +68,10 @@ def serve_pair(directory: Path, *, synchronous: bool = False) -> Iterator["Postg
 class PostgreSQLServer:
     """A server with a port and a directory of its own, which may be away for a while."""
 
-    def __init__(self, directory: Path, data: Path, *, durable: bool = False) -> None:
+    def __init__(self, directory: Path, data: Path, *, fsync: bool = False) -> None:
         self.port = free_port()
         self.data = data
-        self._fsync = "on" if durable else "off"
+        self._fsync = fsync
         self._directory = directory
         # It refuses to run as root.
         self._account = "postgres" if os.getuid() == 0 else None
@@ -80,7 +80,7 @@ class PostgreSQLServer:
         """Make an empty cluster."""
         self._run(
             *("initdb", "-D", self.data, "-A", "trust", "-U", "postgres", "-E", "UTF8"),
-            *("--no-sync", "--wal-segsize=1"),
+            *(() if self._fsync else ("--no-sync", "--wal-segsize=1")),
         )
 
     def copy(self, primary: "PostgreSQLServer") -> None:
@@ -92,7 +92,7 @@ class PostgreSQLServer:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         options = f"-p {self.port} -k {self.data.parent} -c listen_addresses=127.0.0.1"
-        options += f" -c fsync={self._fsync}"
+        options += f" -c fsync={'on' if self._fsync else 'off'}"
         with open(self.data.parent / f"{self.data.name}.log", "ab") as log:
             self._run(*self._control, "-o", options, "start", output=log)
 

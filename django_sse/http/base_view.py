@@ -62,7 +62,10 @@ class StreamView(View):
     """What views of groups and views of generators have in common."""
 
     retry: int | None = None
-    """Milliseconds that the browser waits before it reconnects. None: ``DJANGO_SSE["RETRY"]``."""
+    """Milliseconds that the browser waits before it reconnects. None: ``DJANGO_SSE["RETRY"]``.
+
+    Each client is told a random time of one to two times this.
+    """
 
     heartbeat: float | None = None
     """Seconds of silence before a comment is sent. None: ``DJANGO_SSE["HEARTBEAT"]``; 0: never."""

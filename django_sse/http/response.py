@@ -28,7 +28,7 @@ from django_sse.http.refusals import (
 from django_sse.http.stream_views import hand_off_of
 from django_sse.logs import log_once, logger
 from django_sse.streaming.hub import current_hub
-from django_sse.streaming.jitter import jittered, jittered_retry, jittered_seconds
+from django_sse.streaming.jitter import first_retry, jittered_retry, jittered_seconds
 from django_sse.streaming.limits import TooManyStreams
 from django_sse.streaming.stream import HEARTBEAT, Phase, StoreAwayError, Stream
 from django_sse.streaming.tally import refusals
@@ -186,7 +186,7 @@ class HandedOffResponse(EventStreamResponse):
     Args:
         request: The request.
         position: The number in each group that the stream starts after. A generator has no groups.
-        retry: The browser's reconnection time, in milliseconds.
+        retry: The browser's reconnection time, in milliseconds: each is told up to twice that.
         reset: Whether to tell the client that it has lost events.
         newest_of_keys: Whether the client is sent the newest event of each key.
         initial_events: The current state, for a client that does not know it; otherwise None.
@@ -316,7 +316,7 @@ class HandedOffResponse(EventStreamResponse):
             # Something, so that a server sends the headers.
             yield HEARTBEAT
             return
-        first = Event(retry=jittered(self._retry)).encode()
+        first = first_retry(self._retry)
         if self._reset:
             stream.note_reset()
             # Without an id: a client that leaves before it has the new state gets the reset again.

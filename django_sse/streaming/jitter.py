@@ -7,6 +7,8 @@ from typing import Final
 from django_sse.conf import conf
 from django_sse.event import Event
 
+# Browsers' timers hold no more.
+_MOST_MILLISECONDS: Final = 2**31 - 1
 # A stream ends early by at most this fraction of MAX_AGE.
 _AGE_JITTER: Final = 0.2
 
@@ -24,16 +26,20 @@ def longest_jittered_seconds() -> float:
 
 def jittered_retry() -> bytes:
     """Return a ``retry`` field that lets a client reconnect after a random time."""
-    return Event(retry=round(jittered_seconds() * 1000)).encode()
+    return _retry(jittered_seconds() * 1000)
 
 
-def jittered(milliseconds: int) -> int:
-    """Return a random time of one to two times as many milliseconds.
+def first_retry(milliseconds: int) -> bytes:
+    """Return the ``retry`` field of a stream that begins: one to two times as many milliseconds.
 
     A browser keeps the time that it was last told, and waits for it whenever the connection is
     lost. Told the same, all clients of a server that crashed would come back at the same moment.
     """
-    return round(uniform(1, 2) * milliseconds)
+    return _retry(uniform(1, 2) * milliseconds)
+
+
+def _retry(milliseconds: float) -> bytes:
+    return Event(retry=min(round(milliseconds), _MOST_MILLISECONDS)).encode()
 
 
 def jittered_age() -> float:

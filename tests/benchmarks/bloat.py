@@ -1,7 +1,7 @@
 """``python -m tests.benchmarks.bloat``: prints how large PostgreSQL's tables become under load.
 
-Two processes publish events of 100 bytes to 50 groups, which stay for a minute. Nobody reads, so
-that only who publishes trims. PostgreSQL has its default settings, and waits for the disk.
+Two processes publish events of 100 bytes to 50 groups, a hundred at a time. Events stay for a
+minute. Nobody reads, so that only publishers trim. PostgreSQL has its default settings.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ from tests.live.servers import ROOT
 _PROCESSES = 2
 _GROUPS = 50
 _KEPT_SECONDS = 60
-_MINUTE = 60
+_START_SECONDS = 60
 _FLOOD = [sys.executable, "-m", "tests.benchmarks.apps.flood"]
 _TABLES = "django_sse_storedevent", "django_sse_eventgroup"
 
@@ -40,18 +40,19 @@ class Size:
     mib: float
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Return 1 where PostgreSQL is not installed, or a publisher failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bloat")
-    parser.add_argument("--minutes", type=int, default=60)
-    parser.add_argument("--rate", type=float, default=10_000, help="events a second")
-    options = parser.parse_args()
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--rate", type=float, default=10_000, help="events a second, at most")
+    parser.add_argument("--every", type=float, default=60, help="seconds from row to row")
+    options = parser.parse_args(arguments)
     binaries = postgresql.binaries()
     if not binaries:
         print("PostgreSQL is not installed.")
         return 1
     print(f"{description()}; Python {sys.version.split()[0]}; load {os.getloadavg()[0]:.1f}")
-    with postgresql.serve(binaries, durable=True) as port, ExitStack() as stack:
+    with postgresql.serve(binaries, fsync=True) as port, ExitStack() as stack:
         environment = {**os.environ, "BENCH_SETTINGS": json.dumps(_settings(port))}
         subprocess.run([*_FLOOD, "migrate"], cwd=ROOT, env=environment, check=True)
         flood = [*_FLOOD, str(options.rate / _PROCESSES), str(_GROUPS)]
@@ -64,24 +65,31 @@ def main() -> int:
         session = stack.enter_context(
             psycopg.connect(f"host=127.0.0.1 port={port} user=postgres", autocommit=True)
         )
-        print("| minute | events a second | kept | dead | vacuums | MiB | groups: MiB |")
-        print("|---|---|---|---|---|---|---|")
-        for line in _lines(session, options.minutes):
+        print("| minute | events a second | kept | dead | vacuums | MiB | groups: dead | MiB |")
+        print("|---|---|---|---|---|---|---|---|")
+        for line in _lines(session, options.minutes, options.every):
             print(line, flush=True)
             if any(process.poll() is not None for process in floods):
+                print("A publisher has failed.")
                 return 1
     return 0
 
 
-def _lines(session: psycopg.Connection, minutes: int) -> Iterator[str]:
-    """Give a row of the table for each minute."""
+def _lines(session: psycopg.Connection, minutes: float, every: float) -> Iterator[str]:
+    """Give the rows of the table, from the first event on."""
+    deadline = time.monotonic() + _START_SECONDS
+    while not _size(session, _TABLES[0]).inserted:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"Nothing was published in {_START_SECONDS} seconds.")
+        time.sleep(0.1)
     inserted, begun = 0, time.monotonic()
-    for minute in range(1, minutes + 1):
-        time.sleep(max(begun + minute * _MINUTE - time.monotonic(), 0))
+    for row in range(1, round(minutes * 60 / every) + 1):
+        time.sleep(max(begun + row * every - time.monotonic(), 0))
         events, groups = (_size(session, table) for table in _TABLES)
         yield (
-            f"| {minute} | {(events.inserted - inserted) / _MINUTE:,.0f} | {events.rows:,} "
-            f"| {events.dead:,} | {events.vacuums} | {events.mib:.0f} | {groups.mib:.1f} |"
+            f"| {row * every / 60:g} | {(events.inserted - inserted) / every:,.0f} "
+            f"| {events.rows:,} | {events.dead:,} | {events.vacuums} | {events.mib:.0f} "
+            f"| {groups.dead:,} | {groups.mib:.1f} |"
         )
         inserted = events.inserted
 

@@ -8,8 +8,9 @@ import pytest
 
 from tests import redis
 from tests.benchmarks.capacity.constants import Constants, RedisCosts
-from tests.benchmarks.capacity.deployment import deploy
+from tests.benchmarks.capacity.deployment import Deployment, Ran, deploy
 from tests.benchmarks.capacity.model import Machine, Site, demand, events_at, hearing, plan
+from tests.benchmarks.load import Report
 from tests.benchmarks.machine import build
 from tests.live.servers import unavailable
 
@@ -143,6 +144,33 @@ def test_one_process_fills_a_core_and_several_share_both() -> None:
 def test_what_there_is_without_events_leaves_less_for_them() -> None:
     costs = costing(event=100, process_idle=100_000, stream_idle=100)
     assert events_at(costs, 1000, 1000, 1, 1, 0.6) == pytest.approx(4000, abs=1)
+
+
+class Imagined(Deployment):
+    """It keeps up with 1,000 events a second, which take all of its core."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def push(self, prefix: str, groups: int, readers: int, rate: float, seconds: float) -> Ran:
+        self.rates.append(rate)
+        events = round(min(rate, 1000) * seconds)
+        done = Report(groups, 0, events * readers, 0, 0, 0, 1, 1, 1, seconds, 0)
+        return Ran(1, events, seconds, done, events / 1000, 0, 0, 1)
+
+
+@pytest.mark.parametrize("expected", [500, 100, 50_000])
+def test_a_deployment_is_pushed_until_it_is_as_busy_as_wanted(expected: float) -> None:
+    deployment = Imagined()
+    ran = deployment.push_until(0.6, "of-1-", 1, 1, expected)
+    assert (ran.rate, ran.busy) == pytest.approx((600, 0.6), rel=0.1)
+    # The first run warms up.
+    assert len(deployment.rates) > 1
+
+
+def test_a_deployment_that_is_never_so_busy_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="200% busy"):
+        Imagined().push_until(2, "of-1-", 1, 1, 500)
 
 
 def test_a_deployment_counts_what_it_delivers(tmp_path: Path) -> None:

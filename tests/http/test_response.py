@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from django.urls import path
 from pytest_django import Settings
 
 from django_sse import Event, acancel, apublish
+from django_sse.decorators import event_generator
 from django_sse.groups.entries import GroupState
 from django_sse.stores.memory import MemoryStore
 from django_sse.streaming.hub import open_streams
@@ -143,15 +144,34 @@ async def test_the_setting_says_when_browsers_reconnect(settings: Settings) -> N
         assert stream.reconnection_time == 7000
 
 
+@event_generator(retry=200)
+async def generated(request: HttpRequest) -> AsyncIterator[Event]:
+    yield Event("first")
+
+
 @pytest.mark.jittered
-async def test_clients_of_a_server_that_crashes_come_back_at_different_times() -> None:
+@pytest.mark.parametrize(
+    ("view", "least"), [(news, 3000), (News.as_view(retry=100), 100), (generated, 200)]
+)
+async def test_clients_of_a_server_that_crashes_come_back_at_different_times(
+    view: Any, least: int
+) -> None:
     # A browser waits for as long as it was told when its stream began.
     times = set()
     for _ in range(10):
-        async with open_stream(news) as stream:
+        async with open_stream(view) as stream:
             times.add(stream.reconnection_time or 0)
     assert len(times) > 1
-    assert all(3000 <= milliseconds <= 6000 for milliseconds in times)
+    assert all(least <= milliseconds <= 2 * least for milliseconds in times)
+
+
+@pytest.mark.jittered
+async def test_nobody_is_told_to_wait_for_longer_than_timers_can(settings: Settings) -> None:
+    settings.DJANGO_SSE = {"STORE": "memory", "RETRY": 2**31 - 1, "MAX_AGE": 1}
+    async with open_stream(news) as stream:
+        assert stream.reconnection_time == 2**31 - 1
+        await stream.rest()
+        assert stream.text.count(f"retry: {2**31 - 1}\n") == 2
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from contextlib import suppress
 
 from django_sse.groups.position import group_hash, parse_position
 from tests.live.client import EndOfStreamError, Response, connect
-from tests.live.engines import RETRY
 from tests.soak.verdict import Numbered, Stretch
 
 # What the kernel receives for a slow client while it does not read; it doubles it.
@@ -70,8 +69,8 @@ class Client:
         self.resets = 0
         self.slow_ends = 0
         self.slowest_recovery = 0.0
-        self.returns: list[tuple[float, float]] = []
-        """When it has left, and when it first tried to come back (monotonic seconds)."""
+        self.returns: list[float] = []
+        """When it first tried to come back, each time (monotonic seconds)."""
         self.slowest_delivery = 0.0
         self.other_answers: Counter[int] = Counter()
         self._ports = ports
@@ -89,6 +88,9 @@ class Client:
         self._left_at: float | None = None
         self._tried_at: float | None = None
         self._response: Response | None = None
+        # Of the connection: whether it has begun, and the client was told when to come back since.
+        self._has_position = False
+        self._sent_away = False
 
     @property
     def position(self) -> dict[str, int]:
@@ -156,6 +158,7 @@ class Client:
 
     async def _read(self, response: Response) -> None:
         rest = b""
+        self._has_position = self._sent_away = False
         while data := await response.read():
             *blocks, rest = (rest + data).split(b"\n\n")
             now = time.time()
@@ -164,8 +167,8 @@ class Client:
             if self._pauses and now > self._pause_at:
                 await asyncio.sleep(self._random.uniform(*_PAUSING_SECONDS))
                 self._pause_at = time.time() + self._random.uniform(*_READING_SECONDS)
-        # Sent away for any other reason, it is told to wait for longer.
-        if self._pauses and response.complete and self._retry == RETRY:
+        # Sent away for any other reason, it is told when to come back.
+        if self._pauses and response.complete and not self._sent_away:
             self.slow_ends += 1
 
     def _take(self, block: bytes, now: float) -> None:
@@ -178,8 +181,10 @@ class Client:
             name, _, value = line.partition(b": ")
             if name == b"retry":
                 self._retry = int(value) / 1000
+                self._sent_away = self._has_position
             elif name == b"id":
                 self._last_event_id = value
+                self._has_position = True
                 self._note_recovery()
                 if self._starts_anew:
                     self._starts_anew = False
@@ -195,7 +200,7 @@ class Client:
     def _note_recovery(self) -> None:
         if self._left_at is not None and self._tried_at is not None:
             self.slowest_recovery = max(self.slowest_recovery, time.monotonic() - self._left_at)
-            self.returns.append((self._left_at, self._tried_at))
+            self.returns.append(self._tried_at)
             self._left_at = self._tried_at = None
 
     def _take_event(self, text: bytes, now: float) -> None:

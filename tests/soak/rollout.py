@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -40,8 +40,7 @@ RETRY_SECONDS = 1.0
 # So that all find room at the one machine that is left, while one of its servers is restarted.
 MOST_STREAMS = CLIENTS
 _READY_SECONDS = 60
-# Of the window in which clients are told to come back.
-_TENTH = RETRY_SECONDS / 10
+CROWD_SECONDS = 0.1
 
 
 @dataclass
@@ -49,14 +48,14 @@ class Rollout:
     """What came of it: the row of the soak test, and how the clients were passed on.
 
     ``most_streams`` is the most that a server had, ``sent_back`` how many clients had to go to
-    another one, and ``crowd`` the largest share of a server's clients that came back within a tenth
-    of the time over which they were spread.
+    another one, and ``crowd`` how many tried to come back within the same tenth of a second, at
+    most.
     """
 
     row: Row
     most_streams: int
     sent_back: int
-    crowd: float
+    crowd: int
 
 
 class _RemoteServer(Server):
@@ -121,7 +120,6 @@ async def rollout(
             CLIENTS,
             answering=False,
         )
-        stopped_at: list[float] = []
 
         async def deploy(faults: Faults) -> None:
             for number in range(1, deploys + 1):
@@ -129,7 +127,6 @@ async def rollout(
                     asyncio.create_task(_cut(links[1], cut_seconds)) if number == deploys else None
                 )
                 for server in random.Random(f"{seed} {number}").sample(servers, len(servers)):
-                    stopped_at.append(time.monotonic())
                     await asyncio.to_thread(server.stop)
                     await asyncio.to_thread(server.start)
                     faults.counts["server deployed"] += 1
@@ -141,22 +138,19 @@ async def rollout(
                     faults.counts["machine cut off"] += 1
 
         row = await soak.run(deploy)
-        returns = sorted(back for client in soak.clients for _, back in client.returns)
-        crowds = [_crowd(soak, since) for since in stopped_at]
-        return Rollout(row, proxy.most_streams(), len(returns), max(crowds, default=0))
+        tries = sorted(tried for client in soak.clients for tried in client.returns)
+        return Rollout(row, proxy.most_streams(), len(tries), largest_crowd(tries))
 
 
-def _crowd(soak: Soak, since: float) -> float:
-    """Return the largest share of those that left just now that came back within a tenth of the
-    time over which they are spread."""
-    until = since + RETRY_SECONDS
-    backs = sorted(
-        back for client in soak.clients for left, back in client.returns if since <= left < until
+def largest_crowd(tries: Sequence[float]) -> int:
+    """Return how many clients tried to come back within the same tenth of a second, at most.
+
+    Args:
+        tries: When each did so first, in seconds and in order.
+    """
+    return max(
+        (bisect(tries, begin + CROWD_SECONDS) - n for n, begin in enumerate(tries)), default=0
     )
-    most = max(
-        (sum(begin <= back < begin + _TENTH for back in backs) for begin in backs), default=0
-    )
-    return most / max(len(backs), CLIENTS // 10)
 
 
 async def _cut(link: Link, seconds: float) -> None:
@@ -270,9 +264,9 @@ def main() -> int:
         rows.append(row)
         print(f"\n{row.engine}: {'passed' if row.passed else f'FAILED, see {directory}'}")
         print(
-            f"{result.sent_back} times a client came back; of one server's, {result.crowd:.0%} at "
-            f"most within {_TENTH:.1f} s; at most {result.most_streams} streams in a process "
-            f"(limit {MOST_STREAMS})"
+            f"{result.sent_back} times a client came back, at most {result.crowd} of {CLIENTS} "
+            f"within {CROWD_SECONDS} s; "
+            f"at most {result.most_streams} streams in a process (limit {MOST_STREAMS})"
         )
         print("\n".join([*row.complaints, *row.findings.examples]), flush=True)
     print(f"\n{table(rows)}")

@@ -8,6 +8,7 @@ import pytest
 
 from tests.live.engines import ENGINES
 from tests.live.servers import require
+from tests.soak.rollout import largest_crowd
 from tests.soak.run import soak
 from tests.soak.verdict import (
     Answered,
@@ -266,6 +267,14 @@ def test_the_table_calls_no_answer_endless_that_is_forgotten() -> None:
     ]
     row = Row("redis", 1, 5, 5, Counter(), Findings(), 0, 0, 0, [], answers)
     assert "2 of 5 words: 1x endless, 1x forgotten" in table([row])
+
+
+def test_clients_that_try_to_come_back_together_are_a_crowd() -> None:
+    spread = [number / 25 for number in range(50)]
+    assert largest_crowd(spread) == 3
+    together = [10 + number / 1000 for number in range(20)]
+    assert largest_crowd([*spread, *together]) == 20
+    assert largest_crowd([]) == 0
 
 
 def test_words_that_a_store_has_forgotten_are_missed_without_a_reset() -> None:

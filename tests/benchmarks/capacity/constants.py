@@ -21,7 +21,7 @@ class RedisCosts:
     store_idle: float
     """For a process in a second in which nothing happens."""
     store_event: float
-    """To number and keep an event."""
+    """To number and keep an event, with what the servers do by themselves meanwhile."""
     store_told: float
     """To tell a process of an event."""
 

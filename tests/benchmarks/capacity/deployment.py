@@ -153,8 +153,8 @@ class Deployment:
             # The first run warms up.
             if attempt and near and ran.kept_up(rate):
                 return ran
-            rate *= share / ran.busy
-        raise RuntimeError(f"The deployment does not keep up, {share:.0%} busy.")
+            rate = ran.rate * share / ran.busy
+        raise RuntimeError(f"At no rate near {rate:.0f} it is {share:.0%} busy and keeps up.")
 
     def rest(self, seconds: float) -> tuple[float, float]:
         """Do nothing for a while. Return the CPU seconds that the servers and Redis took."""

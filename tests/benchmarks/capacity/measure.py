@@ -1,4 +1,4 @@
-"""Measures the constants on this machine, with one process and one Redis."""
+"""Measures the constants on this machine, with one process, and one Redis or a cluster."""
 
 import time
 from dataclasses import dataclass
@@ -18,14 +18,15 @@ _SETTLE_SECONDS = 2
 _WARM_UP = 200
 _FEW = 20
 _NAMES = 10_000
-# Groups of one reader and of many, and about as many events a second as a plan lets a process have.
+# Groups of one reader and of many, and at about how many events a second a core is as busy as plans
+# let it be: that of Redis and the publisher, and that of the process.
 _ONE_READER = (_STREAMS, 1000)
 _MANY_READERS = (_STREAMS // 20, 600)
 
 
 @dataclass(frozen=True)
 class _Streams:
-    """What streams cost without events. CPU seconds are those of a second."""
+    """What streams cost without events: CPU seconds of a connect, and those of a second."""
 
     process_memory: float
     stream_memory: float
@@ -123,7 +124,7 @@ def _rest(deployment: Deployment) -> tuple[float, float]:
 
 
 def _push(deployment: Deployment, groups: int, rate: float) -> Ran:
-    # At the load of a plan: the more happens at once, the less each event costs.
+    # The more happens at once, the less each event costs.
     return deployment.push_until(Machine.busy, f"of-{groups}-", groups, _STREAMS // groups, rate)
 
 

@@ -37,11 +37,15 @@ def costs_table(costs: Constants) -> str:
         ["to ask for the state of a group, us", number(costs.state), ""],
         ["a connect, logged in, us", number(costs.connect), ""],
         ["a reconnect with a resume ticket, us", number(costs.reconnect), ""],
-        _row("Redis: an event, us", "store_event", *both),
+        _row("Redis, all servers: an event, us", "store_event", *both),
         _row("Redis: to tell a process of an event, us", "store_told", *both),
         ["Redis: the name of a group that has changed, us", number(costs.store_name), ""],
         ["... and the state of a group, us", number(costs.store_state), ""],
-        _row("Redis: a process to which nothing happens, us a second", "store_idle", *both),
+        _row(
+            "Redis, all servers: a process to which nothing happens, us a second",
+            "store_idle",
+            *both,
+        ),
         _row("`publish`, us of the publisher", "publish", *both),
         _row("`publish`, waits for, ms", "wait", *both),
     ]

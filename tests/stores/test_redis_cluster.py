@@ -25,7 +25,7 @@ from django_sse.stores.redis import RedisStore, routing, script
 from django_sse.stores.redis import store as redis_store
 from django_sse.stores.redis.discovery import ClusterDiscovery
 from django_sse.stores.redis.keys import ClusterKeys
-from django_sse.stores.redis.url import place_in
+from django_sse.stores.redis.url import Address, place_in
 from django_sse.streaming.roster import log_of
 from django_sse.testing.stores import (
     append,
@@ -614,6 +614,22 @@ async def test_a_master_that_goes_on_after_a_failover_is_left_before_it_knows(
             assert texts(await get_store().aread("news", 0, 100_000))[-1] == last
     finally:
         redis_sentinels.tell(old)
+
+
+async def test_a_server_that_is_left_while_it_is_read_keeps_no_connection(
+    redis_server: RedisServer,
+) -> None:
+    readers = routing._Readers({"socket_timeout": 10}, tls=False)
+    asking = asyncio.create_task(
+        readers.ask(Address("127.0.0.1", redis_server.port), [("BLPOP", "slow", 5)])
+    )
+    while b"cmd=blpop" not in redis_server.command("CLIENT", "LIST"):
+        await asyncio.sleep(0.01)
+    await readers.drop_all_but([])
+    redis_server.command("RPUSH", "slow", "done")
+    assert [list(reply) for reply in await asking] == [[b"slow", b"done"]]
+    while b"cmd=blpop" in redis_server.command("CLIENT", "LIST"):
+        await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

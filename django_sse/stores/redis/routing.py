@@ -492,24 +492,29 @@ class _Readers:
 
     async def ask(self, address: Address, commands: Sequence[Sequence[Any]]) -> Any:
         """Return the replies to commands, or the error of the connection."""
+        client = self._client(address)
         try:
-            async with self._client(address).pipeline(transaction=False) as pipe:
+            async with client.pipeline(transaction=False) as pipe:
                 for command in commands:
                     pipe.execute_command(*command)
                 return await pipe.execute(raise_on_error=False)
         except _BROKEN as error:
             return error
+        finally:
+            if self._clients.get(address) is not client:
+                # It was dropped meanwhile, with the connection that was in use.
+                await asyncio.shield(spawn(_disconnect_idle(client)))
 
     async def drop_all_but(self, addresses: Collection[Address]) -> None:
         """Drop the clients of servers that have no slot any more."""
         for address in self._clients.keys() - addresses:
             # Reads under way go on.
-            await self._clients.pop(address).connection_pool.disconnect(inuse_connections=False)
+            await _disconnect_idle(self._clients.pop(address))
 
     async def disconnect(self) -> None:
         # Reads under way go on. Their connections are closed when the loop ends.
         for client in list(self._clients.values()):
-            await client.connection_pool.disconnect(inuse_connections=False)
+            await _disconnect_idle(client)
 
     async def aclose(self) -> None:
         for client in list(self._clients.values()):
@@ -530,6 +535,10 @@ def _reading_pool(address: Address, options: Mapping[str, Any], *, tls: bool) ->
         **options,
         retry=AsyncRetry(NoBackoff(), 0),
     )
+
+
+async def _disconnect_idle(client: redis.asyncio.Redis) -> None:
+    await client.connection_pool.disconnect(inuse_connections=False)
 
 
 def _nobody_has_it() -> ClusterError:

@@ -1,7 +1,7 @@
 """``python -m tests.benchmarks.bloat``: prints how large PostgreSQL's tables become under load.
 
-Two processes publish events of 100 bytes to 50 groups, a hundred at a time. Events stay for a
-minute. Nobody reads, so that only publishers trim. PostgreSQL has its default settings.
+Two processes publish events of 100 bytes, a hundred at a time to each of 50 groups in turn. Events
+stay for a minute. Nobody reads, so that only publishers trim. PostgreSQL has its default settings.
 """
 
 import argparse

@@ -212,6 +212,7 @@ PARTS = st.lists(
 )
 
 
+@pytest.mark.once
 @settings(deadline=None, max_examples=500)
 @given(PARTS, PARTS)
 def test_different_parts_never_make_the_same_name(one: list[Any], other: list[Any]) -> None:
@@ -221,6 +222,7 @@ def test_different_parts_never_make_the_same_name(one: list[Any], other: list[An
     assert validate_group(group_name(*one)) != validate_group(group_name(*other))
 
 
+@pytest.mark.once
 @settings(deadline=None, max_examples=500)
 @given(PARTS)
 def test_a_short_name_says_what_it_was_made_of(parts: list[Any]) -> None:

@@ -482,6 +482,16 @@ class Shows(EventStreamView):
             await asyncio.sleep(0.001)
 
 
+@pytest.fixture
+def quick_collector() -> Iterator[None]:
+    """The garbage collector does not look at what other tests have left, which takes seconds."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("quick_collector")
 async def test_a_stream_that_the_garbage_collector_ends_complains_of_nothing() -> None:
     """As where a server cuts it off: Django before 6.1 does not close it then."""
     complaints: list[Any] = []

@@ -29,6 +29,8 @@ from django_sse.streaming.encoded_events import Batch, EncodedEvent
 from django_sse.streaming.hub import current_hub, open_streams
 from django_sse.streaming.stream import Stream
 
+pytestmark = pytest.mark.once
+
 GROUPS = ["a", "b"]
 KEPT = 5
 # More turns of the loop than anything takes that does not wait for time to pass.

@@ -1,8 +1,8 @@
 """``python -m tests.benchmarks.apps.flood RATE GROUPS``: publishes to a database, and nothing else.
 
-It publishes so many events of 100 bytes in a second to so many groups in turn, a hundred at a time,
-until it is ended. ``BENCH_SETTINGS`` has Django's settings in JSON. ``migrate`` instead of the
-arguments makes the tables.
+It publishes so many events of 100 bytes in a second, a hundred at a time to each of so many groups
+in turn, until it is ended. ``BENCH_SETTINGS`` has Django's settings in JSON. ``migrate`` instead of
+the arguments makes the tables.
 """
 
 import json
@@ -27,8 +27,7 @@ def flood(rate: float, groups: int) -> None:
     begun = time.monotonic()
     for turn in count(1):
         time.sleep(max(begun + turn * _AT_ONCE / rate - time.monotonic(), 0))
-        first = turn * _AT_ONCE
-        publish_many((f"group-{n % groups}", _PAYLOAD) for n in range(first, first + _AT_ONCE))
+        publish_many([(f"group-{turn % groups}", _PAYLOAD)] * _AT_ONCE)
 
 
 if __name__ == "__main__":

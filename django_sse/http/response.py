@@ -28,7 +28,7 @@ from django_sse.http.refusals import (
 from django_sse.http.stream_views import hand_off_of
 from django_sse.logs import log_once, logger
 from django_sse.streaming.hub import current_hub
-from django_sse.streaming.jitter import first_retry, jittered_retry, jittered_seconds
+from django_sse.streaming.jitter import first_retry, jittered_retry, jittered_seconds, retry_field
 from django_sse.streaming.limits import TooManyStreams
 from django_sse.streaming.stream import HEARTBEAT, Phase, StoreAwayError, Stream
 from django_sse.streaming.tally import refusals
@@ -159,8 +159,7 @@ def unavailable(
 def throttled(request: HttpRequest, seconds: float) -> HttpResponseBase:
     """Return the refusal of an EventSource that is to come back, but not before some seconds."""
     refusals.note(THROTTLED)
-    wait = round((seconds + jittered_seconds()) * 1000)
-    soft = EventStreamResponse(request, _chunks(Event(retry=wait).encode()))
+    soft = EventStreamResponse(request, _chunks(retry_field(seconds + jittered_seconds())))
     soft[REFUSED_STATUS] = "429"
     return soft
 

@@ -19,14 +19,14 @@ def jittered_seconds() -> float:
 
 
 def longest_jittered_seconds() -> float:
-    """Return the longest time after which a client is told to come back, in seconds."""
+    """Return the longest time that a client is told when its stream ends, in seconds."""
     # If RETRY is below half a second, clients would come nearly all at once.
     return 2 * max(conf().RETRY / 1000, 0.5)
 
 
 def jittered_retry() -> bytes:
     """Return a ``retry`` field that lets a client reconnect after a random time."""
-    return _retry(jittered_seconds() * 1000)
+    return retry_field(jittered_seconds())
 
 
 def first_retry(milliseconds: int) -> bytes:
@@ -35,11 +35,12 @@ def first_retry(milliseconds: int) -> bytes:
     A browser keeps the time that it was last told, and waits for it whenever the connection is
     lost. Told the same, all clients of a server that crashed would come back at the same moment.
     """
-    return _retry(uniform(1, 2) * milliseconds)
+    return retry_field(uniform(1, 2) * milliseconds / 1000)
 
 
-def _retry(milliseconds: float) -> bytes:
-    return Event(retry=min(round(milliseconds), _MOST_MILLISECONDS)).encode()
+def retry_field(seconds: float) -> bytes:
+    """Return a ``retry`` field that lets a client reconnect after so many seconds."""
+    return Event(retry=min(round(seconds * 1000), _MOST_MILLISECONDS)).encode()
 
 
 def jittered_age() -> float:

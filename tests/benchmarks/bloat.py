@@ -70,19 +70,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in _lines(session, options.minutes, options.every):
             print(line, flush=True)
             if any(process.poll() is not None for process in floods):
-                print("A publisher has failed.")
-                return 1
-    return 0
+                break
+        else:
+            return 0
+    print("A publisher has failed.")
+    return 1
 
 
 def _lines(session: psycopg.Connection, minutes: float, every: float) -> Iterator[str]:
     """Give the rows of the table, from the first event on."""
     deadline = time.monotonic() + _START_SECONDS
-    while not _size(session, _TABLES[0]).inserted:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"Nothing was published in {_START_SECONDS} seconds.")
+    while not (inserted := _size(session, _TABLES[0]).inserted) and time.monotonic() < deadline:
         time.sleep(0.1)
-    inserted, begun = 0, time.monotonic()
+    begun = time.monotonic()
     for row in range(1, round(minutes * 60 / every) + 1):
         time.sleep(max(begun + row * every - time.monotonic(), 0))
         events, groups = (_size(session, table) for table in _TABLES)

@@ -1,4 +1,4 @@
-"""The tables that PostgreSQL has under load are measured, and those that it has not are not."""
+"""The program that measures PostgreSQL's tables prints what is published."""
 
 import pytest
 

@@ -19,6 +19,7 @@ from django_sse.decorators import event_generator
 from django_sse.groups.entries import GroupState
 from django_sse.stores.memory import MemoryStore
 from django_sse.streaming.hub import open_streams
+from django_sse.streaming.jitter import retry_field
 from django_sse.streaming.permission_rechecks import PermissionRechecks
 from django_sse.views import EventStreamView
 from tests.streams import (
@@ -163,6 +164,11 @@ async def test_clients_of_a_server_that_crashes_come_back_at_different_times(
             times.add(stream.reconnection_time or 0)
     assert len(times) > 1
     assert all(least <= milliseconds <= 2 * least for milliseconds in times)
+
+
+def test_a_time_to_come_back_is_one_that_timers_hold() -> None:
+    assert retry_field(1.5) == b"retry: 1500\n\n"
+    assert retry_field(10**7) == b"retry: 2147483647\n\n"
 
 
 @pytest.mark.jittered

@@ -88,8 +88,7 @@ class Client:
         self._left_at: float | None = None
         self._tried_at: float | None = None
         self._response: Response | None = None
-        # Of the connection: whether it has begun, and the client was told when to come back since.
-        self._has_position = False
+        # Whether it was told when to come back, and no position since, with which a stream begins.
         self._sent_away = False
 
     @property
@@ -158,7 +157,7 @@ class Client:
 
     async def _read(self, response: Response) -> None:
         rest = b""
-        self._has_position = self._sent_away = False
+        self._sent_away = False
         while data := await response.read():
             *blocks, rest = (rest + data).split(b"\n\n")
             now = time.time()
@@ -181,10 +180,10 @@ class Client:
             name, _, value = line.partition(b": ")
             if name == b"retry":
                 self._retry = int(value) / 1000
-                self._sent_away = self._has_position
+                self._sent_away = True
             elif name == b"id":
                 self._last_event_id = value
-                self._has_position = True
+                self._sent_away = False
                 self._note_recovery()
                 if self._starts_anew:
                     self._starts_anew = False

@@ -40,21 +40,20 @@ RETRY_SECONDS = 1.0
 # So that all find room at the one machine that is left, while one of its servers is restarted.
 MOST_STREAMS = CLIENTS
 _READY_SECONDS = 60
-CROWD_SECONDS = 0.1
+_CROWD_SECONDS = 0.1
 
 
 @dataclass
 class Rollout:
     """What came of it: the row of the soak test, and how the clients were passed on.
 
-    ``most_streams`` is the most that a server had, ``sent_back`` how many clients had to go to
-    another one, and ``crowd`` how many tried to come back within the same tenth of a second, at
-    most.
+    ``most_streams`` is the most that a server had, ``returns`` how many times a client came back,
+    and ``crowd`` how many tried to come back within the same tenth of a second, at most.
     """
 
     row: Row
     most_streams: int
-    sent_back: int
+    returns: int
     crowd: int
 
 
@@ -149,7 +148,7 @@ def largest_crowd(tries: Sequence[float]) -> int:
         tries: When each did so first, in seconds and in order.
     """
     return max(
-        (bisect(tries, begin + CROWD_SECONDS) - n for n, begin in enumerate(tries)), default=0
+        (bisect(tries, begin + _CROWD_SECONDS) - n for n, begin in enumerate(tries)), default=0
     )
 
 
@@ -264,8 +263,8 @@ def main() -> int:
         rows.append(row)
         print(f"\n{row.engine}: {'passed' if row.passed else f'FAILED, see {directory}'}")
         print(
-            f"{result.sent_back} times a client came back, at most {result.crowd} of {CLIENTS} "
-            f"within {CROWD_SECONDS} s; "
+            f"{result.returns} times a client came back, at most {result.crowd} of {CLIENTS} "
+            f"within {_CROWD_SECONDS} s; "
             f"at most {result.most_streams} streams in a process (limit {MOST_STREAMS})"
         )
         print("\n".join([*row.complaints, *row.findings.examples]), flush=True)

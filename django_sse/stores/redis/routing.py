@@ -11,7 +11,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import inf
 from time import monotonic
@@ -503,7 +503,7 @@ class _Readers:
         finally:
             if self._clients.get(address) is not client:
                 # It was dropped meanwhile, with the connection that was in use.
-                await asyncio.shield(spawn(_disconnect_idle(client)))
+                await _disconnect_idle(client)
 
     async def drop_all_but(self, addresses: Collection[Address]) -> None:
         """Drop the clients of servers that have no slot any more."""
@@ -538,7 +538,15 @@ def _reading_pool(address: Address, options: Mapping[str, Any], *, tls: bool) ->
 
 
 async def _disconnect_idle(client: redis.asyncio.Redis) -> None:
-    await client.connection_pool.disconnect(inuse_connections=False)
+    """Close the connections of a client that nobody uses now."""
+
+    async def disconnect() -> None:
+        # A server that is lost may not answer a goodbye.
+        with suppress(*_BROKEN):
+            await client.connection_pool.disconnect(inuse_connections=False)
+
+    # Shielded: redis-py leaves connections open if it is cancelled.
+    await asyncio.shield(spawn(disconnect()))
 
 
 def _nobody_has_it() -> ClusterError:

@@ -154,7 +154,10 @@ class Deployment:
             if attempt and near and ran.kept_up(rate):
                 return ran
             rate = ran.rate * share / ran.busy
-        raise RuntimeError(f"At no rate near {rate:.0f} it is {share:.0%} busy and keeps up.")
+        raise RuntimeError(
+            f"It does not keep up, or is never {share:.0%} busy: last at {ran.rate:.0f} events a "
+            "second."
+        )
 
     def rest(self, seconds: float) -> tuple[float, float]:
         """Do nothing for a while. Return the CPU seconds that the servers and Redis took."""

@@ -18,8 +18,8 @@ _SETTLE_SECONDS = 2
 _WARM_UP = 200
 _FEW = 20
 _NAMES = 10_000
-# Groups of one reader and of many, and at about how many events a second a core is as busy as plans
-# let it be: that of Redis and the publisher, and that of the process.
+# Groups of one reader and of many, each with about the events a second that make the fuller core as
+# busy as in a plan.
 _ONE_READER = (_STREAMS, 1000)
 _MANY_READERS = (_STREAMS // 20, 600)
 

@@ -122,6 +122,7 @@ def write(costs: Constants, done: Sequence[Check], about: str) -> None:
         about=about,
         costs=costs_table(costs),
         checks=checks_table(done),
+        worst=f"{max(abs(check.error) for check in done):.0%}",
         sites=plans_table(costs, SITES, Machine()),
     )
     (ROOT / "docs" / _PAGE).write_text(page)

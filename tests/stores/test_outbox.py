@@ -336,6 +336,24 @@ async def test_who_is_let_in_and_kicked_in_one_transaction_is_kicked(
     assert (await state(store, user_key(7))).cancelled
 
 
+async def test_each_look_numbers_something_however_slow_the_database_is(
+    database_store: DatabaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("django_sse.stores.database.store._NUMBERING_SECONDS", 0)
+    store = database_store
+
+    def leave_behind() -> None:
+        with transaction.atomic(using=store.using):
+            store._stage([event("a", "first"), event("b", "second")])
+
+    await sync_to_async(leave_behind)()
+    _, cursor = await store.achanged(None, set())
+    assert (await state(store, "a")).head
+    assert not (await state(store, "b")).head
+    await store.achanged(cursor, set())
+    assert (await state(store, "b")).head
+
+
 async def test_who_publishes_between_a_commit_and_its_hook_tells_of_its_kick_first(
     database_store: DatabaseStore,
 ) -> None:

@@ -30,7 +30,7 @@ _TABLES = "django_sse_storedevent", "django_sse_eventgroup"
 
 
 @dataclass(frozen=True)
-class Size:
+class _Size:
     """What a table has, and what became of it since the server started."""
 
     inserted: int
@@ -94,7 +94,7 @@ def _lines(session: psycopg.Connection, minutes: float, every: float) -> Iterato
         inserted = events.inserted
 
 
-def _size(session: psycopg.Connection, table: str) -> Size:
+def _size(session: psycopg.Connection, table: str) -> _Size:
     statement = SQL("""
         SELECT n_tup_ins, (SELECT count(*) FROM {}), n_dead_tup, autovacuum_count,
             pg_total_relation_size(relid) / 1048576.0
@@ -103,7 +103,7 @@ def _size(session: psycopg.Connection, table: str) -> Size:
     row = session.execute(statement).fetchone()
     assert row
     inserted, rows, dead, vacuums, mib = row
-    return Size(inserted, rows, dead, vacuums, float(mib))
+    return _Size(inserted, rows, dead, vacuums, float(mib))
 
 
 def _settings(port: int) -> dict[str, object]:

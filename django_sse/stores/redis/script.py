@@ -118,6 +118,11 @@ def is_of_wrong_server(reply: Any) -> bool:
 
 
 def raise_first_error(replies: list[Any]) -> list[Any]:
+    """Return replies of which none is an error.
+
+    Raises:
+        Exception: The first that is one.
+    """
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply

@@ -22,6 +22,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.expected_conditions import alert_is_present
 from selenium.webdriver.support.wait import WebDriverWait
 
+from tests.lines import whole_lines
 from tests.live.client import SECONDS
 from tests.live.network import Network
 from tests.live.servers import unavailable
@@ -179,7 +180,7 @@ class Requests:
             target: A path with its query, but for ``lastEventId``.
         """
         came: dict[str, Request] = {}
-        for line in self.path.read_text().splitlines():
+        for line in whole_lines(self.path):
             number, what, at, of, last_event_id = json.loads(line)
             if of != target:
                 continue

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from django_sse.event import Decoder
+from tests.lines import whole_lines
 from tests.live.browser import Browser, Tab
 from tests.live.readers import npm
 from tests.live.servers import ROOT, unavailable
@@ -87,8 +88,7 @@ class ProcessReader(Reader):
 
     @property
     def reports(self) -> list[dict[str, str]]:
-        complete, _, _ = self.output.read_bytes().rpartition(b"\n")
-        return [json.loads(line) for line in complete.splitlines()]
+        return [json.loads(line) for line in whole_lines(self.output)]
 
     @property
     def has_ended(self) -> bool:

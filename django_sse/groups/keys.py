@@ -41,7 +41,15 @@ def accepted_keys(purpose: str) -> list[bytes]:
 
 def signature(key: bytes, message: bytes) -> bytes:
     """Return the HMAC-SHA-256 of a message (RFC 2104): 32 bytes."""
-    return hmac.digest(key, message, _HASH)
+    # A copy, since to begin with a key takes longer than all else: one is made for each event.
+    signing = _keyed(key).copy()
+    signing.update(message)
+    return signing.digest()
+
+
+@lru_cache(maxsize=64)
+def _keyed(key: bytes) -> hmac.HMAC:
+    return hmac.new(key, digestmod=_HASH)
 
 
 @lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
 from functools import partial
+from inspect import iscoroutinefunction
 from typing import Any, Final, cast
 
 from django.http import StreamingHttpResponse
@@ -201,7 +202,11 @@ class HandOff:
             # The server has cut the stream off. Django, or its TaskGroup before Python 3.13, loses
             # that if it happens at the end of the request.
             raise asyncio.CancelledError
-        stream.serve(self._send_chunk, in_place=self._in_place)
+        # Granian's returns another awaitable, which cannot be begun outside of a task.
+        is_coroutine = iscoroutinefunction(self._send)
+        stream.serve(
+            self._send_chunk if is_coroutine else self._await_chunk, in_place=self._in_place
+        )
         try:
             async with asyncio.timeout(None) as self._receiving:
                 stream.ended.add_done_callback(self._stop_receiving)
@@ -289,6 +294,9 @@ class HandOff:
     def _send_chunk(self, chunk: bytes) -> Awaitable[None]:
         # Not a coroutine of its own: it is called for each stream and event.
         return self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def _await_chunk(self, chunk: bytes) -> None:
+        await self._send_chunk(chunk)
 
     async def _send_end(self, last_chunk: bytes = b"") -> None:
         self._over = True

@@ -1,6 +1,5 @@
 """The event store that ``DJANGO_SSE["STORE"]`` chooses."""
 
-from functools import cache
 from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
@@ -18,7 +17,8 @@ STORES: Final = {
 }
 
 
-_making_lock = ForkSafeLock()
+_making_lock: Final = ForkSafeLock()
+_store: EventStore | None = None
 
 
 def get_store() -> EventStore:
@@ -27,12 +27,19 @@ def get_store() -> EventStore:
     Raises:
         ImproperlyConfigured: ``STORE`` names no event store, or the store rejects its options.
     """
-    with _making_lock:
-        return _make_store()
+    # Without the lock where there is one: this is asked for each event.
+    return _make_store() if _store is None else _store
 
 
-@cache
 def _make_store() -> EventStore:
+    global _store
+    with _making_lock:
+        if _store is None:
+            _store = _new_store()
+        return _store
+
+
+def _new_store() -> EventStore:
     chosen = conf().STORE
     backend, options = (
         (chosen, {}) if isinstance(chosen, str) else (chosen["BACKEND"], chosen.get("OPTIONS", {}))
@@ -53,14 +60,16 @@ def _make_store() -> EventStore:
 
 def forget_store(kind: type[EventStore] = EventStore) -> None:
     """Have the next caller of ``get_store`` make another one, if the store is of some kind."""
+    global _store
     with _making_lock:
-        if _make_store.cache_info().currsize and isinstance(_make_store(), kind):
-            _make_store.cache_clear()
+        if isinstance(_store, kind):
+            _store = None
 
 
 def _forget_changed(*, setting: str, **kwargs: Any) -> None:
+    global _store
     if setting == SETTING:
-        _make_store.cache_clear()
+        _store = None
 
 
 setting_changed.connect(_forget_changed)

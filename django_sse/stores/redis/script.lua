@@ -1,7 +1,6 @@
 -- The operations of the redis store. Each is one step: nothing else runs in Redis meanwhile.
 --
--- ARGV: the operation; the trust; HISTORY_SIZE; HISTORY_AGE, GROUP_TTL, CANCEL_TTL and PRODUCER_KEEP
--- in milliseconds ("" for none); then the operation's own arguments. KEYS: for each group its hash and
+-- ARGV: the operation; the trust; the limits; then the operation's own arguments. KEYS: for each group its hash and
 -- its stream; for "mark", "ring" and "changes" the set of changes; for "producing", "lapsed" and "ended" the
 -- set of groups with a producer; for "newest", and for "append" and "check" after those of all
 -- groups if some events have a key, the newest event of each key of a group, and the set of these keys
@@ -12,14 +11,20 @@
 -- server may have handed over the slot. "?" has the call refused with FOREIGN, so that the client
 -- asks all servers for their runs, and calls again with these, separated by commas.
 --
+-- The limits: HISTORY_SIZE and MAX_KEYS, then HISTORY_AGE, GROUP_TTL, CANCEL_TTL and PRODUCER_KEEP in
+-- milliseconds, "-" for none. They are one text: to pack an argument takes clients longer than its bytes do.
+--
 -- The hash: `first`, `head`, `cancelled`, `closing` (the wire of the close that cancelled the
 -- group), `producer`, `renewed` (both as in `Numbering`) and `run`. The stream: an entry's id is its
 -- number and the milliseconds of its append.
 
 local operation, trust = ARGV[1], ARGV[2]
 local durable = trust == '1'
-local history_size, history_age, group_ttl = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local cancel_ttl, producer_keep = tonumber(ARGV[6]), tonumber(ARGV[7])
+local limits = {}
+for limit in (ARGV[3] or ''):gmatch('%S+') do
+  limits[#limits + 1] = tonumber(limit) or false
+end
+local history_size, most_keys, history_age, group_ttl, cancel_ttl, producer_keep = unpack(limits)
 
 -- The most entries that one call drops because of their age.
 local TRIM_STEPS = 100
@@ -57,7 +62,7 @@ end
 
 if operation == 'mark' then
   local score = text(math.max(now, last_change() + 1))
-  for i = 8, #ARGV do
+  for i = 4, #ARGV do
     redis.call('ZADD', KEYS[1], score, ARGV[i])
   end
   local old = redis.call(
@@ -74,11 +79,11 @@ if operation == 'ring' then
   if redis.call('INFO', 'replication'):find('role:slave', 1, true) then
     return redis.error_reply('READONLY This server is a replica.')
   end
-  return redis.call(ARGV[8], ARGV[9], ARGV[10])
+  return redis.call(ARGV[4], ARGV[5], ARGV[6])
 end
 
 if operation == 'producing' then
-  for i = 8, #ARGV do
+  for i = 4, #ARGV do
     redis.call('ZADD', KEYS[1], text(now), ARGV[i])
   end
   return 0
@@ -86,14 +91,14 @@ end
 
 if operation == 'lapsed' then
   return redis.call(
-    'ZRANGEBYSCORE', KEYS[1], '-inf', text(now - tonumber(ARGV[8])), 'LIMIT', ARGV[9], ARGV[10]
+    'ZRANGEBYSCORE', KEYS[1], '-inf', text(now - tonumber(ARGV[4])), 'LIMIT', ARGV[5], ARGV[6]
   )
 end
 
 if operation == 'ended' then
-  for i = 9, #ARGV do
+  for i = 5, #ARGV do
     -- Another producer may have begun there meanwhile.
-    if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[i]) or now) <= now - tonumber(ARGV[8]) then
+    if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[i]) or now) <= now - tonumber(ARGV[4]) then
       redis.call('ZREM', KEYS[1], ARGV[i])
     end
   end
@@ -102,7 +107,7 @@ end
 
 -- Returns the entries from a number on, until the page has `limit` entries or `room` bytes.
 if operation == 'read' then
-  local from, limit, room = ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
+  local from, limit, room = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
   local page = {}
   while #page < limit do
     local some = redis.call(
@@ -125,9 +130,9 @@ end
 
 -- Returns the newest event of each key from a number on, as "read" does.
 if operation == 'newest' then
-  local limit, room = tonumber(ARGV[9]), tonumber(ARGV[10])
+  local limit, room = tonumber(ARGV[5]), tonumber(ARGV[6])
   local page = {}
-  local keys = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. ARGV[8], '+inf', 'LIMIT', 0, limit)
+  local keys = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. ARGV[4], '+inf', 'LIMIT', 0, limit)
   for _, key in ipairs(keys) do
     local kept = redis.call('HGET', KEYS[1], key)
     if kept then
@@ -164,12 +169,12 @@ if operation == 'changes' or operation == 'run' then
   if operation == 'run' then
     return run
   end
-  local last, since, names = last_change(), tonumber(ARGV[8]), false
+  local last, since, names = last_change(), tonumber(ARGV[4]), false
   if since == last then
     names = {}
   elseif since and since >= now - CHANGES_KEPT then
-    local most = tonumber(ARGV[9])
-    names = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[8], '+inf', 'LIMIT', 0, most + 1)
+    local most = tonumber(ARGV[5])
+    names = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[4], '+inf', 'LIMIT', 0, most + 1)
     -- More of them are not told: to ask for the few that a hub follows costs less.
     names = #names > most and #names or names
   end
@@ -263,7 +268,6 @@ end
 local CANCELLED, PRODUCING, MOVED = -1, -2, -3
 
 local function take(group, kind, wire, exclude, at, producer, staged)
-  at, producer = tonumber(at), tonumber(producer)
   if kind == 'EXPECT' then
     return at == group.head and 0 or MOVED
   elseif kind == 'LAPSE' then
@@ -377,7 +381,7 @@ local function keep_newest(group, time, in_next)
       redis.call('HSET', group.newest, key, cmsgpack.pack({id, entry.wire, entry.exclude or ''}))
     end
   end
-  local surplus = redis.call('ZCARD', group.keys) - group.most_keys
+  local surplus = redis.call('ZCARD', group.keys) - most_keys
   if surplus > 0 then
     forget_keys(group, math.min(surplus, #group.added + KEY_STEPS))
   end
@@ -444,7 +448,7 @@ if operation == 'state' or operation == 'lease' or operation == 'new_run' then
   if group.foreign then
     return redis.error_reply(FOREIGN)
   end
-  local above = operation == 'new_run' and tonumber(ARGV[8]) or 0
+  local above = operation == 'new_run' and tonumber(ARGV[4]) or 0
   if group.head < above then
     begin_run(group, above)
   end
@@ -481,23 +485,22 @@ end
 -- Otherwise, it returns one text, which clients parse faster than a table: the number of each entry (0 for none), then each group's head and whether it is cancelled.
 -- If closes were added: a table of this text and, for each group, the wire of its close or ''.
 if operation == 'append' or operation == 'check' then
-  local count, most_keys, staged = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10] == '1'
+  local count, staged = tonumber(ARGV[4]), ARGV[5] == '1'
   local groups, words, reply, closes = {}, {}, {}, false
   for i = 1, count do
     groups[i] = load(i, count)
     if groups[i].foreign then
       return redis.error_reply(FOREIGN)
     end
-    groups[i].most_keys = most_keys
   end
   -- Nothing is written before all entries are accepted.
-  for i = 13 + count, #ARGV, 6 do
-    local index = tonumber(ARGV[i])
+  for i = 8 + count, #ARGV, 2 do
+    local index, kind, at, producer, exclude = ARGV[i]:match('^(%S+) (%S+) (%S+) (%S+) (.*)$')
     local number = take(
-      groups[index], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5], staged
+      groups[tonumber(index)], kind, ARGV[i + 1], exclude, tonumber(at), tonumber(producer), staged
     )
     if number < 0 then
-      return {number, index}
+      return {number, tonumber(index)}
     end
     table.insert(words, text(number))
   end
@@ -514,7 +517,7 @@ if operation == 'append' or operation == 'check' then
   end
   for i, group in ipairs(groups) do
     if group.changed then
-      ring(group, ARGV[11], ARGV[12], ARGV[12 + i])
+      ring(group, ARGV[6], ARGV[7], ARGV[7 + i])
     end
   end
   reply[1] = table.concat(words, ' ')

@@ -12,7 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS
 
 from django_sse.concurrency.tasks import heeding_cancel
-from django_sse.conf import conf
+from django_sse.conf import Conf, conf
 from django_sse.event import KEY_FIELD
 from django_sse.exceptions import (
     AlreadyProducing,
@@ -103,6 +103,7 @@ class RedisStore(EventStore):
         self.url = url
         self._prefix = prefix
         self._durable = durable
+        self._known_limits: tuple[Conf | None, str] = (None, "")
 
     @cached_property
     def _place(self) -> Place | None:
@@ -319,7 +320,6 @@ class RedisStore(EventStore):
             operation,
             keys,
             len(groups),
-            conf().MAX_KEYS,
             int(staged),
             self._keys.publishing,
             doorbell_secret(),
@@ -328,12 +328,9 @@ class RedisStore(EventStore):
                 argument
                 for entry in entries
                 for argument in (
-                    index[entry.group],
-                    entry.kind.name,
+                    f"{index[entry.group]} {entry.kind.name} {entry.at} {entry.producer} "
+                    f"{entry.exclude}",
                     entry.wire,
-                    entry.exclude,
-                    entry.at,
-                    entry.producer,
                 )
             ),
         )
@@ -346,16 +343,21 @@ class RedisStore(EventStore):
 
     def _call(self, operation: str, keys: Sequence[str], *arguments: Any) -> Call:
         """Return the arguments of EVALSHA after the script's name."""
-        common = (
-            operation,
-            "1" if self._durable else self._servers.trust,
-            conf().HISTORY_SIZE,
-            _milliseconds(conf().HISTORY_AGE),
-            _milliseconds(conf().GROUP_TTL),
-            _milliseconds(conf().CANCEL_TTL),
-            _milliseconds(conf().PRODUCER_KEEP),
-        )
-        return (len(keys), *keys, *common, *arguments)
+        trust = "1" if self._durable else self._servers.trust
+        return (len(keys), *keys, operation, trust, self._limits(), *arguments)
+
+    def _limits(self) -> str:
+        settings, limits = self._known_limits
+        if settings is not conf():
+            settings = conf()
+            limits = (
+                f"{settings.HISTORY_SIZE} {settings.MAX_KEYS} "
+                f"{_milliseconds(settings.HISTORY_AGE)} {_milliseconds(settings.GROUP_TTL)} "
+                f"{_milliseconds(settings.CANCEL_TTL)} {_milliseconds(settings.PRODUCER_KEEP)}"
+            )
+            # Kept, since it is sent with each call.
+            self._known_limits = settings, limits
+        return limits
 
     def _mark(self, shard: int, groups: Sequence[str]) -> Call:
         return self._call("mark", [self._keys.changes(shard)], *groups)
@@ -490,8 +492,8 @@ def _entries(rows: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Entry]:
     ]
 
 
-def _milliseconds(seconds: float) -> int | str:
-    return max(int(seconds * 1000), 1) if seconds else ""
+def _milliseconds(seconds: float) -> str:
+    return str(max(int(seconds * 1000), 1)) if seconds else "-"
 
 
 def _state(reply: Sequence[int]) -> GroupState:

@@ -43,7 +43,6 @@ from django_sse.access.owners import (
     user_key,
 )
 from django_sse.concurrency.tasks import must_propagate
-from django_sse.concurrency.threads import close_old_connections
 from django_sse.logs import log_once, logger
 
 Item = TypeVar("Item")
@@ -85,11 +84,7 @@ def check_logins(logins: Collection[Login]) -> LoginCheck:
     Raises:
         Exception: The users could not be read.
     """
-    close_old_connections()
-    try:
-        users = _users({login.user for login in logins})
-    finally:
-        close_old_connections()
+    users = _users({login.user for login in logins})
     checked = LoginCheck()
     failed = False
     for login in logins:
@@ -162,13 +157,7 @@ def without_session(logins: Collection[Login]) -> set[Login]:
     for login in logins:
         if login.session_store and login.session_key:
             keys.setdefault(login.session_store, set()).add(login.session_key)
-    close_old_connections()
-    try:
-        gone = {
-            (store, key) for store in keys for key in keys[store] - _existing(store, keys[store])
-        }
-    finally:
-        close_old_connections()
+    gone = {(store, key) for store in keys for key in keys[store] - _existing(store, keys[store])}
     return {login for login in logins if (login.session_store, login.session_key) in gone}
 
 

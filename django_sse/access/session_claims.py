@@ -27,7 +27,6 @@ from django_sse.access.logins import (
     is_found_by_others,
 )
 from django_sse.access.owners import Login, Owner, data_of, login_in, user_key
-from django_sse.concurrency.threads import close_old_connections
 from django_sse.groups.namespaces import full_name
 
 
@@ -91,11 +90,7 @@ def kept_sessions(claims: Collection[SessionClaim]) -> dict[SessionClaim, Mappin
     store = session_store()
     if store not in _ENGINES:
         return {}
-    close_old_connections()
-    try:
-        held = _data(store, list({claim.key for claim in claims}))
-    finally:
-        close_old_connections()
+    held = _data(store, list({claim.key for claim in claims}))
     kept: dict[SessionClaim, Mapping[str, Any]] = {}
     logins: dict[SessionClaim, Login] = {}
     for claim in claims:

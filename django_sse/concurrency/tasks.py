@@ -177,15 +177,20 @@ class Coalescer(Generic[Key, Result]):
     Args:
         ask: Returns the answer about some keys. It has to limit its time.
         when_idle: Called once nobody waits for an answer any more.
+        pause: How many seconds a question waits for more keys that others are still to add, if it
+            follows another one.
     """
 
     def __init__(
         self,
         ask: Callable[[Collection[Key]], Awaitable[Result]],
         when_idle: Callable[[], Awaitable[None]] | None = None,
+        *,
+        pause: float = 0.0,
     ) -> None:
         self._ask = ask
         self._when_idle = when_idle
+        self._pause = pause
         self._keys: set[Key] = set()
         self._next: asyncio.Future[Result] | None = None
         self._is_asking = False
@@ -219,8 +224,14 @@ class Coalescer(Generic[Key, Result]):
                     answer.set_exception(error)
                     # Mark the exception as retrieved, in case nobody waits any more.
                     answer.exception()
+                if self._next and self._pause:
+                    await asyncio.sleep(self._pause)
         finally:
             self._is_asking = False
+            if self._next:
+                # This task was cancelled. Nobody would ask for those who wait.
+                self._next.cancel()
+                self._next = None
         if self._when_idle:
             await self._when_idle()
 

@@ -33,6 +33,7 @@ from django_sse.concurrency.tasks import Coalescer, must_propagate
 from django_sse.concurrency.threads import (
     OwnThread,
     Result,
+    close_old_connections,
     leave_pools,
     publish_waiting,
     shares_thread,
@@ -59,6 +60,9 @@ _BACKENDS_SECONDS: Final = 10.0
 
 # How many logins are checked at a time. With more, an answer could be taken for one that hangs.
 _LOGINS_AT_A_TIME: Final = 500
+
+# How many seconds claims pile up while many come: each question connects to the database.
+_PAUSE_BETWEEN_CLAIMS: Final = 0.05
 
 _Logins = Mapping[Login, Collection[Stream]]
 Item = TypeVar("Item", Login, SessionClaim)
@@ -107,7 +111,9 @@ class Rechecks:
         self._asked_at: dict[Login, float] = {}
         self._is_urgent = asyncio.Event()
         # The sessions of clients that come back.
-        self._claims = Coalescer(self._kept_sessions, self._close_if_unused)
+        self._claims = Coalescer(
+            self._kept_sessions, self._close_if_unused, pause=_PAUSE_BETWEEN_CLAIMS
+        )
 
     def add(self, stream: Stream) -> None:
         """Recheck a stream from now on."""
@@ -502,8 +508,12 @@ def _send_back(stream: Stream) -> None:
 def _ask_within(
     namespace: str, question: Callable[[Sequence[Item]], Result], items: Sequence[Item]
 ) -> Result:
-    with namespace_context(namespace):
-        return question(items)
+    close_old_connections()
+    try:
+        with namespace_context(namespace):
+            return question(items)
+    finally:
+        close_old_connections()
 
 
 async def _acheck_within(login: Login) -> LoginCheck:

@@ -3,13 +3,14 @@
 import asyncio
 import gc
 import time
+from collections.abc import Collection
 from contextvars import ContextVar
 from weakref import ref
 
 import pytest
 
 from django_sse import aposition, apublish_many, views
-from django_sse.concurrency.tasks import go_on, in_own_context
+from django_sse.concurrency.tasks import Coalescer, go_on, in_own_context
 from django_sse.http.refusals import REFUSED_STATUS
 from django_sse.streaming import store_reader
 from django_sse.streaming.hub import current_hub
@@ -134,3 +135,45 @@ async def test_what_runs_in_its_own_context_is_cancelled_with_its_task_and_leave
         assert begun[0]() is None
     finally:
         gc.enable()
+
+
+async def test_questions_that_follow_one_another_wait_for_more_keys() -> None:
+    asked: list[Collection[int]] = []
+    may_answer = asyncio.Event()
+
+    async def ask(keys: Collection[int]) -> None:
+        asked.append(keys)
+        await may_answer.wait()
+
+    questions = Coalescer[int, None](ask, pause=0.2)
+    first = questions.add([0])
+    await until(lambda: asked)
+    others = [questions.add([1])]
+    may_answer.set()
+    await first
+    for key in range(2, 20):
+        others.append(questions.add([key]))
+        await asyncio.sleep(0)
+    await asyncio.gather(*others)
+    assert asked == [{0}, set(range(1, 20))]
+
+
+async def test_nobody_waits_for_a_question_that_is_not_asked_any_more() -> None:
+    asking: list[asyncio.Task[None] | None] = []
+    answered = asyncio.Event()
+
+    async def ask(keys: Collection[int]) -> None:
+        asking.append(asyncio.current_task())
+        await answered.wait()
+
+    questions = Coalescer[int, None](ask, pause=60)
+    first = questions.add([1])
+    await until(lambda: asking)
+    second = questions.add([2])
+    answered.set()
+    await first
+    assert asking[0]
+    asking[0].cancel()
+    await asyncio.wait([second], timeout=5)
+    assert second.cancelled()
+    await questions.add([3])

@@ -108,6 +108,12 @@ _NUMBER_WAITING: Final = (
 # PostgreSQL sends equal notifications of a transaction once.
 _NOTIFY: Final = f", pg_notify('{CHANNEL}', name || ' ' || head || ' 0')"
 _DROP_STORED: Final = "DELETE FROM {stored} WHERE {group} = %s AND number <= %s"
+# MySQL reads what it deletes from in a derived table alone.
+_DROP_KEYS: Final = (
+    "DELETE FROM {newest} WHERE {group} = %s AND (created < {now} - %s OR number <= ("
+    "SELECT number FROM (SELECT number FROM {newest} WHERE {group} = %s "
+    "ORDER BY number DESC LIMIT 1 OFFSET %s) AS surplus))"
+)
 _INSERT_STAGED: Final = "INSERT INTO {outbox} ({group}, kind, wire, exclude, at) VALUES {rows}"
 _STAGED_ROW: Final = "(%s, %s, %s, %s, %s)"
 # Only if all groups are in their usual state, which is cheaper to see than in what state they are.
@@ -349,6 +355,11 @@ class Statements:
     def drop(self, group: str, number: int) -> None:
         """Delete the events of a group up to a number."""
         self._run(_DROP_STORED, [group, number])
+
+    def drop_keys(self, group: str, most: int, age: int) -> None:
+        """Delete the newest events of keys of a group: all but so many keys, and those that are
+        older than so many microseconds."""
+        self._run(_DROP_KEYS, [group, age, group, most])
 
     def update(
         self,

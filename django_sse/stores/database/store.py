@@ -68,6 +68,8 @@ _PUBLISHER_PAUSE: Final = 5
 # What was ordered longer ago than this (microseconds) is not of a transaction that was just
 # committed.
 _LONG_AGO: Final = 60_000_000
+# An age that nothing has, in microseconds.
+_NEVER: Final = 2**62
 
 # How long one look for changes may number what publishers left behind, in seconds. Reads wait
 # meanwhile.
@@ -597,7 +599,8 @@ class DatabaseStore(EventStore):
         if head // _in_bulk() != before // _in_bulk():
             if not keeps_all:
                 self._statements.drop(group, head - conf().HISTORY_SIZE)
-            self._trimming.drop_keys(group)
+            age = int(conf().GROUP_TTL * 1_000_000) or _NEVER
+            self._statements.drop_keys(group, conf().MAX_KEYS, age)
 
     # Trimming
 

@@ -130,14 +130,6 @@ class Trimming:
         self._tables.groups.filter(name=row.name).delete()
         return Dropped(events, 1)
 
-    def drop_keys(self, group: str) -> None:
-        """Forget keys of a locked group that are too many or too old."""
-        newest = self._tables.newest.filter(group=group)
-        most = conf().MAX_KEYS
-        surplus = newest.order_by("-number").values_list("number", flat=True)[most : most + 1]
-        old = Q(created__lt=_before(self._tables.now(), conf().GROUP_TTL))
-        self._tables.delete(newest.filter(old | Q(number__lte=surplus.first() or 0)))
-
 
 def _before(now: int, seconds: float) -> int:
     """Return the time (microseconds) that is ``seconds`` before ``now``; 0, before all, for 0."""

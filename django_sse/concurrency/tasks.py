@@ -229,9 +229,9 @@ class Coalescer(Generic[Key, Result]):
         finally:
             self._is_asking = False
             if self._next:
-                # This task was cancelled. Nobody would ask for those who wait.
+                # This task was cancelled, or the process ends. Nobody would ask for those who wait.
                 self._next.cancel()
-                self._next = None
+                self._keys, self._next = set(), None
         if self._when_idle:
             await self._when_idle()
 

@@ -41,7 +41,7 @@ def accepted_keys(purpose: str) -> list[bytes]:
 
 def signature(key: bytes, message: bytes) -> bytes:
     """Return the HMAC-SHA-256 of a message (RFC 2104): 32 bytes."""
-    # A copy, since to begin with a key takes longer than all else: one is made for each event.
+    # Setting up a key takes longer than the rest, and each event is signed.
     signing = _keyed(key).copy()
     signing.update(message)
     return signing.digest()

@@ -202,11 +202,10 @@ class HandOff:
             # The server has cut the stream off. Django, or its TaskGroup before Python 3.13, loses
             # that if it happens at the end of the request.
             raise asyncio.CancelledError
-        # Granian's returns another awaitable, which cannot be begun outside of a task.
-        is_coroutine = iscoroutinefunction(self._send)
-        stream.serve(
-            self._send_chunk if is_coroutine else self._await_chunk, in_place=self._in_place
-        )
+        # Only a coroutine can be begun outside of a task, and Granian's `send` returns none.
+        wraps = self._in_place and not iscoroutinefunction(self._send)
+        send = self._await_chunk if wraps else self._send_chunk
+        stream.serve(send, in_place=self._in_place)
         try:
             async with asyncio.timeout(None) as self._receiving:
                 stream.ended.add_done_callback(self._stop_receiving)

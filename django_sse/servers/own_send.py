@@ -3,8 +3,8 @@
 from functools import partial
 from typing import Any, Final
 
-# Their `send` only writes, and waits where the client does not read. It calls nothing back, and
-# asks for no current task, as an `asyncio.timeout` around it would.
+# Their `send` writes, and waits where the client does not read. It asks for no current task, as an
+# `asyncio.timeout` around it would. What it calls, such as a log of requests, ends what it began.
 _MODULES: Final = (
     "uvicorn.protocols.http.httptools_impl",
     "uvicorn.protocols.http.h11_impl",
@@ -16,6 +16,6 @@ _MODULES: Final = (
 
 def needs_no_task(send: Any) -> bool:
     """Return whether a ``send`` may be called outside of a task, as long as it does not wait."""
-    # Daphne's is a partial one.
+    # Daphne's is a `functools.partial`.
     method = send.func if isinstance(send, partial) else send
     return type(getattr(method, "__self__", None)).__module__ in _MODULES

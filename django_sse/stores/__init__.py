@@ -28,7 +28,8 @@ def get_store() -> EventStore:
         ImproperlyConfigured: ``STORE`` names no event store, or the store rejects its options.
     """
     # Without the lock where there is one: this is asked for each event.
-    return _make_store() if _store is None else _store
+    store = _store
+    return _make_store() if store is None else store
 
 
 def _make_store() -> EventStore:

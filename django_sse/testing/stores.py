@@ -515,6 +515,22 @@ class EventStoreContract(_TestCase):
             kept = list(await newest(store, "job"))
             self.assertTrue(5 <= len(kept) <= 7, f"MAX_KEYS is 5, {len(kept)} are kept.")
 
+    @_with_store
+    async def test_keys_are_not_forgotten_for_those_of_another_group(
+        self, store: EventStore
+    ) -> None:
+        # Without a limit of age: 0 is none, and nothing is older than the other.
+        for ttl in (0, 10**15):
+            with override_settings(
+                DJANGO_SSE={"MAX_KEYS": 5, "HISTORY_SIZE": 20, "GROUP_TTL": ttl}
+            ):
+                await append(store, keyed("others", "old", "1"))
+                for n in range(30):
+                    await append(store, keyed("prices", str(n), "1"))
+                kept = list(await newest(store, "prices"))
+                self.assertTrue(5 <= len(kept) <= 7, f"MAX_KEYS is 5, {len(kept)} are kept.")
+                self.assertEqual(await newest(store, "others"), {"old": "1"})
+
     # Cancelling and reopening
 
     @_with_store

@@ -159,10 +159,12 @@ async def test_questions_that_follow_one_another_wait_for_more_keys() -> None:
 
 
 async def test_nobody_waits_for_a_question_that_is_not_asked_any_more() -> None:
+    asked: list[Collection[int]] = []
     asking: list[asyncio.Task[None] | None] = []
     answered = asyncio.Event()
 
     async def ask(keys: Collection[int]) -> None:
+        asked.append(keys)
         asking.append(asyncio.current_task())
         await answered.wait()
 
@@ -177,3 +179,4 @@ async def test_nobody_waits_for_a_question_that_is_not_asked_any_more() -> None:
     await asyncio.wait([second], timeout=5)
     assert second.cancelled()
     await questions.add([3])
+    assert asked == [{1}, {3}]

@@ -241,6 +241,15 @@ class ForgetsKeysWithTheRun(MemoryStore):
         return await super().anew_run(group, above)
 
 
+class ForgetsKeysOfOthers(MemoryStore):
+    def _keep(self, turn: Numbering, now: float) -> None:
+        super()._keep(turn, now)
+        if len(self._groups[turn.group].newest) >= conf().MAX_KEYS:
+            for name, group in self._groups.items():
+                if name != turn.group:
+                    group.newest.clear()
+
+
 class LeavesOutGroupsWithoutEvents(MemoryStore):
     def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
         states = super().states(groups)
@@ -472,6 +481,7 @@ BROKEN: list[tuple[type[EventStore], str]] = [
     (ForgetsKeysOfTransactions, "transactions_and_producers_keep_the_newest_of_their_keys"),
     (ForgetsKeysWithTheRun, "the_newest_events_of_keys_outlive_a_cancel_and_a_new_run"),
     (KeepsEverything, "keys_that_are_too_many_or_too_old_are_forgotten"),
+    (ForgetsKeysOfOthers, "keys_are_not_forgotten_for_those_of_another_group"),
     (LeavesOutGroupsWithoutEvents, "states_are_told_of_every_group_that_was_asked_for"),
     (KeepsEverything, "the_newest_events_are_kept_and_older_ones_are_not"),
     (CreatesWhatItReads, "a_group_never_published_to_is_empty_and_reading_creates_nothing"),

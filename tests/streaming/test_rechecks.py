@@ -1,9 +1,9 @@
 """Owners, logins and sessions are checked again and again while their streams are open."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
-from threading import Event
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from threading import Event, current_thread
 from typing import Any
 
 import pytest
@@ -16,7 +16,9 @@ from pytest_django import Settings
 
 from django_sse import apublish
 from django_sse.access import logins
-from django_sse.access.owners import Owner, user_key
+from django_sse.access.logins import LoginCheck
+from django_sse.access.owners import Login, Owner, user_key
+from django_sse.access.session_claims import SessionClaim
 from django_sse.groups.entries import GroupState, Hint
 from django_sse.stores import get_store
 from django_sse.stores.database import DatabaseStore
@@ -400,3 +402,69 @@ async def test_a_backend_that_hangs_delays_nobody_else(settings: Settings) -> No
             await assert_sent_back_for_good(hanging, browser)
     finally:
         Hangs.goes_on.set()
+
+
+# Connections to the database
+
+
+async def test_sessions_of_clients_that_come_back_pile_up_while_some_are_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rechecks, "_PAUSE_BETWEEN_CLAIMS", 1.0)
+    asked: list[set[SessionClaim]] = []
+    may_answer = Event()
+
+    def kept_sessions(claims: Collection[SessionClaim]) -> dict[SessionClaim, Any]:
+        asked.append(set(claims))
+        may_answer.wait(10)
+        return {claim: {} for claim in claims}
+
+    monkeypatch.setattr(rechecks, "kept_sessions", kept_sessions)
+    claims = [SessionClaim(f"session-{number}", "digest", "") for number in range(20)]
+    async with connected("news"):
+        hub = current_hub()
+
+        def ask(claim: SessionClaim) -> asyncio.Task[Mapping[str, Any] | None]:
+            return asyncio.create_task(hub.kept_session(claim))
+
+        first = ask(claims[0])
+        await until(lambda: asked)
+        others = [ask(claims[1])]
+        await asyncio.sleep(0)
+        may_answer.set()
+        assert await first == {}
+        for claim in claims[2:]:
+            others.append(ask(claim))
+            await asyncio.sleep(0)
+        assert await asyncio.gather(*others) == [{}] * len(others)
+    assert asked == [{claims[0]}, set(claims[1:])]
+
+
+async def test_each_question_has_one_connection_that_is_closed_outside_of_its_tenant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a tenant's context has set in a connection would be lost, or be left to the next one."""
+    steps: list[str] = []
+
+    @contextmanager
+    def tenant(namespace: str) -> Iterator[None]:
+        steps.append("entered")
+        yield
+        steps.append("left")
+
+    def check_logins(given: Collection[Login]) -> LoginCheck:
+        checked = logins.check_logins(given)
+        steps.append("asked")
+        return checked
+
+    def close_old_connections() -> None:
+        if current_thread().name == "django-sse-logins":
+            steps.append("closed")
+
+    monkeypatch.setattr(rechecks, "namespace_context", tenant)
+    monkeypatch.setattr(rechecks, "check_logins", check_logins)
+    monkeypatch.setattr("django.db.close_old_connections", close_old_connections)
+    async with stream(await logged_in()):
+        await until(lambda: "asked" in steps and len(steps) > steps.index("asked") + 2)
+    begun = steps.index("asked") - 2
+    assert steps[begun : begun + 5] == ["closed", "entered", "asked", "left", "closed"]

@@ -108,7 +108,7 @@ _NUMBER_WAITING: Final = (
 # PostgreSQL sends equal notifications of a transaction once.
 _NOTIFY: Final = f", pg_notify('{CHANNEL}', name || ' ' || head || ' 0')"
 _DROP_STORED: Final = "DELETE FROM {stored} WHERE {group} = %s AND number <= %s"
-# MySQL reads what it deletes from in a derived table alone.
+# MySQL may read the table that it deletes from only in a derived table.
 _DROP_KEYS: Final = (
     "DELETE FROM {newest} WHERE {group} = %s AND (created < {now} - %s OR number <= ("
     "SELECT number FROM (SELECT number FROM {newest} WHERE {group} = %s "
@@ -357,8 +357,8 @@ class Statements:
         self._run(_DROP_STORED, [group, number])
 
     def drop_keys(self, group: str, most: int, age: int) -> None:
-        """Delete the newest events of keys of a group: all but so many keys, and those that are
-        older than so many microseconds."""
+        """Forget keys of a group: those beyond the newest ``most``, and those older than ``age``
+        microseconds."""
         self._run(_DROP_KEYS, [group, age, group, most])
 
     def update(

@@ -68,7 +68,7 @@ _PUBLISHER_PAUSE: Final = 5
 # What was ordered longer ago than this (microseconds) is not of a transaction that was just
 # committed.
 _LONG_AGO: Final = 60_000_000
-# An age that nothing has, in microseconds.
+# An age that nothing has, in microseconds, and with which every database can calculate.
 _NEVER: Final = 2**62
 
 # How long one look for changes may number what publishers left behind, in seconds. Reads wait
@@ -600,7 +600,7 @@ class DatabaseStore(EventStore):
             if not keeps_all:
                 self._statements.drop(group, head - conf().HISTORY_SIZE)
             age = int(conf().GROUP_TTL * 1_000_000) or _NEVER
-            self._statements.drop_keys(group, conf().MAX_KEYS, age)
+            self._statements.drop_keys(group, conf().MAX_KEYS, min(age, _NEVER))
 
     # Trimming
 

@@ -1,10 +1,10 @@
 -- The operations of the redis store. Each is one step: nothing else runs in Redis meanwhile.
 --
--- ARGV: the operation; the trust; the limits; then the operation's own arguments. KEYS: for each group its hash and
--- its stream; for "mark", "ring" and "changes" the set of changes; for "producing", "lapsed" and "ended" the
--- set of groups with a producer; for "newest", and for "append" and "check" after those of all
--- groups if some events have a key, the newest event of each key of a group, and the set of these keys
--- by number. In a cluster, all keys of a call are in one slot.
+-- ARGV: the operation; the trust; the limits; then the operation's own arguments. KEYS: for each
+-- group its hash and its stream; for "mark", "ring" and "changes" the set of changes; for "producing",
+-- "lapsed" and "ended" the set of groups with a producer; for "newest", and for "append" and "check"
+-- after those of all groups if some events have a key, the newest event of each key of a group, and
+-- the set of these keys by number. In a cluster, all keys of a call are in one slot.
 --
 -- The trust: "1" if Redis keeps all that it acknowledges. Otherwise what another run than the
 -- server's own has written may be gone, so the group begins anew: "0". But in a cluster, another
@@ -12,7 +12,8 @@
 -- asks all servers for their runs, and calls again with these, separated by commas.
 --
 -- The limits: HISTORY_SIZE and MAX_KEYS, then HISTORY_AGE, GROUP_TTL, CANCEL_TTL and PRODUCER_KEEP in
--- milliseconds, "-" for none. They are one text: to pack an argument takes clients longer than its bytes do.
+-- milliseconds, "-" for none. They are one text, since each argument costs a client time, however
+-- short it is. "run" is asked without them.
 --
 -- The hash: `first`, `head`, `cancelled`, `closing` (the wire of the close that cancelled the
 -- group), `producer`, `renewed` (both as in `Numbering`) and `run`. The stream: an entry's id is its
@@ -480,6 +481,9 @@ local function ring(group, command, secret, channel)
   redis.pcall(command, channel, message)
 end
 
+-- The arguments: how many groups there are; whether the entries are staged; the command that
+-- publishes; the secret to sign with; the channel of each group; then for each entry the index of its
+-- group, its kind, `at`, `producer` and `exclude` in one text, and its wire. `exclude` may be empty.
 -- "check" writes nothing, and says whether "append" would refuse an entry.
 -- Returns a table of why an entry is refused, and the index of its group.
 -- Otherwise, it returns one text, which clients parse faster than a table: the number of each entry (0 for none), then each group's head and whether it is cancelled.

@@ -16,7 +16,7 @@ from django_sse.access.session_claims import SessionClaim
 from django_sse.channel_layer import default_layer
 from django_sse.concurrency.forks import in_child
 from django_sse.concurrency.loops import ByLoop
-from django_sse.concurrency.tasks import must_propagate, spawn
+from django_sse.concurrency.tasks import Turns, must_propagate, spawn
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.base import listen, published, stop_listening
@@ -51,6 +51,8 @@ _LAG_SECONDS: Final = 60.0
 # How often the store is asked for all groups, not only for changed ones, and how many at a time.
 _SWEEP_SECONDS: Final = 60.0
 _SWEEP_GROUPS: Final = 500
+# How long hints may hold the event loop in one turn.
+_HEARING_SECONDS: Final = 0.005
 # How long a client that does not read may delay a server's shutdown.
 _FAREWELL_SECONDS: Final = 0.5
 
@@ -167,7 +169,7 @@ class Hub:
         )
         self._layer = default_layer()
         self._receiver = doorbell_of(self._store).receiver(self)
-        self._inbox: deque[Sequence[Hint]] = deque()
+        self._inbox: deque[Hint] = deque()
         self._inbox_is_read = True
         self._comparing = asyncio.Event()
         self._synced = True
@@ -347,7 +349,10 @@ class Hub:
         ]
         if not followed:
             return
-        self._inbox.append(followed)
+        self._inbox.extend(followed)
+        self._read_inbox_soon()
+
+    def _read_inbox_soon(self) -> None:
         if self._inbox_is_read:
             self._inbox_is_read = False
             # To wake a loop from another thread takes two system calls.
@@ -369,15 +374,22 @@ class Hub:
     def _read_inbox(self) -> None:
         # Set before reading, so that hints that come from here on schedule another read.
         self._inbox_is_read = True
-        # Not what comes meanwhile: a publisher in a thread could hold the loop for ever.
-        for _ in range(len(self._inbox)):
-            for hint in self._inbox.popleft():
+        ends = self.loop.time() + _HEARING_SECONDS
+        try:
+            while self._inbox:
+                hint = self._inbox.popleft()
                 try:
                     self._hear(hint)
                 except BaseException as error:
                     if must_propagate(error):
                         raise
                     self._fail(hint.group, error)
+                if self.loop.time() >= ends:
+                    break
+        finally:
+            # What a publisher in a thread has left may be thousands.
+            if self._inbox:
+                self._read_inbox_soon()
 
     def _hear(self, hint: Hint) -> None:
         if subscription := self._subscriptions.get(hint.group):
@@ -565,9 +577,11 @@ class Hub:
             # Owners first: a kicked user must not get what is published after the kick.
             await self._rechecks.look_up(hint.group for hint in changed)
         finally:
+            turns = Turns()
             for hint in changed:
                 if subscription := self._subscriptions.get(hint.group):
                     self._compare_group(subscription, hint)
+                await turns.give_way(0)
         if hints is None or self.loop.time() - self._swept > _SWEEP_SECONDS:
             self._swept = self.loop.time()
             await self._sweep()

@@ -8,10 +8,12 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
 from channels.layers import InMemoryChannelLayer, get_channel_layer
 from django.test import override_settings
 
 from django_sse import (
+    Event,
     acancel,
     aposition,
     apublish,
@@ -20,10 +22,13 @@ from django_sse import (
     publish,
 )
 from django_sse.access.owners import Owner, user_key
+from django_sse.concurrency import tasks
 from django_sse.doorbells.layer import doorbell_group
-from django_sse.groups.entries import GroupState, Hint
+from django_sse.groups.entries import GroupState, Hint, NewEntry
 from django_sse.groups.position import parse_position
+from django_sse.stores import get_store
 from django_sse.stores.database import DatabaseStore
+from django_sse.streaming import hub
 from django_sse.streaming.fan_out import STREAMS_A_TURN
 from django_sse.streaming.hub import current_hub, open_streams
 from django_sse.streaming.stream import Stream
@@ -471,3 +476,61 @@ async def test_a_group_that_was_left_is_left_on_the_layer() -> None:
         await until(lambda: doorbell_group("sport") not in channel_layer.groups)
         await until(lambda: "sport" not in channel_layer.groups)
         assert doorbell_group("news") in channel_layer.groups
+
+
+@pytest.mark.usefixtures("synced_rarely")
+async def test_hints_that_have_piled_up_let_other_tasks_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub, "_HEARING_SECONDS", 0.0)
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    hints: list[Hint] = []
+    events = [NewEntry("news", Event(n).encode()) for n in range(1, BURST)]
+    async with connected("news") as client:
+        await apublish("news", 0)
+        await client.until_events(1)
+        await sync_to_async(get_store().append)(events, hints.extend)
+        counting = asyncio.create_task(count_turns())
+        for entry in hints[0].entries:
+            current_hub().hear_soon([Hint("news", entry.number, False, (entry,))])
+        assert await client.until_events(BURST) == [str(n) for n in range(BURST)]
+        counting.cancel()
+    assert turns >= BURST / 2
+
+
+@pytest.mark.usefixtures("synced_often")
+async def test_changes_that_have_piled_up_in_the_store_let_other_tasks_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("django_sse.doorbells.base.ring_here", lambda hints: None)
+    monkeypatch.setattr(tasks, "_TURN_SECONDS", 0.0)
+    groups = [f"group-{number}" for number in range(20)]
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    at: list[int] = []
+    compare = hub.Hub._compare_group
+
+    def compare_noted(self: hub.Hub, *args: Any) -> None:
+        at.append(turns)
+        compare(self, *args)
+
+    async with connected(*groups) as client:
+        monkeypatch.setattr(hub.Hub, "_compare_group", compare_noted)
+        counting = asyncio.create_task(count_turns())
+        await apublish_many((group, "new") for group in groups)
+        await client.until_events(len(groups))
+        counting.cancel()
+    assert len(set(at)) >= len(groups)

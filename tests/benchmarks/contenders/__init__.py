@@ -16,11 +16,13 @@ _ON_STORES = ("yielding", "paced", "groups-of-one", "publish")
 CONTENDERS: list[Contender] = [
     Floor("floor", "C, epoll, one write an event", (*_DELIVERY, "idle"), "bare"),
     Asgi("bare", "bare ASGI on uvicorn", (*_ALL, "floor-of-connects")),
+    Asgi("bare-many", "bare ASGI, a group a stream", ("growth-of-groups",)),
     DjangoSite("ours", "django_sse on uvicorn", _OURS, "bare"),
     DjangoSite(
         "ours-many",
         "django_sse, a user and a group a stream",
         ("growth-of-groups",),
+        "bare-many",
         users=20_000,
     ),
     Nchan("nchan", "nchan (nginx)", (*_DELIVERY, "idle"), "bare"),

@@ -16,7 +16,7 @@ from django_sse.access.session_claims import SessionClaim
 from django_sse.channel_layer import default_layer
 from django_sse.concurrency.forks import in_child
 from django_sse.concurrency.loops import ByLoop
-from django_sse.concurrency.tasks import Turns, must_propagate, spawn
+from django_sse.concurrency.tasks import must_propagate, spawn
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
 from django_sse.doorbells.base import listen, published, stop_listening
@@ -577,11 +577,10 @@ class Hub:
             # Owners first: a kicked user must not get what is published after the kick.
             await self._rechecks.look_up(hint.group for hint in changed)
         finally:
-            turns = Turns()
+            unread = self._unread_heads()
             for hint in changed:
                 if subscription := self._subscriptions.get(hint.group):
-                    self._compare_group(subscription, hint)
-                await turns.give_way(0)
+                    self._compare_group(subscription, hint, unread)
         if hints is None or self.loop.time() - self._swept > _SWEEP_SECONDS:
             self._swept = self.loop.time()
             await self._sweep()
@@ -590,10 +589,12 @@ class Hub:
     async def _sweep(self) -> None:
         groups = chain(list(self._rechecks.owned), list(self._subscriptions))
         while some := list(islice(groups, _SWEEP_GROUPS)):
-            for group, state in (await self._store.astates(some)).items():
+            states = await self._store.astates(some)
+            unread = self._unread_heads()
+            for group, state in states.items():
                 if subscription := self._subscriptions.get(group):
                     hint = Hint(group, state.head, state.cancelled, producer=state.producer)
-                    self._compare_group(subscription, hint)
+                    self._compare_group(subscription, hint, unread)
                     subscription.tail.bound(self._tail_bytes())
                 else:
                     await self._rechecks.compare(group, state)
@@ -610,8 +611,17 @@ class Hub:
                     log_seldom("Old events could not be dropped.", exc_info=error)
             await asyncio.sleep(max(self._store.trim_due - monotonic(), 1.0))
 
-    def _compare_group(self, subscription: Subscription, hint: Hint) -> None:
-        """Take the store's state of a group, of which a doorbell may have been lost."""
+    def _unread_heads(self) -> dict[str, int]:
+        """Return the heads of the groups as the hints say that are still to be read."""
+        return {hint.group: hint.head for hint in self._inbox.copy()}
+
+    def _compare_group(
+        self, subscription: Subscription, hint: Hint, unread: Mapping[str, int]
+    ) -> None:
+        """Take the store's state of a group, of which a doorbell may have been lost: not if that is
+        still to be read."""
+        if unread.get(hint.group, -1) >= hint.head:
+            return
         try:
             if subscription.joined.done() and hint.head > subscription.head:
                 # A restarted layer silently forgets who is in the group.

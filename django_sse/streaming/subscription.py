@@ -325,7 +325,8 @@ class Subscription:
         """Take the group's state in the store, even if the store has gone back."""
         self._hear_of_producer(hint.producer)
         if self.joined.done() and hint.head < self.head:
-            self.heal()
+            # It has gone back, or the hint is old. What nobody has announced yet is not fetched.
+            self.heal(self.head)
         else:
             self._take(hint)
 

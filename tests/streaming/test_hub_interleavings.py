@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from django.test import override_settings
@@ -24,6 +25,7 @@ from django_sse.groups.position import format_position, parse_position
 from django_sse.groups.replay import join, starting_point
 from django_sse.stores import get_store
 from django_sse.stores.memory import MemoryStore
+from django_sse.streaming import hub as hub_module
 from django_sse.streaming import subscription
 from django_sse.streaming.encoded_events import Batch, EncodedEvent
 from django_sse.streaming.hub import current_hub, open_streams
@@ -117,6 +119,9 @@ class HubMachine(RuleBasedStateMachine):
             },
         )
         self.settings.enable()
+        # Each hint has a turn of its own, between which all else may happen.
+        self.hearing = patch.object(hub_module, "_HEARING_SECONDS", 0.0)
+        self.hearing.start()
         store = get_store()
         assert isinstance(store, QuietStore)
         self.store = store
@@ -254,6 +259,7 @@ class HubMachine(RuleBasedStateMachine):
                 self.run(client.leave())
             self.run(until_nothing_is_left())
             self.runner.close()
+            self.hearing.stop()
             self.settings.disable()
 
     async def _catch_up(self) -> None:

@@ -132,5 +132,6 @@ class Trimming:
 
 
 def _before(now: int, seconds: float) -> int:
-    """Return the time (microseconds) that is ``seconds`` before ``now``; 0, before all, for 0."""
-    return now - int(seconds * 1_000_000) if seconds else 0
+    """Return the time (microseconds) that is ``seconds`` before ``now``; 0, before all, for 0 and
+    for an age that no database can calculate with."""
+    return max(now - int(seconds * 1_000_000), 0) if seconds else 0

@@ -523,3 +523,24 @@ async def test_hints_that_wait_to_be_read_are_not_taken_for_lost_ones(
             await asyncio.sleep(0.005)
         assert await client.until_events(BURST + 1) == ["first", *map(str, range(BURST))]
         assert current_hub().tally.healed == 0
+
+
+@pytest.mark.usefixtures("synced_rarely")
+async def test_an_old_answer_of_the_store_fetches_nothing_that_nobody_has_announced() -> None:
+    """It may be from after a kick that this hub has not heard of, either."""
+    hints: list[Hint] = []
+    async with connected("news") as client:
+        known = await apublish("news", "known")
+        assert known.number
+        await client.until_events(1)
+        entry = NewEntry("news", Event("unannounced").encode())
+        await sync_to_async(get_store().append)([entry], hints.extend)
+        subscription = current_hub()._subscriptions["news"]
+        subscription.compare(Hint("news", known.number - 1, cancelled=False))
+        assert subscription._healing
+        await asyncio.wait([subscription._healing])
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert client.data == ["known"]
+        current_hub().hear_soon(hints)
+        assert await client.until_events(2) == ["known", "unannounced"]

@@ -1,3 +1,5 @@
+"""What reads a file beside its writer takes whole lines alone."""
+
 from pathlib import Path
 
 from tests.lines import whole_lines

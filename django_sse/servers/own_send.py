@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any, Final
 
 # Their `send` writes, and waits where the client does not read. It asks for no current task, as an
-# `asyncio.timeout` around it would. What it calls, such as a log of requests, ends what it began.
+# `asyncio.timeout` around it would.
 _MODULES: Final = (
     "uvicorn.protocols.http.httptools_impl",
     "uvicorn.protocols.http.h11_impl",

@@ -618,11 +618,12 @@ class Hub:
     def _compare_group(
         self, subscription: Subscription, hint: Hint, unread: Mapping[str, int]
     ) -> None:
-        """Take the store's state of a group, of which a doorbell may have been lost: not if that is
-        still to be read."""
-        if unread.get(hint.group, -1) >= hint.head:
-            return
+        """Take the store's state of a group, of which a doorbell may have been lost."""
         try:
+            if unread.get(hint.group, -1) >= hint.head:
+                # It was not lost. But no doorbell tells of a producer.
+                subscription.hear_of_producer(hint.producer)
+                return
             if subscription.joined.done() and hint.head > subscription.head:
                 # A restarted layer silently forgets who is in the group.
                 spawn(self._receiver.enter_again(hint.group))

@@ -323,7 +323,7 @@ class Subscription:
 
     def compare(self, hint: Hint) -> None:
         """Take the group's state in the store, even if the store has gone back."""
-        self._hear_of_producer(hint.producer)
+        self.hear_of_producer(hint.producer)
         if self.joined.done() and hint.head < self.head:
             # It has gone back, or the hint is old. What nobody has announced yet is not fetched.
             self.heal(self.head)
@@ -429,10 +429,12 @@ class Subscription:
     def _adopt(self, state: GroupState) -> None:
         self.first, self.head = state.first, state.head
         self.origin, self.cancelled = state.origin, state.cancelled
-        self._hear_of_producer(state.producer)
+        self.hear_of_producer(state.producer)
         self.tail.clear(self.head + 1)
 
-    def _hear_of_producer(self, producer: int) -> None:
+    def hear_of_producer(self, producer: int) -> None:
+        """Take the token of the group's producer, as the store says. If the group was handed over,
+        streams end whose clients start the next producer."""
         self.producer = producer
         if producer == HANDED_OVER:
             restarting = [stream for stream in self.streams if stream.restarts]

@@ -25,6 +25,7 @@ from django_sse.access.owners import Owner, user_key
 from django_sse.doorbells.layer import doorbell_group
 from django_sse.groups.entries import GroupState, Hint, NewEntry
 from django_sse.groups.position import parse_position
+from django_sse.groups.producer_tokens import HANDED_OVER
 from django_sse.stores import get_store
 from django_sse.stores.database import DatabaseStore
 from django_sse.streaming import hub
@@ -505,24 +506,41 @@ async def test_hints_that_have_piled_up_let_other_tasks_run(
 
 
 @pytest.mark.usefixtures("synced_rarely")
-async def test_hints_that_wait_to_be_read_are_not_taken_for_lost_ones(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(hub, "_HEARING_SECONDS", 0.0)
+async def test_a_hint_that_waits_to_be_read_is_not_taken_for_a_lost_one() -> None:
+    """Each of many groups would read the store, and be counted as one without doorbells."""
     hints: list[Hint] = []
-    events = [NewEntry("news", Event(n).encode()) for n in range(BURST)]
     async with connected("news") as client:
         await apublish("news", "first")
         await client.until_events(1)
-        await sync_to_async(get_store().append)(events, hints.extend)
-        for entry in hints[0].entries:
-            current_hub().hear_soon([Hint("news", entry.number, False, (entry,))])
-        # While they wait, the hub compares itself with the store, which has them all.
-        for _ in range(20):
-            current_hub().compare_soon()
-            await asyncio.sleep(0.005)
-        assert await client.until_events(BURST + 1) == ["first", *map(str, range(BURST))]
-        assert current_hub().tally.healed == 0
+        entry = NewEntry("news", Event("second").encode())
+        await sync_to_async(get_store().append)([entry], hints.extend)
+        present = current_hub()
+        # Read in the next turn.
+        present.hear_soon(hints)
+        subscription = present._subscriptions["news"]
+        before = subscription._healing
+        told = hints[0]._replace(entries=())
+        present._compare_group(subscription, told, present._unread_heads())
+        assert subscription._healing is before
+        assert await client.until_events(2) == ["first", "second"]
+
+
+@pytest.mark.usefixtures("synced_rarely")
+async def test_a_producer_is_heard_of_though_its_hint_waits_to_be_read() -> None:
+    """No hint tells of it, so that clients would not start the next one."""
+    async with connected("news", restarts=True) as client:
+        published = await apublish("news", "known")
+        assert published.number
+        await client.until_events(1)
+        present = current_hub()
+        hint = Hint("news", published.number, False)
+        # Read in the next turn.
+        present.hear_soon([hint])
+        subscription = present._subscriptions["news"]
+        handed_over = hint._replace(producer=HANDED_OVER)
+        present._compare_group(subscription, handed_over, present._unread_heads())
+        await until(lambda: client.stream.ended.done())
+        assert client.stream.ended.result() == "handed over"
 
 
 @pytest.mark.usefixtures("synced_rarely")

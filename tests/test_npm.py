@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,24 @@ def test_a_package_of_another_hash_is_not_installed(tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError):
         npm.install(tmp_path)
     assert not (tmp_path / "node_modules/htmx.org/dist/htmx.min.js").exists()
+
+
+def test_workers_of_the_tests_install_a_package_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    fake = programs / "npm"
+    # As npm does it: what is there is deleted first.
+    fake.write_text("#!/bin/sh\nrm -rf node_modules; echo >>runs; sleep 0.2; mkdir node_modules\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    (tmp_path / "package-lock.json").write_text("{}")
+    # Each opens the file for itself, as processes do.
+    with ThreadPoolExecutor(5) as workers:
+        list(workers.map(npm.install, [tmp_path] * 5))
+    assert (tmp_path / "runs").read_text() == "\n"
+    assert (tmp_path / "node_modules/installed.json").read_text() == "{}"
 
 
 @pytest.fixture

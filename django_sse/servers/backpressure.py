@@ -25,32 +25,38 @@ def brake_for(send: Send) -> "Brake | None":
 class Brake:
     """Sends, and waits until the client reads what is sent: a push producer, in Twisted's terms."""
 
+    __slots__ = ("_request", "_resumed", "_send")
+
     def __init__(self, send: Send, request: Any) -> None:
         self._send = send
         self._request = request
-        self._released = asyncio.Event()
-        self._released.set()
+        # Set once the client reads again. None while it reads: to most streams nothing else
+        # happens, and an event with its queue would be a part of what each of them takes.
+        self._resumed: asyncio.Event | None = None
         request.registerProducer(self, True)
 
     async def send(self, message: Any) -> None:
         """Send a message, and wait until the client reads or has left."""
         await self._send(message)
-        await self._released.wait()
+        while self._resumed:
+            await self._resumed.wait()
 
     def release(self) -> None:
         """Wait for the client no longer."""
-        self._released.set()
+        self.resumeProducing()
         request, self._request = self._request, None
         # A request without a channel has lost its client.
         if getattr(request, "channel", None) is not None:
             request.unregisterProducer()
 
     def pauseProducing(self) -> None:  # noqa: N802
-        if self._request:
-            self._released.clear()
+        if self._request and not self._resumed:
+            self._resumed = asyncio.Event()
 
     def resumeProducing(self) -> None:  # noqa: N802
-        self._released.set()
+        resumed, self._resumed = self._resumed, None
+        if resumed:
+            resumed.set()
 
     def stopProducing(self) -> None:  # noqa: N802
-        self._released.set()
+        self.resumeProducing()

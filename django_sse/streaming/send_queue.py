@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from django_sse.concurrency.tasks import go_on, must_propagate, start_eagerly
 from django_sse.conf import conf
@@ -150,7 +150,8 @@ class SendQueue:
     def _send_in_place(self, chunk: bytes) -> None:
         """Send a chunk without a task, unless the client makes it wait."""
         assert self._send is not None
-        sending = cast("Coroutine[Any, Any, None]", self._send(chunk))
+        # A coroutine, as `connect` was told.
+        sending: Any = self._send(chunk)
         try:
             awaited = sending.send(None)
         except StopIteration:

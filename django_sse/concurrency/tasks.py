@@ -230,8 +230,9 @@ class Coalescer(Generic[Key, Result]):
             self._is_asking = False
             if self._next:
                 # This task was cancelled, or the process ends. Nobody would ask for those who wait.
+                # Whoever comes next asks about their keys, too.
                 self._next.cancel()
-                self._keys, self._next = set(), None
+                self._next = None
         if self._when_idle:
             await self._when_idle()
 

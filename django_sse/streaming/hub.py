@@ -171,6 +171,8 @@ class Hub:
         self._receiver = doorbell_of(self._store).receiver(self)
         self._inbox: deque[Hint] = deque()
         self._inbox_is_read = True
+        # Set once a hint of an owner is in the inbox.
+        self._owner_is_rung = False
         self._comparing = asyncio.Event()
         self._synced = True
         self._swept = loop.time()
@@ -350,6 +352,8 @@ class Hub:
         if not followed:
             return
         self._inbox.extend(followed)
+        if any(hint.group in owners for hint in followed):
+            self._owner_is_rung = True
         self._read_inbox_soon()
 
     def _read_inbox_soon(self) -> None:
@@ -374,17 +378,23 @@ class Hub:
     def _read_inbox(self) -> None:
         # Set before reading, so that hints that come from here on schedule another read.
         self._inbox_is_read = True
-        ends = self.loop.time() + _HEARING_SECONDS
+        ends, at_once = self.loop.time() + _HEARING_SECONDS, 0
         try:
             while self._inbox:
+                if self._owner_is_rung:
+                    # A kick is heard in this turn, however much waits before it. In a later one,
+                    # the store might have answered, with events from after the kick.
+                    self._owner_is_rung = False
+                    at_once = len(self._inbox)
                 hint = self._inbox.popleft()
+                at_once -= 1
                 try:
                     self._hear(hint)
                 except BaseException as error:
                     if must_propagate(error):
                         raise
                     self._fail(hint.group, error)
-                if self.loop.time() >= ends:
+                if at_once <= 0 and not self._owner_is_rung and self.loop.time() >= ends:
                     break
         finally:
             # What a publisher in a thread has left may be thousands.
@@ -577,7 +587,7 @@ class Hub:
             # Owners first: a kicked user must not get what is published after the kick.
             await self._rechecks.look_up(hint.group for hint in changed)
         finally:
-            unread = self._unread_heads()
+            unread = self._unread()
             for hint in changed:
                 if subscription := self._subscriptions.get(hint.group):
                     self._compare_group(subscription, hint, unread)
@@ -590,7 +600,7 @@ class Hub:
         groups = chain(list(self._rechecks.owned), list(self._subscriptions))
         while some := list(islice(groups, _SWEEP_GROUPS)):
             states = await self._store.astates(some)
-            unread = self._unread_heads()
+            unread = self._unread()
             for group, state in states.items():
                 if subscription := self._subscriptions.get(group):
                     hint = Hint(group, state.head, state.cancelled, producer=state.producer)
@@ -611,16 +621,21 @@ class Hub:
                     log_seldom("Old events could not be dropped.", exc_info=error)
             await asyncio.sleep(max(self._store.trim_due - monotonic(), 1.0))
 
-    def _unread_heads(self) -> dict[str, int]:
-        """Return the heads of the groups as the hints say that are still to be read."""
-        return {hint.group: hint.head for hint in self._inbox.copy()}
+    def _unread(self) -> dict[str, Hint]:
+        """Return the last hint of each group that is still to be read."""
+        return {hint.group: hint for hint in self._inbox.copy()}
 
     def _compare_group(
-        self, subscription: Subscription, hint: Hint, unread: Mapping[str, int]
+        self, subscription: Subscription, hint: Hint, unread: Mapping[str, Hint]
     ) -> None:
         """Take the store's state of a group, of which a doorbell may have been lost."""
         try:
-            if unread.get(hint.group, -1) >= hint.head:
+            waiting = unread.get(hint.group)
+            # A reopen takes no number, so it is only told by what the group then is.
+            if waiting and (
+                waiting.head > hint.head
+                or (waiting.head == hint.head and waiting.cancelled == hint.cancelled)
+            ):
                 # It was not lost. But no doorbell tells of a producer.
                 subscription.hear_of_producer(hint.producer)
                 return

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import Context
+from functools import partial
 from itertools import islice
 from math import inf
 from operator import length_hint, methodcaller
@@ -163,8 +164,9 @@ class Subscription:
                 self._missed_doorbell |= knows_first and gap
                 self.heal(hint.head)
         elif hint.head == self.head and hint.cancelled != self.cancelled:
-            # Hints may overtake each other. Only the store knows which one is true.
-            self.heal()
+            # Hints may overtake each other. Only the store knows which one is true. What nobody has
+            # announced yet is not fetched.
+            self.heal(self.head)
 
     def hear_message(self, message: Message) -> None:
         """Deliver a plain Channels message live, without a number."""
@@ -217,10 +219,10 @@ class Subscription:
     async def _heal(self) -> None:
         failed = False
         while self._stale and self.streams:
+            self._stale = False
+            expected_head, self._expected_head = self._expected_head, 0
+            before = self.head
             try:
-                self._stale = False
-                expected_head, self._expected_head = self._expected_head, 0
-                before = self.head
                 await self._fetch(expected_head)
                 if self.head > max(before, self._rung_head) or self._missed_doorbell:
                     self._note_healed(before)
@@ -230,7 +232,7 @@ class Subscription:
                 if not failed:
                     logger.exception("Reading group %r from the event store failed.", self.group)
                 failed = self._stale = True
-                self._expected_head = inf
+                self._expected_head = self._announced(expected_head)
                 await asyncio.sleep(_PAUSE_SECONDS)
 
     def _note_healed(self, before: int) -> None:
@@ -262,11 +264,11 @@ class Subscription:
                 self.cancelled = state.cancelled
                 self._end_cancelled()
                 return
+            # If the group is cancelled, its `close` is the last of the missing events.
+            self.cancelled = False
             if self.head != self.origin and self.head >= self._announced(expected_head):
                 # The rest is left to the hint that announces it, as in a page.
                 return
-            # If the group is cancelled, its `close` is the last of the missing events.
-            self.cancelled = False
             if self.head == state.origin:
                 self.first, self.origin = state.first, state.origin
             if not await self._add_page(expected_head):
@@ -319,7 +321,7 @@ class Subscription:
         """
         if self.joined.done() and self.cancelled:
             self.cancelled = False
-            self.heal()
+            self.heal(self.head)
 
     def compare(self, hint: Hint) -> None:
         """Take the group's state in the store, even if the store has gone back."""
@@ -370,9 +372,15 @@ class Subscription:
             reading = self._pages[after] = start_eagerly(
                 self._read_page(after), asyncio.get_running_loop()
             )
-            reading.add_done_callback(lambda _: self._pages.pop(after, None))
+            reading.add_done_callback(partial(self._note_read, after))
         # Shielded, since other streams wait for the page, too.
         return await asyncio.shield(self._pages[after])
+
+    def _note_read(self, after: int, reading: asyncio.Task[list[EncodedEvent]]) -> None:
+        self._pages.pop(after, None)
+        if not reading.cancelled():
+            # Whoever waited for it may have gone. Otherwise asyncio would log its error.
+            reading.exception()
 
     def in_memory(self, after: int) -> list[EncodedEvent]:
         """Return the events that follow a number, if they are in memory."""

@@ -1,6 +1,7 @@
 """Streams in one process: what is published reaches each of them, once and in order."""
 
 import asyncio
+import gc
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from django_sse import (
 )
 from django_sse.access.owners import Owner, user_key
 from django_sse.doorbells.layer import doorbell_group
-from django_sse.groups.entries import GroupState, Hint, NewEntry
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, NewEntry, closing_wire
 from django_sse.groups.position import parse_position
 from django_sse.groups.producer_tokens import HANDED_OVER
 from django_sse.stores import get_store
@@ -520,7 +521,7 @@ async def test_a_hint_that_waits_to_be_read_is_not_taken_for_a_lost_one() -> Non
         subscription = present._subscriptions["news"]
         before = subscription._healing
         told = hints[0]._replace(entries=())
-        present._compare_group(subscription, told, present._unread_heads())
+        present._compare_group(subscription, told, present._unread())
         assert subscription._healing is before
         assert await client.until_events(2) == ["first", "second"]
 
@@ -538,7 +539,7 @@ async def test_a_producer_is_heard_of_though_its_hint_waits_to_be_read() -> None
         present.hear_soon([hint])
         subscription = present._subscriptions["news"]
         handed_over = hint._replace(producer=HANDED_OVER)
-        present._compare_group(subscription, handed_over, present._unread_heads())
+        present._compare_group(subscription, handed_over, present._unread())
         await until(lambda: client.stream.ended.done())
         assert client.stream.ended.result() == "handed over"
 
@@ -562,3 +563,106 @@ async def test_an_old_answer_of_the_store_fetches_nothing_that_nobody_has_announ
         assert client.data == ["known"]
         current_hub().hear_soon(hints)
         assert await client.until_events(2) == ["known", "unannounced"]
+
+
+@pytest.mark.usefixtures("synced_rarely")
+async def test_a_reopen_whose_doorbell_was_lost_is_found_though_an_older_hint_waits() -> None:
+    async with connected("news", "sport") as client:
+        known = await apublish("news", "known")
+        assert known.number
+        await client.until_events(1)
+        await acancel("news")
+        present = current_hub()
+        subscription = present._subscriptions["news"]
+        await until(lambda: subscription.cancelled)
+        reopen = NewEntry("news", b"", Kind.REOPEN)
+        await sync_to_async(get_store().append)([reopen], lambda hints: None)
+        # Read in the next turn.
+        present.hear_soon([Hint("news", subscription.head, cancelled=True)])
+        told = Hint("news", subscription.head, cancelled=False)
+        present._compare_group(subscription, told, present._unread())
+        await until(lambda: not subscription.cancelled)
+
+
+@pytest.mark.usefixtures("synced_rarely")
+async def test_a_page_that_is_lost_and_for_which_nobody_waits_any_more_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failures: list[Any] = []
+    may_answer = asyncio.Event()
+
+    async def nothing(group: str, after: int, limit: int) -> list[Entry]:
+        await may_answer.wait()
+        return []
+
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
+    async with connected("news") as client:
+        await apublish("news", "known")
+        await client.until_events(1)
+        subscription = current_hub()._subscriptions["news"]
+        monkeypatch.setattr(subscription._reader, "page", nothing)
+        reading = asyncio.create_task(subscription.read(1))
+        await until(lambda: 1 in subscription._pages)
+        reading.cancel()
+        await asyncio.wait([reading])
+        may_answer.set()
+        await until(lambda: not subscription._pages)
+    # asyncio says it of a task that is dropped.
+    del reading
+    gc.collect()
+    assert not failures
+
+
+@pytest.fixture
+def hints_heard_one_by_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(hub, "_HEARING_SECONDS", 0.0)
+    # Its answers take no turn of the loop, so they come before what still waits to be read.
+    with override_settings(DJANGO_SSE={"STORE": "memory", "SYNC_INTERVAL": 3600}):
+        yield
+
+
+OWNER = Owner({user_key(7): None}, user_key(7))
+KICK = NewEntry(user_key(7), closing_wire("over"), Kind.END)
+AFTER_THE_KICK = NewEntry("news", Event("after the kick").encode())
+
+
+async def unrung(*entries: NewEntry) -> list[Hint]:
+    """Append entries, one after the other, and return the hints that nobody has heard."""
+    hints: list[Hint] = []
+    for entry in entries:
+        await get_store().aappend([entry], hints.extend)
+    return hints
+
+
+@pytest.mark.usefixtures("hints_heard_one_by_one")
+async def test_a_group_that_is_reopened_after_a_kick_sends_the_kicked_user_nothing_more() -> None:
+    async with connected("news", "sport", owner=OWNER) as kicked:
+        await apublish("news", "known")
+        await kicked.until_events(1)
+        await acancel("news")
+        present = current_hub()
+        await until(lambda: present._subscriptions["news"].cancelled)
+        reopen = NewEntry("news", b"", Kind.REOPEN)
+        [reopened, *others] = await unrung(reopen, KICK, AFTER_THE_KICK)
+        present.hear_soon([reopened])
+        for _ in range(BURST):
+            await asyncio.sleep(0)
+        present.hear_soon(others)
+        await kicked.until(kicked.stream.ended.done)
+        assert kicked.data == ["known", '{"reason":"over"}']
+
+
+@pytest.mark.usefixtures("hints_heard_one_by_one")
+async def test_a_kick_is_heard_before_the_store_answers_however_much_waits() -> None:
+    async with connected("news", owner=OWNER) as kicked:
+        await apublish("news", "known")
+        await kicked.until_events(1)
+        present = current_hub()
+        [kick, after] = await unrung(KICK, AFTER_THE_KICK)
+        present.hear_soon([Hint("news", 1, cancelled=False)] * BURST)
+        present.hear_soon([kick])
+        await asyncio.sleep(0)
+        # As if it had asked before, such as because a doorbell was lost.
+        present._subscriptions["news"].heal(after.head)
+        await kicked.until(kicked.stream.ended.done)
+        assert kicked.data == ["known", '{"reason":"over"}']

@@ -139,6 +139,7 @@ class Project:
             "mysite/urls.py",
             "mysite/urls.py",
             "templates/headlines.html",
+            "templates/headline.html",
         ]
 
     @contextmanager

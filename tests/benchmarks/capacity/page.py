@@ -88,7 +88,7 @@ def plans_table(costs: Constants, sites: Sequence[Site], machine: Machine) -> st
             "publishers: cores",
             "fullest",
             "a process: CPU, memory, streams",
-            "a deploy: CPU, reconnected in",
+            "a deploy with resume tickets: CPU, reconnected in",
         ]
     ]
     for site in sites:

@@ -51,7 +51,7 @@ _LAG_SECONDS: Final = 60.0
 # How often the store is asked for all groups, not only for changed ones, and how many at a time.
 _SWEEP_SECONDS: Final = 60.0
 _SWEEP_GROUPS: Final = 500
-# How long hints may hold the event loop in one turn.
+# How long hints may hold the event loop in one turn, unless a kick is among them.
 _HEARING_SECONDS: Final = 0.005
 # How long a client that does not read may delay a server's shutdown.
 _FAREWELL_SECONDS: Final = 0.5
@@ -171,8 +171,8 @@ class Hub:
         self._receiver = doorbell_of(self._store).receiver(self)
         self._inbox: deque[Hint] = deque()
         self._inbox_is_read = True
-        # Set once a hint of an owner is in the inbox.
-        self._owner_is_rung = False
+        # Set once the end of an owner's streams is in the inbox.
+        self._kick_is_rung = False
         self._comparing = asyncio.Event()
         self._synced = True
         self._swept = loop.time()
@@ -352,8 +352,8 @@ class Hub:
         if not followed:
             return
         self._inbox.extend(followed)
-        if any(hint.group in owners for hint in followed):
-            self._owner_is_rung = True
+        if any(hint.head and hint.group in owners for hint in followed):
+            self._kick_is_rung = True
         self._read_inbox_soon()
 
     def _read_inbox_soon(self) -> None:
@@ -381,10 +381,10 @@ class Hub:
         ends, at_once = self.loop.time() + _HEARING_SECONDS, 0
         try:
             while self._inbox:
-                if self._owner_is_rung:
+                if self._kick_is_rung:
                     # A kick is heard in this turn, however much waits before it. In a later one,
                     # the store might have answered, with events from after the kick.
-                    self._owner_is_rung = False
+                    self._kick_is_rung = False
                     at_once = len(self._inbox)
                 hint = self._inbox.popleft()
                 at_once -= 1
@@ -394,7 +394,7 @@ class Hub:
                     if must_propagate(error):
                         raise
                     self._fail(hint.group, error)
-                if at_once <= 0 and not self._owner_is_rung and self.loop.time() >= ends:
+                if at_once <= 0 and not self._kick_is_rung and self.loop.time() >= ends:
                     break
         finally:
             # What a publisher in a thread has left may be thousands.

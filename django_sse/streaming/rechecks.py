@@ -47,7 +47,7 @@ from django_sse.stores.timed_thread import TimedThread
 from django_sse.streaming.jitter import jittered_retry
 from django_sse.streaming.permission_rechecks import PermissionRechecks
 from django_sse.streaming.store_reader import StoreReader
-from django_sse.streaming.stream import Stream
+from django_sse.streaming.stream import OWNER_CHECK_SECONDS, Stream
 from django_sse.streaming.subscription import each
 
 # After a check of all logins, the pause is this many times as long as the check took. So checks
@@ -55,6 +55,8 @@ from django_sse.streaming.subscription import each
 _PAUSE_FACTOR: Final = 20
 # After how long a user who was not found is looked for again.
 _AGAIN_SECONDS: Final = 1.0
+# After how long the store is asked again about a kick, if that has failed.
+_LOOK_UP_AGAIN_SECONDS: Final = 0.1
 # How long one round of questions to custom backends may take.
 _BACKENDS_SECONDS: Final = 10.0
 
@@ -103,7 +105,7 @@ class Rechecks:
         )
         # The owner keys that doorbells have named. Two of these, so that a database that hangs does
         # not delay the end of streams.
-        self._to_look_up = Coalescer(partial(_try, self.look_up))
+        self._to_look_up = Coalescer(self._look_up_in_time)
         self._to_check = Coalescer(partial(_try, self._check_users))
         # The logins whose user was not found, with the time of the first check that missed it.
         self._absent_since: dict[Login, float] = {}
@@ -169,6 +171,15 @@ class Rechecks:
         if owner_keys := [owner_key for owner_key in owner_keys if owner_key in self.owned]:
             for owner_key, state in (await self._reader.states(owner_keys)).items():
                 await self.compare(owner_key, state)
+
+    async def _look_up_in_time(self, owner_keys: Collection[str]) -> None:
+        """Look owner keys up, again and again while streams wait for it and the store fails."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + OWNER_CHECK_SECONDS
+        while not await _try(self.look_up, owner_keys):
+            if loop.time() >= ends:
+                break
+            await asyncio.sleep(_LOOK_UP_AGAIN_SECONDS)
 
     async def check_newcomer(self, stream: Stream) -> None:
         """Ask the store about the owner of a stream that was added, and end the stream if the store
@@ -437,8 +448,12 @@ class _ThreadConnections:
 
 async def _try(
     process: Callable[[Collection[str]], Awaitable[None]], owner_keys: Collection[str]
-) -> None:
-    """Process owner keys that doorbells have named, or log that it failed."""
+) -> bool:
+    """Process owner keys that doorbells have named, or log that it failed.
+
+    Returns:
+        Whether they were processed.
+    """
     try:
         await process(owner_keys)
     except BaseException as error:
@@ -446,6 +461,8 @@ async def _try(
             raise
         # The next comparison with the store, or check of all logins, finds the change.
         log_seldom("Owners that a doorbell has named could not be checked.", exc_info=error)
+        return False
+    return True
 
 
 def _rest() -> float:

@@ -51,7 +51,7 @@ _BARRING_REASONS: Final = frozenset(
 
 # How long a stream waits for an answer about its owner, in seconds. Anybody may ring, again and
 # again, and must not stop it for ever.
-_OWNER_CHECK_SECONDS: Final = 2.0
+OWNER_CHECK_SECONDS: Final = 2.0
 
 # How many events are rendered in one turn of the event loop. A filter may hide all of them, so that
 # they never fill a send.
@@ -412,7 +412,7 @@ class Stream:
             self._enter(Phase.CATCHING_UP)
 
     def _end_of_pause(self) -> float:
-        return self._hub.loop.time() + _OWNER_CHECK_SECONDS
+        return self._hub.loop.time() + OWNER_CHECK_SECONDS
 
     def _is_paused(self) -> bool:
         return self._owner_check is not None and self._hub.loop.time() < self._pause_ends_at

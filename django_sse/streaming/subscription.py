@@ -163,7 +163,7 @@ class Subscription:
             else:
                 self._missed_doorbell |= knows_first and gap
                 self.heal(hint.head)
-        elif hint.head == self.head and hint.cancelled != self.cancelled:
+        elif hint.head == self.head and (hint.cancelled != self.cancelled or self._is_healing):
             # Hints may overtake each other. Only the store knows which one is true. What nobody has
             # announced yet is not fetched.
             self.heal(self.head)
@@ -205,8 +205,12 @@ class Subscription:
         """
         self._stale = True
         self._expected_head = max(self._expected_head, head)
-        if self._healing is None or self._healing.done():
+        if not self._is_healing:
             self._healing = spawn(self._heal())
+
+    @property
+    def _is_healing(self) -> bool:
+        return self._healing is not None and not self._healing.done()
 
     def close(self) -> None:
         """Stop reading the store, after the last stream has left."""
@@ -368,13 +372,15 @@ class Subscription:
                         break
         if self.tail.first <= after + 1:
             return self.tail.after(after)
-        if after not in self._pages:
+        reading = self._pages.get(after)
+        if reading is None:
             reading = self._pages[after] = start_eagerly(
                 self._read_page(after), asyncio.get_running_loop()
             )
             reading.add_done_callback(partial(self._note_read, after))
-        # Shielded, since other streams wait for the page, too.
-        return await asyncio.shield(self._pages[after])
+        # Not awaited itself, since other streams wait for the page, too.
+        await asyncio.wait([reading])
+        return reading.result()
 
     def _note_read(self, after: int, reading: asyncio.Task[list[EncodedEvent]]) -> None:
         self._pages.pop(after, None)

@@ -29,6 +29,7 @@ from django_sse.groups.position import parse_position
 from django_sse.groups.producer_tokens import HANDED_OVER
 from django_sse.stores import get_store
 from django_sse.stores.database import DatabaseStore
+from django_sse.stores.memory import MemoryStore
 from django_sse.streaming import hub
 from django_sse.streaming.fan_out import STREAMS_A_TURN
 from django_sse.streaming.hub import current_hub, open_streams
@@ -616,7 +617,7 @@ async def test_a_page_that_is_lost_and_for_which_nobody_waits_any_more_is_no_err
 @pytest.fixture
 def hints_heard_one_by_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(hub, "_HEARING_SECONDS", 0.0)
-    # Its answers take no turn of the loop, so they come before what still waits to be read.
+    # Its answers take few turns of the loop, so they come before what still waits to be read.
     with override_settings(DJANGO_SSE={"STORE": "memory", "SYNC_INTERVAL": 3600}):
         yield
 
@@ -666,3 +667,130 @@ async def test_a_kick_is_heard_before_the_store_answers_however_much_waits() -> 
         present._subscriptions["news"].heal(after.head)
         await kicked.until(kicked.stream.ended.done)
         assert kicked.data == ["known", '{"reason":"over"}']
+
+
+@pytest.mark.usefixtures("hints_heard_one_by_one")
+async def test_a_newcomer_brings_a_kicked_user_nothing_from_after_the_kick() -> None:
+    """A group that somebody joins asks the store whether it is still cancelled."""
+    async with connected("news", "sport", owner=OWNER) as kicked:
+        await apublish("news", "known")
+        await kicked.until_events(1)
+        await acancel("news")
+        present = current_hub()
+        await until(lambda: present._subscriptions["news"].cancelled)
+        hints = await unrung(NewEntry("news", b"", Kind.REOPEN), KICK, AFTER_THE_KICK)
+        async with connected("news", "sport"):
+            assert not present._subscriptions["news"].cancelled
+            for _ in range(BURST):
+                await asyncio.sleep(0)
+            present.hear_soon(hints)
+            await kicked.until(kicked.stream.ended.done)
+        assert kicked.data == ["known", '{"reason":"over"}']
+
+
+@pytest.mark.usefixtures("hints_heard_one_by_one")
+async def test_a_kick_that_cannot_be_looked_up_at_first_is_looked_up_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Until then, the kicked user gets nothing new."""
+    ask, failed = MemoryStore.astates, asyncio.Event()
+
+    async def fail_once(self: MemoryStore, groups: Sequence[str]) -> dict[str, GroupState]:
+        if failed.is_set() or user_key(7) not in groups:
+            return await ask(self, groups)
+        failed.set()
+        raise OSError
+
+    async with connected("news", owner=OWNER) as kicked, connected("news") as other:
+        await apublish("news", "known")
+        await kicked.until_events(1)
+        hints = await unrung(KICK, AFTER_THE_KICK)
+        monkeypatch.setattr(MemoryStore, "astates", fail_once)
+        current_hub().hear_soon(hints)
+        await kicked.until(kicked.stream.ended.done)
+        assert failed.is_set()
+        assert kicked.data == ["known", '{"reason":"over"}']
+        assert await other.until_events(2) == ["known", "after the kick"]
+
+
+@pytest.mark.usefixtures("hints_heard_one_by_one")
+async def test_a_failed_read_is_repeated_for_what_was_announced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What comes later may be from after a kick that this hub has not heard of, either."""
+    read, failed = MemoryStore.aread, asyncio.Event()
+
+    async def fail_once(self: MemoryStore, group: str, after: int, limit: int) -> list[Entry]:
+        if failed.is_set():
+            return await read(self, group, after, limit)
+        failed.set()
+        raise OSError
+
+    monkeypatch.setattr("django_sse.streaming.subscription._PAUSE_SECONDS", 0.01)
+    async with connected("news") as client:
+        await apublish("news", "known")
+        await client.until_events(1)
+        [announced, later] = await unrung(
+            NewEntry("news", Event("announced").encode()), NewEntry("news", Event("later").encode())
+        )
+        monkeypatch.setattr(MemoryStore, "aread", fail_once)
+        present = current_hub()
+        present.hear_soon([announced._replace(entries=())])
+        assert await client.until_events(2) == ["known", "announced"]
+        healing = present._subscriptions["news"]._healing
+        assert healing
+        await asyncio.wait([healing])
+        for _ in range(BURST):
+            await asyncio.sleep(0)
+        assert client.data == ["known", "announced"]
+        present.hear_soon([later])
+        assert await client.until_events(3) == ["known", "announced", "later"]
+
+
+@pytest.mark.usefixtures("hints_heard_one_by_one")
+async def test_a_reopened_group_is_not_taken_for_a_cancelled_one() -> None:
+    """With another group cancelled, its streams would end for good."""
+    async with connected("news", "sport") as client:
+        await acancel("news")
+        present = current_hub()
+        subscription = present._subscriptions["news"]
+        await until(lambda: subscription.cancelled)
+        reopen = NewEntry("news", b"", Kind.REOPEN)
+        [reopened, published] = await unrung(reopen, NewEntry("news", Event("new").encode()))
+        present.hear_soon([reopened])
+        await until(lambda: not subscription.cancelled)
+        await acancel("sport")
+        await until(lambda: present._subscriptions["sport"].cancelled)
+        present.hear_soon([published])
+        await client.until(lambda: "new" in client.data)
+        assert not client.stream.ended.done()
+
+
+@pytest.mark.usefixtures("hints_heard_one_by_one")
+async def test_a_reopen_during_the_question_whether_a_group_is_cancelled_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with connected("news", "sport"):
+        await acancel("news")
+        present = current_hub()
+        subscription = present._subscriptions["news"]
+        await until(lambda: subscription.cancelled)
+        ask, asked, may_answer = subscription._reader.states, asyncio.Event(), asyncio.Event()
+
+        async def answer_late(groups: Sequence[str]) -> dict[str, GroupState]:
+            states = await ask(groups)
+            asked.set()
+            await may_answer.wait()
+            return states
+
+        monkeypatch.setattr(subscription._reader, "states", answer_late)
+        # As somebody who joins does.
+        subscription.recheck_cancelled()
+        await asked.wait()
+        present.hear_soon(await unrung(NewEntry("news", b"", Kind.REOPEN)))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        may_answer.set()
+        assert subscription._healing
+        await asyncio.wait([subscription._healing])
+        assert not subscription.cancelled

@@ -354,7 +354,7 @@ async def test_a_flood_of_doorbells_about_an_owner_stops_no_replay(
         return await aread(*args)
 
     monkeypatch.setattr(DatabaseStore, "aread", read_slowly)
-    monkeypatch.setattr("django_sse.streaming.stream._OWNER_CHECK_SECONDS", 0.2)
+    monkeypatch.setattr("django_sse.streaming.stream.OWNER_CHECK_SECONDS", 0.2)
     owner_key, start = user_key(7), await aposition("news")
     await apublish_many(("news", str(n)) for n in range(3))
     owner = Owner({owner_key: None}, owner_key)
@@ -365,7 +365,7 @@ async def test_a_flood_of_doorbells_about_an_owner_stops_no_replay(
 async def test_the_time_that_a_client_takes_to_read_is_not_taken_from_a_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("django_sse.streaming.stream._OWNER_CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("django_sse.streaming.stream.OWNER_CHECK_SECONDS", 0.05)
     monkeypatch.setattr("django_sse.streaming.stream._EVENTS_A_TURN", 1)
     owner_key, start = user_key(7), await aposition("news")
     await apublish_many([("news", "0"), ("news", "1")])
@@ -393,7 +393,7 @@ async def test_the_time_that_a_client_takes_to_read_is_not_taken_from_a_pause(
         current_hub().hear_soon([Hint(owner_key, 1, cancelled=False)])
         # Longer than a pause. Those that begin later are as long as it takes.
         await asyncio.sleep(0.1)
-        monkeypatch.setattr("django_sse.streaming.stream._OWNER_CHECK_SECONDS", 30)
+        monkeypatch.setattr("django_sse.streaming.stream.OWNER_CHECK_SECONDS", 30)
         store_answers.clear()
         await acancel(user=7)
         await apublish("news", "he is gone")

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 from collections.abc import AsyncGenerator, Callable, Iterator
-from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -14,7 +13,6 @@ from pytest_django import Settings
 from django_sse import Event, acancel, aposition, apublish, apublish_many
 from django_sse.access.owners import Owner, user_key
 from django_sse.concurrency import threads
-from django_sse.concurrency.tasks import Coalescer
 from django_sse.doorbells.base import listen, ring_here, stop_listening
 from django_sse.groups.entries import Hint, NewEntry
 from django_sse.groups.position import parse_position
@@ -441,8 +439,6 @@ async def test_who_is_kicked_while_a_kick_cannot_be_read_loses_the_stream(
     async with connected("news", owner=owners[0]), connected("news", owner=owners[1]) as kicked:
         await until(lambda: current_hub()._synced)
         monkeypatch.setattr(rechecks.Rechecks, "look_up", look_up)
-        present = current_hub()._rechecks
-        present._to_look_up = Coalescer(partial(rechecks._try, present.look_up))
         await acancel(user=7)
         await kicked.until(kicked.stream.ended.done)
         assert kicked.stream.ended.result() == "shut"

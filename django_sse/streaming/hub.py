@@ -586,6 +586,11 @@ class Hub:
         try:
             # Owners first: a kicked user must not get what is published after the kick.
             await self._rechecks.look_up(hint.group for hint in changed)
+        except Exception:
+            # The kicked users' streams wait while the store is asked again.
+            for hint in changed:
+                self._rechecks.hear_kick(hint)
+            raise
         finally:
             unread = self._unread()
             for hint in changed:

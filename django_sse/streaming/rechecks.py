@@ -55,7 +55,7 @@ from django_sse.streaming.subscription import each
 _PAUSE_FACTOR: Final = 20
 # After how long a user who was not found is looked for again.
 _AGAIN_SECONDS: Final = 1.0
-# After how long the store is asked again about a kick, if that has failed.
+# The pause before the store is asked again about a kick, after it has failed.
 _LOOK_UP_AGAIN_SECONDS: Final = 0.1
 # How long one round of questions to custom backends may take.
 _BACKENDS_SECONDS: Final = 10.0
@@ -156,11 +156,15 @@ class Rechecks:
         changed.
         """
         if hint.head:
-            looked_up = self._to_look_up.add([hint.group])
-            # New events wait for the answer.
-            each(list(self.owned.get(hint.group, ())), lambda stream: stream.pause_until(looked_up))
+            self.hear_kick(hint)
         else:
             self._to_check.add([hint.group])
+
+    def hear_kick(self, hint: Hint) -> None:
+        """Look an owner key up, if it is one, and let new events wait for the answer."""
+        if streams := list(self.owned.get(hint.group, ())):
+            looked_up = self._to_look_up.add([hint.group])
+            each(streams, lambda stream: stream.pause_until(looked_up))
 
     async def look_up(self, owner_keys: Iterable[str]) -> None:
         """Ask the store about owner keys that have streams, and end streams that it has ended.
@@ -459,7 +463,7 @@ async def _try(
     except BaseException as error:
         if must_propagate(error):
             raise
-        # The next comparison with the store, or check of all logins, finds the change.
+        # If nobody asks again, the next comparison with the store, or check of logins, finds it.
         log_seldom("Owners that a doorbell has named could not be checked.", exc_info=error)
         return False
     return True

@@ -689,8 +689,9 @@ async def test_a_newcomer_brings_a_kicked_user_nothing_from_after_the_kick() -> 
 
 
 @pytest.mark.usefixtures("hints_heard_one_by_one")
+@pytest.mark.parametrize("heard", ["by a doorbell", "by a comparison"])
 async def test_a_kick_that_cannot_be_looked_up_at_first_is_looked_up_again(
-    monkeypatch: pytest.MonkeyPatch,
+    heard: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until then, the kicked user gets nothing new."""
     ask, failed = MemoryStore.astates, asyncio.Event()
@@ -706,7 +707,13 @@ async def test_a_kick_that_cannot_be_looked_up_at_first_is_looked_up_again(
         await kicked.until_events(1)
         hints = await unrung(KICK, AFTER_THE_KICK)
         monkeypatch.setattr(MemoryStore, "astates", fail_once)
-        current_hub().hear_soon(hints)
+        for module in ("rechecks", "stream"):
+            monkeypatch.setattr(f"django_sse.streaming.{module}.OWNER_CHECK_SECONDS", 30)
+        monkeypatch.setattr("django_sse.streaming.rechecks._LOOK_UP_AGAIN_SECONDS", 0.01)
+        if heard == "by a doorbell":
+            current_hub().hear_soon(hints)
+        else:
+            current_hub().compare_soon()
         await kicked.until(kicked.stream.ended.done)
         assert failed.is_set()
         assert kicked.data == ["known", '{"reason":"over"}']

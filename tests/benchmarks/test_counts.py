@@ -84,6 +84,21 @@ def test_what_an_idle_stream_keeps_is_bounded() -> None:
     assert 1000 < int(measured.stdout) < _BYTES_OF_IDLE_STREAM
 
 
+def test_the_least_that_an_event_takes_is_told_beside_what_it_takes() -> None:
+    measured = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.least"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert [line.partition(":")[0] for line in measured.stdout.splitlines()] == [
+        "least",
+        "django_sse",
+    ]
+
+
 class Counted(InMemoryChannelLayer):  # type: ignore[misc]
     """Counts what is sent to groups. A subclass is taken for a layer that crosses processes."""
 

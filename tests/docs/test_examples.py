@@ -190,7 +190,11 @@ async def test_the_stream_of_a_job_ends_with_it_and_says_how(
         async with open_stream(client, url) as stream, open_stream(stranger, url) as other:
             with pytest.raises(ValueError, match="broken"):
                 await asyncio.to_thread(examples["import_rows"], group, rows)
-            assert [(await stream.next("progress")).json()["done"] for _ in range(2)] == [1, 2]
+            done = (await stream.next("progress")).json()["done"]
+            if done == 1:
+                done = (await stream.next("progress")).json()["done"]
+            # Or at once: of a key, a client that lags gets the newest.
+            assert done == 2
             await stream.closed("failed")
             await other.nothing()
         # Whoever comes later.

@@ -589,7 +589,7 @@ class Hub:
         except Exception:
             # The kicked users' streams wait while the store is asked again.
             for hint in changed:
-                self._rechecks.hear_kick(hint)
+                self._rechecks.hear_kick(hint.group)
             raise
         finally:
             unread = self._unread()

@@ -156,14 +156,14 @@ class Rechecks:
         changed.
         """
         if hint.head:
-            self.hear_kick(hint)
+            self.hear_kick(hint.group)
         else:
             self._to_check.add([hint.group])
 
-    def hear_kick(self, hint: Hint) -> None:
-        """Look an owner key up, if it is one, and let new events wait for the answer."""
-        if streams := list(self.owned.get(hint.group, ())):
-            looked_up = self._to_look_up.add([hint.group])
+    def hear_kick(self, owner_key: str) -> None:
+        """Look an owner key up if it has streams, and let their new events wait for the answer."""
+        if streams := list(self.owned.get(owner_key, ())):
+            looked_up = self._to_look_up.add([owner_key])
             each(streams, lambda stream: stream.pause_until(looked_up))
 
     async def look_up(self, owner_keys: Iterable[str]) -> None:

@@ -72,31 +72,25 @@ async def test_a_report_looks_at_no_stream_that_is_idle(monkeypatch: pytest.Monk
     assert looks == 0
 
 
-def test_what_an_idle_stream_keeps_is_bounded() -> None:
-    measured = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.idle_bytes"],
+def printed_by(module: str) -> str:
+    """Run a module in a process of its own; return what it prints."""
+    return subprocess.run(
+        [sys.executable, "-m", module],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
-    )
-    assert 1000 < int(measured.stdout) < _BYTES_OF_IDLE_STREAM
+    ).stdout
+
+
+def test_what_an_idle_stream_keeps_is_bounded() -> None:
+    assert 1000 < int(printed_by("tests.benchmarks.idle_bytes")) < _BYTES_OF_IDLE_STREAM
 
 
 def test_the_least_that_an_event_takes_is_told_beside_what_it_takes() -> None:
-    measured = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.least"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert [line.partition(":")[0] for line in measured.stdout.splitlines()] == [
-        "least",
-        "django_sse",
-    ]
+    lines = printed_by("tests.benchmarks.least").splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["least", "django_sse"]
 
 
 class Counted(InMemoryChannelLayer):  # type: ignore[misc]

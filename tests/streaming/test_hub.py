@@ -34,6 +34,7 @@ from django_sse.streaming import hub
 from django_sse.streaming.fan_out import STREAMS_A_TURN
 from django_sse.streaming.hub import current_hub, open_streams
 from django_sse.streaming.stream import Stream
+from django_sse.streaming.subscription import Subscription
 from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView
 from tests.clients import AsyncClients, Client, connected
@@ -45,6 +46,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("
 
 BURST = 1000
 STREAMS = 100
+REOPEN = NewEntry("news", b"", Kind.REOPEN)
 
 
 class FlakyLayer(InMemoryChannelLayer):  # type: ignore[misc]
@@ -566,18 +568,23 @@ async def test_an_old_answer_of_the_store_fetches_nothing_that_nobody_has_announ
         assert await client.until_events(2) == ["known", "unannounced"]
 
 
+async def cancelled(group: str) -> Subscription:
+    """Cancel a group, and return its subscription once that knows."""
+    await acancel(group)
+    subscription = current_hub()._subscriptions[group]
+    await until(lambda: subscription.cancelled)
+    return subscription
+
+
 @pytest.mark.usefixtures("synced_rarely")
 async def test_a_reopen_whose_doorbell_was_lost_is_found_though_an_older_hint_waits() -> None:
     async with connected("news", "sport") as client:
         known = await apublish("news", "known")
         assert known.number
         await client.until_events(1)
-        await acancel("news")
         present = current_hub()
-        subscription = present._subscriptions["news"]
-        await until(lambda: subscription.cancelled)
-        reopen = NewEntry("news", b"", Kind.REOPEN)
-        await sync_to_async(get_store().append)([reopen], lambda hints: None)
+        subscription = await cancelled("news")
+        await sync_to_async(get_store().append)([REOPEN], lambda hints: None)
         # Read in the next turn.
         present.hear_soon([Hint("news", subscription.head, cancelled=True)])
         told = Hint("news", subscription.head, cancelled=False)
@@ -640,11 +647,9 @@ async def test_a_group_that_is_reopened_after_a_kick_sends_the_kicked_user_nothi
     async with connected("news", "sport", owner=OWNER) as kicked:
         await apublish("news", "known")
         await kicked.until_events(1)
-        await acancel("news")
         present = current_hub()
-        await until(lambda: present._subscriptions["news"].cancelled)
-        reopen = NewEntry("news", b"", Kind.REOPEN)
-        [reopened, *others] = await unrung(reopen, KICK, AFTER_THE_KICK)
+        await cancelled("news")
+        [reopened, *others] = await unrung(REOPEN, KICK, AFTER_THE_KICK)
         present.hear_soon([reopened])
         for _ in range(BURST):
             await asyncio.sleep(0)
@@ -675,10 +680,9 @@ async def test_a_newcomer_brings_a_kicked_user_nothing_from_after_the_kick() -> 
     async with connected("news", "sport", owner=OWNER) as kicked:
         await apublish("news", "known")
         await kicked.until_events(1)
-        await acancel("news")
         present = current_hub()
-        await until(lambda: present._subscriptions["news"].cancelled)
-        hints = await unrung(NewEntry("news", b"", Kind.REOPEN), KICK, AFTER_THE_KICK)
+        await cancelled("news")
+        hints = await unrung(REOPEN, KICK, AFTER_THE_KICK)
         async with connected("news", "sport"):
             assert not present._subscriptions["news"].cancelled
             for _ in range(BURST):
@@ -758,16 +762,12 @@ async def test_a_failed_read_is_repeated_for_what_was_announced(
 async def test_a_reopened_group_is_not_taken_for_a_cancelled_one() -> None:
     """With another group cancelled, its streams would end for good."""
     async with connected("news", "sport") as client:
-        await acancel("news")
         present = current_hub()
-        subscription = present._subscriptions["news"]
-        await until(lambda: subscription.cancelled)
-        reopen = NewEntry("news", b"", Kind.REOPEN)
-        [reopened, published] = await unrung(reopen, NewEntry("news", Event("new").encode()))
+        subscription = await cancelled("news")
+        [reopened, published] = await unrung(REOPEN, NewEntry("news", Event("new").encode()))
         present.hear_soon([reopened])
         await until(lambda: not subscription.cancelled)
-        await acancel("sport")
-        await until(lambda: present._subscriptions["sport"].cancelled)
+        await cancelled("sport")
         present.hear_soon([published])
         await client.until(lambda: "new" in client.data)
         assert not client.stream.ended.done()
@@ -778,10 +778,8 @@ async def test_a_reopen_during_the_question_whether_a_group_is_cancelled_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with connected("news", "sport"):
-        await acancel("news")
         present = current_hub()
-        subscription = present._subscriptions["news"]
-        await until(lambda: subscription.cancelled)
+        subscription = await cancelled("news")
         ask, asked, may_answer = subscription._reader.states, asyncio.Event(), asyncio.Event()
 
         async def answer_late(groups: Sequence[str]) -> dict[str, GroupState]:
@@ -794,7 +792,7 @@ async def test_a_reopen_during_the_question_whether_a_group_is_cancelled_counts(
         # As somebody who joins does.
         subscription.recheck_cancelled()
         await asked.wait()
-        present.hear_soon(await unrung(NewEntry("news", b"", Kind.REOPEN)))
+        present.hear_soon(await unrung(REOPEN))
         for _ in range(10):
             await asyncio.sleep(0)
         may_answer.set()

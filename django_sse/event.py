@@ -182,15 +182,15 @@ def _one_line(field: str, value: Any) -> str:
     return text
 
 
-def refuse_reserved_name(event: Event) -> None:
-    """Refuse an event name that has a special meaning for clients.
+def refuse_reserved_name(name: str | None) -> None:
+    """Refuse an event's type that has a special meaning for clients.
 
     Raises:
-        InvalidEvent: The name is ``error``, ``open``, ``close`` or ``reset``.
+        InvalidEvent: The type is ``error``, ``open``, ``close`` or ``reset``.
     """
-    if event.event in RESERVED_NAMES:
+    if name in RESERVED_NAMES:
         raise InvalidEvent(
-            f"{event.event!r} is not a name for an event: {', '.join(sorted(RESERVED_NAMES))} "
+            f"{name!r} is not a name for an event: {', '.join(sorted(RESERVED_NAMES))} "
             "belong to EventSource and to django_sse."
         )
 
@@ -226,10 +226,30 @@ def encode_published(event: Event, max_bytes: int) -> bytes:
         raise InvalidEvent(
             f"An event for a group must not have an id ({event.id!r}): the store gives it one."
         )
-    refuse_reserved_name(event)
+    refuse_reserved_name(event.event)
     wire = event.encode()
     if not wire:
         raise InvalidEvent("There is nothing to send in an event without data, retry or comment.")
+    return _bounded(wire, max_bytes)
+
+
+def encode_data(data: Any, event: str | None, max_bytes: int) -> bytes:
+    """Return what ``encode_published`` returns for an event that has only data and perhaps a type.
+
+    Most have no more, and to make an ``Event`` first takes as long again.
+
+    Raises:
+        InvalidEvent: As for ``Event`` and ``encode_published``.
+    """
+    name = ""
+    if event is not None:
+        name = _one_line("event", event)
+        refuse_reserved_name(name)
+        name = f"event: {name}\n"
+    return _bounded(_utf8(f"{name}{_field('data', _as_text(data))}\n"), max_bytes)
+
+
+def _bounded(wire: bytes, max_bytes: int) -> bytes:
     if len(wire) > max_bytes:
         raise InvalidEvent(
             f"The event has {len(wire)} bytes, but DJANGO_SSE['MAX_EVENT_BYTES'] allows only "
@@ -279,6 +299,8 @@ def _field(name: str, text: str) -> str:
 
 
 def _as_text(data: Any) -> str:
+    if type(data) is str:
+        return data
     if isinstance(data, str | Promise):
         return str(plain(data))
     return as_json(data)

@@ -19,7 +19,6 @@ from django_sse.concurrency.tasks import must_propagate, spawn
 from django_sse.concurrency.threads import LoopThread, request_context
 from django_sse.conf import SECONDS_OR_NONE, SETTING, conf
 from django_sse.doorbells import doorbell_of
-from django_sse.event import as_event
 from django_sse.exceptions import AlreadyProducing, Cancelled, Close, GroupCancelled, InvalidEvent
 from django_sse.groups.entries import GroupState, Hint, Kind, NewEntry, closing_wire
 from django_sse.groups.names import validate_group
@@ -138,7 +137,7 @@ class AsyncProducer:
                 published more than ``PRODUCER_BYTES``.
             RuntimeError: The producer has ended.
         """
-        wire = encode_for(self.group, as_event(data, event, key))
+        wire = encode_for(self.group, data, event, key)
         self._refuse_if_over()
         if self._published_bytes + len(wire) > conf().PRODUCER_BYTES:
             raise InvalidEvent(

@@ -15,7 +15,7 @@ from django.utils.asyncio import async_unsafe
 from django_sse.access.owners import loaded, owner_key_of, user_group, user_key
 from django_sse.conf import conf
 from django_sse.doorbells import doorbell_of
-from django_sse.event import Event, as_event
+from django_sse.event import Event
 from django_sse.exceptions import (
     EventStreamError,
     GroupCancelled,
@@ -98,7 +98,7 @@ def publish(
         SynchronousOnlyOperation: Called on a running event loop.
         Exception: The event store could not be written.
     """
-    return _append([_entry(group, as_event(data, event, key), owner_key_of(exclude))])[0]
+    return _append([_entry(group, data, event, key, owner_key_of(exclude))])[0]
 
 
 async def apublish(
@@ -110,8 +110,8 @@ async def apublish(
     exclude: Any = None,
 ) -> Published:
     """Do what ``publish`` does, from async code."""
-    entry = _entry(group, as_event(data, event, key), owner_key_of(await loaded(exclude)))
-    return (await _aappend([entry]))[0]
+    owner_key = "" if exclude is None else owner_key_of(await loaded(exclude))
+    return (await _aappend([_entry(group, data, event, key, owner_key)]))[0]
 
 
 @async_unsafe(_WOULD_BLOCK.format("publish_to_user"))
@@ -326,13 +326,12 @@ async def aposition(*groups: str) -> str:
 
 def _entries(events: Iterable[tuple[str, Any]], exclude: Any) -> list[NewEntry]:
     owner_key = owner_key_of(exclude)
-    return [_entry(group, as_event(data), owner_key) for group, data in events]
+    return [_entry(group, data, None, None, owner_key) for group, data in events]
 
 
-def _entry(group: str, event: Event, exclude: str) -> NewEntry:
+def _entry(group: str, data: Any, event: str | None, key: str | None, exclude: str) -> NewEntry:
     group = validate_group(group)
-    wire = encode_for(group, event)
-    return NewEntry(group, wire, exclude=exclude)
+    return NewEntry(group, encode_for(group, data, event, key), Kind.EVENT, exclude)
 
 
 def _closing_entry(group: str | None, user: Any, reason: str | None) -> NewEntry:

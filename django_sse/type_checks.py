@@ -14,7 +14,14 @@ from django.urls.resolvers import RegexPattern
 from django.utils.text import Truncator
 
 from django_sse.conf import SETTING, conf
-from django_sse.event import NO_DATA, Event, decode_block, encode_published
+from django_sse.event import (
+    NO_DATA,
+    Event,
+    as_event,
+    decode_block,
+    encode_data,
+    encode_published,
+)
 from django_sse.exceptions import InvalidEvent
 from django_sse.groups.names import could_make
 from django_sse.schemas import schemas_of
@@ -99,12 +106,14 @@ def _urls(
             yield url, {name: text for name, text in of_url.items() if name not in given}
 
 
-def encode_for(group: str, event: Event) -> bytes:
+def encode_for(group: str, data: Any, event: str | None = None, key: str | None = None) -> bytes:
     """Return the encoded block of an event for a group.
 
     Args:
         group: The name of the group, as the project knows it.
-        event: The event.
+        data: An ``Event``, or its data.
+        event: The type of the event, if ``data`` is not an ``Event``.
+        key: The key of the event, if ``data`` is not an ``Event``.
 
     Raises:
         InvalidEvent: The event cannot be published; or ``CHECK_EVENT_TYPES`` is on, and the event
@@ -112,10 +121,14 @@ def encode_for(group: str, event: Event) -> bytes:
         ImproperlyConfigured: It is on, and the types cannot be checked.
     """
     settings = conf()
-    wire = encode_published(event, settings.MAX_EVENT_BYTES)
-    if settings.CHECK_EVENT_TYPES and event.data is not NO_DATA:
+    checks = settings.CHECK_EVENT_TYPES
+    if key is None and not (checks or data is NO_DATA or isinstance(data, Event)):
+        return encode_data(data, event, settings.MAX_EVENT_BYTES)
+    made = as_event(data, event, key)
+    wire = encode_published(made, settings.MAX_EVENT_BYTES)
+    if checks and made.data is not NO_DATA:
         # As it is sent: to encode the data again might give something else.
-        _check(group, event, decode_block(wire).text)
+        _check(group, made, decode_block(wire).text)
     return wire
 
 

@@ -223,13 +223,13 @@ def test_a_type_without_data_is_refused_because_a_browser_would_fire_nothing() -
 @pytest.mark.parametrize("name", ["error", "open", "close", "reset"])
 def test_a_name_that_means_something_of_its_own_is_refused(name: str) -> None:
     with pytest.raises(InvalidEvent, match="close, error, open, reset belong to"):
-        refuse_reserved_name(Event("data", event=name))
+        refuse_reserved_name(name)
 
 
 @pytest.mark.parametrize("name", [None, "", "message", "Error", "closed"])
 def test_every_other_name_is_free(name: str | None) -> None:
     assert name not in RESERVED_NAMES
-    refuse_reserved_name(Event("data", event=name))
+    refuse_reserved_name(name)
 
 
 def test_an_id_is_put_in_front_of_an_encoded_event() -> None:

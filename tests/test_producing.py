@@ -428,7 +428,7 @@ class FaultyStore(MemoryStore):
         return await super().alapsed(seconds)
 
     def forget_all(self) -> None:
-        for kept in (self._groups, self._aging, self._producing):
+        for kept in (self._groups, self._producing):
             kept.clear()
 
     def _append(self, entries: Any, *, staged: bool = False) -> Any:
@@ -536,7 +536,7 @@ async def test_a_store_may_have_gone_back_to_what_it_was(faulty: FaultyStore) ->
         snapshot = deepcopy(faulty._groups["answer"])
         go_on.set()
         await stream.until("b")
-    for kept in (faulty._groups, faulty._aging, faulty._producing):
+    for kept in (faulty._groups, faulty._producing):
         kept["answer"] = snapshot
     last.set()
     async with asyncio.timeout(TIMEOUT):

@@ -3,6 +3,7 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cached_property
 from math import inf
 from pathlib import Path
 from random import uniform
@@ -141,19 +142,7 @@ class EventStore(ABC):
         connection = connections[self.using]
         if not connection.in_atomic_block:
             self._require_autocommit(connection)
-            ordered_at = self.clock.known()
-            try:
-                numbers, hints = self._append(entries)
-            except BaseException as error:
-                self._keep_ends(entries, ring, ordered_at)
-                if isinstance(error, PartlyPublished):
-                    ring(error.hints)
-                raise
-            self._take_back_ends(entries)
-            ring(hints)
-            if on_append:
-                on_append(entries, None)
-            return numbers
+            return self._append_now(entries, ring)
         if any(entry.kind is Kind.EXPECT for entry in entries):
             raise transaction.TransactionManagementError(
                 "What expects a group's head cannot be appended inside a transaction: another one "
@@ -199,8 +188,8 @@ class EventStore(ABC):
 
     async def aappend(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
         """Do what ``append`` does, from async code."""
-        if self.never_blocks and not is_any_open(self.using):
-            numbers = self.append(entries, ring)
+        if self.never_blocks and self._autocommits and not is_any_open(self.using):
+            numbers = self._append_now(entries, ring)
             # Who publishes in a loop must not hold up the streams.
             if monotonic() >= self._give_way_at:
                 await asyncio.sleep(0)
@@ -234,6 +223,27 @@ class EventStore(ABC):
         Raises:
             RuntimeError: It would wait for the transaction, which waits for it.
         """
+
+    def _append_now(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
+        """Do what ``append`` does outside of a transaction."""
+        ordered_at = self.clock.known()
+        try:
+            numbers, hints = self._append(entries)
+        except BaseException as error:
+            self._keep_ends(entries, ring, ordered_at)
+            if isinstance(error, PartlyPublished):
+                ring(error.hints)
+            raise
+        self._take_back_ends(entries)
+        ring(hints)
+        if on_append:
+            on_append(entries, None)
+        return numbers
+
+    @cached_property
+    def _autocommits(self) -> bool:
+        """Whether the settings have the database ``using`` commit each statement."""
+        return bool(connections[self.using].settings_dict["AUTOCOMMIT"])
 
     @staticmethod
     def _require_autocommit(connection: BaseDatabaseWrapper) -> None:

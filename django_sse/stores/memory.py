@@ -1,9 +1,10 @@
 """Keeps events in this process: for one process, for tests, and for development."""
 
-from collections import OrderedDict, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from heapq import heappop, heappush
+from itertools import islice, takewhile
 from math import inf
 from threading import Lock
 from time import monotonic, time
@@ -14,7 +15,7 @@ from django.db import DEFAULT_DB_ALIAS
 from django_sse.concurrency.forks import forget_in_child
 from django_sse.conf import conf
 from django_sse.event import key_of
-from django_sse.groups.entries import Entry, GroupState, Hint, Lease, NewEntry
+from django_sse.groups.entries import Entry, GroupState, Hint, Kind, Lease, NewEntry
 from django_sse.groups.names import OWNER_PREFIX
 from django_sse.groups.numbering import Numbering, first_number
 from django_sse.groups.replay import filling
@@ -23,6 +24,8 @@ from django_sse.stores.read_limits import READ_BYTES
 
 # How often publishing looks for what has expired in other groups.
 _DROP_SECONDS: Final = 0.1
+# How many changes are remembered for `achanged`. Who asks less often looks through its groups.
+_CHANGES: Final = 10_000
 
 
 @dataclass(slots=True)
@@ -31,21 +34,33 @@ class _Group:
     head: int = 0
     cancelled: bool = False
     closing: bytes = b""
-    entries: deque[Entry] = field(default_factory=deque)
-    # When each entry was appended, and when the group last changed (monotonic seconds).
-    times: deque[float] = field(default_factory=deque)
+    # Each entry, and when it was appended (monotonic seconds).
+    entries: deque[tuple[Entry, float]] = field(default_factory=deque)
+    # When the group last changed (monotonic seconds), and which of all changes that was.
     changed: float = 0.0
     change: int = 0
     producer: int = 0
     renewed: int = 0
     # The newest entry of each key, in order, and when it was appended.
     newest: dict[bytes, tuple[Entry, float]] = field(default_factory=dict)
+    # Its time on the agenda of those whose events get old; 0 if it has none.
+    aging_since: float = 0.0
 
-    def keep_newest(self, entry: Entry, now: float) -> None:
-        """Keep an entry as the newest of its key, if it has one."""
+    def takes_plainly(self, entry: NewEntry) -> bool:
+        """Whether an entry is an event that only needs the next number, as most are."""
+        return (
+            entry.kind is Kind.EVENT
+            and not (self.cancelled or self.producer or entry.producer)
+            and self.head > 0
+        )
+
+    def add(self, entry: Entry, now: float) -> None:
+        """Keep a new entry, and as the newest of its key if it has one."""
+        kept = entry, now
+        self.entries.append(kept)
         if (key := key_of(entry.wire)) is not None:
             self.newest.pop(key, None)
-            self.newest[key] = entry, now
+            self.newest[key] = kept
 
     def trim(self, since: float, now: float) -> None:
         """Drop the keys and the entries that are too many, old keys, and entries of before a time.
@@ -59,11 +74,12 @@ class _Group:
             if len(self.newest) <= conf().MAX_KEYS and appended >= _since(now, conf().GROUP_TTL):
                 break
             del self.newest[key]
-        if self.keeps_all:
-            return
-        while self.entries and (len(self.entries) > conf().HISTORY_SIZE or self.times[0] < since):
+        while self._has_too_many(since) and not self.keeps_all:
             self.entries.popleft()
-            self.times.popleft()
+
+    def _has_too_many(self, since: float) -> bool:
+        entries = self.entries
+        return bool(entries) and (len(entries) > conf().HISTORY_SIZE or entries[0][1] < since)
 
     @property
     def keeps_all(self) -> bool:
@@ -73,8 +89,24 @@ class _Group:
 
     @property
     def state(self) -> GroupState:
-        oldest = self.entries[0].number if self.entries else self.head + 1
+        oldest = self.entries[0][0].number if self.entries else self.head + 1
         return GroupState(self.first, self.head, oldest, self.cancelled, producer=self.producer)
+
+
+class _Agenda:
+    """The names of groups, each to be looked at once a time is over."""
+
+    def __init__(self) -> None:
+        self._due: list[tuple[float, str]] = []
+
+    def add(self, at: float, name: str) -> None:
+        """Add a name with its time, in seconds by ``monotonic``."""
+        heappush(self._due, (at, name))
+
+    def take(self, before: float) -> Iterator[tuple[float, str]]:
+        """Yield and remove the names with times before another one, with these times."""
+        while self._due and self._due[0][0] < before:
+            yield heappop(self._due)
 
 
 class MemoryStore(EventStore):
@@ -90,14 +122,15 @@ class MemoryStore(EventStore):
     def __init__(self, *, using: str = DEFAULT_DB_ALIAS) -> None:
         super().__init__(using=using)
         self._lock = Lock()
-        # In the order of their last change, which is also the order in which they expire. Owners'
-        # groups are kept apart, since they expire sooner.
-        self._groups: OrderedDict[str, _Group] = OrderedDict()
-        self._of_owners: OrderedDict[str, _Group] = OrderedDict()
-        # The groups that have events, in the order in which their newest events expire.
-        self._aging: OrderedDict[str, _Group] = OrderedDict()
+        # Owners' groups are kept apart, since they expire sooner.
+        self._groups: dict[str, _Group] = {}
+        self._of_owners: dict[str, _Group] = {}
+        # When groups may expire, and when the events of groups do.
+        self._expiring, self._owners_expiring, self._aging = _Agenda(), _Agenda(), _Agenda()
         # Those that have a producer.
         self._producing: dict[str, _Group] = {}
+        # The last changes, and the groups that have changed.
+        self._changes: deque[tuple[int, str]] = deque(maxlen=_CHANGES)
         self._change = 0
         # When publishing next drops what has expired in other groups.
         self._drop_again_at = 0.0
@@ -109,7 +142,6 @@ class MemoryStore(EventStore):
         if self._lock.locked():
             self._groups.clear()
             self._of_owners.clear()
-            self._aging.clear()
             self._producing.clear()
             self._lock = Lock()
 
@@ -122,9 +154,8 @@ class MemoryStore(EventStore):
 
     async def aread(self, group: str, after: int, limit: int) -> list[Entry]:
         with self._lock:
-            kept = self._trimmed(group)
-            skipped = max(after + 1 - kept.entries[0].number, 0) if kept.entries else 0
-            entries = zip(kept.entries, kept.times, strict=True)
+            entries = self._trimmed(group).entries
+            skipped = max(after + 1 - entries[0][0].number, 0) if entries else 0
             return _page(islice(entries, skipped, skipped + limit))
 
     async def anewest(self, group: str, after: int, limit: int) -> list[Entry]:
@@ -137,15 +168,18 @@ class MemoryStore(EventStore):
     ) -> tuple[Iterable[Hint], Cursor]:
         with self._lock:
             hints = []
-            for kept in (self._groups, self._of_owners):
-                for name, group in reversed(kept.items()):
-                    if cursor is None or group.change <= cursor:
-                        break
-                    if name in groups:
-                        hints.append(
-                            Hint(name, group.head, group.cancelled, producer=group.producer)
-                        )
+            for name in self._changed_since(cursor, groups):
+                group = self._kept_with(name).get(name)
+                if group and name in groups:
+                    hints.append(Hint(name, group.head, group.cancelled, producer=group.producer))
             return hints, self._change
+
+    def _changed_since(self, cursor: Cursor, groups: Collection[str]) -> Iterable[str]:
+        if cursor is None or cursor < self._change - len(self._changes):
+            # There were more changes than are remembered.
+            return list(groups)
+        newer = takewhile(lambda noted: noted[0] > cursor, reversed(self._changes))
+        return dict.fromkeys(name for _, name in newer)
 
     async def atrim(self) -> None:
         with self._lock:
@@ -153,13 +187,13 @@ class MemoryStore(EventStore):
 
     async def anew_run(self, group: str, above: int) -> GroupState:
         with self._lock:
-            kept = self._kept_with(group).setdefault(group, _Group())
+            now = monotonic()
+            kept = self._group(group, now)
             if kept.head < above:
                 kept.head = max(first_number(), above + 1)
                 kept.first = kept.first or kept.head
                 kept.entries.clear()
-                kept.times.clear()
-                self._touch(group, monotonic())
+                self._note_change(group, kept, now)
             return kept.state
 
     async def alapsed(self, seconds: float) -> list[Lease]:
@@ -174,33 +208,65 @@ class MemoryStore(EventStore):
     def _append(
         self, entries: Sequence[NewEntry], *, staged: bool = False
     ) -> tuple[list[int | None], list[Hint]]:
+        numbers: list[int | None]
         with self._lock:
-            turns: dict[str, Numbering] = {}
-            numbers = []
-            for entry in entries:
-                turn = turns.get(entry.group)
-                if turn is None:
-                    group = self._kept_with(entry.group).get(entry.group) or _Group()
-                    turn = turns[entry.group] = Numbering(
-                        entry.group,
-                        group.first,
-                        group.head,
-                        group.cancelled,
-                        group.closing,
-                        producer=group.producer,
-                        renewed=group.renewed,
-                    )
-                numbers.append(turn.take(entry, staged=staged))
-            hints = [turn.finish() for turn in turns.values()]
             now = monotonic()
-            for turn in turns.values():
-                self._keep(turn, now)
+            group = self._groups.get(entries[0].group) if len(entries) == 1 else None
+            if group is not None and group.takes_plainly(entries[0]):
+                hint = self._publish(group, entries[0], now)
+                numbers, hints = [hint.head], [hint]
+            else:
+                numbers, hints = self._append_all(entries, now, staged=staged)
             if now >= self._drop_again_at:
                 self._drop_expired(now)
             return numbers, hints
 
-    def _kept_with(self, name: str) -> OrderedDict[str, _Group]:
+    def _publish(self, group: _Group, new: NewEntry, now: float) -> Hint:
+        """Append an event to a group that takes it plainly. ``Numbering`` would take longer."""
+        group.head += 1
+        entry = Entry(group.head, new.wire, False, new.exclude)
+        group.add(entry, now)
+        group.trim(_since(now, conf().HISTORY_AGE), now)
+        self._note_change(new.group, group, now)
+        self._note_event(new.group, group, now)
+        return Hint(new.group, group.head, False, (entry,))
+
+    def _append_all(
+        self, entries: Sequence[NewEntry], now: float, *, staged: bool
+    ) -> tuple[list[int | None], list[Hint]]:
+        turns: dict[str, Numbering] = {}
+        numbers = []
+        for entry in entries:
+            turn = turns.get(entry.group)
+            if turn is None:
+                group = self._kept_with(entry.group).get(entry.group) or _Group()
+                turn = turns[entry.group] = Numbering(
+                    entry.group,
+                    group.first,
+                    group.head,
+                    group.cancelled,
+                    group.closing,
+                    producer=group.producer,
+                    renewed=group.renewed,
+                )
+            numbers.append(turn.take(entry, staged=staged))
+        hints = [turn.finish() for turn in turns.values()]
+        for turn in turns.values():
+            self._keep(turn, now)
+        return numbers, hints
+
+    def _kept_with(self, name: str) -> dict[str, _Group]:
         return self._of_owners if name.startswith(OWNER_PREFIX) else self._groups
+
+    def _group(self, name: str, now: float) -> _Group:
+        """Return a group, which is added if it is not there."""
+        groups = self._kept_with(name)
+        group = groups.get(name)
+        if group is None:
+            group = groups[name] = _Group(changed=now)
+            expiring = self._owners_expiring if groups is self._of_owners else self._expiring
+            expiring.add(now, name)
+        return group
 
     def _trimmed(self, name: str) -> _Group:
         group = self._kept_with(name).get(name)
@@ -213,58 +279,62 @@ class MemoryStore(EventStore):
         return group
 
     def _keep(self, turn: Numbering, now: float) -> None:
-        groups = self._kept_with(turn.group)
-        if not (turn.numbered or turn.producer) and turn.group not in groups:
+        if not (turn.numbered or turn.producer or turn.group in self._kept_with(turn.group)):
             return
-        group = groups.get(turn.group)
-        if group is None:
-            group = groups[turn.group] = _Group()
-        self._touch(turn.group, now)
+        group = self._group(turn.group, now)
+        self._note_change(turn.group, group, now)
         if turn.first != group.first:
             group.entries.clear()
-            group.times.clear()
         group.first, group.head = turn.first, turn.head
         group.cancelled, group.closing = turn.cancelled, turn.closing
         self._producing.pop(turn.group, None)
         if turn.producer:
             self._producing[turn.group] = group
         group.producer, group.renewed = turn.producer, turn.renewed
-        group.entries.extend(turn.numbered)
-        group.times.extend([now] * len(turn.numbered))
         for entry in turn.numbered:
-            group.keep_newest(entry, now)
+            group.add(entry, now)
         group.trim(_kept_since(now, turn.group), now)
-        if turn.numbered and groups is self._groups:
-            self._aging[turn.group] = group
-            self._aging.move_to_end(turn.group)
+        if turn.numbered and not turn.group.startswith(OWNER_PREFIX):
+            self._note_event(turn.group, group, now)
 
-    def _touch(self, name: str, now: float) -> None:
-        groups = self._kept_with(name)
-        groups.move_to_end(name)
+    def _note_change(self, name: str, group: _Group, now: float) -> None:
         self._change += 1
-        group = groups[name]
         group.change, group.changed = self._change, now
+        self._changes.append((self._change, name))
+
+    def _note_event(self, name: str, group: _Group, now: float) -> None:
+        if not group.aging_since:
+            self._look_again(name, group, now)
+
+    def _look_again(self, name: str, group: _Group, since: float) -> None:
+        """Look at a group once nothing is kept that was appended at a time."""
+        group.aging_since = since
+        self._aging.add(since, name)
 
     def _drop_expired(self, now: float) -> None:
         self._drop_again_at = now + _DROP_SECONDS
-        for groups, ttl in (
-            (self._groups, conf().GROUP_TTL),
-            (self._of_owners, conf().CANCEL_TTL),
+        for groups, expiring, ttl in (
+            (self._groups, self._expiring, conf().GROUP_TTL),
+            (self._of_owners, self._owners_expiring, conf().CANCEL_TTL),
         ):
-            while groups and next(iter(groups.values())).changed < _since(now, ttl):
-                name, _ = groups.popitem(last=False)
-                self._aging.pop(name, None)
-                self._producing.pop(name, None)
+            for _, name in expiring.take(_since(now, ttl)):
+                if group := groups.get(name):
+                    if group.changed < _since(now, ttl):
+                        del groups[name]
+                        self._producing.pop(name, None)
+                    else:
+                        expiring.add(group.changed, name)
         since = _since(now, conf().HISTORY_AGE)
-        for _ in range(len(self._aging)):
-            name, group = next(iter(self._aging.items()))
-            if group.times and group.times[-1] >= since:
-                break
-            if group.keeps_all:
-                self._aging.move_to_end(name)
-            else:
-                del self._aging[name]
-                group.trim(since, now)
+        for noted, name in self._aging.take(since):
+            group = self._groups.get(name)
+            # A group of that name may have expired, and another one begun.
+            if group and group.aging_since == noted:
+                newest = group.entries[-1][1] if group.entries else -inf
+                if newest >= since or group.keeps_all:
+                    self._look_again(name, group, newest if newest >= since else now)
+                else:
+                    group.aging_since = 0.0
+                    group.trim(since, now)
 
 
 def _page(items: Iterable[tuple[Entry, float]]) -> list[Entry]:

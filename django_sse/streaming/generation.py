@@ -128,7 +128,7 @@ class Generation:
                     has_begun = True
                     async for item in events:
                         event = as_event(item)
-                        refuse_reserved_name(event)
+                        refuse_reserved_name(event.event)
                         _refuse_reserved_id(event)
                         chunk = event.encode()
                         if not await stream.ready():

@@ -94,18 +94,36 @@ class SendQueue:
         if self._sending:
             await asyncio.wait([self._sending])
 
-    def push(self, chunk: bytes) -> None:
-        """Send a chunk after those that were pushed before."""
+    def push(self, chunk: bytes, now: float | None = None) -> None:
+        """Send a chunk after those that were pushed before.
+
+        Args:
+            chunk: The chunk.
+            now: The loop's time, in seconds, if the caller knows it.
+        """
         if not chunk or self._stream is None:
             return
         if self.busy_since is not None:
             if self._backlog is None:
                 self._backlog = []
             self._enqueue(self._backlog, chunk)
-        elif self._in_place:
-            self._send_in_place(chunk)
-        else:
+            return
+        if not self._in_place:
             self._start(chunk)
+            return
+        self.last_sent = self._loop.time() if now is None else now
+        # Without a task, unless the client makes it wait.
+        assert self._send is not None
+        # A coroutine, as `connect` was told.
+        sending: Any = self._send(chunk)
+        try:
+            awaited = sending.send(None)
+        except StopIteration:
+            self.sent_bytes += len(chunk)
+        except BaseException as error:
+            self._end(self._failed(error))
+        else:
+            self._start(chunk, (sending, awaited))
 
     def hold(self, chunk: bytes) -> None:
         """Keep a chunk until ``release``. It comes after all that is pushed until then."""
@@ -139,30 +157,14 @@ class SendQueue:
         if self.pending_bytes > conf().BACKLOG_BYTES:
             self._end("backlog full")
 
-    def _start(self, chunk: bytes) -> None:
+    def _start(self, chunk: bytes, begun: _Begun | None = None) -> None:
+        """Send a chunk in a task. The arguments are those of ``_drain``."""
         # Set here, and not in the task: without eager start it begins later.
         self.busy_since = self.last_sent = self._loop.time()
         self.pending_bytes += len(chunk)
-        task = start_eagerly(self._drain(chunk), self._loop)
+        task = start_eagerly(self._drain(chunk, begun), self._loop)
         if not task.done():
             self._sending = task
-
-    def _send_in_place(self, chunk: bytes) -> None:
-        """Send a chunk without a task, unless the client makes it wait."""
-        assert self._send is not None
-        # A coroutine, as `connect` was told.
-        sending: Any = self._send(chunk)
-        try:
-            awaited = sending.send(None)
-        except StopIteration:
-            self.last_sent = self._loop.time()
-            self.sent_bytes += len(chunk)
-        except BaseException as error:
-            self._end(self._failed(error))
-        else:
-            self.busy_since = self.last_sent = self._loop.time()
-            self.pending_bytes += len(chunk)
-            self._sending = start_eagerly(self._drain(chunk, (sending, awaited)), self._loop)
 
     async def _drain(self, chunk: bytes, begun: _Begun | None = None) -> None:
         """Send a chunk, and all that waits behind it.

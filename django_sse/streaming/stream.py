@@ -147,17 +147,19 @@ class Stream:
         "_ends_at",
         "_filter_event",
         "_generation",
+        "_group",
         "_has_position",
         "_heartbeat",
         "_hub",
+        "_last",
         "_message_handler",
         "_moved_unseen",
+        "_numbers",
         "_opened_at",
         "_owner_check",
         "_pause_ends_at",
         "_queue",
         "_shares_chunks",
-        "_taken",
         "address",
         "attendance",
         "dialect",
@@ -207,7 +209,14 @@ class Stream:
         is served."""
         self._hub = hub
         self._queue = SendQueue(hub.loop, self)
-        self._taken = dict(position)
+        # The number of the last event that was taken, by group. A stream of one group keeps only
+        # the number: to look for it in a dict takes as long as much else here.
+        self._numbers: dict[str, int] | None = None
+        self._group, self._last = "", 0
+        if len(position) == 1:
+            [(self._group, self._last)] = position.items()
+        else:
+            self._numbers = dict(position)
         self._generation = generation
         self._heartbeat = inf if heartbeat is None else heartbeat
         self._filter_event = filter_event
@@ -226,7 +235,7 @@ class Stream:
     @property
     def groups(self) -> Collection[str]:
         """The names of the stream's groups."""
-        return self._taken.keys()
+        return (self._group,) if self._numbers is None else self._numbers.keys()
 
     @property
     def context(self) -> Context:
@@ -252,7 +261,7 @@ class Stream:
         if self.phase is not Phase.ENDED:
             # The last stream may have left the hub since this one was made.
             self._hub = self._hub.current
-            await self._hub.join(self, list(self._taken))
+            await self._hub.join(self, list(self.groups))
             if self.is_counted and not self.ended.done():
                 self._opened_at = time()
                 self._hub.tally.opened += 1
@@ -269,7 +278,7 @@ class Stream:
         """What can be told of the stream."""
         since = self._queue.busy_since
         return OpenStream(
-            tuple(map(plain_name, self._taken)),
+            tuple(map(plain_name, self.groups)),
             namespace=self.owner.namespace,
             user=self.owner.user_id,
             opened_at=self._opened_at or time(),
@@ -371,7 +380,7 @@ class Stream:
                 if behind is None:
                     self._enter(Phase.LIVE)
                     break
-                read = await behind.read(self._taken[behind.group])
+                read = await behind.read(self._taken(behind.group))
                 events = islice(read, _EVENTS_A_TURN)
                 if self._queue.busy_since is not None or self._is_paused():
                     # A heartbeat was sent meanwhile, and the client may take a while to read it. Or
@@ -401,7 +410,7 @@ class Stream:
         """
         if self.phase is Phase.LIVE:
             for subscription in self.subscriptions:
-                events = subscription.in_memory(self._taken[subscription.group])
+                events = subscription.in_memory(self._taken(subscription.group))
                 self._queue.push(self._render(subscription.group, iter(events)))
         self._owner_check = checked
         # All doorbells before the stream goes on share one pause, since anybody may ring again and
@@ -427,18 +436,44 @@ class Stream:
                 self._owner_check = None
 
     def _is_behind(self, subscription: Subscription) -> bool:
-        return self._taken[subscription.group] < subscription.head
+        return self._taken(subscription.group) < subscription.head
 
-    def take(self, subscription: Subscription, batch: Batch) -> None:
-        """Take new events of a group. Events that were taken before are skipped."""
-        if self.phase is Phase.LIVE:
-            if (batch.is_large or batch.has_keys) and self._takes_later(batch):
+    def take(self, subscription: Subscription, batch: Batch, now: float) -> None:
+        """Take new events of a group. Events that were taken before are skipped.
+
+        Args:
+            subscription: The group.
+            batch: The events.
+            now: The loop's time, in seconds.
+        """
+        if self.phase is not Phase.LIVE:
+            if self.phase in (Phase.OPENING, Phase.CATCHING_UP):
                 self._hold_messages(batch)
-                self._enter(Phase.CATCHING_UP)
-            else:
-                self._take_now(subscription, batch)
-        elif self.phase in (Phase.OPENING, Phase.CATCHING_UP):
+            return
+        if (batch.is_large or batch.has_keys) and self._takes_later(batch):
             self._hold_messages(batch)
+            self._enter(Phase.CATCHING_UP)
+            return
+        # A stream that shares chunks has one group.
+        if (
+            self._shares_chunks
+            and self._last < batch.first
+            and (batch.is_plain or not self._differs_in(batch))
+        ):
+            if batch.last:
+                self._last = batch.last
+                self._moved_unseen = batch.moves_unseen
+            if batch.closing:
+                self._closing = batch.closing.wire
+            self._queue.push(batch.chunk, now)
+            self._hub.tally.delivered += batch.count
+        else:
+            group = subscription.group
+            events = iter(batch.after(self._taken(group), with_messages=self.wants_messages))
+            while self.phase is Phase.LIVE and (chunk := self._render(group, events)):
+                self._queue.push(chunk)
+        if subscription.cancelled:
+            self.end_if_cancelled()
 
     def _takes_later(self, batch: Batch) -> bool:
         """Return whether to take a batch as a stream that catches up does: a large one bit by bit,
@@ -452,28 +487,6 @@ class Stream:
         for encoded in batch.messages if self.wants_messages else ():
             if chunk := self._chunk(encoded):
                 self._queue.hold(chunk)
-
-    def _take_now(self, subscription: Subscription, batch: Batch) -> None:
-        group = subscription.group
-        taken = self._taken[group]
-        if (
-            taken < batch.first
-            and self._shares_chunks
-            and (batch.is_plain or not self._differs_in(batch))
-        ):
-            if batch.last:
-                self._taken[group] = batch.last
-                self._moved_unseen = batch.moves_unseen
-            if batch.closing:
-                self._closing = batch.closing.wire
-            self._queue.push(batch.chunk)
-            self._hub.tally.delivered += batch.count
-        else:
-            events = iter(batch.after(taken, with_messages=self.wants_messages))
-            while self.phase is Phase.LIVE and (chunk := self._render(group, events)):
-                self._queue.push(chunk)
-        if subscription.cancelled:
-            self.end_if_cancelled()
 
     def _differs_in(self, batch: Batch) -> bool:
         if batch.is_large:
@@ -490,22 +503,31 @@ class Stream:
         Returns:
             The bytes to send; nothing if all of the events are hidden.
         """
-        before = self._taken[group]
+        before = self._taken(group)
         try:
             return b"".join(self._chunks(group, events))
         except BaseException as error:
             # None of these events is sent now. All are sent when the client comes back.
-            self._taken[group] = before
+            self._note_taken(group, before)
             self.fail(error)
             if must_propagate(error):
                 raise
             return b""
 
+    def _taken(self, group: str) -> int:
+        return self._last if self._numbers is None else self._numbers[group]
+
+    def _note_taken(self, group: str, number: int) -> None:
+        if self._numbers is None:
+            self._last = number
+        else:
+            self._numbers[group] = number
+
     def _chunks(self, group: str, events: Iterator[EncodedEvent]) -> Iterator[bytes]:
         room = min(SEND_BYTES, conf().BACKLOG_BYTES)
         for encoded in events:
             if encoded.number:
-                self._taken[group] = encoded.number
+                self._note_taken(group, encoded.number)
             if encoded.closes:
                 # `close` is sent once all groups are cancelled. One from before a reopen never is.
                 self._closing = encoded.wire
@@ -562,8 +584,8 @@ class Stream:
         Raises:
             StoreAwayError: The event store could not be read.
         """
-        for group, last in list(self._taken.items()):
-            after = 0
+        for group in list(self.groups):
+            after, last = 0, self._taken(group)
             while after < last:
                 try:
                     page = await self._hub.newest(group, after)
@@ -578,7 +600,8 @@ class Stream:
                 yield b"".join(chunks)
 
     def _position(self) -> str:
-        return format_position(self._taken)
+        one = {self._group: self._last}
+        return format_position(one if self._numbers is None else self._numbers)
 
     # Time
 
@@ -603,7 +626,7 @@ class Stream:
         if now - queue.last_sent >= silence and self.phase in _BEATING_PHASES:
             # If hidden events have moved the position, the heartbeat carries it to the client.
             tells_position = self._moved_unseen and self.dialect is None
-            queue.push(with_id(self._position(), b"") if tells_position else HEARTBEAT)
+            queue.push(with_id(self._position(), b"") if tells_position else HEARTBEAT, now)
             self._moved_unseen = False
         # The next send may begin at once, and then take too long.
         return min(self._ends_at, queue.last_sent + silence, now + send_timeout)
@@ -647,7 +670,7 @@ class Stream:
         that follows from them."""
         if self.phase is Phase.LIVE:
             is_over = all(state.cancelled for state in states.values())
-            taken = all(self._taken[group] >= state.head for group, state in states.items())
+            taken = all(self._taken(group) >= state.head for group, state in states.items())
             return taken and not is_over and self._queue.busy_since is None
         return self.phase is Phase.ENDED
 

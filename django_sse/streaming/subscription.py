@@ -60,8 +60,8 @@ class Follower(Protocol):
     restarts: bool
     """Whether its client, when it comes back, starts a producer that was handed over."""
 
-    def take(self, subscription: "Subscription", batch: "Batch") -> None:
-        """Take new events of the group."""
+    def take(self, subscription: "Subscription", batch: "Batch", now: float) -> None:
+        """Take new events of the group. It is ``now`` by the loop's time, in seconds."""
 
     def end_if_cancelled(self) -> None:
         """End the stream if nothing more can come."""
@@ -105,7 +105,8 @@ class Subscription:
         # For plain Channels messages, if any stream wants them. The task `entering` opens it.
         self.layer_channel: LayerChannel | None = None
         self.entering: asyncio.Task[None] | None = None
-        self.joined = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.joined = self._loop.create_future()
         self._store = store
         self._reader = reader
         self._fan_out = fan_out
@@ -146,7 +147,8 @@ class Subscription:
 
     def hear(self, hint: Hint) -> None:
         """Take the hint of a doorbell."""
-        self._rung_head = max(self._rung_head, hint.head)
+        if hint.head > self._rung_head:
+            self._rung_head = hint.head
         self._take(hint)
 
     def _take(self, hint: Hint) -> None:
@@ -241,7 +243,7 @@ class Subscription:
 
     def _note_healed(self, before: int) -> None:
         self._missed_doorbell = False
-        tally_of(asyncio.get_running_loop()).healed += 1
+        tally_of(self._loop).healed += 1
         logger.debug(
             "Events of %s from %d to %d came without a doorbell, and were read from the store.",
             self.group,
@@ -374,9 +376,7 @@ class Subscription:
             return self.tail.after(after)
         reading = self._pages.get(after)
         if reading is None:
-            reading = self._pages[after] = start_eagerly(
-                self._read_page(after), asyncio.get_running_loop()
-            )
+            reading = self._pages[after] = start_eagerly(self._read_page(after), self._loop)
             reading.add_done_callback(partial(self._note_read, after))
         # Not awaited itself, since other streams wait for the page, too.
         await asyncio.wait([reading])
@@ -468,7 +468,7 @@ class Subscription:
     # Fan-out
 
     def _deliver(self, events: Sequence[EncodedEvent]) -> None:
-        if not self.has_new_events:
+        if self._batch is None and not self._pending:
             self._fan_out.add(self)
         self._pending.extend(events)
 
@@ -485,8 +485,9 @@ class Subscription:
         if batch is None:
             return 0
         before = length_hint(self._without_batch)
+        now = self._loop.time()
         try:
-            each(islice(self._without_batch, limit), methodcaller("take", self, batch))
+            each(islice(self._without_batch, limit), methodcaller("take", self, batch, now))
         finally:
             left = length_hint(self._without_batch)
             if not left:
@@ -517,8 +518,8 @@ class Subscription:
         self.tail.hold(batch.events)
         if self._tail_release:
             self._tail_release.cancel()
-        loop = asyncio.get_running_loop()
-        self._tail_release = loop.call_later(_HOLD_SECONDS, self.tail.let_go, context=Context())
+        release, context = self.tail.let_go, Context()
+        self._tail_release = self._loop.call_later(_HOLD_SECONDS, release, context=context)
 
     def _end_cancelled(self) -> None:
         if self.cancelled:

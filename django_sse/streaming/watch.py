@@ -33,7 +33,7 @@ class Watch(Stream):
         if self.phase is Phase.OPENING:
             self._enter(Phase.LIVE)
 
-    def take(self, subscription: Subscription, batch: Batch) -> None:
+    def take(self, subscription: Subscription, batch: Batch, now: float) -> None:
         if subscription.cancelled:
             self.end_if_cancelled()
 

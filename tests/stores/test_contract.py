@@ -16,7 +16,6 @@ from django.test import TransactionTestCase, override_settings
 from django_sse.conf import conf
 from django_sse.event import key_of
 from django_sse.groups.entries import Entry, GroupState, Hint, Kind, Lease, NewEntry, Ring
-from django_sse.groups.numbering import Numbering
 from django_sse.stores.base import Cursor, EventStore
 from django_sse.stores.database import DatabaseStore
 from django_sse.stores.memory import MemoryStore, _Group
@@ -242,12 +241,13 @@ class ForgetsKeysWithTheRun(MemoryStore):
 
 
 class ForgetsKeysOfOthers(MemoryStore):
-    def _keep(self, turn: Numbering, now: float) -> None:
-        super()._keep(turn, now)
-        if len(self._groups[turn.group].newest) >= conf().MAX_KEYS:
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
+        answer = super()._append(entries, **kwargs)
+        if len(self._groups[entries[0].group].newest) >= conf().MAX_KEYS:
             for name, group in self._groups.items():
-                if name != turn.group:
+                if name != entries[0].group:
                     group.newest.clear()
+        return answer
 
 
 class LeavesOutGroupsWithoutEvents(MemoryStore):
@@ -257,9 +257,9 @@ class LeavesOutGroupsWithoutEvents(MemoryStore):
 
 
 class KeepsEverything(MemoryStore):
-    def _keep(self, turn: Numbering, now: float) -> None:
+    def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
         with override_settings(DJANGO_SSE={}):
-            super()._keep(turn, now)
+            return super()._append(entries, **kwargs)
 
     def _trimmed(self, name: str) -> _Group:
         return self._groups.get(name) or _Group()
@@ -295,8 +295,8 @@ class TellsOfTheNewestChanges(MemoryStore):
 
 
 class RingsNobody(MemoryStore):
-    def append(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
-        return super().append(entries, lambda hints: None)
+    def _append_now(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
+        return super()._append_now(entries, lambda hints: None)
 
 
 class ActsAtOnceInTransactions(MemoryStore):
@@ -429,7 +429,6 @@ class KeepsNoMoreOfProducers(MemoryStore):
         group = super()._trimmed(name)
         while len(group.entries) > conf().HISTORY_SIZE:
             group.entries.popleft()
-            group.times.popleft()
         return group
 
 

@@ -168,7 +168,7 @@ def _event(data: Any, name: Any, retry: Any, name_field: str, line: int | None =
     """
     field = name_field
     try:
-        refuse_reserved_name(Event("", event=name))
+        refuse_reserved_name(Event("", event=name).event)
         field = "retry"
         Event(retry=retry)
         field = "data"

@@ -230,7 +230,8 @@ def encode_published(event: Event, max_bytes: int) -> bytes:
     wire = event.encode()
     if not wire:
         raise InvalidEvent("There is nothing to send in an event without data, retry or comment.")
-    return _bounded(wire, max_bytes)
+    _refuse_too_large(wire, max_bytes)
+    return wire
 
 
 def encode_data(data: Any, event: str | None, max_bytes: int) -> bytes:
@@ -241,21 +242,22 @@ def encode_data(data: Any, event: str | None, max_bytes: int) -> bytes:
     Raises:
         InvalidEvent: As for ``Event`` and ``encode_published``.
     """
-    name = ""
+    block = f"{_field('data', data if type(data) is str else _as_text(data))}\n"
     if event is not None:
         name = _one_line("event", event)
         refuse_reserved_name(name)
-        name = f"event: {name}\n"
-    return _bounded(_utf8(f"{name}{_field('data', _as_text(data))}\n"), max_bytes)
+        block = f"event: {name}\n{block}"
+    wire = _utf8(block)
+    _refuse_too_large(wire, max_bytes)
+    return wire
 
 
-def _bounded(wire: bytes, max_bytes: int) -> bytes:
+def _refuse_too_large(wire: bytes, max_bytes: int) -> None:
     if len(wire) > max_bytes:
         raise InvalidEvent(
             f"The event has {len(wire)} bytes, but DJANGO_SSE['MAX_EVENT_BYTES'] allows only "
             f"{max_bytes}. Publish a reference to the content instead of the content."
         )
-    return wire
 
 
 def is_one_block_without_id(wire: bytes) -> bool:
@@ -299,8 +301,6 @@ def _field(name: str, text: str) -> str:
 
 
 def _as_text(data: Any) -> str:
-    if type(data) is str:
-        return data
     if isinstance(data, str | Promise):
         return str(plain(data))
     return as_json(data)

@@ -1,7 +1,7 @@
 """Clients of streams in this process, below HTTP: what they make of the bytes sent to them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,7 +22,8 @@ class Client:
         self.decoder = Decoder()
         self.changed = asyncio.Event()
 
-    async def send(self, chunk: bytes) -> None:
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        chunk = message["body"]
         self.chunks.append(chunk)
         self.events += self.decoder.feed(chunk)
         self.changed.set()

@@ -361,7 +361,7 @@ async def test_on_the_memory_store_a_process_reports_on_itself(memory_store: Non
 async def test_a_client_that_does_not_read_is_slow() -> None:
     async with connected("news", owner=Owner({}, user="~me", user_id="7")) as client:
 
-        async def never(chunk: bytes) -> None:
+        async def never(message: Any) -> None:
             await client.stream.ended
 
         client.stream._queue._send = never
@@ -427,6 +427,9 @@ async def test_the_status_lists_the_groups_that_were_last_published_to(
     for group in ("news", "sport", "news"):
         published = await apublish(group, "hi")
     await acancel("sport")
+    # SQLite's clock has milliseconds.
+    cancelled = time.time()
+    await until(lambda: time.time() > cancelled + 0.001)
     await apublish("news", "last")
     position = await aposition("news")
     # Neither an owner's, nor the library's.

@@ -100,9 +100,10 @@ class Published:
         """Count the new events, log them, and send ``event_published``."""
         count = 0
         for hint in hints:
-            if not is_internal(hint.group):
+            if hint.entries and not is_internal(hint.group):
                 for entry in hint.entries:
-                    count += not entry.closes
+                    if not entry.closes:
+                        count += 1
         if count:
             with self._lock:
                 self.count += count
@@ -185,7 +186,9 @@ in_child(_forget_listeners)
 
 def ring_here(hints: Sequence[Hint]) -> None:
     """Tell the hubs of this process. Works from any thread."""
-    for listener in open_listeners():
+    for listener in _listeners:
+        if listener.loop.is_closed():
+            continue
         try:
             listener.hear_soon(hints)
         except Exception as error:

@@ -58,17 +58,22 @@ def format_position(numbers: Mapping[str, int]) -> str:
 class GroupPositions:
     """The positions of streams that follow one group alone."""
 
-    __slots__ = ("_key", "_mark", "_prefix")
+    __slots__ = ("_begin", "_high", "_key", "_mark", "_prefix")
 
     def __init__(self, group: str) -> None:
         # The parts that do not depend on the number.
         self._mark = f"{group_hash(group)}."
         self._prefix = prefix_of(group)
         self._key = signing_key(_SIGNING_PURPOSE)
+        # Nor do most numbers differ from the one before, but for the last two digits.
+        self._high, self._begin = 0, ""
 
     def format(self, number: int) -> str:
         """Return what ``format_position`` returns for the group and this number."""
-        entry = f"{self._mark}{_base36(number)}"
+        high, low = divmod(number, len(_PAIRS))
+        if high != self._high:
+            self._high, self._begin = high, f"{self._mark}{_base36(high)}"
+        entry = f"{self._begin}{_PAIRS[low]}" if high else f"{self._mark}{_base36(number)}"
         return f"{entry}{_SEPARATOR}{_signature(self._key, self._prefix, entry)}"
 
 

@@ -1,17 +1,19 @@
 """What a stream gets to catch up: plain decisions about positions, states and entries."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from django_sse.groups.entries import Entry, GroupState
 
 
-def join(after: int, entries: Iterable[Entry]) -> tuple[list[Entry], bool]:
+def join(after: int, entries: Sequence[Entry]) -> tuple[Sequence[Entry], bool]:
     """Return the entries that follow a number without a gap, and whether there was a gap.
 
     Entries at or below ``after`` are skipped, since a doorbell and the store may report the same
     ones.
     """
+    if len(entries) == 1 and entries[0].number == after + 1:
+        return entries, False
     joined: list[Entry] = []
     for entry in entries:
         if entry.number <= after:

@@ -204,7 +204,7 @@ class HandOff:
             raise asyncio.CancelledError
         # Only a coroutine can be begun outside of a task, and Granian's `send` returns none.
         wraps = self._in_place and not iscoroutinefunction(self._send)
-        send = self._await_chunk if wraps else self._send_chunk
+        send = self._send_in_coroutine if wraps else self._send
         stream.serve(send, in_place=self._in_place)
         try:
             async with asyncio.timeout(None) as self._receiving:
@@ -290,12 +290,8 @@ class HandOff:
                     self._send = GzipSender(self._send).send
         return {**message, "headers": kept}
 
-    def _send_chunk(self, chunk: bytes) -> Awaitable[None]:
-        # Not a coroutine of its own: it is called for each stream and event.
-        return self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-
-    async def _await_chunk(self, chunk: bytes) -> None:
-        await self._send_chunk(chunk)
+    async def _send_in_coroutine(self, message: Message) -> None:
+        await self._send(message)
 
     async def _send_end(self, last_chunk: bytes = b"") -> None:
         self._over = True

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, MutableMapping
 from contextlib import aclosing
 from math import inf
 from typing import Any, Final, Self
@@ -417,8 +417,8 @@ class _InOneTask:
 async def _in_request(stream: Stream) -> AsyncGenerator[bytes, None]:
     queue: asyncio.Queue[bytes | None] = asyncio.Queue()
 
-    async def send(chunk: bytes) -> None:
-        queue.put_nowait(chunk)
+    async def send(message: MutableMapping[str, Any]) -> None:
+        queue.put_nowait(message["body"])
         await queue.join()
 
     stream.ended.add_done_callback(lambda _: queue.put_nowait(None))

@@ -1,9 +1,9 @@
 """Follows a group from a terminal as a server does: by the event store and its doorbell."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from django_sse.groups.position import LOST, parse_position
 from django_sse.groups.replay import starting_point
@@ -101,10 +101,10 @@ async def _stream(position: Mapping[str, int], printer: Printer) -> str:
     failure: Exception | None = None
     printer.begin()
 
-    async def send(chunk: bytes) -> None:
+    async def send(message: MutableMapping[str, Any]) -> None:
         nonlocal failure
         try:
-            printer.feed(chunk)
+            printer.feed(message["body"])
         except Exception as error:
             # The stream would take it for a client that has gone.
             failure = error

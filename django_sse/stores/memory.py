@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from itertools import islice, takewhile
+from itertools import islice
 from math import inf
 from threading import Lock
 from time import monotonic, time
@@ -30,6 +30,7 @@ _CHANGES: Final = 10_000
 
 @dataclass(slots=True)
 class _Group:
+    name: str = ""
     first: int = 0
     head: int = 0
     cancelled: bool = False
@@ -74,12 +75,9 @@ class _Group:
             if len(self.newest) <= conf().MAX_KEYS and appended >= _since(now, conf().GROUP_TTL):
                 break
             del self.newest[key]
-        while self._has_too_many(since) and not self.keeps_all:
-            self.entries.popleft()
-
-    def _has_too_many(self, since: float) -> bool:
-        entries = self.entries
-        return bool(entries) and (len(entries) > conf().HISTORY_SIZE or entries[0][1] < since)
+        entries, most = self.entries, conf().HISTORY_SIZE
+        while entries and (len(entries) > most or entries[0][1] < since) and not self.keeps_all:
+            entries.popleft()
 
     @property
     def keeps_all(self) -> bool:
@@ -129,8 +127,8 @@ class MemoryStore(EventStore):
         self._expiring, self._owners_expiring, self._aging = _Agenda(), _Agenda(), _Agenda()
         # Those that have a producer.
         self._producing: dict[str, _Group] = {}
-        # The last changes, and the groups that have changed.
-        self._changes: deque[tuple[int, str]] = deque(maxlen=_CHANGES)
+        # The groups of the last changes, and how many changes there were.
+        self._changes: deque[_Group] = deque(maxlen=_CHANGES)
         self._change = 0
         # When publishing next drops what has expired in other groups.
         self._drop_again_at = 0.0
@@ -170,16 +168,16 @@ class MemoryStore(EventStore):
             hints = []
             for name in self._changed_since(cursor, groups):
                 group = self._kept_with(name).get(name)
-                if group and name in groups:
+                if group and (cursor is None or group.change > cursor) and name in groups:
                     hints.append(Hint(name, group.head, group.cancelled, producer=group.producer))
             return hints, self._change
 
     def _changed_since(self, cursor: Cursor, groups: Collection[str]) -> Iterable[str]:
-        if cursor is None or cursor < self._change - len(self._changes):
+        if cursor is None or self._change - cursor > len(self._changes):
             # There were more changes than are remembered.
             return list(groups)
-        newer = takewhile(lambda noted: noted[0] > cursor, reversed(self._changes))
-        return dict.fromkeys(name for _, name in newer)
+        changed = islice(reversed(self._changes), self._change - cursor)
+        return dict.fromkeys(group.name for group in changed)
 
     async def atrim(self) -> None:
         with self._lock:
@@ -193,7 +191,7 @@ class MemoryStore(EventStore):
                 kept.head = max(first_number(), above + 1)
                 kept.first = kept.first or kept.head
                 kept.entries.clear()
-                self._note_change(group, kept, now)
+                self._note_change(kept, now)
             return kept.state
 
     async def alapsed(self, seconds: float) -> list[Lease]:
@@ -227,8 +225,7 @@ class MemoryStore(EventStore):
         entry = Entry(group.head, new.wire, False, new.exclude)
         group.add(entry, now)
         group.trim(_since(now, conf().HISTORY_AGE), now)
-        self._note_change(new.group, group, now)
-        self._note_event(new.group, group, now)
+        self._note_change(group, now)
         return Hint(new.group, group.head, False, (entry,))
 
     def _append_all(
@@ -263,7 +260,7 @@ class MemoryStore(EventStore):
         groups = self._kept_with(name)
         group = groups.get(name)
         if group is None:
-            group = groups[name] = _Group(changed=now)
+            group = groups[name] = _Group(name)
             expiring = self._owners_expiring if groups is self._of_owners else self._expiring
             expiring.add(now, name)
         return group
@@ -282,7 +279,6 @@ class MemoryStore(EventStore):
         if not (turn.numbered or turn.producer or turn.group in self._kept_with(turn.group)):
             return
         group = self._group(turn.group, now)
-        self._note_change(turn.group, group, now)
         if turn.first != group.first:
             group.entries.clear()
         group.first, group.head = turn.first, turn.head
@@ -294,22 +290,19 @@ class MemoryStore(EventStore):
         for entry in turn.numbered:
             group.add(entry, now)
         group.trim(_kept_since(now, turn.group), now)
-        if turn.numbered and not turn.group.startswith(OWNER_PREFIX):
-            self._note_event(turn.group, group, now)
+        self._note_change(group, now)
 
-    def _note_change(self, name: str, group: _Group, now: float) -> None:
+    def _note_change(self, group: _Group, now: float) -> None:
         self._change += 1
         group.change, group.changed = self._change, now
-        self._changes.append((self._change, name))
+        self._changes.append(group)
+        if not group.aging_since and group.entries:
+            self._look_again(group, now)
 
-    def _note_event(self, name: str, group: _Group, now: float) -> None:
-        if not group.aging_since:
-            self._look_again(name, group, now)
-
-    def _look_again(self, name: str, group: _Group, since: float) -> None:
+    def _look_again(self, group: _Group, since: float) -> None:
         """Look at a group once nothing is kept that was appended at a time."""
         group.aging_since = since
-        self._aging.add(since, name)
+        self._aging.add(since, group.name)
 
     def _drop_expired(self, now: float) -> None:
         self._drop_again_at = now + _DROP_SECONDS
@@ -331,7 +324,7 @@ class MemoryStore(EventStore):
             if group and group.aging_since == noted:
                 newest = group.entries[-1][1] if group.entries else -inf
                 if newest >= since or group.keeps_all:
-                    self._look_again(name, group, newest if newest >= since else now)
+                    self._look_again(group, newest if newest >= since else now)
                 else:
                     group.aging_since = 0.0
                     group.trim(since, now)

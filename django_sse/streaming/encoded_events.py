@@ -35,18 +35,15 @@ class EncodedEvent:
         self, group: str, entry: Entry, id: str = "", *, message: Message | None = None
     ) -> None:
         self.group = group
-        self.number = entry.number
-        self.wire = entry.wire
-        self.closes = entry.closes
-        self.exclude = entry.exclude
-        self.key = key_of(entry.wire) if entry.number else None
+        self.number, self.wire, self.closes, self.exclude, _ = entry
+        self.key = key_of(self.wire) if self.number else None
         self.is_superseded = False
         """Whether there is a newer event of its key, so that a client need not get this one."""
         # A Channels message, which each view's own handler turns into an event.
         self.message = message
         self._decoded: Event | None = None
         # Streams that follow only this group all send this same bytes object.
-        self.chunk = with_id(id, entry.wire) if id else entry.wire
+        self.chunk = with_id(id, self.wire) if id else self.wire
 
     @property
     def size(self) -> int:
@@ -145,13 +142,11 @@ class Batch:
 
 
 class Tail:
-    """The newest events of a group, without a gap, limited in bytes.
-
-    ``next`` is the number of the event that comes after the last one.
-    """
+    """The newest events of a group, without a gap, limited in bytes."""
 
     def __init__(self, max_bytes: int) -> None:
-        self.next = 0
+        # The number of the next event if there are none.
+        self._next = 0
         self._events: deque[EncodedEvent] = deque()
         self._bytes = 0
         self._max_bytes = max_bytes
@@ -161,7 +156,12 @@ class Tail:
     @property
     def first(self) -> int:
         """The number of the oldest event, or of the next one if the tail is empty."""
-        return self._events[0].number if self._events else self.next
+        return self._events[0].number if self._events else self._next
+
+    @property
+    def next(self) -> int:
+        """The number of the event that comes after the last one."""
+        return self._events[-1].number + 1 if self._events else self._next
 
     @property
     def has_room(self) -> bool:
@@ -174,12 +174,13 @@ class Tail:
 
     def append(self, events: Sequence[EncodedEvent]) -> None:
         """Add new events, which must follow the last one without a gap."""
-        self.next = events[-1].number + 1
         self._events.extend(events)
-        supersede(events, self._newest)
         for encoded in events:
             self._bytes += encoded.size
-        self.bound(self._max_bytes)
+            if encoded.key is not None:
+                supersede([encoded], self._newest)
+        if self._bytes > self._max_bytes:
+            self.bound(self._max_bytes)
 
     def prepend(self, events: Iterable[EncodedEvent]) -> bool:
         """Add older events in front, as long as there is no gap and there is room.
@@ -203,6 +204,7 @@ class Tail:
         self._max_bytes = max_bytes
         while self._bytes > self._room:
             dropped = self._events.popleft()
+            self._next = dropped.number + 1
             self._bytes -= dropped.size
             if dropped.key is not None and self._newest.get(dropped.key) is dropped:
                 del self._newest[dropped.key]
@@ -232,7 +234,7 @@ class Tail:
         Args:
             next: The number of the next event.
         """
-        self.next = next
+        self._next = next
         self._events.clear()
         self._newest.clear()
         self._bytes = 0

@@ -344,30 +344,25 @@ class Hub:
         """Take hints, from any thread. Hints for groups that no stream follows are dropped."""
         # Asked for each event: to ask a ChainMap takes several times as long.
         groups, owners = self._subscriptions, self._rechecks.owned
-        followed = [
-            hint
-            for hint in hints
-            if hint.group in groups or hint.group in owners or hint.group == ASKED
-        ]
-        if not followed:
-            return
-        self._inbox.extend(followed)
-        if any(hint.head and hint.group in owners for hint in followed):
-            self._kick_is_rung = True
-        self._read_inbox_soon()
+        for hint in hints:
+            if hint.group in groups or hint.group == ASKED:
+                self._inbox.append(hint)
+            elif hint.group in owners:
+                self._inbox.append(hint)
+                if hint.head:
+                    self._kick_is_rung = True
+        if self._inbox and self._inbox_is_read:
+            self._read_inbox_soon()
 
     def _read_inbox_soon(self) -> None:
-        if self._inbox_is_read:
-            self._inbox_is_read = False
-            # To wake a loop from another thread takes two system calls.
-            soon = (
-                self.loop.call_soon if self._is_running_here() else self.loop.call_soon_threadsafe
-            )
-            try:
-                soon(self._read_inbox, context=Context())
-            except RuntimeError:
-                # The loop was closed while streams were open. Nobody is left to hear the hints.
-                self._inbox.clear()
+        self._inbox_is_read = False
+        # To wake a loop from another thread takes two system calls.
+        soon = self.loop.call_soon if self._is_running_here() else self.loop.call_soon_threadsafe
+        try:
+            soon(self._read_inbox, context=Context())
+        except RuntimeError:
+            # The loop was closed while streams were open. Nobody is left to hear the hints.
+            self._inbox.clear()
 
     def _is_running_here(self) -> bool:
         try:
@@ -378,7 +373,7 @@ class Hub:
     def _read_inbox(self) -> None:
         # Set before reading, so that hints that come from here on schedule another read.
         self._inbox_is_read = True
-        ends, at_once = self.loop.time() + _HEARING_SECONDS, 0
+        ends, at_once = monotonic() + _HEARING_SECONDS, 0
         try:
             while self._inbox:
                 if self._kick_is_rung:
@@ -394,11 +389,11 @@ class Hub:
                     if must_propagate(error):
                         raise
                     self._fail(hint.group, error)
-                if at_once <= 0 and not self._kick_is_rung and self.loop.time() >= ends:
+                if at_once <= 0 and not self._kick_is_rung and monotonic() >= ends:
                     break
         finally:
             # What a publisher in a thread has left may be thousands.
-            if self._inbox:
+            if self._inbox and self._inbox_is_read:
                 self._read_inbox_soon()
 
     def _hear(self, hint: Hint) -> None:

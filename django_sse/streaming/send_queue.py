@@ -1,7 +1,7 @@
 """A stream's send queue: one chunk is being sent, the others wait, within a limit of bytes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, Final, Protocol
 
 from django_sse.concurrency.tasks import go_on, must_propagate, start_eagerly
@@ -18,7 +18,9 @@ uvloop's RuntimeError on uvicorn, if uvicorn has not noticed yet."""
 # the client reads.
 SEND_BYTES: Final = READ_BYTES
 
-Send = Callable[[bytes], Awaitable[None]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+"""Sends a message of the response, as ASGI has it (HTTP and WebSocket message format, 2.3)."""
+
 LastBytes = Callable[[], bytes]
 _Begun = tuple[Coroutine[Any, Any, None], Any]
 
@@ -81,7 +83,7 @@ class SendQueue:
         Before that, ``finish`` may be called, but ``push`` must not.
 
         Args:
-            send: Sends a chunk.
+            send: The ``send`` of the connection.
             in_place: Whether ``send`` is a coroutine function that needs no task unless it waits.
         """
         self._send = send
@@ -115,7 +117,7 @@ class SendQueue:
         # Without a task, unless the client makes it wait.
         assert self._send is not None
         # A coroutine, as `connect` was told.
-        sending: Any = self._send(chunk)
+        sending: Any = self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         try:
             awaited = sending.send(None)
         except StopIteration:
@@ -178,7 +180,8 @@ class SendQueue:
         try:
             while True:
                 if chunk:
-                    await (go_on(*begun) if begun else self._send(chunk))
+                    body = {"type": "http.response.body", "body": chunk, "more_body": True}
+                    await (go_on(*begun) if begun else self._send(body))
                     begun = None
                     self.pending_bytes -= len(chunk)
                     self.sent_bytes += len(chunk)

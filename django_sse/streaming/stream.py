@@ -158,6 +158,7 @@ class Stream:
         "_opened_at",
         "_owner_check",
         "_pause_ends_at",
+        "_phase",
         "_queue",
         "_shares_chunks",
         "address",
@@ -167,7 +168,6 @@ class Stream:
         "is_barred",
         "next_look",
         "owner",
-        "phase",
         "restarts",
         "still_allowed",
         "subscriptions",
@@ -192,7 +192,7 @@ class Stream:
         still_allowed: Question | None = None,
         context: Context | None = None,
     ) -> None:
-        self.phase = Phase.OPENING
+        self._phase = Phase.OPENING
         self.next_look = 0
         self.owner = owner
         self.address = address
@@ -233,6 +233,11 @@ class Stream:
         self._ends_at = hub.loop.time() + jittered_age()
 
     @property
+    def phase(self) -> Phase:
+        """The present phase."""
+        return self._phase
+
+    @property
     def groups(self) -> Collection[str]:
         """The names of the stream's groups."""
         return (self._group,) if self._numbers is None else self._numbers.keys()
@@ -258,7 +263,7 @@ class Stream:
             TooManyStreams: A limit does not allow one more stream.
             Exception: The event store could not be read.
         """
-        if self.phase is not Phase.ENDED:
+        if self._phase is not Phase.ENDED:
             # The last stream may have left the hub since this one was made.
             self._hub = self._hub.current
             await self._hub.join(self, list(self.groups))
@@ -316,18 +321,18 @@ class Stream:
             in_place: As for ``SendQueue.connect``.
         """
         self._queue.connect(send, in_place=in_place)
-        if self.phase is Phase.OPENING:
+        if self._phase is Phase.OPENING:
             self._enter(Phase.CATCHING_UP)
 
     def _enter(self, phase: Phase) -> None:
         """Change the phase. No other place does."""
-        self.phase = phase
+        self._phase = phase
         catching_up, self._catching_up = self._catching_up, None
         if catching_up and catching_up is not asyncio.current_task():
             catching_up.cancel()
         if phase is Phase.CATCHING_UP:
             task = spawn(self._catch_up())
-            if self.phase is Phase.CATCHING_UP:
+            if self._phase is Phase.CATCHING_UP:
                 self._catching_up = task
         elif phase is Phase.LIVE:
             self._pause_ends_at = 0.0
@@ -345,18 +350,18 @@ class Stream:
             Whether the stream goes on.
         """
         while True:
-            if self.phase is Phase.CATCHING_UP and self._catching_up:
+            if self._phase is Phase.CATCHING_UP and self._catching_up:
                 # Its owner's streams may have been ended, and the store has not answered yet.
                 await asyncio.wait([self._catching_up])
-            elif self.phase is Phase.LIVE and self._queue.busy_since is not None:
+            elif self._phase is Phase.LIVE and self._queue.busy_since is not None:
                 # More than BACKLOG_BYTES must not wait behind a heartbeat.
                 await self._queue.idle()
             else:
                 break
-        if self.phase is not Phase.LIVE:
+        if self._phase is not Phase.LIVE:
             # The generator is cancelled here, and not in what it awaits to close itself.
             await asyncio.sleep(0)
-        return self.phase is Phase.LIVE
+        return self._phase is Phase.LIVE
 
     def send(self, chunk: bytes) -> None:
         """Send the chunk of one event of the generator. The stream has to be ready."""
@@ -369,7 +374,7 @@ class Stream:
         failed = False
         # Events in memory are taken without waiting, so let other tasks run in between.
         turns = Turns()
-        while self.phase is Phase.CATCHING_UP:
+        while self._phase is Phase.CATCHING_UP:
             try:
                 if self._queue.busy_since is not None:
                     await self._queue.idle()
@@ -408,7 +413,7 @@ class Stream:
         Otherwise a kicked user would get what is published right after the kick. What the hub has
         in memory by now is from before it, and is sent.
         """
-        if self.phase is Phase.LIVE:
+        if self._phase is Phase.LIVE:
             for subscription in self.subscriptions:
                 events = subscription.in_memory(self._taken(subscription.group))
                 self._queue.push(self._render(subscription.group, iter(events)))
@@ -417,7 +422,7 @@ class Stream:
         # again.
         if not self._pause_ends_at:
             self._pause_ends_at = self._end_of_pause()
-        if self.phase is Phase.LIVE:
+        if self._phase is Phase.LIVE:
             self._enter(Phase.CATCHING_UP)
 
     def _end_of_pause(self) -> float:
@@ -446,8 +451,8 @@ class Stream:
             batch: The events.
             now: The loop's time, in seconds.
         """
-        if self.phase is not Phase.LIVE:
-            if self.phase in (Phase.OPENING, Phase.CATCHING_UP):
+        if self._phase is not Phase.LIVE:
+            if self._phase in (Phase.OPENING, Phase.CATCHING_UP):
                 self._hold_messages(batch)
             return
         if (batch.is_large or batch.has_keys) and self._takes_later(batch):
@@ -470,7 +475,7 @@ class Stream:
         else:
             group = subscription.group
             events = iter(batch.after(self._taken(group), with_messages=self.wants_messages))
-            while self.phase is Phase.LIVE and (chunk := self._render(group, events)):
+            while self._phase is Phase.LIVE and (chunk := self._render(group, events)):
                 self._queue.push(chunk)
         if subscription.cancelled:
             self.end_if_cancelled()
@@ -623,7 +628,7 @@ class Stream:
                 self.end("send timeout")
             return now
         silence = self._heartbeat - _EARLY_SECONDS
-        if now - queue.last_sent >= silence and self.phase in _BEATING_PHASES:
+        if now - queue.last_sent >= silence and self._phase in _BEATING_PHASES:
             # If hidden events have moved the position, the heartbeat carries it to the client.
             tells_position = self._moved_unseen and self.dialect is None
             queue.push(with_id(self._position(), b"") if tells_position else HEARTBEAT, now)
@@ -641,7 +646,7 @@ class Stream:
             last_bytes: Returns the bytes to send at the end, after those that are being sent.
         """
         self.is_barred |= reason in _BARRING_REASONS
-        if self.phase is Phase.ENDED:
+        if self._phase is Phase.ENDED:
             return
         if last_bytes is None:
             self._enter(Phase.ENDED)
@@ -653,7 +658,7 @@ class Stream:
                 if is_heard(stream_closed):
                     announce_closed(self.info, reason)
         # If the stream is shut while its last bytes wait, the client gets `close` if there is time.
-        elif self.phase is not Phase.FINISHING or reason == "shut":
+        elif self._phase is not Phase.FINISHING or reason == "shut":
             self._enter(Phase.FINISHING)
             try:
                 self._queue.finish(reason, self._translated(last_bytes))
@@ -668,15 +673,15 @@ class Stream:
     def has_sent_all_of(self, states: Mapping[str, GroupState]) -> bool:
         """Whether all events of the groups have gone out that these states know of, and the end
         that follows from them."""
-        if self.phase is Phase.LIVE:
+        if self._phase is Phase.LIVE:
             is_over = all(state.cancelled for state in states.values())
             taken = all(self._taken(group) >= state.head for group, state in states.items())
             return taken and not is_over and self._queue.busy_since is None
-        return self.phase is Phase.ENDED
+        return self._phase is Phase.ENDED
 
     def end_if_cancelled(self) -> None:
         """Send ``close`` and end, if all groups are cancelled and no event is left to send."""
-        if self.phase is not Phase.LIVE or not self.subscriptions:
+        if self._phase is not Phase.LIVE or not self.subscriptions:
             return
         for subscription in self.subscriptions:
             if not subscription.cancelled or self._is_behind(subscription):

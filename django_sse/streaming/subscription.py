@@ -5,9 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import Context
 from functools import partial
-from itertools import islice
 from math import inf
-from operator import length_hint, methodcaller
 from typing import ClassVar, Final, Protocol, TypeVar
 
 from django_sse.concurrency.tasks import must_propagate, spawn, start_eagerly
@@ -45,6 +43,9 @@ _HINT_BYTES: Final = 500
 _HOLD_SECONDS: Final = 10.0
 # The pause after an error of the store.
 _PAUSE_SECONDS: Final = 1.0
+
+
+_NOBODY: Final[Iterator["Follower"]] = iter(())
 
 
 class HistoryLostError(Exception):
@@ -107,6 +108,8 @@ class Subscription:
         self.entering: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self.joined = self._loop.create_future()
+        # Whether its state was read: to ask a future takes longer.
+        self._has_state = False
         self._store = store
         self._reader = reader
         self._fan_out = fan_out
@@ -121,7 +124,7 @@ class Subscription:
         # The newest events, then the batch that is being handed out, and the streams without it.
         self._pending: list[EncodedEvent] = []
         self._batch: Batch | None = None
-        self._without_batch: Iterator[Follower] = iter(())
+        self._without_batch = _NOBODY
         # The hints heard before the state was read, and their size in bytes.
         self._early_hints: list[Hint] = []
         self._early_bytes = 0
@@ -138,6 +141,7 @@ class Subscription:
     def start(self, state: GroupState) -> None:
         """Begin with a state, then take the hints that were heard while it was read."""
         self._adopt(state)
+        self._has_state = True
         self.joined.set_result(None)
         early, self._early_hints = self._early_hints, []
         if self._stale:
@@ -153,7 +157,7 @@ class Subscription:
 
     def _take(self, hint: Hint) -> None:
         """Deliver a hint's new events, fetch missing ones, and skip known ones."""
-        if not self.joined.done():
+        if not self._has_state:
             self._keep_early(hint)
         elif hint.head > self.head:
             entries, gap = join(self.head, hint.entries)
@@ -484,15 +488,20 @@ class Subscription:
         batch = self._batch
         if batch is None:
             return 0
-        before = length_hint(self._without_batch)
-        now = self._loop.time()
-        try:
-            each(islice(self._without_batch, limit), methodcaller("take", self, batch, now))
-        finally:
-            left = length_hint(self._without_batch)
-            if not left:
-                self._batch = None
-        return before - left
+        # Not `each`, which would take as long as a stream that takes an event.
+        count, now = 0, self._loop.time()
+        for stream in self._without_batch:
+            count += 1
+            try:
+                stream.take(self, batch, now)
+            except BaseException as error:
+                stream.fail(error)
+                if must_propagate(error):
+                    raise
+            if count == limit:
+                return count
+        self._batch, self._without_batch = None, _NOBODY
+        return count
 
     def _begin_batch(self) -> None:
         events, self._pending = self._pending, []

@@ -1,28 +1,18 @@
 """``python -m tests.benchmarks.least``: what an event to a stream of its own takes, beside what its
-promises take at least; without a server.
-
-``least`` does what the promises need, in one function, for streams without options: no transaction,
-no other loop, thread, process or tenant, no filter, no limit, no key, no cancelled group.
+promises take at least (see ``apps/least.py``); in one process, without a server.
 """
 
 import asyncio
-import hmac
-import re
 import time
-from binascii import b2a_base64
-from collections import deque
-from collections.abc import Awaitable, Callable
-from secrets import token_bytes
-from threading import Lock
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
 
 import django
 from django.conf import settings
 
 _GROUPS = 1000
 _ROUNDS = 20
-_HISTORY = 1000
 _DATA = "x" * 150
-_NAME = re.compile(r"[\w.-]{1,99}", re.ASCII)
 
 Publish = Callable[[str, str], Awaitable[object]]
 
@@ -60,8 +50,8 @@ async def _django_sse() -> float:
 
     sent: list[bytes] = []
 
-    async def send(chunk: bytes) -> None:
-        sent.append(chunk)
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message["body"])
 
     streams = []
     for group in range(_GROUPS):
@@ -77,59 +67,17 @@ async def _django_sse() -> float:
     return cost
 
 
-class _Group:
-    """What is kept of a group: the number of its last event, its history, and its stream."""
-
-    def __init__(self, send: Callable[[bytes], Awaitable[None]]) -> None:
-        self.head = 0
-        self.mark = token_bytes(8).hex()
-        self.history: deque[tuple[int, bytes, float]] = deque(maxlen=_HISTORY)
-        self.tail: deque[tuple[int, bytes]] = deque(maxlen=_HISTORY)
-        self.send = send
-        self.taken = 0
-        self.last_sent = 0.0
-
-
 async def _least() -> float:
-    loop, lock, sent = asyncio.get_running_loop(), Lock(), list[bytes]()
-    keyed = hmac.new(token_bytes(32), digestmod="sha256")
+    from tests.benchmarks.apps.least import Stream, group_of, publish
+
+    sent: list[bytes] = []
 
     async def send(chunk: bytes) -> None:
         sent.append(chunk)
 
-    groups = {f"one-{number}": _Group(send) for number in range(_GROUPS)}
-    unread: deque[tuple[_Group, int, bytes]] = deque()
-
-    async def publish(name: str, data: str) -> int:
-        if not _NAME.fullmatch(name):
-            raise ValueError(name)
-        lines = data.split("\n") if "\n" in data else [data]
-        wire = "".join([*(f"data: {line}\n" for line in lines), "\n"]).encode()
-        group = groups[name]
-        with lock:
-            number = group.head = group.head + 1
-            group.history.append((number, wire, time.monotonic()))
-        unread.append((group, number, wire))
-        if len(unread) == 1:
-            loop.call_soon(hear)
-        return number
-
-    def hear() -> None:
-        while unread:
-            group, number, wire = unread.popleft()
-            entry = f"{group.mark}.{number:x}"
-            signing = keyed.copy()
-            signing.update(entry.encode())
-            signature = b2a_base64(signing.digest()[:8])[:11]
-            chunk = b"id: %s~%s\n%s" % (entry.encode(), signature, wire)
-            group.tail.append((number, chunk))
-            if group.taken == number - 1:
-                group.taken = number
-                try:
-                    group.send(chunk).send(None)  # type: ignore[attr-defined]
-                except StopIteration:
-                    group.last_sent = loop.time()
-
+    for number in range(_GROUPS):
+        group = group_of(f"one-{number}")
+        group.streams[Stream(send, group.head)] = None
     return await _timed(publish, sent)
 
 

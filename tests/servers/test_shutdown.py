@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from django.http import HttpRequest
@@ -150,10 +151,10 @@ async def test_a_stream_that_waits_for_the_store_is_sent_back(
 async def test_a_stream_that_is_being_replayed_ends_behind_a_whole_chunk() -> None:
     await apublish("news", "missed")
 
-    async def send_slowly(chunk: bytes) -> None:
+    async def send_slowly(message: Any) -> None:
         sending.set()
         await may_go_on.wait()
-        await client.send(chunk)
+        await client.send(message)
 
     sending, may_go_on = asyncio.Event(), asyncio.Event()
     async with listening() as listener, connected("news") as other:
@@ -169,7 +170,7 @@ async def test_a_stream_that_is_being_replayed_ends_behind_a_whole_chunk() -> No
 
 
 async def test_a_client_that_does_not_read_is_not_waited_for() -> None:
-    async def never(chunk: bytes) -> None:
+    async def never(message: Any) -> None:
         await asyncio.Event().wait()
 
     async with listening() as listener:

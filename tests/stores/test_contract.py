@@ -189,7 +189,7 @@ class CountsAllGroupsAsOne(AppendsOneAfterTheOther):
     def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
         if len(entries) == 1:
             head = max((group.head for group in self._groups.values()), default=0)
-            self._groups.setdefault(entries[0].group, _Group()).head = head
+            self._groups.setdefault(entries[0].group, _Group(entries[0].group)).head = head
         return super()._append(entries, **kwargs)
 
 
@@ -310,7 +310,7 @@ class LocksNothing(MemoryStore):
     """As one that reads the head, then writes what it made of it."""
 
     def _append(self, entries: Sequence[NewEntry], **kwargs: Any) -> Any:
-        group = self._groups.setdefault(entries[0].group, _Group())
+        group = self._groups.setdefault(entries[0].group, _Group(entries[0].group))
         head = group.head
         time.sleep(0.001)
         group.head = head

@@ -144,7 +144,7 @@ async def test_a_stream_that_fails_at_the_tick_takes_no_heartbeat_from_another(
 async def test_a_stream_that_has_failed_at_the_tick_is_let_go_if_its_client_does_not_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def never(chunk: bytes) -> None:
+    async def never(message: Any) -> None:
         await asyncio.Event().wait()
 
     whole = Stream.tick

@@ -1,7 +1,7 @@
 """The hub under any order of what may happen to it: each client gets each event once, in order."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from random import Random
 from typing import Any
 from unittest.mock import patch
@@ -82,9 +82,9 @@ class Client:
         if self._stream:
             self._stream.end("disconnected")
 
-    async def _send(self, chunk: bytes) -> None:
+    async def _send(self, message: Any) -> None:
         await self.reading.wait()
-        for event in self._decoder.feed(chunk):
+        for event in self._decoder.feed(message["body"]):
             assert not self.closed, "something after the close"
             if event.event == "close":
                 self.closed = True
@@ -310,7 +310,7 @@ def test_each_client_gets_each_event_once_and_in_order_or_a_reset() -> None:
     run_machine(250)
 
 
-def skipping_one(after: int, entries: list[Entry]) -> tuple[list[Entry], bool]:
+def skipping_one(after: int, entries: list[Entry]) -> tuple[Sequence[Entry], bool]:
     joined, gap = join(after, entries)
     return joined[1:] or joined, gap
 

@@ -525,7 +525,7 @@ def is_sending(stream: Stream) -> bool:
 
 @pytest.mark.usefixtures("staying")
 async def test_a_slow_client_makes_room() -> None:
-    async def never(chunk: bytes) -> None:
+    async def never(message: Any) -> None:
         await asyncio.Event().wait()
 
     # The first event of a group is read from the store, perhaps with those behind it, as one send.

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -31,9 +32,9 @@ def block(client: Client) -> asyncio.Event:
     reads = asyncio.Event()
     send = client.send
 
-    async def send_slowly(chunk: bytes) -> None:
+    async def send_slowly(message: Any) -> None:
         await reads.wait()
-        await send(chunk)
+        await send(message)
 
     client.stream._queue._send = send_slowly
     return reads

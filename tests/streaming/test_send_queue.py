@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from pytest_django import Settings
@@ -32,14 +33,14 @@ class Connection:
         self.error: BaseException | None = None
         self.is_sending = False
 
-    async def send(self, chunk: bytes) -> None:
+    async def send(self, message: Any) -> None:
         assert not self.is_sending, "two chunks are on their way at once"
         self.is_sending = True
         await self.reads.wait()
         self.is_sending = False
         if self.error:
             raise self.error
-        self.taken.append(chunk)
+        self.taken.append(message["body"])
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ async def test_a_slow_client_whose_history_is_lost_while_it_catches_up_is_sent_b
     await apublish_many(("news", f"{n} {'x' * 5000}") for n in range(200))
     taking, taken = asyncio.Event(), asyncio.Event()
 
-    async def slow(chunk: bytes) -> None:
+    async def slow(message: Any) -> None:
         taking.set()
         await taken.wait()
 
@@ -166,9 +166,9 @@ async def test_a_handler_that_fails_while_its_stream_catches_up_harms_no_stream(
     stream = Stream(current_hub(), parse_position(start, ["news"]), message_handler=lambda _: fail)
     slow = Client(stream)
 
-    async def send(chunk: bytes) -> None:
+    async def send(message: Any) -> None:
         await goes_on.wait()
-        await slow.send(chunk)
+        await slow.send(message)
 
     async with connected("news") as other:
         await stream.open()
@@ -377,8 +377,8 @@ async def test_the_time_that_a_client_takes_to_read_is_not_taken_from_a_pause(
         await store_answers.wait()
         return await astates(*args)
 
-    async def read_late(client: Client, chunk: bytes) -> None:
-        await send(client, chunk)
+    async def read_late(client: Client, message: Any) -> None:
+        await send(client, message)
         await may_read.wait()
 
     monkeypatch.setattr(DatabaseStore, "astates", answer)
@@ -430,7 +430,7 @@ async def test_a_heartbeat_carries_a_position_that_hidden_events_have_moved() ->
 async def test_the_stream_of_a_client_that_does_not_read_ends_and_resumes_without_loss() -> None:
     stuck = asyncio.Event()
 
-    async def never(chunk: bytes) -> None:
+    async def never(message: Any) -> None:
         await stuck.wait()
 
     start = await aposition("news")
@@ -448,7 +448,7 @@ async def test_the_stream_of_a_client_that_does_not_read_ends_and_resumes_withou
 
 
 async def test_a_send_that_takes_too_long_ends_its_stream() -> None:
-    async def never(chunk: bytes) -> None:
+    async def never(message: Any) -> None:
         await asyncio.Event().wait()
 
     start = await aposition("news")
@@ -467,9 +467,9 @@ async def test_without_a_send_timeout_a_send_may_take_any_time(
     goes_on = asyncio.Event()
     sent: list[bytes] = []
 
-    async def slow(chunk: bytes) -> None:
+    async def slow(message: Any) -> None:
         await goes_on.wait()
-        sent.append(chunk)
+        sent.append(message["body"])
 
     start = await aposition("news")
     with override_settings(DJANGO_SSE={"SEND_TIMEOUT": 0}):

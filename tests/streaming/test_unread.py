@@ -61,10 +61,10 @@ class Unread:
         self.bytes_taken = 0
         self.is_sending = False
 
-    async def send(self, chunk: bytes) -> None:
+    async def send(self, message: Any) -> None:
         assert not self.is_sending
         self.is_sending = True
-        self.bytes_taken += len(chunk)
+        self.bytes_taken += len(message["body"])
         await asyncio.Event().wait()
 
 
@@ -266,8 +266,8 @@ class Beating:
     def __init__(self) -> None:
         self.received = b""
 
-    async def send(self, chunk: bytes) -> None:
-        self.received += chunk
+    async def send(self, message: Any) -> None:
+        self.received += message["body"]
 
     @property
     def heartbeats(self) -> int:
@@ -310,8 +310,8 @@ async def test_a_stream_that_is_dismissed_while_its_heartbeat_is_on_the_way_gets
     await apublish("news", "a")
     received, goes_out = [], asyncio.Event()
 
-    async def send(chunk: bytes) -> None:
-        received.append(chunk)
+    async def send(message: Any) -> None:
+        received.append(message["body"])
         await goes_out.wait()
 
     stream = Stream(current_hub(), parse_position(start, ["news"]), heartbeat=0.1)

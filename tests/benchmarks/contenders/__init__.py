@@ -16,6 +16,14 @@ _ON_STORES = ("yielding", "paced", "groups-of-one", "publish")
 CONTENDERS: list[Contender] = [
     Floor("floor", "C, epoll, one write an event", (*_DELIVERY, "idle"), "bare"),
     Asgi("bare", "bare ASGI on uvicorn", (*_ALL, "floor-of-connects")),
+    Asgi(
+        "least",
+        "the least of django_sse's promises on uvicorn",
+        (*_DELIVERY, "groups-of-one-async", "idle"),
+        "bare",
+        application="tests.benchmarks.apps.least:application",
+        rounds=3,
+    ),
     Asgi("bare-many", "bare ASGI, a group a stream", ("growth-of-groups",)),
     DjangoSite("ours", "django_sse on uvicorn", _OURS, "bare"),
     DjangoSite(

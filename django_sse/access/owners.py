@@ -5,7 +5,7 @@ Its state says when the owner's streams were ended.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -148,17 +148,18 @@ def owner_in(
         owner_keys[owner_key] = None
     if is_nobody(user):
         return Owner(owner_keys) if owner_keys else NOBODY
-    of_user = user_key(user)
-    user_id = user_id_of(user)
+    # Once for all keys: to find it takes longer than to make a key.
+    identity = _required_identity(user)
+    of_user, user_id = _owner_key_of_user(identity), " ".join(identity)
     owner_keys[of_user] = None
-    owner_keys |= {user_key(user, group): group for group in groups}
+    owner_keys |= {_owner_key_of_user(identity, group): group for group in groups}
     if SESSION_KEY not in data:
         return Owner(owner_keys, of_user, user_id=user_id)
     login = login_in(session, data)
     if conf().END_WITH_LOGIN and (owner_key := login_key(data)):
         owner_keys[owner_key] = None
     # The session may belong to another user. Then the time of the owner's login is unknown.
-    is_own = of_user == user_key(login.user)
+    is_own = identity == [login.user] or of_user == user_key(login.user)
     return Owner(
         owner_keys,
         of_user,
@@ -227,10 +228,7 @@ def user_key(user: Any, group: str | None = None) -> str:
         TypeError: ``user`` is neither a user nor a primary key.
         ValueError: The user is not saved, has no key, or is not logged in.
     """
-    identity = _required_identity(user)
-    if group is None:
-        return _owner_key("user", *identity)
-    return _owner_key("user in group", validate_group(group), *identity)
+    return _owner_key_of_user(_required_identity(user), group)
 
 
 def user_group(user: Any) -> str:
@@ -361,6 +359,12 @@ def _session_place(session: SessionBase | None) -> tuple[type[SessionBase], str]
 def _session_owner_key(session: SessionBase) -> str | None:
     place = _session_place(session)
     return _owner_key("session", place[1]) if place else None
+
+
+def _owner_key_of_user(identity: Sequence[str], group: str | None = None) -> str:
+    if group is None:
+        return _owner_key("user", *identity)
+    return _owner_key("user in group", validate_group(group), *identity)
 
 
 def _owner_key(*parts: str) -> str:

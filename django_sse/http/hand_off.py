@@ -8,12 +8,14 @@ holds back the end of the body, and the stream goes on with the server's own ``s
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
+from contextvars import Context
 from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, Final, cast
 
 from django.http import StreamingHttpResponse
 
+from django_sse.concurrency.loops import ByLoop
 from django_sse.conf import conf
 from django_sse.http.compression import GzipSender, accepts_gzip
 from django_sse.logs import logger
@@ -35,6 +37,9 @@ _FAREWELL_SECONDS: Final = 1.0
 # How long a server that cuts streams off must wait, so that it still writes what it was given.
 # Daphne goes on as soon as the first stream is over, so this must be enough for all.
 _LINGER_SECONDS: Final = 0.5
+
+# What is called at the end of a stream needs no more than an empty context.
+_contexts: Final[ByLoop[Context]] = ByLoop()
 
 
 class HandOff:
@@ -208,7 +213,9 @@ class HandOff:
         stream.serve(send, in_place=self._in_place)
         try:
             async with asyncio.timeout(None) as self._receiving:
-                stream.ended.add_done_callback(self._stop_receiving)
+                # Not a context of its own for each stream, which would be kept as long.
+                context = _contexts.of(stream.ended.get_loop(), Context)
+                stream.ended.add_done_callback(self._stop_receiving, context=context)
                 while (await self._receive())["type"] != "http.disconnect":
                     pass
             self._disconnected = True

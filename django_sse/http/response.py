@@ -13,7 +13,7 @@ from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, HttpResponse, HttpResponseNotFound, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
-from django_sse.concurrency.tasks import Turns
+from django_sse.concurrency.tasks import Turns, start_eagerly
 from django_sse.event import Event, with_id
 from django_sse.exceptions import InvalidGroup
 from django_sse.groups.position import format_position
@@ -270,7 +270,7 @@ class HandedOffResponse(EventStreamResponse):
             heartbeat = self._stream_options.get("heartbeat") or inf
             loop = asyncio.get_running_loop()
             sent_at, cut_at = loop.time(), inf
-            async with aclosing(_InOneTask(self._begin(stream), stream.ended)) as chunks:
+            async with aclosing(self._beginning(stream)) as chunks:
                 async for chunk in chunks:
                     if stream.ended.done():
                         return
@@ -301,12 +301,29 @@ class HandedOffResponse(EventStreamResponse):
             if not handed_off:
                 stream.end("request ended")
 
+    def _beginning(self, stream: Stream) -> "AsyncGenerator[bytes, None] | _InOneTask":
+        """Return an iterator over the beginning of a stream, with empty chunks while it waits."""
+        beginning = self._begin(stream)
+        # What the view opens has to be closed in the same task.
+        has_more = self._newest_of_keys or self._initial_events
+        return _InOneTask(beginning, stream.ended) if has_more else beginning
+
     async def _begin(self, stream: Stream) -> AsyncGenerator[bytes, None]:
         """Yield the beginning of a stream, up to its position."""
-        # It counts from here on by itself: nothing else runs in between.
-        self.give_up_place()
+        opening = start_eagerly(self._open(stream), asyncio.get_running_loop())
         try:
-            await stream.open()
+            while not opening.done():
+                either = asyncio.FIRST_COMPLETED
+                futures = [opening, stream.ended]
+                await asyncio.wait(futures, timeout=_CHECK_SECONDS, return_when=either)
+                if not opening.done():
+                    yield b""
+        finally:
+            if not opening.done():
+                opening.cancel()
+                await asyncio.wait([opening])
+        try:
+            opening.result()
         except Exception as error:
             yield _sent_back(error)
             stream.end("refused")
@@ -346,6 +363,11 @@ class HandedOffResponse(EventStreamResponse):
                     # Neither the view nor the server has to wait here, so let other tasks run.
                     await turns.give_way(len(chunk))
         yield checkpoint
+
+    async def _open(self, stream: Stream) -> None:
+        # It counts from here on by itself: nothing else runs in between.
+        self.give_up_place()
+        await stream.open()
 
     def _log_staying(self) -> None:
         if self._hand_off is None:

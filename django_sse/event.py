@@ -242,7 +242,7 @@ def encode_data(data: Any, event: str | None, max_bytes: int) -> bytes:
     Raises:
         InvalidEvent: As for ``Event`` and ``encode_published``.
     """
-    block = f"{_field('data', data if type(data) is str else _as_text(data))}\n"
+    block = f"{_field('data', _as_text(data))}\n"
     if event is not None:
         name = _one_line("event", event)
         refuse_reserved_name(name)
@@ -301,6 +301,9 @@ def _field(name: str, text: str) -> str:
 
 
 def _as_text(data: Any) -> str:
+    # The first test is the second one's for most data, and takes a tenth of its time.
+    if type(data) is str:
+        return data
     if isinstance(data, str | Promise):
         return str(plain(data))
     return as_json(data)

@@ -1,7 +1,7 @@
 """Events on the wire: WHATWG HTML, section 9.2."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -22,6 +22,8 @@ from django_sse.event import (
     Decoder,
     Event,
     decode_block,
+    encode_data,
+    encode_published,
     refuse_reserved_name,
     with_id,
 )
@@ -537,6 +539,27 @@ def test_what_was_encoded_is_decoded_with_all_that_it_has(event: Event) -> None:
         retry=event.retry,
         comment=sent(event.comment),
     )
+
+
+def outcome(encode: Callable[[], bytes]) -> tuple[bytes, str]:
+    try:
+        return encode(), ""
+    except InvalidEvent as error:
+        return b"", str(error)
+
+
+@settings(deadline=None)
+@given(
+    lines | st.integers() | st.none() | st.lists(st.floats()) | st.builds(object),
+    st.none() | st.text(max_size=5) | st.sampled_from(["close", "ä", "two\nlines"]),
+    st.sampled_from([10, 1000]),
+)
+def test_data_are_encoded_as_an_event_of_them_is(data: Any, name: str | None, most: int) -> None:
+    whole, error = outcome(lambda: encode_published(Event(data, event=name), most))
+    quick, quick_error = outcome(lambda: encode_data(data, name, most))
+    assert quick == whole
+    # Where both are wrong, it may complain of the other one first.
+    assert bool(quick_error) == bool(error)
 
 
 @settings(deadline=None)

@@ -186,9 +186,7 @@ in_child(_forget_listeners)
 
 def ring_here(hints: Sequence[Hint]) -> None:
     """Tell the hubs of this process. Works from any thread."""
-    for listener in _listeners:
-        if listener.loop.is_closed():
-            continue
+    for listener in open_listeners():
         try:
             listener.hear_soon(hints)
         except Exception as error:

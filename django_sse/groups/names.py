@@ -102,7 +102,7 @@ def validate_group(group: str) -> str:
         InvalidGroup: The name is not 1 to 99 ASCII letters, digits, hyphens, underscores and full
             stops.
     """
-    name = group if type(group) is str else plain(group)
+    name = plain(group)
     if not isinstance(name, str) or not _GROUP_NAME.fullmatch(name):
         raise InvalidGroup(
             f"{group!r} is not a group name: use 1 to 99 ASCII letters, digits, hyphens, "

@@ -65,7 +65,7 @@ class GroupPositions:
         self._mark = f"{group_hash(group)}."
         self._prefix = prefix_of(group)
         self._key = signing_key(_SIGNING_PURPOSE)
-        # Nor do most numbers differ from the one before, but for the last two digits.
+        # Most numbers differ from the one before only in their last two digits.
         self._high, self._begin = 0, ""
 
     def format(self, number: int) -> str:

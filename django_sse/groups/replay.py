@@ -13,6 +13,7 @@ def join(after: int, entries: Sequence[Entry]) -> tuple[Sequence[Entry], bool]:
     ones.
     """
     if len(entries) == 1 and entries[0].number == after + 1:
+        # As of most doorbells.
         return entries, False
     joined: list[Entry] = []
     for entry in entries:

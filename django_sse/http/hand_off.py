@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 
 from django.http import StreamingHttpResponse
 
+from django_sse.concurrency.forks import in_child
 from django_sse.concurrency.loops import ByLoop
 from django_sse.conf import conf
 from django_sse.http.compression import GzipSender, accepts_gzip
@@ -23,7 +24,7 @@ from django_sse.servers.backpressure import Brake, brake_for
 from django_sse.servers.dead_peers import bound_silence
 from django_sse.servers.own_send import needs_no_task
 from django_sse.streaming.jitter import jittered_retry
-from django_sse.streaming.send_queue import CLIENT_GONE
+from django_sse.streaming.send_queue import CLIENT_GONE, body_message
 from django_sse.streaming.stream import Phase, Stream
 
 Scope = MutableMapping[str, Any]
@@ -40,6 +41,7 @@ _LINGER_SECONDS: Final = 0.5
 
 # What is called at the end of a stream needs no more than an empty context.
 _contexts: Final[ByLoop[Context]] = ByLoop()
+in_child(_contexts.clear)
 
 
 class HandOff:
@@ -165,8 +167,8 @@ class HandOff:
             # Django would hear that the client has gone. Nobody does here before the stream is
             # taken over, so what was given up must end.
             while not self._given_up and (chunk := await anext(chunks, None)) is not None:
-                await self.send(_body(chunk, more=True))
-        await self.send(_body(b"", more=False))
+                await self.send(body_message(chunk))
+        await self.send(body_message(b"", more=False))
 
     def _give_up(self) -> None:
         """Tell Django that the client has gone, since it does not read and blocks the request."""
@@ -305,7 +307,7 @@ class HandOff:
         self._release()
         try:
             async with asyncio.timeout(_FAREWELL_SECONDS):
-                await self._send(_body(last_chunk, more=False))
+                await self._send(body_message(last_chunk, more=False))
         except CLIENT_GONE:
             # Or a timeout. Without the end of the body, the server drops the connection.
             logger.info("A client did not take the end of its stream.")
@@ -321,7 +323,3 @@ class HandOff:
 
 def _always() -> bool:
     return True
-
-
-def _body(chunk: bytes, *, more: bool) -> Message:
-    return {"type": "http.response.body", "body": chunk, "more_body": more}

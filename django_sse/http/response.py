@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, MutableMapping
 from contextlib import aclosing
+from contextvars import copy_context
 from math import inf
 from typing import Any, Final, Self
 from weakref import finalize
@@ -263,6 +264,8 @@ class HandedOffResponse(EventStreamResponse):
         stream = Stream(current_hub(), self._position, **self._stream_options)
         if self._hand_off:
             self._hand_off.begin(stream)
+        # In the context of the request, as far as it logs.
+        opening = start_eagerly(self._open(stream), asyncio.get_running_loop(), copy_context())
         handed_off = False
         last_chunk = b""
         is_complete = True
@@ -270,7 +273,7 @@ class HandedOffResponse(EventStreamResponse):
             heartbeat = self._stream_options.get("heartbeat") or inf
             loop = asyncio.get_running_loop()
             sent_at, cut_at = loop.time(), inf
-            async with aclosing(self._beginning(stream)) as chunks:
+            async with aclosing(self._beginning(stream, opening)) as chunks:
                 async for chunk in chunks:
                     if stream.ended.done():
                         return
@@ -298,32 +301,27 @@ class HandedOffResponse(EventStreamResponse):
                 async for chunk in _in_request(stream):
                     yield chunk
         finally:
+            if opening.done() and not opening.cancelled():
+                # Whoever waited for it may have gone. Otherwise asyncio would log its error.
+                opening.exception()
+            opening.cancel()
             if not handed_off:
                 stream.end("request ended")
 
-    def _beginning(self, stream: Stream) -> "AsyncGenerator[bytes, None] | _InOneTask":
+    def _beginning(
+        self, stream: Stream, opening: asyncio.Task[None]
+    ) -> "AsyncGenerator[bytes, None] | _InOneTask":
         """Return an iterator over the beginning of a stream, with empty chunks while it waits."""
-        beginning = self._begin(stream)
-        # What the view opens has to be closed in the same task.
-        has_more = self._newest_of_keys or self._initial_events
-        return _InOneTask(beginning, stream.ended) if has_more else beginning
+        beginning = self._begin(stream, opening)
+        waits = not opening.done() or self._newest_of_keys or self._initial_events
+        return _InOneTask(beginning, stream.ended) if waits else beginning
 
-    async def _begin(self, stream: Stream) -> AsyncGenerator[bytes, None]:
+    async def _begin(
+        self, stream: Stream, opening: asyncio.Task[None]
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the beginning of a stream, up to its position."""
-        opening = start_eagerly(self._open(stream), asyncio.get_running_loop())
         try:
-            while not opening.done():
-                either = asyncio.FIRST_COMPLETED
-                futures = [opening, stream.ended]
-                await asyncio.wait(futures, timeout=_CHECK_SECONDS, return_when=either)
-                if not opening.done():
-                    yield b""
-        finally:
-            if not opening.done():
-                opening.cancel()
-                await asyncio.wait([opening])
-        try:
-            opening.result()
+            await opening
         except Exception as error:
             yield _sent_back(error)
             stream.end("refused")

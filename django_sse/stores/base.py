@@ -225,7 +225,7 @@ class EventStore(ABC):
         """
 
     def _append_now(self, entries: Sequence[NewEntry], ring: Ring) -> list[int | None]:
-        """Do what ``append`` does outside of a transaction."""
+        """Append entries where no transaction is open: what ``append`` and ``aappend`` share."""
         ordered_at = self.clock.known()
         try:
             numbers, hints = self._append(entries)

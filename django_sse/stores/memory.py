@@ -24,7 +24,8 @@ from django_sse.stores.read_limits import READ_BYTES
 
 # How often publishing looks for what has expired in other groups.
 _DROP_SECONDS: Final = 0.1
-# How many changes are remembered for `achanged`. Who asks less often looks through its groups.
+# How many changes are remembered for `achanged`. After more of them, it looks at all groups that it
+# is asked about, which takes as long as some thousands of changes.
 _CHANGES: Final = 10_000
 
 
@@ -47,7 +48,7 @@ class _Group:
     # Its time on the agenda of those whose events get old; 0 if it has none.
     aging_since: float = 0.0
 
-    def takes_plainly(self, entry: NewEntry) -> bool:
+    def only_numbers(self, entry: NewEntry) -> bool:
         """Whether an entry is an event that only needs the next number, as most are."""
         return (
             entry.kind is Kind.EVENT
@@ -127,8 +128,8 @@ class MemoryStore(EventStore):
         self._expiring, self._owners_expiring, self._aging = _Agenda(), _Agenda(), _Agenda()
         # Those that have a producer.
         self._producing: dict[str, _Group] = {}
-        # The groups of the last changes, and how many changes there were.
-        self._changes: deque[_Group] = deque(maxlen=_CHANGES)
+        # The names of the groups that changed last, and how many changes there were.
+        self._changes: deque[str] = deque(maxlen=_CHANGES)
         self._change = 0
         # When publishing next drops what has expired in other groups.
         self._drop_again_at = 0.0
@@ -141,6 +142,8 @@ class MemoryStore(EventStore):
             self._groups.clear()
             self._of_owners.clear()
             self._producing.clear()
+            self._expiring, self._owners_expiring, self._aging = _Agenda(), _Agenda(), _Agenda()
+            self._changes.clear()
             self._lock = Lock()
 
     def states(self, groups: Sequence[str]) -> dict[str, GroupState]:
@@ -166,18 +169,18 @@ class MemoryStore(EventStore):
     ) -> tuple[Iterable[Hint], Cursor]:
         with self._lock:
             hints = []
-            for name in self._changed_since(cursor, groups):
+            for name in () if cursor is None else self._may_have_changed(cursor, groups):
                 group = self._kept_with(name).get(name)
-                if group and (cursor is None or group.change > cursor) and name in groups:
+                if group and group.change > cursor and name in groups:
                     hints.append(Hint(name, group.head, group.cancelled, producer=group.producer))
             return hints, self._change
 
-    def _changed_since(self, cursor: Cursor, groups: Collection[str]) -> Iterable[str]:
-        if cursor is None or self._change - cursor > len(self._changes):
-            # There were more changes than are remembered.
+    def _may_have_changed(self, cursor: int, groups: Collection[str]) -> Iterable[str]:
+        changes = self._change - cursor
+        if changes > len(self._changes):
+            # Not all of them are remembered.
             return list(groups)
-        changed = islice(reversed(self._changes), self._change - cursor)
-        return dict.fromkeys(group.name for group in changed)
+        return dict.fromkeys(islice(reversed(self._changes), changes))
 
     async def atrim(self) -> None:
         with self._lock:
@@ -210,7 +213,7 @@ class MemoryStore(EventStore):
         with self._lock:
             now = monotonic()
             group = self._groups.get(entries[0].group) if len(entries) == 1 else None
-            if group is not None and group.takes_plainly(entries[0]):
+            if group is not None and group.only_numbers(entries[0]):
                 hint = self._publish(group, entries[0], now)
                 numbers, hints = [hint.head], [hint]
             else:
@@ -220,7 +223,7 @@ class MemoryStore(EventStore):
             return numbers, hints
 
     def _publish(self, group: _Group, new: NewEntry, now: float) -> Hint:
-        """Append an event to a group that takes it plainly. ``Numbering`` would take longer."""
+        """Append an event that only needs the next number, without a ``Numbering``."""
         group.head += 1
         entry = Entry(group.head, new.wire, False, new.exclude)
         group.add(entry, now)
@@ -295,12 +298,13 @@ class MemoryStore(EventStore):
     def _note_change(self, group: _Group, now: float) -> None:
         self._change += 1
         group.change, group.changed = self._change, now
-        self._changes.append(group)
-        if not group.aging_since and group.entries:
+        self._changes.append(group.name)
+        is_aging = group.aging_since or not group.entries or group.name.startswith(OWNER_PREFIX)
+        if not is_aging and conf().HISTORY_AGE:
             self._look_again(group, now)
 
     def _look_again(self, group: _Group, since: float) -> None:
-        """Look at a group once nothing is kept that was appended at a time."""
+        """Have a group looked at once its events of a time are too old."""
         group.aging_since = since
         self._aging.add(since, group.name)
 

@@ -19,10 +19,20 @@ uvloop's RuntimeError on uvicorn, if uvicorn has not noticed yet."""
 SEND_BYTES: Final = READ_BYTES
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-"""Sends a message of the response, as ASGI has it (HTTP and WebSocket message format, 2.3)."""
+"""Sends a message of the response, as ASGI has it."""
 
 LastBytes = Callable[[], bytes]
 _Begun = tuple[Coroutine[Any, Any, None], Any]
+
+
+def body_message(chunk: bytes, *, more: bool = True) -> MutableMapping[str, Any]:
+    """Return the message that sends a part of the body, as ASGI has it.
+
+    Args:
+        chunk: The part.
+        more: Whether another one follows.
+    """
+    return {"type": "http.response.body", "body": chunk, "more_body": more}
 
 
 class Sender(Protocol):
@@ -114,11 +124,11 @@ class SendQueue:
             self._start(chunk)
             return
         self.last_sent = self._loop.time() if now is None else now
-        # Without a task, unless the client makes it wait.
         assert self._send is not None
         # A coroutine, as `connect` was told.
-        sending: Any = self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        sending: Any = self._send(body_message(chunk))
         try:
+            # It needs no task, unless the client makes it wait.
             awaited = sending.send(None)
         except StopIteration:
             self.sent_bytes += len(chunk)
@@ -180,8 +190,7 @@ class SendQueue:
         try:
             while True:
                 if chunk:
-                    body = {"type": "http.response.body", "body": chunk, "more_body": True}
-                    await (go_on(*begun) if begun else self._send(body))
+                    await (go_on(*begun) if begun else self._send(body_message(chunk)))
                     begun = None
                     self.pending_bytes -= len(chunk)
                     self.sent_bytes += len(chunk)

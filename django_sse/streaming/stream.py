@@ -605,8 +605,9 @@ class Stream:
                 yield b"".join(chunks)
 
     def _position(self) -> str:
-        one = {self._group: self._last}
-        return format_position(one if self._numbers is None else self._numbers)
+        if self._numbers is None:
+            return format_position({self._group: self._last})
+        return format_position(self._numbers)
 
     # Time
 

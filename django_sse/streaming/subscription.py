@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import Context
 from functools import partial
 from math import inf
+from operator import length_hint
 from typing import ClassVar, Final, Protocol, TypeVar
 
 from django_sse.concurrency.tasks import must_propagate, spawn, start_eagerly
@@ -108,7 +109,7 @@ class Subscription:
         self.entering: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self.joined = self._loop.create_future()
-        # Whether its state was read: to ask a future takes longer.
+        # Whether it was read where the group stands.
         self._has_state = False
         self._store = store
         self._reader = reader
@@ -329,14 +330,14 @@ class Subscription:
 
         If it was reopened unheard, a stream that begins now would be ended for good.
         """
-        if self.joined.done() and self.cancelled:
+        if self._has_state and self.cancelled:
             self.cancelled = False
             self.heal(self.head)
 
     def compare(self, hint: Hint) -> None:
         """Take the group's state in the store, even if the store has gone back."""
         self.hear_of_producer(hint.producer)
-        if self.joined.done() and hint.head < self.head:
+        if self._has_state and hint.head < self.head:
             # It has gone back, or the hint is old. What nobody has announced yet is not fetched.
             self.heal(self.head)
         else:
@@ -356,7 +357,7 @@ class Subscription:
             number: The number in the client's position, if there is one.
             history: How many past events the client gets if it has no position.
         """
-        if not self.joined.done() or self.cancelled or (number is None and history):
+        if not self._has_state or self.cancelled or (number is None and history):
             # Only the store knows which past events are too old. The tail may have older ones.
             return None
         state = GroupState(self.first, self.head, self.tail.first, origin=self.origin)
@@ -472,7 +473,7 @@ class Subscription:
     # Fan-out
 
     def _deliver(self, events: Sequence[EncodedEvent]) -> None:
-        if self._batch is None and not self._pending:
+        if not self.has_new_events:
             self._fan_out.add(self)
         self._pending.extend(events)
 
@@ -488,7 +489,7 @@ class Subscription:
         batch = self._batch
         if batch is None:
             return 0
-        # Not `each`, which would take as long as a stream that takes an event.
+        # By hand, since `each` would take as long as a stream that takes an event.
         count, now = 0, self._loop.time()
         for stream in self._without_batch:
             count += 1
@@ -498,7 +499,7 @@ class Subscription:
                 stream.fail(error)
                 if must_propagate(error):
                     raise
-            if count == limit:
+            if count == limit and length_hint(self._without_batch):
                 return count
         self._batch, self._without_batch = None, _NOBODY
         return count

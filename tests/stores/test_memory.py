@@ -33,6 +33,44 @@ async def test_groups_that_are_idle_keep_nothing_for_longer_than_their_history()
     assert (await state(store, "idle-0")).first
 
 
+async def test_nothing_is_left_of_groups_that_have_expired() -> None:
+    store = MemoryStore()
+    size, groups = 5_000, 2_000
+    tracemalloc.start()
+    try:
+        with override_settings(DJANGO_SSE={"HISTORY_AGE": 0, "GROUP_TTL": 1}):
+            for number in range(groups):
+                await append(store, event(f"short-{number}", "a" * size))
+            assert tracemalloc.get_traced_memory()[0] > groups * size
+            async with asyncio.timeout(20):
+                # Not even their names in what is yet to be looked at: that is a tenth of this.
+                while tracemalloc.get_traced_memory()[0] > groups * 200:
+                    await asyncio.sleep(0.1)
+                    await store.atrim()
+    finally:
+        tracemalloc.stop()
+
+
+async def test_more_changes_than_are_remembered_are_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("django_sse.stores.memory._CHANGES", 3)
+    store, groups = MemoryStore(), ["news", "sport", "idle"]
+    await append(store, event("idle", "a"))
+    _, cursor = await store.achanged(None, groups)
+    for _ in range(3):
+        await append(store, event("news", "a"))
+    hints, after_three = await store.achanged(cursor, groups)
+    assert [hint.group for hint in hints] == ["news"]
+    for group in ("sport", "news", "news", "news"):
+        await append(store, event(group, "a"))
+    hints, _ = await store.achanged(after_three, groups)
+    assert sorted(hint.group for hint in hints) == ["news", "sport"]
+    hints, last = await store.achanged(cursor, groups)
+    assert sorted(hint.group for hint in hints) == ["news", "sport"]
+    assert await store.achanged(last, groups) == ([], last)
+
+
 async def test_publishing_from_async_code_takes_no_thread() -> None:
     rung_in = list[threading.Thread]()
 

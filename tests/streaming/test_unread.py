@@ -5,7 +5,7 @@ import gc
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from channels.layers import InMemoryChannelLayer
@@ -352,6 +352,32 @@ async def test_a_stream_that_waits_for_the_store_to_begin_sends_heartbeats(
             await until(lambda: reader.received.count(HEARTBEAT) > 3)
             assert not reader.last_event_id
             monkeypatch.undo()
+
+
+async def test_a_client_that_leaves_while_the_store_fails_leaves_asyncio_no_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("django_sse.http.response._CHECK_SECONDS", 0.05)
+    fails = asyncio.Event()
+
+    async def fail(self: EventStore, *args: Any) -> Any:
+        await fails.wait()
+        raise ConnectionError("away")
+
+    with override_settings(DJANGO_SSE={"HEARTBEAT": 0.1}):
+        response = await News.as_view()(get())
+        monkeypatch.setattr(DatabaseStore, "astates", fail)
+        chunks: Any = aiter(cast("StreamingHttpResponse", response))
+        assert await anext(chunks) == HEARTBEAT
+        hub = current_hub()
+        fails.set()
+        # While the heartbeat is sent, nobody asks for more.
+        await until(lambda: not hub._subscriptions)
+        await asyncio.sleep(0)
+        await chunks.aclose()
+        del chunks, response
+        gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_a_stream_whose_first_state_takes_long_sends_heartbeats(

@@ -18,8 +18,8 @@ CONTENDERS: list[Contender] = [
     Asgi("bare", "bare ASGI on uvicorn", (*_ALL, "floor-of-connects")),
     Asgi(
         "least",
-        "the least of django_sse's promises on uvicorn",
-        (*_DELIVERY, "groups-of-one-async", "idle"),
+        "the least that django_sse's promises take, on uvicorn",
+        ("paced", "groups-of-one", "groups-of-one-async", "idle"),
         "bare",
         application="tests.benchmarks.apps.least:application",
         rounds=3,

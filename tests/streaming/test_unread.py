@@ -367,7 +367,8 @@ async def test_a_client_that_leaves_while_the_store_fails_leaves_asyncio_no_erro
     with override_settings(DJANGO_SSE={"HEARTBEAT": 0.1}):
         response = await News.as_view()(get())
         monkeypatch.setattr(DatabaseStore, "astates", fail)
-        chunks: Any = aiter(cast("StreamingHttpResponse", response))
+        # Closed as it is, since nothing else holds it as Django does.
+        chunks = cast("Any", response)._iterator
         assert await anext(chunks) == HEARTBEAT
         hub = current_hub()
         fails.set()

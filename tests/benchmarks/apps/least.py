@@ -23,6 +23,7 @@ from tests.benchmarks.apps.orders import Orders, Receive, Scope, Send
 
 _HISTORY = 1000
 _HEARTBEAT_SECONDS = 15
+_TURN_SECONDS = 0.005
 _HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 _NAME = re.compile(r"[\w.-]{1,99}", re.ASCII)
 
@@ -66,6 +67,13 @@ class Group:
         self.streams: dict[Stream, None] = {}
 
 
+class _Turn:
+    """Until when a publisher may hold up all else."""
+
+    ends_at = 0.0
+
+
+_turn = _Turn()
 groups: dict[str, Group] = {}
 _unread: deque[tuple[Group, int, bytes]] = deque()
 _beating: list[asyncio.Task[None]] = []
@@ -91,6 +99,9 @@ async def publish(name: str, data: str) -> int:
     _unread.append((group, number, wire))
     if len(_unread) == 1:
         asyncio.get_running_loop().call_soon(_hear)
+    if time.monotonic() >= _turn.ends_at:
+        await asyncio.sleep(0)
+        _turn.ends_at = time.monotonic() + _TURN_SECONDS
     return number
 
 

@@ -301,7 +301,7 @@ def _field(name: str, text: str) -> str:
 
 
 def _as_text(data: Any) -> str:
-    # The first test is the second one's for most data, and takes a tenth of its time.
+    # Most data are a `str`: this test takes a tenth of the next one's time.
     if type(data) is str:
         return data
     if isinstance(data, str | Promise):

@@ -215,7 +215,7 @@ class HandOff:
         stream.serve(send, in_place=self._in_place)
         try:
             async with asyncio.timeout(None) as self._receiving:
-                # Not a context of its own for each stream, which would be kept as long.
+                # Streams share one context. Each would keep its own until its end.
                 context = _contexts.of(stream.ended.get_loop(), Context)
                 stream.ended.add_done_callback(self._stop_receiving, context=context)
                 while (await self._receive())["type"] != "http.disconnect":

@@ -264,7 +264,7 @@ class HandedOffResponse(EventStreamResponse):
         stream = Stream(current_hub(), self._position, **self._stream_options)
         if self._hand_off:
             self._hand_off.begin(stream)
-        # In the context of the request, as far as it logs.
+        # What it logs has the request's context.
         opening = start_eagerly(self._open(stream), asyncio.get_running_loop(), copy_context())
         handed_off = False
         last_chunk = b""
@@ -301,10 +301,9 @@ class HandedOffResponse(EventStreamResponse):
                 async for chunk in _in_request(stream):
                     yield chunk
         finally:
-            if opening.done() and not opening.cancelled():
-                # Whoever waited for it may have gone. Otherwise asyncio would log its error.
-                opening.exception()
             opening.cancel()
+            # The traceback of its error holds this frame.
+            del opening
             if not handed_off:
                 stream.end("request ended")
 
@@ -323,6 +322,8 @@ class HandedOffResponse(EventStreamResponse):
         try:
             await opening
         except Exception as error:
+            # The traceback of the error holds this frame.
+            del opening
             yield _sent_back(error)
             stream.end("refused")
             return

@@ -19,13 +19,13 @@ from django_sse.groups.entries import Entry, GroupState, Hint, Kind, Lease, NewE
 from django_sse.groups.names import OWNER_PREFIX
 from django_sse.groups.numbering import Numbering, first_number
 from django_sse.groups.replay import filling
-from django_sse.stores.base import Cursor, EventStore
+from django_sse.stores.base import Cursor, EventStore, most_changes
 from django_sse.stores.read_limits import READ_BYTES
 
 # How often publishing looks for what has expired in other groups.
 _DROP_SECONDS: Final = 0.1
-# How many changes are remembered for `achanged`. After more of them, it looks at all groups that it
-# is asked about, which takes as long as some thousands of changes.
+# How many changes are remembered for `achanged`. After more changes, it looks at all groups that it
+# is asked about.
 _CHANGES: Final = 10_000
 
 
@@ -48,7 +48,7 @@ class _Group:
     # Its time on the agenda of those whose events get old; 0 if it has none.
     aging_since: float = 0.0
 
-    def only_numbers(self, entry: NewEntry) -> bool:
+    def needs_only_a_number(self, entry: NewEntry) -> bool:
         """Whether an entry is an event that only needs the next number, as most are."""
         return (
             entry.kind is Kind.EVENT
@@ -93,7 +93,7 @@ class _Group:
 
 
 class _Agenda:
-    """The names of groups, each to be looked at once a time is over."""
+    """The names of groups, each to be looked at when a time is over."""
 
     def __init__(self) -> None:
         self._due: list[tuple[float, str]] = []
@@ -177,8 +177,7 @@ class MemoryStore(EventStore):
 
     def _may_have_changed(self, cursor: int, groups: Collection[str]) -> Iterable[str]:
         changes = self._change - cursor
-        if changes > len(self._changes):
-            # Not all of them are remembered.
+        if changes > min(len(self._changes), most_changes(groups)):
             return list(groups)
         return dict.fromkeys(islice(reversed(self._changes), changes))
 
@@ -213,7 +212,7 @@ class MemoryStore(EventStore):
         with self._lock:
             now = monotonic()
             group = self._groups.get(entries[0].group) if len(entries) == 1 else None
-            if group is not None and group.only_numbers(entries[0]):
+            if group is not None and group.needs_only_a_number(entries[0]):
                 hint = self._publish(group, entries[0], now)
                 numbers, hints = [hint.head], [hint]
             else:
@@ -304,7 +303,7 @@ class MemoryStore(EventStore):
             self._look_again(group, now)
 
     def _look_again(self, group: _Group, since: float) -> None:
-        """Have a group looked at once its events of a time are too old."""
+        """Have a group looked at when its events from a time are too old."""
         group.aging_since = since
         self._aging.add(since, group.name)
 

@@ -639,7 +639,7 @@ class Hub:
                 # It was not lost. But no doorbell tells of a producer.
                 subscription.hear_of_producer(hint.producer)
                 return
-            if subscription.joined.done() and hint.head > subscription.head:
+            if subscription.has_state and hint.head > subscription.head:
                 # A restarted layer silently forgets who is in the group.
                 spawn(self._receiver.enter_again(hint.group))
                 if subscription.layer_channel:

@@ -109,8 +109,8 @@ class Subscription:
         self.entering: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self.joined = self._loop.create_future()
-        # Whether it was read where the group stands.
-        self._has_state = False
+        # Whether the store has said where the group stands.
+        self.has_state = False
         self._store = store
         self._reader = reader
         self._fan_out = fan_out
@@ -142,7 +142,7 @@ class Subscription:
     def start(self, state: GroupState) -> None:
         """Begin with a state, then take the hints that were heard while it was read."""
         self._adopt(state)
-        self._has_state = True
+        self.has_state = True
         self.joined.set_result(None)
         early, self._early_hints = self._early_hints, []
         if self._stale:
@@ -158,7 +158,7 @@ class Subscription:
 
     def _take(self, hint: Hint) -> None:
         """Deliver a hint's new events, fetch missing ones, and skip known ones."""
-        if not self._has_state:
+        if not self.has_state:
             self._keep_early(hint)
         elif hint.head > self.head:
             entries, gap = join(self.head, hint.entries)
@@ -330,14 +330,14 @@ class Subscription:
 
         If it was reopened unheard, a stream that begins now would be ended for good.
         """
-        if self._has_state and self.cancelled:
+        if self.has_state and self.cancelled:
             self.cancelled = False
             self.heal(self.head)
 
     def compare(self, hint: Hint) -> None:
         """Take the group's state in the store, even if the store has gone back."""
         self.hear_of_producer(hint.producer)
-        if self._has_state and hint.head < self.head:
+        if self.has_state and hint.head < self.head:
             # It has gone back, or the hint is old. What nobody has announced yet is not fetched.
             self.heal(self.head)
         else:
@@ -357,7 +357,7 @@ class Subscription:
             number: The number in the client's position, if there is one.
             history: How many past events the client gets if it has no position.
         """
-        if not self._has_state or self.cancelled or (number is None and history):
+        if not self.has_state or self.cancelled or (number is None and history):
             # Only the store knows which past events are too old. The tail may have older ones.
             return None
         state = GroupState(self.first, self.head, self.tail.first, origin=self.origin)

@@ -3,9 +3,11 @@
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
+from unittest.mock import ANY
+from weakref import ref
 
 import pytest
 from channels.layers import InMemoryChannelLayer
@@ -25,8 +27,9 @@ from django_sse.stores import get_store
 from django_sse.stores.base import EventStore
 from django_sse.stores.database import DatabaseStore
 from django_sse.streaming import subscription
-from django_sse.streaming.hub import current_hub, open_streams
+from django_sse.streaming.hub import Hub, current_hub, open_streams
 from django_sse.streaming.jitter import jittered_retry
+from django_sse.streaming.limits import TooManyStreams
 from django_sse.streaming.stream import Stream
 from django_sse.testing.stores import append, event
 from django_sse.views import EventStreamView
@@ -379,6 +382,25 @@ async def test_a_client_that_leaves_while_the_store_fails_leaves_asyncio_no_erro
         del chunks, response
         gc.collect()
     assert "never retrieved" not in caplog.text
+
+
+async def test_a_refused_response_is_gone_without_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refuse(self: Hub, stream: Stream, groups: Sequence[str]) -> None:
+        raise TooManyStreams("MAX_STREAMS")
+
+    monkeypatch.setattr(Hub, "join", refuse)
+    gc.collect()
+    gc.disable()
+    try:
+        response = cast("StreamingHttpResponse", await News.as_view()(get()))
+        assert [chunk async for chunk in aiter(response)] == [ANY]
+        refused = ref(response)
+        del response
+        await until(lambda: refused() is None)
+    finally:
+        gc.enable()
 
 
 async def test_a_stream_whose_first_state_takes_long_sends_heartbeats(

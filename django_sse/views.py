@@ -266,7 +266,8 @@ class EventStreamView(StreamView):
         namespace, owner = await self._owner(user, groups)
         plain_names, groups = groups, [full_name(namespace, group) for group in groups]
         try:
-            states, begin = await self._beginning(sent_id, groups, owner)
+            sent = parse_position(sent_id, groups)
+            states, begin = await self._beginning(sent, groups, owner)
         except Exception as error:
             return unavailable(request, STORE_AWAY, error)
         if begin.over:
@@ -306,21 +307,25 @@ class EventStreamView(StreamView):
         return None
 
     async def _beginning(
-        self, sent_id: str, groups: list[str], owner: Owner
+        self, sent: Mapping[str, int], groups: list[str], owner: Owner
     ) -> tuple[dict[str, GroupState], StartingPoint]:
         """Return the states of the groups that the owner may still stream, and where the stream
         starts.
 
+        Args:
+            sent: The numbers in the client's position, by group.
+            groups: The full names of the groups.
+            owner: The owner of the stream.
+
         Raises:
             Exception: The event store could not be read.
         """
-        sent = parse_position(sent_id, groups)
         states = await current_hub().states(groups, sent, self.history, owner.keys)
         if self.replay_age is not None:
             too_old = await in_time(
                 self._groups_too_old(sent, states, self.replay_age), READ_SECONDS
             )
-            sent |= dict.fromkeys(too_old, LOST)
+            sent = {**sent, **dict.fromkeys(too_old, LOST)}
         left = {group: states[group] for group in owner.groups_left(groups, states)}
         sent = {group: number for group, number in sent.items() if group in left}
         return left, starting_point(sent, left, self.history, self.replay_events)
@@ -397,7 +402,7 @@ class EventStreamView(StreamView):
             sent.get(group, LOST) == LOST for group in groups
         ):
             return None
-        left, begin = await self._beginning(sent_id, groups, owner)
+        left, begin = await self._beginning(sent, groups, owner)
         # A store that has lost events may have lost the ends of streams as well.
         if list(left) != groups or begin.over or begin.reset:
             return None

@@ -90,14 +90,20 @@ def reached_limit(stream: Counted, occupancies: Collection[Occupancy], limits: C
     """
     user = () if stream.user is None else (stream.user,)
     address = () if stream.address is None else (stream.address,)
-    taken = {
-        "MAX_STREAMS": sum(hub.streams for hub in occupancies),
-        "MAX_STREAMS_PER_USER": _most([hub.users for hub in occupancies], user),
-        "MAX_STREAMS_PER_ADDRESS": _most([hub.addresses for hub in occupancies], address),
-        "MAX_STREAMS_PER_GROUP": _most([hub.groups for hub in occupancies], stream.groups),
-    }
-    for limit, count in taken.items():
-        if (most := getattr(limits, limit)) is not None and count >= most:
+    # What is not limited is not counted, since this is asked twice for each stream.
+    streams = limits.MAX_STREAMS
+    if streams is not None and sum(hub.streams for hub in occupancies) >= streams:
+        return "MAX_STREAMS"
+    for limit, counters, keys in (
+        ("MAX_STREAMS_PER_USER", "users", user),
+        ("MAX_STREAMS_PER_ADDRESS", "addresses", address),
+        ("MAX_STREAMS_PER_GROUP", "groups", stream.groups),
+    ):
+        most = getattr(limits, limit)
+        if (
+            most is not None
+            and _most([getattr(hub, counters) for hub in occupancies], keys) >= most
+        ):
             return limit
     if limits.MAX_OPEN_GROUPS is not None:
         opened = [hub.groups for hub in occupancies]

@@ -667,7 +667,6 @@ async def test_a_kick_is_heard_before_the_store_answers_however_much_waits() -> 
         [kick, after] = await unrung(KICK, AFTER_THE_KICK)
         present.hear_soon([Hint("news", 1, cancelled=False)] * BURST)
         present.hear_soon([kick])
-        await asyncio.sleep(0)
         # As if it had asked before, such as because a doorbell was lost.
         present._subscriptions["news"].heal(after.head)
         await kicked.until(kicked.stream.ended.done)

@@ -95,8 +95,7 @@ class EventStore(ABC):
     """Whether other processes see what this process appends."""
 
     never_blocks: ClassVar[bool] = False
-    """Whether appending and asking for states wait for nothing, so that they need no thread beside
-    an event loop, and no limit of time."""
+    """Whether appending waits for nothing, so that it needs no thread beside an event loop."""
 
     failures: ClassVar[tuple[type[Exception], ...]] = (DatabaseFailure, OSError)
     """What its methods raise if it cannot be reached or does not work."""

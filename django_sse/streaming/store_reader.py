@@ -59,9 +59,6 @@ class StoreReader:
             Exception: The event store could not be read, or took too long.
         """
         groups = list(groups)
-        if self._store.never_blocks:
-            # To ask together would take longer than to ask.
-            return await self._store.astates(groups)
         # Each question has a time limit, and this waits for two at most. A limit for each of a
         # thousand clients that come back at once would cost more than all else.
         states = await asyncio.shield(self._states.add(groups))

@@ -85,7 +85,7 @@ IN_TEST_CASE = """
 
     class InTestCase(Expectations, TestCase):
         def test_failure(self):
-            with open_stream(self.client, "/events/", timeout=0.1) as stream:
+            with open_stream(self.client, "/events/", timeout=1) as stream:
                 publish("news", "hi", event="other")
                 stream.next("headline")
 """
@@ -115,7 +115,7 @@ WITH_PYTEST = """
         published.assert_published("news", "hi")
 
     def test_failure(db, client, open_stream):
-        with open_stream(client, "/events/", timeout=0.1) as stream:
+        with open_stream(client, "/events/", timeout=1) as stream:
             publish("news", "hi", event="other")
             stream.next("headline")
 

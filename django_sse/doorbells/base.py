@@ -100,10 +100,9 @@ class Published:
         """Count the new events, log them, and send ``event_published``."""
         count = 0
         for hint in hints:
-            if hint.entries and not is_internal(hint.group):
+            if not is_internal(hint.group):
                 for entry in hint.entries:
-                    if not entry.closes:
-                        count += 1
+                    count += not entry.closes
         if count:
             with self._lock:
                 self.count += count

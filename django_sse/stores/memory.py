@@ -298,8 +298,9 @@ class MemoryStore(EventStore):
         self._change += 1
         group.change, group.changed = self._change, now
         self._changes.append(group.name)
-        is_aging = group.aging_since or not group.entries or group.name.startswith(OWNER_PREFIX)
-        if not is_aging and conf().HISTORY_AGE:
+        if group.aging_since or not (group.entries and conf().HISTORY_AGE):
+            return
+        if not group.name.startswith(OWNER_PREFIX):
             self._look_again(group, now)
 
     def _look_again(self, group: _Group, since: float) -> None:
@@ -327,7 +328,8 @@ class MemoryStore(EventStore):
             if group and group.aging_since == noted:
                 newest = group.entries[-1][1] if group.entries else -inf
                 if newest >= since or group.keeps_all:
-                    self._look_again(group, newest if newest >= since else now)
+                    # With the next look, if it keeps what is older.
+                    self._look_again(group, max(newest, since))
                 else:
                     group.aging_since = 0.0
                     group.trim(since, now)

@@ -159,11 +159,6 @@ class Tail:
         return self._events[0].number if self._events else self._next
 
     @property
-    def next(self) -> int:
-        """The number of the event that comes after the last one."""
-        return self._events[-1].number + 1 if self._events else self._next
-
-    @property
     def has_room(self) -> bool:
         """Whether older events may be put in front and still leave room for new ones."""
         return self._bytes <= self._max_bytes // 2
@@ -175,12 +170,10 @@ class Tail:
     def append(self, events: Sequence[EncodedEvent]) -> None:
         """Add new events, which must follow the last one without a gap."""
         self._events.extend(events)
+        supersede(events, self._newest)
         for encoded in events:
             self._bytes += encoded.size
-            if encoded.key is not None:
-                supersede([encoded], self._newest)
-        if self._bytes > self._max_bytes:
-            self.bound(self._max_bytes)
+        self.bound(self._max_bytes)
 
     def prepend(self, events: Iterable[EncodedEvent]) -> bool:
         """Add older events in front, as long as there is no gap and there is room.

@@ -33,12 +33,12 @@ class FanOut:
     def add(self, source: Source) -> None:
         """Let a source hand out its new events soon. One that is added twice has an empty turn."""
         self._waiting.append(source)
-        if not self._runs_soon:
-            self._run_soon()
+        self._run_soon()
 
     def _run_soon(self) -> None:
-        self._runs_soon = True
-        self._loop.call_soon(self._run, context=Context())
+        if not self._runs_soon:
+            self._runs_soon = True
+            self._loop.call_soon(self._run, context=Context())
 
     def _run(self) -> None:
         self._runs_soon = False
@@ -54,5 +54,5 @@ class FanOut:
                         self._waiting.append(source)
         finally:
             # Go on even after KeyboardInterrupt or SystemExit: the process may not end.
-            if self._waiting and not self._runs_soon:
+            if self._waiting:
                 self._run_soon()

@@ -351,10 +351,12 @@ class Hub:
                 self._inbox.append(hint)
                 if hint.head:
                     self._kick_is_rung = True
-        if self._inbox and self._inbox_is_read:
+        if self._inbox:
             self._read_inbox_soon()
 
     def _read_inbox_soon(self) -> None:
+        if not self._inbox_is_read:
+            return
         self._inbox_is_read = False
         # To wake a loop from another thread takes two system calls.
         soon = self.loop.call_soon if self._is_running_here() else self.loop.call_soon_threadsafe
@@ -373,7 +375,7 @@ class Hub:
     def _read_inbox(self) -> None:
         # Set before reading, so that hints that come from here on schedule another read.
         self._inbox_is_read = True
-        ends, at_once = monotonic() + _HEARING_SECONDS, 0
+        ends, at_once = self.loop.time() + _HEARING_SECONDS, 0
         try:
             while self._inbox:
                 if self._kick_is_rung:
@@ -389,11 +391,11 @@ class Hub:
                     if must_propagate(error):
                         raise
                     self._fail(hint.group, error)
-                if at_once <= 0 and not self._kick_is_rung and monotonic() >= ends:
+                if at_once <= 0 and not self._kick_is_rung and self.loop.time() >= ends:
                     break
         finally:
             # What a publisher in a thread has left may be thousands.
-            if self._inbox and self._inbox_is_read:
+            if self._inbox:
                 self._read_inbox_soon()
 
     def _hear(self, hint: Hint) -> None:

@@ -99,11 +99,9 @@ def reached_limit(stream: Counted, occupancies: Collection[Occupancy], limits: C
         ("MAX_STREAMS_PER_ADDRESS", "addresses", address),
         ("MAX_STREAMS_PER_GROUP", "groups", stream.groups),
     ):
-        most = getattr(limits, limit)
-        if (
-            most is not None
-            and _most([getattr(hub, counters) for hub in occupancies], keys) >= most
-        ):
+        if (most := getattr(limits, limit)) is None:
+            continue
+        if _most([getattr(hub, counters) for hub in occupancies], keys) >= most:
             return limit
     if limits.MAX_OPEN_GROUPS is not None:
         opened = [hub.groups for hub in occupancies]

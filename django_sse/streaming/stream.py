@@ -158,7 +158,6 @@ class Stream:
         "_opened_at",
         "_owner_check",
         "_pause_ends_at",
-        "_phase",
         "_queue",
         "_shares_chunks",
         "address",
@@ -168,6 +167,7 @@ class Stream:
         "is_barred",
         "next_look",
         "owner",
+        "phase",
         "restarts",
         "still_allowed",
         "subscriptions",
@@ -192,7 +192,7 @@ class Stream:
         still_allowed: Question | None = None,
         context: Context | None = None,
     ) -> None:
-        self._phase = Phase.OPENING
+        self.phase = Phase.OPENING
         self.next_look = 0
         self.owner = owner
         self.address = address
@@ -210,7 +210,7 @@ class Stream:
         self._hub = hub
         self._queue = SendQueue(hub.loop, self)
         # The number of the last event that was taken, by group. A stream of one group keeps only
-        # the number: to look for it in a dict takes as long as much else here.
+        # the number: a dict would take 200 bytes, and longer for each event.
         self._numbers: dict[str, int] | None = None
         self._group, self._last = "", 0
         if len(position) == 1:
@@ -231,11 +231,6 @@ class Stream:
         self._shares_chunks = False
         self._has_position = True
         self._ends_at = hub.loop.time() + jittered_age()
-
-    @property
-    def phase(self) -> Phase:
-        """The present phase."""
-        return self._phase
 
     @property
     def groups(self) -> Collection[str]:
@@ -263,7 +258,7 @@ class Stream:
             TooManyStreams: A limit does not allow one more stream.
             Exception: The event store could not be read.
         """
-        if self._phase is not Phase.ENDED:
+        if self.phase is not Phase.ENDED:
             # The last stream may have left the hub since this one was made.
             self._hub = self._hub.current
             await self._hub.join(self, list(self.groups))
@@ -321,18 +316,18 @@ class Stream:
             in_place: As for ``SendQueue.connect``.
         """
         self._queue.connect(send, in_place=in_place)
-        if self._phase is Phase.OPENING:
+        if self.phase is Phase.OPENING:
             self._enter(Phase.CATCHING_UP)
 
     def _enter(self, phase: Phase) -> None:
         """Change the phase. No other place does."""
-        self._phase = phase
+        self.phase = phase
         catching_up, self._catching_up = self._catching_up, None
         if catching_up and catching_up is not asyncio.current_task():
             catching_up.cancel()
         if phase is Phase.CATCHING_UP:
             task = spawn(self._catch_up())
-            if self._phase is Phase.CATCHING_UP:
+            if self.phase is Phase.CATCHING_UP:
                 self._catching_up = task
         elif phase is Phase.LIVE:
             self._pause_ends_at = 0.0
@@ -350,18 +345,18 @@ class Stream:
             Whether the stream goes on.
         """
         while True:
-            if self._phase is Phase.CATCHING_UP and self._catching_up:
+            if self.phase is Phase.CATCHING_UP and self._catching_up:
                 # Its owner's streams may have been ended, and the store has not answered yet.
                 await asyncio.wait([self._catching_up])
-            elif self._phase is Phase.LIVE and self._queue.busy_since is not None:
+            elif self.phase is Phase.LIVE and self._queue.busy_since is not None:
                 # More than BACKLOG_BYTES must not wait behind a heartbeat.
                 await self._queue.idle()
             else:
                 break
-        if self._phase is not Phase.LIVE:
+        if self.phase is not Phase.LIVE:
             # The generator is cancelled here, and not in what it awaits to close itself.
             await asyncio.sleep(0)
-        return self._phase is Phase.LIVE
+        return self.phase is Phase.LIVE
 
     def send(self, chunk: bytes) -> None:
         """Send the chunk of one event of the generator. The stream has to be ready."""
@@ -374,7 +369,7 @@ class Stream:
         failed = False
         # Events in memory are taken without waiting, so let other tasks run in between.
         turns = Turns()
-        while self._phase is Phase.CATCHING_UP:
+        while self.phase is Phase.CATCHING_UP:
             try:
                 if self._queue.busy_since is not None:
                     await self._queue.idle()
@@ -413,7 +408,7 @@ class Stream:
         Otherwise a kicked user would get what is published right after the kick. What the hub has
         in memory by now is from before it, and is sent.
         """
-        if self._phase is Phase.LIVE:
+        if self.phase is Phase.LIVE:
             for subscription in self.subscriptions:
                 events = subscription.in_memory(self._taken(subscription.group))
                 self._queue.push(self._render(subscription.group, iter(events)))
@@ -422,7 +417,7 @@ class Stream:
         # again.
         if not self._pause_ends_at:
             self._pause_ends_at = self._end_of_pause()
-        if self._phase is Phase.LIVE:
+        if self.phase is Phase.LIVE:
             self._enter(Phase.CATCHING_UP)
 
     def _end_of_pause(self) -> float:
@@ -451,8 +446,8 @@ class Stream:
             batch: The events.
             now: The loop's time, in seconds.
         """
-        if self._phase is not Phase.LIVE:
-            if self._phase in (Phase.OPENING, Phase.CATCHING_UP):
+        if self.phase is not Phase.LIVE:
+            if self.phase in (Phase.OPENING, Phase.CATCHING_UP):
                 self._hold_messages(batch)
             return
         if (batch.is_large or batch.has_keys) and self._takes_later(batch):
@@ -475,7 +470,7 @@ class Stream:
         else:
             group = subscription.group
             events = iter(batch.after(self._taken(group), with_messages=self.wants_messages))
-            while self._phase is Phase.LIVE and (chunk := self._render(group, events)):
+            while self.phase is Phase.LIVE and (chunk := self._render(group, events)):
                 self._queue.push(chunk)
         if subscription.cancelled:
             self.end_if_cancelled()
@@ -629,7 +624,7 @@ class Stream:
                 self.end("send timeout")
             return now
         silence = self._heartbeat - _EARLY_SECONDS
-        if now - queue.last_sent >= silence and self._phase in _BEATING_PHASES:
+        if now - queue.last_sent >= silence and self.phase in _BEATING_PHASES:
             # If hidden events have moved the position, the heartbeat carries it to the client.
             tells_position = self._moved_unseen and self.dialect is None
             queue.push(with_id(self._position(), b"") if tells_position else HEARTBEAT, now)
@@ -647,7 +642,7 @@ class Stream:
             last_bytes: Returns the bytes to send at the end, after those that are being sent.
         """
         self.is_barred |= reason in _BARRING_REASONS
-        if self._phase is Phase.ENDED:
+        if self.phase is Phase.ENDED:
             return
         if last_bytes is None:
             self._enter(Phase.ENDED)
@@ -659,7 +654,7 @@ class Stream:
                 if is_heard(stream_closed):
                     announce_closed(self.info, reason)
         # If the stream is shut while its last bytes wait, the client gets `close` if there is time.
-        elif self._phase is not Phase.FINISHING or reason == "shut":
+        elif self.phase is not Phase.FINISHING or reason == "shut":
             self._enter(Phase.FINISHING)
             try:
                 self._queue.finish(reason, self._translated(last_bytes))
@@ -674,15 +669,15 @@ class Stream:
     def has_sent_all_of(self, states: Mapping[str, GroupState]) -> bool:
         """Whether all events of the groups have gone out that these states know of, and the end
         that follows from them."""
-        if self._phase is Phase.LIVE:
+        if self.phase is Phase.LIVE:
             is_over = all(state.cancelled for state in states.values())
             taken = all(self._taken(group) >= state.head for group, state in states.items())
             return taken and not is_over and self._queue.busy_since is None
-        return self._phase is Phase.ENDED
+        return self.phase is Phase.ENDED
 
     def end_if_cancelled(self) -> None:
         """Send ``close`` and end, if all groups are cancelled and no event is left to send."""
-        if self._phase is not Phase.LIVE or not self.subscriptions:
+        if self.phase is not Phase.LIVE or not self.subscriptions:
             return
         for subscription in self.subscriptions:
             if not subscription.cancelled or self._is_behind(subscription):

@@ -152,8 +152,7 @@ class Subscription:
 
     def hear(self, hint: Hint) -> None:
         """Take the hint of a doorbell."""
-        if hint.head > self._rung_head:
-            self._rung_head = hint.head
+        self._rung_head = max(self._rung_head, hint.head)
         self._take(hint)
 
     def _take(self, hint: Hint) -> None:

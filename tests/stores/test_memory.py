@@ -11,7 +11,7 @@ from django.db import transaction
 from django.test import override_settings
 
 from django_sse.groups.entries import Hint
-from django_sse.stores.memory import MemoryStore
+from django_sse.stores.memory import MemoryStore, _Group
 from django_sse.testing.stores import append, event, state, texts
 
 
@@ -54,6 +54,23 @@ async def test_nothing_is_left_of_groups_that_have_expired(
                     await store.atrim()
     finally:
         tracemalloc.stop()
+
+
+@override_settings(DJANGO_SSE={"HISTORY_AGE": 3600})
+async def test_what_a_producer_has_kept_is_dropped_soon_after_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, keeps_all = 1.0, True
+    monkeypatch.setattr("django_sse.stores.memory.monotonic", lambda: now)
+    monkeypatch.setattr(_Group, "keeps_all", property(lambda self: keeps_all))
+    store = MemoryStore()
+    await append(store, event("answer", "a"))
+    now = 7200.0
+    await store.atrim()
+    assert store._groups["answer"].entries
+    keeps_all, now = False, 7201.0
+    await store.atrim()
+    assert not store._groups["answer"].entries
 
 
 async def test_more_changes_than_are_remembered_are_told_of(

@@ -7,7 +7,7 @@ from typing import Any
 from tests.benchmarks.apps.orders import Orders, Receive, Scope, Send
 
 _HEARTBEAT_SECONDS = 15
-_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 
 _groups: defaultdict[str, dict[object, Send]] = defaultdict(dict)
 _beating: list[asyncio.Task[None]] = []
@@ -17,8 +17,8 @@ async def _stream(scope: Scope, receive: Receive, send: Send) -> None:
     if not _beating:
         _beating.append(asyncio.create_task(_heartbeat()))
     group = scope["path"].strip("/").replace("/", "-")
-    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-    await send(_body(b": welcome\n\n"))
+    await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+    await send(body(b": welcome\n\n"))
     key = object()
     _groups[group][key] = send
     try:
@@ -33,7 +33,7 @@ async def _publish(group: str, data: str) -> None:
 
 
 async def _send(group: str, chunk: bytes) -> None:
-    message = _body(chunk)
+    message = body(chunk)
     for send in list(_groups[group].values()):
         await send(message)
 
@@ -45,7 +45,8 @@ async def _heartbeat() -> None:
             await _send(group, b":\n\n")
 
 
-def _body(chunk: bytes) -> dict[str, Any]:
+def body(chunk: bytes) -> dict[str, Any]:
+    """Return the message that sends a part of the body."""
     return {"type": "http.response.body", "body": chunk, "more_body": True}
 
 

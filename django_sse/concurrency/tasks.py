@@ -108,6 +108,29 @@ async def go_on(
             del step
 
 
+async def within(work: Awaitable[Result], seconds: float | None) -> Result:
+    """Await work for at most so many seconds; None for any time.
+
+    A time limit costs more than work that does not wait, so it begins with the first wait.
+
+    Raises:
+        TimeoutError: The work took too long.
+        BaseException: Whatever the work raises.
+    """
+    if not isinstance(work, Coroutine):
+        async with asyncio.timeout(seconds):
+            return await work
+    result: Result
+    try:
+        awaited = work.send(None)
+    except StopIteration as end:
+        result = end.value
+        return result
+    async with asyncio.timeout(seconds):
+        result = await go_on(work, awaited)
+        return result
+
+
 class _Yielded:
     """Waits for what a coroutine has yielded to the event loop, as its own task would."""
 
@@ -133,7 +156,13 @@ async def in_time(answer: Awaitable[Result], seconds: float) -> Result:
     Raises:
         TimeoutError: The answer took too long.
     """
-    answering = asyncio.ensure_future(answer)
+    if isinstance(answer, Coroutine):
+        # Many answers need no wait.
+        answering = start_eagerly(answer, asyncio.get_running_loop(), copy_context())
+        if answering.done():
+            return answering.result()
+    else:
+        answering = asyncio.ensure_future(answer)
     try:
         for _ in range(_ROUNDS):
             await asyncio.wait([answering], timeout=seconds / _ROUNDS)

@@ -17,6 +17,7 @@ from django.http import StreamingHttpResponse
 
 from django_sse.concurrency.forks import in_child
 from django_sse.concurrency.loops import ByLoop
+from django_sse.concurrency.tasks import within
 from django_sse.conf import conf
 from django_sse.http.compression import GzipSender, accepts_gzip
 from django_sse.logs import logger
@@ -151,8 +152,7 @@ class HandOff:
             await self._send(message)
             return
         try:
-            async with asyncio.timeout(conf().SEND_TIMEOUT or None):
-                await self._send(message)
+            await within(self._send(message), conf().SEND_TIMEOUT or None)
         except TimeoutError:
             self._give_up()
 

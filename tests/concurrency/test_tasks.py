@@ -10,7 +10,7 @@ from weakref import ref
 import pytest
 
 from django_sse import aposition, apublish_many, views
-from django_sse.concurrency.tasks import Coalescer, go_on, in_own_context
+from django_sse.concurrency.tasks import Coalescer, go_on, in_own_context, in_time, within
 from django_sse.http.refusals import REFUSED_STATUS
 from django_sse.streaming import store_reader
 from django_sse.streaming.hub import current_hub
@@ -181,3 +181,52 @@ async def test_nobody_waits_for_a_question_that_is_not_asked_any_more() -> None:
     await questions.add([3])
     # Of what it was about, whoever comes next asks.
     assert asked == [{1}, {2, 3}]
+
+
+async def test_a_time_limit_counts_from_the_first_wait_and_ends_what_waits_too_long() -> None:
+    ended = []
+
+    async def work(seconds: float) -> str:
+        try:
+            if seconds:
+                await asyncio.sleep(seconds)
+            return "done"
+        finally:
+            ended.append(seconds)
+
+    others = asyncio.get_running_loop().create_future()
+    others.get_loop().call_soon(others.set_result, None)
+    assert await within(work(0), 0.001) == "done"
+    # Nothing else ran meanwhile.
+    assert not others.done()
+    assert await within(work(0.001), 60) == "done"
+    assert await within(work(0.001), None) == "done"
+    # Not a coroutine, as of granian's `send`.
+    assert await within(asyncio.ensure_future(work(0.001)), 60) == "done"
+    ended.clear()
+    for hanging in (work(60), asyncio.ensure_future(work(60))):
+        with pytest.raises(TimeoutError):
+            await within(hanging, 0.001)
+    await until(lambda: ended == [60, 60])
+    task = asyncio.create_task(within(work(60), 60))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert ended == [60, 60, 60]
+
+
+async def test_what_waits_for_an_answer_in_time_is_given_one_that_needs_no_wait_and_errors() -> (
+    None
+):
+    async def answer(error: Exception | None) -> str:
+        assert tenant.get() == "acme"
+        if error:
+            raise error
+        return "done"
+
+    tenant = ContextVar("tenant", default="")
+    tenant.set("acme")
+    assert await in_time(answer(None), 60) == "done"
+    with pytest.raises(ValueError, match="no"):
+        await in_time(answer(ValueError("no")), 60)

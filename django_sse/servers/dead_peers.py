@@ -10,6 +10,7 @@ Behind a proxy, the peer is the proxy, and the proxy notices that a client has v
 
 import asyncio
 import socket
+from array import array
 from collections.abc import Container
 from contextlib import suppress
 from typing import Any, Final
@@ -27,13 +28,16 @@ _LONGEST_SECONDS: Final = 2**31 // 1000
 
 # How long new streams are collected before their sockets are looked for, all at once.
 _GATHER_SECONDS: Final = 0.5
-# Looking at a socket takes some ten microseconds. This many are looked at in one turn of the event
+# Looking at a socket takes some microseconds. This many are looked at in one turn of the event
 # loop, and per second on average.
 _SOCKETS_A_TURN: Final = 200
 _SOCKETS_PER_SECOND: Final = 2000
 
 # The peers whose sockets are still to be found. While there are any, a task looks for them.
 _wanted: Final = WeakKeyDictionary[asyncio.AbstractEventLoop, set[tuple[str, int]]]()
+
+# The inodes of the sockets that were found, by descriptor; 0 for others. They need no other look.
+_found: Final = array("Q")
 
 
 def bound_silence(peer: Any) -> None:
@@ -64,8 +68,11 @@ async def _find_wanted(loop: asyncio.AbstractEventLoop, option: int) -> None:
         while peers := _wanted[loop]:
             _wanted[loop] = set()
             looked_at = 0
-            for descriptor, _ in own_sockets():
-                _bound_silence_of(descriptor, peers, option)
+            for descriptor, inode in own_sockets():
+                if descriptor >= len(_found):
+                    _found.extend([0] * (descriptor + 1 - len(_found)))
+                if _found[descriptor] != inode and _bound_silence_of(descriptor, peers, option):
+                    _found[descriptor] = inode
                 looked_at += 1
                 if not looked_at % _SOCKETS_A_TURN:
                     await asyncio.sleep(0)
@@ -75,10 +82,13 @@ async def _find_wanted(loop: asyncio.AbstractEventLoop, option: int) -> None:
         del _wanted[loop]
 
 
-def _bound_silence_of(descriptor: int, peers: Container[tuple[str, int]], option: int) -> None:
+def _bound_silence_of(descriptor: int, peers: Container[tuple[str, int]], option: int) -> bool:
+    """Bound the silence of a socket's peer if it is one of these, and return whether it is."""
     # An OSError means that the socket has no peer, or was closed meanwhile.
     with suppress(OSError), borrowed(descriptor) as connection:
         if connection.getpeername()[:2] in peers:
             seconds = conf().SEND_TIMEOUT + conf().HEARTBEAT
             milliseconds = round(min(seconds, _LONGEST_SECONDS) * 1000)
             connection.setsockopt(socket.IPPROTO_TCP, option, milliseconds)
+            return True
+    return False

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from asgiref.testing import ApplicationCommunicator
 from django.test import override_settings
 
 from django_sse.asgi import EventStreamApplication
+from django_sse.servers import dead_peers
 from django_sse.servers.dead_peers import bound_silence
+from django_sse.servers.sockets import borrowed
 from tests.streams import until
 
 pytestmark = pytest.mark.skipif(
@@ -87,3 +90,38 @@ async def test_only_the_connections_of_event_streams_are_let_go_of(
             await request.wait(10)
             await until(lambda: len(asyncio.all_tasks()) == 1)
             assert milliseconds(connection) == expected
+
+
+@override_settings(DJANGO_SSE={"SEND_TIMEOUT": 20, "HEARTBEAT": 5})
+async def test_a_socket_is_looked_for_until_it_is_found_and_then_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_at: list[int] = []
+
+    def look(descriptor: int) -> AbstractContextManager[socket.socket]:
+        looked_at.append(descriptor)
+        return borrowed(descriptor)
+
+    monkeypatch.setattr(dead_peers, "borrowed", look)
+
+    def no_look_is_under_way() -> bool:
+        return len(asyncio.all_tasks()) == 1
+
+    async def looked() -> list[int]:
+        looked_at.clear()
+        # Nobody has this address, so that all sockets are looked at.
+        bound_silence(("203.0.113.7", 7))
+        await until(no_look_is_under_way)
+        return list(looked_at)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for _ in range(2):
+            # The second connection gets the descriptor of the first one.
+            with socket.create_connection(server.getsockname()):
+                connection, peer = server.accept()
+                with connection:
+                    assert connection.fileno() in await looked()
+                    bound_silence(peer)
+                    await until(no_look_is_under_way)
+                    assert milliseconds(connection) == 25_000
+                    assert connection.fileno() not in await looked()

@@ -38,6 +38,8 @@ from django_sse.groups.names import (
 from django_sse.groups.namespaces import full_name
 from django_sse.text import plain
 
+_as_json: Final = json.JSONEncoder(ensure_ascii=False).encode
+
 BEGAN_SESSION_KEY: Final = "_django_sse_began"
 """The session key of the time of the login: seconds since the epoch, by the store's clock."""
 
@@ -371,6 +373,5 @@ def _owner_key(*parts: str) -> str:
     # In JSON no part can contain the separator of parts, and with "surrogatepass" no two texts have
     # the same bytes. SECRET_KEY is not used, since it may change while streams are open. Nobody
     # can guess a session's key.
-    text = json.dumps(parts, ensure_ascii=False)
-    digest = sha256(text.encode(errors="surrogatepass")).hexdigest()
+    digest = sha256(_as_json(parts).encode(errors="surrogatepass")).hexdigest()
     return OWNER_PREFIX + digest[: OWNER_KEY_LENGTH - len(OWNER_PREFIX)]

@@ -1,10 +1,9 @@
 """Sessions of clients that come back: whether they hold what they held, and are still valid."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY, get_user_model
@@ -30,8 +29,7 @@ from django_sse.access.owners import Login, Owner, data_of, login_in, user_key
 from django_sse.groups.namespaces import full_name
 
 
-@dataclass(frozen=True, slots=True)
-class SessionClaim:
+class SessionClaim(NamedTuple):
     """What a client claims: that its session exists, and holds the data of this digest.
 
     ``namespace`` is the tenant's name.

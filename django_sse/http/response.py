@@ -96,14 +96,10 @@ def not_found(error: InvalidGroup) -> HttpResponseBase:
 def last_event_id(request: HttpRequest) -> str:
     """Return the last event id that a client sent, from the header or else from the query."""
     # Browsers send it as UTF-8 (WHATWG HTML, 9.2.3), but Django decodes headers as latin-1.
-    header = request.META.get("HTTP_LAST_EVENT_ID", "").encode("latin-1", "replace")
-    query = request.GET
-    return (
-        header.decode("utf-8", "replace")
-        or query.get("lastEventId")
-        or query.get("last_event_id")
-        or ""
-    )
+    header: str = request.META.get("HTTP_LAST_EVENT_ID", "")
+    if header:
+        return header.encode("latin-1", "replace").decode("utf-8", "replace")
+    return request.GET.get("lastEventId") or request.GET.get("last_event_id") or ""
 
 
 class EventStreamResponse(StreamingHttpResponse):

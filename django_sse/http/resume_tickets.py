@@ -14,12 +14,12 @@ import json
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from hashlib import sha256, shake_256
 from http.cookies import SimpleCookie
 from io import BytesIO
 from os import urandom
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
@@ -59,8 +59,7 @@ _POSITIONS: Final = ("lastEventId", "last_event_id")
 _RESUMABLE: Final = "_django_sse_resumable"
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(NamedTuple):
     """The contents of a ticket.
 
     ``issued`` is the time at which Django let the client in, and ``expires`` when that is no longer
@@ -174,7 +173,7 @@ async def _issue(request: HttpRequest, groups: Sequence[str], owner: Owner) -> N
 def _sealed(ticket: Ticket, request: HttpRequest) -> str:
     key, masking_key = accepted_keys(_SIGNING_PURPOSE)[0], accepted_keys(_MASKING_PURPOSE)[0]
     nonce = urandom(_NONCE_BYTES)
-    masked = nonce + _masked(json.dumps(astuple(ticket)).encode(), masking_key, nonce)
+    masked = nonce + _masked(json.dumps(ticket).encode(), masking_key, nonce)
     return Signer(key=key, salt=_salt(request)).sign(urlsafe_b64encode(masked).decode())
 
 
@@ -281,7 +280,7 @@ async def _resumed(request: ASGIRequest) -> HandedOffResponse | None:
     ticket = _opened(value, request)
     if ticket is None or cross_origin_answer(request):
         return None
-    match = resolve(request.path_info, ticket.urlconf)
+    match = resolve(request.path_info, ticket.urlconf or settings.ROOT_URLCONF)
     resumable = _resumable(match.func)
     if resumable is None or resumable.identity != ticket.view:
         return None

@@ -64,7 +64,7 @@ _BACKENDS_SECONDS: Final = 10.0
 _LOGINS_AT_A_TIME: Final = 500
 
 # How many seconds claims pile up while many come: each question connects to the database.
-_PAUSE_BETWEEN_CLAIMS: Final = 0.05
+_PAUSE_BETWEEN_CLAIMS: Final = 0.1
 
 _Logins = Mapping[Login, Collection[Stream]]
 Item = TypeVar("Item", Login, SessionClaim)

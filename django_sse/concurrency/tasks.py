@@ -156,19 +156,20 @@ async def in_time(answer: Awaitable[Result], seconds: float) -> Result:
     Raises:
         TimeoutError: The answer took too long.
     """
+    answering: asyncio.Future[Result]
     if isinstance(answer, Coroutine):
         # Many answers need no wait.
         answering = start_eagerly(answer, asyncio.get_running_loop(), copy_context())
-        if answering.done():
-            return answering.result()
     else:
         answering = asyncio.ensure_future(answer)
     try:
         for _ in range(_ROUNDS):
-            await asyncio.wait([answering], timeout=seconds / _ROUNDS)
             if answering.done():
-                return answering.result()
-        raise TimeoutError
+                break
+            await asyncio.wait([answering], timeout=seconds / _ROUNDS)
+        if not answering.done():
+            raise TimeoutError
+        return answering.result()
     finally:
         answering.cancel()
 

@@ -37,9 +37,9 @@ from django.utils.functional import LazyObject, SimpleLazyObject, cached_propert
 from django_sse.access.owners import (
     Login,
     data_of,
+    is_identified,
     is_nobody,
     loaded,
-    owner_key_of,
     user_key,
 )
 from django_sse.concurrency.tasks import must_propagate
@@ -280,7 +280,7 @@ async def current_user(request: HttpRequest) -> Any:
     user = await user_of(request)
     if is_nobody(user):
         user = await loaded(getattr(request, "user", None))
-    if is_nobody(user) or _has_owner_key(user):
+    if is_nobody(user) or is_identified(user):
         return user
     kind = user.__class__
     log_once(
@@ -289,13 +289,6 @@ async def current_user(request: HttpRequest) -> Any:
         "`is_authenticated`, and `pk` or `id`, or override `get_owner` in the view."
     )
     return None
-
-
-def _has_owner_key(user: Any) -> bool:
-    try:
-        return hasattr(user, "is_authenticated") and bool(owner_key_of(user))
-    except (TypeError, ValueError):
-        return False
 
 
 async def check_session(request: HttpRequest) -> None:

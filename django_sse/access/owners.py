@@ -25,6 +25,7 @@ from django.core.exceptions import (
 )
 from django.db.models import Model
 from django.http import HttpRequest
+from django.utils.functional import LazyObject
 
 from django_sse.conf import conf
 from django_sse.groups.entries import GroupState
@@ -208,12 +209,13 @@ def is_nobody(user: Any) -> bool:
 
 
 async def loaded(user: Any) -> Any:
-    """Return a user who may be lazy, like ``request.user``, once it needs no more queries."""
+    """Return the user itself in place of a lazy one, like ``request.user``."""
     try:
         is_nobody(user)
     except SynchronousOnlyOperation:
         await sync_to_async(is_nobody)(user)
-    return user
+    # Each attribute of a lazy user takes several times as long.
+    return vars(user)["_wrapped"] if isinstance(user, LazyObject) else user
 
 
 def user_key(user: Any, group: str | None = None) -> str:
@@ -274,6 +276,14 @@ def owner_key_of(owner: Any) -> str:
     if isinstance(owner, CookieSession):
         return user_key(owner[SESSION_KEY]) if SESSION_KEY in owner else ""
     return _session_owner_key(owner) or ""
+
+
+def is_identified(user: Any) -> bool:
+    """Whether something tells a user from others: see ``user_key``."""
+    try:
+        return hasattr(user, "is_authenticated") and bool(_identity(user))
+    except (TypeError, ValueError):
+        return False
 
 
 def login_key(session: SessionBase | Mapping[str, Any]) -> str | None:

@@ -99,7 +99,10 @@ def kept_sessions(claims: Collection[SessionClaim]) -> dict[SessionClaim, Mappin
         kept[claim] = data
         if SESSION_KEY in data:
             logins[claim] = login_in(session, data)
-    asked = {login for login in logins.values() if not _is_judged_elsewhere(login.backend)}
+    # Once for each backend: thousands of sessions have the same.
+    backends = {login.backend for login in logins.values()}
+    judging = {path for path in backends if not _is_judged_elsewhere(path)}
+    asked = {login for login in logins.values() if login.backend in judging}
     checked = check_logins(asked) if asked else LoginCheck()
     valid = asked - checked.absent - checked.gone - checked.changed
     return {

@@ -683,6 +683,18 @@ async def test_who_is_cancelled_while_it_asks_redis_ends(store: RedisStore) -> N
         assert done
 
 
+async def test_an_event_and_the_mark_of_its_change_are_one_call() -> None:
+    with serve() as server:
+        async with store_on(server) as store:
+            await append(store, event("news", "a"))
+            _, cursor = await store.achanged(None, {"news", "sport"})
+            server.command("CONFIG", "RESETSTAT")
+            await append(store, event("news", "b"), keyed("sport", "price", "c"))
+            assert b"cmdstat_evalsha:calls=1," in server.command("INFO", "commandstats")
+            hints, _ = await store.achanged(cursor, {"news", "sport"})
+            assert {hint.group for hint in hints or []} == {"news", "sport"}
+
+
 async def test_a_group_lives_in_one_slot_of_a_cluster() -> None:
     # Without `cluster-port` it listens where the ports of clients are.
     with serve(**{"cluster-enabled": "yes", "cluster-port": str(free_port())}) as server:

@@ -4,7 +4,8 @@
 -- group its hash and its stream; for "mark", "ring" and "changes" the set of changes; for "producing",
 -- "lapsed" and "ended" the set of groups with a producer; for "newest", and for "append" and "check"
 -- after those of all groups if some events have a key, the newest event of each key of a group, and
--- the set of these keys by number. In a cluster, all keys of a call are in one slot.
+-- the set of these keys by number. If the number of keys of "append" is odd, the last one is the set
+-- of changes. In a cluster, all keys of a call are in one slot.
 --
 -- The trust: "1" if Redis keeps all that it acknowledges. Otherwise what another run than the
 -- server's own has written may be gone, so the group begins anew: "0". But in a cluster, another
@@ -57,21 +58,26 @@ if operation == 'time' then
   return clock
 end
 
-local function last_change()
-  return tonumber(redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2] or 0)
+local function last_change(changes)
+  return tonumber(redis.call('ZREVRANGE', changes, 0, 0, 'WITHSCORES')[2] or 0)
+end
+
+-- Notes a change of the groups whose names are in a list from an index on.
+local function mark(changes, names, from)
+  local score = text(math.max(now, last_change(changes) + 1))
+  for i = from, #names do
+    redis.call('ZADD', changes, score, names[i])
+  end
+  local old = redis.call(
+    'ZRANGEBYSCORE', changes, '-inf', text(now - CHANGES_KEPT), 'LIMIT', 0, CHANGES_STEPS
+  )
+  if #old > 0 then
+    redis.call('ZREM', changes, unpack(old))
+  end
 end
 
 if operation == 'mark' then
-  local score = text(math.max(now, last_change() + 1))
-  for i = 4, #ARGV do
-    redis.call('ZADD', KEYS[1], score, ARGV[i])
-  end
-  local old = redis.call(
-    'ZRANGEBYSCORE', KEYS[1], '-inf', text(now - CHANGES_KEPT), 'LIMIT', 0, CHANGES_STEPS
-  )
-  if #old > 0 then
-    redis.call('ZREM', KEYS[1], unpack(old))
-  end
+  mark(KEYS[1], ARGV, 4)
   return 0
 end
 
@@ -170,7 +176,7 @@ if operation == 'changes' or operation == 'run' then
   if operation == 'run' then
     return run
   end
-  local last, since, names = last_change(), tonumber(ARGV[4]), false
+  local last, since, names = last_change(KEYS[1]), tonumber(ARGV[4]), false
   if since == last then
     names = {}
   elseif since and since >= now - CHANGES_KEPT then
@@ -210,6 +216,7 @@ local function load(index, count)
   local group = {
     hash = hash,
     events = events,
+    name = hash:match('([^:{}]*)}?:group$'),
     -- Only for an append of events with keys.
     newest = count and KEYS[2 * (count + index) - 1],
     keys = count and KEYS[2 * (count + index)],
@@ -459,9 +466,7 @@ end
 
 -- Publishes where a group stands, and its new entries if they are small: see `doorbell_messages`.
 local function ring(group, command, secret, channel)
-  local head = table.concat(
-    {group.hash:match('([^:{}]*)}?:group$'), text(group.head), group.cancelled and '1' or '0'}, ' '
-  )
+  local head = table.concat({group.name, text(group.head), group.cancelled and '1' or '0'}, ' ')
   local message, size = '\n' .. head, 0
   for _, entry in ipairs(group.added) do
     size = size + #entry.wire
@@ -490,9 +495,11 @@ end
 -- If closes were added: a table of this text and, for each group, the wire of its close or ''.
 if operation == 'append' or operation == 'check' then
   local count, staged = tonumber(ARGV[4]), ARGV[5] == '1'
-  local groups, words, reply, closes = {}, {}, {}, false
+  local groups, names, words, reply, closes = {}, {}, {}, {}, false
+  local has_keys = #KEYS >= 4 * count
   for i = 1, count do
-    groups[i] = load(i, count)
+    groups[i] = load(i, has_keys and count)
+    names[i] = groups[i].name
     if groups[i].foreign then
       return redis.error_reply(FOREIGN)
     end
@@ -518,6 +525,9 @@ if operation == 'append' or operation == 'check' then
     table.insert(words, group.cancelled and '1' or '0')
     reply[i + 1] = closing
     closes = closes or closing ~= ''
+  end
+  if #KEYS % 2 == 1 then
+    mark(KEYS[#KEYS], names, 1)
   end
   for i, group in ipairs(groups) do
     if group.changed then

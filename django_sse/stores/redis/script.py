@@ -11,6 +11,7 @@ import redis.asyncio
 from redis.exceptions import (
     AskError,
     BusyLoadingError,
+    ClusterCrossSlotError,
     ClusterDownError,
     MasterDownError,
     MovedError,
@@ -41,8 +42,9 @@ _WRONG_SERVER: Final = (
 _WRONG_SERVER_CODES: Final = re.compile(
     r"\b(READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|UNBLOCKED|NOREPLICAS|MISCONF)\b"
 )
-_REDIRECTIONS: Final[dict[str, Callable[[str], ResponseError]]] = {
+_CLUSTER_ERRORS: Final[dict[str, Callable[[str], ResponseError]]] = {
     "ASK": AskError,
+    "CROSSSLOT": ClusterCrossSlotError,
     "MOVED": MovedError,
     "TRYAGAIN": TryAgainError,
 }
@@ -130,11 +132,11 @@ def raise_first_error(replies: list[Any]) -> list[Any]:
 
 
 def typed(reply: Any) -> Any:
-    """Return a reply. An error that sends elsewhere has its class, which older versions of redis-py
-    give it on their own connections to a cluster alone."""
+    """Return a reply. An error of a cluster has its class, which older versions of redis-py give it
+    on their own connections to a cluster alone."""
     if type(reply) is ResponseError:
         code, _, rest = str(reply).partition(" ")
-        if kind := _REDIRECTIONS.get(code):
+        if kind := _CLUSTER_ERRORS.get(code):
             return kind(rest)
     return reply
 

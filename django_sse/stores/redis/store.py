@@ -10,6 +10,7 @@ import redis
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS
+from redis.exceptions import ClusterCrossSlotError
 
 from django_sse.concurrency.tasks import heeding_cancel
 from django_sse.conf import Conf, conf
@@ -30,7 +31,7 @@ from django_sse.stores.redis.doorbell_messages import doorbell_secret
 from django_sse.stores.redis.keys import ClusterKeys, Keys
 from django_sse.stores.redis.notifications import RedisNotifications
 from django_sse.stores.redis.routing import RoutedServers
-from django_sse.stores.redis.script import Call, raise_first_error
+from django_sse.stores.redis.script import Call, raise_first_error, typed
 from django_sse.stores.redis.servers import OPTIONS, OneServer, Servers
 from django_sse.stores.redis.url import BAD_URL, Place, place_in, pool_of
 
@@ -115,6 +116,12 @@ class RedisStore(EventStore):
             is_cluster = self._place.service is None
             return ClusterKeys(self._prefix) if is_cluster else Keys(self._prefix, self._place.db)
         return Keys(self._prefix, self._server["db"])
+
+    @cached_property
+    def _marks_apart(self) -> bool:
+        """Whether a change is marked by a call of its own: the keys of a slot of a cluster move to
+        another server one after the other."""
+        return isinstance(self._keys, ClusterKeys)
 
     @cached_property
     def _servers(self) -> Servers:
@@ -247,7 +254,12 @@ class RedisStore(EventStore):
         for entry in entries:
             shards.setdefault(self._keys.shard(entry.group), []).append(entry)
         if len(shards) == 1:
-            replies = self._servers.run(self._append_calls(*shards.popitem(), staged=staged))
+            [shard] = shards
+            replies = self._servers.run(self._append_calls(shard, entries, staged=staged))
+            if not self._marks_apart and isinstance(typed(replies[0]), ClusterCrossSlotError):
+                # The one server is of a cluster. It has done nothing.
+                self._marks_apart = True
+                return self._append(entries, staged=staged)
             return _appended(entries, _append_reply(replies))
         if not staged and any(map(_can_be_refused, entries)):
             checked = self._run(*(self._check_call(part) for part in shards.values()))
@@ -296,43 +308,48 @@ class RedisStore(EventStore):
 
     def _append_calls(self, shard: int, entries: Sequence[NewEntry], *, staged: bool) -> list[Call]:
         groups = _groups_of(entries)
-        producing = {entry.group for entry in entries if entry.kind in _LEASING}
-        calls = [
-            self._entries_call("append", entries, staged=staged),
-            # A call of its own, since a slot's keys move to another server one after the other. It
-            # follows the append, so that whoever is told of a change finds it.
-            self._mark(shard, groups),
-        ]
-        if producing:
+        if self._marks_apart:
+            calls = [
+                self._entries_call("append", groups, entries, staged=staged),
+                # It follows the append, so that whoever is told of a change finds it.
+                self._mark(shard, groups),
+            ]
+        else:
+            changes = self._keys.changes(shard)
+            calls = [self._entries_call("append", groups, entries, changes, staged=staged)]
+        if producing := {entry.group for entry in entries if entry.kind in _LEASING}:
             calls.append(self._call("producing", [self._keys.producing(shard)], *producing))
         return calls
 
     def _check_call(self, entries: Sequence[NewEntry]) -> Call:
-        return self._entries_call("check", entries, staged=False)
+        return self._entries_call("check", _groups_of(entries), entries, staged=False)
 
-    def _entries_call(self, operation: str, entries: Sequence[NewEntry], *, staged: bool) -> Call:
-        groups = _groups_of(entries)
+    def _entries_call(
+        self,
+        operation: str,
+        groups: Sequence[str],
+        entries: Sequence[NewEntry],
+        *changes: str,
+        staged: bool,
+    ) -> Call:
         index = {group: position for position, group in enumerate(groups, 1)}
         keys = [key for group in groups for key in self._keys.of_group(group)]
-        if any(entry.wire.startswith(KEY_FIELD) for entry in entries):
+        arguments: list[Any] = []
+        have_keys = False
+        for group, wire, kind, exclude, at, producer in entries:
+            arguments += (f"{index[group]} {kind.name} {at} {producer} {exclude}", wire)
+            have_keys = have_keys or wire.startswith(KEY_FIELD)
+        if have_keys:
             keys += [key for group in groups for key in self._keys.of_newest(group)]
         return self._call(
             operation,
-            keys,
+            [*keys, *changes],
             len(groups),
             int(staged),
             self._keys.publishing,
             doorbell_secret(),
             *map(self._keys.channel, groups),
-            *(
-                argument
-                for entry in entries
-                for argument in (
-                    f"{index[entry.group]} {entry.kind.name} {entry.at} {entry.producer} "
-                    f"{entry.exclude}",
-                    entry.wire,
-                )
-            ),
+            *arguments,
         )
 
     # Redis
@@ -410,7 +427,7 @@ class RedisStore(EventStore):
 
 
 def _groups_of(entries: Iterable[NewEntry]) -> list[str]:
-    return list(dict.fromkeys(entry.group for entry in entries))
+    return list(dict.fromkeys([entry.group for entry in entries]))
 
 
 def _can_be_refused(entry: NewEntry) -> bool:
@@ -435,17 +452,16 @@ def _appended(entries: Sequence[NewEntry], reply: Any) -> tuple[list[int | None]
         GroupCancelled, AlreadyProducing, HeadMoved: As for ``EventStore.append``.
     """
     _raise_refusal(entries, reply)
-    groups = _groups_of(entries)
-    text, *closings = reply if isinstance(reply, list) else [reply, *[b""] * len(groups)]
+    numbered: dict[str, list[Entry]] = {entry.group: [] for entry in entries}
+    text, *closings = reply if isinstance(reply, list) else [reply, *[b""] * len(numbered)]
     words = [int(word) for word in text.split()]
     numbers, states = words[: len(entries)], iter(words[len(entries) :])
-    numbered: dict[str, list[Entry]] = {group: [] for group in groups}
     for entry, number in zip(entries, numbers, strict=True):
         if number:
             closes = entry.kind is not Kind.EVENT
             numbered[entry.group].append(Entry(number, entry.wire, closes, entry.exclude))
     hints = []
-    for group, head, cancelled, closing in zip(groups, states, states, closings, strict=True):
+    for group, head, cancelled, closing in zip(numbered, states, states, closings, strict=True):
         if closing:
             numbered[group].append(Entry(head, closing, closes=True))
         hints.append(Hint(group, head, bool(cancelled), tuple(numbered[group])))

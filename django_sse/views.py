@@ -1,6 +1,7 @@
 """The class-based views: of Channels groups, and of a view's own generator."""
 
 import inspect
+import json
 import sys
 from collections.abc import (
     AsyncGenerator,
@@ -35,6 +36,7 @@ from django_sse.access.owners import Owner, is_nobody, loaded, user_group, user_
 from django_sse.concurrency.tasks import in_time
 from django_sse.concurrency.threads import without_thread
 from django_sse.conf import SETTING, conf
+from django_sse.encoding import as_json
 from django_sse.event import Event, encode_published
 from django_sse.exceptions import AlreadyProducing, GroupCancelled
 from django_sse.groups.entries import GroupState
@@ -346,7 +348,8 @@ class EventStreamView(StreamView):
         if info is None:
             return UNNAMED
         encode_published(Event({"member": info}), conf().MAX_EVENT_BYTES)
-        return Attendance(owner.user_id, info)
+        # As the store tells it, with which it is compared: a UUID has become text.
+        return Attendance(owner.user_id, json.loads(as_json(info)))
 
     def _group_stream(
         self, begin: StartingPoint, owner: Owner, attendance: Attendance | None

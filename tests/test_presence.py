@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import date
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -19,6 +21,7 @@ from django_sse.groups.entries import Kind
 from django_sse.presence import acount, apresent, count, present
 from django_sse.stores import get_store
 from django_sse.streaming import presence
+from django_sse.streaming.hub import current_hub
 from django_sse.streaming.roster import log_of
 from django_sse.testing.threads import in_thread
 from django_sse.views import EventStreamView
@@ -503,6 +506,29 @@ async def test_a_member_of_whom_nothing_can_be_told_is_an_error_at_once() -> Non
 
     with pytest.raises(InvalidEvent):
         await Broken.as_view()(get("/?user=ada"))
+
+
+async def test_what_is_told_of_a_member_may_be_anything_that_json_can_express() -> None:
+    class Told(Room):
+        async def get_member(self) -> Any:
+            return {"id": UUID(int=7), "since": date(2026, 1, 2), "seats": (1, 2), 3: "floors"}
+
+    async with following("ada", Told.as_view()):
+        await until_present("ada")
+        [member] = await apresent("room")
+        assert member.info == {
+            "id": "00000000-0000-0000-0000-000000000007",
+            "since": "2026-01-02",
+            "seats": [1, 2],
+            "3": "floors",
+        }
+        # Nothing is left to write: it is not taken for another one than is kept.
+        async with asyncio.timeout(10):
+            await current_hub().attendants.written()
+        head = (await get_store().astates([log_of("room")]))[log_of("room")].head
+        async with following("bob", Told.as_view()):
+            await until_present("ada", "bob")
+        assert (await get_store().astates([log_of("room")]))[log_of("room")].head == head + 1
 
 
 def test_a_view_whose_members_need_the_request_is_not_resumed_without_it() -> None:

@@ -233,6 +233,8 @@ class Attendants:
                 # Others must not take this process for dead while it has much to write.
                 while self._waiting and self._loop.time() < look_at:
                     await self._write(dict(islice(self._waiting.items(), _ROOMS)))
+                    # A store that answers at once has let nothing else run.
+                    await asyncio.sleep(0)
                 if not self._waiting:
                     self._is_written.set()
             except BaseException as error:

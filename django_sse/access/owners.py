@@ -25,7 +25,7 @@ from django.core.exceptions import (
 )
 from django.db.models import Model
 from django.http import HttpRequest
-from django.utils.functional import LazyObject
+from django.utils.functional import SimpleLazyObject, empty
 
 from django_sse.conf import conf
 from django_sse.groups.entries import GroupState
@@ -39,7 +39,8 @@ from django_sse.groups.names import (
 from django_sse.groups.namespaces import full_name
 from django_sse.text import plain
 
-_as_json: Final = json.JSONEncoder(ensure_ascii=False).encode
+# Made once: `json.dumps` makes an encoder for each call that has options.
+_encode: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 BEGAN_SESSION_KEY: Final = "_django_sse_began"
 """The session key of the time of the login: seconds since the epoch, by the store's clock."""
@@ -209,13 +210,16 @@ def is_nobody(user: Any) -> bool:
 
 
 async def loaded(user: Any) -> Any:
-    """Return the user itself in place of a lazy one, like ``request.user``."""
+    """Return a user who needs no more queries: of a lazy one, like ``request.user``, the user
+    itself."""
     try:
         is_nobody(user)
     except SynchronousOnlyOperation:
         await sync_to_async(is_nobody)(user)
-    # Each attribute of a lazy user takes several times as long.
-    return vars(user)["_wrapped"] if isinstance(user, LazyObject) else user
+    # Each attribute of a lazy user takes several times as long. A class of its own may have others.
+    if type(user) is SimpleLazyObject and (found := vars(user)["_wrapped"]) is not empty:
+        return found
+    return user
 
 
 def user_key(user: Any, group: str | None = None) -> str:
@@ -383,5 +387,5 @@ def _owner_key(*parts: str) -> str:
     # In JSON no part can contain the separator of parts, and with "surrogatepass" no two texts have
     # the same bytes. SECRET_KEY is not used, since it may change while streams are open. Nobody
     # can guess a session's key.
-    digest = sha256(_as_json(parts).encode(errors="surrogatepass")).hexdigest()
+    digest = sha256(_encode(parts).encode(errors="surrogatepass")).hexdigest()
     return OWNER_PREFIX + digest[: OWNER_KEY_LENGTH - len(OWNER_PREFIX)]

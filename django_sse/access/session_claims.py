@@ -101,8 +101,8 @@ def kept_sessions(claims: Collection[SessionClaim]) -> dict[SessionClaim, Mappin
             logins[claim] = login_in(session, data)
     # Once for each backend: thousands of sessions have the same.
     backends = {login.backend for login in logins.values()}
-    judging = {path for path in backends if not _is_judged_elsewhere(path)}
-    asked = {login for login in logins.values() if login.backend in judging}
+    judged_here = {path for path in backends if not _is_judged_elsewhere(path)}
+    asked = {login for login in logins.values() if login.backend in judged_here}
     checked = check_logins(asked) if asked else LoginCheck()
     valid = asked - checked.absent - checked.gone - checked.changed
     return {

@@ -108,8 +108,8 @@ async def go_on(
             del step
 
 
-async def within(work: Awaitable[Result], seconds: float | None) -> Result:
-    """Await work for at most so many seconds; None for any time.
+async def limited(work: Awaitable[Result], seconds: float | None) -> Result:
+    """Await work for at most so many seconds; None for no limit.
 
     A time limit costs more than work that does not wait, so it begins with the first wait.
 
@@ -148,6 +148,8 @@ async def in_time(answer: Awaitable[Result], seconds: float) -> Result:
 
     A thousand clients that come back at once keep the loop busy for seconds. An answer that came
     meanwhile is seen late, and must not be taken for one that hangs.
+
+    An answer that is there at once is returned before anything else runs, on Python 3.12 and newer.
 
     Args:
         answer: The answer to wait for. It is cancelled if it takes too long.

@@ -17,7 +17,7 @@ from django.http import StreamingHttpResponse
 
 from django_sse.concurrency.forks import in_child
 from django_sse.concurrency.loops import ByLoop
-from django_sse.concurrency.tasks import within
+from django_sse.concurrency.tasks import limited
 from django_sse.conf import conf
 from django_sse.http.compression import GzipSender, accepts_gzip
 from django_sse.logs import logger
@@ -152,7 +152,7 @@ class HandOff:
             await self._send(message)
             return
         try:
-            await within(self._send(message), conf().SEND_TIMEOUT or None)
+            await limited(self._send(message), conf().SEND_TIMEOUT or None)
         except TimeoutError:
             self._give_up()
 

@@ -33,7 +33,8 @@ from django_sse import (
     publish,
     reopen,
 )
-from django_sse.access.owners import BEGAN_SESSION_KEY, owner_key_of, user_key
+from django_sse.access.logins import current_user
+from django_sse.access.owners import BEGAN_SESSION_KEY, is_nobody, loaded, owner_key_of, user_key
 from django_sse.exceptions import InvalidEvent, InvalidGroup
 from django_sse.groups.names import validate_group
 from django_sse.mixins import LoginRequiredMixin
@@ -992,3 +993,25 @@ async def test_a_login_of_another_user_lets_no_cancelled_owner_back_in() -> None
     eve = await logged_in("eve")
     # Her session began later, but it is not the session of the token's owner.
     assert (await get(eve, "/token/?group=news&token=token-7")).status_code == 204
+
+
+async def test_a_lazy_user_of_a_class_that_says_who_is_logged_in_is_asked_itself() -> None:
+    """Such as of a project that waits for the second factor."""
+
+    class Unverified(SimpleLazyObject):  # type: ignore[type-arg]
+        is_authenticated = False
+
+    waiting = Unverified(lambda: User(pk=1))
+    assert is_nobody(await loaded(waiting))
+    assert not is_nobody(await loaded(SimpleLazyObject(lambda: User(pk=1))))
+    assert await loaded(SimpleLazyObject(lambda: None)) is None
+
+
+async def test_a_lazy_user_who_cannot_be_found_is_an_error_and_not_nobody() -> None:
+    def find() -> User:
+        raise AttributeError("There is no tenant.")
+
+    request = RequestFactory().get("/")
+    request.user = SimpleLazyObject(find)  # type: ignore[assignment]
+    with pytest.raises(AttributeError, match="There is no tenant"):
+        await current_user(request)

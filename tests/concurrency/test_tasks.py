@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import sys
 import time
 from collections.abc import Collection
 from contextvars import ContextVar
@@ -10,7 +11,7 @@ from weakref import ref
 import pytest
 
 from django_sse import aposition, apublish_many, views
-from django_sse.concurrency.tasks import Coalescer, go_on, in_own_context, in_time, within
+from django_sse.concurrency.tasks import Coalescer, go_on, in_own_context, in_time, limited
 from django_sse.http.refusals import REFUSED_STATUS
 from django_sse.streaming import store_reader
 from django_sse.streaming.hub import current_hub
@@ -196,19 +197,19 @@ async def test_a_time_limit_counts_from_the_first_wait_and_ends_what_waits_too_l
 
     others = asyncio.get_running_loop().create_future()
     others.get_loop().call_soon(others.set_result, None)
-    assert await within(work(0), 0.001) == "done"
+    assert await limited(work(0), 0.001) == "done"
     # Nothing else ran meanwhile.
     assert not others.done()
-    assert await within(work(0.001), 60) == "done"
-    assert await within(work(0.001), None) == "done"
+    assert await limited(work(0.001), 60) == "done"
+    assert await limited(work(0.001), None) == "done"
     # Not a coroutine, as of granian's `send`.
-    assert await within(asyncio.ensure_future(work(0.001)), 60) == "done"
+    assert await limited(asyncio.ensure_future(work(0.001)), 60) == "done"
     ended.clear()
     for hanging in (work(60), asyncio.ensure_future(work(60))):
         with pytest.raises(TimeoutError):
-            await within(hanging, 0.001)
+            await limited(hanging, 0.001)
     await until(lambda: ended == [60, 60])
-    task = asyncio.create_task(within(work(60), 60))
+    task = asyncio.create_task(limited(work(60), 60))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
@@ -216,17 +217,44 @@ async def test_a_time_limit_counts_from_the_first_wait_and_ends_what_waits_too_l
     assert ended == [60, 60, 60]
 
 
-async def test_what_waits_for_an_answer_in_time_is_given_one_that_needs_no_wait_and_errors() -> (
-    None
-):
-    async def answer(error: Exception | None) -> str:
+async def test_an_answer_in_time_is_the_answer_of_this_context_at_once_or_late() -> None:
+    async def answer(seconds: float, error: Exception | None = None) -> str:
         assert tenant.get() == "acme"
+        tenant.set("other")
+        if seconds:
+            await asyncio.sleep(seconds)
         if error:
             raise error
         return "done"
 
     tenant = ContextVar("tenant", default="")
     tenant.set("acme")
-    assert await in_time(answer(None), 60) == "done"
-    with pytest.raises(ValueError, match="no"):
-        await in_time(answer(ValueError("no")), 60)
+    others = asyncio.get_running_loop().create_future()
+    others.get_loop().call_soon(others.set_result, None)
+    assert await in_time(answer(0), 60) == "done"
+    assert others.done() is (sys.version_info < (3, 12))
+    assert await in_time(answer(0.001), 60) == "done"
+    assert await in_time(asyncio.ensure_future(answer(0.001)), 60) == "done"
+    for seconds in (0, 0.001):
+        with pytest.raises(ValueError, match="no"):
+            await in_time(answer(seconds, ValueError("no")), 60)
+    assert tenant.get() == "acme"
+
+
+async def test_an_answer_that_takes_too_long_or_that_nobody_waits_for_is_cancelled() -> None:
+    async def hang() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    cancelled: list[bool] = []
+    with pytest.raises(TimeoutError):
+        await in_time(hang(), 0.01)
+    await until(lambda: len(cancelled) == 1)
+    task = asyncio.create_task(in_time(hang(), 60))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.wait([task])
+    await until(lambda: len(cancelled) == 2)

@@ -103,6 +103,7 @@ async def test_a_socket_is_looked_for_until_it_is_found_and_then_no_more(
         return borrowed(descriptor)
 
     monkeypatch.setattr(dead_peers, "borrowed", look)
+    monkeypatch.setattr(dead_peers, "_GATHER_SECONDS", 0.01)
 
     def no_look_is_under_way() -> bool:
         return len(asyncio.all_tasks()) == 1
@@ -115,13 +116,16 @@ async def test_a_socket_is_looked_for_until_it_is_found_and_then_no_more(
         return list(looked_at)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
+        descriptors = []
         for _ in range(2):
-            # The second connection gets the descriptor of the first one.
             with socket.create_connection(server.getsockname()):
                 connection, peer = server.accept()
                 with connection:
+                    descriptors.append(connection.fileno())
                     assert connection.fileno() in await looked()
                     bound_silence(peer)
                     await until(no_look_is_under_way)
                     assert milliseconds(connection) == 25_000
                     assert connection.fileno() not in await looked()
+        # The second connection was found although another one had its descriptor before.
+        assert descriptors == descriptors[:1] * 2

@@ -6,8 +6,9 @@ import json
 import re
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ from django_sse.groups.numbering import first_number
 from django_sse.groups.replay import is_lost
 from django_sse.stores import get_store
 from django_sse.stores.redis import RedisStore
+from django_sse.stores.redis.script import Call
 from django_sse.stores.redis.servers import OneServer
 from django_sse.testing.stores import (
+    Bell,
     append,
     changes,
     close,
@@ -695,7 +698,8 @@ async def test_an_event_and_the_mark_of_its_change_are_one_call() -> None:
             assert {hint.group for hint in hints or []} == {"news", "sport"}
 
 
-async def test_a_group_lives_in_one_slot_of_a_cluster() -> None:
+@asynccontextmanager
+async def cluster_of_one() -> AsyncIterator[RedisServer]:
     # Without `cluster-port` it listens where the ports of clients are.
     with serve(**{"cluster-enabled": "yes", "cluster-port": str(free_port())}) as server:
         cluster: Any = redis.Redis.from_url(server.url)
@@ -705,14 +709,37 @@ async def test_a_group_lives_in_one_slot_of_a_cluster() -> None:
             return bool(cluster.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
 
         await until(assigned)
-        async with store_on(server) as store:
-            _, cursor = await store.achanged(None, {"news"})
-            [number] = await append(store, event("news", "a"))
-            assert await append(store, close("news")) == [(number or 0) + 1]
-            await append(store, event("sport", "b"))
-            assert texts(await store.aread("news", 0, 10))[0] == "a"
-            assert [hint.cancelled for hint in await changes(store, cursor, "news")] == [True]
-            assert all(now.first for now in (await store.astates(["news", "sport"])).values())
+        yield server
+
+
+async def test_threads_that_find_out_together_that_a_server_is_of_a_cluster_lose_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, all_were_refused = OneServer.run, threading.Barrier(2)
+    waited = threading.local()
+
+    def run_together(server: OneServer, calls: Sequence[Call]) -> list[Any]:
+        replies = run(server, calls)
+        if not hasattr(waited, "once"):
+            waited.once = all_were_refused.wait(20)
+        return replies
+
+    async with cluster_of_one() as server, store_on(server) as store:
+        monkeypatch.setattr(OneServer, "run", run_together)
+        publish = [partial(store.append, [event(group, "a")], Bell()) for group in ("a", "b")]
+        numbers = await asyncio.gather(*map(in_thread, publish))
+        assert all(number for [number] in numbers)
+
+
+async def test_a_group_lives_in_one_slot_of_a_cluster() -> None:
+    async with cluster_of_one() as server, store_on(server) as store:
+        _, cursor = await store.achanged(None, {"news"})
+        [number] = await append(store, event("news", "a"))
+        assert await append(store, close("news")) == [(number or 0) + 1]
+        await append(store, event("sport", "b"))
+        assert texts(await store.aread("news", 0, 10))[0] == "a"
+        assert [hint.cancelled for hint in await changes(store, cursor, "news")] == [True]
+        assert all(now.first for now in (await store.astates(["news", "sport"])).values())
 
 
 # The whole stack

@@ -4,8 +4,8 @@
 -- group its hash and its stream; for "mark", "ring" and "changes" the set of changes; for "producing",
 -- "lapsed" and "ended" the set of groups with a producer; for "newest", and for "append" and "check"
 -- after those of all groups if some events have a key, the newest event of each key of a group, and
--- the set of these keys by number. If the number of keys of "append" is odd, the last one is the set
--- of changes. In a cluster, all keys of a call are in one slot.
+-- the set of these keys by number. If the number of keys of "append" is odd, it also marks the change,
+-- and the last one is the set of changes. In a cluster, all keys of a call are in one slot.
 --
 -- The trust: "1" if Redis keeps all that it acknowledges. Otherwise what another run than the
 -- server's own has written may be gone, so the group begins anew: "0". But in a cluster, another
@@ -62,7 +62,7 @@ local function last_change(changes)
   return tonumber(redis.call('ZREVRANGE', changes, 0, 0, 'WITHSCORES')[2] or 0)
 end
 
--- Notes a change of the groups whose names are in a list from an index on.
+-- Notes that groups have changed. Their names are in a list, from an index on.
 local function mark(changes, names, from)
   local score = text(math.max(now, last_change(changes) + 1))
   for i = from, #names do
@@ -212,11 +212,12 @@ local FOREIGN = 'FOREIGN Another run has written to this group.'
 local function load(index, count)
   local hash, events = KEYS[2 * index - 1], KEYS[2 * index]
   local kept = redis.call('HMGET', hash, 'first', 'head', 'cancelled', 'run', 'producer', 'renewed')
-  local is_of_owner = hash:find(':~[^:]*:group$') ~= nil
+  local name = hash:match('([^:{}]*)}?:group$')
+  local is_of_owner = name:sub(1, 1) == '~'
   local group = {
     hash = hash,
     events = events,
-    name = hash:match('([^:{}]*)}?:group$'),
+    name = name,
     -- Only for an append of events with keys.
     newest = count and KEYS[2 * (count + index) - 1],
     keys = count and KEYS[2 * (count + index)],
@@ -527,6 +528,7 @@ if operation == 'append' or operation == 'check' then
     closes = closes or closing ~= ''
   end
   if #KEYS % 2 == 1 then
+    -- Before the ring, so that whoever is told of a change finds it.
     mark(KEYS[#KEYS], names, 1)
   end
   for i, group in ipairs(groups) do

@@ -119,8 +119,8 @@ class RedisStore(EventStore):
 
     @cached_property
     def _marks_apart(self) -> bool:
-        """Whether a change is marked by a call of its own: the keys of a slot of a cluster move to
-        another server one after the other."""
+        """Whether a change is marked by a call of its own, as in a cluster. There, the keys of a
+        call must be in one slot, and those of a slot move to another server one after the other."""
         return isinstance(self._keys, ClusterKeys)
 
     @cached_property
@@ -255,9 +255,10 @@ class RedisStore(EventStore):
             shards.setdefault(self._keys.shard(entry.group), []).append(entry)
         if len(shards) == 1:
             [shard] = shards
+            marks_apart = self._marks_apart
             replies = self._servers.run(self._append_calls(shard, entries, staged=staged))
-            if not self._marks_apart and isinstance(typed(replies[0]), ClusterCrossSlotError):
-                # The one server is of a cluster. It has done nothing.
+            if not marks_apart and isinstance(typed(replies[0]), ClusterCrossSlotError):
+                # The one server is of a cluster, and has appended nothing.
                 self._marks_apart = True
                 return self._append(entries, staged=staged)
             return _appended(entries, _append_reply(replies))
@@ -329,7 +330,7 @@ class RedisStore(EventStore):
         operation: str,
         groups: Sequence[str],
         entries: Sequence[NewEntry],
-        *changes: str,
+        *more_keys: str,
         staged: bool,
     ) -> Call:
         index = {group: position for position, group in enumerate(groups, 1)}
@@ -343,7 +344,7 @@ class RedisStore(EventStore):
             keys += [key for group in groups for key in self._keys.of_newest(group)]
         return self._call(
             operation,
-            [*keys, *changes],
+            [*keys, *more_keys],
             len(groups),
             int(staged),
             self._keys.publishing,
@@ -482,7 +483,7 @@ def _append_reply(replies: Sequence[Any]) -> Any:
         if isinstance(reply, Exception):
             # Not the error itself: a refusal would say that nothing was published.
             raise redis.ConnectionError(
-                "The events are published, but streams hear of them late."
+                "The events are published, but not all that follows from them is noted."
             ) from reply
     return first
 

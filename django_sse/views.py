@@ -347,9 +347,10 @@ class EventStreamView(StreamView):
         info = await self.get_member()
         if info is None:
             return UNNAMED
+        # As JSON tells it, since it is compared with what the store has: a UUID becomes text.
+        info = json.loads(as_json(info))
         encode_published(Event({"member": info}), conf().MAX_EVENT_BYTES)
-        # As the store tells it, with which it is compared: a UUID has become text.
-        return Attendance(owner.user_id, json.loads(as_json(info)))
+        return Attendance(owner.user_id, info)
 
     def _group_stream(
         self, begin: StartingPoint, owner: Owner, attendance: Attendance | None

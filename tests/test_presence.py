@@ -528,7 +528,48 @@ async def test_what_is_told_of_a_member_may_be_anything_that_json_can_express() 
         head = (await get_store().astates([log_of("room")]))[log_of("room")].head
         async with following("bob", Told.as_view()):
             await until_present("ada", "bob")
-        assert (await get_store().astates([log_of("room")]))[log_of("room")].head == head + 1
+            state = (await get_store().astates([log_of("room")]))[log_of("room")]
+            assert state.head == head + 1
+
+
+async def test_a_process_that_has_many_rooms_to_write_lets_others_run_in_between(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    class Many(Room):
+        groups = [f"room-{number}" for number in range(3 * presence._ROOMS)]
+
+    turns = [0]
+
+    async def take_turns() -> None:
+        while True:
+            turns[0] += 1
+            await asyncio.sleep(0)
+
+    async def note(attendants: presence.Attendants, rooms: Any) -> None:
+        written_in.append(turns[0])
+        await write(attendants, rooms)
+
+    settings.DJANGO_SSE = {**settings.DJANGO_SSE, "MAX_GROUPS": 1000}
+    write, written_in = presence.Attendants._write, list[int]()
+    monkeypatch.setattr(presence.Attendants, "_write", note)
+    others = asyncio.create_task(take_turns())
+    async with following("ada", Many.as_view()), asyncio.timeout(10):
+        await current_hub().attendants.written()
+    others.cancel()
+    assert len(written_in) > 1
+    assert len(set(written_in)) == len(written_in)
+
+
+async def test_an_encoder_of_the_project_does_not_change_who_is_present(settings: Settings) -> None:
+    settings.DJANGO_SSE = {**settings.DJANGO_SSE, "ENCODER": "tests.test_presence.shouted"}
+    async with following("ada_l"):
+        await until_present("ada_l")
+        async with asyncio.timeout(10):
+            await current_hub().attendants.written()
+
+
+def shouted(data: Any) -> str:
+    return json.dumps(data).upper()
 
 
 def test_a_view_whose_members_need_the_request_is_not_resumed_without_it() -> None:

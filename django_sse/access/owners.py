@@ -210,13 +210,13 @@ def is_nobody(user: Any) -> bool:
 
 
 async def loaded(user: Any) -> Any:
-    """Return a user who needs no more queries: of a lazy one, like ``request.user``, the user
-    itself."""
+    """Return a user. In place of Django's lazy one, like ``request.user``, it is the user itself,
+    who is loaded."""
     try:
         is_nobody(user)
     except SynchronousOnlyOperation:
         await sync_to_async(is_nobody)(user)
-    # Each attribute of a lazy user takes several times as long. A class of its own may have others.
+    # Each attribute of a lazy user takes several times as long. A subclass may have its own.
     if type(user) is SimpleLazyObject and (found := vars(user)["_wrapped"]) is not empty:
         return found
     return user

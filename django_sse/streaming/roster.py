@@ -15,6 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from django_sse.concurrency.tasks import in_time
 from django_sse.conf import SETTING, conf
+from django_sse.encoding import as_own_json
 from django_sse.event import Event, decode_block
 from django_sse.groups.entries import Entry, GroupState
 from django_sse.groups.names import OWNER_KEY_LENGTH, OWNER_PREFIX
@@ -169,7 +170,8 @@ class Roster:
             told: dict[str, Any] = {"all": _written(self._changed(changes))}
         else:
             told = {"after": self._told_as, "changed": _written(changes)}
-        return Event(told).encode()
+        # By Django's encoder, since it is read again: a project's may change keys and text.
+        return Event(as_own_json(told)).encode()
 
     def take(self, entry: Entry) -> None:
         """Take the next entry of the log."""

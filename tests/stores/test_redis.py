@@ -729,6 +729,7 @@ async def test_threads_that_find_out_together_that_a_server_is_of_a_cluster_lose
         publish = [partial(store.append, [event(group, "a")], Bell()) for group in ("a", "b")]
         numbers = await asyncio.gather(*map(in_thread, publish))
         assert all(number for [number] in numbers)
+        assert [texts(await store.aread(group, 0, 10)) for group in ("a", "b")] == [["a"], ["a"]]
 
 
 async def test_a_group_lives_in_one_slot_of_a_cluster() -> None:

@@ -256,7 +256,9 @@ class RedisStore(EventStore):
         if len(shards) == 1:
             [shard] = shards
             marks_apart = self._marks_apart
-            replies = self._servers.run(self._append_calls(shard, entries, staged=staged))
+            replies = self._servers.run(
+                self._append_calls(shard, entries, staged=staged, marks_apart=marks_apart)
+            )
             if not marks_apart and isinstance(typed(replies[0]), ClusterCrossSlotError):
                 # The one server is of a cluster, and has appended nothing.
                 self._marks_apart = True
@@ -287,7 +289,9 @@ class RedisStore(EventStore):
                 failures |= dict.fromkeys(turn, next(iter(failures.values())))
                 break
             calls = {
-                s: self._append_calls(s, shards[s], staged=staged) for s in shards if s in turn
+                s: self._append_calls(s, shards[s], staged=staged, marks_apart=self._marks_apart)
+                for s in shards
+                if s in turn
             }
             replies = iter(self._servers.run(list(chain.from_iterable(calls.values()))))
             for shard, of_shard in calls.items():
@@ -307,9 +311,11 @@ class RedisStore(EventStore):
         of_shards = {shard: iter(given) for shard, given in numbers.items()}
         return [next(of_shards[self._keys.shard(entry.group)]) for entry in entries], hints
 
-    def _append_calls(self, shard: int, entries: Sequence[NewEntry], *, staged: bool) -> list[Call]:
+    def _append_calls(
+        self, shard: int, entries: Sequence[NewEntry], *, staged: bool, marks_apart: bool
+    ) -> list[Call]:
         groups = _groups_of(entries)
-        if self._marks_apart:
+        if marks_apart:
             calls = [
                 self._entries_call("append", groups, entries, staged=staged),
                 # It follows the append, so that whoever is told of a change finds it.
@@ -483,7 +489,7 @@ def _append_reply(replies: Sequence[Any]) -> Any:
         if isinstance(reply, Exception):
             # Not the error itself: a refusal would say that nothing was published.
             raise redis.ConnectionError(
-                "The events are published, but not all that follows from them is noted."
+                "The events are published, but streams may hear late of them, or of their producer."
             ) from reply
     return first
 

@@ -5,6 +5,7 @@ from random import uniform
 from typing import Final
 
 from django_sse.conf import conf
+from django_sse.event import Event
 
 # Browsers' timers hold no more.
 _MOST_MILLISECONDS: Final = 2**31 - 1
@@ -39,7 +40,7 @@ def first_retry(milliseconds: int) -> bytes:
 
 def retry_field(seconds: float) -> bytes:
     """Return a ``retry`` field that lets a client reconnect after so many seconds."""
-    return b"retry: %d\n\n" % min(round(seconds * 1000), _MOST_MILLISECONDS)
+    return Event(retry=min(round(seconds * 1000), _MOST_MILLISECONDS)).encode()
 
 
 def jittered_age() -> float:

@@ -243,18 +243,20 @@ async def test_an_answer_in_time_is_the_answer_of_this_context_at_once_or_late()
 
 async def test_an_answer_that_takes_too_long_or_that_nobody_waits_for_is_cancelled() -> None:
     async def hang() -> None:
+        begun.append(True)
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
             cancelled.append(True)
             raise
 
+    begun: list[bool] = []
     cancelled: list[bool] = []
     with pytest.raises(TimeoutError):
         await in_time(hang(), 0.01)
     await until(lambda: len(cancelled) == 1)
     task = asyncio.create_task(in_time(hang(), 60))
-    await asyncio.sleep(0.01)
+    await until(lambda: len(begun) == 2)
     task.cancel()
     await asyncio.wait([task])
     await until(lambda: len(cancelled) == 2)

@@ -169,12 +169,16 @@ def test_an_event_source_outlasts_a_server_that_is_away_if_nginx_answers_for_it(
         server = running.enter_context(launch("uvicorn", tmp_path, port, APPLICATION, **SOON))
         tab = running.enter_context(Tab.open(browser, f"http://127.0.0.1:{proxy.port}"))
         source = tab.opened("/events/away/")
+        # It is open with the headers. Its position comes after them.
+        httpx.get(f"http://127.0.0.1:{port}/publish/away/?data=seen").raise_for_status()
+        source.wait_for("message", "seen")
         server.kill()
         # The end of its stream, and then that of each answer of nginx's own.
         wait_until(lambda: len(source.errors) > 3, "it does not come back")
         running.enter_context(launch("uvicorn", tmp_path, port, APPLICATION, **SOON))
         httpx.get(f"http://127.0.0.1:{port}/publish/away/?data=back").raise_for_status()
         source.wait_for("message", "back")
+        assert source.received == [("message", "seen"), ("message", "back")]
 
 
 async def test_behind_the_documented_nginx_the_host_and_each_address_are_the_clients(

@@ -107,7 +107,7 @@ def first_retry_is_exact(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-async def everything_ends() -> AsyncIterator[None]:
+async def everything_ends(settings: Settings) -> AsyncIterator[None]:
     """A test leaves nothing behind: no stream, no task of a hub, no connection of a reader."""
     before = asyncio.all_tasks()
     yield

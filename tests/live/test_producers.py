@@ -4,8 +4,9 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from django_sse import Event
 from tests.live.client import SECONDS, EndOfStreamError, act, connect
-from tests.live.servers import SERVERS, Server, require, serve
+from tests.live.servers import SERVERS, Server, database_of, require, serve
 from tests.views import runs_of
 
 # What it shows is the servers', the kernel's and the stores'.
@@ -112,6 +113,26 @@ async def until_closed(server: Server, group: str, times: int = 1) -> None:
             await asyncio.sleep(0.01)
 
 
+async def pause(server: Server) -> None:
+    """Stop a process until SIGCONT, but in no transaction, in which it would lock SQLite's file."""
+    async with asyncio.timeout(SECONDS):
+        while True:
+            os.kill(server.pid, signal.SIGSTOP)
+            if not is_locked(database_of(server.directory)):
+                return
+            os.kill(server.pid, signal.SIGCONT)
+            await asyncio.sleep(0.01)
+
+
+def is_locked(database: Path) -> bool:
+    with closing(sqlite3.connect(database, timeout=1, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        return False
+
+
 async def until_reading(readers: Sequence[Reader]) -> None:
     async with asyncio.timeout(SECONDS):
         while not all(reader.words for reader in readers):
@@ -189,7 +210,7 @@ async def test_what_a_process_writes_that_was_paused_for_too_long_is_refused(
         reader = Reader(other.port)
         reading = asyncio.create_task(reader.read("answer"))
         await until_reading([reader])
-        os.kill(one.pid, signal.SIGSTOP)
+        await pause(one)
         await reading
         assert reader.reason == "interrupted"
         # Somebody begins another answer there.

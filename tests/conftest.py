@@ -17,6 +17,7 @@ from pytest_django import Settings
 from django_sse import Event, logs
 from django_sse.http import response
 from django_sse.stores import get_store
+from django_sse.streaming import rechecks
 from django_sse.streaming.hub import open_streams
 from tests import mysql, postgresql
 from tests.live.servers import unavailable
@@ -199,9 +200,11 @@ async def memory_store(settings: Settings, everything_ends: None) -> AsyncIterat
 
 
 @pytest.fixture
-def synced_often(settings: Settings) -> None:
+def synced_often(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hubs compare themselves with the store, and check logins, often."""
     settings.DJANGO_SSE = {"SYNC_INTERVAL": 0.05}
+    # The pause after a slow check could be longer than a test waits.
+    monkeypatch.setattr(rechecks, "_PAUSE_FACTOR", 1)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from django.test import AsyncClient, Client, override_settings
 from django.urls import path
 
 from django_sse import health
+from django_sse.concurrency import shared_answers
 from django_sse.doorbells.socket_directory import SocketDirectory
 from django_sse.health import HealthView
 from django_sse.monitoring import counters
@@ -24,11 +25,11 @@ from tests.streams import news, open_stream, respond
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
 
-urlpatterns = [path("health/", HealthView.as_view())]
+# Generous where it has to answer by itself, and short where something hangs.
+patient = HealthView.as_view(timeout=20)
+impatient = HealthView.as_view(timeout=3)
 
-# Generous where it has to be healthy, and short where something hangs.
-healthy = HealthView.as_view(timeout=20)
-impatient = HealthView.as_view(timeout=0.5)
+urlpatterns = [path("health/", patient)]
 
 
 class DeafLayer(InMemoryChannelLayer):  # type: ignore[misc]
@@ -54,14 +55,14 @@ def said_by(answer: HttpResponse) -> tuple[int, Any]:
 
 
 async def assert_healthy() -> None:
-    status, said = said_by(await respond(healthy))
+    status, said = said_by(await respond(patient))
     assert (status, said["status"]) == (200, "ok")
     assert 0 <= said["seconds"] < 20
     assert said.keys() == {"status", "seconds"}
 
 
-async def failed() -> Any:
-    status, said = said_by(await respond(impatient))
+async def failed(view: Any = patient) -> Any:
+    status, said = said_by(await respond(view))
     assert (status, said["status"]) == (503, "failed")
     assert said.keys() == {"status", "failed", "seconds"}
     return said["failed"]
@@ -113,25 +114,25 @@ async def test_its_events_are_nobodys() -> None:
 @override_settings(CHANNEL_LAYERS=layer("tests.test_health.DeafLayer"))
 async def test_a_layer_that_loses_everything_is_named() -> None:
     async with open_stream(news):
-        assert await failed() == "doorbell"
+        assert await failed(impatient) == "doorbell"
 
 
 @override_settings(CHANNEL_LAYERS=layer("tests.test_health.HangingLayer"))
 async def test_a_layer_that_hangs_is_named_in_time() -> None:
-    async with asyncio.timeout(5):
-        assert await failed() == "doorbell"
+    async with asyncio.timeout(20):
+        assert await failed(impatient) == "doorbell"
 
 
 async def test_sockets_that_ring_nobody_are_named() -> None:
     with patch.object(SocketDirectory, "send"):
-        assert await failed() == "doorbell"
+        assert await failed(impatient) == "doorbell"
 
 
 async def test_a_store_that_cannot_be_written_is_named_and_the_log_says_why(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with patch.object(DatabaseStore, "_append", side_effect=OSError("The disk of ada is full.")):
-        answer = await respond(impatient)
+        answer = await respond(patient)
     assert said_by(answer)[1]["failed"] == "write"
     assert b"ada" not in answer.content
     assert "The disk of ada is full." in caplog.text
@@ -150,9 +151,10 @@ async def test_a_store_that_does_not_keep_what_is_written_is_named() -> None:
 # Whom it answers
 
 
-async def test_it_checks_once_a_second_for_all_who_ask() -> None:
+async def test_it_checks_once_a_second_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_answers, "_SECONDS", 60)
     with patch.object(DatabaseStore, "aread", side_effect=OSError) as read:
-        answers = [said_by(await respond(impatient)) for _ in range(5)]
+        answers = [said_by(await respond(patient)) for _ in range(5)]
     assert answers == [answers[0]] * 5
     assert read.call_count == 1
 

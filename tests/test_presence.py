@@ -232,7 +232,10 @@ async def test_racing_joins_and_leaves_of_one_member_in_two_processes_are_told_o
     ]
 
 
-async def test_a_member_who_comes_back_in_another_process_has_not_left() -> None:
+async def test_a_member_who_comes_back_in_another_process_has_not_left(
+    settings: Settings,
+) -> None:
+    settings.DJANGO_SSE = {**settings.DJANGO_SSE, "PRESENCE_GRACE": 2}
     start = await aposition("room")
     first, second = process(get_store()), process(get_store())
     tab, moved = Tab("ada"), Tab("ada")

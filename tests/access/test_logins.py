@@ -518,7 +518,7 @@ async def test_an_engine_that_is_too_slow_for_all_sessions_is_asked_about_some_i
     monkeypatch.setattr(rechecks, "_PAUSE_FACTOR", 0)
     settings.SESSION_ENGINE = __name__
     async with AsyncExitStack() as stack:
-        for number in range(15):
+        for number in range(5):
             await stack.enter_async_context(stream(await logged_in(f"user-{number}")))
         tab = await logged_in()
         ended = await stack.enter_async_context(stream(tab))

@@ -45,7 +45,11 @@ async def quick() -> int:
     return await sync_to_async(int)("3")
 
 
-async def test_all_calls_are_made_few_at_a_time_and_those_of_a_context_in_order() -> None:
+async def test_all_calls_are_made_few_at_a_time_and_those_of_a_context_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # None counts as slow, so that no other one begins beside it.
+    monkeypatch.setattr(threads, "_SLOW_SECONDS", 60)
     pool = clean_threads(at_once=3)
     lock = threading.Lock()
     running, most, seen = 0, 0, set()
@@ -310,12 +314,13 @@ async def test_one_caller_with_many_slow_calls_keeps_no_other_waiting(
     assert await within(pool, quick(), "one") == 3
 
 
-async def test_one_caller_leaves_a_thread_to_others() -> None:
+async def test_one_caller_leaves_a_thread_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    # None counts as slow, so that no other one begins beside it.
+    monkeypatch.setattr(threads, "_SLOW_SECONDS", 60)
     pool = clean_threads(at_once=2)
     long = [SlowCall() for _ in range(2)]
     calls = [asyncio.create_task(within(pool, call.call(), "one")) for call in long]
     assert await asyncio.to_thread(long[0].begun.wait, 10)
-    # Not after one of them has counted as slow.
     assert await within(pool, quick(), "other") == 3
     assert not long[1].begun.is_set()
     for call in long:

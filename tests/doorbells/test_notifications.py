@@ -232,6 +232,7 @@ async def test_what_others_test_themselves_by_makes_no_hub_deaf(
     notify = notifications._notify
     monkeypatch.setattr(notifications, "_notify", lambda texts: notify([*texts, "?another"]))
     monkeypatch.setattr("django_sse.stores.notifications._TEST_SECONDS", 1)
+    monkeypatch.setattr("django_sse.stores.notifications._RETEST_SECONDS", 0.1)
     receiver = await open_receiver(store, ear)
     await until(lambda: receiver.poll_seconds == POLL_SECONDS_WITH_DOORBELL)
     await receiver.close()
@@ -294,19 +295,23 @@ async def test_a_notification_that_is_no_text_does_not_end_the_listening(
 async def test_a_receiver_that_is_closed_leaves_no_connection(
     ear: Ear, store: DatabaseStore
 ) -> None:
-    def connections_listening() -> int:
-        with connections[ALIAS].cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
-            [count] = cursor.fetchone()
-        return int(count)
+    async def until_listening(expected: int) -> None:
+        def connections_listening() -> int:
+            with connections[ALIAS].cursor() as cursor:
+                cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+                [count] = cursor.fetchone()
+            return int(count)
+
+        async with asyncio.timeout(30):
+            while await in_thread(connections_listening) != expected:
+                await asyncio.sleep(0.05)
 
     receiver = await open_receiver(store, ear)
     await until(lambda: receiver.poll_seconds == POLL_SECONDS_WITH_DOORBELL)
-    assert await in_thread(connections_listening) == 1
+    # The server may not have ended those of another test yet.
+    await until_listening(1)
     await receiver.close()
-    async with asyncio.timeout(30):
-        while await in_thread(connections_listening):
-            await asyncio.sleep(0.05)
+    await until_listening(0)
 
 
 @pytest.fixture

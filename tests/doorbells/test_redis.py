@@ -474,9 +474,9 @@ async def test_a_connection_that_is_dead_without_an_error_is_noticed(
 async def test_a_doorbell_that_was_missed_is_a_reason_to_test_soon(
     elsewhere: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("django_sse.stores.notifications._TEST_SECONDS", 0.3)
     monkeypatch.setattr("django_sse.stores.notifications._DOUBT_SECONDS", 0.05)
     async with receiving(elsewhere, "news") as (_, receiver):
+        monkeypatch.setattr("django_sse.stores.notifications._TEST_SECONDS", 0.3)
         subscriber = receiver._subscriber  # type: ignore[attr-defined]
         [server] = subscriber._subscribers.values()
         monkeypatch.setattr(server._connection, "_take_reply", lambda *reply: None)

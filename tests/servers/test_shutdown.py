@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from django_sse.streaming.hub import current_hub, open_streams
 from django_sse.streaming.stream import Phase, Stream
 from django_sse.views import EventStreamView
 from tests.clients import Client, connected
-from tests.streams import EventReader, get, open_stream, until
+from tests.streams import TIMEOUT, EventReader, get, open_stream, until
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("memory_store")]
 
@@ -84,12 +84,22 @@ def assert_sent_back(client: Client) -> None:
     assert 3000 <= client.decoder.reconnection_time <= 6000
 
 
-async def test_streams_are_sent_back_after_what_is_left() -> None:
-    async with listening() as listener, connected("news") as client:
-        # What a stream has not read yet, its client gets when it is back.
-        await until(lambda: client.stream.phase is Phase.LIVE)
+async def test_streams_are_sent_back_after_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("django_sse.streaming.hub._FAREWELL_SECONDS", TIMEOUT)
+    reads = asyncio.Event()
+    async with listening() as listener:
+        client = await opened()
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            await reads.wait()
+            await client.send(message)
+
+        client.stream.serve(send)
         await apublish("news", "last")
+        await until(lambda: client.stream.is_busy)
         listener.stop()
+        await until(lambda: client.stream.phase is Phase.FINISHING)
+        reads.set()
         await until(client.stream.ended.done)
         assert client.data == ["last"]
         assert_sent_back(client)
@@ -148,7 +158,10 @@ async def test_a_stream_that_waits_for_the_store_is_sent_back(
         assert_sent_back(client)
 
 
-async def test_a_stream_that_is_being_replayed_ends_behind_a_whole_chunk() -> None:
+async def test_a_stream_that_is_being_replayed_ends_behind_a_whole_chunk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("django_sse.streaming.hub._FAREWELL_SECONDS", TIMEOUT)
     await apublish("news", "missed")
 
     async def send_slowly(message: Any) -> None:

@@ -367,9 +367,10 @@ async def test_what_waits_behind_a_job_that_hangs_is_done_by_another_thread(
 
 
 async def test_jobs_that_take_long_together_are_not_what_hangs(
-    thread: TimedThread, made: list[Connection]
+    thread: TimedThread, made: list[Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = (thread.run(lambda: time.sleep(0.03)) for _ in range(30))
+    monkeypatch.setattr(timed_thread, "READ_SECONDS", 2)
+    jobs = (thread.run(lambda: time.sleep(0.1)) for _ in range(30))
     await asyncio.gather(*jobs)
     assert len(made) == 1
 

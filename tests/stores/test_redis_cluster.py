@@ -318,6 +318,7 @@ async def test_a_group_that_is_cancelled_in_that_moment_is_told_of(
         # A broadcast leaves out what is cancelled, and does not publish the others again.
         await sync_to_async(_publish_now)([(there, Event("c")), (here, Event("d"))])
         assert texts(await get_store().aread(here, 0, 10)) == ["a", "d"]
+        await get_store().aclose()
 
 
 async def test_what_expects_a_head_goes_before_what_follows_from_it(

@@ -68,6 +68,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(write_retries, "_LONGEST_PAUSE", 0.05)
     yield
     write_retries.write_retries.forget()
+    wait(lambda: not writers())
 
 
 class Away:

@@ -204,7 +204,9 @@ class InTransactionTestCase(Collected, TransactionTestCase):
         with published() as events:
             async with open_stream(client, "/room/") as room:
                 await room.next("join")
-                assert await aprocesses(wait=0.3)
+                async with asyncio.timeout(10):
+                    while not await aprocesses(wait=0.3):
+                        pass
                 assert (await try_delivery(10)).failed is None
                 assert events == []
                 async with (

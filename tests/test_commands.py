@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from django_sse import cancel, publish
 from django_sse.access.owners import user_key
 from django_sse.event import Decoder, Event
 from django_sse.groups.position import parse_position
+from django_sse.management.printer import Printer
 from django_sse.stores import get_store
 from tests.ports import free_port
 
@@ -290,6 +292,31 @@ def test_a_redis_that_is_away_is_one_line(settings: Settings, command: str) -> N
     assert said.startswith("The event store does not work: ConnectionError: Error 111 connecting")
     assert "\n" not in said
     assert isinstance(raised.value.__cause__, RedisConnectionError)
+
+
+def test_who_publishes_once_a_listener_has_said_that_it_listens_is_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    note = Printer.note
+
+    def publish_meanwhile() -> None:
+        publish("news", "at the note")
+        cancel("news")
+        connection.close()
+
+    def note_and_publish(printer: Printer, text: str) -> None:
+        note(printer, text)
+        if not notes:
+            notes.append(text)
+            publisher = Thread(target=publish_meanwhile)
+            publisher.start()
+            publisher.join()
+
+    notes: list[str] = []
+    monkeypatch.setattr(Printer, "note", note_and_publish)
+    output = StringIO()
+    call_command("sse_listen", "news", stdout=output, stderr=StringIO())
+    assert "at the note" in output.getvalue()
 
 
 def test_the_event_of_standard_input_that_was_lost_is_named(

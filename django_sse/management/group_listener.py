@@ -5,6 +5,7 @@ from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any, ClassVar, Final
 
+from django_sse.groups.entries import GroupState
 from django_sse.groups.position import LOST, parse_position
 from django_sse.groups.replay import starting_point
 from django_sse.management.group_command import said_of
@@ -51,14 +52,17 @@ async def listen_to_group(group: str, full_name: str, printer: Printer, history:
             f"The id {printer.last_event_id!r} is not one of a stream of {group}, or SECRET_KEY "
             "has changed since."
         )
-    state = (await current_hub().states([full_name], {}, 0))[full_name]
-    if state.cancelled:
-        raise NotStreamedError(f"{group}: {said_of(state, group)}")
-    printer.note(f"{group}: {said_of(state, group)}")
+    # Read once for the note and for where to begin: who publishes at the note finds it listening.
+    states = await current_hub().states([full_name], sent, history)
+    said = f"{group}: {said_of(states[full_name], group)}"
+    if states[full_name].cancelled:
+        raise NotStreamedError(said)
+    printer.note(said)
     try:
-        while not await _is_over(sent, full_name, printer, history):
+        while not await _is_over(states, sent, printer, history):
             sent |= parse_position(printer.last_event_id, [full_name])
             printer.note("The stream begins anew.")
+            states = await current_hub().states([full_name], sent, history)
     finally:
         # The hub closes what it has opened, such as a socket with a name.
         with suppress(TimeoutError):
@@ -67,13 +71,17 @@ async def listen_to_group(group: str, full_name: str, printer: Printer, history:
                     await asyncio.wait(others)
 
 
-async def _is_over(sent: dict[str, int], full_name: str, printer: Printer, history: int) -> bool:
+async def _is_over(
+    states: Mapping[str, GroupState], sent: dict[str, int], printer: Printer, history: int
+) -> bool:
     """Print what a stream brings until it ends, and return whether a client must not come back.
 
     Args:
+        states: The state of the group.
         sent: The position to begin after. It is replaced by that of the stream.
+        printer: Prints the events.
+        history: How many past events to begin with, if there is no position.
     """
-    states = await current_hub().states([full_name], sent, history)
     begin = starting_point(sent, states, history)
     if begin.over:
         return True

@@ -17,7 +17,7 @@ import pytest
 
 import django_sse
 from tests.docs.pages import PAGES, README, ROOT, blocks
-from tests.live.client import connect
+from tests.live.client import SECONDS, connect
 from tests.ports import free_port, wait_until_listening
 
 # It installs what a project needs.
@@ -181,16 +181,16 @@ async def test_a_project_that_follows_the_quick_start_streams(
 
 def test_what_is_a_users_own_is_not_for_visitors(project: Project) -> None:
     with project.served(SERVE) as port:
-        assert httpx.get(f"http://127.0.0.1:{port}/my/events/").status_code == 401
+        assert httpx.get(f"http://127.0.0.1:{port}/my/events/", timeout=SECONDS).status_code == 401
 
 
 def test_its_page_has_the_element_and_its_script(project: Project) -> None:
     with project.served(SERVE) as port:
-        page = httpx.get(f"http://127.0.0.1:{port}/")
+        page = httpx.get(f"http://127.0.0.1:{port}/", timeout=SECONDS)
         assert '<event-stream src="/events/"' in page.text
         script = re.search(r'<script type="module" src="(.*?)"', page.text)
         assert script
-        answer = httpx.get(f"http://127.0.0.1:{port}{script[1]}")
+        answer = httpx.get(f"http://127.0.0.1:{port}{script[1]}", timeout=SECONDS)
         assert answer.status_code == 200
         assert "javascript" in answer.headers["content-type"]
 

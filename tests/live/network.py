@@ -72,8 +72,7 @@ class Network:
     def without_server(self) -> Iterator[None]:
         """For the length of the block reset what is open, and answer 502 to what is asked."""
         self._server_is_there = False
-        with self.cut():
-            pass
+        self._call(self._reset())
         try:
             yield
         finally:
@@ -104,10 +103,16 @@ class Network:
         if hang_up:
             for writer in self._to_server:
                 writer.write_eof()
+            while self._open:
+                await asyncio.sleep(0.01)
         else:
+            await self._reset()
+
+    async def _reset(self) -> None:
+        # Again and again: one may just be connecting to the server.
+        while self._open:
             for writer in self._open:
                 writer.transport.abort()
-        while self._open:
             await asyncio.sleep(0.01)
 
     async def _accept(

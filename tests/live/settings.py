@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from typing import Any
 
 from demo_project import settings as demo
 from demo_project.settings import *  # noqa: F403
@@ -18,7 +19,10 @@ if ROOT_URLCONF == "tests.live.api":
 
 SIMPLE_JWT = {"SIGNING_KEY": "no secret, but as long as it has to be"}
 
-DATABASES = {"default": {**demo.DATABASES["default"], "NAME": os.environ["LIVE_DATABASE"]}}
+_sqlite: dict[str, Any] = demo.DATABASES["default"]
+# Seconds that a transaction waits for its turn: see tests/settings.py.
+_options = {**_sqlite["OPTIONS"], "timeout": 60}
+DATABASES = {"default": {**_sqlite, "NAME": os.environ["LIVE_DATABASE"], "OPTIONS": _options}}
 if "LIVE_DATABASES" in os.environ:
     DATABASES = json.loads(os.environ["LIVE_DATABASES"])
 if "LIVE_CHANNEL_LAYERS" in os.environ:

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 
 from tests.live.browser import Requests
+from tests.live.client import SECONDS
 from tests.live.network import Network
 from tests.live.servers import ROOT, Server, launch, project_environment, require
 from tests.ports import free_port
@@ -83,7 +84,7 @@ class Site:
         """Let a view do something, which is not in the way of the browser; return its answer."""
         url = f"{self.other_origin}{path}"
         # To read the certificates of all authorities would take longer than the request.
-        return httpx.get(url, params=query, verify=False).raise_for_status().text
+        return httpx.get(url, params=query, verify=False, timeout=SECONDS).raise_for_status().text
 
 
 @contextmanager

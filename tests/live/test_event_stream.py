@@ -202,9 +202,9 @@ def test_a_silent_connection_is_given_up(tab: Tab, site: Site, group: str) -> No
 
 
 def test_heartbeats_are_no_silence(tab: Tab, site: Site, group: str) -> None:
-    stream = opened(tab, f"/events/{group}/", silence=3000)
+    stream = opened(tab, f"/events/{group}/", silence=8000)
     # Longer than it may be silent.
-    tab.run("return new Promise((resolve) => setTimeout(resolve, 3500))")
+    tab.run("return new Promise((resolve) => setTimeout(resolve, 8500))")
     assert stream.errors == []
 
 

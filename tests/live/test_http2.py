@@ -1,10 +1,10 @@
 """Streams over HTTP/2: from a server that speaks it, and from nginx before one that does not."""
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.live import http2
@@ -110,7 +110,7 @@ def test_a_page_follows_more_streams_than_it_had_connections(
     ):
         paths = [f"/events/?group={group}&group={number}" for number in range(STREAMS)]
         sources = [tab.opened(path) for path in paths]
-        httpx.get(f"http://127.0.0.1:{server.port}/publish/{group}/?data=hi").raise_for_status()
+        asyncio.run(act(server.port, f"/publish/{group}/", data="hi"))
         for source in sources:
             source.wait_for("message", "hi")
         pages = "return performance.getEntriesByType('navigation')[0].nextHopProtocol"

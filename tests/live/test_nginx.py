@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.live.browser import Browser, Tab, wait_until
-from tests.live.client import act, connect, until_open
+from tests.live.client import SECONDS, act, connect, until_open
 from tests.live.nginx import Nginx, nginx
 from tests.live.proxies import documented
 from tests.live.servers import Server, launch, manage, require, serve
@@ -18,7 +18,7 @@ from tests.ports import free_port
 pytestmark = pytest.mark.once
 
 # Much less than nginx would keep anything for the next heartbeat.
-AT_ONCE_SECONDS = 5
+AT_ONCE_SECONDS = 12
 
 
 APPLICATION = "tests.asgi:application"
@@ -127,7 +127,7 @@ async def test_heartbeats_outlast_the_time_that_nginx_gives_a_silent_server(
     tmp_path: Path, group: str
 ) -> None:
     # A minute by default, and a heartbeat each quarter of it.
-    patience = 2
+    patience = 6
     settings = f"proxy_read_timeout {patience}s;"
     with (
         serve("uvicorn", tmp_path, LIVE_DJANGO_SSE='{"HEARTBEAT": 0.5}') as server,
@@ -170,13 +170,13 @@ def test_an_event_source_outlasts_a_server_that_is_away_if_nginx_answers_for_it(
         tab = running.enter_context(Tab.open(browser, f"http://127.0.0.1:{proxy.port}"))
         source = tab.opened("/events/away/")
         # It is open with the headers. Its position comes after them.
-        httpx.get(f"http://127.0.0.1:{port}/publish/away/?data=seen").raise_for_status()
+        asyncio.run(act(port, "/publish/away/", data="seen"))
         source.wait_for("message", "seen")
         server.kill()
         # The end of its stream, and then that of each answer of nginx's own.
         wait_until(lambda: len(source.errors) > 3, "it does not come back")
         running.enter_context(launch("uvicorn", tmp_path, port, APPLICATION, **SOON))
-        httpx.get(f"http://127.0.0.1:{port}/publish/away/?data=back").raise_for_status()
+        asyncio.run(act(port, "/publish/away/", data="back"))
         source.wait_for("message", "back")
         assert source.received == [("message", "seen"), ("message", "back")]
 
@@ -200,7 +200,7 @@ async def test_behind_the_documented_nginx_the_host_and_each_address_are_the_cli
                 AsyncExitStack() as open_streams,
             ):
                 for _ in range(2):
-                    request = client.stream("GET", f"{origin}/events/{group}/")
+                    request = client.stream("GET", f"{origin}/events/{group}/", timeout=SECONDS)
                     answers.append((await open_streams.enter_async_context(request)).status_code)
             return answers
 

@@ -14,7 +14,7 @@ from tests.live.servers import Server, manage, require, serve
 # What it shows is the processes'.
 pytestmark = pytest.mark.once
 
-SETTINGS = json.dumps({"PRESENCE_GRACE": 1, "PRODUCER_TTL": 3, "RETRY": 100})
+SETTINGS = json.dumps({"PRESENCE_GRACE": 4, "PRODUCER_TTL": 6, "RETRY": 100})
 
 
 async def tab(stack: AsyncExitStack, server: Server, user: str) -> Response:

@@ -21,7 +21,7 @@ from tests.views import runs_of
 # What it shows is the servers', the kernel's and the stores'.
 pytestmark = pytest.mark.once
 
-SETTINGS = {"PRODUCER_TTL": 3, "SYNC_INTERVAL": 0.1}
+SETTINGS = {"PRODUCER_TTL": 6, "SYNC_INTERVAL": 0.1}
 
 Running = Callable[[str], tuple[Server, Server]]
 
@@ -254,7 +254,7 @@ async def test_a_job_goes_on_in_another_process_when_its_server_shuts_down(
     name: str, tmp_path: Path
 ) -> None:
     with two_servers(name, tmp_path) as (one, other):
-        path = "/job/{}/?words=200"
+        path = "/job/{}/?words=600"
         first, second = Reader(one.port, other.port, path=path), Reader(other.port, path=path)
         reading = [asyncio.create_task(first.read("job"))]
         await until_reading([first])
@@ -262,7 +262,7 @@ async def test_a_job_goes_on_in_another_process_when_its_server_shuts_down(
         await until_reading([second])
         one.terminate()
         for reader in await asyncio.gather(*reading):
-            assert reader.words == list(range(200))
+            assert reader.words == list(range(600))
             assert reader.reason == "complete"
         assert runs(one, "job") == ["begun", "closed", "begun", "closed"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.live.client import act, connect, until_open
+from tests.live.client import SECONDS, act, connect, until_open
 from tests.live.proxies import PROXIES, proxy
 from tests.live.servers import Server, launch, manage, require, serve
 from tests.ports import free_port
@@ -17,7 +17,7 @@ from tests.ports import free_port
 pytestmark = pytest.mark.once
 
 # Much less than a proxy would keep anything for the next heartbeat.
-AT_ONCE_SECONDS = 5
+AT_ONCE_SECONDS = 12
 SETTINGS = """{
     "BACKLOG_BYTES": 100000, "SEND_TIMEOUT": 2,
     "MAX_STREAMS_PER_ADDRESS": 2, "TRUSTED_PROXIES": ["127.0.0.1"]
@@ -104,7 +104,10 @@ async def test_the_host_and_each_address_are_the_clients(site: Site, group: str)
             httpx.AsyncClient(transport=transport, headers={"Origin": origin}) as client,
             AsyncExitStack() as open_streams,
         ):
-            requests = [client.stream("GET", f"{origin}/events/{group}/") for _ in range(count)]
+            requests = [
+                client.stream("GET", f"{origin}/events/{group}/", timeout=SECONDS)
+                for _ in range(count)
+            ]
             answers = [await open_streams.enter_async_context(request) for request in requests]
             # While others have as many streams as they may.
             others = await statuses("127.0.0.3", 1) if count > 1 else []

@@ -16,6 +16,7 @@ import pytest
 from django_sse.groups.position import TERMINAL_MARK
 from tests import npm
 from tests.live.browser import Browser, Request, Tab, is_webkit, wait_until
+from tests.live.client import SECONDS
 from tests.live.network import Network
 from tests.live.servers import ROOT, launch
 from tests.live.sites import REQUEST_LOG, RETRY, Site
@@ -141,7 +142,7 @@ class Visitor:
     def press(self, recipe: str, action: str, **fields: str) -> None:
         """Press a button of a page in another browser, which the network is not in the way of."""
         url = f"http://127.0.0.1:{self.site.server.port}{path_of(recipe)}"
-        with httpx.Client() as client:
+        with httpx.Client(timeout=SECONDS) as client:
             client.get(url).raise_for_status()
             fields["csrfmiddlewaretoken"] = client.cookies["csrftoken"]
             client.post(f"{url}{action}/", data=fields).raise_for_status()

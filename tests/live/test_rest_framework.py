@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.live.browser import Tab, wait_until
-from tests.live.client import connect
+from tests.live.client import SECONDS, connect
 from tests.live.sites import Site, run
 
 API = {"LIVE_URLCONF": "tests.live.api"}
@@ -32,7 +32,7 @@ async def test_a_client_with_a_token_reads_until_its_user_is_out(one_site: Site)
     async with connect(port, "/api/news/") as refused:
         assert refused.status == 401
         assert refused.headers["WWW-Authenticate"] == 'Bearer realm="api"'
-    async with httpx.AsyncClient(base_url=one_site.other_origin) as pages:
+    async with httpx.AsyncClient(base_url=one_site.other_origin, timeout=SECONDS) as pages:
         ticket = (await pages.get("/ticket/ada/")).text
         headers = {"Authorization": f"Bearer {ticket}"}
         async with connect(port, "/api/news/", headers=headers) as stream:

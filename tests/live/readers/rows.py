@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import httpx
 
 from tests.live.browser import wait_until
+from tests.live.client import SECONDS
 from tests.live.readers.matrix import Row
 from tests.live.readers.readers import Reader
 from tests.live.sites import Site
@@ -82,7 +83,7 @@ def events_of_each_kind(trial: Trial) -> list[tuple[str, str]]:
         trial.publish(data, name)
     # Another stream, begun later, that has had a heartbeat: so has the reader's.
     url = f"http://127.0.0.1:{trial.site.server.port}/heartbeats/{trial.group}.other/"
-    with httpx.stream("GET", url, verify=False) as response:
+    with httpx.stream("GET", url, verify=False, timeout=SECONDS) as response:
         next(line for line in response.iter_lines() if line.startswith(":"))
     trial.publish_to(reader, LAST)
     return reader.events

@@ -110,6 +110,7 @@ def first_retry_is_exact(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 @pytest.fixture
 async def everything_ends(settings: Settings) -> AsyncIterator[None]:
     """A test leaves nothing behind: no stream, no task of a hub, no connection of a reader."""
+    # The settings are restored after this has ended, so that it closes the test's own store.
     before = asyncio.all_tasks()
     yield
     async with asyncio.timeout(10):

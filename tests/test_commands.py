@@ -294,15 +294,20 @@ def test_a_redis_that_is_away_is_one_line(settings: Settings, command: str) -> N
     assert isinstance(raised.value.__cause__, RedisConnectionError)
 
 
+# sse_listen
+
+
 def test_who_publishes_once_a_listener_has_said_that_it_listens_is_heard(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     note = Printer.note
 
     def publish_meanwhile() -> None:
-        publish("news", "at the note")
-        cancel("news")
-        connection.close()
+        try:
+            publish("news", "at the note")
+        finally:
+            cancel("news")
+            connection.close()
 
     def note_and_publish(printer: Printer, text: str) -> None:
         note(printer, text)

@@ -25,7 +25,7 @@ from tests.streams import news, open_stream, respond
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("everything_ends")]
 
-# Generous where it has to answer by itself, and short where something hangs.
+# Long where the check ends by itself, short where it hangs.
 patient = HealthView.as_view(timeout=20)
 impatient = HealthView.as_view(timeout=3)
 

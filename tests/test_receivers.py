@@ -30,7 +30,6 @@ from tests.users import NEWS, answer, logged_in, logout, rotate, stream, user
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.urls(__name__),
-    # In this order: what is left at the end is closed by the settings that it was opened by.
     pytest.mark.usefixtures("synced_often", "everything_ends"),
 ]
 

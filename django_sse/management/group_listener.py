@@ -52,10 +52,11 @@ async def listen_to_group(group: str, full_name: str, printer: Printer, history:
             f"The id {printer.last_event_id!r} is not one of a stream of {group}, or SECRET_KEY "
             "has changed since."
         )
-    # Read once for the note and for where to begin: who publishes at the note finds it listening.
+    # The note and the start come from one read: an event published after the note is not missed.
     states = await current_hub().states([full_name], sent, history)
-    said = f"{group}: {said_of(states[full_name], group)}"
-    if states[full_name].cancelled:
+    state = states[full_name]
+    said = f"{group}: {said_of(state, group)}"
+    if state.cancelled:
         raise NotStreamedError(said)
     printer.note(said)
     try:
@@ -77,7 +78,7 @@ async def _is_over(
     """Print what a stream brings until it ends, and return whether a client must not come back.
 
     Args:
-        states: The state of the group.
+        states: The state of the group, by its full name.
         sent: The position to begin after. It is replaced by that of the stream.
         printer: Prints the events.
         history: How many past events to begin with, if there is no position.

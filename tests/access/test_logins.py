@@ -69,7 +69,6 @@ from tests.users import (
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.urls(__name__),
-    # In this order: what is left at the end is closed by the settings that it was opened by.
     pytest.mark.usefixtures("synced_often", "everything_ends"),
 ]
 
@@ -504,7 +503,7 @@ class SlowEngine(FileSession):
         return super().load()
 
     def exists(self, session_key: str) -> bool:
-        ThreadEvent().wait(0.05)
+        ThreadEvent().wait(0.2)
         return super().exists(session_key)
 
 
@@ -513,8 +512,9 @@ async def test_an_engine_that_is_too_slow_for_all_sessions_is_asked_about_some_i
 ) -> None:
     monkeypatch.setattr(FileSession, "_storage_path", str(tmp_path), raising=False)
     monkeypatch.setattr(f"{__name__}.SessionStore", SlowEngine, raising=False)
-    monkeypatch.setattr("django_sse.access.logins._ENGINE_SECONDS", 0.1)
-    monkeypatch.setattr("django_sse.stores.timed_thread.READ_SECONDS", 0.6)
+    monkeypatch.setattr("django_sse.access.logins._ENGINE_SECONDS", 0.5)
+    # To ask about all takes longer.
+    monkeypatch.setattr("django_sse.stores.timed_thread.READ_SECONDS", 1)
     monkeypatch.setattr(rechecks, "_PAUSE_FACTOR", 0)
     settings.SESSION_ENGINE = __name__
     async with AsyncExitStack() as stack:

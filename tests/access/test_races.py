@@ -23,7 +23,6 @@ from tests.users import logged_in, logout, rotate, user
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.urls(__name__),
-    # In this order: what is left at the end is closed by the settings that it was opened by.
     pytest.mark.usefixtures("unaided", "everything_ends"),
     # The orders of events are the library's and the stores'.
     pytest.mark.once,

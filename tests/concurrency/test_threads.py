@@ -48,7 +48,7 @@ async def quick() -> int:
 async def test_all_calls_are_made_few_at_a_time_and_those_of_a_context_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # None counts as slow, so that no other one begins beside it.
+    # No call counts as slow, so no further one begins beside it.
     monkeypatch.setattr(threads, "_SLOW_SECONDS", 60)
     pool = clean_threads(at_once=3)
     lock = threading.Lock()
@@ -315,7 +315,7 @@ async def test_one_caller_with_many_slow_calls_keeps_no_other_waiting(
 
 
 async def test_one_caller_leaves_a_thread_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    # None counts as slow, so that no other one begins beside it.
+    # No call counts as slow, so no further one begins beside it.
     monkeypatch.setattr(threads, "_SLOW_SECONDS", 60)
     pool = clean_threads(at_once=2)
     long = [SlowCall() for _ in range(2)]

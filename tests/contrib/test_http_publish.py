@@ -1,7 +1,7 @@
 """Publishing by HTTP, with the tokens of ``sse_token``."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from io import StringIO
@@ -629,15 +629,12 @@ async def test_a_key_is_forgotten_after_a_while_and_the_table_is_trimmed(token: 
 
 
 @pytest.fixture(params=["memory", "redis"])
-async def other_store(request: pytest.FixtureRequest, settings: Settings) -> AsyncIterator[None]:
+def other_store(request: pytest.FixtureRequest, settings: Settings) -> None:
     options = {}
     if request.param == "redis":
         server: RedisServer = request.getfixturevalue("redis_server")
         options = {"url": server.url}
     settings.DJANGO_SSE = {"STORE": {"BACKEND": request.param, "OPTIONS": options}}
-    yield
-    # Before the settings are those of other tests again: then nothing would close its connections.
-    await get_store().aclose()
 
 
 async def test_other_stores_publish_once_too(

@@ -100,16 +100,15 @@ class Network:
     async def _cut(self, hang_up: bool) -> None:
         assert self._listener
         self._listener.close()
-        if hang_up:
+        if not hang_up:
+            await self._reset()
+        # Again and again: a connection to the server may just be made.
+        while self._open:
             for writer in self._to_server:
                 writer.write_eof()
-            while self._open:
-                await asyncio.sleep(0.01)
-        else:
-            await self._reset()
+            await asyncio.sleep(0.01)
 
     async def _reset(self) -> None:
-        # Again and again: one may just be connecting to the server.
         while self._open:
             for writer in self._open:
                 writer.transport.abort()
@@ -121,9 +120,11 @@ class Network:
         if not self._server_is_there:
             await self._refuse(client_reader, client_writer)
             return
+        self._open.add(client_writer)
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._to)
         except ConnectionError:
+            self._open.discard(client_writer)
             client_writer.close()
             return
         self._to_server.add(writer)

@@ -78,13 +78,13 @@ def test_each_page_shows_all_of_it_however_often_it_is_reloaded(
 def test_a_post_starts_it_and_a_lost_connection_goes_on_by_get(
     tab: Tab, site: Site, group: str
 ) -> None:
-    url = f"/produced/{group}/?words=500&delay=0.02"
+    url = f"/produced/{group}/?words=300&delay=0.02"
     stream = tab.follow_event_stream(url, method="POST", csrf=True)
     until_it_has_begun(stream)
     with site.network.cut():
         wait_until(lambda: stream.errors, "it is not lost")
     assert reason_of(stream) == "complete"
-    assert words_of(stream) == list(range(500))
+    assert words_of(stream) == list(range(300))
     assert runs(site, group) == ["begun", "closed"]
 
 

@@ -66,8 +66,7 @@ async def test_a_scrape_of_any_worker_has_the_figures_of_all(tmp_path: Path) -> 
             await asyncio.gather(*(client.event() for client in clients))
             async with asyncio.timeout(60):
                 # A busy worker may answer too late for one scrape.
-                while await summed(server.port, "streams", "events_delivered_total") != [
-                    CLIENTS,
-                    CLIENTS,
-                ]:
+                while (
+                    await summed(server.port, "streams", "events_delivered_total") != [CLIENTS] * 2
+                ):
                     pass

@@ -17,7 +17,7 @@ from tests.ports import free_port
 
 pytestmark = pytest.mark.once
 
-# Much less than nginx would keep anything for the next heartbeat.
+# Less than nginx would keep anything for the next heartbeat.
 AT_ONCE_SECONDS = 12
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.once
 # Much less than a proxy would keep anything for the next heartbeat.
 AT_ONCE_SECONDS = 12
 SETTINGS = """{
-    "BACKLOG_BYTES": 100000, "SEND_TIMEOUT": 2,
+    "BACKLOG_BYTES": 100000, "SEND_TIMEOUT": 2, "HEARTBEAT": 50,
     "MAX_STREAMS_PER_ADDRESS": 2, "TRUSTED_PROXIES": ["127.0.0.1"]
 }"""
 EVENT_SOURCE = {"Accept": "text/event-stream"}

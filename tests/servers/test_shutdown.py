@@ -95,13 +95,16 @@ async def test_streams_are_sent_back_after_what_is_left(monkeypatch: pytest.Monk
             await client.send(message)
 
         client.stream.serve(send)
-        await apublish("news", "last")
+        await apublish("news", "being sent")
         await until(lambda: client.stream.is_busy)
+        sending = client.stream.info.waiting_bytes
+        await apublish("news", "waits")
+        await until(lambda: client.stream.info.waiting_bytes > sending)
         listener.stop()
         await until(lambda: client.stream.phase is Phase.FINISHING)
         reads.set()
         await until(client.stream.ended.done)
-        assert client.data == ["last"]
+        assert client.data == ["being sent", "waits"]
         assert_sent_back(client)
 
 

@@ -51,7 +51,6 @@ def store(request: pytest.FixtureRequest, settings: Settings) -> None:
     }
 
 
-# In this order: what is left at the end is closed by the settings that it was opened by.
 pytestmark = pytest.mark.usefixtures("store", "everything_ends")
 
 

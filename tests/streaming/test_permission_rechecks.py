@@ -35,7 +35,6 @@ from tests.users import answer, logged_in, rotate, stream, user
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.urls(__name__),
-    # In this order: what is left at the end is closed by the settings that it was opened by.
     pytest.mark.usefixtures("often", "everything_ends"),
 ]
 

@@ -40,7 +40,6 @@ from tests.users import (
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.urls(__name__),
-    # In this order: what is left at the end is closed by the settings that it was opened by.
     pytest.mark.usefixtures("synced_often", "everything_ends"),
 ]
 
@@ -360,6 +359,7 @@ async def test_a_login_about_which_a_backend_hangs_delays_no_other_login(
     monkeypatch.setattr(FindsEveryone, "missing", set())
     settings.AUTHENTICATION_BACKENDS = [f"{__name__}.{backend.__name__}"]
     monkeypatch.setattr(logins, "_ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(rechecks, "_rest", lambda: 60)
     backend.hanging = 0
     backend.goes_on.set()
     tab, eves = await logged_in(), await logged_in("eve")

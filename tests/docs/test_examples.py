@@ -37,6 +37,7 @@ from django.urls import re_path
 import django_sse.contrib.rest_framework  # noqa: F401
 from django_sse import apublish, position, publish
 from django_sse.producing import produce
+from django_sse.signals import stream_closed
 from django_sse.testing import open_stream
 from django_sse.views import EventStreamView
 from tests.docs.pages import PAGES, README, blocks
@@ -75,7 +76,12 @@ def run() -> Iterator[Run]:
         return namespace
 
     key = {"MERCURE_KEY": "a secret of at least 32 characters"}
-    with patch.dict(os.environ, key), override_settings(DJANGO_SSE={"STORE": "memory"}):
+    with (
+        patch.dict(os.environ, key),
+        override_settings(DJANGO_SSE={"STORE": "memory"}),
+        # No other test has the receivers of an example.
+        patch.object(stream_closed, "receivers", []),
+    ):
         yield run
 
 

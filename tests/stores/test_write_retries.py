@@ -62,13 +62,18 @@ def writers() -> list[Thread]:
     return [thread for thread in threads() if thread.name == "django-sse-write-retries"]
 
 
+def nothing_is_left() -> bool:
+    # Each time: a write that fails at this moment keeps its ends again.
+    write_retries.write_retries.forget()
+    return not writers()
+
+
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(write_retries, "_FIRST_PAUSE", 0.01)
     monkeypatch.setattr(write_retries, "_LONGEST_PAUSE", 0.05)
     yield
-    # One that fails at this moment keeps its ends again.
-    wait(lambda: write_retries.write_retries.forget() or not writers())
+    wait(nothing_is_left)
 
 
 class Away:

@@ -269,31 +269,6 @@ def test_a_command_that_nobody_else_sees_is_refused_with_what_to_configure(
         call_command(command, "news", stdout=StringIO())
 
 
-# A store that is away
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "sse_push news hi",
-        "sse_cancel news",
-        "sse_cancel --user 7 --force",
-        "sse_reopen news",
-        "sse_status --wait 0.1",
-        "sse_listen news",
-    ],
-)
-def test_a_redis_that_is_away_is_one_line(settings: Settings, command: str) -> None:
-    options = {"url": f"redis://127.0.0.1:{free_port()}/0"}
-    settings.DJANGO_SSE = {"STORE": {"BACKEND": "redis", "OPTIONS": options}}
-    with pytest.raises(CommandError) as raised:
-        call_command(*command.split())
-    said = str(raised.value)
-    assert said.startswith("The event store does not work: ConnectionError: Error 111 connecting")
-    assert "\n" not in said
-    assert isinstance(raised.value.__cause__, RedisConnectionError)
-
-
 # sse_listen
 
 
@@ -322,6 +297,31 @@ def test_who_publishes_once_a_listener_has_said_that_it_listens_is_heard(
     output = StringIO()
     call_command("sse_listen", "news", stdout=output, stderr=StringIO())
     assert "at the note" in output.getvalue()
+
+
+# A store that is away
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sse_push news hi",
+        "sse_cancel news",
+        "sse_cancel --user 7 --force",
+        "sse_reopen news",
+        "sse_status --wait 0.1",
+        "sse_listen news",
+    ],
+)
+def test_a_redis_that_is_away_is_one_line(settings: Settings, command: str) -> None:
+    options = {"url": f"redis://127.0.0.1:{free_port()}/0"}
+    settings.DJANGO_SSE = {"STORE": {"BACKEND": "redis", "OPTIONS": options}}
+    with pytest.raises(CommandError) as raised:
+        call_command(*command.split())
+    said = str(raised.value)
+    assert said.startswith("The event store does not work: ConnectionError: Error 111 connecting")
+    assert "\n" not in said
+    assert isinstance(raised.value.__cause__, RedisConnectionError)
 
 
 def test_the_event_of_standard_input_that_was_lost_is_named(

@@ -7,7 +7,7 @@ import re
 import sys
 import unittest
 from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -37,7 +37,7 @@ from django.urls import re_path
 import django_sse.contrib.rest_framework  # noqa: F401
 from django_sse import apublish, position, publish
 from django_sse.producing import produce
-from django_sse.signals import stream_closed
+from django_sse.signals import event_published, stream_closed, stream_opened
 from django_sse.testing import open_stream
 from django_sse.views import EventStreamView
 from tests.docs.pages import PAGES, README, blocks
@@ -79,9 +79,11 @@ def run() -> Iterator[Run]:
     with (
         patch.dict(os.environ, key),
         override_settings(DJANGO_SSE={"STORE": "memory"}),
-        # No other test has the receivers of an example.
-        patch.object(stream_closed, "receivers", []),
+        ExitStack() as signals,
     ):
+        # No other test has the receivers of an example.
+        for signal in (event_published, stream_closed, stream_opened):
+            signals.enter_context(patch.object(signal, "receivers", []))
         yield run
 
 
